@@ -1,0 +1,190 @@
+"""What train.py and sweep.py share: the command line to Hydra, and errors to exit codes.
+
+Hydra would stop at the first override it does not know. Here every override is let through
+(`key=value` becomes `++key=value`), and `slm.config` then reports all problems at once, with the
+nearest valid name; `+typo=1` gets no further than a plain typo.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from slm.config import load_config
+from slm.errors import ConfigError, Interrupted, Problem, SlmError
+from slm.run_spec import resolve
+from slm.schema import Config, default_tree, field_descriptions
+from slm.tracking.record import RunDirectory
+
+log = logging.getLogger("slm")
+OVERRIDE = re.compile(r"^\+{0,2}(?P<key>[A-Za-z_][\w.]*)=")
+
+
+def run_app(main: Callable[[], Any]) -> NoReturn:
+    """Run a Hydra app and exit: 0 done, 1 failed, 2 wrong config, 130 stopped by Ctrl-C."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us instead of Hydra's printer
+    conf_dir = Path(sys.argv[0]).resolve().parent / "conf"
+    sys.argv[1:] = [let_through(argument, conf_dir) for argument in sys.argv[1:]]
+    register_schema()
+    _log_to_console()
+    try:
+        main()
+    except SlmError as error:
+        _exit(str(error), error.exit_code)
+    except MissingConfigException as error:
+        _exit(_missing_option(error), ConfigError.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        _exit(f"the configuration could not be composed: {error}", ConfigError.exit_code)
+    except OSError as error:
+        _exit(_file_error(error), 1)
+    except KeyboardInterrupt:
+        _exit("stopped", 130)
+    sys.exit(0)
+
+
+def let_through(argument: str, conf_dir: Path) -> str:
+    """`model.n_layer=3` -> `++model.n_layer=3`; groups, flags and Hydra's own keys stay."""
+    match = OVERRIDE.match(argument)
+    if match is None or match["key"].startswith("hydra") or (conf_dir / match["key"]).is_dir():
+        return argument
+    return "++" + argument.lstrip("+")
+
+
+def register_schema() -> None:
+    """Give Hydra every key with its default, and a help page made from the schema."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=default_tree())
+    keys = "\n".join(
+        f"  {key}={_shown(value)}\n      {text}" for key, value, text in field_descriptions()
+    )
+    template = (
+        "${hydra.help.header}\n\n"
+        "Choose one option of a group (group=option):\n$APP_CONFIG_GROUPS\n\n"
+        f"Set any key (key=value), shown with its default in the schema:\n{keys}\n\n"
+        "${hydra.help.footer}"
+    )
+    header = (
+        "slm: deep or wide, below one billion parameters, under matched compute.\n\n"
+        "  python train.py                               one deep-thin run, about two minutes on a laptop\n"
+        "  python train.py experiment=smoke              every part of a run in seconds\n"
+        "  python train.py -m family=deep_thin,wide_shallow size=128k,256k    a grid of runs\n"
+        "  python sweep.py study=demo                    a matched-compute study, then its report"
+    )
+    footer = "--cfg job prints the composed configuration; --hydra-help is about Hydra itself."
+    node = {"app_name": "slm", "header": header, "footer": footer, "template": template}
+    store.store(group="hydra/help", name="slm", node=node)
+
+
+def config_of(cfg: DictConfig) -> Config:
+    """The typed config of what Hydra composed.
+
+    Raises:
+        ConfigError: listing everything that is wrong with it.
+    """
+    try:
+        tree = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        key = str(error.full_key) if error.full_key else "config"
+        value = OmegaConf.to_container(cfg, resolve=False)
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        raise ConfigError([Problem(key, value, str(error).splitlines()[0])]) from None
+    assert isinstance(tree, dict)
+    return load_config({str(key): value for key, value in tree.items()})
+
+
+def train_job(cfg: DictConfig) -> None:
+    """Train what a composed config asks for, unless it is done; say where everything is.
+
+    In a multirun an error is shown and raised, so that the other jobs go on, but a request to stop
+    ends them all.
+    """
+    try:
+        _train(config_of(cfg))
+    except SlmError as error:
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            _exit(str(error), error.exit_code)
+        log.error("%s", error)
+        if isinstance(error, Interrupted):
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _train(config: Config) -> None:
+    spec = resolve(config)
+    run = RunDirectory.of(spec)
+    if run.state() == "finished" and not config.rerun:
+        log.info("already finished, nothing to do (rerun=true starts over): %s", run.path)
+        return
+    with run.claim(spec, rerun=config.rerun), _log_to_file(run.path / "log.txt"):
+        log.info("%s: %s steps, %.3g FLOPs", spec.run_id, f"{spec.steps:,}", spec.flops)
+        from slm.training.runner import train  # torch and lightning take seconds to import
+
+        result = train(spec, run)
+    assert result.val_loss_nats_per_token is not None
+    log.info(
+        "finished: validation %.4f nats/token, %.4f bits/byte; everything is in %s",
+        result.val_loss_nats_per_token, result.val_bits_per_byte, run.path,
+    )  # fmt: skip
+
+
+def _log_to_console() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+@contextmanager
+def _log_to_file(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def _exit(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ",".join(map(str, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _missing_option(error: MissingConfigException) -> str:
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    options = sorted(error.options or [])
+    near = get_close_matches(option, options, n=1)
+    fix = (f"did you mean {near[0]}? " if near else "") + f"there are: {', '.join(options)}"
+    return str(ConfigError([Problem(group or "config", option, "no such option", fix)]))
+
+
+def _file_error(error: OSError) -> str:
+    reason = error.strerror or type(error).__name__
+    return f"cannot use {error.filename}: {reason}; check runs_dir and cache_dir"

@@ -1,0 +1,208 @@
+"""Reads a composed config strictly and reports everything that is wrong with it at once.
+
+Hydra composes YAML and overrides into a plain tree; `load_config` turns that tree into the frozen
+dataclasses of `slm.schema`. An unknown key, a wrong value and a broken rule between keys each
+become one line that names the key, the value, the rule and the nearest fix.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pydantic
+from pydantic import TypeAdapter
+
+from slm.errors import ConfigError, Problem
+from slm.schema import BudgetConfig, Config, ModelConfig, field_descriptions
+
+SHAPE_KEYS = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_ff")
+
+
+def load_config(tree: Mapping[str, Any]) -> Config:
+    """Read a composed, resolved tree strictly.
+
+    Raises:
+        ConfigError: listing every unknown key, wrong value and broken rule between keys.
+    """
+    adapter = TypeAdapter(Config)
+    pruned = _copy(tree)
+    problems: list[Problem] = []
+    while True:
+        try:
+            config = adapter.validate_python(pruned)
+            break
+        except pydantic.ValidationError as failure:
+            # What is wrong is noted and taken out, so that the rules between the other keys still
+            # get their say; each pass removes a key, so the loop ends.
+            for error in failure.errors():
+                problems.append(_describe(error, tree))
+                _remove(pruned, error["loc"])
+    suspect = {problem.key for problem in problems}
+    problems += [p for p in check(config) if not _involves(p, suspect)]
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def check(config: Config) -> list[Problem]:
+    """Rules between keys."""
+    return [
+        *_check_budget(config.budget),
+        *_check_shape_source(config),
+        *_check_shape(config.model),
+        *_check_batch(config),
+        *_check_tokenizer(config),
+    ]
+
+
+def _check_budget(budget: BudgetConfig) -> Iterator[Problem]:
+    given = {k: v for k, v in vars(budget).items() if v is not None and not k.startswith("_")}
+    if not given:
+        fix = "set budget.tokens, budget.tokens_per_param or budget.flops"
+        yield Problem("budget", None, "no budget is given", fix)
+    if len(given) > 1:
+        kept, *others = given
+        fix = f"keep one, e.g. budget={kept} or " + " ".join(f"budget.{o}=null" for o in others)
+        yield Problem(
+            "budget", ", ".join(f"{k}: {v}" for k, v in given.items()), "more than one budget", fix
+        )
+
+
+def _check_shape_source(config: Config) -> Iterator[Problem]:
+    explicit = [key for key in SHAPE_KEYS if getattr(config.model, key) is not None]
+    solved = config.size is not None or config.family.aspect_ratio is not None
+    if explicit and solved:
+        origin = f"size={config.size} and family={config.family.name}"
+        yield Problem(
+            f"model.{explicit[0]}",
+            getattr(config.model, explicit[0]),
+            f"an explicit shape beside {origin}, which would solve for one",
+            "add family=custom size=null to give every dimension yourself",
+        )
+    elif explicit:
+        for key in ("n_layers", "d_model", "n_heads"):
+            if getattr(config.model, key) is None:
+                yield Problem(f"model.{key}", None, "is needed for an explicit shape")
+    elif config.size is None:
+        fix = "for example size=200k, or a preset such as model=tiny"
+        yield Problem("size", None, "no shape is given", fix)
+    elif config.family.aspect_ratio is None:
+        fix = "choose family=deep_thin, balanced or wide_shallow"
+        yield Problem("family.aspect_ratio", None, "is needed to solve a shape for `size`", fix)
+
+
+def _check_shape(model: ModelConfig) -> Iterator[Problem]:
+    if model.d_model is None or model.n_heads is None:
+        return
+    n_kv_heads = model.n_kv_heads or model.n_heads
+    if model.n_heads % n_kv_heads:
+        near = _nearest_divisor(model.n_heads, n_kv_heads)
+        yield Problem(
+            "model.n_kv_heads",
+            n_kv_heads,
+            f"must divide n_heads={model.n_heads}",
+            f"nearest: {near}",
+        )
+    if model.d_head is None and model.d_model % model.n_heads:
+        near = max(1, round(model.d_model / model.n_heads)) * model.n_heads
+        yield Problem(
+            "model.d_model", model.d_model, f"must be a multiple of n_heads={model.n_heads}",
+            f"nearest: {near}",
+        )  # fmt: skip
+        return
+    d_head = model.d_head or model.d_model // model.n_heads
+    if d_head % 2:
+        rule = "rotary embeddings need an even head width"
+        yield Problem("model.d_head", d_head, rule, f"nearest: {d_head + 1}")
+    if d_head * model.n_heads != model.d_model:
+        rule = f"n_heads * d_head must equal d_model={model.d_model}"
+        yield Problem("model.d_head", d_head, rule, f"nearest: {model.d_model / model.n_heads:g}")
+
+
+def _check_batch(config: Config) -> Iterator[Problem]:
+    tokens, seq_len = config.optimizer.global_batch_tokens, config.model.seq_len
+    if tokens % seq_len:
+        near = max(1, round(tokens / seq_len)) * seq_len
+        rule = f"must be a multiple of model.seq_len={seq_len}"
+        yield Problem("optimizer.global_batch_tokens", tokens, rule, f"nearest: {near}")
+        return
+    micro, sequences = config.trainer.micro_batch_sequences, tokens // seq_len
+    if micro is not None and sequences % micro:
+        rule = f"must divide the {sequences} sequences of a global batch"
+        near = _nearest_divisor(sequences, micro)
+        yield Problem("trainer.micro_batch_sequences", micro, rule, f"nearest: {near}")
+
+
+def _check_tokenizer(config: Config) -> Iterator[Problem]:
+    kind, size = config.tokenizer.kind, config.tokenizer.vocab_size
+    if kind == "bpe" and size is None:
+        yield Problem("tokenizer.vocab_size", None, "is needed for a bpe", "for example 2048")
+    if kind == "bpe" and size is not None and not 257 <= size <= 65_536:
+        rule = "a byte-level bpe has 257 to 65536 entries"
+        yield Problem("tokenizer.vocab_size", size, rule, f"nearest: {min(max(size, 257), 65_536)}")
+    if kind != "bpe" and size is not None:
+        yield Problem(
+            "tokenizer.vocab_size", size, f"tokenizer {kind} fixes its own", "set it to null"
+        )
+
+
+def _nearest_divisor(of: int, to: int) -> int:
+    return min((n for n in range(1, of + 1) if of % n == 0), key=lambda n: abs(n - to))
+
+
+def _describe(error: Any, tree: Mapping[str, Any]) -> Problem:
+    """One pydantic error in our words, with the nearest valid name or value."""
+    key = ".".join(str(part) for part in error["loc"] if not _is_type_tag(part))
+    value = error["input"]
+    if error["type"] == "unexpected_keyword_argument":
+        return Problem(key, value, "unknown key", _nearest_key(key))
+    if error["type"] == "literal_error":
+        allowed = error["ctx"]["expected"]
+        choices = [word.strip("'") for word in allowed.replace(" or ", ", ").split(", ")]
+        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+        return Problem(key, value, f"must be {allowed}", f"did you mean {near[0]}?" if near else "")
+    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    return Problem(key, value, message.replace("should be", "must be"))
+
+
+def _is_type_tag(part: object) -> bool:
+    """Pydantic adds the branch of a union to the location, e.g. `constrained-int`."""
+    return isinstance(part, str) and ("[" in part or part.startswith("constrained-"))
+
+
+def _nearest_key(key: str) -> str:
+    """The same leaf elsewhere, else a similar leaf of the same section, else a similar one anywhere."""
+    known = [name for name, _, _ in field_descriptions()]
+    parent, _, leaf = key.rpartition(".")
+    sections = sorted({name.partition(".")[0] for name in known})
+    leaves = {name.rpartition(".")[2]: name for name in known}
+    siblings = {n.rpartition(".")[2]: n for n in known if n.rpartition(".")[0] == parent}
+    near = [leaves[leaf]] if leaf in leaves else _similar(leaf, siblings)
+    near = near or _similar(leaf, {name: name for name in sections}) or _similar(leaf, leaves)
+    return f"did you mean {near[0]}?" if near else "see python train.py --help"
+
+
+def _similar(word: str, names: Mapping[str, str]) -> list[str]:
+    return [names[match] for match in difflib.get_close_matches(word, names, n=1, cutoff=0.7)]
+
+
+def _involves(problem: Problem, suspect: set[str]) -> bool:
+    """Whether a rule was broken only because a wrong value had been taken out."""
+    section_name = problem.key.partition(".")[0]
+    return problem.value is None and any(key.partition(".")[0] == section_name for key in suspect)
+
+
+def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _copy(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
+
+
+def _remove(tree: dict[str, Any], location: tuple[Any, ...]) -> None:
+    """Delete the deepest existing mapping key on a pydantic location."""
+    parent, key = tree, location[0]
+    for part in location[1:]:
+        if not isinstance(parent.get(key), dict) or part not in parent[key]:
+            break
+        parent, key = parent[key], part
+    parent.pop(key, None)

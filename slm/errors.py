@@ -1,0 +1,59 @@
+"""The errors a user may meet, and how a list of config problems is worded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class SlmError(Exception):
+    """Something the user can mend; shown as its message alone, without a traceback."""
+
+    exit_code = 1
+
+
+class DataError(SlmError):
+    """A corpus, tokenizer or prepared shard is absent, unreadable or not what it was."""
+
+
+class RunError(SlmError):
+    """A run directory cannot be used: busy, damaged, or written by another config."""
+
+
+class Diverged(SlmError):
+    """Training reached a loss or gradient that is not finite; a result, not a crash."""
+
+
+class Interrupted(SlmError):
+    """Training was asked to stop; its state is saved."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong in a config."""
+
+    key: str
+    value: object
+    rule: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        shown = "null" if self.value is None else self.value
+        return f"{self.key}={shown}: {self.rule}" + (f" ({self.fix})" if self.fix else "")
+
+
+class ConfigError(SlmError):
+    """One or more problems of a config, reported together."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        title = "1 problem" if count == 1 else f"{count} problems"
+        lines = [f"{title} in the configuration, nothing was run:"]
+        super().__init__("\n".join([*lines, *(f"  - {problem}" for problem in self.problems)]))

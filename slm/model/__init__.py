@@ -1,0 +1,1 @@
+"""The model alone: no training, no Lightning, no Hydra, no W&B."""

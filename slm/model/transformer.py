@@ -1,0 +1,118 @@
+"""A decoder-only transformer, top to bottom.
+
+    tokens (B, T)
+      └─ embedding ─▶ x (B, T, D)
+           ├─ n_layers of  x = x + Attention(RMSNorm(x))     grouped queries, rotary positions
+           │               x = x + SwiGLU(RMSNorm(x))
+           └─ RMSNorm ─▶ head (the embedding table when tied) ─▶ logits (B, T, V)
+
+Shapes: B batch, T time, D d_model, H query heads, G key/value heads, K d_head, F d_ff, V vocabulary.
+No bias, no dropout. Initialisation is set by `slm.model.parametrization`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from slm.architecture.shapes import ModelShape
+from slm.model.attention import attend
+
+
+class Transformer(nn.Module):
+    turns: Tensor
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        *,
+        rope_theta: float = 10_000.0,
+        norm_eps: float = 1e-5,
+        attention: str = "sdpa",
+    ):
+        super().__init__()
+        self.shape = shape
+        self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
+        self.blocks = nn.ModuleList(
+            Block(shape, norm_eps, attention) for _ in range(shape.n_layers)
+        )
+        self.norm = nn.RMSNorm(shape.d_model, eps=norm_eps)
+        self.head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
+        if shape.tied:
+            self.head.weight = self.embedding.weight
+        turns = rotary_turns(shape.seq_len, shape.d_head, rope_theta)
+        self.register_buffer("turns", turns, persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T) with T <= seq_len -> logits (B, T, V)."""
+        turns = self.turns[:, : tokens.shape[1]]
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x, turns)
+        return self.head(self.norm(x))
+
+
+class Block(nn.Module):
+    def __init__(self, shape: ModelShape, norm_eps: float, attention: str):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(shape.d_model, eps=norm_eps)
+        self.attention = Attention(shape, attention)
+        self.mlp_norm = nn.RMSNorm(shape.d_model, eps=norm_eps)
+        self.mlp = SwiGLU(shape)
+
+    def forward(self, x: Tensor, turns: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), turns)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Attention(nn.Module):
+    """Causal attention in which H / G query heads share one key/value head (2305.13245)."""
+
+    def __init__(self, shape: ModelShape, backend: str):
+        super().__init__()
+        self.backend = backend
+        self.d_head = shape.d_head
+        self.query = nn.Linear(shape.d_model, shape.n_heads * shape.d_head, bias=False)
+        self.key = nn.Linear(shape.d_model, shape.n_kv_heads * shape.d_head, bias=False)
+        self.value = nn.Linear(shape.d_model, shape.n_kv_heads * shape.d_head, bias=False)
+        self.output = nn.Linear(shape.n_heads * shape.d_head, shape.d_model, bias=False)
+
+    def forward(self, x: Tensor, turns: Tensor) -> Tensor:
+        q, k, v = (
+            rearrange(project(x), "b t (h k) -> b h t k", k=self.d_head)
+            for project in (self.query, self.key, self.value)
+        )
+        mixed = attend(rotate(q, turns), rotate(k, turns), v, self.backend)
+        return self.output(rearrange(mixed, "b h t k -> b t (h k)"))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), after 2002.05202 eq. 6."""
+
+    def __init__(self, shape: ModelShape):
+        super().__init__()
+        self.gate = nn.Linear(shape.d_model, shape.d_ff, bias=False)
+        self.up = nn.Linear(shape.d_model, shape.d_ff, bias=False)
+        self.down = nn.Linear(shape.d_ff, shape.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+def rotary_turns(seq_len: int, d_head: int, theta: float) -> Tensor:
+    """Cosines and sines (2, T, K) of position * theta^(-2i/K), after 2104.09864 eq. 15.
+
+    Dimension i is paired with i + K/2, Llama's layout, so that its checkpoints can be exchanged.
+    """
+    frequencies = theta ** -(torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
+    angles = torch.outer(torch.arange(seq_len, dtype=torch.float64), frequencies).repeat(1, 2)
+    return torch.stack([angles.cos(), angles.sin()]).float()
+
+
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn each pair of x (B, H, T, K) by its position's angle."""
+    cosine, sine = turns.to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat([-second, first], dim=-1) * sine

@@ -1,0 +1,155 @@
+"""From a config to the exact run it asks for: shape, steps, tokens, FLOPs and identity.
+
+Torch-free, so that planning a study and refusing a finished run cost milliseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from slm.architecture.compute import flop_equivalent_params, training_flops_per_token
+from slm.architecture.families import ShapeFrame, rung_flops_per_token, solve_shape
+from slm.architecture.shapes import ModelShape
+from slm.data.tokenizer import known_vocab_size
+from slm.errors import ConfigError, Problem
+from slm.files import canonical_hash
+from slm.schema import Config
+
+ID_HASH_LENGTH = 8
+MLP_RATIO = (
+    8 / 3
+)  # d_ff / d_model of an explicit shape that names none, after 2302.13971 section 2.2
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What one run computes; everything here is decided before anything is computed."""
+
+    config: Config
+    shape: ModelShape
+    reference_flops_per_token: int
+    """f of the rung (or of an explicit shape), which turns tokens_per_param into tokens."""
+    steps: int
+    batch_sequences: int
+    """Sequences of seq_len tokens in a global batch."""
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.batch_sequences * self.shape.seq_len
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.batch_tokens
+
+    @property
+    def flops_per_token(self) -> int:
+        return training_flops_per_token(self.shape)
+
+    @property
+    def flops(self) -> int:
+        return self.flops_per_token * self.tokens
+
+    @property
+    def warmup_tokens(self) -> float:
+        """At most one token per parameter: long warmups distort small runs (2406.19146, sec. 3.3)."""
+        asked = self.config.schedule.warmup_fraction * self.tokens
+        return min(asked, flop_equivalent_params(self.flops_per_token))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The scientific config: all that can change the result, and nothing else."""
+        config = self.config
+        return {
+            "family": config.family.name,
+            "shape": self.shape.as_dict(),
+            "parametrization": config.parametrization,
+            "rope_theta": config.model.rope_theta,
+            "norm_eps": config.model.norm_eps,
+            "attention": config.model.attention,
+            "data": {k: getattr(config.data, k) for k in ("source", "val_fraction", "val_tokens")},
+            "tokenizer": asdict(config.tokenizer),
+            "optimizer": asdict(config.optimizer),
+            "schedule": asdict(config.schedule),
+            "tokens": self.tokens,
+            "precision": config.trainer.precision,
+            "seed": config.seed,
+        }
+
+    @property
+    def run_id(self) -> str:
+        """Readable slug plus a hash of the identity; names the directory and the W&B run."""
+        digest = canonical_hash(self.identity)[:ID_HASH_LENGTH]
+        tokens = f"{self.tokens / 1e6:.3g}Mtok"
+        return f"{self.config.family.name}-{self.shape.label}-{tokens}-s{self.config.seed}-{digest}"
+
+
+def resolve(config: Config) -> RunSpec:
+    """Work out the run a config asks for.
+
+    Raises:
+        ConfigError: if no shape of that size exists, or the table is smaller than the vocabulary.
+    """
+    shape, reference_flops = _resolve_shape(config)
+    batch_tokens = config.optimizer.global_batch_tokens
+    steps = max(1, round(_budget_tokens(config, shape, reference_flops) / batch_tokens))
+    return RunSpec(config, shape, reference_flops, steps, batch_tokens // shape.seq_len)
+
+
+def _resolve_shape(config: Config) -> tuple[ModelShape, int]:
+    """The shape, and the f that turns tokens_per_param into tokens: the rung's, or its own."""
+    if config.size is None or config.family.aspect_ratio is None:
+        shape = _explicit_shape(config)
+        return shape, training_flops_per_token(shape)
+    ladder, frame = config.ladder, _frame(config)
+    aspect_ratios = tuple(sorted({a for a in ladder.aspect_ratios.values() if a is not None}))
+    flops = rung_flops_per_token(frame, ladder.reference_aspect_ratio, aspect_ratios, config.size)
+    try:
+        return solve_shape(frame, config.family.aspect_ratio, flops), flops
+    except ConfigError as error:
+        raise ConfigError([replace(p, value=config.size) for p in error.problems]) from None
+
+
+def _frame(config: Config) -> ShapeFrame:
+    model = config.model
+    return ShapeFrame.of(
+        config.ladder, vocab_size=_vocab_size(config), seq_len=model.seq_len, tied=model.tied
+    )
+
+
+def _explicit_shape(config: Config) -> ModelShape:
+    model = config.model
+    if model.n_layers is None or model.d_model is None or model.n_heads is None:
+        raise ConfigError(
+            [Problem("model", None, "an explicit shape needs n_layers, d_model, n_heads")]
+        )
+    return ModelShape(
+        n_layers=model.n_layers,
+        d_model=model.d_model,
+        n_heads=model.n_heads,
+        n_kv_heads=model.n_kv_heads or model.n_heads,
+        d_head=model.d_head or model.d_model // model.n_heads,
+        d_ff=model.d_ff or max(8, round(MLP_RATIO * model.d_model / 8) * 8),
+        vocab_size=_vocab_size(config),
+        seq_len=model.seq_len,
+        tied=model.tied,
+    )
+
+
+def _vocab_size(config: Config) -> int:
+    needed = known_vocab_size(config.tokenizer)
+    rows = config.model.vocab_size or needed
+    if rows < needed:
+        rule = f"smaller than the tokenizer's vocabulary of {needed}"
+        raise ConfigError([Problem("model.vocab_size", rows, rule, f"use {needed} or null")])
+    return rows
+
+
+def _budget_tokens(config: Config, shape: ModelShape, reference_flops: int) -> float:
+    budget = config.budget
+    if budget.tokens is not None:
+        return budget.tokens
+    if budget.tokens_per_param is not None:
+        return budget.tokens_per_param * flop_equivalent_params(reference_flops)
+    assert budget.flops is not None, "load_config lets exactly one budget through"
+    return budget.flops / training_flops_per_token(shape)

@@ -1,0 +1,57 @@
+"""What env.json records: versions, commit and machine. Torch-free."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "torch", "lightning", "hydra-core", "omegaconf", "wandb", "datasets", "tokenizers", "einops",
+    "numpy", "pydantic",
+)  # fmt: skip
+
+
+def describe_environment(*, device: str, threads: int) -> dict[str, Any]:
+    commit, dirty = source_commit()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "device": device,
+        "threads": threads,
+        "cores": os.cpu_count(),
+        "versions": {package: _version(package) for package in PACKAGES},
+        "commit": commit,
+        "dirty": dirty,
+        "command": sys.argv,
+    }
+
+
+def source_commit() -> tuple[str | None, bool | None]:
+    """Commit of the checkout that this package runs from, and whether tracked files differ."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None, None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return commit, bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

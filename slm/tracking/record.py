@@ -1,0 +1,280 @@
+"""The run directory: the contract between training and analysis. Torch-free.
+
+    runs/<study>/<run_id>/
+      config.yaml       resolved; enough to run it again      env.json      versions, commit, machine
+      status.json       state, heartbeat, owner               metrics.jsonl one row a logged step
+      result.json       a RunResult, once finished            checkpoints/  last and previous
+      log.txt           what the run said                     traceback.txt if it failed
+
+A process holds the lock of the directory while it works on the run. The lock dies with its
+process, so a killed run is never mistaken for a live one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import yaml
+
+from slm.config import load_config
+from slm.errors import ConfigError, Diverged, Interrupted, RunError
+from slm.files import read_json, replacing, try_lock, write_json, write_text
+from slm.run_spec import RunSpec, resolve
+from slm.schema import to_tree
+
+SCHEMA_VERSION = 1
+HEARTBEAT_SECONDS = 10.0
+SUPERSEDED = ".superseded"
+
+State = Literal["planned", "running", "finished", "failed", "diverged", "interrupted"]
+
+# Keys of metrics.jsonl and of the W&B history.
+STEP, TOKENS, FLOPS = "progress/step", "progress/tokens", "progress/flops"
+TRAIN_LOSS, LR, GRAD_NORM = "train/loss", "optim/lr", "optim/grad_norm"
+VAL_LOSS, VAL_BITS_PER_BYTE = "val/loss", "val/bits_per_byte"
+TOKENS_PER_SECOND, MFU = "perf/tokens_per_second", "perf/mfu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """The content of result.json.
+
+    Losses are taken after the whole schedule, on the same validation tokens for all runs of a study;
+    they are null if the run diverged. `wall_seconds` is the time spent in training steps over all
+    restarts, start-up, validation and checkpoints left out; `tokens_per_second` is over that time.
+    """
+
+    schema_version: int
+    run_id: str
+    study: str
+    status: State
+    family: str
+    size: int | None
+    shape: dict[str, Any]
+    parametrization: str
+    params_total: int
+    params_non_embedding: int
+    params_embedding: int
+    flops_per_token: int
+    flops_convention: str
+    reference_flops_per_token: int
+    tokens: int
+    epochs: float
+    flops: int
+    steps: int
+    batch_tokens: int
+    seed: int
+    peak_lr: float
+    schedule: dict[str, Any]
+    trunk_id: str | None
+    precision: str
+    val_loss_nats_per_token: float | None
+    val_bits_per_byte: float | None
+    val_perplexity: float | None
+    val_tokens: int
+    val_bytes: int
+    val_fingerprint: str
+    data_fingerprint: str
+    tokenizer_fingerprint: str
+    train_loss_nats_per_token: float | None
+    wall_seconds: float
+    tokens_per_second: float
+    mfu: float | None
+    peak_memory_bytes: int
+    commit: str | None
+    wandb_id: str | None
+
+
+class RunDirectory:
+    """One run's folder; `claim` it before writing."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._owner: dict[str, Any] = {}
+        self._status_lock = threading.Lock()
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> RunDirectory:
+        return cls(Path(spec.config.runs_dir) / spec.config.study.name / spec.run_id)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def state(self) -> State:
+        """What became of the run; one that claims to run but whose lock is free was killed."""
+        try:
+            state = read_json(self.path / "status.json")["state"]
+        except (FileNotFoundError, json.JSONDecodeError, KeyError):
+            return "planned"
+        return "interrupted" if state == "running" and not self.is_busy() else state
+
+    def is_busy(self) -> bool:
+        """Whether a live process holds the run."""
+        if not (self.path / "lock").exists():
+            return False
+        stream = try_lock(self.path / "lock")
+        if stream is not None:
+            stream.close()
+        return stream is None
+
+    def result(self) -> RunResult | None:
+        """The result of a finished or diverged run.
+
+        Raises:
+            RunError: if result.json exists and is not a result of this version.
+        """
+        path = self.path / "result.json"
+        if not path.exists():
+            return None
+        try:
+            saved = read_json(path)
+            return RunResult(**{field.name: saved[field.name] for field in fields(RunResult)})
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{path}: not a readable result ({type(error).__name__}: {error})"
+            ) from None
+
+    @contextmanager
+    def claim(self, spec: RunSpec, *, rerun: bool = False) -> Iterator[None]:
+        """Hold the run while working on it; record how the work ended.
+
+        Raises:
+            RunError: if another live process holds it, or another config wrote it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = try_lock(self.path / "lock")
+        if lock is None:
+            raise RunError(
+                f"{self.path} is in use by {self._describe_owner()}; wait for it or stop it"
+            )
+        try:
+            if rerun and (self.path / "status.json").exists():
+                lock = self._set_aside(lock)
+            self._check_config(spec)
+            write_text(
+                self.path / "config.yaml", yaml.safe_dump(to_tree(spec.config), sort_keys=False)
+            )
+            self._owner = {"host": socket.gethostname(), "pid": os.getpid()}
+            with self._recorded_state():
+                yield
+        finally:
+            lock.close()
+
+    def _describe_owner(self) -> str:
+        try:
+            status = read_json(self.path / "status.json")
+            owner, age = status["owner"], time.time() - status["heartbeat"]
+            return f"process {owner['pid']} on {owner['host']} (heartbeat {age:.0f} s ago)"
+        except (FileNotFoundError, json.JSONDecodeError, KeyError):
+            return "another process"
+
+    def _set_aside(self, lock: IO[str]) -> IO[str]:
+        """Move the old run away, whole, and lock a fresh folder in its place."""
+        parent = self.path.parent / SUPERSEDED
+        parent.mkdir(exist_ok=True)
+        attempt = sum(1 for old in parent.iterdir() if old.name.startswith(self.path.name)) + 1
+        self.path.rename(parent / f"{self.path.name}-{attempt}")
+        lock.close()
+        self.path.mkdir()
+        fresh = try_lock(self.path / "lock")
+        if fresh is None:
+            raise RunError(f"{self.path} was taken by another process while it was set aside")
+        return fresh
+
+    def _check_config(self, spec: RunSpec) -> None:
+        """A folder that another config wrote is refused, naming the keys that differ."""
+        path = self.path / "config.yaml"
+        if not path.exists():
+            return
+        remedy = "start over with rerun=true (the old run is kept aside)"
+        try:
+            saved = resolve(load_config(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        except (yaml.YAMLError, ConfigError, AttributeError) as error:
+            raise RunError(f"{path}: not a readable config; {remedy}\n{error}") from None
+        if saved.run_id != spec.run_id:
+            differing = ", ".join(_differing_keys(saved.identity, spec.identity))
+            raise RunError(f"{self.path} was written by another config; {differing}; {remedy}")
+
+    @contextmanager
+    def _recorded_state(self) -> Iterator[None]:
+        stop = threading.Event()
+        heart = threading.Thread(target=self._beat, args=(stop,), daemon=True)
+        self.write_status("running")
+        heart.start()
+        ending: State = "failed"
+        try:
+            yield
+            ending = "finished"
+        except (Interrupted, KeyboardInterrupt):
+            ending = "interrupted"
+            raise
+        except Diverged:
+            ending = "diverged"
+            raise
+        except BaseException:
+            write_text(self.path / "traceback.txt", traceback.format_exc())
+            raise
+        finally:
+            stop.set()
+            heart.join()
+            self.write_status(ending)
+
+    def _beat(self, stop: threading.Event) -> None:
+        while not stop.wait(HEARTBEAT_SECONDS):
+            self.write_status("running")
+
+    def write_status(self, state: State) -> None:
+        with self._status_lock:
+            status = {"state": state, "heartbeat": time.time(), "owner": self._owner}
+            write_json(self.path / "status.json", status)
+
+    def write_env(self, env: Mapping[str, Any]) -> None:
+        write_json(self.path / "env.json", env)
+
+    def write_result(self, result: RunResult) -> None:
+        write_json(self.path / "result.json", asdict(result))
+
+    def open_metrics(self) -> IO[str]:
+        """metrics.jsonl for appending; a line torn by a kill is cut off first."""
+        path = self.path / "metrics.jsonl"
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            whole = path.read_bytes().rpartition(b"\n")
+            with replacing(path) as temporary:
+                temporary.write_bytes(whole[0] + whole[1])
+        return path.open("a", encoding="utf-8", buffering=1)
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """Rows by step; where a resumed run repeated a step, the last row wins."""
+        path = self.path / "metrics.jsonl"
+        rows: dict[int, dict[str, float]] = {}
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the last line of a run that is being written or was killed
+            rows.setdefault(row[STEP], {}).update(row)
+        return [rows[step] for step in sorted(rows)]
+
+
+def _differing_keys(
+    saved: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = ""
+) -> list[str]:
+    lines = []
+    for key in sorted({*saved, *asked}):
+        old, new = saved.get(key), asked.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += _differing_keys(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {old} there, {new} here")
+    return lines

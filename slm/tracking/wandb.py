@@ -1,0 +1,103 @@
+"""The mirror of a run at Weights & Biases. The run directory is the truth; this is never in the way.
+
+Whatever W&B does (absent package, no key, dead host, full disk), training goes on and a warning
+says what was lost. An unreachable server costs seconds, then the mirror falls back to offline.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from slm.schema import TrackingConfig
+from slm.tracking.record import STEP, TOKENS
+
+log = logging.getLogger(__name__)
+INIT_TIMEOUT_SECONDS = 8.0
+
+
+class Mirror:
+    """A W&B run, or nothing at all; calls that fail switch it off."""
+
+    def __init__(self, run: Any = None):
+        self._run = run
+
+    @property
+    def id(self) -> str | None:
+        return None if self._run is None else self._run.id
+
+    def log(self, row: Mapping[str, float]) -> None:
+        self._attempt("log", lambda run: run.log(dict(row), step=int(row[STEP])))
+
+    def summarize(self, values: Mapping[str, Any]) -> None:
+        self._attempt("summary", lambda run: run.summary.update(dict(values)))
+
+    def finish(self, exit_code: int) -> None:
+        self._attempt("finish", lambda run: run.finish(exit_code=exit_code))
+
+    def _attempt(self, what: str, call: Any) -> None:
+        if self._run is None:
+            return
+        try:
+            call(self._run)
+        except Exception as error:
+            log.warning("W&B %s failed, the mirror is off: %s", what, error)
+            self._run = None
+
+
+@contextmanager
+def mirror(
+    config: TrackingConfig,
+    *,
+    run_id: str,
+    folder: Path,
+    group: str,
+    tags: list[str],
+    content: Mapping[str, Any],
+) -> Iterator[Mirror]:
+    """A mirror for the time of one run, always finished, with exit code 1 if the run failed."""
+    settings = {
+        "project": config.project,
+        "entity": config.entity,
+        "id": run_id,
+        "name": run_id,
+        "group": group,
+        "tags": tags,
+        "config": dict(content),
+        "dir": str(folder),
+    }
+    mirrored = Mirror(None if config.wandb == "disabled" else _start(config.wandb, settings))
+    exit_code = 1
+    try:
+        yield mirrored
+        exit_code = 0
+    finally:
+        mirrored.finish(exit_code)
+
+
+def _start(mode: Literal["online", "offline"], settings: Mapping[str, Any]) -> Any:
+    """A W&B run in this mode, else offline, else None."""
+    try:
+        import wandb
+    except ImportError:
+        log.warning("tracking.wandb=%s, but wandb is not installed; going on without", mode)
+        return None
+    attempts: list[Literal["online", "offline"]] = (
+        [mode] if mode == "offline" else [mode, "offline"]
+    )
+    for tried in attempts:
+        try:
+            quiet = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_SECONDS)
+            resume = (
+                "allow" if tried == "online" else None
+            )  # offline runs are joined by `wandb sync`
+            run = wandb.init(mode=tried, resume=resume, settings=quiet, **settings)
+            run.define_metric("*", step_metric=TOKENS)
+            return run
+        except Exception as error:
+            reason = str(error).strip() or type(error).__name__
+            log.warning("W&B could not start %s: %s", tried, reason)
+    return None

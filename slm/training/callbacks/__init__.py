@@ -1,0 +1,1 @@
+"""One habit of the training loop per file."""

@@ -1,0 +1,122 @@
+"""Checkpoints that survive a kill at any moment: atomic, checksummed, the previous one kept.
+
+Lightning saves the model, the optimizer and its loop counters; this adds the random states, which
+it does not. The order of data needs no state: it is a function of the step.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from slm.errors import RunError
+from slm.files import file_hash, replacing, write_text
+
+log = logging.getLogger(__name__)
+KEPT = 2
+RANDOM_STATES = "random_states"
+
+
+class Checkpoints(Callback):
+    """Saves every `every_steps` steps, and whenever `save` is called."""
+
+    def __init__(self, folder: Path, every_steps: int):
+        self._folder = folder
+        self._every_steps = every_steps
+        self._restored: dict[str, Any] | None = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, step: int
+    ) -> None:
+        if trainer.global_step % self._every_steps == 0 or trainer.global_step == trainer.max_steps:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> Path:
+        """Write `step-N.ckpt` and its checksum, then drop all but the newest two."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"step-{trainer.global_step:08d}.ckpt"
+        if path.exists() and _is_valid(path):
+            return path
+        with replacing(path) as temporary:
+            trainer.save_checkpoint(temporary)
+            write_text(_checksum_path(path), file_hash(temporary))
+        for old in _saved(self._folder)[KEPT:]:
+            old.unlink()
+            _checksum_path(old).unlink(missing_ok=True)
+        return path
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[RANDOM_STATES] = random_states()
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._restored = checkpoint[RANDOM_STATES]
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._restored is not None:
+            restore_random_states(self._restored)
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, int] | None:
+    """The newest checkpoint whose checksum holds, and its step; None if there is none at all.
+
+    Raises:
+        RunError: if there are checkpoints and every one of them is damaged.
+    """
+    saved = _saved(folder)
+    for path in saved:
+        if _is_valid(path):
+            return path, int(path.stem.removeprefix("step-"))
+        log.warning("%s is damaged (its checksum differs); trying the one before it", path)
+    if saved:
+        raise RunError(f"{folder}: every checkpoint is damaged; start over with rerun=true")
+    return None
+
+
+def _saved(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.ckpt"), reverse=True)
+
+
+def _checksum_path(path: Path) -> Path:
+    return path.with_suffix(".ckpt.sha256")
+
+
+def _is_valid(path: Path) -> bool:
+    checksum = _checksum_path(path)
+    return checksum.exists() and checksum.read_text(encoding="utf-8") == file_hash(path)
+
+
+def random_states() -> dict[str, Any]:
+    """States of the python, numpy, torch and CUDA generators, as types `weights_only` can load."""
+    version, internal, gauss = random.getstate()
+    numpy_state = np.random.get_state(legacy=False)
+    assert isinstance(numpy_state, dict)
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": {**numpy_state, "state": _plain(numpy_state["state"])},
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    return {"key": state["key"].tolist(), "pos": int(state["pos"])}
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    key = np.array(states["numpy"]["state"]["key"], dtype=np.uint32)
+    np.random.set_state({**states["numpy"], "state": {**states["numpy"]["state"], "key": key}})
+    torch.set_rng_state(states["torch"].cpu())
+    if states["cuda"] and torch.cuda.device_count() == len(states["cuda"]):
+        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])

@@ -1,0 +1,113 @@
+"""Rows of metrics.jsonl and their W&B mirror; the training time that survives restarts."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from typing import IO, Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from slm.run_spec import RunSpec
+from slm.tracking import record
+from slm.tracking.wandb import Mirror
+from slm.training.module import LanguageModule
+
+
+class Metrics(Callback):
+    """Writes a row every `log_every_steps` steps and after each validation."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        stream: IO[str],
+        mirror: Mirror,
+        peak_flops: float | None,
+        val_bytes: int,
+    ):
+        self._spec = spec
+        self._stream = stream
+        self._mirror = mirror
+        self._peak_flops = peak_flops
+        self._val_bytes = val_bytes
+        self._every_steps = spec.config.trainer.log_every_steps
+        self.training_seconds = 0.0
+        self.last_train_loss: float | None = None
+        self.validated_step: int | None = None
+        self._step_start_seconds = 0.0
+        self._logged = (0, 0.0)  # step and training seconds of the last row
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over all training so far, validation and checkpoints left out."""
+        return self._spec.tokens / self.training_seconds if self.training_seconds else 0.0
+
+    def mfu(self, tokens_per_second: float) -> float | None:
+        """Share of the device's dense peak; None where that peak is not known."""
+        if self._peak_flops is None:
+            return None
+        return tokens_per_second * self._spec.flops_per_token / self._peak_flops
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"training_seconds": self.training_seconds, "last_train_loss": self.last_train_loss}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.training_seconds = state["training_seconds"]
+        self.last_train_loss = state["last_train_loss"]
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._logged = (trainer.global_step, self.training_seconds)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, step: int
+    ) -> None:
+        self._step_start_seconds = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, step: int
+    ) -> None:
+        done = trainer.global_step
+        is_logged = done == 1 or done % self._every_steps == 0 or done == trainer.max_steps
+        if is_logged and torch.cuda.is_available():
+            torch.cuda.synchronize()  # or the clock would time the launch of kernels
+        self.training_seconds += time.perf_counter() - self._step_start_seconds
+        if is_logged:
+            self._log_step(done, outputs)
+
+    def _log_step(self, done: int, outputs: dict[str, Any]) -> None:
+        steps, seconds = done - self._logged[0], self.training_seconds - self._logged[1]
+        self._logged = (done, self.training_seconds)
+        rate = steps * self._spec.batch_tokens / seconds
+        self.last_train_loss = float(outputs["loss"])
+        row = {
+            record.TRAIN_LOSS: self.last_train_loss,
+            record.LR: outputs["lr"],
+            record.GRAD_NORM: float(outputs["grad_norm"]),
+            record.TOKENS_PER_SECOND: rate,
+        }
+        mfu = self.mfu(rate)
+        self._write(done, row if mfu is None else {**row, record.MFU: mfu})
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, LanguageModule)
+        self.validated_step = trainer.global_step
+        loss, bits_per_byte = val_losses(module, self._val_bytes)
+        row = {record.VAL_LOSS: loss, record.VAL_BITS_PER_BYTE: bits_per_byte}
+        self._write(trainer.global_step, row)
+
+    def _write(self, step: int, row: dict[str, float]) -> None:
+        tokens = step * self._spec.batch_tokens
+        progress = {
+            record.STEP: step,
+            record.TOKENS: tokens,
+            record.FLOPS: tokens * self._spec.flops_per_token,
+        }
+        self._stream.write(json.dumps({**progress, **row}) + "\n")
+        self._mirror.log({**progress, **row})
+
+
+def val_losses(module: LanguageModule, val_bytes: int) -> tuple[float, float]:
+    """(nats per token, bits per byte) of the last validation."""
+    return module.val_nats / module.val_targets, module.val_nats / math.log(2) / val_bytes

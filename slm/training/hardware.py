@@ -1,0 +1,62 @@
+"""The device of a run: which one, how many threads, and its peak if that is known."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+from slm.errors import ConfigError, Problem
+from slm.schema import TrainerConfig
+
+# Dense peak FLOP/s of tensor cores with 16-bit inputs; NVIDIA's datasheets print twice these where
+# they assume sparsity.
+PEAK_BF16_FLOPS = {
+    "A100": 312e12,  # NVIDIA A100 Tensor Core GPU datasheet, 2021
+    "H100 PCIe": 756e12,  # NVIDIA H100 Tensor Core GPU datasheet, 2023
+    "H100": 989e12,  # the same, SXM5
+    "H200": 989e12,  # NVIDIA H200 Tensor Core GPU datasheet, 2024
+    "L4": 121e12,  # NVIDIA L4 Tensor Core GPU datasheet, 2023
+}
+
+
+def resolve_accelerator(config: TrainerConfig) -> str:
+    """`cpu` or `gpu`.
+
+    Raises:
+        ConfigError: if a GPU is asked for and torch sees none.
+    """
+    if config.accelerator == "auto":
+        return "gpu" if torch.cuda.is_available() else "cpu"
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        rule = "torch sees no CUDA device here"
+        raise ConfigError([Problem("trainer.accelerator", "gpu", rule, "use trainer=cpu")])
+    return config.accelerator
+
+
+def set_threads(config: TrainerConfig) -> int:
+    """Fix the CPU threads of this process; sums are rounded differently with other counts."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return torch.get_num_threads()
+
+
+def device_name(accelerator: str) -> str:
+    return torch.cuda.get_device_name() if accelerator == "gpu" else "cpu"
+
+
+def peak_flops(device: str, precision: str) -> float | None:
+    """Dense peak FLOP/s of a device, None unless the device and precision are in the table."""
+    if precision != "bf16":
+        return None
+    matches = [name for name in PEAK_BF16_FLOPS if all(word in device for word in name.split())]
+    return PEAK_BF16_FLOPS[max(matches, key=len)] if matches else None
+
+
+def peak_memory_bytes(accelerator: str) -> int:
+    """Largest memory of this process so far: of the GPU's allocator, or resident on CPU."""
+    if accelerator == "gpu":
+        return torch.cuda.max_memory_allocated()
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else resident * 1024

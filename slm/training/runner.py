@@ -1,0 +1,250 @@
+"""Trains one run from its spec and writes its record: data, model, trainer, result, in that order."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from slm.architecture.compute import CONVENTION
+from slm.architecture.shapes import count_parameters
+from slm.data.datamodule import TokenData
+from slm.data.shards import PreparedData, prepare
+from slm.errors import ConfigError, Diverged, Problem, RunError
+from slm.files import read_json, write_json
+from slm.model.parametrization import initialize
+from slm.model.transformer import Transformer
+from slm.run_spec import RunSpec
+from slm.tracking.environment import describe_environment, source_commit
+from slm.tracking.record import SCHEMA_VERSION, RunDirectory, RunResult, State
+from slm.tracking.wandb import Mirror, mirror
+from slm.training.callbacks.checkpoint import Checkpoints, newest_checkpoint
+from slm.training.callbacks.interruption import StopOnSignal
+from slm.training.callbacks.metrics import Metrics, val_losses
+from slm.training.callbacks.progress import ProgressDisplay
+from slm.training.hardware import (
+    device_name,
+    peak_flops,
+    peak_memory_bytes,
+    resolve_accelerator,
+    set_threads,
+)
+from slm.training.module import LanguageModule
+
+log = logging.getLogger(__name__)
+LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
+DATA_IDENTITY = "data.json"
+
+
+def train(spec: RunSpec, run: RunDirectory) -> RunResult:
+    """Train, or go on training, the run that the caller has claimed.
+
+    Raises:
+        Interrupted, Diverged: with the state saved, and for a divergence its result.
+        ConfigError, DataError, RunError: before any step is taken.
+    """
+    config = spec.config
+    accelerator = resolve_accelerator(config.trainer)
+    threads = set_threads(config.trainer)
+    device = device_name(accelerator)
+    run.write_env(describe_environment(device=device, threads=threads))
+
+    data = prepare(config, log.info)
+    resume = newest_checkpoint(run.checkpoints)
+    _check_same_data(run.path, data, resumed=resume is not None)
+    first_step = 0 if resume is None else resume[1]
+    tokens = TokenData(data, spec, first_step)
+    _check_epochs(spec, tokens)
+    module = build_module(spec)
+
+    content = {**spec.identity, "run": _counts(spec)}
+    tags = [config.family.name, "explicit" if config.size is None else f"size-{config.size}"]
+    with (
+        run.open_metrics() as stream,
+        mirror(
+            config.tracking,
+            run_id=spec.run_id,
+            folder=run.path,
+            group=config.study.name,
+            tags=tags,
+            content=content,
+        ) as mirrored,
+    ):
+        peak = peak_flops(device, config.trainer.precision)
+        metrics = Metrics(spec, stream, mirrored, peak, tokens.val_bytes)
+        trainer = build_trainer(spec, run, accelerator, metrics)
+        if resume is not None:
+            log.info("going on from step %d of %d (%s)", first_step, spec.steps, resume[0].name)
+
+        def conclude(status: State) -> RunResult:
+            result = _result(
+                spec,
+                data=data,
+                tokens=tokens,
+                module=module,
+                metrics=metrics,
+                mirrored=mirrored,
+                accelerator=accelerator,
+                status=status,
+            )
+            run.write_result(result)
+            mirrored.summarize({**_counts(spec), "val/loss": result.val_loss_nats_per_token})
+            return result
+
+        try:
+            with warnings.catch_warnings():
+                _ignore_known_warnings()
+                path = None if resume is None else resume[0]
+                trainer.fit(module, tokens, ckpt_path=path, weights_only=True)
+                if metrics.validated_step != spec.steps:
+                    trainer.validate(module, tokens, verbose=False)
+        except Diverged:
+            conclude("diverged")
+            raise
+        return conclude("finished")
+
+
+def build_module(spec: RunSpec) -> LanguageModule:
+    """The initialised model of a spec, ready to train."""
+    settings = spec.config.model
+    model = Transformer(
+        spec.shape,
+        rope_theta=settings.rope_theta,
+        norm_eps=settings.norm_eps,
+        attention=settings.attention,
+    )
+    initialize(model, spec.shape.n_layers, spec.config.seed)
+    if spec.config.trainer.compile:
+        model.compile()  # in place, so that checkpoint keys stay as they are
+    return LanguageModule(model, spec)
+
+
+def build_trainer(spec: RunSpec, run: RunDirectory, accelerator: str, metrics: Metrics) -> Trainer:
+    config = spec.config.trainer
+    checkpoints = Checkpoints(run.checkpoints, config.checkpoint_every_steps)
+    # Metrics come first and checkpoints before signals: a checkpoint holds its own step's metrics.
+    callbacks: list[Callback] = [metrics, checkpoints, StopOnSignal(checkpoints)]
+    if config.progress:
+        callbacks.append(ProgressDisplay(spec))
+    never = spec.steps + 1
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    return Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision=LIGHTNING_PRECISION[config.precision],
+        max_steps=spec.steps,
+        max_epochs=-1,
+        callbacks=callbacks,
+        check_val_every_n_epoch=None,
+        val_check_interval=config.validate_every_steps or never,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def _check_same_data(folder: Path, data: PreparedData, *, resumed: bool) -> None:
+    """A run goes on only over the tokens that it began with."""
+    path = folder / DATA_IDENTITY
+    if resumed and path.exists():
+        began_with = read_json(path)["fingerprint"]
+        if began_with != data.fingerprint:
+            raise RunError(
+                f"{folder} was trained on data {began_with}, but {data.folder} now holds "
+                f"{data.fingerprint}; start over with rerun=true"
+            )
+    write_json(path, {"fingerprint": data.fingerprint, "folder": str(data.folder)})
+
+
+def _check_epochs(spec: RunSpec, tokens: TokenData) -> None:
+    limit = spec.config.data.max_epochs
+    if tokens.epochs > limit:
+        rule = f"{spec.tokens:,} tokens are {tokens.epochs:.2f} passes over the training text"
+        fix = f"data.max_epochs={math.ceil(tokens.epochs)} allows it"
+        raise ConfigError([Problem("data.max_epochs", limit, rule, fix)])
+
+
+def _ignore_known_warnings() -> None:
+    # The order of data is a function of the step, so a resumed loader starts where it should.
+    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")
+    # Lightning 2.6 asks torch 2.13 in a way that torch is about to drop.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # Workers are a config choice; for memory-mapped tokens none are needed.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def _counts(spec: RunSpec) -> dict[str, Any]:
+    counts = count_parameters(spec.shape)
+    return {
+        "params_total": counts.params_total,
+        "params_non_embedding": counts.params_non_embedding,
+        "params_embedding": counts.params_embedding,
+        "flops_per_token": spec.flops_per_token,
+        "flops_convention": CONVENTION,
+        "reference_flops_per_token": spec.reference_flops_per_token,
+        "tokens": spec.tokens,
+        "flops": spec.flops,
+        "steps": spec.steps,
+        "batch_tokens": spec.batch_tokens,
+    }
+
+
+def _result(
+    spec: RunSpec,
+    *,
+    data: PreparedData,
+    tokens: TokenData,
+    module: LanguageModule,
+    metrics: Metrics,
+    mirrored: Mirror,
+    accelerator: str,
+    status: State,
+) -> RunResult:
+    config = spec.config
+    finished = status == "finished"
+    loss, bits_per_byte = val_losses(module, tokens.val_bytes) if finished else (None, None)
+    schedule = {
+        "kind": config.schedule.kind,
+        "warmup_tokens": spec.warmup_tokens,
+        "decay_tokens": config.schedule.decay_fraction * spec.tokens,
+        "final_lr_fraction": config.schedule.final_lr_fraction,
+    }
+    return RunResult(
+        schema_version=SCHEMA_VERSION,
+        run_id=spec.run_id,
+        study=config.study.name,
+        status=status,
+        family=config.family.name,
+        size=config.size,
+        shape=spec.shape.as_dict(),
+        parametrization=config.parametrization,
+        **_counts(spec),
+        epochs=tokens.epochs,
+        seed=config.seed,
+        peak_lr=config.optimizer.lr,
+        schedule=schedule,
+        trunk_id=None,
+        precision=config.trainer.precision,
+        val_loss_nats_per_token=loss,
+        val_bits_per_byte=bits_per_byte,
+        val_perplexity=None if loss is None else math.exp(loss),
+        val_tokens=tokens.val_tokens,
+        val_bytes=tokens.val_bytes,
+        val_fingerprint=tokens.val_fingerprint,
+        data_fingerprint=data.fingerprint,
+        tokenizer_fingerprint=data.manifest["tokenizer_sha256"][:16],
+        train_loss_nats_per_token=metrics.last_train_loss,
+        wall_seconds=metrics.training_seconds,
+        tokens_per_second=metrics.tokens_per_second,
+        mfu=metrics.mfu(metrics.tokens_per_second),
+        peak_memory_bytes=peak_memory_bytes(accelerator),
+        commit=source_commit()[0],
+        wandb_id=mirrored.id,
+    )

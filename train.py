@@ -1,0 +1,15 @@
+"""Train one run, or a grid of runs with -m. `python train.py --help` lists every key."""
+
+import hydra
+from omegaconf import DictConfig
+
+from slm.app import run_app, train_job
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> None:
+    train_job(cfg)
+
+
+if __name__ == "__main__":
+    run_app(main)
