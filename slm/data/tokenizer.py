@@ -110,6 +110,7 @@ class BpeTokenizer(Tokenizer):
         from tokenizers import Tokenizer as LibraryTokenizer
 
         self._library = LibraryTokenizer.from_file(str(path))
+        self._library.encode_special_tokens = True  # a document that spells one spells text
         self.vocab_size = self._library.get_vocab_size()
         self._bytes_of_id = self._count_bytes_of_ids()
 
@@ -150,7 +151,6 @@ class BpeTokenizer(Tokenizer):
         return cls(folder / FILE_NAME)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        # Special tokens stay out, even where a document spells one.
         encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.uint16) for encoding in encodings]
 

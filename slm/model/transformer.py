@@ -31,9 +31,11 @@ class Transformer(nn.Module):
         rope_theta: float = 10_000.0,
         norm_eps: float = 1e-5,
         attention: str = "sdpa",
+        logit_multiplier: float = 1.0,
     ):
         super().__init__()
         self.shape = shape
+        self.logit_multiplier = logit_multiplier
         self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
         self.blocks = nn.ModuleList(
             Block(shape, norm_eps, attention) for _ in range(shape.n_layers)
@@ -51,7 +53,7 @@ class Transformer(nn.Module):
         x = self.embedding(tokens)
         for block in self.blocks:
             x = block(x, turns)
-        return self.head(self.norm(x))
+        return self.head(self.norm(x) * self.logit_multiplier)
 
 
 class Block(nn.Module):

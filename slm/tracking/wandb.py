@@ -91,9 +91,8 @@ def _start(mode: Literal["online", "offline"], settings: Mapping[str, Any]) -> A
     for tried in attempts:
         try:
             quiet = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_SECONDS)
-            resume = (
-                "allow" if tried == "online" else None
-            )  # offline runs are joined by `wandb sync`
+            # Offline, each resumption is a folder of its own; `wandb sync` joins them by their id.
+            resume: Literal["allow"] | None = "allow" if tried == "online" else None
             run = wandb.init(mode=tried, resume=resume, settings=quiet, **settings)
             run.define_metric("*", step_metric=TOKENS)
             return run

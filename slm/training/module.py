@@ -12,24 +12,28 @@ from torch.optim import Optimizer
 
 from slm.errors import Diverged
 from slm.model.loss import IGNORED, token_nats
+from slm.model.parametrization import Parametrization
 from slm.model.transformer import Transformer
 from slm.run_spec import RunSpec
-from slm.training.optimizer import build_optimizer
+from slm.training.optimizer import LR_MULTIPLIER, build_optimizer
 from slm.training.schedule import lr_multiplier
 
 
 class LanguageModule(LightningModule):
     """Optimization is manual, so that one batch of the loader is one optimizer step.
 
-    After each validation `val_nats` and `val_targets` hold float64 sums over the whole stream.
+    After each validation `val_nats` and `val_targets` hold sums over the whole stream, in float64,
+    and `validated_step` the step they belong to.
     """
 
-    def __init__(self, model: Transformer, spec: RunSpec):
+    def __init__(self, model: Transformer, parametrization: Parametrization, spec: RunSpec):
         super().__init__()
         self.automatic_optimization = False
         self.model = model
         self.val_nats = 0.0
         self.val_targets = 0
+        self.validated_step: int | None = None
+        self._parametrization = parametrization
         self._spec = spec
         self._micro_sequences = spec.config.trainer.micro_batch_sequences or spec.batch_sequences
 
@@ -37,7 +41,7 @@ class LanguageModule(LightningModule):
         return self.model(tokens)
 
     def configure_optimizers(self) -> Optimizer:
-        return build_optimizer(self.model, self._spec.config.optimizer)
+        return build_optimizer(self.model, self._spec.config.optimizer, self._parametrization)
 
     def training_step(self, batch: Tensor, step: int) -> dict[str, Any]:
         """batch (batch_sequences, seq_len + 1); the loss is a mean over the global batch's tokens.
@@ -62,7 +66,7 @@ class LanguageModule(LightningModule):
             )
         lr = self._lr(step)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group[LR_MULTIPLIER]
         optimizer.step()
         optimizer.zero_grad()
         return {"loss": loss, "grad_norm": norm, "lr": lr}
@@ -86,3 +90,4 @@ class LanguageModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.val_nats = float(self._nats)
+        self.validated_step = self.trainer.global_step

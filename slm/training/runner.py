@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from slm.data.datamodule import TokenData
 from slm.data.shards import PreparedData, prepare
 from slm.errors import ConfigError, Diverged, Problem, RunError
 from slm.files import read_json, write_json
-from slm.model.parametrization import initialize
+from slm.model.parametrization import Parametrization, initialize
 from slm.model.transformer import Transformer
 from slm.run_spec import RunSpec
 from slm.tracking.environment import describe_environment, source_commit
@@ -61,24 +62,11 @@ def train(spec: RunSpec, run: RunDirectory) -> RunResult:
     _check_epochs(spec, tokens)
     module = build_module(spec)
 
-    content = {**spec.identity, "run": _counts(spec)}
-    tags = [config.family.name, "explicit" if config.size is None else f"size-{config.size}"]
-    with (
-        run.open_metrics() as stream,
-        mirror(
-            config.tracking,
-            run_id=spec.run_id,
-            folder=run.path,
-            group=config.study.name,
-            tags=tags,
-            content=content,
-        ) as mirrored,
-    ):
-        peak = peak_flops(device, config.trainer.precision)
+    peak = peak_flops(device, config.trainer.precision)
+
+    with run.open_metrics() as stream, _mirror(spec, run) as mirrored:
         metrics = Metrics(spec, stream, mirrored, peak, tokens.val_bytes)
         trainer = build_trainer(spec, run, accelerator, metrics)
-        if resume is not None:
-            log.info("going on from step %d of %d (%s)", first_step, spec.steps, resume[0].name)
 
         def conclude(status: State) -> RunResult:
             result = _result(
@@ -96,31 +84,56 @@ def train(spec: RunSpec, run: RunDirectory) -> RunResult:
             return result
 
         try:
-            with warnings.catch_warnings():
-                _ignore_known_warnings()
-                path = None if resume is None else resume[0]
-                trainer.fit(module, tokens, ckpt_path=path, weights_only=True)
-                if metrics.validated_step != spec.steps:
-                    trainer.validate(module, tokens, verbose=False)
+            _fit(trainer, module, tokens, None if resume is None else resume[0])
         except Diverged:
             conclude("diverged")
             raise
         return conclude("finished")
 
 
+def _mirror(spec: RunSpec, run: RunDirectory) -> AbstractContextManager[Mirror]:
+    config = spec.config
+    return mirror(
+        config.tracking,
+        run_id=spec.run_id,
+        folder=run.path,
+        group=config.study.name,
+        tags=[config.family.name, "explicit" if config.size is None else f"size-{config.size}"],
+        content={**spec.identity, "run": _counts(spec)},
+    )
+
+
+def _fit(trainer: Trainer, module: LanguageModule, tokens: TokenData, resume: Path | None) -> None:
+    """Train to the last step, or go on to it, and validate there."""
+    if resume is not None:
+        log.info("going on after step %d of %d", tokens.first_step, trainer.max_steps)
+    with warnings.catch_warnings():
+        # The order of data is a function of the step, so a resumed loader starts where it should.
+        warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")
+        # Lightning 2.6 asks torch 2.13 in a way that torch is about to drop.
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        # Workers are a config choice; memory-mapped tokens need none.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        trainer.fit(module, tokens, ckpt_path=resume, weights_only=True)
+        if module.validated_step != trainer.max_steps:
+            trainer.validate(module, tokens, verbose=False)
+
+
 def build_module(spec: RunSpec) -> LanguageModule:
     """The initialised model of a spec, ready to train."""
     settings = spec.config.model
+    parametrization = Parametrization.of(spec.config.parametrization, spec.shape)
     model = Transformer(
         spec.shape,
         rope_theta=settings.rope_theta,
         norm_eps=settings.norm_eps,
         attention=settings.attention,
+        logit_multiplier=parametrization.logit_multiplier,
     )
-    initialize(model, spec.shape.n_layers, spec.config.seed)
+    initialize(model, parametrization, spec.config.seed)
     if spec.config.trainer.compile:
         model.compile()  # in place, so that checkpoint keys stay as they are
-    return LanguageModule(model, spec)
+    return LanguageModule(model, parametrization, spec)
 
 
 def build_trainer(spec: RunSpec, run: RunDirectory, accelerator: str, metrics: Metrics) -> Trainer:
@@ -171,15 +184,6 @@ def _check_epochs(spec: RunSpec, tokens: TokenData) -> None:
         raise ConfigError([Problem("data.max_epochs", limit, rule, fix)])
 
 
-def _ignore_known_warnings() -> None:
-    # The order of data is a function of the step, so a resumed loader starts where it should.
-    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")
-    # Lightning 2.6 asks torch 2.13 in a way that torch is about to drop.
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    # Workers are a config choice; for memory-mapped tokens none are needed.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-
-
 def _counts(spec: RunSpec) -> dict[str, Any]:
     counts = count_parameters(spec.shape)
     return {
@@ -224,7 +228,7 @@ def _result(
         family=config.family.name,
         size=config.size,
         shape=spec.shape.as_dict(),
-        parametrization=config.parametrization,
+        parametrization=config.parametrization.kind,
         **_counts(spec),
         epochs=tokens.epochs,
         seed=config.seed,

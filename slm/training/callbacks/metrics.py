@@ -35,7 +35,6 @@ class Metrics(Callback):
         self._every_steps = spec.config.trainer.log_every_steps
         self.training_seconds = 0.0
         self.last_train_loss: float | None = None
-        self.validated_step: int | None = None
         self._step_start_seconds = 0.0
         self._logged = (0, 0.0)  # step and training seconds of the last row
 
@@ -92,7 +91,6 @@ class Metrics(Callback):
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, LanguageModule)
-        self.validated_step = trainer.global_step
         loss, bits_per_byte = val_losses(module, self._val_bytes)
         row = {record.VAL_LOSS: loss, record.VAL_BITS_PER_BYTE: bits_per_byte}
         self._write(trainer.global_step, row)

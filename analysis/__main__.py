@@ -1,0 +1,40 @@
+"""python -m analysis RUNS --out DIR: tables, figure, report.md and results.json from finished runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from analysis.report import write_report
+from slm.errors import SlmError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
+    parser.add_argument("runs", type=Path, help="a folder of run directories, such as runs/demo")
+    parser.add_argument("--out", type=Path, required=True, help="where the report is written")
+    parser.add_argument(
+        "--contrast",
+        metavar="DEEP,WIDE",
+        type=_families,
+        help="the two families to compare; default: the thinnest and the widest",
+    )
+    arguments = parser.parse_args()
+    try:
+        write_report(arguments.runs, arguments.out, arguments.contrast)
+    except SlmError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _families(text: str) -> tuple[str, str]:
+    names = text.split(",")
+    if len(names) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} does not name two families, as DEEP,WIDE")
+    return names[0], names[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

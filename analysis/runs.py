@@ -1,0 +1,127 @@
+"""Run directories as one tidy table, with every run that was left out counted by reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from slm.architecture.compute import flop_equivalent_params
+from slm.errors import DataError, RunError
+from slm.tracking.record import RunDirectory, RunResult
+
+
+@dataclass(frozen=True)
+class Runs:
+    """One row a finished run; `dropped` counts the others by reason."""
+
+    table: pd.DataFrame
+    dropped: Counter[str]
+    warnings: tuple[str, ...]
+
+    @property
+    def families(self) -> list[str]:
+        """From the thinnest to the widest, by mean aspect ratio."""
+        order = self.table.groupby("family")["aspect_ratio"].mean().sort_values()
+        return [str(name) for name in order.index]
+
+
+def load_runs(folder: Path) -> Runs:
+    """Read every run below a folder.
+
+    Columns carry their units: `loss_nats_per_token` after decay, `flops` of training in the
+    convention of `flops_convention`, `n_flop` = flops_per_token / 6, `tokens`,
+    `budget` = tokens over the rung's n_flop, equal across the families of a rung and kept to two
+    digits, since rounding to whole batches moves the third.
+
+    Raises:
+        DataError: if the folder holds no finished run.
+    """
+    dropped: Counter[str] = Counter()
+    rows = []
+    for run in _run_directories(folder):
+        try:
+            result = run.result()
+        except RunError:
+            dropped["unreadable result.json"] += 1
+            continue
+        state = run.state()
+        if result is None or state != "finished":
+            dropped[f"not finished ({state})"] += 1
+            continue
+        rows.append(_row(result))
+    if not rows:
+        reasons = "".join(f"; {count} {reason}" for reason, count in dropped.items())
+        raise DataError(
+            f"{folder}: no finished run here{reasons}. Train some first, for example with "
+            "python sweep.py study=demo action=run"
+        )
+    table = pd.DataFrame(rows).sort_values(["family", "flops", "seed"], ignore_index=True)
+    table = _keep_one_validation_set(table, dropped)
+    return Runs(table, dropped, tuple(_recipe_warnings(table)))
+
+
+def _run_directories(folder: Path) -> Iterator[RunDirectory]:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    for config in sorted(folder.rglob("config.yaml")):
+        # W&B keeps a config.yaml of its own, and hidden folders hold superseded runs.
+        inner = config.parent.relative_to(folder).parts
+        if "wandb" not in inner and not any(part.startswith(".") for part in inner):
+            yield RunDirectory(config.parent)
+
+
+def _row(result: RunResult) -> dict[str, object]:
+    shape = result.shape
+    rung_n_flop = flop_equivalent_params(result.reference_flops_per_token)
+    return {
+        "run_id": result.run_id,
+        "study": result.study,
+        "family": result.family,
+        "size": result.size,
+        "n_layers": shape["n_layers"],
+        "d_model": shape["d_model"],
+        "aspect_ratio": shape["d_model"] / shape["n_layers"],
+        "params_total": result.params_total,
+        "params_non_embedding": result.params_non_embedding,
+        "flops_per_token": result.flops_per_token,
+        "n_flop": flop_equivalent_params(result.flops_per_token),
+        "tokens": result.tokens,
+        "budget": float(f"{result.tokens / rung_n_flop:.2g}"),
+        "flops": result.flops,
+        "epochs": result.epochs,
+        "seed": result.seed,
+        "peak_lr": result.peak_lr,
+        "parametrization": result.parametrization,
+        "schedule": result.schedule["kind"],
+        "batch_tokens": result.batch_tokens,
+        "precision": result.precision,
+        "loss_nats_per_token": result.val_loss_nats_per_token,
+        "bits_per_byte": result.val_bits_per_byte,
+        "val_tokens": result.val_tokens,
+        "val_fingerprint": result.val_fingerprint,
+        "tokens_per_second": result.tokens_per_second,
+        "commit": result.commit,
+    }
+
+
+def _keep_one_validation_set(table: pd.DataFrame, dropped: Counter[str]) -> pd.DataFrame:
+    """Losses on different tokens do not compare; the set that most runs share is kept."""
+    common = table["val_fingerprint"].mode().iloc[0]
+    other = table["val_fingerprint"] != common
+    if other.any():
+        dropped["other validation set"] += int(other.sum())
+    return table[~other].reset_index(drop=True)
+
+
+def _recipe_warnings(table: pd.DataFrame) -> Iterator[str]:
+    recipe = ("commit", "parametrization", "peak_lr", "schedule", "batch_tokens", "precision")
+    for column in recipe:
+        values = table[column].dropna().unique()
+        if len(values) > 1:
+            yield f"runs differ in {column}: {', '.join(str(value) for value in values)}"
+    if (table["epochs"] > 1).any():
+        yield f"some runs repeat the training text, up to {table['epochs'].max():.1f} times"

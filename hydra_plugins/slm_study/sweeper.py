@@ -1,0 +1,121 @@
+"""A Hydra sweeper that hands a launcher the unfinished cells of a study, and says what became of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+log = logging.getLogger("slm")
+
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="study",
+    node={"_target_": f"{__name__}.StudySweeper"},
+    provider="slm",
+)
+
+
+class StudySweeper(Sweeper):
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.config = config
+        self.hydra_context = hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Do what `action` asks for; without one, run the study and report on it."""
+        from slm.app import config_of
+        from slm.sweeps.study import cells_of, check_study
+
+        arguments = [a for a in arguments if not a.lstrip("+").startswith("action=")]
+        _refuse_grids(arguments)
+        config = config_of(self._compose(arguments))
+        check_study(config)
+        families = {
+            name: config_of(self._compose([*arguments, f"family={name}"])).family
+            for name in config.study.families
+        }
+        cells = cells_of(config, families)
+        action = self.config.action
+        if action == "plan":
+            return _show(cells, warnings=True)
+        if action == "status":
+            return _show(cells, warnings=False)
+        if action in (None, "run"):
+            self._run(cells, arguments, retry=config.rerun)
+        if action in (None, "report"):
+            _report(Path(config.runs_dir) / config.study.name)
+        return None
+
+    def _compose(self, overrides: list[str]) -> DictConfig:
+        job = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(job):
+            del job["hydra"]
+        return job
+
+    def _run(self, cells: Sequence[Any], arguments: list[str], *, retry: bool) -> None:
+        """Launch what is not done.
+
+        Raises:
+            RunError: if a cell failed, after all others had their turn.
+        """
+        from slm.errors import RunError
+        from slm.sweeps.plan import design_warnings, totals
+
+        done = {"finished", "diverged"}
+        todo = [cell for cell in cells if retry or cell.run.state() not in done]
+        log.info("%s; %d to run", totals(cells), len(todo))
+        for warning in design_warnings(cells):
+            log.info("%s", warning)
+        if todo:
+            jobs = [[*arguments, *cell.overrides] for cell in todo]
+            self.launcher.launch(jobs, initial_job_idx=0)
+        failed = [cell for cell in cells if cell.run.state() != "finished"]
+        if failed:
+            lines = [f"  {cell.run.state()}: {cell.run.path}" for cell in failed]
+            raise RunError(
+                "\n".join([f"{len(failed)} of {len(cells)} cells did not finish:", *lines])
+            )
+
+
+def _refuse_grids(arguments: list[str]) -> None:
+    from slm.errors import ConfigError, Problem
+
+    parsed = OverridesParser.create().parse_overrides(arguments)
+    problems = [
+        Problem(str(o.key_or_group), o.value(), "a study makes its own cells", "give one value")
+        for o in parsed
+        if o.is_sweep_override()
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _show(cells: Sequence[Any], *, warnings: bool) -> None:
+    from rich.console import Console
+
+    from slm.sweeps.plan import design_warnings, plan_table, totals
+
+    console = Console(width=None if Console().is_terminal else 200)
+    console.print(plan_table(cells))
+    console.print(totals(cells))
+    for warning in design_warnings(cells) if warnings else ():
+        console.print(warning)
+
+
+def _report(study: Path) -> None:
+    from analysis.report import write_report  # pandas and matplotlib take a second to import
+
+    write_report(study, study / "report")

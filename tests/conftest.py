@@ -1,0 +1,100 @@
+"""Fixtures: a session-wide cache of prepared prose, and configs small enough for milliseconds a step."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slm.config import load_config
+from slm.data.shards import PreparedData, prepare
+from slm.run_spec import RunSpec, resolve
+from slm.schema import Config
+
+ROOT = Path(__file__).parents[1]
+
+TINY: dict[str, Any] = {
+    "family": {"name": "tiny"},
+    "model": {"n_layers": 2, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "seq_len": 32},
+    "data": {"val_tokens": 2048},
+    "optimizer": {"global_batch_tokens": 256},
+    "budget": {"tokens": 20 * 256},
+    "trainer": {"threads": 1, "accelerator": "cpu", "progress": False, "log_every_steps": 1},
+    "tracking": {"wandb": "disabled"},
+}
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    result = copy.deepcopy(base)
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = merged(result[key], value)
+        else:
+            result[key] = value
+    return result
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path, cache_dir: Path) -> Callable[..., Config]:
+    """tiny_config(model={"n_layers": 3}) -> a config of about 20 thousand parameters and 20 steps."""
+
+    def make(**changes: Any) -> Config:
+        places = {"runs_dir": str(tmp_path / "runs"), "cache_dir": str(cache_dir)}
+        return load_config(merged({**TINY, **places}, changes))
+
+    return make
+
+
+@pytest.fixture
+def tiny_spec(tiny_config: Callable[..., Config]) -> Callable[..., RunSpec]:
+    return lambda **changes: resolve(tiny_config(**changes))
+
+
+@pytest.fixture
+def prose(tiny_config: Callable[..., Config]) -> PreparedData:
+    return prepare(tiny_config())
+
+
+@pytest.fixture
+def cli(tmp_path: Path, cache_dir: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run train.py or sweep.py as a user would, with runs in tmp_path."""
+
+    def run(script: str, *arguments: str, timeout: float = 240) -> Any:
+        command = cli_command(script, tmp_path, cache_dir, *arguments)
+        return subprocess.run(
+            command,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=cli_env(),
+            check=False,
+        )
+
+    return run
+
+
+def cli_command(script: str, tmp_path: Path, cache_dir: Path, *arguments: str) -> list[str]:
+    places = [f"runs_dir={tmp_path / 'runs'}", f"cache_dir={cache_dir}"]
+    return [sys.executable, script, *places, *arguments]
+
+
+def cli_env() -> dict[str, str]:
+    return {**os.environ, "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}

@@ -1,0 +1,203 @@
+"""Analysis against known answers, and its refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.__main__ import main
+from analysis.fits import fit_power_law
+from analysis.inference import paired_differences
+from analysis.report import write_report
+from analysis.runs import load_runs
+from slm.errors import DataError
+from slm.run_spec import RunSpec
+from slm.tracking.record import RunDirectory, RunResult
+
+SIZES = (50_000, 100_000, 200_000, 400_000, 800_000)
+BUDGETS = (4.0, 16.0)
+
+
+def simulated(
+    alpha: dict[str, float], gap: float = 0.0, noise: float = 0.0, sizes: tuple[int, ...] = SIZES
+) -> pd.DataFrame:
+    """Runs that follow ln L = 3 - alpha ln N - 0.1 ln D, `deep` lower by `gap` nats."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for family, exponent in alpha.items():
+        for size in sizes:
+            for budget in BUDGETS:
+                n_flop = size * 1.3 * (1.01 if family == "deep" else 1.0)
+                tokens = budget * size * 1.3
+                loss = math.exp(3 - exponent * math.log(n_flop) - 0.1 * math.log(tokens))
+                loss += generator.normal(0, noise) - (gap if family == "deep" else 0)
+                rows.append(
+                    {
+                        "family": family, "size": size, "budget": budget, "tokens": tokens, "seed": 0,
+                        "n_flop": n_flop, "flops": 6 * n_flop * tokens, "loss_nats_per_token": loss,
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_a_power_law_is_recovered() -> None:
+    law = fit_power_law(simulated({"deep": 0.08}), "deep")
+    assert law.status == "OK"
+    assert law.alpha == pytest.approx(0.08, abs=1e-9)
+    assert law.beta == pytest.approx(0.1, abs=1e-9)
+    expected = math.exp(3 - 0.08 * math.log(1e5) - 0.1 * math.log(1e6))
+    assert law.predict(1e5, 1e6) == pytest.approx(expected)
+
+
+def test_jackknife_intervals_cover() -> None:
+    hits = 0
+    for seed in range(60):
+        table = simulated({"wide": 0.08})
+        shape_noise = np.random.default_rng(seed).normal(0, 0.02, len(SIZES))
+        table["loss_nats_per_token"] *= np.exp(
+            table["size"].map(dict(zip(SIZES, shape_noise, strict=True)))
+        )
+        law = fit_power_law(table, "wide")
+        assert law.alpha_low is not None and law.alpha_high is not None
+        hits += law.alpha_low <= 0.08 <= law.alpha_high
+    assert hits >= 51  # 95% of 60 is 57; below 51 has a probability of .004
+
+
+def test_what_the_design_cannot_identify_is_refused() -> None:
+    few = fit_power_law(simulated({"deep": 0.08}, sizes=SIZES[:3]), "deep")
+    assert (few.status, few.alpha) == ("REFUSED", None)
+    assert "3 sizes" in few.reasons[0]
+    table = simulated({"deep": 0.08})
+    one_budget = fit_power_law(table[table["budget"] == 4], "deep")
+    assert one_budget.status == "REFUSED" and one_budget.alpha is None
+    with pytest.raises(ValueError, match="was refused"):
+        one_budget.predict(1e5, 1e6)
+    narrow = fit_power_law(simulated({"deep": 0.08}, sizes=(50, 60, 70, 80)), "deep")
+    assert narrow.status == "WEAK" and "decades" in narrow.reasons[0]
+
+
+def test_a_level_difference_is_found_at_equal_flops() -> None:
+    contrast = paired_differences(simulated({"deep": 0.08, "wide": 0.08}, gap=0.05), "deep", "wide")
+    assert len(contrast.pairs) == 10 and contrast.matched
+    assert (contrast.pairs["flops_mismatch"] - 0.01).abs().max() < 1e-12
+    # Without noise: the gap, once the deep runs' 1% more FLOPs are corrected for. Uncorrected it
+    # would be off by 1% * .08 * 7 nats = .006; the slope along the sizes leaves an eighth of that.
+    assert contrast.pairs["difference_at_equal_flops"].to_numpy() == pytest.approx(-0.05, abs=1e-3)
+    assert (contrast.summary["mean_high"] < 0).all()
+    assert contrast.summary["deep_lower"].tolist() == [5, 5]
+
+
+def test_families_that_differ_in_nothing_rarely_differ() -> None:
+    """Type-I error of the mean over pairs, 5% nominal: 200 null studies with seed noise."""
+    rejected = 0
+    for seed in range(200):
+        table = simulated({"deep": 0.08, "wide": 0.08})
+        table["flops"] = table["flops"].where(table["family"] == "wide", table["flops"] / 1.01)
+        table["n_flop"] = 1.3 * table["size"]
+        same = table["size"].map(lambda s: math.exp(3 - 0.08 * math.log(1.3 * s)))
+        noise = np.random.default_rng(seed).normal(0, 0.01, len(table))
+        table["loss_nats_per_token"] = same * table["tokens"] ** -0.1 + noise
+        row = paired_differences(table, "deep", "wide").summary.iloc[0]
+        rejected += not row["mean_low"] <= 0 <= row["mean_high"]
+    assert rejected <= 19  # 10 expected; 20 or more has a probability of .003
+
+
+def test_one_pair_has_no_interval() -> None:
+    table = simulated({"deep": 0.08, "wide": 0.08}, gap=0.05, sizes=SIZES[:1])
+    summary = paired_differences(table, "deep", "wide").summary
+    assert summary["mean_low"].isna().all() and summary["largest"].isna().all()
+
+
+@pytest.fixture
+def written(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> Callable[..., RunDirectory]:
+    """Write a run directory with a given result, as training would."""
+
+    def write(
+        family: str, size: int, tokens: int, loss: float | None, **changes: object
+    ) -> RunDirectory:
+        spec = tiny_spec(family={"name": family}, budget={"tokens": tokens})
+        run = RunDirectory.of(spec)
+        result = RunResult(
+            schema_version=1, run_id=spec.run_id, study="single", status="finished", family=family,
+            size=size, shape=spec.shape.as_dict(), parametrization="mup", params_total=2,
+            params_non_embedding=1, params_embedding=1, flops_per_token=6 * size,
+            flops_convention="c", reference_flops_per_token=6 * size, tokens=tokens, epochs=0.1,
+            flops=6 * size * tokens, steps=1, batch_tokens=256, seed=0, peak_lr=1e-2,
+            schedule={"kind": "wsd"}, trunk_id=None, precision="fp32", val_loss_nats_per_token=loss,
+            val_bits_per_byte=1.0, val_perplexity=1.0, val_tokens=9, val_bytes=9, val_fingerprint="v",
+            data_fingerprint="d", tokenizer_fingerprint="t", train_loss_nats_per_token=1.0,
+            wall_seconds=1.0, tokens_per_second=1.0, mfu=None, peak_memory_bytes=1, commit=None,
+            wandb_id=None,
+        )  # fmt: skip
+        with run.claim(spec):
+            run.write_result(replace(result, **changes))  # type: ignore[arg-type]
+        return run
+
+    return write
+
+
+def test_every_dropped_run_is_counted(written: Callable[..., RunDirectory], tmp_path: Path) -> None:
+    for tokens in (512, 1024, 1536):
+        written("deep", 100, tokens, 2.0)
+    written("deep", 100, 2048, 2.0, val_fingerprint="other")
+    written("deep", 100, 2560, 2.0).write_status("failed")
+    written("deep", 100, 3072, None, status="diverged").write_status("diverged")
+    (written("deep", 100, 3584, 2.0).path / "result.json").write_text("{")
+    runs = load_runs(tmp_path / "runs")
+    assert len(runs.table) == 3
+    assert runs.dropped == {
+        "other validation set": 1, "not finished (failed)": 1, "not finished (diverged)": 1,
+        "unreadable result.json": 1,
+    }  # fmt: skip
+
+
+def test_recipes_that_differ_are_told(written: Callable[..., RunDirectory], tmp_path: Path) -> None:
+    written("deep", 100, 512, 2.0)
+    written("deep", 100, 1024, 2.0, peak_lr=3.0)
+    assert any("peak_lr" in warning for warning in load_runs(tmp_path / "runs").warnings)
+
+
+def test_the_report_is_written(written: Callable[..., RunDirectory], tmp_path: Path) -> None:
+    for family, gap in (("deep", -0.1), ("wide", 0.0)):
+        for size in (100, 200, 400):
+            for budget in (5.12, 10.24):
+                written(family, size, int(budget * size) // 256 * 256 or 256, 3 - size / 1000 + gap)
+    write_report(tmp_path / "runs", tmp_path / "out", ("deep", "wide"))
+    text = (tmp_path / "out" / "report.md").read_text()
+    saved = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (tmp_path / "out" / "loss_vs_flops.png").stat().st_size > 10_000
+    assert "What this cannot say" in text and "REFUSED" in text
+    assert saved["contrast"]["summary"][0]["mean"] == pytest.approx(-0.1, abs=1e-6)
+    assert {law["status"] for law in saved["power_laws"]} == {"REFUSED"}
+
+
+def test_nothing_to_analyse_says_what_to_do(
+    written: Callable[..., RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with pytest.raises(DataError, match="no such folder"):
+        load_runs(tmp_path / "nowhere")
+    written("deep", 100, 512, 2.0).write_status("failed")
+    with pytest.raises(DataError, match=r"1 not finished \(failed\)"):
+        load_runs(tmp_path / "runs")
+    monkeypatch.setattr(
+        "sys.argv", ["analysis", str(tmp_path / "runs"), "--out", str(tmp_path / "o")]
+    )
+    assert main() == 1
+    assert "no finished run" in capsys.readouterr().err
+
+
+def test_one_family_is_reported_without_a_comparison(
+    written: Callable[..., RunDirectory], tmp_path: Path
+) -> None:
+    run = written("deep", 100, 512, 2.0)
+    write_report(tmp_path / "runs", tmp_path / "out")
+    assert "nothing can be compared" in (tmp_path / "out" / "report.md").read_text()
+    assert asdict(run.result())["family"] == "deep"  # type: ignore[arg-type]

@@ -1,0 +1,102 @@
+"""The strict reader: everything wrong at once, with the nearest fix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from slm.app import let_through
+from slm.config import load_config
+from slm.errors import ConfigError
+from slm.schema import Config, default_tree, field_descriptions, to_tree
+from tests.conftest import ROOT, TINY, merged
+
+
+def problems_of(**changes: Any) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(merged(TINY, changes))
+    return {problem.key: str(problem) for problem in caught.value.problems}
+
+
+def test_a_config_survives_its_own_tree(tiny_config: Callable[..., Config]) -> None:
+    config = tiny_config(seed=3, study={"sizes": ["80k", "1.5m"]})
+    assert load_config(to_tree(config)) == config
+    assert config.study.sizes == (80_000, 1_500_000)
+
+
+def test_all_problems_come_at_once() -> None:
+    found = problems_of(
+        seed=-1,
+        lr=3,
+        model={"n_layer": 3, "attention": "flsh", "d_model": 33},
+        trainer={"threads": 0},
+    )
+    assert set(found) == {
+        "seed", "lr", "model.n_layer", "model.attention", "model.d_model", "trainer.threads"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "said"),
+    [
+        ({"model": {"n_layer": 3}}, "model.n_layer", "did you mean model.n_layers?"),
+        ({"n_layers": 3}, "n_layers", "did you mean model.n_layers?"),
+        ({"optimizer": {"weight_decy": 3}}, "optimizer.weight_decy", "optimizer.weight_decay?"),
+        ({"trainer": {"precision": "bf17"}}, "trainer.precision", "did you mean bf16?"),
+        ({"model": {"d_model": 34}}, "model.d_model", "multiple of n_heads=4 (nearest: 32)"),
+        ({"model": {"n_kv_heads": 3}}, "model.n_kv_heads", "must divide n_heads=4 (nearest: 2)"),
+        ({"model": {"d_model": 36}}, "model.d_head", "even head width (nearest: 10)"),
+        ({"model": {"d_head": 16}}, "model.d_head", "must equal d_model=32 (nearest: 8)"),
+        ({"model": {"n_layers": 0}}, "model.n_layers", "greater than 0"),
+        ({"model": {"d_ff": -8}}, "model.d_ff", "greater than 0"),
+        ({"budget": {"flops": 1e9}}, "budget", "more than one budget (keep one"),
+        ({"budget": {"tokens": None}}, "budget", "no budget is given"),
+        ({"budget": {"tokens": 0}}, "budget.tokens", "greater than 0"),
+        ({"size": "80k"}, "model.n_layers", "an explicit shape beside size=80000"),
+        ({"size": "80q"}, "size", "valid integer"),
+        ({"seed": True}, "seed", "must be a number"),
+        (
+            {"optimizer": {"global_batch_tokens": 100}},
+            "optimizer.global_batch_tokens",
+            "nearest: 96",
+        ),
+        ({"trainer": {"micro_batch_sequences": 3}}, "trainer.micro_batch_sequences", "nearest: 2"),
+        ({"tokenizer": {"kind": "bpe"}}, "tokenizer.vocab_size", "is needed for a bpe"),
+        ({"tokenizer": {"vocab_size": 300}}, "tokenizer.vocab_size", "fixes its own"),
+    ],
+)
+def test_each_problem_names_key_rule_and_fix(changes: dict[str, Any], key: str, said: str) -> None:
+    assert said in problems_of(**changes)[key]
+
+
+def test_a_wrong_value_causes_no_second_complaint() -> None:
+    assert set(problems_of(budget={"tokens": "many"})) == {"budget.tokens"}
+
+
+def test_every_key_is_documented() -> None:
+    assert not [key for key, _, text in field_descriptions() if not text]
+
+
+def test_defaults_lack_only_a_budget_and_a_shape() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(default_tree())
+    assert {problem.key for problem in caught.value.problems} == {"budget", "size"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "passed_on"),
+    [
+        ("model.n_layer=3", "++model.n_layer=3"),
+        ("+model.typo=1", "++model.typo=1"),
+        ("seed=0,1", "++seed=0,1"),
+        ("model=tiny", "model=tiny"),
+        ("hydra/launcher=local", "hydra/launcher=local"),
+        ("hydra.launcher.n_jobs=2", "hydra.launcher.n_jobs=2"),
+        ("--cfg", "--cfg"),
+        ("~seed", "~seed"),
+    ],
+)
+def test_overrides_reach_the_schema(argument: str, passed_on: str) -> None:
+    assert let_through(argument, ROOT / "conf") == passed_on

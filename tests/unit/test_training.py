@@ -1,0 +1,274 @@
+"""Exactness of training: schedule, groups, resume, micro-batches, losses. All in one process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from slm.data.shards import PreparedData
+from slm.errors import ConfigError, Diverged, RunError
+from slm.model.loss import token_nats
+from slm.model.parametrization import Parametrization
+from slm.run_spec import RunSpec
+from slm.schema import OptimizerConfig, ParametrizationConfig, ScheduleConfig
+from slm.tracking import record
+from slm.tracking.record import RunDirectory, RunResult
+from slm.training.callbacks.checkpoint import newest_checkpoint
+from slm.training.module import LanguageModule
+from slm.training.optimizer import LR_MULTIPLIER, build_optimizer
+from slm.training.runner import build_module, train
+from slm.training.schedule import lr_multiplier
+
+Spec = Callable[..., RunSpec]
+
+
+def run_to_end(spec: RunSpec) -> tuple[RunDirectory, RunResult]:
+    run = RunDirectory.of(spec)
+    with run.claim(spec):
+        return run, train(spec, run)
+
+
+def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
+    found = newest_checkpoint(run.checkpoints)
+    assert found is not None
+    return torch.load(found[0], weights_only=True)["state_dict"]
+
+
+def losses(run: RunDirectory) -> list[tuple[float, float, float]]:
+    keys = (record.TRAIN_LOSS, record.GRAD_NORM, record.LR)
+    return [tuple(row[k] for k in keys) for row in run.read_metrics() if record.TRAIN_LOSS in row]  # type: ignore[misc]
+
+
+def test_wsd_and_cosine() -> None:
+    wsd = ScheduleConfig(kind="wsd", decay_fraction=0.2)
+    assert lr_multiplier(5, 1000, 10, wsd) == 0.5
+    assert lr_multiplier(10, 1000, 10, wsd) == lr_multiplier(800, 1000, 10, wsd) == 1.0
+    assert lr_multiplier(900, 1000, 10, wsd) == pytest.approx(0.5)
+    assert lr_multiplier(1000, 1000, 10, wsd) == 0.0
+    cosine = ScheduleConfig(kind="cosine", final_lr_fraction=0.1)
+    assert lr_multiplier(10, 1010, 10, cosine) == 1.0
+    assert lr_multiplier(510, 1010, 10, cosine) == pytest.approx(0.55)
+    assert lr_multiplier(1010, 1010, 10, cosine) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("tied", "kind"), [(True, "mup"), (False, "mup"), (True, "standard")])
+def test_parameter_groups(tiny_spec: Spec, tied: bool, kind: str) -> None:
+    module = build_module(tiny_spec(model={"tied": tied}, parametrization={"kind": kind}))
+    rules = Parametrization.of(ParametrizationConfig(kind=kind), module.model.shape)  # type: ignore[arg-type]
+    optimizer = build_optimizer(module.model, OptimizerConfig(weight_decay=0.1), rules)
+    grouped = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(grouped) == len({id(p) for p in grouped}) == len(list(module.model.parameters()))
+    hidden_lr = 64 / 32 if kind == "mup" else 1.0  # base_width / d_model
+    for group in optimizer.param_groups:
+        names = [
+            n for n, p in module.model.named_parameters() if any(p is q for q in group["params"])
+        ]
+        if all("norm" in name for name in names):
+            assert (group["weight_decay"], group[LR_MULTIPLIER]) == (0.0, 1.0)
+        elif all("embedding" in name or "head" in name for name in names):
+            assert (group["weight_decay"], group[LR_MULTIPLIER]) == (0.1, 1.0)
+        elif kind == "mup":
+            assert (group["weight_decay"], group[LR_MULTIPLIER]) == (0.1 / hidden_lr, hidden_lr)
+        if group["weight_decay"]:
+            assert group["lr"] * group["weight_decay"] == pytest.approx(3e-3 * 0.1)
+
+
+def test_a_run_learns_and_records_all_fields(tiny_spec: Spec) -> None:
+    spec = tiny_spec(budget={"tokens": 60 * 256}, optimizer={"lr": 1e-2})
+    run, result = run_to_end(spec)
+    assert run.result() == result
+    assert run.state() == result.status == "finished"
+    assert result.tokens == 60 * 256 and result.steps == 60
+    assert result.val_loss_nats_per_token is not None and result.val_bits_per_byte is not None
+    assert result.val_loss_nats_per_token < math.log(99) - 0.8
+    assert result.val_perplexity == pytest.approx(math.exp(result.val_loss_nats_per_token))
+    nats = result.val_loss_nats_per_token * result.val_tokens
+    assert result.val_bits_per_byte == pytest.approx(nats / math.log(2) / result.val_bytes)
+    assert (run.path / "config.yaml").exists() and (run.path / "env.json").exists()
+    rows = run.read_metrics()
+    assert [row[record.STEP] for row in rows] == list(range(1, 61))
+    assert rows[-1][record.VAL_LOSS] == result.val_loss_nats_per_token
+
+
+def test_validation_loss_equals_a_plain_sum(tiny_spec: Spec, prose: PreparedData) -> None:
+    spec = tiny_spec(data={"val_tokens": 1000})
+    run, result = run_to_end(spec)
+    module = build_module(spec)
+    module.load_state_dict(weights(run))
+    stream = torch.from_numpy(np.concatenate(prose.split("val"))[:1001].astype(np.int64))
+    total = 0.0
+    with torch.no_grad():
+        for start in range(0, 1000, spec.shape.seq_len):
+            inputs = stream[start : min(start + spec.shape.seq_len, 1000)][None]
+            targets = stream[start + 1 : start + 1 + inputs.shape[1]][None]
+            total += token_nats(module(inputs), targets).double().sum().item()
+    # One window at a time instead of batches: fp32 rounding of the forward pass.
+    assert result.val_loss_nats_per_token == pytest.approx(total / 1000, rel=1e-6)
+    assert result.val_tokens == 1000
+
+
+def test_the_record_counts_the_real_module(tiny_spec: Spec) -> None:
+    spec = tiny_spec(model={"tied": False})
+    _, result = run_to_end(spec)
+    model = build_module(spec).model
+    total = sum(p.numel() for p in model.parameters())
+    tables = model.embedding.weight.numel() + model.head.weight.numel()
+    assert (result.params_total, result.params_embedding) == (total, tables)
+    assert result.params_non_embedding == total - tables
+    assert result.flops == result.flops_per_token * result.tokens
+
+
+@pytest.mark.parametrize("at", [1, 10, 13])
+def test_resume_is_exact(
+    tiny_spec: Spec, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {
+        "trainer": {"checkpoint_every_steps": 1, "micro_batch_sequences": 4}
+    }
+    whole, _ = run_to_end(tiny_spec(runs_dir=str(tmp_path / "whole"), **settings))
+    spec = tiny_spec(runs_dir=str(tmp_path / "cut"), **settings)
+    original = LanguageModule.training_step
+
+    def fail_at(self: LanguageModule, batch: torch.Tensor, step: int) -> dict[str, Any]:
+        if step == at:
+            raise RuntimeError("power cut")
+        return original(self, batch, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LanguageModule, "training_step", fail_at)
+        with pytest.raises(RuntimeError, match="power cut"):
+            run_to_end(spec)
+    assert RunDirectory.of(spec).state() == "failed"
+    resumed, result = run_to_end(spec)
+    assert losses(resumed) == losses(whole)
+    assert result.val_loss_nats_per_token == whole.result().val_loss_nats_per_token  # type: ignore[union-attr]
+    after, before = weights(resumed), weights(whole)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_micro_batches_change_rounding_only(tiny_spec: Spec, tmp_path: Path) -> None:
+    curves = []
+    for micro in (1, 2, 4, 8):
+        spec = tiny_spec(
+            runs_dir=str(tmp_path / str(micro)), trainer={"micro_batch_sequences": micro}
+        )
+        run, _ = run_to_end(spec)
+        curves.append([loss for loss, _, _ in losses(run)])
+    assert len({RunDirectory.of(spec).path.name}) == 1
+    for curve in curves[:-1]:
+        # Same batches; 20 AdamW steps amplify the rounding of differently ordered sums.
+        np.testing.assert_allclose(curve, curves[-1], rtol=2e-5)
+
+
+def test_seeds_differ_and_repeat(tiny_spec: Spec, tmp_path: Path) -> None:
+    curves = [
+        losses(run_to_end(tiny_spec(seed=seed, runs_dir=str(tmp_path / name)))[0])
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert curves[0] == curves[1] != curves[2]
+
+
+def test_divergence_is_a_result(tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = tiny_spec()
+    original = LanguageModule.training_step
+
+    def poison(self: LanguageModule, batch: torch.Tensor, step: int) -> dict[str, Any]:
+        if step == 5:
+            with torch.no_grad():
+                self.model.norm.weight[0] = float("nan")
+        return original(self, batch, step)
+
+    monkeypatch.setattr(LanguageModule, "training_step", poison)
+    with pytest.raises(Diverged, match="step 5: loss nan"):
+        run_to_end(spec)
+    run = RunDirectory.of(spec)
+    result = run.result()
+    assert run.state() == "diverged" and result is not None
+    assert result.status == "diverged" and result.val_loss_nats_per_token is None
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
+def test_a_damaged_checkpoint_yields_to_the_one_before(tiny_spec: Spec, damage: str) -> None:
+    spec = tiny_spec(trainer={"checkpoint_every_steps": 10})
+    run, _ = run_to_end(spec)
+    newest = run.checkpoints / "step-00000020.ckpt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "delete":
+        newest.unlink()
+    else:
+        newest.write_bytes(content if damage == "flip" else content[: len(content) // 2])
+    assert newest_checkpoint(run.checkpoints) == (run.checkpoints / "step-00000010.ckpt", 10)
+    (run.checkpoints / "step-00000010.ckpt").write_bytes(b"")
+    if damage != "delete":
+        with pytest.raises(RunError, match="rerun=true"):
+            newest_checkpoint(run.checkpoints)
+
+
+def test_a_checkpoint_appears_whole_or_not_at_all(
+    tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny_spec(trainer={"checkpoint_every_steps": 10})
+    from lightning.pytorch import Trainer
+
+    original = Trainer.save_checkpoint
+
+    def disk_full(self: Trainer, path: Path, **kwargs: Any) -> None:
+        if self.global_step == 20:
+            Path(path).write_bytes(b"half of a chec")
+            raise OSError(28, "No space left on device", str(path))
+        original(self, path, **kwargs)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        run_to_end(spec)
+    folder = RunDirectory.of(spec).checkpoints
+    assert sorted(p.name for p in folder.glob("*.ckpt*")) == [
+        "step-00000010.ckpt", "step-00000010.ckpt.sha256"
+    ]  # fmt: skip
+    assert newest_checkpoint(folder) is not None
+
+
+def test_only_two_checkpoints_are_kept(tiny_spec: Spec) -> None:
+    run, _ = run_to_end(tiny_spec(trainer={"checkpoint_every_steps": 5}))
+    assert [p.name for p in sorted(run.checkpoints.glob("*.ckpt"))] == [
+        "step-00000015.ckpt", "step-00000020.ckpt"
+    ]  # fmt: skip
+
+
+def test_compiled_keys_are_the_plain_keys(tiny_spec: Spec) -> None:
+    plain, compiled = build_module(tiny_spec()), build_module(tiny_spec(trainer={"compile": True}))
+    assert list(plain.state_dict()) == list(compiled.state_dict())
+
+
+def test_a_budget_beyond_the_text_is_refused(tiny_spec: Spec) -> None:
+    spec = tiny_spec(budget={"tokens": "100m"})
+    with pytest.raises(ConfigError, match="passes over the training text"):
+        run_to_end(spec)
+
+
+def test_other_data_are_not_continued_on(tiny_spec: Spec) -> None:
+    spec = tiny_spec()
+    run, _ = run_to_end(spec)
+    (run.path / "data.json").write_text('{"fingerprint": "another"}')
+    with pytest.raises(RunError, match="was trained on data another"):
+        run_to_end(spec)
+
+
+def test_overfitting_one_batch(tiny_spec: Spec) -> None:
+    """The loss of a batch seen over and over falls to nearly nothing: gradients reach every part."""
+    module = build_module(tiny_spec())
+    batch = torch.randint(99, (4, 17), generator=torch.manual_seed(0))
+    optimizer = module.configure_optimizers()
+    for _ in range(150):
+        loss = token_nats(module(batch[:, :-1]), batch[:, 1:]).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.1
