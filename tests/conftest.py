@@ -92,8 +92,11 @@ def cli(tmp_path: Path, cache_dir: Path) -> Callable[..., subprocess.CompletedPr
 
 
 def cli_command(script: str, tmp_path: Path, cache_dir: Path, *arguments: str) -> list[str]:
-    places = [f"runs_dir={tmp_path / 'runs'}", f"cache_dir={cache_dir}"]
-    return [sys.executable, script, *places, *arguments]
+    """The command line, with runs and data in temporary places unless the arguments say otherwise."""
+    places = {"runs_dir": tmp_path / "runs", "cache_dir": cache_dir}
+    given = {argument.partition("=")[0] for argument in arguments}
+    ours = [f"{key}={path}" for key, path in places.items() if key not in given]
+    return [sys.executable, script, *arguments, *ours]
 
 
 def cli_env() -> dict[str, str]:

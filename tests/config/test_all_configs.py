@@ -1,0 +1,78 @@
+"""Every file in conf/ composes, is valid, and asks for a run that can be worked out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from slm.app import config_of, register_schema
+from slm.run_spec import RunSpec, resolve
+from slm.schema import Config
+from slm.sweeps.plan import rung_mismatch
+from slm.sweeps.study import cells_of, check_study
+from tests.conftest import ROOT
+
+CONF = ROOT / "conf"
+# What an option needs besides itself to be a whole config.
+COMPANIONS = {
+    ("family", "custom"): ["model=tiny"],
+    ("ladder", "sub1b"): ["size=125m", "model.seq_len=2048"],
+}
+
+
+def options() -> Iterator[tuple[str, str]]:
+    for path in sorted(CONF.glob("*/*.yaml")):
+        yield path.parent.name, path.stem
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _hydra() -> Iterator[None]:
+    register_schema()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str, name: str = "train") -> Config:
+    cfg = compose(name, list(overrides))
+    assert isinstance(cfg, DictConfig)
+    return config_of(cfg)
+
+
+@pytest.mark.parametrize(("group", "option"), options())
+def test_each_option_is_a_valid_run(group: str, option: str) -> None:
+    config = composed(f"{group}={option}", *COMPANIONS.get((group, option), []))
+    spec = resolve(config)
+    assert isinstance(spec, RunSpec) and spec.steps > 0
+
+
+def studies() -> list[str]:
+    return [option for group, option in options() if group == "study" and option != "single"]
+
+
+@pytest.mark.parametrize("study", studies())
+def test_each_study_has_matched_cells(study: str) -> None:
+    config = composed(f"study={study}", name="sweep")
+    check_study(config)
+    families = {
+        name: composed(f"study={study}", f"family={name}", name="sweep").family
+        for name in config.study.families
+    }
+    cells = cells_of(config, families)
+    assert len({cell.spec.run_id for cell in cells}) == len(cells)
+    assert max(rung_mismatch(cells).values()) <= 0.03
+
+
+def test_a_cell_is_a_train_command() -> None:
+    """The overrides that a launcher gets compose to the very run that the plan shows."""
+    config = composed("study=demo", name="sweep")
+    families = {n: composed("study=demo", f"family={n}").family for n in config.study.families}
+    for cell in cells_of(config, families)[::5]:
+        assert resolve(composed("study=demo", *cell.overrides)).run_id == cell.spec.run_id
+
+
+def test_an_experiment_yields_to_the_command_line() -> None:
+    assert composed("experiment=smoke", "size=128k").size == 128_000
+    assert composed("experiment=smoke").size == 80_000
