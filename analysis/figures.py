@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from analysis.inference import Contrast
 
@@ -39,16 +39,11 @@ def plot_loss_against_flops(axes: Axes, table: pd.DataFrame, families: list[str]
             rows = table[(table["family"] == family) & (table["budget"] == budget)]
             means = rows.groupby("size").agg({"flops": "mean", "loss_nats_per_token": "mean"})
             label = f"{family}, {budget:g} tokens per parameter"
-            axes.plot(
-                means["flops"],
-                means["loss_nats_per_token"],
-                line,
-                color=colour,
-                label=label,
-                lw=1.3,
-            )
-            axes.plot(rows["flops"], rows["loss_nats_per_token"], marker, color=colour, ms=5)
-    axes.set(xscale="log", yscale="log", xlabel="training FLOPs")
+            x, y = means["flops"], means["loss_nats_per_token"]
+            axes.plot(x, y, color=colour, ls=line, marker=marker, ms=5, lw=1.3, label=label)
+            axes.plot(rows["flops"], rows["loss_nats_per_token"], marker, color=colour, ms=3)
+    axes.set_yscale("log")
+    _flops_axis(axes)
     axes.set_ylabel("validation loss (nats/token)")
     _plain_log_ticks(axes, table["loss_nats_per_token"].min(), table["loss_nats_per_token"].max())
     axes.set_title("Loss against compute", loc="left", fontsize=10)
@@ -73,12 +68,21 @@ def plot_differences(axes: Axes, contrast: Contrast) -> None:
                 span, summary["mean_low"], summary["mean_high"], color=colour, alpha=0.15, lw=0
             )
             axes.plot(span, [summary["mean"]] * 2, color=colour, lw=1.3)
-    axes.set(xscale="log", xlabel="training FLOPs")
+    _flops_axis(axes)
     axes.set_ylabel(f"{contrast.deep} minus {contrast.wide} (nats/token)")
     title = "Below zero, deep is better; band: 95% interval of the mean over pairs"
     axes.set_title(title, loc="left", fontsize=8)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=7, frameon=False)
+
+
+def _flops_axis(axes: Axes) -> None:
+    axes.set(xscale="log", xlabel="training FLOPs")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda flops, _: f"{flops:.0e}".replace("e+", "e"))
+    )
 
 
 def _plain_log_ticks(axes: Axes, low: float, high: float) -> None:

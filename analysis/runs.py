@@ -13,6 +13,8 @@ from slm.architecture.compute import flop_equivalent_params
 from slm.errors import DataError, RunError
 from slm.tracking.record import RunDirectory, RunResult
 
+RECIPE = ("parametrization", "peak_lr", "schedule", "batch_tokens", "precision")
+
 
 @dataclass(frozen=True)
 class Runs:
@@ -61,6 +63,7 @@ def load_runs(folder: Path) -> Runs:
         )
     table = pd.DataFrame(rows).sort_values(["family", "flops", "seed"], ignore_index=True)
     table = _keep_one_validation_set(table, dropped)
+    table = _keep_one_run_per_cell(table, dropped)
     return Runs(table, dropped, tuple(_recipe_warnings(table)))
 
 
@@ -117,9 +120,20 @@ def _keep_one_validation_set(table: pd.DataFrame, dropped: Counter[str]) -> pd.D
     return table[~other].reset_index(drop=True)
 
 
+def _keep_one_run_per_cell(table: pd.DataFrame, dropped: Counter[str]) -> pd.DataFrame:
+    """Where a cell was trained by several recipes, keep the one that most runs share."""
+    cell = ["study", "family", "size", "n_layers", "d_model", "tokens", "seed"]
+    recipe = table[list(RECIPE)].astype(str).agg("|".join, axis=1)
+    popularity = recipe.map(recipe.value_counts())
+    best_first = table.loc[popularity.sort_values(ascending=False, kind="stable").index]
+    kept = best_first.drop_duplicates(subset=cell).sort_index()
+    if len(kept) < len(table):
+        dropped["same cell by a rarer recipe"] += len(table) - len(kept)
+    return kept.reset_index(drop=True)
+
+
 def _recipe_warnings(table: pd.DataFrame) -> Iterator[str]:
-    recipe = ("commit", "parametrization", "peak_lr", "schedule", "batch_tokens", "precision")
-    for column in recipe:
+    for column in ("commit", *RECIPE):
         values = table[column].dropna().unique()
         if len(values) > 1:
             yield f"runs differ in {column}: {', '.join(str(value) for value in values)}"

@@ -133,7 +133,7 @@ class TokenizerConfig:
 
 @section
 class OptimizerConfig:
-    lr: Positive = 3e-3
+    lr: Positive = 4e-3
     """Peak learning rate of AdamW."""
     beta1: Fraction = 0.9
     """Decay of the first moment."""

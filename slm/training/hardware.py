@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 
@@ -50,7 +51,8 @@ def peak_flops(device: str, precision: str) -> float | None:
     """Dense peak FLOP/s of a device, None unless the device and precision are in the table."""
     if precision != "bf16":
         return None
-    matches = [name for name in PEAK_BF16_FLOPS if all(word in device for word in name.split())]
+    words = set(re.split(r"[\s-]+", device))
+    matches = [name for name in PEAK_BF16_FLOPS if words.issuperset(name.split())]
     return PEAK_BF16_FLOPS[max(matches, key=len)] if matches else None
 
 

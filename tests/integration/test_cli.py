@@ -196,7 +196,7 @@ def test_bad_input_gets_one_clear_message(
 def test_help_and_config_are_worth_reading(cli: Cli) -> None:
     shown = cli("train.py", "--help")
     assert shown.returncode == 0
-    assert "optimizer.lr=0.003" in shown.stdout and "Peak learning rate" in shown.stdout
+    assert "optimizer.lr=0.004" in shown.stdout and "Peak learning rate" in shown.stdout
     assert "family: balanced, custom, deep_thin, wide_shallow" in shown.stdout
     config = cli("train.py", "--cfg", "job")
     assert config.returncode == 0 and "tokens_per_param: 10" in config.stdout

@@ -120,16 +120,16 @@ def written(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> Callable[..., 
     """Write a run directory with a given result, as training would."""
 
     def write(
-        family: str, size: int, tokens: int, loss: float | None, **changes: object
+        family: str, size: int, run_tokens: int, loss: float | None, **changes: object
     ) -> RunDirectory:
-        spec = tiny_spec(family={"name": family}, budget={"tokens": tokens})
+        spec = tiny_spec(family={"name": family}, budget={"tokens": run_tokens})
         run = RunDirectory.of(spec)
         result = RunResult(
             schema_version=1, run_id=spec.run_id, study="single", status="finished", family=family,
             size=size, shape=spec.shape.as_dict(), parametrization="mup", params_total=2,
             params_non_embedding=1, params_embedding=1, flops_per_token=6 * size,
-            flops_convention="c", reference_flops_per_token=6 * size, tokens=tokens, epochs=0.1,
-            flops=6 * size * tokens, steps=1, batch_tokens=256, seed=0, peak_lr=1e-2,
+            flops_convention="c", reference_flops_per_token=6 * size, tokens=run_tokens, epochs=0.1,
+            flops=6 * size * run_tokens, steps=1, batch_tokens=256, seed=0, peak_lr=1e-2,
             schedule={"kind": "wsd"}, trunk_id=None, precision="fp32", val_loss_nats_per_token=loss,
             val_bits_per_byte=1.0, val_perplexity=1.0, val_tokens=9, val_bytes=9, val_fingerprint="v",
             data_fingerprint="d", tokenizer_fingerprint="t", train_loss_nats_per_token=1.0,
@@ -162,6 +162,17 @@ def test_recipes_that_differ_are_told(written: Callable[..., RunDirectory], tmp_
     written("deep", 100, 512, 2.0)
     written("deep", 100, 1024, 2.0, peak_lr=3.0)
     assert any("peak_lr" in warning for warning in load_runs(tmp_path / "runs").warnings)
+
+
+def test_a_cell_trained_twice_counts_once(
+    written: Callable[..., RunDirectory], tmp_path: Path
+) -> None:
+    for tokens in (512, 1024, 1536):
+        written("deep", 100, tokens, 2.0)
+    written("deep", 100, 2048, 1.0, tokens=1536, peak_lr=3.0)
+    runs = load_runs(tmp_path / "runs")
+    assert runs.table["loss_nats_per_token"].tolist() == [2.0, 2.0, 2.0]
+    assert runs.dropped == {"same cell by a rarer recipe": 1}
 
 
 def test_the_report_is_written(written: Callable[..., RunDirectory], tmp_path: Path) -> None:

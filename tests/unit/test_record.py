@@ -125,8 +125,8 @@ def test_another_config_in_the_folder_is_refused(tiny_spec: Spec) -> None:
     with run.claim(spec):
         pass
     config = run.path / "config.yaml"
-    config.write_text(config.read_text().replace("lr: 0.003", "lr: 0.5"))
-    with pytest.raises(RunError, match=r"optimizer.lr: 0.5 there, 0.003 here"), run.claim(spec):
+    config.write_text(config.read_text().replace("lr: 0.004", "lr: 0.5"))
+    with pytest.raises(RunError, match=r"optimizer.lr: 0.5 there, 0.004 here"), run.claim(spec):
         pass
     config.write_text("{not yaml")
     with pytest.raises(RunError, match="not a readable config"), run.claim(spec):

@@ -20,6 +20,7 @@ from slm.schema import OptimizerConfig, ParametrizationConfig, ScheduleConfig
 from slm.tracking import record
 from slm.tracking.record import RunDirectory, RunResult
 from slm.training.callbacks.checkpoint import newest_checkpoint
+from slm.training.hardware import peak_flops
 from slm.training.module import LanguageModule
 from slm.training.optimizer import LR_MULTIPLIER, build_optimizer
 from slm.training.runner import build_module, train
@@ -76,7 +77,7 @@ def test_parameter_groups(tiny_spec: Spec, tied: bool, kind: str) -> None:
         elif kind == "mup":
             assert (group["weight_decay"], group[LR_MULTIPLIER]) == (0.1 / hidden_lr, hidden_lr)
         if group["weight_decay"]:
-            assert group["lr"] * group["weight_decay"] == pytest.approx(3e-3 * 0.1)
+            assert group["lr"] * group["weight_decay"] == pytest.approx(OptimizerConfig().lr * 0.1)
 
 
 def test_a_run_learns_and_records_all_fields(tiny_spec: Spec) -> None:
@@ -272,3 +273,12 @@ def test_overfitting_one_batch(tiny_spec: Spec) -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert loss.item() < 0.1
+
+
+def test_a_peak_is_looked_up_and_never_guessed() -> None:
+    assert peak_flops("NVIDIA H100 80GB HBM3", "bf16") == 989e12
+    assert peak_flops("NVIDIA H100 PCIe", "bf16") == 756e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB", "bf16") == 312e12
+    assert peak_flops("NVIDIA L40S", "bf16") is None
+    assert peak_flops("NVIDIA H100 80GB HBM3", "fp32") is None
+    assert peak_flops("cpu", "bf16") is None

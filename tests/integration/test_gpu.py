@@ -1,0 +1,41 @@
+"""What only a CUDA device can show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from slm.run_spec import RunSpec
+from slm.tracking.record import RunDirectory
+from slm.training.hardware import peak_flops
+from slm.training.runner import train
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_on_a_gpu_agrees_with_the_cpu(
+    tiny_spec: Callable[..., RunSpec], tmp_path: Path, precision: str
+) -> None:
+    losses = []
+    for accelerator, chosen in (("cpu", "fp32"), ("gpu", precision)):
+        trainer = {"accelerator": accelerator, "precision": chosen}
+        spec = tiny_spec(trainer=trainer, runs_dir=str(tmp_path / accelerator))
+        run = RunDirectory.of(spec)
+        with run.claim(spec, rerun=True):
+            result = train(spec, run)
+        assert result.val_loss_nats_per_token is not None
+        losses.append(result.val_loss_nats_per_token)
+    # 20 steps apart in rounding: fp32 agrees to 1e-3; bf16 has 8 bits of mantissa.
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3 if precision == "fp32" else 2e-2)
+
+
+def test_the_peak_of_this_device_is_known_or_null() -> None:
+    peak = peak_flops(torch.cuda.get_device_name(), "bf16")
+    assert peak is None or 1e13 < peak < 1e16
