@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from slm.config import load_config
-from slm.errors import ConfigError, Interrupted, Problem, SlmError
+from slm.errors import ConfigError, Diverged, Interrupted, Problem, SlmError
 from slm.run_spec import resolve
 from slm.schema import Config, default_tree, field_descriptions
 from slm.tracking.record import RunDirectory
@@ -127,9 +127,12 @@ def train_job(cfg: DictConfig) -> None:
 def _train(config: Config) -> None:
     spec = resolve(config)
     run = RunDirectory.of(spec)
-    if run.state() == "finished" and not config.rerun:
+    state = run.state()
+    if state == "finished" and not config.rerun:
         log.info("already finished, nothing to do (rerun=true starts over): %s", run.path)
         return
+    if state == "diverged" and not config.rerun:
+        raise Diverged(f"this run diverged before (rerun=true starts over): {run.path}")
     with run.claim(spec, rerun=config.rerun), _log_to_file(run.path / "log.txt"):
         log.info("%s: %s steps, %.3g FLOPs", spec.run_id, f"{spec.steps:,}", spec.flops)
         from slm.training.runner import train  # torch and lightning take seconds to import

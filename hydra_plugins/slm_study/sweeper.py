@@ -15,6 +15,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 log = logging.getLogger("slm")
+DONE = {"finished", "diverged"}  # a divergence is a result; rerun=true tries again
 
 ConfigStore.instance().store(
     group="hydra/sweeper",
@@ -74,17 +75,19 @@ class StudySweeper(Sweeper):
         from slm.errors import RunError
         from slm.sweeps.plan import design_warnings, totals
 
-        done = {"finished", "diverged"}
-        todo = [cell for cell in cells if retry or cell.run.state() not in done]
+        todo = [cell for cell in cells if retry or cell.run.state() not in DONE]
         log.info("%s; %d to run", totals(cells), len(todo))
         for warning in design_warnings(cells):
             log.info("%s", warning)
         if todo:
             jobs = [[*arguments, *cell.overrides] for cell in todo]
             self.launcher.launch(jobs, initial_job_idx=0)
-        failed = [cell for cell in cells if cell.run.state() != "finished"]
+        states = {cell.run.path: cell.run.state() for cell in cells}
+        for path in (path for path, state in states.items() if state == "diverged"):
+            log.warning("diverged: %s", path)
+        failed = {path: state for path, state in states.items() if state not in DONE}
         if failed:
-            lines = [f"  {cell.run.state()}: {cell.run.path}" for cell in failed]
+            lines = [f"  {state}: {path}" for path, state in failed.items()]
             raise RunError(
                 "\n".join([f"{len(failed)} of {len(cells)} cells did not finish:", *lines])
             )

@@ -83,8 +83,11 @@ def open_prepared(folder: Path) -> PreparedData:
     Raises:
         DataError: naming the file that is missing, truncated or altered.
     """
-    manifest = read_json(folder / MANIFEST)
     remedy = f"delete {folder} and run again to prepare it anew"
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except ValueError as error:
+        raise DataError(f"{folder / MANIFEST}: not readable ({error}); {remedy}") from None
     for split in manifest["splits"].values():
         for shard in split["shards"]:
             path = folder / shard["file"]

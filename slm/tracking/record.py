@@ -34,6 +34,7 @@ from slm.schema import to_tree
 
 SCHEMA_VERSION = 1
 HEARTBEAT_SECONDS = 10.0
+LOCK_ATTEMPTS = 5
 SUPERSEDED = ".superseded"
 
 State = Literal["planned", "running", "finished", "failed", "diverged", "interrupted"]
@@ -153,7 +154,7 @@ class RunDirectory:
             RunError: if another live process holds it, or another config wrote it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = try_lock(self.path / "lock")
+        lock = self._take_lock()
         if lock is None:
             raise RunError(
                 f"{self.path} is in use by {self._describe_owner()}; wait for it or stop it"
@@ -170,6 +171,15 @@ class RunDirectory:
                 yield
         finally:
             lock.close()
+
+    def _take_lock(self) -> IO[str] | None:
+        """The lock, unless it stays taken: someone who only asks `is_busy` holds it for an instant."""
+        for _ in range(LOCK_ATTEMPTS):
+            lock = try_lock(self.path / "lock")
+            if lock is not None:
+                return lock
+            time.sleep(0.1)
+        return None
 
     def _describe_owner(self) -> str:
         try:

@@ -98,5 +98,6 @@ def _start(mode: Literal["online", "offline"], settings: Mapping[str, Any]) -> A
             return run
         except Exception as error:
             reason = str(error).strip() or type(error).__name__
-            log.warning("W&B could not start %s: %s", tried, reason)
+            instead = "offline" if tried == "online" else "without"
+            log.warning("W&B could not start %s, going on %s: %s", tried, instead, reason)
     return None

@@ -66,7 +66,10 @@ def train(spec: RunSpec, run: RunDirectory) -> RunResult:
 
     with run.open_metrics() as stream, _mirror(spec, run) as mirrored:
         metrics = Metrics(spec, stream, mirrored, peak, tokens.val_bytes)
-        trainer = build_trainer(spec, run, accelerator, metrics)
+        checkpoints = Checkpoints(run.checkpoints, config.trainer.checkpoint_every_steps)
+        stop = StopOnSignal(checkpoints)
+        # In this order a checkpoint holds the metrics of its own step, and a stop comes after both.
+        trainer = build_trainer(spec, accelerator, [metrics, checkpoints, stop])
 
         def conclude(status: State) -> RunResult:
             result = _result(
@@ -84,7 +87,8 @@ def train(spec: RunSpec, run: RunDirectory) -> RunResult:
             return result
 
         try:
-            _fit(trainer, module, tokens, None if resume is None else resume[0])
+            with stop.listening():
+                _fit(trainer, module, tokens, None if resume is None else resume[0])
         except Diverged:
             conclude("diverged")
             raise
@@ -136,13 +140,10 @@ def build_module(spec: RunSpec) -> LanguageModule:
     return LanguageModule(model, parametrization, spec)
 
 
-def build_trainer(spec: RunSpec, run: RunDirectory, accelerator: str, metrics: Metrics) -> Trainer:
+def build_trainer(spec: RunSpec, accelerator: str, callbacks: list[Callback]) -> Trainer:
     config = spec.config.trainer
-    checkpoints = Checkpoints(run.checkpoints, config.checkpoint_every_steps)
-    # Metrics come first and checkpoints before signals: a checkpoint holds its own step's metrics.
-    callbacks: list[Callback] = [metrics, checkpoints, StopOnSignal(checkpoints)]
     if config.progress:
-        callbacks.append(ProgressDisplay(spec))
+        callbacks = [*callbacks, ProgressDisplay(spec)]
     never = spec.steps + 1
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     return Trainer(

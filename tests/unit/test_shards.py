@@ -49,14 +49,15 @@ def test_preparing_again_gives_the_same_bytes(
     assert again.fingerprint == prose.fingerprint
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "tokenizer"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "tokenizer", "manifest"])
 def test_damage_is_found_and_named(copied: Path, damage: str) -> None:
-    victim = copied / ("tokenizer.json" if damage == "tokenizer" else "val-00000.bin")
+    own_file = {"tokenizer": "tokenizer.json", "manifest": "manifest.json"}
+    victim = copied / own_file.get(damage, "val-00000.bin")
     content = bytearray(victim.read_bytes())
     if damage == "delete":
         victim.unlink()
     else:
-        content[len(content) // 2] ^= 1
+        content[len(content) // 2] ^= 0x80
         victim.write_bytes(content[:-2] if damage == "truncate" else content)
     with pytest.raises(DataError, match=victim.name):
         open_prepared(copied)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -15,16 +17,23 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopOnSignal(Callback):
-    """Handles the signals while training runs, and puts the old handlers back after."""
+    """Turns a signal, received while `listening`, into an orderly end after the current step."""
 
     def __init__(self, checkpoints: Checkpoints):
         self._checkpoints = checkpoints
         self._received: int | None = None
-        self._old_handlers: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        for number in SIGNALS:
-            self._old_handlers[number] = signal.signal(number, self._receive)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle the signals inside the block, and put the old handlers back after it."""
+        old = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        try:
+            yield
+        except SystemExit as stopped:  # what Lightning makes of a second Ctrl-C
+            raise KeyboardInterrupt from stopped
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None and number == signal.SIGINT:
@@ -42,13 +51,3 @@ class StopOnSignal(Callback):
                 "its state is saved, the same command goes on from there",
                 self._received,
             )
-
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._restore()
-
-    def on_exception(self, trainer: Trainer, module: LightningModule, error: BaseException) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        while self._old_handlers:
-            signal.signal(*self._old_handlers.popitem())
