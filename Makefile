@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow test-gpu lint format clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -18,6 +18,9 @@ test: $(READY) lint ## Lint, then the fast tests
 
 test-slow: $(READY) ## The slow tests
 	$(BIN)/pytest -m "slow and not gpu"
+
+test-gpu: $(READY) ## The tests that need a CUDA device
+	$(BIN)/pytest -m gpu
 
 lint: $(READY) ## Style and types
 	$(BIN)/ruff check .

@@ -26,6 +26,9 @@ def main() -> int:
     except SlmError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"cannot use {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 

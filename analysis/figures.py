@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
@@ -34,8 +35,8 @@ def save_overview(
 def plot_loss_against_flops(axes: Axes, table: pd.DataFrame, families: list[str]) -> None:
     """One line per family and token budget, along the sizes; every run is a point."""
     budgets = sorted(table["budget"].unique())
-    for family, colour, marker in zip(families, COLOURS, MARKERS, strict=False):
-        for budget, line in zip(budgets, LINES, strict=False):
+    for family, colour, marker in zip(families, cycle(COLOURS), cycle(MARKERS), strict=False):
+        for budget, line in zip(budgets, cycle(LINES), strict=False):
             rows = table[(table["family"] == family) & (table["budget"] == budget)]
             means = rows.groupby("size").agg({"flops": "mean", "loss_nats_per_token": "mean"})
             label = f"{family}, {budget:g} tokens per parameter"
@@ -56,7 +57,7 @@ def plot_differences(axes: Axes, contrast: Contrast) -> None:
     axes.axhline(0, color=NEUTRAL, lw=0.8)
     pairs = contrast.pairs
     for (budget, rows), colour, marker in zip(
-        pairs.groupby("budget"), COLOURS[2:], MARKERS[2:], strict=False
+        pairs.groupby("budget"), cycle(COLOURS[2:]), cycle(MARKERS[2:]), strict=False
     ):
         label = f"{budget:g} tokens per parameter"
         y = rows["difference_at_equal_flops"]

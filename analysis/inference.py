@@ -9,60 +9,80 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from slm.architecture.families import MATCH_TOLERANCE
+
 CONFIDENCE = 0.95
-MAX_FLOPS_MISMATCH = 0.03
 
 
 @dataclass(frozen=True)
 class Contrast:
     """Loss of one family minus that of another, in nats per token, over matched pairs.
 
-    `pairs` has a row per (size, token budget); `summary` a row per token budget with the mean
-    difference, its sd over pairs and 95% t intervals: `mean_*` for a difference that is the same at
-    all sizes (k - 1 degrees of freedom), `largest_*` for the regression on ln FLOPs, read at the
-    largest pair (k - 2). The unit of replication is the pair of shapes, never the seed alone.
+    `pairs` has a row per (size, token budget), `unpaired` counts the runs of the two families without
+    a partner. `summary` has a row per token budget. Its endpoint is `largest`: the regression of the
+    differences on ln FLOPs, read at the largest pair, with a 95% t interval (k - 2 degrees of
+    freedom) and a p-value, Holm-adjusted over the budgets. `mean` and `sd` over pairs describe; they
+    treat the difference as the same at all sizes (k - 1). The unit of replication is the pair of
+    shapes, never the seed alone.
     """
 
     deep: str
     wide: str
     pairs: pd.DataFrame
     summary: pd.DataFrame
+    unpaired: int
 
     @property
     def matched(self) -> bool:
-        return bool((self.pairs["flops_mismatch"].abs() <= MAX_FLOPS_MISMATCH).all())
+        return bool((self.pairs["flops_mismatch"].abs() <= MATCH_TOLERANCE).all())
 
 
 def paired_differences(table: pd.DataFrame, deep: str, wide: str) -> Contrast:
     """Pair the runs of two families by size and token budget, seeds averaged.
 
-    Each difference is corrected to equal FLOPs with the slope of ln loss in ln FLOPs along the sizes
-    of its budget. That slope is not quite the one along which a pair is mismatched (same tokens,
-    other f), but for pairs within 3% the error is a fraction of a small correction; both values are
-    given.
+    Each difference is corrected to equal FLOPs by the slope of ln loss in ln FLOPs per token at equal
+    tokens, since that is how a pair is mismatched; where sizes and budgets cannot identify the slope,
+    nothing is corrected. Both values are given.
     """
     keys = ["size", "budget", "tokens"]
     values = {"flops": "mean", "loss_nats_per_token": "mean", "seed": "count"}
     sides = [table[table["family"] == name].groupby(keys).agg(values) for name in (deep, wide)]
     pairs = sides[0].join(sides[1], lsuffix="_deep", rsuffix="_wide", how="inner").reset_index()
+    members = int(table["family"].isin([deep, wide]).sum())
+    unpaired = members - int(pairs["seed_deep"].sum() + pairs["seed_wide"].sum())
     pairs["flops"] = np.sqrt(pairs["flops_deep"] * pairs["flops_wide"])
     pairs["flops_mismatch"] = pairs["flops_deep"] / pairs["flops_wide"] - 1
     pairs["difference"] = pairs["loss_nats_per_token_deep"] - pairs["loss_nats_per_token_wide"]
-    slope = pairs.groupby("budget")[pairs.columns.tolist()].apply(_log_slope)
     mean_loss = (pairs["loss_nats_per_token_deep"] + pairs["loss_nats_per_token_wide"]) / 2
-    correction = mean_loss * pairs["budget"].map(slope) * np.log1p(pairs["flops_mismatch"])
+    correction = mean_loss * _slope_at_equal_tokens(pairs) * np.log1p(pairs["flops_mismatch"])
     pairs["difference_at_equal_flops"] = pairs["difference"] - correction
     pairs = pairs.sort_values(["budget", "flops"], ignore_index=True)
     summary = pd.DataFrame([_summarize(budget, rows) for budget, rows in pairs.groupby("budget")])
-    return Contrast(deep, wide, pairs, summary)
+    if len(summary):
+        summary["largest_p_holm"] = holm(summary["largest_p"].to_numpy())
+    return Contrast(deep, wide, pairs, summary, unpaired)
 
 
-def _log_slope(rows: pd.DataFrame) -> float:
-    """d ln loss / d ln FLOPs along the sizes of one token budget, both families together."""
-    if len(rows) < 2:
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Holm's step-down adjustment; undefined p-values stay undefined and are not counted."""
+    adjusted = np.full(len(p_values), math.nan)
+    defined = [int(i) for i in np.argsort(p_values, kind="stable") if not math.isnan(p_values[i])]
+    running = 0.0
+    for rank, index in enumerate(defined):
+        running = max(running, min(1.0, (len(defined) - rank) * float(p_values[index])))
+        adjusted[index] = running
+    return adjusted
+
+
+def _slope_at_equal_tokens(pairs: pd.DataFrame) -> float:
+    """d ln loss / d ln FLOPs per token at equal tokens, over all pairs, both families together."""
+    log_tokens = np.log(pairs["tokens"].to_numpy(dtype=float))
+    log_f = np.log(pairs["flops"].to_numpy(dtype=float)) - log_tokens
+    losses = pairs["loss_nats_per_token_deep"] * pairs["loss_nats_per_token_wide"]
+    design = np.column_stack([np.ones_like(log_f), log_f, log_tokens])
+    if np.linalg.matrix_rank(design) < design.shape[1]:
         return 0.0
-    losses = rows["loss_nats_per_token_deep"] * rows["loss_nats_per_token_wide"]
-    return float(stats.linregress(np.log(rows["flops"]), np.log(losses) / 2).slope)
+    return float(np.linalg.lstsq(design, np.log(losses.to_numpy()) / 2)[0][1])
 
 
 def _summarize(budget: object, rows: pd.DataFrame) -> dict[str, float | int]:
@@ -72,7 +92,8 @@ def _summarize(budget: object, rows: pd.DataFrame) -> dict[str, float | int]:
     mean = float(differences.mean())
     sd = float(differences.std(ddof=1)) if k > 1 else math.nan
     half = _half_width(sd / math.sqrt(k), k - 1)
-    at_largest, largest_half = _at_largest(log_flops, differences)
+    largest, standard_error = _at_largest(log_flops, differences)
+    largest_half = _half_width(standard_error, k - 2)
     return {
         "budget": float(str(budget)),
         "pairs": k,
@@ -82,14 +103,15 @@ def _summarize(budget: object, rows: pd.DataFrame) -> dict[str, float | int]:
         "mean_low": mean - half,
         "mean_high": mean + half,
         "largest_flops": float(rows["flops"].max()),
-        "largest": at_largest,
-        "largest_low": at_largest - largest_half,
-        "largest_high": at_largest + largest_half,
+        "largest": largest,
+        "largest_low": largest - largest_half,
+        "largest_high": largest + largest_half,
+        "largest_p": _two_sided_p(largest, standard_error, k - 2),
     }
 
 
 def _at_largest(log_flops: np.ndarray, differences: np.ndarray) -> tuple[float, float]:
-    """The regression line of the differences at the largest FLOPs, and its half interval."""
+    """The regression line of the differences at the largest FLOPs, and its standard error."""
     k = len(differences)
     if k < 3:
         return math.nan, math.nan
@@ -101,10 +123,16 @@ def _at_largest(log_flops: np.ndarray, differences: np.ndarray) -> tuple[float, 
     )
     centred = log_flops - log_flops.mean()
     leverage = 1 / k + (at - log_flops.mean()) ** 2 / float((centred**2).sum())
-    return estimate, _half_width(residual_sd * math.sqrt(leverage), k - 2)
+    return estimate, residual_sd * math.sqrt(leverage)
 
 
 def _half_width(standard_error: float, degrees_of_freedom: int) -> float:
     if degrees_of_freedom < 1:
         return math.nan
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees_of_freedom)) * standard_error
+
+
+def _two_sided_p(estimate: float, standard_error: float, degrees_of_freedom: int) -> float:
+    if degrees_of_freedom < 1 or not standard_error > 0:
+        return math.nan
+    return float(2 * stats.t.sf(abs(estimate) / standard_error, degrees_of_freedom))

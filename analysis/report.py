@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,19 @@ from analysis.figures import save_overview
 from analysis.fits import PowerLaw, fit_power_law
 from analysis.inference import Contrast, paired_differences
 from analysis.runs import Runs, load_runs
+from slm.errors import DataError
 from slm.files import write_json, write_text
 
 SCHEMA_VERSION = 1
+SIGNIFICANCE = 0.05
 FIGURE = "loss_vs_flops.png"
 CAVEATS = (
     "One learning rate serves all shapes unless a study says otherwise; a family whose optimum lies "
     "elsewhere loses for that reason alone.",
     "The intervals are over pairs of shapes. They do not cover another corpus, another learning rate "
     "or sizes outside of the measured range.",
+    "The mean over pairs takes the difference for the same at all sizes; it describes, and the endpoint "
+    "at the largest FLOPs decides.",
     "A gap that shrinks or grows with FLOPs is not a difference of exponents.",
     "Equal FLOPs are not equal time: deep shapes run at fewer tokens/s.",
 )
@@ -35,10 +40,11 @@ def write_report(folder: Path, out: Path, contrast: tuple[str, str] | None = Non
     `contrast` names the families to compare; without it, the thinnest and the widest.
 
     Raises:
-        DataError: if there is no finished run.
+        DataError: if there is no finished run, or none of a family that `contrast` names.
     """
     runs = load_runs(folder)
     families = runs.families
+    _check_names(contrast or (), families)
     pair = contrast or ((families[0], families[-1]) if len(families) > 1 else None)
     compared = None if pair is None else paired_differences(runs.table, *pair)
     if compared is not None and compared.pairs.empty:
@@ -50,6 +56,14 @@ def write_report(folder: Path, out: Path, contrast: tuple[str, str] | None = Non
     write_text(out / "report.md", markdown(runs, compared, laws))
     _print(runs, compared, laws)
     Console().print(f"report: {out / 'report.md'}   figure: {out / FIGURE}", soft_wrap=True)
+
+
+def _check_names(asked: tuple[str, ...], families: list[str]) -> None:
+    for name in asked:
+        if name not in families:
+            near = get_close_matches(name, families, n=1)
+            fix = f"did you mean {near[0]}?" if near else f"there are: {', '.join(families)}"
+            raise DataError(f"no runs of a family named {name!r} here; {fix}")
 
 
 def results(runs: Runs, contrast: Contrast | None, laws: list[PowerLaw]) -> dict[str, Any]:
@@ -65,6 +79,7 @@ def results(runs: Runs, contrast: Contrast | None, laws: list[PowerLaw]) -> dict
             "deep": contrast.deep,
             "wide": contrast.wide,
             "pairs_within_3_percent": contrast.matched,
+            "unpaired_runs": contrast.unpaired,
             "summary": _records(contrast.summary),
             "pairs": _records(contrast.pairs),
         },
@@ -83,28 +98,31 @@ def _null_if_undefined(value: Any) -> Any:
 
 
 def sentences(contrast: Contrast | None) -> list[str]:
-    """What the differences are, in words; a result only where the interval allows one."""
+    """What the endpoint of each token budget says, in words; a result only where it holds one."""
     if contrast is None:
         return ["No two families share a size and a token budget, so nothing can be compared."]
     lines = []
     for row in contrast.summary.to_dict(orient="records"):
-        budget, pairs = row["budget"], int(row["pairs"])
-        if not math.isfinite(row["mean_low"]):
+        start = (
+            f"At {row['budget']:g} tokens per parameter, {contrast.deep} minus {contrast.wide} is"
+        )
+        pairs = int(row["pairs"])
+        if not math.isfinite(row["largest_p_holm"]):
+            many = "pair is" if pairs == 1 else "pairs are"
             lines.append(
-                f"At {budget:g} tokens per parameter there is one pair: {contrast.deep} is "
-                f"{row['mean']:+.4f} nats/token from {contrast.wide}. One pair has no spread."
+                f"{start} {row['mean']:+.4f} nats/token; {pairs} {many} too few for an interval."
             )
             continue
-        low, high = row["mean_low"], row["mean_high"]
+        better = contrast.deep if row["largest"] < 0 else contrast.wide
         reading = (
-            "the interval includes 0"
-            if low <= 0 <= high
-            else f"{contrast.deep if high < 0 else contrast.wide} is lower in these runs"
+            f"{better} is better in these runs"
+            if row["largest_p_holm"] < SIGNIFICANCE
+            else "these runs do not tell the families apart"
         )
         lines.append(
-            f"At {budget:g} tokens per parameter, {contrast.deep} minus {contrast.wide} is "
-            f"{row['mean']:+.4f} nats/token [{low:+.4f}, {high:+.4f}] on average over {pairs} pairs "
-            f"({int(row['deep_lower'])} of {pairs} below 0): {reading}."
+            f"{start} {_interval(row['largest'], row['largest_low'], row['largest_high'])} nats/token "
+            f"at the largest FLOPs ({pairs} pairs, p = {row['largest_p_holm']:.3f} by Holm over the "
+            f"budgets): {reading}. Below 0 in {int(row['deep_lower'])} of {pairs} pairs."
         )
     return lines
 
@@ -129,9 +147,7 @@ def markdown(runs: Runs, contrast: Contrast | None, laws: list[PowerLaw]) -> str
         "",
         "## What went in",
         "",
-        f"{len(runs.table)} finished runs; left out: "
-        + (", ".join(f"{count} {reason}" for reason, count in runs.dropped.items()) or "none")
-        + ".",
+        f"{len(runs.table)} finished runs; left out: " + f"{_dropped(runs, contrast)}.",
         *[f"- Note: {warning}." for warning in runs.warnings],
         "",
         "## What this cannot say",
@@ -173,6 +189,7 @@ def _summary_rows(contrast: Contrast) -> Rows:
             "at the largest FLOPs [95%]": _interval(
                 row["largest"], row["largest_low"], row["largest_high"]
             ),
+            "p (Holm)": _number(row["largest_p_holm"]),
         }
         for row in contrast.summary.to_dict(orient="records")
     ]
@@ -223,10 +240,16 @@ def _print(runs: Runs, contrast: Contrast | None, laws: list[PowerLaw]) -> None:
             console.print(f"{law.family}: {law.status}: {'; '.join(law.reasons)}")
     for sentence in sentences(contrast):
         console.print(sentence)
-    dropped = ", ".join(f"{count} {reason}" for reason, count in runs.dropped.items()) or "none"
-    console.print(f"{len(runs.table)} runs; left out: {dropped}")
+    console.print(f"{len(runs.table)} runs; left out: {_dropped(runs, contrast)}")
     for warning in runs.warnings:
         console.print(f"note: {warning}")
+
+
+def _dropped(runs: Runs, contrast: Contrast | None) -> str:
+    reasons = [f"{count} {reason}" for reason, count in runs.dropped.items()]
+    if contrast is not None and contrast.unpaired:
+        reasons.append(f"{contrast.unpaired} without a partner (from the differences only)")
+    return ", ".join(reasons) or "none"
 
 
 def _rich_table(title: str, rows: Rows) -> Table:

@@ -13,8 +13,6 @@ from slm.architecture.compute import flop_equivalent_params
 from slm.errors import DataError, RunError
 from slm.tracking.record import RunDirectory, RunResult
 
-RECIPE = ("parametrization", "peak_lr", "schedule", "batch_tokens", "precision")
-
 
 @dataclass(frozen=True)
 class Runs:
@@ -36,8 +34,7 @@ def load_runs(folder: Path) -> Runs:
 
     Columns carry their units: `loss_nats_per_token` after decay, `flops` of training in the
     convention of `flops_convention`, `n_flop` = flops_per_token / 6, `tokens`,
-    `budget` = tokens over the rung's n_flop, equal across the families of a rung and kept to two
-    digits, since rounding to whole batches moves the third.
+    `budget` = tokens_per_param as asked for, equal across the families of a rung.
 
     Raises:
         DataError: if the folder holds no finished run.
@@ -62,9 +59,8 @@ def load_runs(folder: Path) -> Runs:
             "python sweep.py study=demo action=run"
         )
     table = pd.DataFrame(rows).sort_values(["family", "flops", "seed"], ignore_index=True)
-    table = _keep_one_validation_set(table, dropped)
-    table = _keep_one_run_per_cell(table, dropped)
-    return Runs(table, dropped, tuple(_recipe_warnings(table)))
+    table = _comparable(table, dropped)
+    return Runs(table, dropped, tuple(_warnings(table)))
 
 
 def _run_directories(folder: Path) -> Iterator[RunDirectory]:
@@ -79,10 +75,10 @@ def _run_directories(folder: Path) -> Iterator[RunDirectory]:
 
 def _row(result: RunResult) -> dict[str, object]:
     shape = result.shape
-    rung_n_flop = flop_equivalent_params(result.reference_flops_per_token)
     return {
         "run_id": result.run_id,
         "study": result.study,
+        "recipe_id": result.recipe_id,
         "family": result.family,
         "size": result.size,
         "n_layers": shape["n_layers"],
@@ -93,7 +89,7 @@ def _row(result: RunResult) -> dict[str, object]:
         "flops_per_token": result.flops_per_token,
         "n_flop": flop_equivalent_params(result.flops_per_token),
         "tokens": result.tokens,
-        "budget": float(f"{result.tokens / rung_n_flop:.2g}"),
+        "budget": float(f"{result.tokens_per_param:.3g}"),
         "flops": result.flops,
         "epochs": result.epochs,
         "seed": result.seed,
@@ -111,29 +107,28 @@ def _row(result: RunResult) -> dict[str, object]:
     }
 
 
-def _keep_one_validation_set(table: pd.DataFrame, dropped: Counter[str]) -> pd.DataFrame:
-    """Losses on different tokens do not compare; the set that most runs share is kept."""
-    common = table["val_fingerprint"].mode().iloc[0]
-    other = table["val_fingerprint"] != common
-    if other.any():
-        dropped["other validation set"] += int(other.sum())
-    return table[~other].reset_index(drop=True)
+def _comparable(table: pd.DataFrame, dropped: Counter[str]) -> pd.DataFrame:
+    """One row a run, one validation set, one recipe: in each case the one that most runs share."""
+    repeated = table.duplicated("run_id")
+    _count(dropped, "same run in another study", int(repeated.sum()))
+    table = table[~repeated]
+    for column, reason in (
+        ("val_fingerprint", "other validation set"),
+        ("recipe_id", "other recipe"),
+    ):
+        common = table[column].mode().iloc[0]  # of equally common ones, the first by name
+        _count(dropped, reason, int((table[column] != common).sum()))
+        table = table[table[column] == common]
+    return table.reset_index(drop=True)
 
 
-def _keep_one_run_per_cell(table: pd.DataFrame, dropped: Counter[str]) -> pd.DataFrame:
-    """Where a cell was trained by several recipes, keep the one that most runs share."""
-    cell = ["study", "family", "size", "n_layers", "d_model", "tokens", "seed"]
-    recipe = table[list(RECIPE)].astype(str).agg("|".join, axis=1)
-    popularity = recipe.map(recipe.value_counts())
-    best_first = table.loc[popularity.sort_values(ascending=False, kind="stable").index]
-    kept = best_first.drop_duplicates(subset=cell).sort_index()
-    if len(kept) < len(table):
-        dropped["same cell by a rarer recipe"] += len(table) - len(kept)
-    return kept.reset_index(drop=True)
+def _count(dropped: Counter[str], reason: str, runs: int) -> None:
+    if runs:
+        dropped[reason] += runs
 
 
-def _recipe_warnings(table: pd.DataFrame) -> Iterator[str]:
-    for column in ("commit", *RECIPE):
+def _warnings(table: pd.DataFrame) -> Iterator[str]:
+    for column in ("commit", "study"):
         values = table[column].dropna().unique()
         if len(values) > 1:
             yield f"runs differ in {column}: {', '.join(str(value) for value in values)}"

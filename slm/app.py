@@ -113,6 +113,7 @@ def train_job(cfg: DictConfig) -> None:
     In a multirun an error is shown and raised, so that the other jobs go on, but a request to stop
     ends them all.
     """
+    _log_to_console()  # again, for a job in a process of its launcher's
     try:
         _train(config_of(cfg))
     except SlmError as error:
@@ -146,6 +147,8 @@ def _train(config: Config) -> None:
 
 
 def _log_to_console() -> None:
+    if log.handlers:
+        return
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(handler)
@@ -190,4 +193,5 @@ def _missing_option(error: MissingConfigException) -> str:
 
 def _file_error(error: OSError) -> str:
     reason = error.strerror or type(error).__name__
-    return f"cannot use {error.filename}: {reason}; check runs_dir and cache_dir"
+    place = error.filename or "a file"
+    return f"cannot use {place}: {reason}; check runs_dir and cache_dir"

@@ -15,7 +15,7 @@ import pydantic
 from pydantic import TypeAdapter
 
 from slm.errors import ConfigError, Problem
-from slm.schema import BudgetConfig, Config, ModelConfig, field_descriptions
+from slm.schema import BudgetConfig, Config, ModelConfig, ScheduleConfig, field_descriptions
 
 SHAPE_KEYS = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_ff")
 
@@ -54,6 +54,7 @@ def check(config: Config) -> list[Problem]:
         *_check_shape(config.model),
         *_check_batch(config),
         *_check_tokenizer(config),
+        *_check_schedule(config.schedule),
     ]
 
 
@@ -148,6 +149,13 @@ def _check_tokenizer(config: Config) -> Iterator[Problem]:
         )
 
 
+def _check_schedule(schedule: ScheduleConfig) -> Iterator[Problem]:
+    if schedule.kind == "wsd" and schedule.warmup_fraction + schedule.decay_fraction > 1:
+        rule = f"and schedule.decay_fraction={schedule.decay_fraction:g} overlap"
+        fix = f"at most {1 - schedule.decay_fraction:g}"
+        yield Problem("schedule.warmup_fraction", schedule.warmup_fraction, rule, fix)
+
+
 def _nearest_divisor(of: int, to: int) -> int:
     return min((n for n in range(1, of + 1) if of % n == 0), key=lambda n: abs(n - to))
 
@@ -189,7 +197,12 @@ def _similar(word: str, names: Mapping[str, str]) -> list[str]:
 
 
 def _involves(problem: Problem, suspect: set[str]) -> bool:
-    """Whether a rule was broken only because a wrong value had been taken out."""
+    """Whether a rule was broken only because a wrong value had been taken out.
+
+    A rule spells the other keys it reads, so a suspect key in it is one of them.
+    """
+    if problem.key in suspect or any(key in problem.rule for key in suspect):
+        return True
     section_name = problem.key.partition(".")[0]
     return problem.value is None and any(key.partition(".")[0] == section_name for key in suspect)
 

@@ -52,7 +52,7 @@ class RunSpec:
 
     @property
     def warmup_tokens(self) -> float:
-        """At most one token per parameter: long warmups distort small runs (2406.19146, sec. 3.3)."""
+        """At most one token per parameter: long warmups distort small runs (2406.19146)."""
         asked = self.config.schedule.warmup_fraction * self.tokens
         return min(asked, flop_equivalent_params(self.flops_per_token))
 
@@ -70,11 +70,32 @@ class RunSpec:
             "data": {k: getattr(config.data, k) for k in ("source", "val_fraction", "val_tokens")},
             "tokenizer": asdict(config.tokenizer),
             "optimizer": asdict(config.optimizer),
-            "schedule": asdict(config.schedule),
+            "schedule": self._schedule,
             "tokens": self.tokens,
             "precision": config.trainer.precision,
             "seed": config.seed,
         }
+
+    @property
+    def _schedule(self) -> dict[str, Any]:
+        schedule = asdict(self.config.schedule)
+        if self.config.schedule.kind == "cosine":
+            del schedule["decay_fraction"]  # means nothing there
+        return schedule
+
+    @property
+    def recipe_id(self) -> str:
+        """Hash of the identity without shape, budget and seed: what comparable runs share."""
+        varied = {"family", "shape", "tokens", "seed"}
+        recipe = {key: value for key, value in self.identity.items() if key not in varied}
+        context = {key: getattr(self.shape, key) for key in ("vocab_size", "seq_len", "tied")}
+        return canonical_hash({**recipe, **context})[:ID_HASH_LENGTH]
+
+    @property
+    def tokens_per_param(self) -> float:
+        """The multiplier that was asked for, or what another budget amounts to."""
+        asked = self.config.budget.tokens_per_param
+        return asked or self.tokens / flop_equivalent_params(self.reference_flops_per_token)
 
     @property
     def run_id(self) -> str:

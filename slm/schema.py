@@ -71,7 +71,7 @@ class LadderConfig:
     """Common d_ff / d_model; the solver moves d_ff within 10% of it to match FLOPs."""
     d_ff_multiple: Count = 2
     """d_ff is a multiple of this."""
-    aspect_ratios: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    aspect_ratios: dict[str, Positive | None] = dataclasses.field(default_factory=dict)
     """Aspect ratio of each family that every rung must have a shape for; null takes one out."""
 
 
@@ -135,9 +135,9 @@ class TokenizerConfig:
 class OptimizerConfig:
     lr: Positive = 4e-3
     """Peak learning rate of AdamW."""
-    beta1: Fraction = 0.9
+    beta1: OpenFraction = 0.9
     """Decay of the first moment."""
-    beta2: Fraction = 0.95
+    beta2: OpenFraction = 0.95
     """Decay of the second moment."""
     eps: Positive = 1e-8
     """Epsilon of AdamW."""

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
@@ -21,6 +25,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 log = logging.getLogger("slm")
+SHOWN_LINES = 20  # of the output of a job that failed
 
 ConfigStore.instance().store(
     group="hydra/launcher",
@@ -31,10 +36,15 @@ ConfigStore.instance().store(
 
 
 class LocalLauncher(Launcher):
-    """`n_jobs` processes at once; by default as many as the cores allow at trainer.threads each."""
+    """`n_jobs` processes at once.
+
+    By default as many as the cores allow at trainer.threads each, or one where a GPU may be used.
+    """
 
     def __init__(self, n_jobs: int | None = None):
         self.n_jobs = n_jobs
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopping = threading.Event()
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -44,47 +54,70 @@ class LocalLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        cores = (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
-        threads = self.config.trainer.threads
-        at_once = self.n_jobs or max(1, cores // (threads or cores))
-        log.info("%d jobs, %d at once, each in its own process", len(job_overrides), at_once)
-        started: list[subprocess.Popen[str]] = []
-        with ThreadPoolExecutor(at_once) as pool:
+        at_once = self.n_jobs or self._default_jobs()
+        total = len(job_overrides)
+        log.info("%d jobs, %d at once, each in its own process", total, at_once)
+        with ThreadPoolExecutor(at_once) as pool, _terminate_like_ctrl_c():
             futures = [
-                pool.submit(_run, overrides, f"[{index + 1}/{len(job_overrides)}]", started)
-                for index, overrides in enumerate(job_overrides)
+                pool.submit(self._run, overrides, f"[{index}/{total}]")
+                for index, overrides in enumerate(job_overrides, start=1)
             ]
             try:
                 return [future.result() for future in futures]
             except KeyboardInterrupt:
-                # Ctrl-C reaches the processes too: each saves its state. Nothing new is started.
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in started:
-                    process.wait()
+                self._stop()
                 raise
 
+    def _default_jobs(self) -> int:
+        if self.config.trainer.accelerator != "cpu":
+            return 1
+        affinity = getattr(os, "sched_getaffinity", None)  # the cores of a container or a Slurm job
+        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        return max(1, cores // (self.config.trainer.threads or cores))
 
-def _run(overrides: Sequence[str], place: str, started: list[subprocess.Popen[str]]) -> JobReturn:
-    script = Path(sys.argv[0]).resolve().with_name("train.py")
-    start_seconds = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, str(script), *overrides],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    started.append(process)
-    output, _ = process.communicate()
-    last = output.strip().rpartition("\n")[2]
-    took = time.monotonic() - start_seconds
-    log.info("%s %s: %s (%.0f s)", place, " ".join(overrides), last, took)
-    job = JobReturn(overrides=list(overrides))
-    if process.returncode == 0:
-        job.status, job.return_value = JobStatus.COMPLETED, None
-    else:
-        job.status, job.return_value = JobStatus.FAILED, RuntimeError(last)
-    return job
+    def _stop(self) -> None:
+        """Start nothing new, and let each running job save its state."""
+        self._stopping.set()
+        log.info("stopping: %d runs save their state", len(self._running))
+        for process in list(self._running):
+            process.send_signal(signal.SIGINT)
+
+    def _run(self, overrides: Sequence[str], place: str) -> JobReturn:
+        job = JobReturn(overrides=list(overrides))
+        job.status, job.return_value = JobStatus.FAILED, RuntimeError("not started")
+        if self._stopping.is_set():
+            return job
+        script = Path(sys.argv[0]).resolve().with_name("train.py")
+        start_seconds = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, str(script), *overrides],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # so that a Ctrl-C reaches it once, through `_stop`
+        )
+        self._running.add(process)
+        output, _ = process.communicate()
+        self._running.discard(process)
+        lines, took = output.strip().splitlines() or ["no output"], time.monotonic() - start_seconds
+        name = " ".join(overrides)
+        if process.returncode == 0:
+            log.info("%s %s: %s (%.0f s)", place, name, lines[-1], took)
+            job.status, job.return_value = JobStatus.COMPLETED, None
+            return job
+        shown = "\n".join(f"    {line}" for line in lines[-SHOWN_LINES:])
+        log.error("%s %s: FAILED with exit code %d\n%s", place, name, process.returncode, shown)
+        job.return_value = RuntimeError(lines[-1])
+        return job
+
+
+@contextmanager
+def _terminate_like_ctrl_c() -> Iterator[None]:
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)

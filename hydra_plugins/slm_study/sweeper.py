@@ -15,6 +15,12 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 log = logging.getLogger("slm")
+DECIDED_BY_STUDY = {
+    "family": "study.families",
+    "size": "study.sizes",
+    "seed": "study.seeds",
+    "budget": "study.tokens_per_param",
+}
 DONE = {"finished", "diverged"}  # a divergence is a result; rerun=true tries again
 
 ConfigStore.instance().store(
@@ -41,7 +47,7 @@ class StudySweeper(Sweeper):
         from slm.sweeps.study import cells_of, check_study
 
         arguments = [a for a in arguments if not a.lstrip("+").startswith("action=")]
-        _refuse_grids(arguments)
+        _refuse_what_the_study_decides(arguments)
         config = config_of(self._compose(arguments))
         check_study(config)
         families = {
@@ -54,10 +60,13 @@ class StudySweeper(Sweeper):
             return _show(cells, warnings=True)
         if action == "status":
             return _show(cells, warnings=False)
+        unfinished = None
         if action in (None, "run"):
-            self._run(cells, arguments, retry=config.rerun)
-        if action in (None, "report"):
+            unfinished = self._run(cells, arguments, retry=config.rerun)
+        if action in (None, "report") and (unfinished is None or _any_finished(cells)):
             _report(Path(config.runs_dir) / config.study.name)
+        if unfinished is not None:
+            raise unfinished
         return None
 
     def _compose(self, overrides: list[str]) -> DictConfig:
@@ -66,12 +75,8 @@ class StudySweeper(Sweeper):
             del job["hydra"]
         return job
 
-    def _run(self, cells: Sequence[Any], arguments: list[str], *, retry: bool) -> None:
-        """Launch what is not done.
-
-        Raises:
-            RunError: if a cell failed, after all others had their turn.
-        """
+    def _run(self, cells: Sequence[Any], arguments: list[str], *, retry: bool) -> Exception | None:
+        """Launch what is not done; the error that says which cells failed, if any did."""
         from slm.errors import RunError
         from slm.sweeps.plan import design_warnings, totals
 
@@ -88,20 +93,28 @@ class StudySweeper(Sweeper):
         failed = {path: state for path, state in states.items() if state not in DONE}
         if failed:
             lines = [f"  {state}: {path}" for path, state in failed.items()]
-            raise RunError(
+            return RunError(
                 "\n".join([f"{len(failed)} of {len(cells)} cells did not finish:", *lines])
             )
+        return None
 
 
-def _refuse_grids(arguments: list[str]) -> None:
+def _any_finished(cells: Sequence[Any]) -> bool:
+    return any(cell.run.state() == "finished" for cell in cells)
+
+
+def _refuse_what_the_study_decides(arguments: list[str]) -> None:
     from slm.errors import ConfigError, Problem
 
-    parsed = OverridesParser.create().parse_overrides(arguments)
-    problems = [
-        Problem(str(o.key_or_group), o.value(), "a study makes its own cells", "give one value")
-        for o in parsed
-        if o.is_sweep_override()
-    ]
+    problems = []
+    for override in OverridesParser.create().parse_overrides(arguments):
+        key = str(override.key_or_group)
+        given = override.input_line or key
+        if key.partition(".")[0] in DECIDED_BY_STUDY:
+            fix = f"set {DECIDED_BY_STUDY[key.partition('.')[0]]}"
+            problems.append(Problem(key, given, "the study decides this for each cell", fix))
+        elif override.is_sweep_override():
+            problems.append(Problem(key, given, "a study makes its own cells", "give one value"))
     if problems:
         raise ConfigError(problems)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from slm.architecture.shapes import ModelShape
 
 CONVENTION = "training_causal_with_head"
-BACKWARD_FACTOR = 3  # forward plus a backward of twice its cost (Kaplan et al. 2020, section 2.1)
+TRAINING_FACTOR = 3  # forward plus a backward of twice its cost (Kaplan et al. 2020, section 2.1)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def forward_flops_per_token(shape: ModelShape, *, causal: bool = True) -> Forwar
 
 def training_flops_per_token(shape: ModelShape, *, causal: bool = True) -> int:
     """Forward and backward FLOPs per token; with `causal=True` the f of every budget."""
-    return BACKWARD_FACTOR * forward_flops_per_token(shape, causal=causal).total
+    return TRAINING_FACTOR * forward_flops_per_token(shape, causal=causal).total
 
 
 def flop_equivalent_params(flops_per_token: float) -> float:

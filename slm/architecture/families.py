@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 
-from slm.architecture.compute import BACKWARD_FACTOR, training_flops_per_token
+from slm.architecture.compute import TRAINING_FACTOR, training_flops_per_token
 from slm.architecture.shapes import ModelShape
 from slm.errors import ConfigError, Problem
 from slm.schema import LadderConfig
@@ -89,7 +89,7 @@ def ideal_flops_per_token(frame: ShapeFrame, aspect_ratio: float, size: int) -> 
     )  # of one block, in units of d_model^2
     d_model = (size * aspect_ratio / params_per_d2) ** (1 / 3)
     scores = 2 * frame.seq_len * d_model * (d_model / aspect_ratio)
-    return BACKWARD_FACTOR * (2 * size + scores + 2 * d_model * frame.vocab_size)
+    return TRAINING_FACTOR * (2 * size + scores + 2 * d_model * frame.vocab_size)
 
 
 @lru_cache(maxsize=1024)

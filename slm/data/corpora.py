@@ -48,6 +48,8 @@ def load_corpus(config: DataConfig, cache_dir: Path) -> Corpus:
             f"data.source={config.source}: {len(documents)} document(s); needs at least 2"
         )
     train, val = split_documents(documents, config.val_fraction)
+    if not train:
+        raise DataError(f"data.val_fraction={config.val_fraction:g} leaves no training documents")
     return Corpus(train, val, source_versions(config))
 
 

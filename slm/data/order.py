@@ -30,7 +30,7 @@ def permute(index: NDArray[np.int64], size: int, seed: int, epoch: int) -> NDArr
     """A permutation of range(size), keyed by (seed, epoch), in O(1) memory.
 
     A balanced Feistel network permutes the next even power of two; results outside of the range are
-    permuted again until they fall inside ("cycle walking"; Black and Rogaway 2002, section 3).
+    permuted again until they fall inside ("cycle walking"; Black and Rogaway 2002).
     """
     half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     words = np.random.SeedSequence([seed, epoch]).generate_state(ROUNDS, dtype=np.uint64)
@@ -52,7 +52,7 @@ def _feistel(
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finalizer of splitmix64 (Steele, Lea and Flood 2014, figure 15); wraps modulo 2^64."""
+    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014); wraps modulo 2^64."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slm.errors import ConfigError, DataError, Problem
-from slm.files import canonical_hash, read_json, write_json
+from slm.files import read_json, write_json
 from slm.schema import TokenizerConfig
 
 Ids = NDArray[np.integer]
@@ -42,9 +42,6 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None: ...
-
-    def fingerprint(self, folder: Path) -> str:
-        return canonical_hash(read_json(folder / FILE_NAME))
 
 
 class ByteTokenizer(Tokenizer):

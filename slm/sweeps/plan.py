@@ -30,6 +30,7 @@ def design_warnings(cells: Sequence[Cell]) -> list[str]:
     """Broken design rules, each a sentence; REFUSED ones name what must not be estimated."""
     return [
         *_shape_warnings(cells),
+        *_twin_rungs(cells),
         *_exponent_refusals(cells),
         *_short_cells(cells),
     ]
@@ -50,6 +51,17 @@ def _shape_warnings(cells: Sequence[Cell]) -> Iterator[str]:
                 f"WARN {cell.family} {shape.label}: aspect ratio {shape.aspect_ratio:.1f} is more than "
                 f"a third off its family's {aspect:g}"
             )
+
+
+def _twin_rungs(cells: Sequence[Cell]) -> Iterator[str]:
+    """Two rungs of (nearly) one shape are one rung: they replicate, they do not add a size."""
+    sizes: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for cell in cells:
+        sizes[cell.family, cell.spec.shape.label].add(cell.size)
+    for (family, label), twins in sizes.items():
+        if len(twins) > 1:
+            listed = " and ".join(f"{size:,}" for size in sorted(twins))
+            yield f"WARN {family}: sizes {listed} are both {label}, apart in d_ff alone"
 
 
 def _exponent_refusals(cells: Sequence[Cell]) -> Iterator[str]:

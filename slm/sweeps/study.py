@@ -29,7 +29,7 @@ class Cell:
             f"family={self.family}",
             f"size={self.size}",
             "budget=tokens_per_param",
-            f"budget.tokens_per_param={self.tokens_per_param:g}",
+            f"budget.tokens_per_param={self.tokens_per_param!r}",
             f"seed={self.seed}",
         ]
 

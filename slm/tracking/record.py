@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -50,14 +50,17 @@ TOKENS_PER_SECOND, MFU = "perf/tokens_per_second", "perf/mfu"
 class RunResult:
     """The content of result.json.
 
-    Losses are taken after the whole schedule, on the same validation tokens for all runs of a study;
-    they are null if the run diverged. `wall_seconds` is the time spent in training steps over all
-    restarts, start-up, validation and checkpoints left out; `tokens_per_second` is over that time.
+    Losses are taken after the whole schedule, on the same validation tokens for all runs of a study.
+    If the run diverged they are null, and steps, tokens and flops are those it got to. `recipe_id` is
+    a hash of what is not shape, budget or seed: runs compare if they share it. `wall_seconds` is the
+    training loop's time over all restarts, with data and checkpoints but without start-up and
+    validation; `tokens_per_second` is over that time.
     """
 
     schema_version: int
     run_id: str
     study: str
+    recipe_id: str
     status: State
     family: str
     size: int | None
@@ -69,6 +72,7 @@ class RunResult:
     flops_per_token: int
     flops_convention: str
     reference_flops_per_token: int
+    tokens_per_param: float
     tokens: int
     epochs: float
     flops: int
@@ -133,13 +137,15 @@ class RunDirectory:
         """The result of a finished or diverged run.
 
         Raises:
-            RunError: if result.json exists and is not a result of this version.
+            RunError: if result.json exists and is not a result of this schema version.
         """
         path = self.path / "result.json"
         if not path.exists():
             return None
         try:
             saved = read_json(path)
+            if saved["schema_version"] != SCHEMA_VERSION:
+                raise KeyError(f"schema_version {saved['schema_version']}, not {SCHEMA_VERSION}")
             return RunResult(**{field.name: saved[field.name] for field in fields(RunResult)})
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise RunError(
@@ -176,7 +182,7 @@ class RunDirectory:
         """The lock, unless it stays taken: someone who only asks `is_busy` holds it for an instant."""
         for _ in range(LOCK_ATTEMPTS):
             lock = try_lock(self.path / "lock")
-            if lock is not None:
+            if lock is not None and _is_still_at(lock, self.path / "lock"):
                 return lock
             time.sleep(0.1)
         return None
@@ -193,10 +199,11 @@ class RunDirectory:
         """Move the old run away, whole, and lock a fresh folder in its place."""
         parent = self.path.parent / SUPERSEDED
         parent.mkdir(exist_ok=True)
-        attempt = sum(1 for old in parent.iterdir() if old.name.startswith(self.path.name)) + 1
+        taken = [int(old.name.rpartition("-")[2]) for old in parent.glob(f"{self.path.name}-*")]
+        attempt = max(taken, default=0) + 1
         self.path.rename(parent / f"{self.path.name}-{attempt}")
         lock.close()
-        self.path.mkdir()
+        self.path.mkdir(exist_ok=True)
         fresh = try_lock(self.path / "lock")
         if fresh is None:
             raise RunError(f"{self.path} was taken by another process while it was set aside")
@@ -242,7 +249,8 @@ class RunDirectory:
 
     def _beat(self, stop: threading.Event) -> None:
         while not stop.wait(HEARTBEAT_SECONDS):
-            self.write_status("running")
+            with suppress(OSError):  # a full disk will be met, and told of, by the training thread
+                self.write_status("running")
 
     def write_status(self, state: State) -> None:
         with self._status_lock:
@@ -275,6 +283,14 @@ class RunDirectory:
                 continue  # the last line of a run that is being written or was killed
             rows.setdefault(row[STEP], {}).update(row)
         return [rows[step] for step in sorted(rows)]
+
+
+def _is_still_at(stream: IO[str], path: Path) -> bool:
+    """Whether an open file is the one at `path`: its folder may have been set aside meanwhile."""
+    try:
+        return os.fstat(stream.fileno()).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _differing_keys(

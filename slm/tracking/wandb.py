@@ -17,6 +17,7 @@ from slm.tracking.record import STEP, TOKENS
 
 log = logging.getLogger(__name__)
 INIT_TIMEOUT_SECONDS = 8.0
+FINISH_TIMEOUT_SECONDS = 30.0  # what was not uploaded by then is in the folder, for `wandb sync`
 
 
 class Mirror:
@@ -90,7 +91,14 @@ def _start(mode: Literal["online", "offline"], settings: Mapping[str, Any]) -> A
     )
     for tried in attempts:
         try:
-            quiet = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_SECONDS)
+            if tried == "online" and not wandb.login(prompt=False):
+                raise PermissionError("no API key; use `wandb login`")
+            quiet = wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=INIT_TIMEOUT_SECONDS,
+                finish_timeout=FINISH_TIMEOUT_SECONDS,
+            )
             # Offline, each resumption is a folder of its own; `wandb sync` joins them by their id.
             resume: Literal["allow"] | None = "allow" if tried == "online" else None
             run = wandb.init(mode=tried, resume=resume, settings=quiet, **settings)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -38,9 +41,11 @@ def resolve_accelerator(config: TrainerConfig) -> str:
 
 def set_threads(config: TrainerConfig) -> int:
     """Fix the CPU threads of this process; sums are rounded differently with other counts."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    return torch.get_num_threads()
+    affinity = getattr(os, "sched_getaffinity", None)  # the cores of a container or a Slurm job
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    threads = config.threads or cores
+    torch.set_num_threads(threads)
+    return threads
 
 
 def device_name(accelerator: str) -> str:
@@ -48,16 +53,29 @@ def device_name(accelerator: str) -> str:
 
 
 def peak_flops(device: str, precision: str) -> float | None:
-    """Dense peak FLOP/s of a device, None unless the device and precision are in the table."""
+    """Dense peak FLOP/s of a device, None unless the device and precision are in the table.
+
+    NVL parts and MIG slices carry a name of the table with another peak, so they have none here.
+    """
     if precision != "bf16":
         return None
     words = set(re.split(r"[\s-]+", device))
+    if words & {"NVL", "MIG"}:
+        return None
     matches = [name for name in PEAK_BF16_FLOPS if words.issuperset(name.split())]
     return PEAK_BF16_FLOPS[max(matches, key=len)] if matches else None
 
 
+def reset_peak_memory(accelerator: str) -> None:
+    """Forget what earlier jobs of this process needed, where the system allows it."""
+    if accelerator == "gpu":
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the resident peak (proc(5))
+
+
 def peak_memory_bytes(accelerator: str) -> int:
-    """Largest memory of this process so far: of the GPU's allocator, or resident on CPU."""
+    """Largest memory since the reset: of the GPU's allocator, or resident on CPU."""
     if accelerator == "gpu":
         return torch.cuda.max_memory_allocated()
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

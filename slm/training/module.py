@@ -60,7 +60,7 @@ class LanguageModule(LightningModule):
         clip = self._spec.config.optimizer.grad_clip
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip or math.inf)
         loss = nats / n_targets
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        if not torch.isfinite(loss + norm):
             raise Diverged(
                 f"step {step}: loss {loss:g}, gradient norm {norm:g}; the step was not taken"
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from slm.architecture.compute import CONVENTION
 from slm.architecture.shapes import count_parameters
@@ -20,7 +21,7 @@ from slm.files import read_json, write_json
 from slm.model.parametrization import Parametrization, initialize
 from slm.model.transformer import Transformer
 from slm.run_spec import RunSpec
-from slm.tracking.environment import describe_environment, source_commit
+from slm.tracking.environment import describe_environment
 from slm.tracking.record import SCHEMA_VERSION, RunDirectory, RunResult, State
 from slm.tracking.wandb import Mirror, mirror
 from slm.training.callbacks.checkpoint import Checkpoints, newest_checkpoint
@@ -31,6 +32,7 @@ from slm.training.hardware import (
     device_name,
     peak_flops,
     peak_memory_bytes,
+    reset_peak_memory,
     resolve_accelerator,
     set_threads,
 )
@@ -52,7 +54,9 @@ def train(spec: RunSpec, run: RunDirectory) -> RunResult:
     accelerator = resolve_accelerator(config.trainer)
     threads = set_threads(config.trainer)
     device = device_name(accelerator)
-    run.write_env(describe_environment(device=device, threads=threads))
+    reset_peak_memory(accelerator)
+    env = describe_environment(device=device, threads=threads)
+    run.write_env(env)
 
     data = prepare(config, log.info)
     resume = newest_checkpoint(run.checkpoints)
@@ -69,7 +73,7 @@ def train(spec: RunSpec, run: RunDirectory) -> RunResult:
         checkpoints = Checkpoints(run.checkpoints, config.trainer.checkpoint_every_steps)
         stop = StopOnSignal(checkpoints)
         # In this order a checkpoint holds the metrics of its own step, and a stop comes after both.
-        trainer = build_trainer(spec, accelerator, [metrics, checkpoints, stop])
+        trainer = build_trainer(spec, run, accelerator, [metrics, checkpoints, stop])
 
         def conclude(status: State) -> RunResult:
             result = _result(
@@ -79,7 +83,9 @@ def train(spec: RunSpec, run: RunDirectory) -> RunResult:
                 module=module,
                 metrics=metrics,
                 mirrored=mirrored,
-                accelerator=accelerator,
+                peak_memory_bytes=peak_memory_bytes(accelerator),
+                steps=trainer.global_step,
+                commit=env["commit"],
                 status=status,
             )
             run.write_result(result)
@@ -140,7 +146,9 @@ def build_module(spec: RunSpec) -> LanguageModule:
     return LanguageModule(model, parametrization, spec)
 
 
-def build_trainer(spec: RunSpec, accelerator: str, callbacks: list[Callback]) -> Trainer:
+def build_trainer(
+    spec: RunSpec, run: RunDirectory, accelerator: str, callbacks: list[Callback]
+) -> Trainer:
     config = spec.config.trainer
     if config.progress:
         callbacks = [*callbacks, ProgressDisplay(spec)]
@@ -149,6 +157,10 @@ def build_trainer(spec: RunSpec, accelerator: str, callbacks: list[Callback]) ->
     return Trainer(
         accelerator=accelerator,
         devices=1,
+        # One run is one process, also inside of a Slurm job: how jobs are requeued is the launcher's
+        # business, and nothing of Lightning's may be written or looked for outside of the run.
+        plugins=[LightningEnvironment()],
+        default_root_dir=run.path,
         precision=LIGHTNING_PRECISION[config.precision],
         max_steps=spec.steps,
         max_epochs=-1,
@@ -194,6 +206,7 @@ def _counts(spec: RunSpec) -> dict[str, Any]:
         "flops_per_token": spec.flops_per_token,
         "flops_convention": CONVENTION,
         "reference_flops_per_token": spec.reference_flops_per_token,
+        "tokens_per_param": spec.tokens_per_param,
         "tokens": spec.tokens,
         "flops": spec.flops,
         "steps": spec.steps,
@@ -209,29 +222,35 @@ def _result(
     module: LanguageModule,
     metrics: Metrics,
     mirrored: Mirror,
-    accelerator: str,
+    peak_memory_bytes: int,
+    steps: int,
+    commit: str | None,
     status: State,
 ) -> RunResult:
     config = spec.config
+    done = steps * spec.batch_tokens
     finished = status == "finished"
     loss, bits_per_byte = val_losses(module, tokens.val_bytes) if finished else (None, None)
     schedule = {
         "kind": config.schedule.kind,
         "warmup_tokens": spec.warmup_tokens,
-        "decay_tokens": config.schedule.decay_fraction * spec.tokens,
+        "decay_tokens": config.schedule.decay_fraction * spec.tokens
+        if config.schedule.kind == "wsd"
+        else spec.tokens - spec.warmup_tokens,
         "final_lr_fraction": config.schedule.final_lr_fraction,
     }
     return RunResult(
         schema_version=SCHEMA_VERSION,
         run_id=spec.run_id,
         study=config.study.name,
+        recipe_id=spec.recipe_id,
         status=status,
         family=config.family.name,
         size=config.size,
         shape=spec.shape.as_dict(),
         parametrization=config.parametrization.kind,
-        **_counts(spec),
-        epochs=tokens.epochs,
+        **{**_counts(spec), "steps": steps, "tokens": done, "flops": done * spec.flops_per_token},
+        epochs=tokens.epochs * steps / spec.steps,
         seed=config.seed,
         peak_lr=config.optimizer.lr,
         schedule=schedule,
@@ -247,9 +266,9 @@ def _result(
         tokenizer_fingerprint=data.manifest["tokenizer_sha256"][:16],
         train_loss_nats_per_token=metrics.last_train_loss,
         wall_seconds=metrics.training_seconds,
-        tokens_per_second=metrics.tokens_per_second,
-        mfu=metrics.mfu(metrics.tokens_per_second),
-        peak_memory_bytes=peak_memory_bytes(accelerator),
-        commit=source_commit()[0],
+        tokens_per_second=metrics.tokens_per_second(done),
+        mfu=metrics.mfu(metrics.tokens_per_second(done)),
+        peak_memory_bytes=peak_memory_bytes,
+        commit=commit,
         wandb_id=mirrored.id,
     )

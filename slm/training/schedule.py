@@ -12,8 +12,8 @@ def lr_multiplier(
 ) -> float:
     """Share of the peak learning rate after `tokens` of `total_tokens`.
 
-    wsd: linear warmup, constant, linear decay over the last `decay_fraction` (2405.18392, eq. 1).
-    cosine: linear warmup, then half a cosine to the end (2203.15556, appendix B).
+    wsd: linear warmup, constant, linear decay over the last `decay_fraction` (2405.18392).
+    cosine: linear warmup, then half a cosine to the end (2203.15556).
     Both end at `final_lr_fraction`.
     """
     if tokens < warmup_tokens:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import signal
 import subprocess
 import time
@@ -207,8 +206,11 @@ def test_a_study_is_planned_without_running(cli: Cli, tmp_path: Path) -> None:
     assert plan.returncode == 0, plan.stderr
     assert "16 cells" in plan.stdout and "L10-d32" in plan.stdout
     assert not (tmp_path / "runs" / "demo").exists()
-    grid = cli("sweep.py", "study=demo", "seed=0,1", "action=plan")
+    grid = cli("sweep.py", "study=demo", "optimizer.lr=1e-3,2e-3", "action=plan")
     assert grid.returncode == 2 and "a study makes its own cells" in grid.stderr
+    decided = cli("sweep.py", "study=demo", "seed=5", "family=balanced", "action=plan")
+    assert decided.returncode == 2
+    assert "set study.seeds" in decided.stderr and "set study.families" in decided.stderr
 
 
 @pytest.mark.slow
@@ -272,9 +274,9 @@ def test_ctrl_c_stops_a_study_and_keeps_its_work(tmp_path: Path, cache_dir: Path
         ):
             break
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "2 runs save their state" in said
     for path in metrics:
         run = RunDirectory(path.parent)
         assert run.state() == "interrupted" and newest_checkpoint(run.checkpoints) is not None

@@ -64,6 +64,9 @@ def test_all_problems_come_at_once() -> None:
         ),
         ({"trainer": {"micro_batch_sequences": 3}}, "trainer.micro_batch_sequences", "nearest: 2"),
         ({"tokenizer": {"kind": "bpe"}}, "tokenizer.vocab_size", "is needed for a bpe"),
+        ({"schedule": {"warmup_fraction": 0.9}}, "schedule.warmup_fraction", "at most 0.8"),
+        ({"optimizer": {"beta2": 1.0}}, "optimizer.beta2", "less than 1"),
+        ({"ladder": {"aspect_ratios": {"x": 0}}}, "ladder.aspect_ratios.x", "greater than 0"),
         ({"tokenizer": {"vocab_size": 300}}, "tokenizer.vocab_size", "fixes its own"),
     ],
 )
@@ -73,6 +76,8 @@ def test_each_problem_names_key_rule_and_fix(changes: dict[str, Any], key: str, 
 
 def test_a_wrong_value_causes_no_second_complaint() -> None:
     assert set(problems_of(budget={"tokens": "many"})) == {"budget.tokens"}
+    wrong_batch = problems_of(optimizer={"global_batch_tokens": "abc"}, model={"seq_len": 1000})
+    assert set(wrong_batch) == {"optimizer.global_batch_tokens"}
 
 
 def test_every_key_is_documented() -> None:

@@ -163,9 +163,15 @@ def test_metrics_survive_a_torn_line_and_repeated_steps(tiny_spec: Spec) -> None
 def test_a_result_of_another_version_is_named(tiny_spec: Spec) -> None:
     run = RunDirectory.of(tiny_spec())
     run.path.mkdir(parents=True)
-    (run.path / "result.json").write_text('{"schema_version": 1}')
-    with pytest.raises(RunError, match=r"result.json: not a readable result \(KeyError"):
-        run.result()
+    for content, said in (
+        ('{"schema_version": 1}', "run_id"),
+        ('{"schema_version": 0}', "0, not 1"),
+    ):
+        (run.path / "result.json").write_text(content)
+        with pytest.raises(
+            RunError, match=rf"result.json: not a readable result \(KeyError.*{said}"
+        ):
+            run.result()
 
 
 class BrokenWandb:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ STUDY: dict[str, Any] = {
     "optimizer": {"global_batch_tokens": 1024},
     "study": {
         "families": ["deep_thin", "wide_shallow"],
-        "sizes": ["80k", "128k", "144k", "256k"],
+        "sizes": ["80k", "128k", "256k", "400k"],
         "tokens_per_param": [2, 6],
         "seeds": [0, 1],
     },
@@ -66,6 +67,8 @@ def test_design_rules_speak(cells: list[Cell]) -> None:
     assert any("one token budget" in line for line in design_warnings(one_budget))
     one_family = [c for c in cells if c.family == "deep_thin"]
     assert any("one family" in line for line in design_warnings(one_family))
+    twin = replace(cells[0], size=81_000)
+    assert any("are both L2-d64" in line for line in design_warnings([*cells, twin]))
     small = [c for c in cells if c.size <= 128_000]
     assert "REFUSED exponents: 2 sizes, at least 4 are needed" in design_warnings(small)
 

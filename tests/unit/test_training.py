@@ -279,6 +279,7 @@ def test_a_peak_is_looked_up_and_never_guessed() -> None:
     assert peak_flops("NVIDIA H100 80GB HBM3", "bf16") == 989e12
     assert peak_flops("NVIDIA H100 PCIe", "bf16") == 756e12
     assert peak_flops("NVIDIA A100-SXM4-80GB", "bf16") == 312e12
-    assert peak_flops("NVIDIA L40S", "bf16") is None
+    for device in ("NVIDIA L40S", "NVIDIA H100 NVL", "NVIDIA H200 MIG 1g.18gb"):
+        assert peak_flops(device, "bf16") is None
     assert peak_flops("NVIDIA H100 80GB HBM3", "fp32") is None
     assert peak_flops("cpu", "bf16") is None

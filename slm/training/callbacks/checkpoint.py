@@ -43,6 +43,8 @@ class Checkpoints(Callback):
         path = self._folder / f"step-{trainer.global_step:08d}.ckpt"
         if path.exists() and _is_valid(path):
             return path
+        for torn in self._folder.glob(".*.tmp"):  # of a save that was killed
+            torn.unlink()
         with replacing(path) as temporary:
             trainer.save_checkpoint(temporary)
             write_text(_checksum_path(path), file_hash(temporary))
@@ -54,7 +56,7 @@ class Checkpoints(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint[RANDOM_STATES] = random_states()
+        checkpoint[RANDOM_STATES] = random_states(cuda=module.device.type == "cuda")
 
     def on_load_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
@@ -95,7 +97,7 @@ def _is_valid(path: Path) -> bool:
     return checksum.exists() and checksum.read_text(encoding="utf-8") == file_hash(path)
 
 
-def random_states() -> dict[str, Any]:
+def random_states(*, cuda: bool) -> dict[str, Any]:
     """States of the python, numpy, torch and CUDA generators, as types `weights_only` can load."""
     version, internal, gauss = random.getstate()
     numpy_state = np.random.get_state(legacy=False)
@@ -104,7 +106,7 @@ def random_states() -> dict[str, Any]:
         "python": [version, list(internal), gauss],
         "numpy": {**numpy_state, "state": _plain(numpy_state["state"])},
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state_all() if cuda else [],
     }
 
 

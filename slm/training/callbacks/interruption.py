@@ -26,7 +26,8 @@ class StopOnSignal(Callback):
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Handle the signals inside the block, and put the old handlers back after it."""
-        old = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        old = {number: signal.getsignal(number) for number in SIGNALS}
+        self._listen()
         try:
             yield
         except SystemExit as stopped:  # what Lightning makes of a second Ctrl-C
@@ -34,6 +35,16 @@ class StopOnSignal(Callback):
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+    def _listen(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, self._receive)
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._listen()  # Lightning has put its own SIGTERM handler in front, which would not save
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._listen()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None and number == signal.SIGINT:

@@ -38,10 +38,9 @@ class Metrics(Callback):
         self._step_start_seconds = 0.0
         self._logged = (0, 0.0)  # step and training seconds of the last row
 
-    @property
-    def tokens_per_second(self) -> float:
-        """Over all training so far, validation and checkpoints left out."""
-        return self._spec.tokens / self.training_seconds if self.training_seconds else 0.0
+    def tokens_per_second(self, tokens: int) -> float:
+        """Over the training loop's time, restarts included, validation left out."""
+        return tokens / self.training_seconds if self.training_seconds else 0.0
 
     def mfu(self, tokens_per_second: float) -> float | None:
         """Share of the device's dense peak; None where that peak is not known."""
@@ -58,10 +57,6 @@ class Metrics(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._logged = (trainer.global_step, self.training_seconds)
-
-    def on_train_batch_start(
-        self, trainer: Trainer, module: LightningModule, batch: Any, step: int
-    ) -> None:
         self._step_start_seconds = time.perf_counter()
 
     def on_train_batch_end(
@@ -69,9 +64,11 @@ class Metrics(Callback):
     ) -> None:
         done = trainer.global_step
         is_logged = done == 1 or done % self._every_steps == 0 or done == trainer.max_steps
-        if is_logged and torch.cuda.is_available():
+        if is_logged and module.device.type == "cuda":
             torch.cuda.synchronize()  # or the clock would time the launch of kernels
-        self.training_seconds += time.perf_counter() - self._step_start_seconds
+        now = time.perf_counter()
+        self.training_seconds += now - self._step_start_seconds
+        self._step_start_seconds = now
         if is_logged:
             self._log_step(done, outputs)
 
@@ -94,6 +91,7 @@ class Metrics(Callback):
         loss, bits_per_byte = val_losses(module, self._val_bytes)
         row = {record.VAL_LOSS: loss, record.VAL_BITS_PER_BYTE: bits_per_byte}
         self._write(trainer.global_step, row)
+        self._step_start_seconds = time.perf_counter()
 
     def _write(self, step: int, row: dict[str, float]) -> None:
         tokens = step * self._spec.batch_tokens
