@@ -27,7 +27,7 @@ from slm.data.corpora import Document, load_corpus, source_versions
 from slm.data.tokenizer import FILE_NAME, Tokenizer, build_tokenizer, load_tokenizer
 from slm.errors import DataError
 from slm.files import canonical_hash, file_hash, read_json, waiting_lock, write_json
-from slm.schema import Config, DataConfig, TokenizerConfig
+from slm.schema import Config
 
 SCHEMA_VERSION = 1
 DTYPE = np.dtype("<u2")
@@ -66,7 +66,14 @@ def prepare(config: Config, announce: Callable[[str], None] = lambda _: None) ->
         DataError: if the corpus cannot be read, or a prepared shard fails its checksum.
     """
     cache_dir = Path(config.cache_dir)
-    folder = cache_dir / _folder_name(config.data, config.tokenizer)
+    try:
+        folder = cache_dir / _folder_name(config)
+    except DataError:
+        # The packages of the corpus are not here, but its tokens may have been brought along.
+        carried = _carried_along(config, cache_dir)
+        if carried is None:
+            raise
+        return open_prepared(carried)
     cache_dir.mkdir(parents=True, exist_ok=True)
     with waiting_lock(cache_dir / f".{folder.name}.lock"):
         if not (folder / MANIFEST).exists():
@@ -104,16 +111,28 @@ def open_prepared(folder: Path) -> PreparedData:
     return PreparedData(folder, manifest)
 
 
-def _folder_name(data: DataConfig, tokenizer: TokenizerConfig) -> str:
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        "source": data.source,
-        "val_fraction": data.val_fraction,
-        "versions": source_versions(data),
-        "tokenizer": [tokenizer.kind, tokenizer.vocab_size],
+def _settings(config: Config) -> dict[str, Any]:
+    """What decides the tokens, besides the versions of the corpus."""
+    return {
+        "source": config.data.source,
+        "val_fraction": config.data.val_fraction,
+        "tokenizer": [config.tokenizer.kind, config.tokenizer.vocab_size],
     }
+
+
+def _folder_name(config: Config) -> str:
+    tokenizer = config.tokenizer
+    content = [SCHEMA_VERSION, _settings(config), source_versions(config.data)]
     size = "" if tokenizer.vocab_size is None else str(tokenizer.vocab_size)
-    return f"{data.source}-{tokenizer.kind}{size}-{canonical_hash(content)[:8]}"
+    return f"{config.data.source}-{tokenizer.kind}{size}-{canonical_hash(content)[:8]}"
+
+
+def _carried_along(config: Config, cache_dir: Path) -> Path | None:
+    """A preparation with these settings, whatever the versions of its corpus."""
+    for manifest in sorted(cache_dir.glob(f"{config.data.source}-*/{MANIFEST}")):
+        if read_json(manifest).get("settings") == _settings(config):
+            return manifest.parent
+    return None
 
 
 def _write(config: Config, folder: Path) -> None:
@@ -131,7 +150,7 @@ def _write(config: Config, folder: Path) -> None:
     tokenizer_hash = file_hash(partial / FILE_NAME)
     manifest = {
         "schema_version": SCHEMA_VERSION,
-        "source": config.data.source,
+        "settings": _settings(config),
         "versions": corpus.versions,
         "vocab_size": tokenizer.vocab_size,
         "tokenizer_sha256": tokenizer_hash,

