@@ -79,7 +79,7 @@ def register_schema() -> None:
     )
     header = (
         "slm: deep or wide, below one billion parameters, under matched compute.\n\n"
-        "  python train.py                               one deep-thin run, about two minutes on a laptop\n"
+        "  python train.py                               one deep-thin run, a minute or two on a laptop\n"
         "  python train.py experiment=smoke              every part of a run in seconds\n"
         "  python train.py -m family=deep_thin,wide_shallow size=128k,256k    a grid of runs\n"
         "  python sweep.py study=demo                    a matched-compute study, then its report"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from slm.data.shards import PreparedData
-from slm.errors import ConfigError, Diverged, RunError
+from slm.errors import ConfigError, Diverged, Interrupted, RunError
 from slm.model.loss import token_nats
 from slm.model.parametrization import Parametrization
 from slm.run_spec import RunSpec
@@ -151,6 +153,28 @@ def test_resume_is_exact(
     assert result.val_loss_nats_per_token == whole.result().val_loss_nats_per_token  # type: ignore[union-attr]
     after, before = weights(resumed), weights(whole)
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_signal_during_validation_saves_and_resumes(
+    tiny_spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"trainer": {"validate_every_steps": 5}}
+    whole, _ = run_to_end(tiny_spec(runs_dir=str(tmp_path / "whole"), **settings))
+    spec = tiny_spec(runs_dir=str(tmp_path / "cut"), **settings)
+    original = LanguageModule.validation_step
+
+    def terminated(self: LanguageModule, pairs: torch.Tensor, batch_index: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        original(self, pairs, batch_index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LanguageModule, "validation_step", terminated)
+        with pytest.raises(Interrupted, match="after step 6 of 20") as caught:
+            run_to_end(spec)
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    resumed, _ = run_to_end(spec)
+    assert losses(resumed) == losses(whole)
+    assert resumed.read_metrics()[9][record.VAL_LOSS] == whole.read_metrics()[9][record.VAL_LOSS]
 
 
 def test_micro_batches_change_rounding_only(tiny_spec: Spec, tmp_path: Path) -> None:
