@@ -53,25 +53,23 @@ def plot_loss_against_flops(axes: Axes, table: pd.DataFrame, families: list[str]
 
 
 def plot_differences(axes: Axes, contrast: Contrast) -> None:
-    """Each pair's difference, and per token budget the mean over pairs with its 95% interval."""
+    """Each pair's difference and, per token budget, the endpoint with its 95% interval."""
     axes.axhline(0, color=NEUTRAL, lw=0.8)
-    pairs = contrast.pairs
+    budgets = contrast.pairs.groupby("budget")
     for (budget, rows), colour, marker in zip(
-        pairs.groupby("budget"), cycle(COLOURS[2:]), cycle(MARKERS[2:]), strict=False
+        budgets, cycle(COLOURS[2:]), cycle(MARKERS[2:]), strict=False
     ):
         label = f"{budget:g} tokens per parameter"
         y = rows["difference_at_equal_flops"]
         axes.plot(rows["flops"], y, marker, color=colour, ms=6, ls=":", lw=0.8, label=label)
         summary = contrast.summary[contrast.summary["budget"] == budget].iloc[0]
-        if pd.notna(summary["mean_low"]):
-            span = (rows["flops"].min(), rows["flops"].max())
-            axes.fill_between(
-                span, summary["mean_low"], summary["mean_high"], color=colour, alpha=0.15, lw=0
-            )
-            axes.plot(span, [summary["mean"]] * 2, color=colour, lw=1.3)
+        if pd.notna(summary["largest_low"]):
+            half = summary["largest_high"] - summary["largest"]
+            at = summary["largest_flops"] * 1.08
+            axes.errorbar(at, summary["largest"], half, color=colour, marker="_", capsize=4, lw=1.6)
     _flops_axis(axes)
     axes.set_ylabel(f"{contrast.deep} minus {contrast.wide} (nats/token)")
-    title = "Below zero, deep is better; band: 95% interval of the mean over pairs"
+    title = "Below zero, deep is better; bars: 95% interval at the largest FLOPs"
     axes.set_title(title, loc="left", fontsize=8)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=7, frameon=False)
