@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
@@ -34,15 +35,21 @@ CAVEATS = (
 )
 
 
-def write_report(folder: Path, out: Path, contrast: tuple[str, str] | None = None) -> None:
+def write_report(
+    folder: Path,
+    out: Path,
+    contrast: tuple[str, str] | None = None,
+    only: Collection[str] | None = None,
+) -> None:
     """Analyse every finished run below `folder` and write the report to `out`.
 
-    `contrast` names the families to compare; without it, the thinnest and the widest.
+    `contrast` names the families to compare; without it, the thinnest and the widest. `only` keeps
+    the runs with these ids.
 
     Raises:
         DataError: if there is no finished run, or none of a family that `contrast` names.
     """
-    runs = load_runs(folder)
+    runs = load_runs(folder, only)
     families = runs.families
     _check_names(contrast or (), families)
     pair = contrast or ((families[0], families[-1]) if len(families) > 1 else None)

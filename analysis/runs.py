@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +29,8 @@ class Runs:
         return [str(name) for name in order.index]
 
 
-def load_runs(folder: Path) -> Runs:
-    """Read every run below a folder.
+def load_runs(folder: Path, only: Collection[str] | None = None) -> Runs:
+    """Read every run below a folder, or only those with the given run ids.
 
     Columns carry their units: `loss_nats_per_token` after decay, `flops` of training in the
     convention of `flops_convention`, `n_flop` = flops_per_token / 6, `tokens`,
@@ -42,6 +42,9 @@ def load_runs(folder: Path) -> Runs:
     dropped: Counter[str] = Counter()
     rows = []
     for run in _run_directories(folder):
+        if only is not None and run.path.name not in only:
+            dropped["not a cell of the study"] += 1
+            continue
         try:
             result = run.result()
         except RunError:
@@ -65,7 +68,10 @@ def load_runs(folder: Path) -> Runs:
 
 def _run_directories(folder: Path) -> Iterator[RunDirectory]:
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
+        raise DataError(
+            f"{folder}: no such folder; train some runs first, for example with "
+            "python sweep.py study=demo action=run"
+        )
     for config in sorted(folder.rglob("config.yaml")):
         # W&B keeps a config.yaml of its own, and hidden folders hold superseded runs.
         inner = config.parent.relative_to(folder).parts

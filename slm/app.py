@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
@@ -44,7 +45,9 @@ def run_app(main: Callable[[], Any]) -> NoReturn:
     try:
         main()
     except SlmError as error:
-        _exit(str(error), error.exit_code)
+        _exit("" if error.was_shown else str(error), error.exit_code)
+    except yaml.YAMLError as error:
+        _exit(f"a file of conf/ is not YAML: {error}", ConfigError.exit_code)
     except MissingConfigException as error:
         _exit(_missing_option(error), ConfigError.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
@@ -74,7 +77,8 @@ def register_schema() -> None:
     template = (
         "${hydra.help.header}\n\n"
         "Choose one option of a group (group=option):\n$APP_CONFIG_GROUPS\n\n"
-        f"Set any key (key=value), shown with its default in the schema:\n{keys}\n\n"
+        "Set any key (key=value). The values are the schema's; conf/ changes some of them, and\n"
+        f"--cfg job shows the result:\n{keys}\n\n"
         "${hydra.help.footer}"
     )
     header = (
@@ -84,7 +88,7 @@ def register_schema() -> None:
         "  python train.py -m family=deep_thin,wide_shallow size=128k,256k    a grid of runs\n"
         "  python sweep.py study=demo                    a matched-compute study, then its report"
     )
-    footer = "--cfg job prints the composed configuration; --hydra-help is about Hydra itself."
+    footer = "--hydra-help is about Hydra itself."
     node = {"app_name": "slm", "header": header, "footer": footer, "template": template}
     store.store(group="hydra/help", name="slm", node=node)
 
@@ -120,6 +124,7 @@ def train_job(cfg: DictConfig) -> None:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             _exit(str(error), error.exit_code)
         log.error("%s", error)
+        error.was_shown = True
         if isinstance(error, Interrupted):
             raise KeyboardInterrupt from error
         raise
@@ -130,6 +135,7 @@ def _train(config: Config) -> None:
     run = RunDirectory.of(spec)
     state = run.state()
     if state == "finished" and not config.rerun:
+        run.result()  # raises if it cannot be read
         log.info("already finished, nothing to do (rerun=true starts over): %s", run.path)
         return
     if state == "diverged" and not config.rerun:
@@ -169,7 +175,8 @@ def _log_to_file(path: Path) -> Iterator[None]:
 
 
 def _exit(message: str, code: int) -> NoReturn:
-    print(message, file=sys.stderr)
+    if message:
+        print(message, file=sys.stderr)
     sys.exit(code)
 
 

@@ -10,6 +10,7 @@ class SlmError(Exception):
     """Something the user can mend; shown as its message alone, without a traceback."""
 
     exit_code = 1
+    was_shown = False  # set by a multirun that has already told of it
 
 
 class DataError(SlmError):
@@ -55,5 +56,5 @@ class ConfigError(SlmError):
         self.problems = tuple(problems)
         count = len(self.problems)
         title = "1 problem" if count == 1 else f"{count} problems"
-        lines = [f"{title} in the configuration, nothing was run:"]
+        lines = [f"{title} in the configuration:"]
         super().__init__("\n".join([*lines, *(f"  - {problem}" for problem in self.problems)]))

@@ -19,13 +19,14 @@ SIZE_SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9}
 
 
 def parse_size(value: object) -> object:
-    """`200k`, `1.5m`, `1b` -> an integer; anything else is left for the type check to judge."""
-    if isinstance(value, str) and value[-1:].lower() in SIZE_SUFFIXES:
-        try:
-            return round(float(value[:-1]) * SIZE_SUFFIXES[value[-1].lower()])
-        except ValueError:
-            return value
-    return value
+    """`200k`, `1.5m`, `1b` -> an integer; other strings must be plain numbers."""
+    if not isinstance(value, str):
+        return value
+    factor = SIZE_SUFFIXES.get(value[-1:].lower(), 1)
+    try:
+        return round(float(value[:-1] if factor > 1 else value) * factor)
+    except (ValueError, OverflowError):
+        raise ValueError("must be a number such as 200000, 200k or 1.5m") from None
 
 
 def _no_bool(value: object) -> object:

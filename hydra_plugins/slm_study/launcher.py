@@ -105,6 +105,9 @@ class LocalLauncher(Launcher):
             log.info("%s %s: %s (%.0f s)", place, name, lines[-1], took)
             job.status, job.return_value = JobStatus.COMPLETED, None
             return job
+        if self._stopping.is_set() and process.returncode == 128 + signal.SIGINT:
+            log.info("%s %s: interrupted; the same command goes on from there", place, name)
+            return job
         shown = "\n".join(f"    {line}" for line in lines[-SHOWN_LINES:])
         log.error("%s %s: FAILED with exit code %d\n%s", place, name, process.returncode, shown)
         job.return_value = RuntimeError(lines[-1])

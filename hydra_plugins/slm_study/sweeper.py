@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +46,17 @@ class StudySweeper(Sweeper):
         from slm.app import config_of
         from slm.sweeps.study import cells_of, check_study
 
-        arguments = [a for a in arguments if not a.lstrip("+").startswith("action=")]
         _refuse_what_the_study_decides(arguments)
         config = config_of(self._compose(arguments))
+        arguments = [a for a in arguments if not a.lstrip("+").startswith("action=")]
         check_study(config)
         families = {
             name: config_of(self._compose([*arguments, f"family={name}"])).family
             for name in config.study.families
         }
         cells = cells_of(config, families)
-        action = self.config.action
+        _check_names(families)
+        action = config.action
         if action == "plan":
             return _show(cells, warnings=True)
         if action == "status":
@@ -64,7 +65,7 @@ class StudySweeper(Sweeper):
         if action in (None, "run"):
             unfinished = self._run(cells, arguments, retry=config.rerun)
         if action in (None, "report") and (unfinished is None or _any_finished(cells)):
-            _report(Path(config.runs_dir) / config.study.name)
+            _report(Path(config.runs_dir) / config.study.name, cells)
         if unfinished is not None:
             raise unfinished
         return None
@@ -99,6 +100,23 @@ class StudySweeper(Sweeper):
         return None
 
 
+def _check_names(families: Mapping[str, Any]) -> None:
+    from slm.errors import ConfigError, Problem
+
+    problems = [
+        Problem(
+            "family.name",
+            family.name,
+            f"differs from its file, conf/family/{name}.yaml",
+            f"use {name}",
+        )
+        for name, family in families.items()
+        if family.name != name
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
 def _any_finished(cells: Sequence[Any]) -> bool:
     return any(cell.run.state() == "finished" for cell in cells)
 
@@ -109,7 +127,7 @@ def _refuse_what_the_study_decides(arguments: list[str]) -> None:
     problems = []
     for override in OverridesParser.create().parse_overrides(arguments):
         key = str(override.key_or_group)
-        given = override.input_line or key
+        given = (override.input_line or "").partition("=")[2]
         if key.partition(".")[0] in DECIDED_BY_STUDY:
             fix = f"set {DECIDED_BY_STUDY[key.partition('.')[0]]}"
             problems.append(Problem(key, given, "the study decides this for each cell", fix))
@@ -131,7 +149,7 @@ def _show(cells: Sequence[Any], *, warnings: bool) -> None:
         console.print(warning)
 
 
-def _report(study: Path) -> None:
+def _report(study: Path, cells: Sequence[Any]) -> None:
     from analysis.report import write_report  # pandas and matplotlib take a second to import
 
-    write_report(study, study / "report")
+    write_report(study, study / "report", only={cell.spec.run_id for cell in cells})

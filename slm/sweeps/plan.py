@@ -58,6 +58,10 @@ def _twin_rungs(cells: Sequence[Cell]) -> Iterator[str]:
     sizes: dict[tuple[str, str], set[int]] = defaultdict(set)
     for cell in cells:
         sizes[cell.family, cell.spec.shape.label].add(cell.size)
+    for size, shape in {(c.size, c.spec.shape) for c in cells}:
+        same = sorted({c.family for c in cells if (c.size, c.spec.shape) == (size, shape)})
+        if len(same) > 1:
+            yield f"WARN size {size:,}: {' and '.join(same)} are the same shape, {shape.label}"
     for (family, label), twins in sizes.items():
         if len(twins) > 1:
             listed = " and ".join(f"{size:,}" for size in sorted(twins))

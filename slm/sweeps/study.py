@@ -47,8 +47,8 @@ def check_study(config: Config) -> None:
         if not getattr(config.study, key)
     ]
     if problems:
-        problems.append(Problem("study", config.study.name, "is not a study", "try study=demo"))
-        raise ConfigError(problems)
+        cause = Problem("study", config.study.name, "is not a study", "try study=demo")
+        raise ConfigError([cause, *problems])
 
 
 def cells_of(config: Config, families: Mapping[str, FamilyConfig]) -> list[Cell]:

@@ -148,9 +148,8 @@ class RunDirectory:
                 raise KeyError(f"schema_version {saved['schema_version']}, not {SCHEMA_VERSION}")
             return RunResult(**{field.name: saved[field.name] for field in fields(RunResult)})
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise RunError(
-                f"{path}: not a readable result ({type(error).__name__}: {error})"
-            ) from None
+            problem = f"not a readable result ({type(error).__name__}: {error})"
+            raise RunError(f"{path}: {problem}; start over with rerun=true") from None
 
     @contextmanager
     def claim(self, spec: RunSpec, *, rerun: bool = False) -> Iterator[None]:
@@ -238,6 +237,9 @@ class RunDirectory:
             raise
         except Diverged:
             ending = "diverged"
+            raise
+        except ConfigError:  # found late, before any step: nothing has failed
+            ending = "planned"
             raise
         except BaseException:
             write_text(self.path / "traceback.txt", traceback.format_exc())

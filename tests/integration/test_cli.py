@@ -147,7 +147,9 @@ def test_jobs_of_a_multirun_do_not_meet(cli: Cli, tmp_path: Path) -> None:
     assert grid.returncode != 0
     assert grid.stderr.count("finished: validation") == 2
     assert "size=30: no shape with aspect ratio near" in grid.stderr
-    runs = [RunDirectory(p.parent) for p in sorted((tmp_path / "runs").glob("smoke/*/result.json"))]
+    runs = [
+        RunDirectory(p.parent) for p in sorted((tmp_path / "runs").glob("single/*/result.json"))
+    ]
     together = {run.path.name: finished(run).val_loss_nats_per_token for run in runs}
     assert len(together) == 2
     for run in runs:

@@ -55,7 +55,7 @@ def test_all_problems_come_at_once() -> None:
         ({"budget": {"tokens": None}}, "budget", "no budget is given"),
         ({"budget": {"tokens": 0}}, "budget.tokens", "greater than 0"),
         ({"size": "80k"}, "model.n_layers", "an explicit shape beside size=80000"),
-        ({"size": "80q"}, "size", "valid integer"),
+        ({"size": "80q"}, "size", "a number such as 200000, 200k or 1.5m"),
         ({"seed": True}, "seed", "must be a number"),
         (
             {"optimizer": {"global_batch_tokens": 100}},
