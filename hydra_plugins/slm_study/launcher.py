@@ -57,7 +57,7 @@ class LocalLauncher(Launcher):
         at_once = self.n_jobs or self._default_jobs()
         total = len(job_overrides)
         log.info("%d jobs, %d at once, each in its own process", total, at_once)
-        with ThreadPoolExecutor(at_once) as pool, _terminate_like_ctrl_c():
+        with ThreadPoolExecutor(at_once) as pool, _stopped_by_signals():
             futures = [
                 pool.submit(self._run, overrides, f"[{index}/{total}]")
                 for index, overrides in enumerate(job_overrides, start=1)
@@ -115,12 +115,14 @@ class LocalLauncher(Launcher):
 
 
 @contextmanager
-def _terminate_like_ctrl_c() -> Iterator[None]:
+def _stopped_by_signals() -> Iterator[None]:
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    old = signal.signal(signal.SIGTERM, interrupt)
+    # SIGINT too: a shell that starts a job in the background has it ignored.
+    old = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
