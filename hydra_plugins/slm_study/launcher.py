@@ -6,7 +6,6 @@ A job is exactly what a person would type, so nothing leaks from one run into th
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -23,6 +22,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+
+from slm.tracking.environment import available_cores
 
 log = logging.getLogger("slm")
 SHOWN_LINES = 20  # of the output of a job that failed
@@ -71,8 +72,7 @@ class LocalLauncher(Launcher):
     def _default_jobs(self) -> int:
         if self.config.trainer.accelerator != "cpu":
             return 1
-        affinity = getattr(os, "sched_getaffinity", None)  # the cores of a container or a Slurm job
-        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        cores = available_cores()
         return max(1, cores // (self.config.trainer.threads or cores))
 
     def _stop(self) -> None:

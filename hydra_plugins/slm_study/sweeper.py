@@ -14,6 +14,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from slm.errors import ConfigError, Problem, RunError
+
 log = logging.getLogger("slm")
 DECIDED_BY_STUDY = {
     "family": "study.families",
@@ -54,8 +56,8 @@ class StudySweeper(Sweeper):
             name: config_of(self._compose([*arguments, f"family={name}"])).family
             for name in config.study.families
         }
-        cells = cells_of(config, families)
         _check_names(families)
+        cells = cells_of(config, families)
         action = config.action
         if action == "plan":
             return _show(cells, warnings=True)
@@ -78,7 +80,6 @@ class StudySweeper(Sweeper):
 
     def _run(self, cells: Sequence[Any], arguments: list[str], *, retry: bool) -> Exception | None:
         """Launch what is not done; the error that says which cells failed, if any did."""
-        from slm.errors import RunError
         from slm.sweeps.plan import design_warnings, totals
 
         todo = [cell for cell in cells if retry or cell.run.state() not in DONE]
@@ -101,8 +102,6 @@ class StudySweeper(Sweeper):
 
 
 def _check_names(families: Mapping[str, Any]) -> None:
-    from slm.errors import ConfigError, Problem
-
     problems = [
         Problem(
             "family.name",
@@ -122,8 +121,6 @@ def _any_finished(cells: Sequence[Any]) -> bool:
 
 
 def _refuse_what_the_study_decides(arguments: list[str]) -> None:
-    from slm.errors import ConfigError, Problem
-
     problems = []
     for override in OverridesParser.create().parse_overrides(arguments):
         key = str(override.key_or_group)

@@ -84,9 +84,8 @@ def rung_flops_per_token(
 
 def ideal_flops_per_token(frame: ShapeFrame, aspect_ratio: float, size: int) -> float:
     """Training FLOPs per token of a real-valued shape with `size` matrix parameters in its blocks."""
-    params_per_d2 = (
-        2 + 2 / frame.gqa_ratio + 3 * frame.ff_ratio
-    )  # of one block, in units of d_model^2
+    # Of one block, in units of d_model^2: query and output, key and value, the gated MLP.
+    params_per_d2 = 2 + 2 / frame.gqa_ratio + 3 * frame.ff_ratio
     d_model = (size * aspect_ratio / params_per_d2) ** (1 / 3)
     scores = 2 * frame.seq_len * d_model * (d_model / aspect_ratio)
     return TRAINING_FACTOR * (2 * size + scores + 2 * d_model * frame.vocab_size)

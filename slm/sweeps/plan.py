@@ -9,7 +9,7 @@ from rich.table import Table
 
 from slm.architecture.compute import flop_equivalent_params
 from slm.architecture.families import MATCH_TOLERANCE, aspect_is_kept
-from slm.architecture.shapes import count_parameters
+from slm.architecture.shapes import ModelShape, count_parameters
 from slm.sweeps.study import Cell
 
 MAX_EMBEDDING_SHARE = 0.20  # above this the vocabulary taxes wide shapes (method: what to count)
@@ -30,6 +30,7 @@ def design_warnings(cells: Sequence[Cell]) -> list[str]:
     """Broken design rules, each a sentence; REFUSED ones name what must not be estimated."""
     return [
         *_shape_warnings(cells),
+        *_twin_families(cells),
         *_twin_rungs(cells),
         *_exponent_refusals(cells),
         *_short_cells(cells),
@@ -53,15 +54,22 @@ def _shape_warnings(cells: Sequence[Cell]) -> Iterator[str]:
             )
 
 
+def _twin_families(cells: Sequence[Cell]) -> Iterator[str]:
+    """Two families of one shape have nothing to compare."""
+    families: dict[tuple[int, ModelShape], set[str]] = defaultdict(set)
+    for cell in cells:
+        families[cell.size, cell.spec.shape].add(cell.family)
+    for (size, shape), twins in families.items():
+        if len(twins) > 1:
+            listed = " and ".join(sorted(twins))
+            yield f"WARN size {size:,}: {listed} are the same shape, {shape.label}"
+
+
 def _twin_rungs(cells: Sequence[Cell]) -> Iterator[str]:
     """Two rungs of (nearly) one shape are one rung: they replicate, they do not add a size."""
     sizes: dict[tuple[str, str], set[int]] = defaultdict(set)
     for cell in cells:
         sizes[cell.family, cell.spec.shape.label].add(cell.size)
-    for size, shape in {(c.size, c.spec.shape) for c in cells}:
-        same = sorted({c.family for c in cells if (c.size, c.spec.shape) == (size, shape)})
-        if len(same) > 1:
-            yield f"WARN size {size:,}: {' and '.join(same)} are the same shape, {shape.label}"
     for (family, label), twins in sizes.items():
         if len(twins) > 1:
             listed = " and ".join(f"{size:,}" for size in sorted(twins))

@@ -33,6 +33,12 @@ def describe_environment(*, device: str, threads: int) -> dict[str, Any]:
     }
 
 
+def available_cores() -> int:
+    """Cores that this process may use: fewer than there are in a container or a Slurm job."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def source_commit() -> tuple[str | None, bool | None]:
     """Commit of the checkout that this package runs from, and whether tracked files differ."""
     root = Path(__file__).parents[2]

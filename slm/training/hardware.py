@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import resource
 import sys
@@ -13,6 +12,7 @@ import torch
 
 from slm.errors import ConfigError, Problem
 from slm.schema import TrainerConfig
+from slm.tracking.environment import available_cores
 
 # Dense peak FLOP/s of tensor cores with 16-bit inputs; NVIDIA's datasheets print twice these where
 # they assume sparsity.
@@ -41,9 +41,7 @@ def resolve_accelerator(config: TrainerConfig) -> str:
 
 def set_threads(config: TrainerConfig) -> int:
     """Fix the CPU threads of this process; sums are rounded differently with other counts."""
-    affinity = getattr(os, "sched_getaffinity", None)  # the cores of a container or a Slurm job
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    threads = config.threads or cores
+    threads = config.threads or available_cores()
     torch.set_num_threads(threads)
     return threads
 

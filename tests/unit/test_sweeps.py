@@ -69,6 +69,8 @@ def test_design_rules_speak(cells: list[Cell]) -> None:
     assert any("one family" in line for line in design_warnings(one_family))
     twin = replace(cells[0], size=81_000)
     assert any("are both L2-d64" in line for line in design_warnings([*cells, twin]))
+    named_twice = replace(cells[0], family="renamed")
+    assert any("are the same shape" in line for line in design_warnings([*cells, named_twice]))
     small = [c for c in cells if c.size <= 128_000]
     assert "REFUSED exponents: 2 sizes, at least 4 are needed" in design_warnings(small)
 
