@@ -73,8 +73,9 @@ def _check_budget(budget: BudgetConfig) -> Iterator[Problem]:
 
 def _check_shape_source(config: Config) -> Iterator[Problem]:
     explicit = [key for key in SHAPE_KEYS if getattr(config.model, key) is not None]
+    counterpart = config.model.preset is not None and config.size is None
     solved = config.size is not None or config.family.aspect_ratio is not None
-    if explicit and solved:
+    if explicit and solved and not counterpart:
         origin = f"size={config.size} and family={config.family.name}"
         yield Problem(
             f"model.{explicit[0]}",

@@ -5,12 +5,14 @@ Torch-free, so that planning a study and refusing a finished run cost millisecon
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from slm.architecture.compute import flop_equivalent_params, training_flops_per_token
-from slm.architecture.families import ShapeFrame, rung_flops_per_token, solve_shape
-from slm.architecture.shapes import ModelShape
+from slm.architecture.families import ShapeFrame, rung_of, solve_shape
+from slm.architecture.shapes import MLP_MATRICES, ModelShape
 from slm.data.tokenizer import known_vocab_size
 from slm.errors import ConfigError, Problem
 from slm.files import canonical_hash
@@ -30,6 +32,8 @@ class RunSpec:
     shape: ModelShape
     reference_flops_per_token: int
     """f of the rung (or of an explicit shape), which turns tokens_per_param into tokens."""
+    rung_shift: float | None
+    """Share by which f of the rung lies above that of the size asked for; None without a rung."""
     steps: int
     batch_sequences: int
     """Sequences of seq_len tokens in a global batch."""
@@ -51,6 +55,11 @@ class RunSpec:
         return self.flops_per_token * self.tokens
 
     @property
+    def eot_id(self) -> int:
+        """The token that begins each document: the last of the tokenizer's vocabulary."""
+        return known_vocab_size(self.config.tokenizer) - 1
+
+    @property
     def warmup_tokens(self) -> float:
         """At most one token per parameter: long warmups distort small runs (2406.19146)."""
         asked = self.config.schedule.warmup_fraction * self.tokens
@@ -67,6 +76,7 @@ class RunSpec:
             "rope_theta": config.model.rope_theta,
             "norm_eps": config.model.norm_eps,
             "attention": config.model.attention,
+            "document_mask": config.model.document_mask,
             "data": {k: getattr(config.data, k) for k in ("source", "val_fraction", "val_tokens")},
             "tokenizer": asdict(config.tokenizer),
             "optimizer": asdict(config.optimizer),
@@ -85,10 +95,10 @@ class RunSpec:
 
     @property
     def recipe_id(self) -> str:
-        """Hash of the identity without shape, budget and seed: what comparable runs share."""
+        """Hash of the identity without architecture, budget and seed: what comparable runs share."""
         varied = {"family", "shape", "tokens", "seed"}
         recipe = {key: value for key, value in self.identity.items() if key not in varied}
-        context = {key: getattr(self.shape, key) for key in ("vocab_size", "seq_len", "tied")}
+        context = {key: getattr(self.shape, key) for key in ("vocab_size", "seq_len")}
         return canonical_hash({**recipe, **context})[:ID_HASH_LENGTH]
 
     @property
@@ -111,30 +121,54 @@ def resolve(config: Config) -> RunSpec:
     Raises:
         ConfigError: if no shape of that size exists, or the table is smaller than the vocabulary.
     """
-    shape, reference_flops = _resolve_shape(config)
+    shape, reference_flops, shift = _resolve_shape(config)
     batch_tokens = config.optimizer.global_batch_tokens
     steps = max(1, round(_budget_tokens(config, shape, reference_flops) / batch_tokens))
-    return RunSpec(config, shape, reference_flops, steps, batch_tokens // shape.seq_len)
+    return RunSpec(config, shape, reference_flops, shift, steps, batch_tokens // shape.seq_len)
 
 
-def _resolve_shape(config: Config) -> tuple[ModelShape, int]:
-    """The shape, and the f that turns tokens_per_param into tokens: the rung's, or its own."""
-    if config.size is None or config.family.aspect_ratio is None:
+def _resolve_shape(config: Config) -> tuple[ModelShape, int, float | None]:
+    """The shape, the f that turns tokens_per_param into tokens (the rung's, or its own), the shift."""
+    ladder, aspect_ratio = config.ladder, config.family.aspect_ratio
+    if config.size is None or aspect_ratio is None:
         shape = _explicit_shape(config)
-        return shape, training_flops_per_token(shape)
-    ladder, frame = config.ladder, _frame(config)
+        flops = training_flops_per_token(shape)
+        if aspect_ratio is not None:
+            frame = ShapeFrame.of(shape, ladder.d_ff_multiple)
+            with _told_as("model.preset", config.model.preset):
+                shape = solve_shape(frame, aspect_ratio, flops)
+        return shape, flops, None
+    frame = _frame(config)
     aspect_ratios = tuple(sorted({a for a in ladder.aspect_ratios.values() if a is not None}))
-    flops = rung_flops_per_token(frame, ladder.reference_aspect_ratio, aspect_ratios, config.size)
+    reference = ladder.reference_aspect_ratio
+    rung = rung_of(frame, reference, aspect_ratios, config.size, ladder.size_counts)
+    with _told_as("size", config.size):
+        shape = solve_shape(frame, aspect_ratio, rung.target, rung.measure)
+    return shape, rung.flops_per_token, rung.shift
+
+
+@contextmanager
+def _told_as(key: str, value: object) -> Iterator[None]:
+    """Errors of the solver name the key and the value that the user gave."""
     try:
-        return solve_shape(frame, config.family.aspect_ratio, flops), flops
+        yield
     except ConfigError as error:
-        raise ConfigError([replace(p, value=config.size) for p in error.problems]) from None
+        raise ConfigError([replace(p, key=key, value=value) for p in error.problems]) from None
 
 
 def _frame(config: Config) -> ShapeFrame:
-    model = config.model
-    return ShapeFrame.of(
-        config.ladder, vocab_size=_vocab_size(config), seq_len=model.seq_len, tied=model.tied
+    model, ladder = config.model, config.ladder
+    return ShapeFrame(
+        vocab_size=_vocab_size(config),
+        seq_len=model.seq_len,
+        tied=model.tied,
+        d_head=ladder.d_head,
+        gqa_ratio=ladder.gqa_ratio,
+        ff_ratio=ladder.ff_ratio,
+        d_ff_multiple=ladder.d_ff_multiple,
+        mlp=model.mlp,
+        qk_norm=model.qk_norm,
+        layer_sharing=model.layer_sharing,
     )
 
 
@@ -144,16 +178,20 @@ def _explicit_shape(config: Config) -> ModelShape:
         raise ConfigError(
             [Problem("model", None, "an explicit shape needs n_layers, d_model, n_heads")]
         )
+    swiglu_d_ff = model.d_ff or max(8, round(MLP_RATIO * model.d_model / 8) * 8)
     return ModelShape(
         n_layers=model.n_layers,
         d_model=model.d_model,
         n_heads=model.n_heads,
         n_kv_heads=model.n_kv_heads or model.n_heads,
         d_head=model.d_head or model.d_model // model.n_heads,
-        d_ff=model.d_ff or max(8, round(MLP_RATIO * model.d_model / 8) * 8),
+        d_ff=round(swiglu_d_ff * MLP_MATRICES["swiglu"] / MLP_MATRICES[model.mlp]),
         vocab_size=_vocab_size(config),
         seq_len=model.seq_len,
         tied=model.tied,
+        mlp=model.mlp,
+        qk_norm=model.qk_norm,
+        layer_sharing=model.layer_sharing,
     )
 
 

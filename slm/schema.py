@@ -42,6 +42,7 @@ Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan
 NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
 OpenFraction = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)]
+ParametrizationKind = Literal["standard", "mup", "completep"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
@@ -62,14 +63,18 @@ class FamilyConfig:
 
 @section
 class LadderConfig:
+    size_counts: Literal[
+        "balanced_params", "params_non_embedding", "params_total", "flops_per_token"
+    ] = "balanced_params"
+    """What `size` is. balanced_params: non-embedding parameters of the ideal balanced shape, whose FLOPs per token all families meet; flops_per_token: these FLOPs themselves; params_*: a count that every shape meets, so that FLOPs differ."""
     reference_aspect_ratio: Positive = 11.0
-    """Aspect ratio of the ideal balanced shape, whose FLOPs per token define a size."""
+    """Aspect ratio of the ideal balanced shape."""
     d_head: Count = 8
     """Width of one attention head, equal in all families."""
-    gqa_ratio: Count = 2
-    """Query heads per key/value head, equal in all families."""
+    gqa_ratio: Count = 1
+    """Query heads per key/value head, equal in all families; 1 is multi-head attention."""
     ff_ratio: Positive = 8 / 3
-    """Common d_ff / d_model; the solver moves d_ff within 10% of it to match FLOPs."""
+    """Common d_ff / d_model of a SwiGLU; the solver moves d_ff within 10% of it to match FLOPs."""
     d_ff_multiple: Count = 2
     """d_ff is a multiple of this."""
     aspect_ratios: dict[str, Positive | None] = dataclasses.field(default_factory=dict)
@@ -78,6 +83,8 @@ class LadderConfig:
 
 @section
 class ModelConfig:
+    preset: Name | None = None
+    """Name of the explicit shape; a family with an aspect ratio then gives its counterpart at equal FLOPs per token."""
     n_layers: Count | None = None
     """Transformer blocks; null lets `family` and `size` decide all dimensions."""
     d_model: Count | None = None
@@ -85,11 +92,17 @@ class ModelConfig:
     n_heads: Count | None = None
     """Query heads."""
     n_kv_heads: Count | None = None
-    """Key/value heads, a divisor of n_heads; null means n_heads (multi-head attention)."""
+    """Key/value heads, a divisor of n_heads; null means n_heads (multi-head attention), 1 is multi-query."""
     d_head: Count | None = None
     """Width of one head, even because rotary embeddings turn pairs; null means d_model / n_heads."""
     d_ff: Count | None = None
-    """Inner width of the SwiGLU; null means 8/3 d_model rounded to a multiple of 8."""
+    """Inner width of the SwiGLU; null means 8/3 d_model rounded to a multiple of 8. A GELU MLP has two matrices for three and gets 3/2 of it, so that both cost the same."""
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    """Kind of MLP: gated by SiLU with three matrices, or GELU with two."""
+    layer_sharing: Count = 1
+    """Times each block runs in a row with the same weights; 1 shares nothing, 2 is MobileLLM-LS."""
+    qk_norm: bool = False
+    """RMSNorm of queries and keys over each head, before the rotary turn."""
     vocab_size: Count | None = None
     """Rows of the embedding table; null means the tokenizer's vocabulary."""
     seq_len: Count = 128
@@ -100,16 +113,21 @@ class ModelConfig:
     """Base of the rotary frequencies."""
     norm_eps: Positive = 1e-5
     """Epsilon of RMSNorm."""
-    attention: Literal["sdpa", "reference"] = "sdpa"
-    """Attention backend; part of a run's identity because rounding differs."""
+    attention: Literal["sdpa", "flash", "reference"] = "sdpa"
+    """Attention backend; flash needs the extra `gpu`. Part of a run's identity because rounding differs."""
+
+    document_mask: bool = False
+    """Keep attention within each document of a packed sequence."""
 
 
 @section
 class ParametrizationConfig:
-    kind: Literal["standard", "mup"] = "mup"
-    """How initialisation and learning rates follow the width; table in slm/model/parametrization.py."""
+    kind: ParametrizationKind = "mup"
+    """How initialisation and learning rates follow the shape: not, its width, or width and depth; table in slm/model/parametrization.py."""
     base_width: Count = 64
     """d_model at which mup equals standard, so that optimizer.lr means the same there."""
+    base_depth: Count = 4
+    """Blocks passed at which completep equals mup."""
 
 
 @section
@@ -146,6 +164,8 @@ class OptimizerConfig:
     """Decoupled weight decay, on matrices and the embedding but not on norm gains."""
     grad_clip: Positive | None = 1.0
     """Largest global gradient norm; null switches clipping off."""
+    z_loss: NonNegative = 0.0
+    """Weight of the mean squared log-partition of the logits in the objective; 1e-4 is usual, reported losses leave it out."""
     global_batch_tokens: Count = 4096
     """Tokens per optimizer step over all devices and micro-batches; a multiple of model.seq_len."""
 
@@ -211,13 +231,21 @@ class StudyConfig:
     name: Name = "single"
     """Folder under runs_dir, and the W&B group."""
     families: tuple[Name, ...] = ()
-    """Families compared at every size; names of files in conf/family."""
+    """Families compared on every rung; names of files in conf/family."""
     sizes: tuple[Size, ...] = ()
     """Rungs, each a `size`."""
+    models: tuple[Name, ...] = ()
+    """Rungs, each a preset in conf/model; families with an aspect ratio give its counterparts."""
     tokens_per_param: tuple[Positive, ...] = ()
     """Token budgets of every rung, as budget.tokens_per_param."""
+    tokens: tuple[Size, ...] = ()
+    """Or token budgets as budget.tokens, the same for all rungs."""
     seeds: tuple[Index, ...] = (0,)
     """Seeds of every cell."""
+    grid: dict[str, tuple[bool | int | float | str, ...]] = dataclasses.field(default_factory=dict)
+    """Further keys to vary, each with its values; every combination makes cells of its own."""
+    analysis: Literal["families", "lr_transfer"] = "families"
+    """What the report answers: which family is better, or where each shape's best learning rate lies."""
 
 
 @section

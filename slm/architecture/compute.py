@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slm.architecture.shapes import ModelShape
+from slm.architecture.shapes import MLP_MATRICES, ModelShape
 
 CONVENTION = "training_causal_with_head"
 TRAINING_FACTOR = 3  # forward plus a backward of twice its cost (Kaplan et al. 2020, section 2.1)
@@ -27,11 +27,15 @@ class ForwardFlops:
 
     @property
     def total(self) -> int:
-        return self.attention_projections + self.attention_scores + self.mlp + self.head
+        return self.without_head + self.head
+
+    @property
+    def without_head(self) -> int:
+        return self.attention_projections + self.attention_scores + self.mlp
 
 
 def forward_flops_per_token(shape: ModelShape, *, causal: bool = True) -> ForwardFlops:
-    """Forward FLOPs per token at full context.
+    """Forward FLOPs per token at full context; a shared block costs as often as it runs.
 
     `causal=False` counts all S keys for each query, as dense attention and torch's counter do;
     `causal=True` counts S/2, the work that a causal kernel needs.
@@ -40,9 +44,9 @@ def forward_flops_per_token(shape: ModelShape, *, causal: bool = True) -> Forwar
     projections = 2 * d * (shape.n_heads + 2 * shape.n_kv_heads) * shape.d_head + 2 * heads * d
     keys_times_two = shape.seq_len * (1 if causal else 2)  # twice the keys a query attends to
     return ForwardFlops(
-        attention_projections=shape.n_layers * projections,
-        attention_scores=shape.n_layers * 2 * keys_times_two * heads,  # q.k and weights.v
-        mlp=shape.n_layers * 2 * 3 * d * shape.d_ff,
+        attention_projections=shape.depth * projections,
+        attention_scores=shape.depth * 2 * keys_times_two * heads,  # q.k and weights.v
+        mlp=shape.depth * 2 * MLP_MATRICES[shape.mlp] * d * shape.d_ff,
         head=2 * d * shape.vocab_size,
     )
 

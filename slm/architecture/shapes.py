@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+MLP_MATRICES = {"swiglu": 3, "gelu": 2}  # gate, up, down; up, down
+
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Integer dimensions of a model; n_heads * d_head == d_model."""
+    """Dimensions of a model; n_heads * d_head == d_model.
+
+    `n_layers` counts blocks with weights of their own. With `layer_sharing` = r each block runs r
+    times in a row, so that tokens pass through `depth` = r * n_layers blocks.
+    """
 
     n_layers: int
     d_model: int
@@ -22,16 +28,30 @@ class ModelShape:
     vocab_size: int
     seq_len: int
     tied: bool = True
+    mlp: str = "swiglu"
+    qk_norm: bool = False
+    layer_sharing: int = 1
+
+    @property
+    def depth(self) -> int:
+        return self.n_layers * self.layer_sharing
 
     @property
     def aspect_ratio(self) -> float:
-        return self.d_model / self.n_layers
+        """d_model per block that a token passes through."""
+        return self.d_model / self.depth
+
+    @property
+    def ff_ratio(self) -> float:
+        """d_ff / d_model of the SwiGLU that costs as much."""
+        return self.d_ff / self.d_model * MLP_MATRICES[self.mlp] / MLP_MATRICES["swiglu"]
 
     @property
     def label(self) -> str:
-        return f"L{self.n_layers}-d{self.d_model}"
+        shared = f"x{self.layer_sharing}" if self.layer_sharing > 1 else ""
+        return f"L{self.n_layers}{shared}-d{self.d_model}"
 
-    def as_dict(self) -> dict[str, int | bool]:
+    def as_dict(self) -> dict[str, int | bool | str]:
         return asdict(self)
 
 
@@ -60,15 +80,16 @@ class ParameterCounts:
 
 
 def count_parameters(shape: ModelShape) -> ParameterCounts:
-    """Parameters of a bias-free block with grouped-query attention and a gated MLP."""
+    """Parameters of bias-free blocks with grouped-query attention; a shared block counts once."""
     d, layers = shape.d_model, shape.n_layers
     query_and_output = 2 * d * shape.n_heads * shape.d_head
     key_and_value = 2 * d * shape.n_kv_heads * shape.d_head
     table = shape.vocab_size * d
+    qk_gains = 2 * shape.d_head if shape.qk_norm else 0
     return ParameterCounts(
         embedding=table,
         head=0 if shape.tied else table,
         attention=layers * (query_and_output + key_and_value),
-        mlp=layers * 3 * d * shape.d_ff,
-        norm=layers * 2 * d + d,
+        mlp=layers * MLP_MATRICES[shape.mlp] * d * shape.d_ff,
+        norm=layers * (2 * d + qk_gains) + d,
     )
