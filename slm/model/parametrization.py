@@ -1,24 +1,38 @@
-"""How initialisation, learning rates and decay follow the shape.
+"""How initialisation, multipliers, learning rates, decay and epsilon follow the shape.
 
-D is d_model, L n_layers, m = D / base_width the width multiplier; at D = base_width both agree.
+m = d_model / base_width is the width multiplier, r = depth / base_depth the depth multiplier, where
+depth counts every block a token passes through; base_depth = 4 and base_width = 64 by default.
 
-| tensor group                | initial std, standard  | mup                    | lr, mup | decay, mup |
-|-----------------------------|------------------------|------------------------|---------|------------|
-| embedding, head             | 1 / sqrt(D)            | 1 / sqrt(base_width)   | 1       | 1          |
-| query, key, value, gate, up | 1 / sqrt(fan_in)       | the same               | 1 / m   | m          |
-| attention output, down      | 1 / sqrt(fan_in * 2 L) | the same               | 1 / m   | m          |
-| norm gains                  | 1 (constant)           | the same               | 1       | 0          |
-| logits                      | multiplied by 1        | multiplied by 1 / m    |         |            |
+| tensor group                | initial variance                             | lr  | decay | Adam eps  |
+|-----------------------------|----------------------------------------------|-----|-------|-----------|
+| embedding, head             | 1/d_model; mup, completep: 1/base_width      | 1   | 1     | 1/m       |
+| query, key, value, gate, up | 1/fan_in                                     | 1/m | m     | 1/(m r)   |
+| attention output, down      | 1/(fan_in 2 depth); completep: 2 base_depth  | 1/m | m     | 1/(m r)   |
+| gains in blocks             | constant 1                                   | 1   | 0     | 1/(m r)   |
+| gain before the head        | constant 1                                   | 1   | 0     | 1/m       |
 
-standard: learning rate and decay are those of the config everywhere, gains are not decayed. A table
-drawn with 1 / sqrt(D) gives logits of unit variance. The last matrix of each branch is scaled by
-1 / sqrt(2 L), so that the residual stream starts at the same size at any depth (GPT-2; Radford et al.
-2019, section 2.3). The optimal learning rate falls with width and moves with depth.
+| forward multiplier          | standard | mup | completep |
+|-----------------------------|----------|-----|-----------|
+| residual branch             | 1        | 1   | 1/r       |
+| logits                      | 1        | 1/m | 1/m       |
 
-mup (2203.03466, table 8, Adam): the optimal learning rate stays put over width. A tied table is
-shared as it stands: input and head have the same std and learning rate there, and only the logits
-carry the factor 1 / m. AdamW multiplies decay by the learning rate, so hidden decay is scaled by m to
-keep their product. Depth is not covered.
+Multipliers of lr, decay and eps in the first table: standard has m = r = 1, mup has r = 1.
+
+standard: the last matrix of each branch starts 1/sqrt(2 depth) smaller, so that the residual stream
+starts at one size at any depth (GPT-2; Radford et al. 2019, section 2.3); a table of variance
+1/d_model gives logits of unit variance. Updates still grow with width and depth, so the best learning
+rate falls with both.
+
+mup (2203.03466, table 8, Adam): updates of the stream do not grow with width. Hidden decay is scaled
+by m because AdamW multiplies it by the learning rate; their product stays. d_head is constant within
+a comparison, so the attention scale needs no change.
+
+completep (2505.01618, table 1 and eq. 40, alpha = 1): nor do they grow with depth, because each of
+the 2 depth branches carries 1/r; in exchange its last matrix starts at a variance free of depth. The
+learning rate needs no factor of depth at alpha = 1. Adam's eps shrinks with the gradients.
+
+A tied table is one tensor: it is drawn, stepped and decayed once, as the embedding, whose rules the
+head shares; only the logits carry 1/m. At d_model = base_width and depth = base_depth all three agree.
 """
 
 from __future__ import annotations
@@ -32,57 +46,64 @@ from torch import Tensor, nn
 from slm.architecture.shapes import ModelShape
 from slm.schema import ParametrizationConfig
 
-RESIDUAL_OUTPUTS = ("attention.output.weight", "mlp.down.weight")
+BRANCH_OUTPUTS = ("attention.output.weight", "mlp.down.weight")
+TABLES = {"embedding.weight", "head.weight"}
+
+
+@dataclass(frozen=True)
+class TensorRule:
+    """Of one tensor: how it starts, and the multipliers of what the optimizer is configured with."""
+
+    initial_std: float | None
+    """None: starts at the constant 1."""
+    lr: float
+    decay: float
+    eps: float
 
 
 @dataclass(frozen=True)
 class Parametrization:
-    """The rules above for one shape; under `standard`, `width_multiplier` is 1."""
+    """The tables above for one shape."""
 
-    n_layers: int
     width_multiplier: float
+    depth_multiplier: float
+    branch_depth: float
+    """Depth in the initial variance of a branch's last matrix."""
 
     @classmethod
     def of(cls, config: ParametrizationConfig, shape: ModelShape) -> Parametrization:
-        multiplier = shape.d_model / config.base_width if config.kind == "mup" else 1.0
-        return cls(shape.n_layers, multiplier)
+        width = 1.0 if config.kind == "standard" else shape.d_model / config.base_width
+        if config.kind == "completep":
+            return cls(width, shape.depth / config.base_depth, config.base_depth)
+        return cls(width, 1.0, shape.depth)
+
+    @property
+    def branch_multiplier(self) -> float:
+        return 1 / self.depth_multiplier
 
     @property
     def logit_multiplier(self) -> float:
         return 1 / self.width_multiplier
 
-    def initial_std(self, name: str, parameter: Tensor) -> float:
-        fan_in = parameter.shape[1]  # of a table: as a head
-        if is_table(name):
-            return math.sqrt(self.width_multiplier / fan_in)
-        depth = 2 * self.n_layers if name.endswith(RESIDUAL_OUTPUTS) else 1
-        return 1 / math.sqrt(fan_in * depth)
-
-    def lr_multiplier(self, name: str, parameter: Tensor) -> float:
-        return 1.0 if is_table(name) or is_gain(parameter) else 1 / self.width_multiplier
-
-    def decay_multiplier(self, name: str, parameter: Tensor) -> float:
-        if is_gain(parameter):
-            return 0.0
-        return 1.0 if is_table(name) else self.width_multiplier
+    def rule(self, name: str, parameter: Tensor) -> TensorRule:
+        """The rule of a parameter of the transformer, by its name there."""
+        width, depth = self.width_multiplier, self.depth_multiplier
+        if name in TABLES:
+            return TensorRule(math.sqrt(width / parameter.shape[1]), lr=1, decay=1, eps=1 / width)
+        eps = 1 / (width * depth) if name.startswith("blocks.") else 1 / width
+        if parameter.ndim < 2:  # gains are the only vectors
+            return TensorRule(None, lr=1, decay=0, eps=eps)
+        branch = 2 * self.branch_depth if name.endswith(BRANCH_OUTPUTS) else 1
+        std = 1 / math.sqrt(parameter.shape[1] * branch)
+        return TensorRule(std, lr=1 / width, decay=width, eps=eps)
 
 
 def initialize(model: nn.Module, parametrization: Parametrization, seed: int) -> None:
     """Set every parameter of the transformer from `seed` alone, whatever ran before."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if is_gain(parameter):
+        std = parametrization.rule(name, parameter).initial_std
+        if std is None:
             nn.init.ones_(parameter)
         else:
-            std = parametrization.initial_std(name, parameter)
             nn.init.normal_(parameter, std=std, generator=generator)
-
-
-def is_table(name: str) -> bool:
-    """The input table or the head; a tied one is listed once, as the embedding."""
-    return name in {"embedding.weight", "head.weight"}
-
-
-def is_gain(parameter: Tensor) -> bool:
-    """Norm gains are the only vectors of the model."""
-    return parameter.ndim < 2

@@ -2,12 +2,12 @@
 
     tokens (B, T)
       └─ embedding ─▶ x (B, T, D)
-           ├─ n_layers of  x = x + Attention(RMSNorm(x))     grouped queries, rotary positions
-           │               x = x + SwiGLU(RMSNorm(x))
+           ├─ n_layers of  x = x + m Attention(RMSNorm(x))     grouped queries, rotary positions
+           │               x = x + m MLP(RMSNorm(x))           each block layer_sharing times in a row
            └─ RMSNorm ─▶ head (the embedding table when tied) ─▶ logits (B, T, V)
 
 Shapes: B batch, T time, D d_model, H query heads, G key/value heads, K d_head, F d_ff, V vocabulary.
-No bias, no dropout. Initialisation is set by `slm.model.parametrization`.
+No bias, no dropout. Initialisation and the multipliers are set by `slm.model.parametrization`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from slm.architecture.shapes import ModelShape
-from slm.model.attention import attend
+from slm.model.attention import attend, require_flash
+from slm.model.decoding import KeyValueCache, Slot
 
 
 class Transformer(nn.Module):
@@ -31,14 +32,20 @@ class Transformer(nn.Module):
         rope_theta: float = 10_000.0,
         norm_eps: float = 1e-5,
         attention: str = "sdpa",
+        branch_multiplier: float = 1.0,
         logit_multiplier: float = 1.0,
     ):
         super().__init__()
+        if attention == "flash":
+            require_flash()
         self.shape = shape
+        self.rope_theta = rope_theta
+        self.norm_eps = norm_eps
+        self.branch_multiplier = branch_multiplier
         self.logit_multiplier = logit_multiplier
         self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
         self.blocks = nn.ModuleList(
-            Block(shape, norm_eps, attention) for _ in range(shape.n_layers)
+            Block(shape, norm_eps, attention, branch_multiplier) for _ in range(shape.n_layers)
         )
         self.norm = nn.RMSNorm(shape.d_model, eps=norm_eps)
         self.head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
@@ -47,32 +54,51 @@ class Transformer(nn.Module):
         turns = rotary_turns(shape.seq_len, shape.d_head, rope_theta)
         self.register_buffer("turns", turns, persistent=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (B, T) with T <= seq_len -> logits (B, T, V)."""
-        turns = self.turns[:, : tokens.shape[1]]
+    def forward(
+        self,
+        tokens: Tensor,
+        documents: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """tokens (B, T) with T <= seq_len -> logits (B, T, V).
+
+        `documents` (B, T) keeps attention within each document of a packed row. With a `cache` the
+        tokens follow those it holds, and are added to it.
+        """
+        start = 0 if cache is None else cache.length
+        turns = self.turns[:, start : start + tokens.shape[1]]
         x = self.embedding(tokens)
-        for block in self.blocks:
-            x = block(x, turns)
+        for layer, block in enumerate(self.blocks):
+            for turn in range(self.shape.layer_sharing):
+                index = layer * self.shape.layer_sharing + turn
+                slot = None if cache is None else cache.slot(index)
+                x = block(x, turns, documents, slot)
+        if cache is not None:
+            cache.length += tokens.shape[1]
         return self.head(self.norm(x) * self.logit_multiplier)
 
 
 class Block(nn.Module):
-    def __init__(self, shape: ModelShape, norm_eps: float, attention: str):
+    def __init__(self, shape: ModelShape, norm_eps: float, attention: str, multiplier: float):
         super().__init__()
+        self.multiplier = multiplier
         self.attention_norm = nn.RMSNorm(shape.d_model, eps=norm_eps)
-        self.attention = Attention(shape, attention)
+        self.attention = Attention(shape, norm_eps, attention)
         self.mlp_norm = nn.RMSNorm(shape.d_model, eps=norm_eps)
-        self.mlp = SwiGLU(shape)
+        self.mlp = SwiGLU(shape) if shape.mlp == "swiglu" else GeluMLP(shape)
 
-    def forward(self, x: Tensor, turns: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), turns)
-        return x + self.mlp(self.mlp_norm(x))
+    def forward(
+        self, x: Tensor, turns: Tensor, documents: Tensor | None, slot: Slot | None
+    ) -> Tensor:
+        mixed = self.attention(self.attention_norm(x), turns, documents, slot)
+        x = torch.add(x, mixed, alpha=self.multiplier)
+        return torch.add(x, self.mlp(self.mlp_norm(x)), alpha=self.multiplier)
 
 
 class Attention(nn.Module):
     """Causal attention in which H / G query heads share one key/value head (2305.13245)."""
 
-    def __init__(self, shape: ModelShape, backend: str):
+    def __init__(self, shape: ModelShape, norm_eps: float, backend: str):
         super().__init__()
         self.backend = backend
         self.d_head = shape.d_head
@@ -80,13 +106,21 @@ class Attention(nn.Module):
         self.key = nn.Linear(shape.d_model, shape.n_kv_heads * shape.d_head, bias=False)
         self.value = nn.Linear(shape.d_model, shape.n_kv_heads * shape.d_head, bias=False)
         self.output = nn.Linear(shape.n_heads * shape.d_head, shape.d_model, bias=False)
+        # Normalised per head with one gain for all heads (2302.05442 section 2, in RMSNorm's form).
+        self.query_norm = nn.RMSNorm(shape.d_head, eps=norm_eps) if shape.qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(shape.d_head, eps=norm_eps) if shape.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, turns: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, turns: Tensor, documents: Tensor | None, slot: Slot | None
+    ) -> Tensor:
         q, k, v = (
             rearrange(project(x), "b t (h k) -> b h t k", k=self.d_head)
             for project in (self.query, self.key, self.value)
         )
-        mixed = attend(rotate(q, turns), rotate(k, turns), v, self.backend)
+        q, k = rotate(self.query_norm(q), turns), rotate(self.key_norm(k), turns)
+        if slot is not None:
+            k, v = slot.append(k, v)
+        mixed = attend(q, k, v, self.backend, documents)
         return self.output(rearrange(mixed, "b h t k -> b t (h k)"))
 
 
@@ -101,6 +135,18 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class GeluMLP(nn.Module):
+    """down(gelu(up(x))), the MLP of GPT-2."""
+
+    def __init__(self, shape: ModelShape):
+        super().__init__()
+        self.up = nn.Linear(shape.d_model, shape.d_ff, bias=False)
+        self.down = nn.Linear(shape.d_ff, shape.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x)))
 
 
 def rotary_turns(seq_len: int, d_head: int, theta: float) -> Tensor:

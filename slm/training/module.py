@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from slm.errors import Diverged
-from slm.model.loss import IGNORED, token_nats
+from slm.model.attention import document_ids
+from slm.model.loss import IGNORED, squared_log_partition, token_nats
 from slm.model.parametrization import Parametrization
 from slm.model.transformer import Transformer
 from slm.run_spec import RunSpec
@@ -51,11 +52,15 @@ class LanguageModule(LightningModule):
         """
         optimizer = self.optimizers()
         assert isinstance(optimizer, Optimizer)
-        n_targets = batch[:, 1:].numel()
+        n_targets, z_loss = batch[:, 1:].numel(), self._spec.config.optimizer.z_loss
         nats = torch.zeros((), device=batch.device)
         for micro in batch.split(self._micro_sequences):
-            micro_nats = token_nats(self.model(micro[:, :-1]), micro[:, 1:]).sum()
-            self.manual_backward(micro_nats / n_targets)
+            logits, targets = self._logits(micro[:, :-1]), micro[:, 1:]
+            micro_nats = token_nats(logits, targets).sum()
+            objective = micro_nats
+            if z_loss:
+                objective = objective + z_loss * squared_log_partition(logits).sum()
+            self.manual_backward(objective / n_targets)
             nats += micro_nats.detach()
         clip = self._spec.config.optimizer.grad_clip
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip or math.inf)
@@ -71,6 +76,10 @@ class LanguageModule(LightningModule):
         optimizer.zero_grad()
         return {"loss": loss, "grad_norm": norm, "lr": lr}
 
+    def _logits(self, tokens: Tensor) -> Tensor:
+        masked = self._spec.config.model.document_mask
+        return self.model(tokens, document_ids(tokens, self._spec.eot_id) if masked else None)
+
     def _lr(self, step: int) -> float:
         """The schedule at the middle of the step's tokens: neither end of it wastes a step at 0."""
         spec = self._spec
@@ -85,7 +94,7 @@ class LanguageModule(LightningModule):
     def validation_step(self, pairs: Tensor, batch_index: int) -> None:
         """pairs (B, 2, seq_len): inputs and targets."""
         inputs, targets = pairs.unbind(1)
-        self._nats += token_nats(self.model(inputs), targets).double().sum().cpu()
+        self._nats += token_nats(self._logits(inputs), targets).double().sum().cpu()
         self.val_targets += int((targets != IGNORED).sum())
 
     def on_validation_epoch_end(self) -> None:

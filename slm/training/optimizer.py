@@ -1,4 +1,4 @@
-"""AdamW with a learning rate and a decay per tensor group."""
+"""AdamW with a learning rate, a decay and an epsilon per tensor group."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def build_optimizer(
     Each group carries its `lr_multiplier`; whoever sets learning rates applies it. Norm gains are
     never decayed; a tied table is one parameter and is decayed once.
     """
-    members: dict[tuple[float, float], list[Tensor]] = defaultdict(list)
+    members: dict[tuple[float, float, float], list[Tensor]] = defaultdict(list)
     for name, parameter in model.named_parameters():
-        lr_multiplier = parametrization.lr_multiplier(name, parameter)
-        decay_multiplier = parametrization.decay_multiplier(name, parameter)
-        members[lr_multiplier, decay_multiplier].append(parameter)
+        rule = parametrization.rule(name, parameter)
+        members[rule.lr, rule.decay, rule.eps].append(parameter)
     groups = [
         {
             "params": parameters,
-            "lr": config.lr * lr_multiplier,
-            LR_MULTIPLIER: lr_multiplier,
-            "weight_decay": config.weight_decay * decay_multiplier,
+            "lr": config.lr * lr,
+            LR_MULTIPLIER: lr,
+            "weight_decay": config.weight_decay * decay,
+            "eps": config.eps * eps,
         }
-        for (lr_multiplier, decay_multiplier), parameters in members.items()
+        for (lr, decay, eps), parameters in members.items()
     ]
-    return AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    return AdamW(groups, betas=(config.beta1, config.beta2), fused=True)

@@ -18,13 +18,14 @@ from slm.data.datamodule import TokenData
 from slm.data.shards import PreparedData, prepare
 from slm.errors import ConfigError, Diverged, Problem, RunError
 from slm.files import read_json, write_json
+from slm.model.build import build_model
 from slm.model.parametrization import Parametrization, initialize
-from slm.model.transformer import Transformer
 from slm.run_spec import RunSpec
+from slm.tracking.checkpoints import newest_checkpoint
 from slm.tracking.environment import describe_environment
 from slm.tracking.record import SCHEMA_VERSION, RunDirectory, RunResult, State
 from slm.tracking.wandb import Mirror, mirror
-from slm.training.callbacks.checkpoint import Checkpoints, newest_checkpoint
+from slm.training.callbacks.checkpoint import Checkpoints
 from slm.training.callbacks.interruption import StopOnSignal
 from slm.training.callbacks.metrics import Metrics, val_losses
 from slm.training.callbacks.progress import ProgressDisplay
@@ -131,17 +132,11 @@ def _fit(trainer: Trainer, module: LanguageModule, tokens: TokenData, resume: Pa
 
 def build_module(spec: RunSpec) -> LanguageModule:
     """The initialised model of a spec, ready to train."""
-    settings = spec.config.model
-    parametrization = Parametrization.of(spec.config.parametrization, spec.shape)
-    model = Transformer(
-        spec.shape,
-        rope_theta=settings.rope_theta,
-        norm_eps=settings.norm_eps,
-        attention=settings.attention,
-        logit_multiplier=parametrization.logit_multiplier,
-    )
-    initialize(model, parametrization, spec.config.seed)
-    if spec.config.trainer.compile:
+    config = spec.config
+    model = build_model(config, spec.shape)
+    parametrization = Parametrization.of(config.parametrization, spec.shape)
+    initialize(model, parametrization, config.seed)
+    if config.trainer.compile:
         model.compile()  # in place, so that checkpoint keys stay as they are
     return LanguageModule(model, parametrization, spec)
 

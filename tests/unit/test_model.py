@@ -1,29 +1,41 @@
-"""The transformer against its definition in float64 numpy, and its invariances."""
+"""The transformer against its definition in float64 numpy, its switches and its invariances."""
 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 
 from slm.architecture.shapes import ModelShape
-from slm.model.attention import attend
-from slm.model.loss import IGNORED, token_nats
+from slm.errors import ConfigError
+from slm.model.attention import attend, document_ids
+from slm.model.decoding import KeyValueCache, generate
+from slm.model.loss import IGNORED, squared_log_partition, token_nats
 from slm.model.parametrization import Parametrization, initialize
 from slm.model.transformer import Transformer
-from slm.schema import ParametrizationConfig
+from slm.schema import ParametrizationConfig, ParametrizationKind
 
 SHAPE = ModelShape(3, 48, 6, 2, 8, 100, 61, 20)
 Array = NDArray[np.float64]
 
 
 def build(shape: ModelShape = SHAPE, kind: str = "mup", **settings: object) -> Transformer:
-    parametrization = Parametrization.of(ParametrizationConfig(kind=kind, base_width=16), shape)  # type: ignore[arg-type]
-    model = Transformer(shape, logit_multiplier=parametrization.logit_multiplier, **settings)  # type: ignore[arg-type]
+    config = ParametrizationConfig(kind=kind, base_width=16, base_depth=2)  # type: ignore[arg-type]
+    parametrization = Parametrization.of(config, shape)
+    model = Transformer(
+        shape,
+        branch_multiplier=parametrization.branch_multiplier,
+        logit_multiplier=parametrization.logit_multiplier,
+        **settings,  # type: ignore[arg-type]
+    )
     initialize(model, parametrization, seed=0)
     return model.eval()
 
@@ -38,46 +50,78 @@ def independent_logits(model: Transformer, row: NDArray[np.int64]) -> Array:
     w = {name: p.detach().double().numpy() for name, p in model.named_parameters()}
 
     def norm(x: Array, gain: Array) -> Array:
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * gain
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + model.norm_eps) * gain
 
     def rope(x: Array) -> Array:
         out, half = np.empty_like(x), s.d_head // 2
         for t, i in np.ndindex(len(x), half):
-            angle = t * 10_000.0 ** (-2 * i / s.d_head)
+            angle = t * model.rope_theta ** (-2 * i / s.d_head)
             a, b = x[t, i], x[t, i + half]
             out[t, i] = a * math.cos(angle) - b * math.sin(angle)
             out[t, i + half] = a * math.sin(angle) + b * math.cos(angle)
         return out
 
-    x = w["embedding.weight"][row]
-    for layer in range(s.n_layers):
-        p = {n.removeprefix(f"blocks.{layer}."): v for n, v in w.items() if f"blocks.{layer}." in n}
-        y = norm(x, p["attention_norm.weight"])
+    def attention(y: Array, p: dict[str, Array]) -> Array:
         heads = []
         for h in range(s.n_heads):
             g = h // (s.n_heads // s.n_kv_heads)
             own, shared = (slice(i * s.d_head, (i + 1) * s.d_head) for i in (h, g))
-            q = rope(y @ p["attention.query.weight"][own].T)
-            k = rope(y @ p["attention.key.weight"][shared].T)
-            v = y @ p["attention.value.weight"][shared].T
+            q, k = y @ p["attention.query.weight"][own].T, y @ p["attention.key.weight"][shared].T
+            if s.qk_norm:
+                q = norm(q, p["attention.query_norm.weight"])
+                k = norm(k, p["attention.key_norm.weight"])
+            q, k, v = rope(q), rope(k), y @ p["attention.value.weight"][shared].T
             mixed = np.zeros_like(v)
             for t in range(len(y)):
                 scores = np.exp(q[t] @ k[: t + 1].T / math.sqrt(s.d_head))
                 mixed[t] = scores / scores.sum() @ v[: t + 1]
             heads.append(mixed)
-        x = x + np.concatenate(heads, axis=1) @ p["attention.output.weight"].T
-        y = norm(x, p["mlp_norm.weight"])
+        return np.concatenate(heads, axis=1) @ p["attention.output.weight"].T
+
+    def mlp(y: Array, p: dict[str, Array]) -> Array:
+        up = y @ p["mlp.up.weight"].T
+        if s.mlp == "gelu":
+            return up * stats.norm.cdf(up) @ p["mlp.down.weight"].T
         gate = y @ p["mlp.gate.weight"].T
-        x = x + (gate / (1 + np.exp(-gate)) * (y @ p["mlp.up.weight"].T)) @ p["mlp.down.weight"].T
+        return (gate / (1 + np.exp(-gate)) * up) @ p["mlp.down.weight"].T
+
+    x, m = w["embedding.weight"][row], model.branch_multiplier
+    for layer in range(s.n_layers):
+        p = {n.removeprefix(f"blocks.{layer}."): v for n, v in w.items() if f"blocks.{layer}." in n}
+        for _ in range(s.layer_sharing):
+            x = x + m * attention(norm(x, p["attention_norm.weight"]), p)
+            x = x + m * mlp(norm(x, p["mlp_norm.weight"]), p)
     head = w.get("head.weight", w["embedding.weight"])
     return norm(x, w["norm.weight"]) @ head.T * model.logit_multiplier
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("n_kv_heads", [6, 3, 1])
-def test_equals_an_independent_implementation(tied: bool, n_kv_heads: int) -> None:
-    shape = replace(SHAPE, tied=tied, n_kv_heads=n_kv_heads)
-    model = build(shape)
+@pytest.mark.parametrize(
+    ("switch", "settings"),
+    [
+        ({"n_kv_heads": 6}, {}),  # multi-head
+        ({"n_kv_heads": 3}, {}),
+        ({"n_kv_heads": 1}, {}),  # multi-query
+        ({"tied": False}, {}),
+        ({"mlp": "gelu"}, {}),
+        ({"qk_norm": True}, {}),
+        ({"layer_sharing": 2}, {}),
+        ({}, {"rope_theta": 100.0}),
+        ({}, {"norm_eps": 0.1}),
+        ({"mlp": "gelu", "qk_norm": True, "layer_sharing": 2, "tied": False}, {"norm_eps": 1e-3}),
+    ],
+    ids=str,
+)
+def test_every_switch_equals_an_independent_implementation(
+    switch: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    shape = replace(SHAPE, **switch)
+    model = build(shape, "completep", **settings)
+    assert model.branch_multiplier != 1 and model.logit_multiplier != 1
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:  # at the constant 1 a gain that is ignored would not show
+                parameter.add_(0.1 * torch.randn_like(parameter))
     batch = tokens(shape)
     with torch.no_grad():
         ours = model.double()(batch).numpy()
@@ -86,15 +130,107 @@ def test_equals_an_independent_implementation(tied: bool, n_kv_heads: int) -> No
         np.testing.assert_allclose(logits, independent_logits(model, row), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("groups", [6, 2, 1])
-def test_attention_backends_agree(groups: int) -> None:
+def test_a_shared_block_equals_copies_of_it() -> None:
+    shared = build(replace(SHAPE, layer_sharing=2))
+    unrolled = Transformer(
+        replace(SHAPE, n_layers=6),
+        branch_multiplier=shared.branch_multiplier,
+        logit_multiplier=shared.logit_multiplier,
+    )
+    for index, block in enumerate(unrolled.blocks):
+        block.load_state_dict(shared.blocks[index // 2].state_dict())
+    unrolled.embedding.load_state_dict(shared.embedding.state_dict())
+    unrolled.norm.load_state_dict(shared.norm.state_dict())
+    with torch.no_grad():
+        assert torch.equal(shared(tokens()), unrolled.eval()(tokens()))  # the same operations
+
+
+def drawn(groups: int, queries: int = 17, keys: int = 17) -> list[torch.Tensor]:
     generator = torch.manual_seed(0)
-    q = torch.randn(2, 6, 17, 8, generator=generator)
-    k, v = (torch.randn(2, groups, 17, 8, generator=generator) for _ in range(2))
+    sizes = [(2, 6, queries, 8), (2, groups, keys, 8), (2, groups, keys, 8)]
+    return [torch.randn(size, generator=generator) for size in sizes]
+
+
+DOCUMENTS = torch.tensor([[0] * 5 + [1] * 12, [0] * 16 + [1]])
+
+
+@pytest.mark.parametrize("groups", [6, 2, 1])
+@pytest.mark.parametrize("queries", [17, 5, 1])
+def test_attention_backends_agree(groups: int, queries: int) -> None:
+    q, k, v = drawn(groups, queries)
     # Same sums in another order: a few units in the last place of fp32.
     torch.testing.assert_close(
         attend(q, k, v, "sdpa"), attend(q, k, v, "reference"), rtol=1e-5, atol=1e-6
     )
+    # The last queries of a full pass: what decoding computes.
+    whole = attend(torch.cat([q[:, :, :1].expand(-1, -1, 17 - queries, -1), q], 2), k, v)
+    torch.testing.assert_close(attend(q, k, v), whole[:, :, -queries:], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_documents_do_not_see_each_other(backend: str) -> None:
+    q, k, v = drawn(groups=2)
+    packed = attend(q, k, v, backend, DOCUMENTS)
+    for row, start, end in ((0, 0, 5), (0, 5, 17), (1, 0, 16), (1, 16, 17)):
+        alone = [x[row : row + 1, :, start:end] for x in (q, k, v)]
+        # Softmax over fewer keys blocks its sums differently: rounding only.
+        torch.testing.assert_close(
+            packed[row : row + 1, :, start:end], attend(*alone, backend), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_a_packed_row_equals_its_documents_alone() -> None:
+    model, row = build(), tokens(batch=1)
+    row[0, [0, 7, 8]] = 60  # the separator begins three documents
+    row[row == 60] = 60
+    starts = (row[0] == 60).nonzero().flatten().tolist()
+    with torch.no_grad():
+        packed = model(row, document_ids(row, separator=60))
+        for start, end in pairwise([*starts, row.shape[1]]):
+            # Alone, a document begins at position 0; rotary scores depend on distances only, up to
+            # the rounding of cosines at other angles.
+            alone = model(row[:, start:end])
+            torch.testing.assert_close(packed[:, start:end], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_without_flash_attn_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    with pytest.raises(ConfigError, match=r"slm\[gpu\]"):
+        build(attention="flash")
+
+
+@pytest.mark.parametrize("switch", [{}, {"n_kv_heads": 1}, {"layer_sharing": 2, "qk_norm": True}])
+@pytest.mark.parametrize("chunks", [[20], [7, 13], [5, 1, 1, 6, 1, 1, 1, 1, 1, 1, 1]])
+def test_decoding_with_a_cache_equals_the_full_pass(
+    switch: dict[str, Any], chunks: list[int]
+) -> None:
+    model = build(replace(SHAPE, **switch))
+    batch = tokens(model.shape)
+    cache = KeyValueCache(model.shape, batch=2)
+    with torch.no_grad():
+        whole = model(batch)
+        parts = [model(part, cache=cache) for part in batch.split(chunks, dim=1)]
+    assert cache.length == 20
+    # Other matrix sizes, other blocking of the sums: rounding only.
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-6)
+
+
+def test_generation_is_greedy_or_drawn_and_stays_in_its_context() -> None:
+    model, prompt = build(), tokens()[:, :4]
+    greedy = generate(model, prompt, 10)
+    with torch.no_grad():
+        expected = prompt
+        for _ in range(10):
+            likeliest = model(expected)[:, -1].argmax(-1, keepdim=True)
+            expected = torch.cat([expected, likeliest], dim=1)
+    assert torch.equal(greedy, expected)
+    draws = [
+        generate(model, prompt, 10, temperature=1.0, generator=torch.Generator().manual_seed(s))
+        for s in (0, 0, 1)
+    ]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    with pytest.raises(ValueError, match="seq_len=20"):
+        generate(model, prompt, 17)
 
 
 def test_the_future_does_not_reach_the_past() -> None:
@@ -139,12 +275,12 @@ def test_initial_spread_follows_the_table() -> None:
     assert torch.equal(parameters["norm.weight"], torch.ones(256))
 
 
-def test_parametrizations_agree_at_the_base_width() -> None:
+def test_parametrizations_agree_at_the_base_shape() -> None:
     shape = replace(SHAPE, d_model=16, n_heads=2, n_kv_heads=1)
-    standard, mup = build(shape, "standard"), build(shape, "mup")
-    assert standard.logit_multiplier == mup.logit_multiplier == 1
-    for a, b in zip(standard.parameters(), mup.parameters(), strict=True):
-        assert torch.equal(a, b)
+    models = [build(replace(shape, n_layers=2), kind) for kind in get_args(ParametrizationKind)]
+    assert all(model.logit_multiplier == model.branch_multiplier == 1 for model in models)
+    for tensors in zip(*(model.parameters() for model in models), strict=True):
+        assert all(torch.equal(tensors[0], tensor) for tensor in tensors)
 
 
 def test_initialisation_depends_on_the_seed_alone() -> None:
@@ -163,3 +299,9 @@ def test_nats_are_those_of_the_distribution_and_ignored_targets_cost_nothing() -
     for b, t in np.ndindex(2, 5):
         wanted = 0.0 if targets[b, t] == IGNORED else -math.log(p[b, t, targets[b, t]])
         assert nats[b, t].item() == pytest.approx(wanted, abs=1e-5)
+
+
+def test_the_log_partition_is_that_of_the_distribution() -> None:
+    logits = torch.randn(2, 5, 7)
+    expected = logits.double().exp().sum(-1).log().square().flatten()
+    torch.testing.assert_close(squared_log_partition(logits).double(), expected)

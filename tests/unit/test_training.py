@@ -20,8 +20,8 @@ from slm.model.parametrization import Parametrization
 from slm.run_spec import RunSpec
 from slm.schema import OptimizerConfig, ParametrizationConfig, ScheduleConfig
 from slm.tracking import record
+from slm.tracking.checkpoints import newest_checkpoint
 from slm.tracking.record import RunDirectory, RunResult
-from slm.training.callbacks.checkpoint import newest_checkpoint
 from slm.training.hardware import peak_flops
 from slm.training.module import LanguageModule
 from slm.training.optimizer import LR_MULTIPLIER, build_optimizer
@@ -60,26 +60,34 @@ def test_wsd_and_cosine() -> None:
     assert lr_multiplier(1010, 1010, 10, cosine) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(("tied", "kind"), [(True, "mup"), (False, "mup"), (True, "standard")])
+# (learning rate, decay, eps) multipliers at m = 32 / 64 and r = 2 / 4, by the table of
+# slm/model/parametrization.py: (tables, matrices, gains in blocks, last gain).
+EXPECTED = {
+    "standard": [(1, 1, 1), (1, 1, 1), (1, 0, 1), (1, 0, 1)],
+    "mup": [(1, 1, 2), (2, 0.5, 2), (1, 0, 2), (1, 0, 2)],
+    "completep": [(1, 1, 2), (2, 0.5, 4), (1, 0, 4), (1, 0, 2)],
+}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", EXPECTED)
 def test_parameter_groups(tiny_spec: Spec, tied: bool, kind: str) -> None:
-    module = build_module(tiny_spec(model={"tied": tied}, parametrization={"kind": kind}))
+    module = build_module(
+        tiny_spec(model={"tied": tied, "qk_norm": True}, parametrization={"kind": kind})
+    )
     rules = Parametrization.of(ParametrizationConfig(kind=kind), module.model.shape)  # type: ignore[arg-type]
-    optimizer = build_optimizer(module.model, OptimizerConfig(weight_decay=0.1), rules)
-    grouped = [p for group in optimizer.param_groups for p in group["params"]]
-    assert len(grouped) == len({id(p) for p in grouped}) == len(list(module.model.parameters()))
-    hidden_lr = 64 / 32 if kind == "mup" else 1.0  # base_width / d_model
-    for group in optimizer.param_groups:
-        names = [
-            n for n, p in module.model.named_parameters() if any(p is q for q in group["params"])
-        ]
-        if all("norm" in name for name in names):
-            assert (group["weight_decay"], group[LR_MULTIPLIER]) == (0.0, 1.0)
-        elif all("embedding" in name or "head" in name for name in names):
-            assert (group["weight_decay"], group[LR_MULTIPLIER]) == (0.1, 1.0)
-        elif kind == "mup":
-            assert (group["weight_decay"], group[LR_MULTIPLIER]) == (0.1 / hidden_lr, hidden_lr)
-        if group["weight_decay"]:
-            assert group["lr"] * group["weight_decay"] == pytest.approx(OptimizerConfig().lr * 0.1)
+    config = OptimizerConfig(weight_decay=0.1)
+    optimizer = build_optimizer(module.model, config, rules)
+    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    names = dict(module.model.named_parameters())
+    assert len(group_of) == len(names) == sum(len(g["params"]) for g in optimizer.param_groups)
+    for name, parameter in names.items():
+        is_table, in_blocks = "embedding" in name or "head" in name, name.startswith("blocks")
+        row = 0 if is_table else 1 if parameter.ndim == 2 else 2 if in_blocks else 3
+        lr, decay, eps = EXPECTED[kind][row]
+        group = group_of[id(parameter)]
+        assert group[LR_MULTIPLIER] == lr and group["lr"] == config.lr * lr, name
+        assert group["weight_decay"] == 0.1 * decay and group["eps"] == config.eps * eps, name
 
 
 def test_a_run_learns_and_records_all_fields(tiny_spec: Spec) -> None:

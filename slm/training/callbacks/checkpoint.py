@@ -6,7 +6,6 @@ it does not. The order of data needs no state: it is a function of the step.
 
 from __future__ import annotations
 
-import logging
 import random
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from slm.errors import RunError
 from slm.files import file_hash, replacing, write_text
+from slm.tracking.checkpoints import checksum_path, is_valid, saved_checkpoints
 
-log = logging.getLogger(__name__)
 KEPT = 2
 RANDOM_STATES = "random_states"
 
@@ -41,16 +39,16 @@ class Checkpoints(Callback):
         """Write `step-N.ckpt` and its checksum, then drop all but the newest two."""
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"step-{trainer.global_step:08d}.ckpt"
-        if path.exists() and _is_valid(path):
+        if path.exists() and is_valid(path):
             return path
         for torn in self._folder.glob(".*.tmp"):  # of a save that was killed
             torn.unlink()
         with replacing(path) as temporary:
             trainer.save_checkpoint(temporary)
-            write_text(_checksum_path(path), file_hash(temporary))
-        for old in _saved(self._folder)[KEPT:]:
+            write_text(checksum_path(path), file_hash(temporary))
+        for old in saved_checkpoints(self._folder)[KEPT:]:
             old.unlink()
-            _checksum_path(old).unlink(missing_ok=True)
+            checksum_path(old).unlink(missing_ok=True)
         return path
 
     def on_save_checkpoint(
@@ -66,35 +64,6 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self._restored is not None:
             restore_random_states(self._restored)
-
-
-def newest_checkpoint(folder: Path) -> tuple[Path, int] | None:
-    """The newest checkpoint whose checksum holds, and its step; None if there is none at all.
-
-    Raises:
-        RunError: if there are checkpoints and every one of them is damaged.
-    """
-    saved = _saved(folder)
-    for path in saved:
-        if _is_valid(path):
-            return path, int(path.stem.removeprefix("step-"))
-        log.warning("%s is damaged (its checksum differs); trying the one before it", path)
-    if saved:
-        raise RunError(f"{folder}: every checkpoint is damaged; start over with rerun=true")
-    return None
-
-
-def _saved(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.ckpt"), reverse=True)
-
-
-def _checksum_path(path: Path) -> Path:
-    return path.with_suffix(".ckpt.sha256")
-
-
-def _is_valid(path: Path) -> bool:
-    checksum = _checksum_path(path)
-    return checksum.exists() and checksum.read_text(encoding="utf-8") == file_hash(path)
 
 
 def random_states(*, cuda: bool) -> dict[str, Any]:

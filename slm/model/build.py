@@ -1,0 +1,22 @@
+"""The transformer that a config asks for, not yet initialised."""
+
+from __future__ import annotations
+
+from slm.architecture.shapes import ModelShape
+from slm.model.parametrization import Parametrization
+from slm.model.transformer import Transformer
+from slm.schema import Config
+
+
+def build_model(config: Config, shape: ModelShape) -> Transformer:
+    """`shape` is the config's, as `slm.run_spec.resolve` works it out."""
+    settings = config.model
+    parametrization = Parametrization.of(config.parametrization, shape)
+    return Transformer(
+        shape,
+        rope_theta=settings.rope_theta,
+        norm_eps=settings.norm_eps,
+        attention=settings.attention,
+        branch_multiplier=parametrization.branch_multiplier,
+        logit_multiplier=parametrization.logit_multiplier,
+    )
