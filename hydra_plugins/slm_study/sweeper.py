@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ log = logging.getLogger("slm")
 DECIDED_BY_STUDY = {
     "family": "study.families",
     "size": "study.sizes",
+    "model": "study.models",
     "seed": "study.seeds",
-    "budget": "study.tokens_per_param",
+    "budget": "study.tokens_per_param or study.tokens",
 }
 DONE = {"finished", "diverged"}  # a divergence is a result; rerun=true tries again
 
@@ -52,17 +53,12 @@ class StudySweeper(Sweeper):
         config = config_of(self._compose(arguments))
         arguments = [a for a in arguments if not a.lstrip("+").startswith("action=")]
         check_study(config)
-        families = {
-            name: config_of(self._compose([*arguments, f"family={name}"])).family
-            for name in config.study.families
-        }
-        _check_names(families)
-        cells = cells_of(config, families)
+        cells = cells_of(config, lambda more: config_of(self._compose([*arguments, *more])))
         action = config.action
         if action == "plan":
-            return _show(cells, warnings=True)
+            return _show(cells, plan=True)
         if action == "status":
-            return _show(cells, warnings=False)
+            return _show(cells, plan=False)
         unfinished = None
         if action in (None, "run"):
             unfinished = self._run(cells, arguments, retry=config.rerun)
@@ -101,21 +97,6 @@ class StudySweeper(Sweeper):
         return None
 
 
-def _check_names(families: Mapping[str, Any]) -> None:
-    problems = [
-        Problem(
-            "family.name",
-            family.name,
-            f"differs from its file, conf/family/{name}.yaml",
-            f"use {name}",
-        )
-        for name, family in families.items()
-        if family.name != name
-    ]
-    if problems:
-        raise ConfigError(problems)
-
-
 def _any_finished(cells: Sequence[Any]) -> bool:
     return any(cell.run.state() == "finished" for cell in cells)
 
@@ -125,8 +106,9 @@ def _refuse_what_the_study_decides(arguments: list[str]) -> None:
     for override in OverridesParser.create().parse_overrides(arguments):
         key = str(override.key_or_group)
         given = (override.input_line or "").partition("=")[2]
-        if key.partition(".")[0] in DECIDED_BY_STUDY:
-            fix = f"set {DECIDED_BY_STUDY[key.partition('.')[0]]}"
+        decided = DECIDED_BY_STUDY.get(key if key == "model" else key.partition(".")[0])
+        if decided and not key.startswith("model."):
+            fix = f"set {decided}"
             problems.append(Problem(key, given, "the study decides this for each cell", fix))
         elif override.is_sweep_override():
             problems.append(Problem(key, given, "a study makes its own cells", "give one value"))
@@ -134,16 +116,18 @@ def _refuse_what_the_study_decides(arguments: list[str]) -> None:
         raise ConfigError(problems)
 
 
-def _show(cells: Sequence[Any], *, warnings: bool) -> None:
+def _show(cells: Sequence[Any], *, plan: bool) -> None:
     from rich.console import Console
 
-    from slm.sweeps.plan import design_warnings, plan_table, totals
+    from slm.sweeps.plan import cells_table, design_warnings, ladder_table, totals
 
-    console = Console(width=None if Console().is_terminal else 200)
-    console.print(plan_table(cells))
+    console = Console(width=None if Console().is_terminal else 160)
+    if plan:
+        console.print(ladder_table(cells))
+    console.print(cells_table(cells))
     console.print(totals(cells))
-    for warning in design_warnings(cells) if warnings else ():
-        console.print(warning)
+    for warning in design_warnings(cells) if plan else ():
+        console.print(warning, soft_wrap=True)
 
 
 def _report(study: Path, cells: Sequence[Any]) -> None:

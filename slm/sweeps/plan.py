@@ -10,6 +10,7 @@ from rich.table import Table
 from slm.architecture.compute import flop_equivalent_params
 from slm.architecture.families import MATCH_TOLERANCE, aspect_is_kept
 from slm.architecture.shapes import ModelShape, count_parameters
+from slm.run_spec import RunSpec
 from slm.sweeps.study import Cell
 
 MAX_EMBEDDING_SHARE = 0.20  # above this the vocabulary taxes wide shapes (method: what to count)
@@ -18,30 +19,46 @@ MIN_SIZES_FOR_EXPONENT = 4
 MIN_BUDGETS_FOR_EXPONENT = 2
 
 
-def rung_mismatch(cells: Sequence[Cell]) -> dict[int, float]:
-    """Per size, the largest relative difference of FLOPs per token between two families."""
-    by_size: dict[int, set[int]] = defaultdict(set)
+Rung = int | str
+
+
+def rung_mismatch(cells: Sequence[Cell]) -> dict[Rung, float]:
+    """Per rung, the largest relative difference of FLOPs per token between two shapes."""
+    flops: dict[Rung, set[int]] = defaultdict(set)
     for cell in cells:
-        by_size[cell.size].add(cell.spec.flops_per_token)
-    return {size: max(flops) / min(flops) - 1 for size, flops in by_size.items()}
+        flops[cell.rung].add(cell.spec.flops_per_token)
+    return {rung: max(found) / min(found) - 1 for rung, found in flops.items()}
+
+
+def _shapes(cells: Sequence[Cell]) -> list[Cell]:
+    """One cell per rung, family and shape; rungs in order of their FLOPs per token."""
+    first = {(cell.rung, cell.family, cell.spec.shape): cell for cell in reversed(cells)}
+    order = list(dict.fromkeys([*cells[0].spec.config.study.families, *(c.family for c in cells)]))
+    return sorted(
+        first.values(),
+        key=lambda c: (
+            c.spec.reference_flops_per_token, order.index(c.family), c.spec.shape.aspect_ratio
+        ),
+    )  # fmt: skip
 
 
 def design_warnings(cells: Sequence[Cell]) -> list[str]:
     """Broken design rules, each a sentence; REFUSED ones name what must not be estimated."""
+    compares_families = cells[0].spec.config.study.analysis == "families"
     return [
         *_shape_warnings(cells),
         *_twin_families(cells),
         *_twin_rungs(cells),
-        *_exponent_refusals(cells),
+        *(_exponent_refusals(cells) if compares_families else ()),
         *_short_cells(cells),
     ]
 
 
 def _shape_warnings(cells: Sequence[Cell]) -> Iterator[str]:
-    for size, mismatch in rung_mismatch(cells).items():
+    for rung, mismatch in rung_mismatch(cells).items():
         if mismatch > MATCH_TOLERANCE:
-            yield f"WARN size {size:,}: families differ by {mismatch:.1%} in FLOPs per token"
-    for cell in {(c.family, c.size): c for c in cells}.values():
+            yield f"WARN {named(rung)}: families differ by {mismatch:.1%} in FLOPs per token"
+    for cell in _shapes(cells):
         shape, aspect = cell.spec.shape, cell.spec.config.family.aspect_ratio
         counts = count_parameters(shape)
         share = counts.params_embedding / counts.params_total
@@ -54,31 +71,35 @@ def _shape_warnings(cells: Sequence[Cell]) -> Iterator[str]:
             )
 
 
+def named(rung: Rung) -> str:
+    return f"size {rung:,}" if isinstance(rung, int) else rung
+
+
 def _twin_families(cells: Sequence[Cell]) -> Iterator[str]:
     """Two families of one shape have nothing to compare."""
-    families: dict[tuple[int, ModelShape], set[str]] = defaultdict(set)
+    families: dict[tuple[Rung, ModelShape], set[str]] = defaultdict(set)
     for cell in cells:
-        families[cell.size, cell.spec.shape].add(cell.family)
-    for (size, shape), twins in families.items():
+        families[cell.rung, cell.spec.shape].add(cell.family)
+    for (rung, shape), twins in families.items():
         if len(twins) > 1:
             listed = " and ".join(sorted(twins))
-            yield f"WARN size {size:,}: {listed} are the same shape, {shape.label}"
+            yield f"WARN {named(rung)}: {listed} are the same shape, {shape.label}"
 
 
 def _twin_rungs(cells: Sequence[Cell]) -> Iterator[str]:
     """Two rungs of (nearly) one shape are one rung: they replicate, they do not add a size."""
-    sizes: dict[tuple[str, str], set[int]] = defaultdict(set)
+    rungs: dict[tuple[str, str], dict[Rung, None]] = defaultdict(dict)
     for cell in cells:
-        sizes[cell.family, cell.spec.shape.label].add(cell.size)
-    for (family, label), twins in sizes.items():
+        rungs[cell.family, cell.spec.shape.label][cell.rung] = None
+    for (family, label), twins in rungs.items():
         if len(twins) > 1:
-            listed = " and ".join(f"{size:,}" for size in sorted(twins))
-            yield f"WARN {family}: sizes {listed} are both {label}, apart in d_ff alone"
+            listed = " and ".join(named(rung) for rung in twins)
+            yield f"WARN {family}: {listed} are both {label}, apart in d_ff alone"
 
 
 def _exponent_refusals(cells: Sequence[Cell]) -> Iterator[str]:
-    sizes = {cell.size for cell in cells}
-    budgets = {cell.tokens_per_param for cell in cells}
+    sizes = {cell.rung for cell in cells}
+    budgets = {cell.budget for cell in cells}
     families = {cell.family for cell in cells}
     if len(sizes) < MIN_SIZES_FOR_EXPONENT:
         yield f"REFUSED exponents: {len(sizes)} sizes, at least {MIN_SIZES_FOR_EXPONENT} are needed"
@@ -94,37 +115,86 @@ def _short_cells(cells: Sequence[Cell]) -> Iterator[str]:
         yield f"WARN {short} of {len(cells)} cells take fewer than {MIN_STEPS} optimizer steps"
 
 
-def plan_table(cells: Sequence[Cell]) -> Table:
-    """One row a cell, with its state and, when finished, its loss."""
-    table = Table(title=f"study {cells[0].spec.config.study.name}", title_justify="left")
+def ladder_table(cells: Sequence[Cell]) -> Table:
+    """One row a shape: what it is, what it costs, how well its rung is matched."""
+    table = _table(
+        f"shapes of study {cells[0].spec.config.study.name}",
+        left=("rung", "family", "shape"),
+        right=(
+            "aspect", "d_ff", "d_ff/d", "params non-emb.", "params total", "N_flop = f/6",
+            "from size", "pair diff.",
+        ),
+    )  # fmt: skip
     mismatch = rung_mismatch(cells)
-    for heading in ("family", "shape", "aspect"):
-        table.add_column(heading, no_wrap=True)
-    for heading in (
-        "params non-emb.", "params total", "N_flop = f/6", "pair diff.", "tokens", "D/N_flop",
-        "steps", "FLOPs", "seed", "state", "nats/token",
-    ):  # fmt: skip
-        table.add_column(heading, justify="right", no_wrap=heading == "state")
+    above = None
+    for cell in _shapes(cells):
+        spec, shape, rung = cell.spec, cell.spec.shape, cell.rung
+        counts = count_parameters(shape)
+        if above is not None and rung != above:
+            table.add_section()
+        table.add_row(
+            "" if rung == above else _rung_label(rung),
+            cell.family,
+            shape.label,
+            f"{shape.aspect_ratio:.1f}",
+            f"{shape.d_ff:,}",
+            f"{shape.ff_ratio:.2f}",
+            f"{counts.params_non_embedding:,}",
+            f"{counts.params_total:,}",
+            f"{flop_equivalent_params(spec.flops_per_token):,.0f}",
+            "" if rung == above else _moved(spec),
+            "" if rung == above else f"{mismatch[rung]:.1%}",
+        )
+        above = rung
+    return table
+
+
+def _moved(spec: RunSpec) -> str:
+    """How far the rung's FLOPs per token lie from those of the size that was asked for."""
+    return "" if spec.rung_shift is None else f"{spec.rung_shift:+.0%}"
+
+
+def _rung_label(rung: Rung) -> str:
+    return f"{rung:,}" if isinstance(rung, int) else rung
+
+
+def cells_table(cells: Sequence[Cell]) -> Table:
+    """One row a cell, with its state and, when finished, its loss."""
+    table = _table(
+        "cells, cheapest first",
+        left=("family", "shape", *(["varied"] if cells[0].varied else []), "state"),
+        right=("tokens", "D/N_flop", "steps", "FLOPs", "seed", "nats/token"),
+    )
     for cell in cells:
-        spec, counts = cell.spec, count_parameters(cell.spec.shape)
-        result = cell.run.result()
+        spec, result = cell.spec, cell.run.result()
         loss = None if result is None else result.val_loss_nats_per_token
         table.add_row(
             cell.family,
             spec.shape.label,
-            f"{spec.shape.aspect_ratio:.1f}",
-            f"{counts.params_non_embedding:,}",
-            f"{counts.params_total:,}",
-            f"{flop_equivalent_params(spec.flops_per_token):,.0f}",
-            f"{mismatch[cell.size]:.1%}",
+            *([" ".join(_leaf(override) for override in cell.varied)] if cell.varied else []),
+            cell.run.state(),
             f"{spec.tokens:,}",
-            f"{cell.tokens_per_param:g}",
+            f"{spec.tokens_per_param:.3g}",
             f"{spec.steps:,}",
             f"{spec.flops:.2g}",
             str(cell.seed),
-            cell.run.state(),
             "" if loss is None else f"{loss:.4f}",
         )
+    return table
+
+
+def _leaf(override: str) -> str:
+    """`optimizer.lr=0.004` -> `lr=0.004`."""
+    key, _, value = override.partition("=")
+    return f"{key.rpartition('.')[2]}={value}"
+
+
+def _table(title: str, *, left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in left:
+        table.add_column(heading, no_wrap=True)
+    for heading in right:
+        table.add_column(heading, justify="right")
     return table
 
 

@@ -1,78 +1,132 @@
-"""The cells of a study: every family x size x token budget x seed, each a run of train.py."""
+"""The cells of a study: family x rung x token budget x seed, each a run of train.py."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import product
 
 from slm.errors import ConfigError, Problem
 from slm.run_spec import RunSpec, resolve
-from slm.schema import BudgetConfig, Config, FamilyConfig
+from slm.schema import BudgetConfig, Config, StudyConfig
 from slm.tracking.record import RunDirectory
+
+# Composes a config from overrides such as family=deep_thin, on top of the study's own.
+Compose = Callable[[Sequence[str]], Config]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study."""
+    """One run of a study. `rung` is a size or a preset; `varied` are the grid's keys and values."""
 
     spec: RunSpec
     family: str
-    size: int
-    tokens_per_param: float
+    rung: int | str
+    budget: BudgetConfig
     seed: int
+    varied: tuple[str, ...] = ()
 
     @property
     def overrides(self) -> list[str]:
         """What `python train.py study=NAME` needs besides to run this cell alone."""
+        unit, amount = next((k, v) for k, v in asdict(self.budget).items() if v is not None)
         return [
+            *rung_overrides(self.rung),
             f"family={self.family}",
-            f"size={self.size}",
-            "budget=tokens_per_param",
-            f"budget.tokens_per_param={self.tokens_per_param!r}",
+            *self.varied,
+            f"budget={unit}",
+            f"budget.{unit}={amount!r}",
             f"seed={self.seed}",
         ]
 
-    @property
+    @cached_property
     def run(self) -> RunDirectory:
         return RunDirectory.of(self.spec)
 
 
+def rung_overrides(rung: int | str) -> list[str]:
+    return [f"size={rung}"] if isinstance(rung, int) else [f"model={rung}"]
+
+
 def check_study(config: Config) -> None:
     """Raise a ConfigError that lists what a study lacks."""
-    needed = {"families": "deep_thin", "sizes": "128k", "tokens_per_param": "5", "seeds": "0"}
+    study = config.study
+    needed = {"families": "deep_thin", "seeds": "0"}
     problems = [
         Problem(f"study.{key}", "[]", "a sweep needs at least one", f"for example [{example}]")
         for key, example in needed.items()
-        if not getattr(config.study, key)
+        if not getattr(study, key)
+    ]
+    if not study.sizes and not study.models:
+        fix = "for example study.sizes=[128k], or study.models=[mobilellm_125m]"
+        problems.append(Problem("study.sizes", "[]", "a sweep needs at least one rung", fix))
+    if not budgets_of(study):
+        fix = "for example study.tokens_per_param=[5], or study.tokens=[1b]"
+        rule = "a sweep needs at least one budget"
+        problems.append(Problem("study.tokens_per_param", "[]", rule, fix))
+    if study.sizes and study.models:
+        rule = "rungs are either sizes or models; study.sizes has some too"
+        problems.append(Problem("study.models", list(study.models), rule, "set one of them to []"))
+    problems += [
+        Problem(f"study.grid.{key}", "[]", "a key to vary needs values", "remove it")
+        for key, values in study.grid.items()
+        if not values
     ]
     if problems:
-        cause = Problem("study", config.study.name, "is not a study", "try study=demo")
+        cause = Problem("study", study.name, "is not a study", "try study=demo")
         raise ConfigError([cause, *problems])
 
 
-def cells_of(config: Config, families: Mapping[str, FamilyConfig]) -> list[Cell]:
+def budgets_of(study: StudyConfig) -> list[BudgetConfig]:
+    return [
+        *(BudgetConfig(tokens_per_param=multiplier) for multiplier in study.tokens_per_param),
+        *(BudgetConfig(tokens=tokens) for tokens in study.tokens),
+    ]
+
+
+def grid_points(study: StudyConfig) -> list[tuple[str, ...]]:
+    """Every combination of the grid's values, as overrides; without a grid, the empty one."""
+    choices = [[f"{key}={_written(v)}" for v in values] for key, values in study.grid.items()]
+    return list(product(*choices))
+
+
+def _written(value: bool | float | str) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def cells_of(config: Config, compose: Compose) -> list[Cell]:
     """All cells, cheapest first, so that a study cut short is already worth analysing.
 
     Raises:
-        ConfigError: listing every family and size that has no shape.
+        ConfigError: listing every family and rung that has no shape.
     """
     study = config.study
     cells: list[Cell] = []
-    problems: list[Problem] = []
-    for name, size in product(study.families, study.sizes):
-        try:
-            for budget, seed in product(study.tokens_per_param, study.seeds):
-                cell_config = replace(
-                    config,
-                    family=families[name],
-                    size=size,
-                    budget=BudgetConfig(tokens_per_param=budget),
-                    seed=seed,
-                )
-                cells.append(Cell(resolve(cell_config), name, size, budget, seed))
-        except ConfigError as error:
-            problems += error.problems
+    problems: dict[Problem, None] = {}  # the same mistake shows in many cells
+    for family, varied in product(study.families, grid_points(study)):
+        arms: Mapping[int | str, Config] = {
+            model: compose([*rung_overrides(model), f"family={family}", *varied])
+            for model in study.models
+        }
+        if study.sizes:
+            arm = compose([*rung_overrides(study.sizes[0]), f"family={family}", *varied])
+            arms = {size: replace(arm, size=size) for size in study.sizes}
+        for rung, arm in arms.items():
+            _check_name(family, arm)
+            try:
+                for budget, seed in product(budgets_of(study), study.seeds):
+                    spec = resolve(replace(arm, budget=budget, seed=seed))
+                    cells.append(Cell(spec, family, rung, budget, seed, varied))
+            except ConfigError as error:
+                problems |= dict.fromkeys(error.problems)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(list(problems))
     return sorted(cells, key=lambda cell: cell.spec.flops)
+
+
+def _check_name(family: str, config: Config) -> None:
+    """Results are grouped by the name that a family's file states."""
+    if config.family.name != family:
+        rule = f"differs from its file, conf/family/{family}.yaml"
+        raise ConfigError([Problem("family.name", config.family.name, rule, f"use {family}")])

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import yaml
 
 from slm.errors import ConfigError
-from slm.schema import Config, FamilyConfig
+from slm.schema import Config
 from slm.sweeps.plan import design_warnings, rung_mismatch
-from slm.sweeps.study import Cell, cells_of, check_study
+from slm.sweeps.study import Cell, Compose, cells_of, check_study
+from tests.conftest import merged
 
 FAMILIES = {
-    "deep_thin": FamilyConfig(name="deep_thin", aspect_ratio=4.0),
-    "wide_shallow": FamilyConfig(name="wide_shallow", aspect_ratio=32.0),
+    "deep_thin": {"name": "deep_thin", "aspect_ratio": 4.0},
+    "wide_shallow": {"name": "wide_shallow", "aspect_ratio": 32.0},
+    "published": {"name": "published", "aspect_ratio": None},
+}
+PRESETS = {
+    "preset": {
+        "size": None,
+        "model": {"preset": "preset", "n_layers": 8, "d_model": 64, "n_heads": 8, "d_ff": 176},
+    }
 }
 STUDY: dict[str, Any] = {
     "model": dict.fromkeys(("n_layers", "d_model", "n_heads", "n_kv_heads"), None)
@@ -33,9 +42,30 @@ STUDY: dict[str, Any] = {
 }
 
 
+def composer(tiny_config: Callable[..., Config], **study: Any) -> Compose:
+    """What Hydra does for the sweeper: the study's config with a few overrides."""
+
+    def compose(overrides: Sequence[str]) -> Config:
+        changes = merged(STUDY, {"study": study})
+        for override in overrides:
+            key, _, value = override.partition("=")
+            if key == "family":
+                changes["family"] = dict(FAMILIES[value])
+            elif key == "model":
+                changes = merged(changes, PRESETS[value])
+            else:
+                nested: Any = yaml.safe_load(value)
+                for part in reversed(key.split(".")):
+                    nested = {part: nested}
+                changes = merged(changes, nested)
+        return tiny_config(**changes)
+
+    return compose
+
+
 @pytest.fixture
 def cells(tiny_config: Callable[..., Config]) -> list[Cell]:
-    return cells_of(tiny_config(**STUDY), FAMILIES)
+    return cells_of(tiny_config(**STUDY), composer(tiny_config))
 
 
 def test_every_combination_is_one_cell(cells: list[Cell]) -> None:
@@ -45,10 +75,10 @@ def test_every_combination_is_one_cell(cells: list[Cell]) -> None:
 
 def test_a_rung_has_equal_tokens_and_matched_flops(cells: list[Cell]) -> None:
     assert max(rung_mismatch(cells).values()) <= 0.03
-    tokens: dict[tuple[int, float], set[int]] = {}
+    tokens: dict[tuple[int | str, float], set[int]] = {}
     for cell in cells:
-        tokens.setdefault((cell.size, cell.tokens_per_param), set()).add(cell.spec.tokens)
-        wanted = cell.tokens_per_param * cell.spec.reference_flops_per_token / 6
+        tokens.setdefault((cell.rung, cell.spec.tokens_per_param), set()).add(cell.spec.tokens)
+        wanted = cell.spec.tokens_per_param * cell.spec.reference_flops_per_token / 6
         assert abs(cell.spec.tokens - wanted) <= cell.spec.batch_tokens / 2
     assert all(len(values) == 1 for values in tokens.values())
 
@@ -58,20 +88,20 @@ def test_overrides_make_the_same_run(cells: list[Cell]) -> None:
         settings = dict(override.split("=") for override in cell.overrides)
         assert settings["family"] == cell.spec.config.family.name
         assert int(settings["size"]) == cell.spec.config.size
-        assert float(settings["budget.tokens_per_param"]) == cell.tokens_per_param
+        assert float(settings["budget.tokens_per_param"]) == cell.spec.tokens_per_param
 
 
 def test_design_rules_speak(cells: list[Cell]) -> None:
     assert design_warnings(cells) == ["WARN 24 of 32 cells take fewer than 1000 optimizer steps"]
-    one_budget = [c for c in cells if c.tokens_per_param == 2]
+    one_budget = [c for c in cells if c.spec.tokens_per_param == 2]
     assert any("one token budget" in line for line in design_warnings(one_budget))
     one_family = [c for c in cells if c.family == "deep_thin"]
     assert any("one family" in line for line in design_warnings(one_family))
-    twin = replace(cells[0], size=81_000)
-    assert any("are both L2-d64" in line for line in design_warnings([*cells, twin]))
+    twin = replace(cells[0], rung=81_000)
+    assert any("are both L2-d56" in line for line in design_warnings([*cells, twin]))
     named_twice = replace(cells[0], family="renamed")
     assert any("are the same shape" in line for line in design_warnings([*cells, named_twice]))
-    small = [c for c in cells if c.size <= 128_000]
+    small = [c for c in cells if c.rung in {80_000, 128_000}]
     assert "REFUSED exponents: 2 sizes, at least 4 are needed" in design_warnings(small)
 
 
@@ -79,3 +109,30 @@ def test_an_empty_study_says_what_it_lacks(tiny_config: Callable[..., Config]) -
     with pytest.raises(ConfigError) as caught:
         check_study(tiny_config())
     assert "study.sizes" in str(caught.value) and "try study=demo" in str(caught.value)
+
+
+def test_a_preset_has_counterparts_at_its_own_flops(tiny_config: Callable[..., Config]) -> None:
+    study = {"sizes": [], "models": ["preset"], "families": ["published", "wide_shallow"]}
+    compose = composer(tiny_config, **study)
+    cells = cells_of(compose(["model=preset", "family=published"]), compose)
+    shapes = {cell.family: cell.spec.shape for cell in cells}
+    assert shapes["published"].label == "L8-d64"
+    assert shapes["wide_shallow"].depth < 8 and shapes["wide_shallow"].d_head == 8
+    assert max(rung_mismatch(cells).values()) <= 0.03
+    assert len({(c.spec.tokens_per_param, c.spec.tokens) for c in cells}) == 2
+    assert all(c.overrides[:2] == ["model=preset", f"family={c.family}"] for c in cells)
+
+
+def test_a_grid_varies_other_keys(tiny_config: Callable[..., Config]) -> None:
+    grid = {"optimizer.lr": [1e-3, 4e-3], "model.tied": [True, False]}
+    compose = composer(tiny_config, grid=grid, sizes=["80k"], tokens_per_param=[2], seeds=[0])
+    cells = cells_of(compose([]), compose)
+    assert len({cell.spec.run_id for cell in cells}) == 2 * 2 * 2
+    settings = {(c.spec.config.optimizer.lr, c.spec.shape.tied) for c in cells}
+    assert settings == {(1e-3, True), (1e-3, False), (4e-3, True), (4e-3, False)}
+    assert "optimizer.lr=0.001" in cells[0].overrides
+
+
+def test_a_rung_is_a_size_or_a_model_and_not_both(tiny_config: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match="set one of them to"):
+        check_study(tiny_config(**merged(STUDY, {"study": {"models": ["preset"]}})))
