@@ -1,3 +1,21 @@
 """Deep or wide, below one billion parameters, under matched compute."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from slm.model.transformer import Transformer
+
 __version__ = "0.1.0"
+
+
+def load(folder: str | Path) -> Transformer:
+    """The model of a run directory or of a local Llama-format checkpoint, in eval mode.
+
+    tokens (B, T) -> logits (B, T, V). See `slm.loading.load_model`.
+    """
+    from slm.loading import load_model  # torch takes seconds to import
+
+    return load_model(folder)

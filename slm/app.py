@@ -11,13 +11,14 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
@@ -32,15 +33,32 @@ from slm.schema import Config, default_tree, field_descriptions
 from slm.tracking.record import RunDirectory
 
 log = logging.getLogger("slm")
+CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
 OVERRIDE = re.compile(r"^\+{0,2}(?P<key>[A-Za-z_][\w.]*)=")
 
 
 def run_app(main: Callable[[], Any]) -> NoReturn:
     """Run a Hydra app and exit: 0 done, 1 failed, 2 wrong config, 130 stopped by Ctrl-C."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us instead of Hydra's printer
-    conf_dir = Path(sys.argv[0]).resolve().parent / "conf"
-    sys.argv[1:] = [let_through(argument, conf_dir) for argument in sys.argv[1:]]
+    sys.argv[1:] = [let_through(argument, CONF_DIR) for argument in sys.argv[1:]]
     register_schema()
+    guarded(main)
+
+
+def compose_config(overrides: Sequence[str]) -> Config:
+    """The config of `python train.py` with these overrides, composed without running it.
+
+    Raises:
+        ConfigError: listing everything that is wrong with it.
+    """
+    register_schema()
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        passed = [let_through(override, CONF_DIR) for override in overrides]
+        return config_of(compose("train", overrides=passed))
+
+
+def guarded(main: Callable[[], Any]) -> NoReturn:
+    """Run `main` and exit with a message and a code where it fails."""
     _log_to_console()
     try:
         main()

@@ -1,0 +1,96 @@
+"""python -m slm COMMAND: what is done with shapes and trained models, beside training them.
+
+describe [key=value ...] [--json]    a shape's parameters and FLOPs; keys as for train.py
+export run=DIR out=DIR               a run's model and tokenizer, for transformers
+coordinates out=FILE                 coordinate checks of all parametrizations, as JSON
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NoReturn
+
+from slm.errors import ConfigError, Problem
+
+
+def describe(arguments: Sequence[str]) -> None:
+    from slm.app import compose_config
+    from slm.architecture.describe import describe as described
+    from slm.architecture.describe import print_description
+    from slm.run_spec import resolve
+
+    config = compose_config([a for a in arguments if a != "--json"])
+    shape = resolve(config).shape
+    if "--json" in arguments:
+        print(json.dumps({"family": config.family.name, **described(shape)}, indent=2))
+    else:
+        print_description(config.family.name, described(shape))
+
+
+def export(arguments: Sequence[str]) -> None:
+    given = _settings(arguments, "run", "out")
+    from slm.loading import export_run
+
+    export_run(given["run"], given["out"])
+    print(f"exported {given['run']} to {given['out']}")
+
+
+def coordinates(arguments: Sequence[str]) -> None:
+    out = _settings(arguments, "out")["out"]
+    from slm.training.coordinates import write_coordinates
+
+    write_coordinates(out)
+    print(f"wrote {out}; python -m analysis.coordinates {out} --out DIR draws it")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "describe": describe,
+    "export": export,
+    "coordinates": coordinates,
+}
+
+
+def _settings(arguments: Sequence[str], *keys: str) -> dict[str, Path]:
+    """key=path of exactly the given keys."""
+    given = {}
+    problems = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        near = get_close_matches(key, keys, n=1) or keys
+        if key in keys and value:
+            given[key] = Path(value)
+        elif key in keys:
+            problems.append(Problem(key, value, "needs a path"))
+        else:
+            problems.append(Problem(key, value, "unknown key", f"did you mean {near[0]}?"))
+    problems += [
+        Problem(key, None, "is needed", f"for example {key}=some/folder")
+        for key in keys
+        if key not in given and key not in {p.key for p in problems}
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return given
+
+
+def main() -> NoReturn:
+    command, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+    if command in {"--help", "-h", "help"}:
+        print(__doc__)
+        sys.exit(0)
+    if command not in COMMANDS:
+        near = get_close_matches(command, COMMANDS, n=1)
+        fix = f"did you mean {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
+        print(f"python -m slm {command}: no such command; {fix}", file=sys.stderr)
+        sys.exit(ConfigError.exit_code)
+    from slm.app import guarded
+
+    guarded(lambda: COMMANDS[command](arguments))
+
+
+if __name__ == "__main__":
+    main()

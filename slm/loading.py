@@ -1,0 +1,79 @@
+"""A trained model from a run directory or a checkpoint folder, and its way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import yaml
+
+from slm.config import load_config
+from slm.data.tokenizer_export import save_for_transformers
+from slm.errors import ConfigError, DataError, RunError
+from slm.files import read_json
+from slm.model.build import build_model
+from slm.model.hf import export_llama, import_llama, is_llama_folder
+from slm.model.transformer import Transformer
+from slm.run_spec import RunSpec, resolve
+from slm.tracking.checkpoints import newest_checkpoint
+
+LIGHTNING_PREFIX = "model."
+
+
+def load_model(folder: str | Path) -> Transformer:
+    """The model of a run directory or of a local Llama-format checkpoint, in eval mode.
+
+    tokens (B, T) -> logits (B, T, V). Of a run it is the newest checkpoint: the final weights once
+    the run has finished.
+
+    Raises:
+        DataError, RunError: naming what is absent or damaged.
+    """
+    path = Path(folder)
+    if (path / "config.yaml").is_file():
+        return _load_run(path)
+    if is_llama_folder(path):
+        return import_llama(path)
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder")
+    raise DataError(f"{path}: neither a run (config.yaml) nor a checkpoint (config.json)")
+
+
+def export_run(run: Path, out: Path) -> None:
+    """Write a run's model and tokenizer to a folder that `transformers` opens.
+
+    Raises:
+        DataError, RunError: also if `out` holds something already.
+    """
+    if not (run / "config.yaml").is_file():
+        raise DataError(f"run={run}: not a run directory, it has no config.yaml")
+    if out.exists() and any(out.iterdir()):
+        raise DataError(f"out={out}: not empty; name a new folder")
+    spec = _spec_of(run)
+    export_llama(_load_run(run), out, spec.eot_id)
+    save_for_transformers(spec.config.tokenizer, _prepared_folder(run), out)
+
+
+def _prepared_folder(run: Path) -> Path:
+    try:
+        return Path(read_json(run / "data.json")["folder"])
+    except (FileNotFoundError, KeyError):
+        raise RunError(f"{run / 'data.json'}: missing, so the tokenizer cannot be found") from None
+
+
+def _spec_of(run: Path) -> RunSpec:
+    try:
+        return resolve(load_config(yaml.safe_load((run / "config.yaml").read_text("utf-8"))))
+    except (yaml.YAMLError, ConfigError, AttributeError) as error:
+        raise RunError(f"{run / 'config.yaml'}: not a readable config\n{error}") from None
+
+
+def _load_run(run: Path) -> Transformer:
+    spec = _spec_of(run)
+    found = newest_checkpoint(run / "checkpoints")
+    if found is None:
+        raise RunError(f"{run}: no checkpoint yet; train it first")
+    saved = torch.load(found[0], map_location="cpu", weights_only=True)["state_dict"]
+    model = build_model(spec.config, spec.shape)
+    model.load_state_dict({k.removeprefix(LIGHTNING_PREFIX): v for k, v in saved.items()})
+    return model.eval()
