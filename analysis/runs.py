@@ -13,6 +13,8 @@ from slm.architecture.compute import flop_equivalent_params
 from slm.errors import DataError, RunError
 from slm.tracking.record import RunDirectory, RunResult
 
+ARCHITECTURE = ("tied", "mlp", "qk_norm", "layer_sharing", "d_head")
+
 
 @dataclass(frozen=True)
 class Runs:
@@ -34,7 +36,21 @@ def load_runs(folder: Path, only: Collection[str] | None = None) -> Runs:
 
     Columns carry their units: `loss_nats_per_token` after decay, `flops` of training in the
     convention of `flops_convention`, `n_flop` = flops_per_token / 6, `tokens`,
-    `budget` = tokens_per_param as asked for, equal across the families of a rung.
+    `budget` = tokens_per_param as asked for, equal across the families of a rung. `size` is the one
+    asked for, or of a preset's rung its N_flop.
+
+    Raises:
+        DataError: if the folder holds no finished run.
+    """
+    table, dropped = collect_runs(folder, only)
+    table = _comparable(table, dropped)
+    return Runs(table, dropped, tuple(_warnings(table)))
+
+
+def collect_runs(
+    folder: Path, only: Collection[str] | None = None
+) -> tuple[pd.DataFrame, Counter[str]]:
+    """Every finished run as a row, whatever its recipe, and the others counted by reason.
 
     Raises:
         DataError: if the folder holds no finished run.
@@ -61,9 +77,7 @@ def load_runs(folder: Path, only: Collection[str] | None = None) -> Runs:
             f"{folder}: no finished run here{reasons}. Train some first, for example with "
             "python sweep.py study=demo action=run"
         )
-    table = pd.DataFrame(rows).sort_values(["family", "flops", "seed"], ignore_index=True)
-    table = _comparable(table, dropped)
-    return Runs(table, dropped, tuple(_warnings(table)))
+    return pd.DataFrame(rows).sort_values(["family", "flops", "seed"], ignore_index=True), dropped
 
 
 def _run_directories(folder: Path) -> Iterator[RunDirectory]:
@@ -86,10 +100,11 @@ def _row(result: RunResult) -> dict[str, object]:
         "study": result.study,
         "recipe_id": result.recipe_id,
         "family": result.family,
-        "size": result.size,
+        "size": result.size or round(flop_equivalent_params(result.reference_flops_per_token)),
+        "architecture": _architecture(result),
         "n_layers": shape["n_layers"],
         "d_model": shape["d_model"],
-        "aspect_ratio": shape["d_model"] / shape["n_layers"],
+        "aspect_ratio": shape["d_model"] / (shape["n_layers"] * shape["layer_sharing"]),
         "params_total": result.params_total,
         "params_non_embedding": result.params_non_embedding,
         "flops_per_token": result.flops_per_token,
@@ -113,8 +128,13 @@ def _row(result: RunResult) -> dict[str, object]:
     }
 
 
+def _architecture(result: RunResult) -> str:
+    """What must not vary within a family besides its size."""
+    return ", ".join(f"{key}={result.shape[key]}" for key in ARCHITECTURE)
+
+
 def _comparable(table: pd.DataFrame, dropped: Counter[str]) -> pd.DataFrame:
-    """One row a run, one validation set, one recipe: in each case the one that most runs share."""
+    """One row a run, one validation set, one recipe, one architecture a family: the commonest each."""
     repeated = table.duplicated("run_id")
     _count(dropped, "same run in another study", int(repeated.sum()))
     table = table[~repeated]
@@ -125,6 +145,9 @@ def _comparable(table: pd.DataFrame, dropped: Counter[str]) -> pd.DataFrame:
         common = table[column].mode().iloc[0]  # of equally common ones, the first by name
         _count(dropped, reason, int((table[column] != common).sum()))
         table = table[table[column] == common]
+    own = table.groupby("family")["architecture"].transform(lambda rows: rows.mode().iloc[0])
+    _count(dropped, "other architecture in its family", int((table["architecture"] != own).sum()))
+    table = table[table["architecture"] == own]
     return table.reset_index(drop=True)
 
 

@@ -53,6 +53,7 @@ def check(config: Config) -> list[Problem]:
         *_check_shape_source(config),
         *_check_shape(config.model),
         *_check_batch(config),
+        *_check_attention(config),
         *_check_tokenizer(config),
         *_check_schedule(config.schedule),
     ]
@@ -135,6 +136,15 @@ def _check_batch(config: Config) -> Iterator[Problem]:
         rule = f"must divide the {sequences} sequences of a global batch"
         near = _nearest_divisor(sequences, micro)
         yield Problem("trainer.micro_batch_sequences", micro, rule, f"nearest: {near}")
+
+
+def _check_attention(config: Config) -> Iterator[Problem]:
+    if config.model.attention != "flash":
+        return
+    for key, value in (("precision", "fp32"), ("accelerator", "cpu")):
+        if getattr(config.trainer, key) == value:
+            rule = "model.attention=flash runs on CUDA in bf16"
+            yield Problem(f"trainer.{key}", value, rule, "trainer=gpu, or model.attention=sdpa")
 
 
 def _check_tokenizer(config: Config) -> Iterator[Problem]:

@@ -35,6 +35,13 @@ def _no_bool(value: object) -> object:
     return value
 
 
+def _scalar(value: object) -> object:
+    if not isinstance(value, (bool, int, float, str)):
+        raise ValueError("must be one number, word, true or false")
+    return value
+
+
+Scalar = Annotated[Any, BeforeValidator(_scalar)]
 Count = Annotated[int, BeforeValidator(_no_bool), Field(gt=0)]
 Index = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Size = Annotated[int, BeforeValidator(_no_bool), BeforeValidator(parse_size), Field(gt=0)]
@@ -122,7 +129,7 @@ class ModelConfig:
 
 @section
 class ParametrizationConfig:
-    kind: ParametrizationKind = "mup"
+    kind: ParametrizationKind = "completep"
     """How initialisation and learning rates follow the shape: not, its width, or width and depth; table in slm/model/parametrization.py."""
     base_width: Count = 64
     """d_model at which mup equals standard, so that optimizer.lr means the same there."""
@@ -242,7 +249,7 @@ class StudyConfig:
     """Or token budgets as budget.tokens, the same for all rungs."""
     seeds: tuple[Index, ...] = (0,)
     """Seeds of every cell."""
-    grid: dict[str, tuple[bool | int | float | str, ...]] = dataclasses.field(default_factory=dict)
+    grid: dict[str, tuple[Scalar, ...]] = dataclasses.field(default_factory=dict)
     """Further keys to vary, each with its values; every combination makes cells of its own."""
     analysis: Literal["families", "lr_transfer"] = "families"
     """What the report answers: which family is better, or where each shape's best learning rate lies."""

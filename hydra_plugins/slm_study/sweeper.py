@@ -63,7 +63,7 @@ class StudySweeper(Sweeper):
         if action in (None, "run"):
             unfinished = self._run(cells, arguments, retry=config.rerun)
         if action in (None, "report") and (unfinished is None or _any_finished(cells)):
-            _report(Path(config.runs_dir) / config.study.name, cells)
+            _report(Path(config.runs_dir) / config.study.name, cells, config.study.analysis)
         if unfinished is not None:
             raise unfinished
         return None
@@ -130,7 +130,12 @@ def _show(cells: Sequence[Any], *, plan: bool) -> None:
         console.print(warning, soft_wrap=True)
 
 
-def _report(study: Path, cells: Sequence[Any]) -> None:
-    from analysis.report import write_report  # pandas and matplotlib take a second to import
+def _report(study: Path, cells: Sequence[Any], analysis: str) -> None:
+    from analysis.lr_transfer import write_lr_report  # pandas and matplotlib take a second
+    from analysis.report import write_report
 
-    write_report(study, study / "report", only={cell.spec.run_id for cell in cells})
+    ids = {cell.spec.run_id for cell in cells}
+    if analysis == "lr_transfer":
+        write_lr_report(study, study / "report", ids)
+    else:
+        write_report(study, study / "report", only=ids)

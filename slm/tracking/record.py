@@ -32,7 +32,7 @@ from slm.files import read_json, replacing, try_lock, write_json, write_text
 from slm.run_spec import RunSpec, resolve
 from slm.schema import to_tree
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: shape holds mlp, qk_norm and layer_sharing
 HEARTBEAT_SECONDS = 10.0
 LOCK_ATTEMPTS = 5
 SUPERSEDED = ".superseded"

@@ -20,7 +20,7 @@ from analysis.report import write_report
 from analysis.runs import load_runs
 from slm.errors import DataError
 from slm.run_spec import RunSpec
-from slm.tracking.record import RunDirectory, RunResult
+from slm.tracking.record import SCHEMA_VERSION, RunDirectory, RunResult
 
 SIZES = (50_000, 100_000, 200_000, 400_000, 800_000)
 BUDGETS = (4.0, 16.0)
@@ -126,7 +126,7 @@ def written(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> Callable[..., 
         spec = tiny_spec(family={"name": family}, budget={"tokens": run_tokens})
         run = RunDirectory.of(spec)
         result = RunResult(
-            schema_version=1, run_id=spec.run_id, study="single", recipe_id="r", status="finished",
+            schema_version=SCHEMA_VERSION, run_id=spec.run_id, study="single", recipe_id="r", status="finished",
             family=family, tokens_per_param=float(f"{run_tokens / size:.2g}"),
             size=size, shape=spec.shape.as_dict(), parametrization="mup", params_total=2,
             params_non_embedding=1, params_embedding=1, flops_per_token=6 * size,
@@ -170,6 +170,18 @@ def test_one_recipe_is_kept_for_the_whole_table(
     runs = load_runs(tmp_path / "runs")
     assert runs.table["loss_nats_per_token"].tolist() == [2.0, 2.0, 2.0]
     assert runs.dropped == {"other recipe": 2}
+
+
+def test_one_architecture_is_kept_per_family(
+    written: Callable[..., RunDirectory], tmp_path: Path
+) -> None:
+    shape = json.loads((written("deep", 100, 512, 2.0).path / "result.json").read_text())["shape"]
+    written("deep", 100, 1024, 2.0)
+    written("deep", 100, 1536, 2.0, shape={**shape, "tied": False})
+    written("wide", 100, 512, 2.0, shape={**shape, "tied": False})
+    runs = load_runs(tmp_path / "runs")
+    assert runs.dropped == {"other architecture in its family": 1}
+    assert sorted(runs.table["family"]) == ["deep", "deep", "wide"]
 
 
 def test_a_run_in_two_studies_counts_once(

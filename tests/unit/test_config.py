@@ -67,6 +67,10 @@ def test_all_problems_come_at_once() -> None:
         ({"schedule": {"warmup_fraction": 0.9}}, "schedule.warmup_fraction", "at most 0.8"),
         ({"optimizer": {"beta2": 1.0}}, "optimizer.beta2", "less than 1"),
         ({"ladder": {"aspect_ratios": {"x": 0}}}, "ladder.aspect_ratios.x", "greater than 0"),
+        ({"model": {"attention": "flash"}}, "trainer.precision", "trainer=gpu, or"),
+        ({"model": {"mlp": "relu"}}, "model.mlp", "'swiglu' or 'gelu'"),
+        ({"model": {"layer_sharing": 0}}, "model.layer_sharing", "greater than 0"),
+        ({"study": {"grid": {"seed": [[1]]}}}, "study.grid.seed.0", "one number"),
         ({"tokenizer": {"vocab_size": 300}}, "tokenizer.vocab_size", "fixes its own"),
     ],
 )

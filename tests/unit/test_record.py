@@ -17,7 +17,7 @@ import pytest
 from slm.errors import Interrupted, RunError
 from slm.run_spec import RunSpec
 from slm.tracking import record
-from slm.tracking.record import RunDirectory
+from slm.tracking.record import SCHEMA_VERSION, RunDirectory
 from slm.tracking.wandb import mirror
 
 Spec = Callable[..., RunSpec]
@@ -164,8 +164,8 @@ def test_a_result_of_another_version_is_named(tiny_spec: Spec) -> None:
     run = RunDirectory.of(tiny_spec())
     run.path.mkdir(parents=True)
     for content, said in (
-        ('{"schema_version": 1}', "run_id"),
-        ('{"schema_version": 0}', "0, not 1"),
+        (f'{{"schema_version": {SCHEMA_VERSION}}}', "run_id"),
+        ('{"schema_version": 0}', f"0, not {SCHEMA_VERSION}"),
     ):
         (run.path / "result.json").write_text(content)
         with pytest.raises(
