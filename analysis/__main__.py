@@ -1,4 +1,4 @@
-"""python -m analysis RUNS --out DIR: tables, figure, report.md and results.json from finished runs."""
+"""python -m analysis RUNS --out DIR: figures and tables, as text and as data, from finished runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from analysis.coordinates import write_coordinate_report
+from analysis.lr_transfer import write_lr_report
 from analysis.report import write_report
 from slm.errors import SlmError
 
@@ -20,9 +22,21 @@ def main() -> int:
         type=_families,
         help="the two families to compare; default: the thinnest and the widest",
     )
+    parser.add_argument(
+        "--of",
+        choices=("families", "lr_transfer", "coordinates"),
+        default="families",
+        help="what to read from them: which family is better; where each shape's best learning rate "
+        "lies; or, from the file of a coordinate check instead of runs, whose updates grow",
+    )
     arguments = parser.parse_args()
     try:
-        write_report(arguments.runs, arguments.out, arguments.contrast)
+        if arguments.of == "lr_transfer":
+            write_lr_report(arguments.runs, arguments.out)
+        elif arguments.of == "coordinates":
+            write_coordinate_report(arguments.runs, arguments.out)
+        else:
+            write_report(arguments.runs, arguments.out, arguments.contrast)
     except SlmError as error:
         print(error, file=sys.stderr)
         return error.exit_code

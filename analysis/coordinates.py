@@ -1,11 +1,7 @@
-"""python -m analysis.coordinates FILE --out DIR: the figure of a coordinate check.
-
-FILE is what `python -m slm coordinates out=FILE` wrote.
-"""
+"""The figure of a coordinate check: what `python -m slm coordinates out=FILE` wrote."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from analysis.figures import COLOURS, MARKERS, NEUTRAL
+from slm.errors import DataError
 from slm.files import read_json
 
+FIGURE = "coordinates.png"
 SIZES = {"width": "d_model", "depth": "n_layers"}
 MEASURES = {"stream": "at the start", "update": "change after {step} steps"}
 
@@ -73,18 +71,18 @@ def _panel(axes: Axes, rows: pd.DataFrame, axis: str, measure: str, step: int) -
     axes.legend(fontsize=7, frameon=False)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m analysis.coordinates", description=__doc__)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    rows = pd.DataFrame(read_json(arguments.file))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    draw(rows).savefig(arguments.out / "coordinates.png", dpi=150)
-    last = int(rows["step"].max())
-    tables = [growth(rows, axis, "update", last) for axis in SIZES]
+def write_coordinate_report(file: Path, out: Path) -> None:
+    """Draw the figure, and print how updates grow.
+
+    Raises:
+        DataError: if the file is not a coordinate check.
+    """
+    try:
+        rows = pd.DataFrame(read_json(file))
+        tables = [growth(rows, axis, "update", int(rows["step"].max())) for axis in SIZES]
+    except (OSError, ValueError, KeyError) as error:
+        made = "python -m slm coordinates out=FILE makes one"
+        raise DataError(f"{file}: not a coordinate check ({error}); {made}") from None
+    out.mkdir(parents=True, exist_ok=True)
+    draw(rows).savefig(out / FIGURE, dpi=150)
     print(pd.concat(tables, axis=1).round(2).to_string())
-
-
-if __name__ == "__main__":
-    main()

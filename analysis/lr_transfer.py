@@ -1,11 +1,10 @@
 """Where the best learning rate of each shape lies, and what one rate for all shapes would cost.
 
-python -m analysis.lr_transfer RUNS --out DIR, on the runs of a study with `optimizer.lr` in its grid.
+For the runs of a study with `optimizer.lr` in its grid.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections import Counter
 from collections.abc import Collection
@@ -188,15 +187,3 @@ def markdown(found: list[Curve], runs: int, dropped: Counter[str]) -> str:
 
 def _rank(kind: str) -> int:
     return ORDER.index(kind) if kind in ORDER else len(ORDER)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m analysis.lr_transfer", description=__doc__)
-    parser.add_argument("runs", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    write_lr_report(arguments.runs, arguments.out)
-
-
-if __name__ == "__main__":
-    main()

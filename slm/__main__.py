@@ -44,7 +44,7 @@ def coordinates(arguments: Sequence[str]) -> None:
     from slm.training.coordinates import write_coordinates
 
     write_coordinates(out)
-    print(f"wrote {out}; python -m analysis.coordinates {out} --out DIR draws it")
+    print(f"wrote {out}; python -m analysis {out} --of coordinates --out DIR draws it")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

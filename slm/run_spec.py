@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from slm.architecture.compute import flop_equivalent_params, training_flops_per_token
-from slm.architecture.families import ShapeFrame, rung_of, solve_shape
+from slm.architecture.families import ShapeFrame, solve_shape
+from slm.architecture.rungs import rung_of
 from slm.architecture.shapes import MLP_MATRICES, ModelShape
 from slm.data.tokenizer import known_vocab_size
 from slm.errors import ConfigError, Problem
@@ -72,7 +73,7 @@ class RunSpec:
         return {
             "family": config.family.name,
             "shape": self.shape.as_dict(),
-            "parametrization": asdict(config.parametrization),
+            "parametrization": self._parametrization,
             "rope_theta": config.model.rope_theta,
             "norm_eps": config.model.norm_eps,
             "attention": config.model.attention,
@@ -85,6 +86,13 @@ class RunSpec:
             "precision": config.trainer.precision,
             "seed": config.seed,
         }
+
+    @property
+    def _parametrization(self) -> dict[str, Any]:
+        """Only the base values that this kind reads."""
+        config = self.config.parametrization
+        read = {"standard": (), "mup": ("base_width",), "completep": ("base_width", "base_depth")}
+        return {"kind": config.kind, **{key: getattr(config, key) for key in read[config.kind]}}
 
     @property
     def _schedule(self) -> dict[str, Any]:

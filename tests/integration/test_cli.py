@@ -6,6 +6,7 @@ import fcntl
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from slm.tracking.checkpoints import newest_checkpoint
 from slm.tracking.record import RunDirectory, RunResult
-from slm.training.callbacks.checkpoint import newest_checkpoint
 from tests.conftest import ROOT, cli_command, cli_env
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -146,7 +147,7 @@ def test_jobs_of_a_multirun_do_not_meet(cli: Cli, tmp_path: Path) -> None:
     grid = cli("train.py", "-m", "experiment=smoke", "family=deep_thin,wide_shallow", "size=80k,30")
     assert grid.returncode != 0
     assert grid.stderr.count("finished: validation") == 2
-    assert "size=30: no shape with aspect ratio near" in grid.stderr
+    assert "size=30: families of aspect ratio 4, 11, 32" in grid.stderr
     runs = [
         RunDirectory(p.parent) for p in sorted((tmp_path / "runs").glob("single/*/result.json"))
     ]
@@ -198,7 +199,7 @@ def test_help_and_config_are_worth_reading(cli: Cli) -> None:
     shown = cli("train.py", "--help")
     assert shown.returncode == 0
     assert "optimizer.lr=0.004" in shown.stdout and "Peak learning rate" in shown.stdout
-    assert "family: balanced, custom, deep_thin, wide_shallow" in shown.stdout
+    assert "ladder: micro, sub1b" in shown.stdout
     config = cli("train.py", "--cfg", "job")
     assert config.returncode == 0 and "tokens_per_param: 10" in config.stdout
 
@@ -206,13 +207,52 @@ def test_help_and_config_are_worth_reading(cli: Cli) -> None:
 def test_a_study_is_planned_without_running(cli: Cli, tmp_path: Path) -> None:
     plan = cli("sweep.py", "study=demo", "action=plan")
     assert plan.returncode == 0, plan.stderr
-    assert "16 cells" in plan.stdout and "L10-d32" in plan.stdout
+    assert "16 cells" in plan.stdout and "L6-d32" in plan.stdout
     assert not (tmp_path / "runs" / "demo").exists()
     grid = cli("sweep.py", "study=demo", "optimizer.lr=1e-3,2e-3", "action=plan")
     assert grid.returncode == 2 and "a study makes its own cells" in grid.stderr
     decided = cli("sweep.py", "study=demo", "seed=5", "family=balanced", "action=plan")
     assert decided.returncode == 2
     assert "set study.seeds" in decided.stderr and "set study.families" in decided.stderr
+
+
+def test_the_ladders_are_printed_and_paired(cli: Cli) -> None:
+    """25k to 2M at 4/11/32, 4M to 1B at 24/64/192, and MobileLLM's own shapes with their partners."""
+    for study, rungs in (("micro", 10), ("sub1b", 9), ("mobilellm", 5)):
+        plan = cli("sweep.py", f"study={study}", "action=plan")
+        assert plan.returncode == 0, plan.stderr
+        ladder = plan.stdout.partition("cells, cheapest first")[0]
+        shapes = [line.split("│")[1:-1] for line in ladder.splitlines() if line.startswith("│")]
+        assert len(shapes) == 3 * rungs
+        differences = [float(row[-1].strip(" %")) for row in shapes if row[-1].strip()]
+        assert len(differences) == rungs and max(differences) <= 3
+        assert "aspect ratio" not in plan.stdout  # the warning about a shape off its family's
+
+
+def test_describe_refuses_what_train_would(cli: Cli) -> None:
+    command = [sys.executable, "-m", "slm", "describe", "size=35k", "model.seq_len=64"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert told.returncode == 2 and "nearest: 20,500 or" in told.stderr
+    counterpart = ["model=mobilellm_125m", "family=wide_shallow", "--json"]
+    command = [sys.executable, "-m", "slm", "describe", *counterpart]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(told.stdout)["label"] == "L7-d1152"
+
+
+def test_a_run_is_exported_by_one_command(cli: Cli, tmp_path: Path) -> None:
+    assert cli("train.py", "experiment=smoke", "budget.tokens=2048").returncode == 0
+    run = the_run(tmp_path / "runs").path
+    for arguments, code, said in (
+        ([f"run={run}", f"out={tmp_path / 'out'}"], 0, "exported"),
+        ([f"run={run}"], 2, "out=null: is needed"),
+        ([f"rn={run}", f"out={tmp_path / 'b'}"], 2, "did you mean run?"),
+        ([f"run={tmp_path}", f"out={tmp_path / 'b'}"], 1, "not a run directory"),
+    ):
+        command = [sys.executable, "-m", "slm", "export", *arguments]
+        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert told.returncode == code and said in told.stdout + told.stderr
+    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
 
 @pytest.mark.slow

@@ -16,13 +16,11 @@ from slm.architecture.compute import forward_flops_per_token, training_flops_per
 from slm.architecture.describe import describe
 from slm.architecture.families import (
     MEASURES,
-    Rung,
     ShapeFrame,
     aspect_is_kept,
-    ideal,
-    rung_of,
     solve_shape,
 )
+from slm.architecture.rungs import Rung, ideal, rung_of
 from slm.architecture.shapes import ModelShape, count_parameters
 from slm.errors import ConfigError
 from slm.model.transformer import Transformer

@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.coordinates import draw, growth
+from analysis.coordinates import growth, write_coordinate_report
+from slm.errors import DataError
 from slm.files import read_json
 from slm.training.coordinates import coordinate_check, write_coordinates
 
@@ -37,7 +38,9 @@ def test_updates_keep_their_size_where_they_should(kind: str, axis: str) -> None
 
 def test_the_figure_is_drawn_from_the_file(tmp_path: Path) -> None:
     write_coordinates(tmp_path / "coordinates.json", seeds=(0,))
-    rows = pd.DataFrame(read_json(tmp_path / "coordinates.json"))
-    assert set(rows["kind"]) == {"standard", "mup", "completep"}
-    draw(rows).savefig(tmp_path / "coordinates.png")
-    assert (tmp_path / "coordinates.png").stat().st_size > 10_000
+    rows = read_json(tmp_path / "coordinates.json")
+    assert {row["kind"] for row in rows} == {"standard", "mup", "completep"}
+    write_coordinate_report(tmp_path / "coordinates.json", tmp_path / "out")
+    assert (tmp_path / "out" / "coordinates.png").stat().st_size > 10_000
+    with pytest.raises(DataError, match="not a coordinate check"):
+        write_coordinate_report(tmp_path / "absent.json", tmp_path / "out")

@@ -30,6 +30,7 @@ def test_identity_is_the_science_and_nothing_else(tiny_spec: Spec) -> None:
         {"trainer": {"threads": 2, "num_workers": 1, "log_every_steps": 7}},
         {"trainer": {"compile": True, "accelerator": "auto", "checkpoint_every_steps": 3}},
         {"tracking": {"wandb": "offline", "project": "other"}},
+        {"model": {"preset": "another"}, "ladder": {"d_head": 16}},
         {
             "runs_dir": "elsewhere",
             "cache_dir": "elsewhere",
@@ -44,6 +45,18 @@ def test_identity_is_the_science_and_nothing_else(tiny_spec: Spec) -> None:
         {"schedule": {"kind": "cosine"}},
         {"model": {"n_layers": 3}},
         {"model": {"attention": "reference"}},
+        {"model": {"mlp": "gelu"}},
+        {"model": {"tied": False}},
+        {"model": {"n_kv_heads": 1}},
+        {"model": {"layer_sharing": 2}},
+        {"model": {"qk_norm": True}},
+        {"model": {"rope_theta": 500.0}},
+        {"model": {"norm_eps": 1e-6}},
+        {"model": {"document_mask": True}},
+        {"optimizer": {"z_loss": 1e-4}},
+        {"parametrization": {"base_depth": 2}},
+        {"parametrization": {"base_width": 32}},
+        {"parametrization": {"kind": "mup"}},
         {"parametrization": {"kind": "standard"}},
         {"trainer": {"precision": "bf16"}},
         {"data": {"val_tokens": 999}},
@@ -51,6 +64,9 @@ def test_identity_is_the_science_and_nothing_else(tiny_spec: Spec) -> None:
         {"family": {"name": "another"}},
     ]
     assert {tiny_spec(**changes).run_id for changes in same} == {base.run_id}
+    unread = {"kind": "standard", "base_width": 8, "base_depth": 8}
+    standard = tiny_spec(parametrization={"kind": "standard"})
+    assert tiny_spec(parametrization=unread).run_id == standard.run_id
     ids = [tiny_spec(**changes).run_id for changes in other]
     assert len({base.run_id, *ids}) == 1 + len(other)
 
