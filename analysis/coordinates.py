@@ -16,6 +16,7 @@ from slm.errors import DataError
 from slm.files import read_json
 
 FIGURE = "coordinates.png"
+SHOWN = (0.1, 0.2, 0.4, 0.8)  # labels of the logarithmic axis
 SIZES = {"width": "d_model", "depth": "n_layers"}
 MEASURES = {"stream": "at the start", "update": "change after {step} steps"}
 
@@ -67,8 +68,12 @@ def _panel(axes: Axes, rows: pd.DataFrame, axis: str, measure: str, step: int) -
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FixedFormatter([str(tick) for tick in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(0.06, 1.2)
+    axes.yaxis.set_major_locator(FixedLocator(SHOWN))
+    axes.yaxis.set_major_formatter(FixedFormatter([str(value) for value in SHOWN]))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=7, frameon=False, loc="lower left")
 
 
 def write_coordinate_report(file: Path, out: Path) -> None:

@@ -94,6 +94,9 @@ def _check_shape_source(config: Config) -> Iterator[Problem]:
     elif config.family.aspect_ratio is None:
         fix = "choose family=deep_thin, balanced or wide_shallow"
         yield Problem("family.aspect_ratio", None, "is needed to solve a shape for `size`", fix)
+    elif config.ladder.d_head % 2:
+        near, rule = config.ladder.d_head + 1, "rotary embeddings need an even head width"
+        yield Problem("ladder.d_head", config.ladder.d_head, rule, f"nearest: {near}")
 
 
 def _check_shape(model: ModelConfig) -> Iterator[Problem]:

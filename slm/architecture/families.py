@@ -116,14 +116,15 @@ def shape_grid(
 ) -> Iterator[tuple[int, int, range]]:
     """(n_layers, n_heads, allowed d_ff) of every depth and width that may lie in the window."""
     for n_heads in count(frame.gqa_ratio, frame.gqa_ratio):
+        if MEASURES[measure](frame.shape(1, n_heads, 0)) > window[1]:
+            return
         widths, depths = (
             _allowed_d_ff(frame, n_heads),
             _allowed_layers(frame, aspect_ratio, n_heads),
         )
         if not widths or not depths:  # too narrow for a multiple of d_ff_multiple, or for a layer
             continue
-        smallest = frame.shape(depths[0], n_heads, widths[0])
-        if MEASURES[measure](smallest) > window[1]:
+        if MEASURES[measure](frame.shape(depths[0], n_heads, widths[0])) > window[1]:
             return
         if MEASURES[measure](frame.shape(depths[-1], n_heads, widths[-1])) >= window[0]:
             for n_layers in depths:
