@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 class Contrast:
     """Loss of one family minus that of another, in nats per token, over matched pairs.
 
-    `pairs` has a row per (size, token budget), `unpaired` counts the runs of the two families without
+    `pairs` has a row per (rung, token budget), `unpaired` counts the runs of the two families without
     a partner. `summary` has a row per token budget. Its endpoint is `largest`: the regression of the
     differences on ln FLOPs, read at the largest pair, with a 95% t interval (k - 2 degrees of
     freedom) and a p-value, Holm-adjusted over the budgets. `mean` and `sd` over pairs describe; they
@@ -38,18 +38,24 @@ class Contrast:
 
 
 def paired_differences(table: pd.DataFrame, deep: str, wide: str) -> Contrast:
-    """Pair the runs of two families by size and token budget, seeds averaged.
+    """Pair the runs of two families by rung and tokens, seeds averaged.
 
     Each difference is corrected to equal FLOPs by the slope of ln loss in ln FLOPs per token at equal
     tokens, since that is how a pair is mismatched; where sizes and budgets cannot identify the slope,
     nothing is corrected. Both values are given.
     """
-    keys = ["size", "budget", "tokens"]
-    values = {"flops": "mean", "loss_nats_per_token": "mean", "seed": "count"}
+    keys = ["rung", "tokens"]
+    values = {
+        "size": "mean", "budget": "mean", "flops": "mean", "loss_nats_per_token": "mean",
+        "seed": "count",
+    }  # fmt: skip
     sides = [table[table["family"] == name].groupby(keys).agg(values) for name in (deep, wide)]
     pairs = sides[0].join(sides[1], lsuffix="_deep", rsuffix="_wide", how="inner").reset_index()
     members = int(table["family"].isin([deep, wide]).sum())
     unpaired = members - int(pairs["seed_deep"].sum() + pairs["seed_wide"].sum())
+    for column in ("size", "budget"):  # of one rung they are equal, but for presets' own variants
+        middle = pairs[[f"{column}_deep", f"{column}_wide"]].mean(axis=1)
+        pairs[column] = [float(f"{value:.3g}") if column == "budget" else value for value in middle]
     pairs["flops"] = np.sqrt(pairs["flops_deep"] * pairs["flops_wide"])
     pairs["flops_mismatch"] = pairs["flops_deep"] / pairs["flops_wide"] - 1
     pairs["difference"] = pairs["loss_nats_per_token_deep"] - pairs["loss_nats_per_token_wide"]

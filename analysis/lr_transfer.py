@@ -19,6 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.figures import COLOURS, LINES, MARKERS
 from analysis.runs import collect_runs
+from slm.errors import DataError
 from slm.files import write_json, write_text
 
 FIGURE = "lr_transfer.png"
@@ -39,7 +40,7 @@ class Curve:
     best_lr: float
     interior: bool
     best_loss: float
-    regret: float
+    regret: float | None
 
 
 def curves(table: pd.DataFrame) -> list[Curve]:
@@ -61,7 +62,7 @@ def curves(table: pd.DataFrame) -> list[Curve]:
                     best_lr=best_lr,
                     interior=interior,
                     best_loss=best_loss,
-                    regret=float(row.get(common, math.nan)) - float(seen.min()),
+                    regret=None if common is None else float(row[common] - seen.min()),
                 )
             )
     return found
@@ -75,10 +76,10 @@ def loss_grid(table: pd.DataFrame, kind: str) -> pd.DataFrame:
     )
 
 
-def common_rate(losses: pd.DataFrame) -> float:
+def common_rate(losses: pd.DataFrame) -> float | None:
     """The rate, run by every shape, whose worst excess over a shape's own best is smallest."""
     excess = losses.sub(losses.min(axis=1), axis=0).dropna(axis=1)
-    return float(str(excess.max().idxmin())) if excess.shape[1] else math.nan
+    return float(str(excess.max().idxmin())) if excess.shape[1] else None
 
 
 def _vertex(losses: pd.Series) -> tuple[float, float, bool]:
@@ -106,7 +107,9 @@ def summaries(found: list[Curve]) -> list[dict[str, object]]:
                 "highest_best_lr": max(rates),
                 "spread_doublings": math.log2(max(rates) / min(rates)),
                 "all_interior": all(curve.interior for curve in own),
-                "worst_regret_nats": max(curve.regret for curve in own),
+                "worst_regret_nats": max(
+                    (curve.regret for curve in own if curve.regret is not None), default=None
+                ),
                 "mean_best_loss": float(np.mean([curve.best_loss for curve in own])),
             }
         )
@@ -141,8 +144,18 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 def write_lr_report(folder: Path, out: Path, only: Collection[str] | None = None) -> None:
-    """Write results.json, report.md, the runs as a table and the figure to `out`."""
+    """Write the curves as text and as data, the runs as a table, and the figure to `out`.
+
+    Raises:
+        DataError: if there is no finished run, or runs differ in more than shape, rate and seed.
+    """
     table, dropped = collect_runs(folder, only)
+    own = ["parametrization", "n_layers", "d_model", "peak_lr", "seed"]
+    if table.duplicated(own).any():
+        raise DataError(
+            f"{folder}: runs of one shape, learning rate and seed differ in something else, such as "
+            "their token budget; keep one value of it in a study of learning rates"
+        )
     found = curves(table)
     out.mkdir(parents=True, exist_ok=True)
     draw(table).savefig(out / FIGURE, dpi=150)
@@ -170,7 +183,7 @@ def markdown(found: list[Curve], runs: int, dropped: Counter[str]) -> str:
         edge = "" if row["all_interior"] else ", some at the grid's edge"
         lines.append(
             f"| {row['parametrization']} | {row['lowest_best_lr']:.1e} to {row['highest_best_lr']:.1e}{edge} "
-            f"| {row['spread_doublings']:.1f} doublings | {row['worst_regret_nats']:.4f} nats/token "
+            f"| {row['spread_doublings']:.1f} doublings | {_nats(row['worst_regret_nats'])} nats/token "
             f"| {row['mean_best_loss']:.4f} |"
         )
     lines += ["", "| parametrization | shape | best rate | best loss | cost of the common rate |"]
@@ -179,10 +192,14 @@ def markdown(found: list[Curve], runs: int, dropped: Counter[str]) -> str:
         edge = "" if curve.interior else " (edge)"
         lines.append(
             f"| {curve.parametrization} | {curve.shape} | {curve.best_lr:.1e}{edge} "
-            f"| {curve.best_loss:.4f} | {curve.regret:.4f} |"
+            f"| {curve.best_loss:.4f} | {_nats(curve.regret)} |"
         )
     lines += ["", f"{runs} runs; left out: {left_out}.", ""]
     return "\n".join(lines)
+
+
+def _nats(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else "-"
 
 
 def _rank(kind: str) -> int:

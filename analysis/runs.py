@@ -100,6 +100,7 @@ def _row(result: RunResult) -> dict[str, object]:
         "study": result.study,
         "recipe_id": result.recipe_id,
         "family": result.family,
+        "rung": result.rung,
         "size": result.size or round(flop_equivalent_params(result.reference_flops_per_token)),
         "architecture": _architecture(result),
         "n_layers": shape["n_layers"],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import yaml
@@ -50,8 +52,12 @@ def export_run(run: Path, out: Path) -> None:
     if out.exists() and any(out.iterdir()):
         raise DataError(f"out={out}: not empty; name a new folder")
     spec = _spec_of(run)
-    export_llama(_load_run(run), out, spec.eot_id)
-    save_for_transformers(spec.config.tokenizer, _prepared_folder(run), out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as unfinished:
+        whole = Path(unfinished) / "whole"
+        export_llama(_load_run(run), whole, spec.eot_id)
+        save_for_transformers(spec.config.tokenizer, _prepared_folder(run), whole)
+        whole.replace(out)  # an empty folder gives way
 
 
 def _prepared_folder(run: Path) -> Path:
@@ -74,6 +80,14 @@ def _load_run(run: Path) -> Transformer:
     if found is None:
         raise RunError(f"{run}: no checkpoint yet; train it first")
     saved = torch.load(found[0], map_location="cpu", weights_only=True)["state_dict"]
-    model = build_model(spec.config, spec.shape)
-    model.load_state_dict({k.removeprefix(LIGHTNING_PREFIX): v for k, v in saved.items()})
+    # Backends share their weights, and sdpa runs wherever the model is taken.
+    anywhere = replace(spec.config, model=replace(spec.config.model, attention="sdpa"))
+    model = build_model(anywhere, spec.shape)
+    try:
+        model.load_state_dict({k.removeprefix(LIGHTNING_PREFIX): v for k, v in saved.items()})
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise RunError(
+            f"{run}: its weights do not fit {spec.shape.label}, the shape of its config: {reason}"
+        ) from None
     return model.eval()

@@ -34,7 +34,7 @@ class RunSpec:
     reference_flops_per_token: int
     """f of the rung (or of an explicit shape), which turns tokens_per_param into tokens."""
     rung_shift: float | None
-    """Share by which f of the rung lies above that of the size asked for; None without a rung."""
+    """Share by which the rung lies above the size asked for, in what it matches; None for a preset."""
     steps: int
     batch_sequences: int
     """Sequences of seq_len tokens in a global batch."""
@@ -54,6 +54,12 @@ class RunSpec:
     @property
     def flops(self) -> int:
         return self.flops_per_token * self.tokens
+
+    @property
+    def rung(self) -> str | None:
+        """What shapes to be compared share: a size or a preset; None for a shape of its own."""
+        config = self.config
+        return config.model.preset if config.size is None else str(config.size)
 
     @property
     def eot_id(self) -> int:

@@ -20,6 +20,8 @@ from slm.errors import ConfigError, Problem
 MATCH_TOLERANCE = 0.03  # two shapes of a pair may differ this much in FLOPs per token
 FF_TOLERANCE = 0.10  # d_ff / d_model may leave the common ratio by this share
 ASPECT_TOLERANCE = 1 / 3  # a shape may not leave its family's aspect ratio by more
+# So far from their target on either side, two shapes differ by MATCH_TOLERANCE.
+SIDE_TOLERANCE = MATCH_TOLERANCE / (2 + MATCH_TOLERANCE)
 CLOSE_TOLERANCE = 0.005  # a shape this near to its target counts as exact
 SLACK = 1 + 1e-9  # for comparisons of rounded numbers
 
@@ -90,7 +92,8 @@ def solve_shape(
 ) -> ModelShape:
     """The shape nearest to `aspect_ratio` among those that best meet the target.
 
-    A match within 0.5% counts as exact, then one within 1.5%, then one within 3%.
+    A match within 0.5% counts as exact, then one within 1.48%, half of what a pair may differ by, then
+    one within 3%.
 
     Raises:
         ConfigError: when no shape comes within 3%; it names the nearest that exists.
@@ -169,8 +172,9 @@ def _penalty(
 ) -> tuple[int, float, float]:
     """Order of preference: how well it matches in steps, then the aspect ratio, then the match."""
     mismatch = _mismatch(shape, measure, target)
-    steps = [CLOSE_TOLERANCE, MATCH_TOLERANCE / 2, MATCH_TOLERANCE]
-    step = next((i for i, limit in enumerate(steps) if mismatch <= limit * SLACK), len(steps))
+    steps = [CLOSE_TOLERANCE, SIDE_TOLERANCE, MATCH_TOLERANCE]
+    rounding = 1 / target  # targets are whole numbers
+    step = next((i for i, limit in enumerate(steps) if mismatch <= limit + rounding), len(steps))
     aspect_error = abs(math.log(shape.aspect_ratio / aspect_ratio))
     return (step, mismatch if step == len(steps) else aspect_error, mismatch)
 
@@ -185,6 +189,6 @@ def _no_shape(frame: ShapeFrame, aspect_ratio: float, measure: str, target: int)
         near = list(_candidates(frame, aspect_ratio, measure, window, target))
         if near:
             best = min(near, key=lambda shape: abs(math.log(MEASURES[measure](shape) / target)))
-            fix = f"nearest: {best.label} with {MEASURES[measure](best):,}; try another size"
+            fix = f"nearest: {best.label} with {MEASURES[measure](best):,}"
             return Problem("size", target, rule, fix)
     return Problem("size", target, rule, "try a larger size")

@@ -18,6 +18,7 @@ from slm.architecture.families import (
     CLOSE_TOLERANCE,
     MATCH_TOLERANCE,
     MEASURES,
+    SIDE_TOLERANCE,
     ShapeFrame,
     Window,
     around,
@@ -27,7 +28,7 @@ from slm.errors import ConfigError, Problem
 
 # (a shape's distance from the rung's target, the target's from what was asked): the first that all
 # families can keep holds. Two shapes on either side of the target are twice its distance apart.
-RUNG_TOLERANCES = ((CLOSE_TOLERANCE, 0.10), (MATCH_TOLERANCE / 2, 0.25))
+RUNG_TOLERANCES = ((CLOSE_TOLERANCE, 0.10), (SIDE_TOLERANCE, 0.25))
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,9 @@ def _met_by_all(
                 for d_ff in (widths[0], widths[-1])
             )
             step = (last - first) / max(len(widths) - 1, 1)  # every measure is linear in d_ff
+            if step <= 2 * tolerance * first:  # what one d_ff meets touches what the next one does
+                spans.append((first / (1 + tolerance), last / (1 - tolerance)))
+                continue
             met = (first + index * step for index in range(len(widths)))
             spans += [(value / (1 + tolerance), value / (1 - tolerance)) for value in met]
         common = _intersection(common, sorted(spans))
@@ -161,7 +165,7 @@ def _no_rung(
 ) -> Problem:
     """The nearest sizes below and above at which the families meet."""
     measure, asked, _ = _asked(frame, reference, size, counts)
-    common = _met_by_all(frame, aspect_ratios, measure, (asked / 8, asked * 8), MATCH_TOLERANCE / 2)
+    common = _met_by_all(frame, aspect_ratios, measure, (asked / 8, asked * 8), SIDE_TOLERANCE)
     below = [high for low, high in common if high < asked][-1:]
     above = [low for low, high in common if low > asked][:1]
     unit = "params_non_embedding" if counts == "balanced_params" else counts

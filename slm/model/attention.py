@@ -2,7 +2,7 @@
 
 sdpa        torch's fused scaled_dot_product_attention; the default
 flash       flash-attn 2 or newer, on CUDA in bf16 or fp16; written against its documented interface
-            and held equal to the others by a test marked `gpu`, which has not been run yet
+            and held equal to the others by a test marked `gpu`; neither has been run yet
 reference   the definition, written out; any float dtype; for tests and for counting FLOPs
 """
 

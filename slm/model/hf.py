@@ -126,7 +126,8 @@ def import_llama(folder: Path) -> Transformer:
     """
     config = _read_config(folder / CONFIG)
     shape = _shape_of(config, folder / CONFIG)
-    model = Transformer(shape, rope_theta=_rope_theta(config), norm_eps=config["rms_norm_eps"])
+    eps = float(config.get("rms_norm_eps", 1e-6))  # transformers' own default
+    model = Transformer(shape, rope_theta=_rope_theta(config), norm_eps=eps)
     model.load_state_dict(_our_tensors(_read_weights(folder), model, folder))
     return model.eval()
 
@@ -138,6 +139,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is not JSON: {error}") from None
     except FileNotFoundError:
         raise DataError(f"{path.parent}: no {CONFIG} here; is this a checkpoint folder?") from None
+    if not isinstance(config, dict):
+        raise DataError(f"{path}: not a table of keys and values")
     if config.get("model_type") not in {"llama", "mobilellm"}:
         raise DataError(f"{path}: model_type={config.get('model_type')} is not llama or mobilellm")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -155,23 +158,27 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _shape_of(config: Mapping[str, Any], path: Path) -> ModelShape:
-    try:
-        heads, width = config["num_attention_heads"], config["hidden_size"]
-        sharing = config.get("layer_sharing", False)
-        return ModelShape(
-            n_layers=config["num_hidden_layers"],
-            d_model=width,
-            n_heads=heads,
-            n_kv_heads=config.get("num_key_value_heads") or heads,
-            d_head=config.get("head_dim") or width // heads,
-            d_ff=config["intermediate_size"],
-            vocab_size=config["vocab_size"],
-            seq_len=config.get("max_position_embeddings", 2048),
-            tied=bool(config.get("share_embedding") or config.get("tie_word_embeddings")),
-            layer_sharing=config.get("layer_sharing_repeats", 2) if sharing else 1,
-        )
-    except KeyError as missing:
-        raise DataError(f"{path}: {missing.args[0]} is missing") from None
+    needed = (
+        "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size",
+    )  # fmt: skip
+    for key in needed:
+        if not isinstance(config.get(key), int):
+            raise DataError(f"{path}: {key}={config.get(key)} is not a whole number")
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    # transformers' port of MobileLLM-LS says how often, the published one whether.
+    sharing = config.get("layer_sharing_repeats", 2) if config.get("layer_sharing") else 1
+    return ModelShape(
+        n_layers=config["num_hidden_layers"],
+        d_model=width,
+        n_heads=heads,
+        n_kv_heads=config.get("num_key_value_heads") or heads,
+        d_head=config.get("head_dim") or width // heads,
+        d_ff=config["intermediate_size"],
+        vocab_size=config["vocab_size"],
+        seq_len=config.get("max_position_embeddings", 2048),
+        tied=bool(config.get("share_embedding") or config.get("tie_word_embeddings")),
+        layer_sharing=sharing,
+    )
 
 
 def _rope_theta(config: Mapping[str, Any]) -> float:
@@ -185,9 +192,16 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         if (folder / name).is_file():
             return read(folder / name)
         if index.is_file():
-            shards = sorted(set(read_json(index)["weight_map"].values()))
-            return {key: value for shard in shards for key, value in read(folder / shard).items()}
+            parts = [read(folder / shard) for shard in _shards(index)]
+            return {key: value for part in parts for key, value in part.items()}
     raise DataError(f"{folder}: neither {WEIGHTS} nor {TORCH_WEIGHTS} nor an index of shards here")
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(set(read_json(index)["weight_map"].values()))
+    except (json.JSONDecodeError, KeyError, AttributeError, TypeError):
+        raise DataError(f"{index}: not an index of shards") from None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -60,13 +60,21 @@ class Transformer(nn.Module):
         documents: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """tokens (B, T) with T <= seq_len -> logits (B, T, V).
+        """tokens (B, T) -> logits (B, T, V).
 
         `documents` (B, T) keeps attention within each document of a packed row. With a `cache` the
         tokens follow those it holds, and are added to it.
+
+        Raises:
+            ValueError: if the tokens go beyond seq_len, or with both documents and a cache.
         """
         start = 0 if cache is None else cache.length
-        turns = self.turns[:, start : start + tokens.shape[1]]
+        end = start + tokens.shape[1]
+        if end > self.shape.seq_len:
+            raise ValueError(f"{end} tokens exceed the model's seq_len={self.shape.seq_len}")
+        if cache is not None and documents is not None:
+            raise ValueError("a cache holds one document; documents cannot be kept apart in it")
+        turns = self.turns[:, start:end]
         x = self.embedding(tokens)
         for layer, block in enumerate(self.blocks):
             for turn in range(self.shape.layer_sharing):
@@ -117,7 +125,11 @@ class Attention(nn.Module):
             rearrange(project(x), "b t (h k) -> b h t k", k=self.d_head)
             for project in (self.query, self.key, self.value)
         )
-        q, k = rotate(self.query_norm(q), turns), rotate(self.key_norm(k), turns)
+        # Norms compute in fp32 under autocast; backends want one type.
+        q, k = (
+            rotate(norm(x), turns).to(v.dtype)
+            for x, norm in ((q, self.query_norm), (k, self.key_norm))
+        )
         if slot is not None:
             k, v = slot.append(k, v)
         mixed = attend(q, k, v, self.backend, documents)

@@ -57,7 +57,7 @@ def design_warnings(cells: Sequence[Cell]) -> list[str]:
 def _shape_warnings(cells: Sequence[Cell]) -> Iterator[str]:
     for rung, mismatch in rung_mismatch(cells).items():
         if mismatch > MATCH_TOLERANCE:
-            yield f"WARN {named(rung)}: families differ by {mismatch:.1%} in FLOPs per token"
+            yield f"WARN {named(rung)}: its shapes differ by {mismatch:.1%} in FLOPs per token"
     for cell in _shapes(cells):
         shape, aspect = cell.spec.shape, cell.spec.config.family.aspect_ratio
         counts = count_parameters(shape)
@@ -150,7 +150,7 @@ def ladder_table(cells: Sequence[Cell]) -> Table:
 
 
 def _moved(spec: RunSpec) -> str:
-    """How far the rung's FLOPs per token lie from those of the size that was asked for."""
+    """How far the rung lies from the size that was asked for."""
     return "" if spec.rung_shift is None else f"{spec.rung_shift:+.0%}"
 
 

@@ -14,6 +14,9 @@ from slm.tracking.record import RunDirectory
 
 # Composes a config from overrides such as family=deep_thin, on top of the study's own.
 Compose = Callable[[Sequence[str]], Config]
+NOT_FOR_GRID = {
+    "size", "seed", "family", "model", "runs_dir", "cache_dir", "rerun", "action",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,14 @@ class Cell:
     @property
     def overrides(self) -> list[str]:
         """What `python train.py study=NAME` needs besides to run this cell alone."""
-        unit, amount = next((k, v) for k, v in asdict(self.budget).items() if v is not None)
+        budget = asdict(self.budget)
+        unit = next(key for key, amount in budget.items() if amount is not None)
         return [
             *rung_overrides(self.rung),
             f"family={self.family}",
             *self.varied,
             f"budget={unit}",
-            f"budget.{unit}={amount!r}",
+            *(f"budget.{key}={_written(amount)}" for key, amount in budget.items()),
             f"seed={self.seed}",
         ]
 
@@ -68,11 +72,12 @@ def check_study(config: Config) -> None:
     if study.sizes and study.models:
         rule = "rungs are either sizes or models; study.sizes has some too"
         problems.append(Problem("study.models", list(study.models), rule, "set one of them to []"))
-    problems += [
-        Problem(f"study.grid.{key}", "[]", "a key to vary needs values", "remove it")
-        for key, values in study.grid.items()
-        if not values
-    ]
+    for key, values in study.grid.items():
+        if not values:
+            problems.append(Problem(f"study.grid.{key}", "[]", "needs values", "remove it"))
+        if key in NOT_FOR_GRID or key.partition(".")[0] in {"budget", "study"}:
+            rule = "the study has a place of its own for this, or it is no part of a run"
+            problems.append(Problem(f"study.grid.{key}", list(values), rule, "remove it"))
     if problems:
         cause = Problem("study", study.name, "is not a study", "try study=demo")
         raise ConfigError([cause, *problems])
@@ -91,7 +96,9 @@ def grid_points(study: StudyConfig) -> list[tuple[str, ...]]:
     return list(product(*choices))
 
 
-def _written(value: bool | float | str) -> str:
+def _written(value: bool | float | str | None) -> str:
+    if value is None:
+        return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -122,7 +129,19 @@ def cells_of(config: Config, compose: Compose) -> list[Cell]:
                 problems |= dict.fromkeys(error.problems)
     if problems:
         raise ConfigError(list(problems))
+    _check_unique(cells)
     return sorted(cells, key=lambda cell: cell.spec.flops)
+
+
+def _check_unique(cells: Sequence[Cell]) -> None:
+    """Two cells of one run would wait for each other."""
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        twin = first.setdefault(cell.spec.run_id, cell)
+        if twin is not cell:
+            rule = f"and {' '.join(twin.overrides)} are the same run"
+            fix = "vary what changes the result, each value once"
+            raise ConfigError([Problem("study", " ".join(cell.overrides), rule, fix)])
 
 
 def _check_name(family: str, config: Config) -> None:

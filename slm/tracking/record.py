@@ -64,6 +64,7 @@ class RunResult:
     status: State
     family: str
     size: int | None
+    rung: str | None
     shape: dict[str, Any]
     parametrization: str
     params_total: int

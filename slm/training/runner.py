@@ -181,7 +181,7 @@ def _check_same_data(folder: Path, data: PreparedData, *, resumed: bool) -> None
                 f"{folder} was trained on data {began_with}, but {data.folder} now holds "
                 f"{data.fingerprint}; start over with rerun=true"
             )
-    write_json(path, {"fingerprint": data.fingerprint, "folder": str(data.folder)})
+    write_json(path, {"fingerprint": data.fingerprint, "folder": str(data.folder.resolve())})
 
 
 def _check_epochs(spec: RunSpec, tokens: TokenData) -> None:
@@ -242,6 +242,7 @@ def _result(
         status=status,
         family=config.family.name,
         size=config.size,
+        rung=spec.rung,
         shape=spec.shape.as_dict(),
         parametrization=config.parametrization.kind,
         **{**_counts(spec), "steps": steps, "tokens": done, "flops": done * spec.flops_per_token},

@@ -70,11 +70,14 @@ def test_each_study_has_matched_cells(study: str) -> None:
         assert max(rung_mismatch(cells).values()) <= 0.03
 
 
-def test_a_cell_is_a_train_command() -> None:
+@pytest.mark.parametrize("study", studies())
+def test_a_cell_is_a_train_command(study: str) -> None:
     """The overrides that a launcher gets compose to the very run that the plan shows."""
-    config = composed("study=demo", name="sweep")
-    for cell in cells_of(config, lambda more: composed("study=demo", *more))[::5]:
-        assert resolve(composed("study=demo", *cell.overrides)).run_id == cell.spec.run_id
+    config = composed(f"study={study}", name="sweep")
+    cells = cells_of(config, lambda more: composed(f"study={study}", *more, name="sweep"))
+    for cell in cells[:: max(1, len(cells) // 4)]:
+        again = resolve(composed(f"study={study}", *cell.overrides))
+        assert again.run_id == cell.spec.run_id
 
 
 def test_an_experiment_yields_to_the_command_line() -> None:

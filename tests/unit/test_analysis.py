@@ -41,7 +41,7 @@ def simulated(
                 loss += generator.normal(0, noise) - (gap if family == "deep" else 0)
                 rows.append(
                     {
-                        "family": family, "size": size, "budget": budget, "tokens": tokens, "seed": 0,
+                        "family": family, "rung": str(size), "size": size, "budget": budget, "tokens": tokens, "seed": 0,
                         "n_flop": n_flop, "flops": 6 * n_flop * tokens, "loss_nats_per_token": loss,
                     }
                 )  # fmt: skip
@@ -128,7 +128,7 @@ def written(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> Callable[..., 
         result = RunResult(
             schema_version=SCHEMA_VERSION, run_id=spec.run_id, study="single", recipe_id="r", status="finished",
             family=family, tokens_per_param=float(f"{run_tokens / size:.2g}"),
-            size=size, shape=spec.shape.as_dict(), parametrization="mup", params_total=2,
+            size=size, rung=str(size), shape=spec.shape.as_dict(), parametrization="mup", params_total=2,
             params_non_embedding=1, params_embedding=1, flops_per_token=6 * size,
             flops_convention="c", reference_flops_per_token=6 * size, tokens=run_tokens, epochs=0.1,
             flops=6 * size * run_tokens, steps=1, batch_tokens=256, seed=0, peak_lr=1e-2,

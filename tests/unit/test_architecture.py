@@ -151,6 +151,28 @@ def test_families_meet_on_every_rung(
             assert_kept(shape, frame, aspect)
 
 
+@pytest.mark.parametrize(
+    ("frame", "aspects", "smallest", "largest", "closest"),
+    [
+        (MICRO, MICRO_ASPECTS, 5e4, 2e6, 0.95),
+        (replace(MICRO, gqa_ratio=2, d_ff_multiple=8), MICRO_ASPECTS, 1.3e5, 2e6, 0.5),
+        (SUB1B, SUB1B_ASPECTS, 4e6, 1.5e9, 0.95),
+    ],
+)
+def test_any_size_pairs(
+    frame: ShapeFrame, aspects: tuple[float, ...], smallest: float, largest: float, closest: float
+) -> None:
+    """A scan of sizes nobody chose: all pairs within 3%, nearly all of them within 1%."""
+    differences = []
+    for step in range(80):
+        size = int(smallest * (largest / smallest) ** (step / 79))
+        target = rung_of(frame, aspects[1], aspects, size).target
+        measured = [training_flops_per_token(solve_shape(frame, a, target)) for a in aspects]
+        differences.append(max(measured) / min(measured) - 1)
+    assert max(differences) <= 0.03
+    assert sum(difference <= 0.01 for difference in differences) >= closest * len(differences)
+
+
 @pytest.mark.parametrize("counts", ["params_total", "params_non_embedding", "flops_per_token"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_rung_may_be_any_count(counts: str, tied: bool) -> None:

@@ -182,12 +182,22 @@ def with_a_strange_tensor(folder: Path) -> None:
     save_file({**weights, "model.extra": torch.ones(2)}, folder / "model.safetensors")
 
 
+def broken_index(folder: Path) -> None:
+    as_torch_shards(folder)
+    write_json(folder / "pytorch_model.bin.index.json", {"weights": {}})
+
+
 BROKEN: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: changed_config(f, model_type="gpt2"), "model_type=gpt2"),
     (lambda f: changed_config(f, attention_bias=True), "attention_bias=True"),
     (lambda f: changed_config(f, rope_parameters={"rope_type": "yarn"}), "yarn"),
     (lambda f: changed_config(f, intermediate_size=78), r"\(77, 60\).*asks for \(78, 60\)"),
     (lambda f: changed_config(f, num_hidden_layers=4), "9 tensors are missing"),
+    (lambda f: write_json(f / "config.json", [1]), "not a table"),
+    (lambda f: changed_config(f, hidden_size="60"), "not a whole number"),
+    (lambda f: changed_config(f, num_hidden_layers="3"), "num_hidden_layers"),
+    (lambda f: changed_config(f, vocab_size=None), "vocab_size"),
+    (broken_index, "not an index of shards"),
     (without_a_tensor, "the first is model.norm.weight"),
     (with_a_strange_tensor, "the first is model.extra"),
     (lambda f: (f / "config.json").write_text("{"), "is not JSON"),

@@ -60,3 +60,12 @@ def test_a_diverged_run_leaves_a_gap_and_no_common_rate_there() -> None:
     assert len(curves(table)) == len(BEST)
     draw(table)
     assert "grid's edge" in markdown(curves(table), len(table), {"not finished (diverged)": 1})  # type: ignore[arg-type]
+
+
+def test_without_a_common_rate_there_is_no_regret() -> None:
+    table = runs()
+    deep = table["n_layers"] == 16
+    table = table[(deep & (table["peak_lr"] > 4e-3)) | (~deep & (table["peak_lr"] < 4e-3))]
+    found = [curve for curve in curves(table) if curve.parametrization == "standard"]
+    assert [curve.regret for curve in found] == [None, None]
+    assert "| - |" in markdown(found, len(table), {})  # type: ignore[arg-type]

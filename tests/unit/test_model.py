@@ -182,7 +182,6 @@ def test_documents_do_not_see_each_other(backend: str) -> None:
 def test_a_packed_row_equals_its_documents_alone() -> None:
     model, row = build(), tokens(batch=1)
     row[0, [0, 7, 8]] = 60  # the separator begins three documents
-    row[row == 60] = 60
     starts = (row[0] == 60).nonzero().flatten().tolist()
     with torch.no_grad():
         packed = model(row, document_ids(row, separator=60))
@@ -206,7 +205,7 @@ def test_decoding_with_a_cache_equals_the_full_pass(
 ) -> None:
     model = build(replace(SHAPE, **switch))
     batch = tokens(model.shape)
-    cache = KeyValueCache(model.shape, batch=2)
+    cache = KeyValueCache(model.shape)
     with torch.no_grad():
         whole = model(batch)
         parts = [model(part, cache=cache) for part in batch.split(chunks, dim=1)]
@@ -231,6 +230,19 @@ def test_generation_is_greedy_or_drawn_and_stays_in_its_context() -> None:
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
     with pytest.raises(ValueError, match="seq_len=20"):
         generate(model, prompt, 17)
+    assert generate(model.double(), prompt, 3).shape == (2, 7)
+
+
+def test_what_a_cache_cannot_hold_is_refused() -> None:
+    model, batch = build(), tokens()
+    cache = KeyValueCache(model.shape, capacity=40)
+    with torch.no_grad(), pytest.raises(ValueError, match="seq_len=20"):
+        model(batch, cache=cache)
+        model(batch[:, :1], cache=cache)
+    with torch.no_grad(), pytest.raises(ValueError, match="do not fit a cache of 3"):
+        model(batch, cache=KeyValueCache(model.shape, capacity=3))
+    with pytest.raises(ValueError, match="one document"):
+        model(batch, document_ids(batch, 60), KeyValueCache(model.shape))
 
 
 def test_the_future_does_not_reach_the_past() -> None:
