@@ -14,7 +14,7 @@ demo: $(READY) ## Deep against wide on real text: trains the demo study, writes 
 	$(BIN)/python sweep.py study=demo
 
 test: $(READY) lint ## Lint, then the fast tests
-	$(BIN)/pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu" -n 2 --dist loadscope
 
 test-slow: $(READY) ## The slow tests
 	$(BIN)/pytest -m "slow and not gpu"

@@ -46,19 +46,14 @@ class StudySweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Do what `action` asks for; without one, run the study and report on it."""
-        from slm.app import CONF_DIR, config_of, let_through
+        from slm.app import Composer, config_of
         from slm.sweeps.study import cells_of, check_study
 
         _refuse_what_the_study_decides(arguments)
         config = config_of(self._compose(arguments))
         arguments = [a for a in arguments if not a.lstrip("+").startswith("action=")]
         check_study(config)
-
-        def compose(overrides: Sequence[str]) -> Any:
-            passed = [let_through(override, CONF_DIR) for override in overrides]
-            return config_of(self._compose([*arguments, *passed]))
-
-        cells = cells_of(config, compose)
+        cells = cells_of(config, Composer(lambda more: self._compose([*arguments, *more])))
         action = config.action
         if action == "plan":
             return _show(cells, plan=True)

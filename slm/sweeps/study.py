@@ -6,14 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 from slm.errors import ConfigError, Problem
 from slm.run_spec import RunSpec, resolve
 from slm.schema import BudgetConfig, Config, StudyConfig
 from slm.tracking.record import RunDirectory
 
-# Composes a config from overrides such as family=deep_thin, on top of the study's own.
-Compose = Callable[[Sequence[str]], Config]
+# Composes a config from overrides such as family=deep_thin and from keys with values, on top of the
+# study's own.
+Compose = Callable[[Sequence[str], Mapping[str, Any]], Config]
 NOT_FOR_GRID = {
     "size", "seed", "family", "model", "runs_dir", "cache_dir", "rerun", "action",
 }  # fmt: skip
@@ -90,10 +92,9 @@ def budgets_of(study: StudyConfig) -> list[BudgetConfig]:
     ]
 
 
-def grid_points(study: StudyConfig) -> list[tuple[str, ...]]:
-    """Every combination of the grid's values, as overrides; without a grid, the empty one."""
-    choices = [[f"{key}={_written(v)}" for v in values] for key, values in study.grid.items()]
-    return list(product(*choices))
+def grid_points(study: StudyConfig) -> list[dict[str, Any]]:
+    """Every combination of the grid's values; without a grid, the empty one."""
+    return [dict(zip(study.grid, values, strict=True)) for values in product(*study.grid.values())]
 
 
 def _written(value: bool | float | str | None) -> str:
@@ -113,18 +114,19 @@ def cells_of(config: Config, compose: Compose) -> list[Cell]:
     problems: dict[Problem, None] = {}  # the same mistake shows in many cells
     for family, varied in product(study.families, grid_points(study)):
         arms: Mapping[int | str, Config] = {
-            model: compose([*rung_overrides(model), f"family={family}", *varied])
+            model: compose([*rung_overrides(model), f"family={family}"], varied)
             for model in study.models
         }
         if study.sizes:
-            arm = compose([*rung_overrides(study.sizes[0]), f"family={family}", *varied])
+            arm = compose([*rung_overrides(study.sizes[0]), f"family={family}"], varied)
             arms = {size: replace(arm, size=size) for size in study.sizes}
         for rung, arm in arms.items():
             _check_name(family, arm)
             try:
                 for budget, seed in product(budgets_of(study), study.seeds):
                     spec = resolve(replace(arm, budget=budget, seed=seed))
-                    cells.append(Cell(spec, family, rung, budget, seed, varied))
+                    written = tuple(f"{key}={_written(value)}" for key, value in varied.items())
+                    cells.append(Cell(spec, family, rung, budget, seed, written))
             except ConfigError as error:
                 problems |= dict.fromkeys(error.problems)
     if problems:

@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from slm.app import config_of, register_schema
+from slm.app import Composer, config_of, register_schema
 from slm.run_spec import RunSpec, resolve
 from slm.schema import Config
 from slm.sweeps.plan import rung_mismatch
@@ -49,6 +49,15 @@ def composed(*overrides: str, name: str = "train") -> Config:
     return config_of(cfg)
 
 
+def composer(study: str) -> Composer:
+    def compose_study(overrides: list[str]) -> DictConfig:
+        cfg = compose("sweep", [f"study={study}", *overrides])
+        assert isinstance(cfg, DictConfig)
+        return cfg
+
+    return Composer(compose_study)
+
+
 @pytest.mark.parametrize(("group", "option"), options())
 def test_each_option_is_a_valid_run(group: str, option: str) -> None:
     config = composed(f"{group}={option}", *COMPANIONS.get((group, option), []))
@@ -64,7 +73,7 @@ def studies() -> list[str]:
 def test_each_study_has_matched_cells(study: str) -> None:
     config = composed(f"study={study}", name="sweep")
     check_study(config)
-    cells = cells_of(config, lambda more: composed(f"study={study}", *more, name="sweep"))
+    cells = cells_of(config, composer(study))
     assert len({cell.spec.run_id for cell in cells}) == len(cells)
     if study not in MATCHED_OTHERWISE:
         assert max(rung_mismatch(cells).values()) <= 0.03
@@ -74,7 +83,7 @@ def test_each_study_has_matched_cells(study: str) -> None:
 def test_a_cell_is_a_train_command(study: str) -> None:
     """The overrides that a launcher gets compose to the very run that the plan shows."""
     config = composed(f"study={study}", name="sweep")
-    cells = cells_of(config, lambda more: composed(f"study={study}", *more, name="sweep"))
+    cells = cells_of(config, composer(study))
     for cell in cells[:: max(1, len(cells) // 4)]:
         again = resolve(composed(f"study={study}", *cell.overrides))
         assert again.run_id == cell.spec.run_id

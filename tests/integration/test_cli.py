@@ -239,22 +239,6 @@ def test_describe_refuses_what_train_would(cli: Cli) -> None:
     assert json.loads(told.stdout)["label"] == "L7-d1152"
 
 
-def test_a_run_is_exported_by_one_command(cli: Cli, tmp_path: Path) -> None:
-    assert cli("train.py", "experiment=smoke", "budget.tokens=2048").returncode == 0
-    run = the_run(tmp_path / "runs").path
-    for arguments, code, said in (
-        ([f"run={run}", f"out={tmp_path / 'out'}"], 0, "exported"),
-        ([f"run={run}"], 2, "out=null: is needed"),
-        ([f"rn={run}", f"out={tmp_path / 'b'}"], 2, "did you mean run?"),
-        ([f"run={tmp_path}", f"out={tmp_path / 'b'}"], 1, "not a run directory"),
-    ):
-        command = [sys.executable, "-m", "slm", "export", *arguments]
-        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert told.returncode == code and said in told.stdout + told.stderr
-    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == names
-
-
 @pytest.mark.slow
 def test_a_study_finishes_around_a_failure_and_is_not_repeated(cli: Cli, tmp_path: Path) -> None:
     status = cli("sweep.py", "study=smoke", "action=status")

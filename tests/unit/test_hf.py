@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import slm
+from slm.__main__ import main
 from slm.architecture.shapes import ModelShape
 from slm.data.tokenizer import load_tokenizer
 from slm.errors import DataError, RunError
@@ -160,7 +161,7 @@ def test_no_pickle_is_executed(llama: Path, tmp_path: Path) -> None:
             return os.system, (f"touch {tmp_path / 'executed'}",)
 
     (llama / "model.safetensors").unlink()
-    (llama / "pytorch_model.bin").write_bytes(pickle.dumps(Payload()))
+    (llama / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(), protocol=2))
     with pytest.raises(DataError, match="more than tensors"):
         slm.load(llama)
     assert not (tmp_path / "executed").exists()
@@ -207,7 +208,7 @@ BROKEN: list[tuple[Callable[[Path], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("breakage", "said"), BROKEN, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("breakage", "said"), BROKEN, ids=[said for _, said in BROKEN])
 def test_a_broken_checkpoint_is_named(
     llama: Path, breakage: Callable[[Path], object], said: str
 ) -> None:
@@ -253,3 +254,29 @@ def test_a_run_is_exported_with_its_tokenizer(
         checkpoint.unlink()
     with pytest.raises(RunError, match="no checkpoint yet"):
         slm.load(run.path)
+
+
+def test_export_is_one_command(
+    tiny_spec: Callable[..., RunSpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = tiny_spec(budget={"tokens": 256})
+    run = RunDirectory.of(spec)
+    with run.claim(spec):
+        train(spec, run)
+    for arguments, code, said in (
+        ([f"run={run.path}"], 2, "out=null: is needed"),
+        ([f"rn={run.path}", f"out={tmp_path / 'b'}"], 2, "did you mean run?"),
+        ([f"run={tmp_path}", f"out={tmp_path / 'b'}"], 1, "not a run directory"),
+        ([f"run={run.path}", f"out={tmp_path / 'out'}"], 0, "exported"),
+    ):
+        monkeypatch.setattr("sys.argv", ["slm", "export", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        assert ended.value.code == code and said in told.out + told.err
+    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert not (tmp_path / "b").exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,10 +46,10 @@ STUDY: dict[str, Any] = {
 def composer(tiny_config: Callable[..., Config], **study: Any) -> Compose:
     """What Hydra does for the sweeper: the study's config with a few overrides."""
 
-    def compose(overrides: Sequence[str]) -> Config:
+    def compose(overrides: Sequence[str], varied: Mapping[str, Any]) -> Config:
         changes = merged(STUDY, {"study": study})
-        for override in overrides:
-            key, _, value = override.partition("=")
+        pairs = [tuple(override.split("=", 1)) for override in overrides]
+        for key, value in [*((k, yaml.safe_load(v)) for k, v in pairs), *varied.items()]:
             if key == "budget":
                 continue
             if key == "family":
@@ -57,7 +57,7 @@ def composer(tiny_config: Callable[..., Config], **study: Any) -> Compose:
             elif key == "model":
                 changes = merged(changes, PRESETS[value])
             else:
-                nested: Any = yaml.safe_load(value)
+                nested: Any = value
                 for part in reversed(key.split(".")):
                     nested = {part: nested}
                 changes = merged(changes, nested)
@@ -89,7 +89,7 @@ def test_a_rung_has_equal_tokens_and_matched_flops(cells: list[Cell]) -> None:
 def test_overrides_make_the_same_run(cells: list[Cell], tiny_config: Callable[..., Config]) -> None:
     compose = composer(tiny_config)
     for cell in cells[::5]:
-        assert resolve(compose(cell.overrides)).run_id == cell.spec.run_id
+        assert resolve(compose(cell.overrides, {})).run_id == cell.spec.run_id
 
 
 def test_design_rules_speak(cells: list[Cell]) -> None:
@@ -115,7 +115,7 @@ def test_an_empty_study_says_what_it_lacks(tiny_config: Callable[..., Config]) -
 def test_a_preset_has_counterparts_at_its_own_flops(tiny_config: Callable[..., Config]) -> None:
     study = {"sizes": [], "models": ["preset"], "families": ["published", "wide_shallow"]}
     compose = composer(tiny_config, **study)
-    cells = cells_of(compose(["model=preset", "family=published"]), compose)
+    cells = cells_of(compose(["model=preset", "family=published"], {}), compose)
     shapes = {cell.family: cell.spec.shape for cell in cells}
     assert shapes["published"].label == "L8-d64"
     assert shapes["wide_shallow"].depth < 8 and shapes["wide_shallow"].d_head == 8
@@ -127,7 +127,7 @@ def test_a_preset_has_counterparts_at_its_own_flops(tiny_config: Callable[..., C
 def test_a_grid_varies_other_keys(tiny_config: Callable[..., Config]) -> None:
     grid = {"optimizer.lr": [1e-3, 4e-3], "model.tied": [True, False]}
     compose = composer(tiny_config, grid=grid, sizes=["80k"], tokens_per_param=[2], seeds=[0])
-    cells = cells_of(compose([]), compose)
+    cells = cells_of(compose([], {}), compose)
     assert len({cell.spec.run_id for cell in cells}) == 2 * 2 * 2
     settings = {(c.spec.config.optimizer.lr, c.spec.shape.tied) for c in cells}
     assert settings == {(1e-3, True), (1e-3, False), (4e-3, True), (4e-3, False)}
@@ -156,7 +156,7 @@ def test_two_cells_of_one_run_are_refused(
 ) -> None:
     compose = composer(tiny_config, grid=grid)
     with pytest.raises(ConfigError, match="are the same run"):
-        cells_of(compose([]), compose)
+        cells_of(compose([], {}), compose)
 
 
 def test_a_rung_is_a_size_or_a_model_and_not_both(tiny_config: Callable[..., Config]) -> None:
