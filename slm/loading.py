@@ -7,17 +7,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-import yaml
 
-from slm.config import load_config
 from slm.data.tokenizer_export import save_for_transformers
-from slm.errors import ConfigError, DataError, RunError
+from slm.errors import DataError, RunError
 from slm.files import read_json
 from slm.model.build import build_model
 from slm.model.hf import export_llama, import_llama, is_llama_folder
 from slm.model.transformer import Transformer
-from slm.run_spec import RunSpec, resolve
 from slm.tracking.checkpoints import newest_checkpoint
+from slm.tracking.record import RunDirectory
 
 LIGHTNING_PREFIX = "model."
 
@@ -51,7 +49,7 @@ def export_run(run: Path, out: Path) -> None:
         raise DataError(f"run={run}: not a run directory, it has no config.yaml")
     if out.exists() and any(out.iterdir()):
         raise DataError(f"out={out}: not empty; name a new folder")
-    spec = _spec_of(run)
+    spec = RunDirectory(run).spec()
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as unfinished:
         whole = Path(unfinished) / "whole"
@@ -67,15 +65,8 @@ def _prepared_folder(run: Path) -> Path:
         raise RunError(f"{run / 'data.json'}: missing, so the tokenizer cannot be found") from None
 
 
-def _spec_of(run: Path) -> RunSpec:
-    try:
-        return resolve(load_config(yaml.safe_load((run / "config.yaml").read_text("utf-8"))))
-    except (yaml.YAMLError, ConfigError, AttributeError) as error:
-        raise RunError(f"{run / 'config.yaml'}: not a readable config\n{error}") from None
-
-
 def _load_run(run: Path) -> Transformer:
-    spec = _spec_of(run)
+    spec = RunDirectory(run).spec()
     found = newest_checkpoint(run / "checkpoints")
     if found is None:
         raise RunError(f"{run}: no checkpoint yet; train it first")

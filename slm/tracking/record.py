@@ -36,6 +36,7 @@ SCHEMA_VERSION = 2  # 2: shape holds mlp, qk_norm and layer_sharing
 HEARTBEAT_SECONDS = 10.0
 LOCK_ATTEMPTS = 5
 SUPERSEDED = ".superseded"
+START_OVER = "start over with rerun=true (the old run is kept aside)"
 
 State = Literal["planned", "running", "finished", "failed", "diverged", "interrupted"]
 
@@ -152,6 +153,18 @@ class RunDirectory:
             problem = f"not a readable result ({type(error).__name__}: {error})"
             raise RunError(f"{path}: {problem}; start over with rerun=true") from None
 
+    def spec(self) -> RunSpec:
+        """What the run's config.yaml asks for.
+
+        Raises:
+            RunError: if it cannot be read.
+        """
+        path = self.path / "config.yaml"
+        try:
+            return resolve(load_config(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        except (OSError, yaml.YAMLError, ConfigError, AttributeError) as error:
+            raise RunError(f"{path}: not a readable config; {START_OVER}\n{error}") from None
+
     @contextmanager
     def claim(self, spec: RunSpec, *, rerun: bool = False) -> Iterator[None]:
         """Hold the run while working on it; record how the work ended.
@@ -211,17 +224,12 @@ class RunDirectory:
 
     def _check_config(self, spec: RunSpec) -> None:
         """A folder that another config wrote is refused, naming the keys that differ."""
-        path = self.path / "config.yaml"
-        if not path.exists():
+        if not (self.path / "config.yaml").exists():
             return
-        remedy = "start over with rerun=true (the old run is kept aside)"
-        try:
-            saved = resolve(load_config(yaml.safe_load(path.read_text(encoding="utf-8"))))
-        except (yaml.YAMLError, ConfigError, AttributeError) as error:
-            raise RunError(f"{path}: not a readable config; {remedy}\n{error}") from None
+        saved = self.spec()
         if saved.run_id != spec.run_id:
             differing = ", ".join(_differing_keys(saved.identity, spec.identity))
-            raise RunError(f"{self.path} was written by another config; {differing}; {remedy}")
+            raise RunError(f"{self.path} was written by another config; {differing}; {START_OVER}")
 
     @contextmanager
     def _recorded_state(self) -> Iterator[None]:
