@@ -171,19 +171,20 @@ def _told_as(key: str, value: object) -> Iterator[None]:
 
 
 def _frame(config: Config) -> ShapeFrame:
-    model, ladder = config.model, config.ladder
+    ladder = config.ladder
     return ShapeFrame(
-        vocab_size=_vocab_size(config),
-        seq_len=model.seq_len,
-        tied=model.tied,
         d_head=ladder.d_head,
         gqa_ratio=ladder.gqa_ratio,
         ff_ratio=ladder.ff_ratio,
         d_ff_multiple=ladder.d_ff_multiple,
-        mlp=model.mlp,
-        qk_norm=model.qk_norm,
-        layer_sharing=model.layer_sharing,
+        **_common_to_shapes(config),
     )
+
+
+def _common_to_shapes(config: Config) -> dict[str, Any]:
+    """What an explicit shape and the frame of solved ones take from the config alike."""
+    keys = ("seq_len", "tied", "mlp", "qk_norm", "layer_sharing")
+    return {"vocab_size": _vocab_size(config), **{k: getattr(config.model, k) for k in keys}}
 
 
 def _explicit_shape(config: Config) -> ModelShape:
@@ -200,12 +201,7 @@ def _explicit_shape(config: Config) -> ModelShape:
         n_kv_heads=model.n_kv_heads or model.n_heads,
         d_head=model.d_head or model.d_model // model.n_heads,
         d_ff=round(swiglu_d_ff * MLP_MATRICES["swiglu"] / MLP_MATRICES[model.mlp]),
-        vocab_size=_vocab_size(config),
-        seq_len=model.seq_len,
-        tied=model.tied,
-        mlp=model.mlp,
-        qk_norm=model.qk_norm,
-        layer_sharing=model.layer_sharing,
+        **_common_to_shapes(config),
     )
 
 

@@ -72,7 +72,7 @@ def _shape_warnings(cells: Sequence[Cell]) -> Iterator[str]:
 
 
 def named(rung: Rung) -> str:
-    return f"size {rung:,}" if isinstance(rung, int) else rung
+    return f"size {_rung_label(rung)}" if isinstance(rung, int) else rung
 
 
 def _twin_families(cells: Sequence[Cell]) -> Iterator[str]:

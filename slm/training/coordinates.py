@@ -18,10 +18,10 @@ from torch import Tensor
 
 from slm.architecture.shapes import ModelShape
 from slm.files import write_json
+from slm.model.build import build_model
 from slm.model.loss import token_nats
 from slm.model.parametrization import Parametrization, initialize
-from slm.model.transformer import Transformer
-from slm.schema import OptimizerConfig, ParametrizationConfig, ParametrizationKind
+from slm.schema import Config, OptimizerConfig, ParametrizationConfig, ParametrizationKind
 from slm.training.optimizer import build_optimizer
 
 BASE_WIDTH, BASE_DEPTH = 32, 2
@@ -88,11 +88,7 @@ def _train(
     """The root mean squares of a Coordinate, before the first step and after each."""
     config = ParametrizationConfig(kind=kind, base_width=BASE_WIDTH, base_depth=BASE_DEPTH)
     parametrization = Parametrization.of(config, shape)
-    model = Transformer(
-        shape,
-        branch_multiplier=parametrization.branch_multiplier,
-        logit_multiplier=parametrization.logit_multiplier,
-    )
+    model = build_model(Config(parametrization=config), shape)
     initialize(model, parametrization, seed)
     optimizer = build_optimizer(model, OptimizerConfig(lr=lr, weight_decay=0.0), parametrization)
     drawn = torch.Generator().manual_seed(seed)

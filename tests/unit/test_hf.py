@@ -20,11 +20,12 @@ from slm.data.tokenizer import load_tokenizer
 from slm.errors import DataError, RunError
 from slm.files import write_json
 from slm.loading import export_run
+from slm.model.build import build_model
 from slm.model.hf import export_llama
 from slm.model.parametrization import Parametrization, initialize
 from slm.model.transformer import Transformer
 from slm.run_spec import RunSpec
-from slm.schema import ParametrizationConfig
+from slm.schema import Config, ParametrizationConfig
 from slm.tracking.record import RunDirectory
 from slm.training.runner import train
 
@@ -87,11 +88,7 @@ def test_multipliers_and_shared_blocks_survive_the_export(
     shape = ModelShape(3, 48, 6, 2, 8, 100, 61, 20, layer_sharing=layer_sharing)
     config = ParametrizationConfig(kind=kind, base_width=20, base_depth=4)  # type: ignore[arg-type]
     rules = Parametrization.of(config, shape)
-    ours = Transformer(
-        shape,
-        branch_multiplier=rules.branch_multiplier,
-        logit_multiplier=rules.logit_multiplier,
-    ).eval()
+    ours = build_model(Config(parametrization=config), shape).eval()
     initialize(ours, rules, seed=0)
     export_llama(ours, tmp_path)
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path).eval()
