@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from analysis.coordinates import write_coordinate_report
+from analysis.khop import write_khop_report
 from analysis.lr_transfer import write_lr_report
 from analysis.report import write_report
 from slm.errors import SlmError
@@ -24,19 +25,33 @@ def main() -> int:
     )
     parser.add_argument(
         "--of",
-        choices=("families", "lr_transfer", "coordinates"),
+        choices=("families", "lr_transfer", "khop", "coordinates"),
         default="families",
         help="what to read from them: which family is better; where each shape's best learning rate "
-        "lies; or, from the file of a coordinate check instead of runs, whose updates grow",
+        "lies; how many hops each follows; or, from the file of a coordinate check instead of runs, "
+        "whose updates grow",
+    )
+    parser.add_argument(
+        "--pool-validation-sets",
+        action="store_true",
+        help="compare runs that were measured on different validation sets, instead of leaving out "
+        "all but the commonest",
     )
     arguments = parser.parse_args()
     try:
         if arguments.of == "lr_transfer":
             write_lr_report(arguments.runs, arguments.out)
+        elif arguments.of == "khop":
+            write_khop_report(arguments.runs, arguments.out)
         elif arguments.of == "coordinates":
             write_coordinate_report(arguments.runs, arguments.out)
         else:
-            write_report(arguments.runs, arguments.out, arguments.contrast)
+            write_report(
+                arguments.runs,
+                arguments.out,
+                arguments.contrast,
+                pool_validation_sets=arguments.pool_validation_sets,
+            )
     except SlmError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -40,16 +40,18 @@ def write_report(
     out: Path,
     contrast: tuple[str, str] | None = None,
     only: Collection[str] | None = None,
+    *,
+    pool_validation_sets: bool = False,
 ) -> None:
     """Analyse every finished run below `folder` and write the report to `out`.
 
     `contrast` names the families to compare; without it, the thinnest and the widest. `only` keeps
-    the runs with these ids.
+    the runs with these ids. `pool_validation_sets` compares losses on different validation sets too.
 
     Raises:
         DataError: if there is no finished run, or none of a family that `contrast` names.
     """
-    runs = load_runs(folder, only)
+    runs = load_runs(folder, only, pool_validation_sets=pool_validation_sets)
     families = runs.families
     _check_names(contrast or (), families)
     pair = contrast or ((families[0], families[-1]) if len(families) > 1 else None)

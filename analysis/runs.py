@@ -13,6 +13,7 @@ from slm.architecture.compute import flop_equivalent_params
 from slm.errors import DataError, RunError
 from slm.tracking.record import RunDirectory, RunResult
 
+OTHER_VALIDATION_SET = "other validation set"
 ARCHITECTURE = ("tied", "mlp", "qk_norm", "layer_sharing", "d_head")
 
 
@@ -31,8 +32,13 @@ class Runs:
         return [str(name) for name in order.index]
 
 
-def load_runs(folder: Path, only: Collection[str] | None = None) -> Runs:
+def load_runs(
+    folder: Path, only: Collection[str] | None = None, *, pool_validation_sets: bool = False
+) -> Runs:
     """Read every run below a folder, or only those with the given run ids.
+
+    Losses on different validation sets do not compare, so runs with another one than most have are
+    left out, and counted; `pool_validation_sets` keeps them.
 
     Columns carry their units: `loss_nats_per_token` after decay, `flops` of training in the
     convention of `flops_convention`, `n_flop` = flops_per_token / 6, `tokens`,
@@ -43,8 +49,8 @@ def load_runs(folder: Path, only: Collection[str] | None = None) -> Runs:
         DataError: if the folder holds no finished run.
     """
     table, dropped = collect_runs(folder, only)
-    table = _comparable(table, dropped)
-    return Runs(table, dropped, tuple(_warnings(table)))
+    table = _comparable(table, dropped, pool_validation_sets=pool_validation_sets)
+    return Runs(table, dropped, tuple(_warnings(table, dropped)))
 
 
 def collect_runs(
@@ -103,6 +109,7 @@ def _row(result: RunResult) -> dict[str, object]:
         "rung": result.rung,
         "size": result.size or round(flop_equivalent_params(result.reference_flops_per_token)),
         "architecture": _architecture(result),
+        "shape": f"L{shape['n_layers']}-d{shape['d_model']}",
         "n_layers": shape["n_layers"],
         "d_model": shape["d_model"],
         "aspect_ratio": shape["d_model"] / (shape["n_layers"] * shape["layer_sharing"]),
@@ -122,6 +129,7 @@ def _row(result: RunResult) -> dict[str, object]:
         "precision": result.precision,
         "loss_nats_per_token": result.val_loss_nats_per_token,
         "bits_per_byte": result.val_bits_per_byte,
+        "val_errors": result.val_errors,
         "val_tokens": result.val_tokens,
         "val_fingerprint": result.val_fingerprint,
         "tokens_per_second": result.tokens_per_second,
@@ -134,22 +142,29 @@ def _architecture(result: RunResult) -> str:
     return ", ".join(f"{key}={result.shape[key]}" for key in ARCHITECTURE)
 
 
-def _comparable(table: pd.DataFrame, dropped: Counter[str]) -> pd.DataFrame:
+def _comparable(
+    table: pd.DataFrame, dropped: Counter[str], *, pool_validation_sets: bool
+) -> pd.DataFrame:
     """One row a run, one validation set, one recipe, one architecture a family: the commonest each."""
     repeated = table.duplicated("run_id")
     _count(dropped, "same run in another study", int(repeated.sum()))
     table = table[~repeated]
-    for column, reason in (
-        ("val_fingerprint", "other validation set"),
-        ("recipe_id", "other recipe"),
-    ):
-        common = table[column].mode().iloc[0]  # of equally common ones, the first by name
-        _count(dropped, reason, int((table[column] != common).sum()))
-        table = table[table[column] == common]
+    if not pool_validation_sets:
+        # The identity of the data is part of a recipe, so a pool of validation sets has several.
+        table = _with_commonest(table, "val_fingerprint", dropped, OTHER_VALIDATION_SET)
+        table = _with_commonest(table, "recipe_id", dropped, "other recipe")
     own = table.groupby("family")["architecture"].transform(lambda rows: rows.mode().iloc[0])
     _count(dropped, "other architecture in its family", int((table["architecture"] != own).sum()))
     table = table[table["architecture"] == own]
     return table.reset_index(drop=True)
+
+
+def _with_commonest(
+    table: pd.DataFrame, column: str, dropped: Counter[str], reason: str
+) -> pd.DataFrame:
+    common = table[column].mode().iloc[0]  # of equally common ones, the first by name
+    _count(dropped, reason, int((table[column] != common).sum()))
+    return table[table[column] == common]
 
 
 def _count(dropped: Counter[str], reason: str, runs: int) -> None:
@@ -157,8 +172,13 @@ def _count(dropped: Counter[str], reason: str, runs: int) -> None:
         dropped[reason] += runs
 
 
-def _warnings(table: pd.DataFrame) -> Iterator[str]:
-    for column in ("commit", "study"):
+def _warnings(table: pd.DataFrame, dropped: Counter[str]) -> Iterator[str]:
+    if apart := dropped[OTHER_VALIDATION_SET]:
+        yield (
+            f"{apart} runs were measured on another validation set than these, so their losses do not "
+            "compare; --pool-validation-sets takes them in all the same"
+        )
+    for column in ("commit", "study", "val_fingerprint", "recipe_id"):
         values = table[column].dropna().unique()
         if len(values) > 1:
             yield f"runs differ in {column}: {', '.join(str(value) for value in values)}"

@@ -1,6 +1,11 @@
 """python -m slm COMMAND: what is done with shapes and trained models, beside training them.
 
 describe [key=value ...] [--json]    a shape's parameters and FLOPs; keys as for train.py
+prepare [key=value ...] [--json]     data=... tokenizer=...: the tokens of a corpus, once; keys as for train.py
+evaluate run=DIR text=FILES          perplexity and bits per byte of any text (.txt, .jsonl, .parquet)
+    hf=DIR                           instead of run=: a Llama-format folder with its tokenizer.json
+    window=1024 stride=512           tokens a window, and between their beginnings (run's seq_len, half of it)
+    document=file|paragraph|line  column=text  start_token=true|false  --documents  --json
 export run=DIR out=DIR               a run's model and tokenizer, for transformers
 coordinates out=FILE                 coordinate checks of all parametrizations, as JSON
 """
@@ -31,16 +36,48 @@ def describe(arguments: Sequence[str]) -> None:
         print_description(config.family.name, described(shape))
 
 
+def prepare(arguments: Sequence[str]) -> None:
+    from slm.app import compose_config
+    from slm.data.prepare import prepare as prepared
+    from slm.data.report import described_data, print_data
+
+    config = compose_config([a for a in arguments if a != "--json"])
+    if config.data.source == "khop":
+        print("data=khop is computed when it is needed: there is nothing to prepare")
+        return
+    data = prepared(config, _say, progress=True)
+    if "--json" in arguments:
+        print(json.dumps(described_data(data), indent=2))
+    else:
+        print_data(data)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    flags = {"--documents", "--json"}
+    given = _settings(
+        [a for a in arguments if a not in flags],
+        needed=("text",),
+        optional=("run", "hf", "window", "stride", "document", "column", "start_token"),
+    )
+    from slm.evaluation.command import evaluate_text, print_scores
+
+    scores = evaluate_text(given)
+    if "--json" in arguments:
+        print(json.dumps([score.as_dict() for score in scores], indent=2))
+    else:
+        print_scores(scores, documents="--documents" in arguments)
+
+
 def export(arguments: Sequence[str]) -> None:
-    given = _settings(arguments, "run", "out")
+    given = _settings(arguments, needed=("run", "out"))
     from slm.loading import export_run
 
-    export_run(given["run"], given["out"])
+    export_run(Path(given["run"]), Path(given["out"]))
     print(f"exported {given['run']} to {given['out']}")
 
 
 def coordinates(arguments: Sequence[str]) -> None:
-    out = _settings(arguments, "out")["out"]
+    out = Path(_settings(arguments, needed=("out",))["out"])
     from slm.training.coordinates import write_coordinates
 
     write_coordinates(out)
@@ -49,27 +86,40 @@ def coordinates(arguments: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "describe": describe,
+    "prepare": prepare,
+    "evaluate": evaluate,
     "export": export,
     "coordinates": coordinates,
 }
 
 
-def _settings(arguments: Sequence[str], *keys: str) -> dict[str, Path]:
-    """key=path of exactly the given keys."""
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _settings(
+    arguments: Sequence[str], *, needed: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, str]:
+    """key=value of the given keys, and of no others.
+
+    Raises:
+        ConfigError: listing everything that is wrong with them.
+    """
+    keys = (*needed, *optional)
     given = {}
     problems = []
     for argument in arguments:
         key, _, value = argument.partition("=")
         near = get_close_matches(key, keys, n=1) or keys
         if key in keys and value:
-            given[key] = Path(value)
+            given[key] = value
         elif key in keys:
-            problems.append(Problem(key, value, "needs a path"))
+            problems.append(Problem(key, value, "needs a value"))
         else:
             problems.append(Problem(key, value, "unknown key", f"did you mean {near[0]}?"))
     problems += [
         Problem(key, None, "is needed", f"for example {key}=some/folder")
-        for key in keys
+        for key in needed
         if key not in given and key not in {p.key for p in problems}
     ]
     if problems:

@@ -31,7 +31,7 @@ from slm.config import load_config
 from slm.errors import ConfigError, Diverged, Interrupted, Problem, SlmError
 from slm.run_spec import resolve
 from slm.schema import Config, default_tree, field_descriptions
-from slm.tracking.record import RunDirectory
+from slm.tracking.record import RunDirectory, RunResult
 
 log = logging.getLogger("slm")
 CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
@@ -187,11 +187,15 @@ def _train(config: Config) -> None:
         from slm.training.runner import train  # torch and lightning take seconds to import
 
         result = train(spec, run)
-    assert result.val_loss_nats_per_token is not None
-    log.info(
-        "finished: validation %.4f nats/token, %.4f bits/byte; everything is in %s",
-        result.val_loss_nats_per_token, result.val_bits_per_byte, run.path,
-    )  # fmt: skip
+    log.info("finished: validation %s; everything is in %s", _measured(result), run.path)
+
+
+def _measured(result: RunResult) -> str:
+    said = [f"{result.val_loss_nats_per_token:.4f} nats/token"]
+    if result.val_bits_per_byte is not None:
+        said.append(f"{result.val_bits_per_byte:.4f} bits/byte")
+    errors = result.val_errors or {}
+    return ", ".join([*said, *(f"error {share:.2%} at {group}" for group, share in errors.items())])
 
 
 def _log_to_console() -> None:

@@ -8,15 +8,27 @@ become one line that names the key, the value, the rule and the nearest fix.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pydantic
 from pydantic import TypeAdapter
 
 from slm.errors import ConfigError, Problem
-from slm.schema import BudgetConfig, Config, ModelConfig, ScheduleConfig, field_descriptions
+from slm.schema import (
+    BudgetConfig,
+    Config,
+    ModelConfig,
+    ScheduleConfig,
+    TokenizerConfig,
+    field_descriptions,
+)
+from slm.schema.data import FILE_SOURCES
 
+COMMIT = re.compile("[0-9a-f]{40}")
+MIN_BPE = 257  # every byte, and end-of-text
 SHAPE_KEYS = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_ff")
 
 
@@ -54,7 +66,8 @@ def check(config: Config) -> list[Problem]:
         *_check_shape(config.model),
         *_check_batch(config),
         *_check_attention(config),
-        *_check_tokenizer(config),
+        *_check_tokenizer(config.tokenizer),
+        *_check_data(config),
         *_check_schedule(config.schedule),
     ]
 
@@ -150,17 +163,60 @@ def _check_attention(config: Config) -> Iterator[Problem]:
             yield Problem(f"trainer.{key}", value, rule, "trainer=gpu, or model.attention=sdpa")
 
 
-def _check_tokenizer(config: Config) -> Iterator[Problem]:
-    kind, size = config.tokenizer.kind, config.tokenizer.vocab_size
+def _check_tokenizer(tokenizer: TokenizerConfig) -> Iterator[Problem]:
+    kind, size = tokenizer.kind, tokenizer.vocab_size
     if kind == "bpe" and size is None:
         yield Problem("tokenizer.vocab_size", None, "is needed for a bpe", "for example 2048")
-    if kind == "bpe" and size is not None and not 257 <= size <= 65_536:
-        rule = "a byte-level bpe has 257 to 65536 entries"
-        yield Problem("tokenizer.vocab_size", size, rule, f"nearest: {min(max(size, 257), 65_536)}")
+    if kind == "bpe" and size is not None and size < MIN_BPE:
+        rule = f"a byte-level bpe has at least {MIN_BPE} entries"
+        yield Problem("tokenizer.vocab_size", size, rule, f"nearest: {MIN_BPE}")
     if kind != "bpe" and size is not None:
         yield Problem(
             "tokenizer.vocab_size", size, f"tokenizer {kind} fixes its own", "set it to null"
         )
+    if kind == "file" and tokenizer.path is None:
+        fix = "a tokenizer.json, or a folder with GPT-2's vocab.json and merges.txt"
+        yield Problem("tokenizer.path", None, "is needed for kind=file", fix)
+    for key in ("path", "end_of_text"):
+        value = getattr(tokenizer, key)
+        if kind != "file" and value is not None:
+            yield Problem(f"tokenizer.{key}", value, "is read by kind=file alone", "tokenizer=file")
+
+
+def _check_data(config: Config) -> Iterator[Problem]:
+    data, is_task = config.data, config.data.source == "khop"
+    needed = {"files": data.source in FILE_SOURCES, "repo": data.source == "hub"}
+    for key, is_needed in needed.items():
+        value = getattr(data, key)
+        if is_needed and not value:
+            example = "for example data.files=[corpus/*.txt]" if key == "files" else "owner/name"
+            yield Problem(f"data.{key}", None, f"is needed for data.source={data.source}", example)
+        if not is_needed and value:
+            rule = f"is not read by data.source={data.source}"
+            yield Problem(
+                f"data.{key}", value, rule, "choose data=text_files, jsonl, parquet or hub"
+            )
+    is_on_hub = data.source == "hub" and data.repo and not Path(data.repo).is_dir()
+    if is_on_hub and not COMMIT.fullmatch(data.revision or ""):
+        rule = "must be a commit of the dataset, 40 hexadecimal digits, so that it cannot change"
+        yield Problem("data.revision", data.revision, rule, "the hub shows it under Files, History")
+    if data.new_document is not None:
+        try:
+            re.compile(data.new_document)
+        except re.error as error:
+            rule = f"is not a regular expression ({error})"
+            yield Problem("data.new_document", data.new_document, rule)
+    if is_task != (config.tokenizer.kind == "symbols"):
+        rule = "tokenizer=symbols and data=khop need each other"
+        yield Problem("tokenizer.kind", config.tokenizer.kind, rule, "choose data=khop alone")
+    if is_task and data.khop_alphabet < 3:
+        rule = "symbols that never repeat need at least 3, or there is one string"
+        yield Problem("data.khop_alphabet", data.khop_alphabet, rule, "nearest: 3")
+    if is_task and data.val_tokens is None:
+        yield Problem("data.val_tokens", None, "is needed: data=khop never ends", "16384")
+    if is_task and config.model.document_mask:
+        rule = "data=khop has no documents"
+        yield Problem("model.document_mask", True, rule, "set it to false")
 
 
 def _check_schedule(schedule: ScheduleConfig) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -82,8 +82,12 @@ def try_lock(path: Path) -> IO[str] | None:
 
 
 @contextmanager
-def waiting_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock, waiting for whoever has it."""
-    with path.open("a+", encoding="utf-8") as stream:
+def waiting_lock(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold an exclusive lock; if another process has it, say so once and wait."""
+    stream = try_lock(path)
+    if stream is None:
+        on_wait()
+        stream = path.open("a+", encoding="utf-8")
         fcntl.flock(stream, fcntl.LOCK_EX)
+    with stream:
         yield

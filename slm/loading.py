@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from slm.data.tokenizer import FILE_NAME, Tokenizer, load_tokenizer
 from slm.data.tokenizer_export import save_for_transformers
 from slm.errors import DataError, RunError
-from slm.files import read_json
 from slm.model.build import build_model
 from slm.model.hf import export_llama, import_llama, is_llama_folder
 from slm.model.transformer import Transformer
@@ -49,20 +49,27 @@ def export_run(run: Path, out: Path) -> None:
         raise DataError(f"run={run}: not a run directory, it has no config.yaml")
     if out.exists() and any(out.iterdir()):
         raise DataError(f"out={out}: not empty; name a new folder")
-    spec = RunDirectory(run).spec()
+    tokenizer = load_tokenizer_of(run)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as unfinished:
         whole = Path(unfinished) / "whole"
-        export_llama(_load_run(run), whole, spec.eot_id)
-        save_for_transformers(spec.config.tokenizer, _prepared_folder(run), whole)
+        export_llama(_load_run(run), whole, tokenizer.eot_id)
+        save_for_transformers(tokenizer, whole)
         whole.replace(out)  # an empty folder gives way
 
 
-def _prepared_folder(run: Path) -> Path:
-    try:
-        return Path(read_json(run / "data.json")["folder"])
-    except (FileNotFoundError, KeyError):
-        raise RunError(f"{run / 'data.json'}: missing, so the tokenizer cannot be found") from None
+def load_tokenizer_of(run: Path) -> Tokenizer:
+    """The tokenizer that a run was trained with.
+
+    Raises:
+        RunError: if the run has none yet.
+    """
+    config = RunDirectory(run).spec().config.tokenizer
+    if config.kind == "symbols":
+        raise RunError(f"{run}: trained on data=khop, which is not text and has no tokenizer")
+    if not (run / FILE_NAME).is_file():
+        raise RunError(f"{run / FILE_NAME}: missing; train the run first")
+    return load_tokenizer(run, config.end_of_text)
 
 
 def _load_run(run: Path) -> Transformer:

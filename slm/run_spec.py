@@ -14,7 +14,8 @@ from slm.architecture.compute import flop_equivalent_params, training_flops_per_
 from slm.architecture.families import ShapeFrame, solve_shape
 from slm.architecture.rungs import rung_of
 from slm.architecture.shapes import MLP_MATRICES, ModelShape
-from slm.data.tokenizer import known_vocab_size
+from slm.data.content import data_identity, tokenizer_identity
+from slm.data.tokenizer import known_vocabulary
 from slm.errors import ConfigError, Problem
 from slm.files import canonical_hash
 from slm.schema import Config
@@ -62,9 +63,9 @@ class RunSpec:
         return config.model.preset if config.size is None else str(config.size)
 
     @property
-    def eot_id(self) -> int:
-        """The token that begins each document: the last of the tokenizer's vocabulary."""
-        return known_vocab_size(self.config.tokenizer) - 1
+    def eot_id(self) -> int | None:
+        """The token that begins each document; None for a task without documents."""
+        return known_vocabulary(self.config).eot_id
 
     @property
     def warmup_tokens(self) -> float:
@@ -74,7 +75,11 @@ class RunSpec:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The scientific config: all that can change the result, and nothing else."""
+        """The scientific config: all that can change the result, and nothing else.
+
+        Raises:
+            DataError: if the corpus or the tokenizer's file is not there.
+        """
         config = self.config
         return {
             "family": config.family.name,
@@ -84,8 +89,8 @@ class RunSpec:
             "norm_eps": config.model.norm_eps,
             "attention": config.model.attention,
             "document_mask": config.model.document_mask,
-            "data": {k: getattr(config.data, k) for k in ("source", "val_fraction", "val_tokens")},
-            "tokenizer": asdict(config.tokenizer),
+            "data": data_identity(config),
+            "tokenizer": tokenizer_identity(config),
             "optimizer": asdict(config.optimizer),
             "schedule": self._schedule,
             "tokens": self.tokens,
@@ -206,7 +211,7 @@ def _explicit_shape(config: Config) -> ModelShape:
 
 
 def _vocab_size(config: Config) -> int:
-    needed = known_vocab_size(config.tokenizer)
+    needed = known_vocabulary(config).size
     rows = config.model.vocab_size or needed
     if rows < needed:
         rule = f"smaller than the tokenizer's vocabulary of {needed}"

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from slm.config import load_config
-from slm.data.shards import PreparedData, prepare
+from slm.data.prepare import prepare
+from slm.data.shards import PreparedData
 from slm.run_spec import RunSpec, resolve
 from slm.schema import Config
 

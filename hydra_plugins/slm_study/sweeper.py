@@ -131,11 +131,14 @@ def _show(cells: Sequence[Any], *, plan: bool) -> None:
 
 
 def _report(study: Path, cells: Sequence[Any], analysis: str) -> None:
-    from analysis.lr_transfer import write_lr_report  # pandas and matplotlib take a second
+    from analysis.khop import write_khop_report  # pandas and matplotlib take a second
+    from analysis.lr_transfer import write_lr_report
     from analysis.report import write_report
 
     ids = {cell.spec.run_id for cell in cells}
     if analysis == "lr_transfer":
         write_lr_report(study, study / "report", ids)
+    elif analysis == "khop":
+        write_khop_report(study, study / "report", ids)
     else:
         write_report(study, study / "report", only=ids)

@@ -14,16 +14,23 @@ ROUNDS = 6  # Feistel rounds; 4 already give a pseudorandom permutation (Luby an
 
 
 def sequences_of_step(
-    seed: int, step: int, batch_sequences: int, n_sequences: int
+    seed: int, step: int, batch_sequences: int, n_sequences: int, rows: slice = slice(None)
 ) -> NDArray[np.int64]:
-    """Indices (batch_sequences,) into the `n_sequences` training sequences for a global batch."""
-    positions = np.arange(step * batch_sequences, (step + 1) * batch_sequences, dtype=np.int64)
+    """Indices into the `n_sequences` training sequences, for these rows of a global batch."""
+    first, last, _ = rows.indices(batch_sequences)
+    start = step * batch_sequences
+    positions = np.arange(start + first, start + last, dtype=np.int64)
     epochs, within = np.divmod(positions, n_sequences)
     sequences = np.empty_like(positions)
     for epoch in np.unique(epochs):
         chosen = epochs == epoch
         sequences[chosen] = permute(within[chosen], n_sequences, seed, int(epoch))
     return sequences
+
+
+def rows_of_rank(n_rows: int, rank: int, world_size: int) -> slice:
+    """The rows of a global batch that one of several processes works on: its run of neighbours."""
+    return slice(n_rows * rank // world_size, n_rows * (rank + 1) // world_size)
 
 
 def permute(index: NDArray[np.int64], size: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -47,11 +54,11 @@ def _feistel(
     mask, shift = np.uint64((1 << half_bits) - 1), np.uint64(half_bits)
     left, right = values >> shift, values & mask
     for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & mask)
+        left, right = right, left ^ (mix(right ^ key) & mask)
     return left << shift | right
 
 
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finalizer of SplitMix64 (Steele, Lea and Flood 2014); wraps modulo 2^64."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

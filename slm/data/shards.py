@@ -1,39 +1,40 @@
-"""Prepared tokens on disk: written once, checked on opening, memory-mapped after.
+"""Prepared tokens on disk: checked on opening, memory-mapped after.
 
-    <cache_dir>/<source>-<tokenizer>-<hash>/
-      manifest.json     sources and versions, per split: documents, tokens, bytes, shards + sha256
-      tokenizer.json    what made the tokens
-      train-00000.bin   uint16 ids, little endian; each document starts with end-of-text
-      val-00000.bin
-
-The folder appears whole or not at all; its name is a hash of the data and tokenizer config and of
-the versions of the corpus packages.
+<cache_dir>/<name>-<tokenizer>-<hash>/
+  manifest.json     what was read and how, and per split: documents, tokens, bytes, shards + sha256
+  tokenizer.json    what made the tokens
+  train-00000.bin   ids, little endian, uint16 where the vocabulary fits; each document starts with
+  train-00000.idx   end-of-text. The index holds the documents' starts in the shard, as uint64
+  val-00000.bin  val-00000.idx
+  verified.json     sizes and times of the files when they were last hashed on this machine
 """
 
 from __future__ import annotations
 
-import shutil
-import time
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slm.data.corpora import Document, load_corpus, source_versions
-from slm.data.tokenizer import FILE_NAME, Tokenizer, build_tokenizer, load_tokenizer
+from slm.data.tokenizer import FILE_NAME, Tokenizer, load_tokenizer
 from slm.errors import DataError
-from slm.files import canonical_hash, file_hash, read_json, waiting_lock, write_json
-from slm.schema import Config
+from slm.files import file_hash, read_json, write_json
 
-SCHEMA_VERSION = 1
-DTYPE = np.dtype("<u2")
-SHARD_TOKENS = 1 << 26  # 128 MiB a file
-ENCODE_BATCH_DOCUMENTS = 256
 MANIFEST = "manifest.json"
+VERIFIED = "verified.json"
+INDEX_DTYPE = np.dtype("<u8")
+SHARD_TOKENS = 1 << 26  # 128 MiB a file of uint16
+ALWAYS_HASHED_BYTES = 1 << 30  # half a second; more is hashed again only if its time has changed
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
 @dataclass(frozen=True)
@@ -49,39 +50,19 @@ class PreparedData:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.folder)
+        return load_tokenizer(self.folder, self.manifest["end_of_text"])
 
-    def split(self, name: str) -> list[NDArray[np.uint16]]:
+    def split(self, name: str) -> list[NDArray[Any]]:
         """Memory maps of a split's shards, in order."""
-        shards = self.manifest["splits"][name]["shards"]
-        return [np.memmap(self.folder / shard["file"], dtype=DTYPE, mode="r") for shard in shards]
+        dtype = np.dtype(self.manifest["dtype"])
+        return [np.memmap(path, dtype=dtype, mode="r") for path in self._files(name, "file")]
 
+    def document_starts(self, name: str) -> list[NDArray[np.uint64]]:
+        """For each shard of a split, where its documents begin."""
+        return [np.fromfile(path, dtype=INDEX_DTYPE) for path in self._files(name, "index")]
 
-def prepare(config: Config, announce: Callable[[str], None] = lambda _: None) -> PreparedData:
-    """Open the prepared data of a config, making them first if need be.
-
-    Two processes that ask at once share one preparation: the second waits for the first.
-
-    Raises:
-        DataError: if the corpus cannot be read, or a prepared shard fails its checksum.
-    """
-    cache_dir = Path(config.cache_dir)
-    try:
-        folder = cache_dir / _folder_name(config)
-    except DataError:
-        # The packages of the corpus are not here, but its tokens may have been brought along.
-        carried = _carried_along(config, cache_dir)
-        if carried is None:
-            raise
-        return open_prepared(carried)
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with waiting_lock(cache_dir / f".{folder.name}.lock"):
-        if not (folder / MANIFEST).exists():
-            announce(
-                f"preparing data={config.data.source} with tokenizer={config.tokenizer.kind} ..."
-            )
-            _write(config, folder)
-    return open_prepared(folder)
+    def _files(self, split: str, kind: str) -> list[Path]:
+        return [self.folder / shard[kind] for shard in self.manifest["splits"][split]["shards"]]
 
 
 def open_prepared(folder: Path) -> PreparedData:
@@ -90,106 +71,151 @@ def open_prepared(folder: Path) -> PreparedData:
     Raises:
         DataError: naming the file that is missing, truncated or altered.
     """
-    remedy = f"delete {folder} and run again to prepare it anew"
+    remedy = f"delete {folder} and prepare it anew"
     try:
         manifest = read_json(folder / MANIFEST)
-    except ValueError as error:
+        expected = dict(_expected_hashes(manifest))
+        dtype = np.dtype(manifest["dtype"])
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / MANIFEST}: not readable ({error}); {remedy}") from None
     for split in manifest["splits"].values():
         for shard in split["shards"]:
-            path = folder / shard["file"]
-            if not path.is_file():
-                raise DataError(f"{path}: the shard is missing; {remedy}")
-            size = path.stat().st_size
-            if size != shard["tokens"] * DTYPE.itemsize:
-                expected = shard["tokens"] * DTYPE.itemsize
-                raise DataError(f"{path}: {size} bytes, but its manifest says {expected}; {remedy}")
-            if file_hash(path) != shard["sha256"]:
-                raise DataError(f"{path}: the checksum differs from its manifest's; {remedy}")
-    if file_hash(folder / FILE_NAME) != manifest["tokenizer_sha256"]:
-        raise DataError(f"{folder / FILE_NAME}: the checksum differs from its manifest's; {remedy}")
+            path, size = folder / shard["file"], shard["tokens"] * dtype.itemsize
+            if path.is_file() and path.stat().st_size != size:
+                found = path.stat().st_size
+                raise DataError(f"{path}: {found} bytes, but its manifest says {size}; {remedy}")
+    _verify(folder, expected, remedy)
     return PreparedData(folder, manifest)
 
 
-def _settings(config: Config) -> dict[str, Any]:
-    """What decides the tokens, besides the versions of the corpus."""
-    return {
-        "source": config.data.source,
-        "val_fraction": config.data.val_fraction,
-        "tokenizer": [config.tokenizer.kind, config.tokenizer.vocab_size],
-    }
+def _expected_hashes(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield FILE_NAME, manifest["tokenizer_sha256"]
+    for split in manifest["splits"].values():
+        for shard in split["shards"]:
+            yield shard["file"], shard["sha256"]
+            yield shard["index"], shard["index_sha256"]
 
 
-def _folder_name(config: Config) -> str:
-    tokenizer = config.tokenizer
-    content = [SCHEMA_VERSION, _settings(config), source_versions(config.data)]
-    size = "" if tokenizer.vocab_size is None else str(tokenizer.vocab_size)
-    return f"{config.data.source}-{tokenizer.kind}{size}-{canonical_hash(content)[:8]}"
+def _verify(folder: Path, expected: dict[str, str], remedy: str) -> None:
+    for name in expected:
+        if not (folder / name).is_file():
+            raise DataError(f"{folder / name}: the file is missing; {remedy}")
+    now = {name: _stamp(folder / name) for name in expected}
+    before = {}
+    if sum(size for size, _ in now.values()) > ALWAYS_HASHED_BYTES:
+        with suppress(OSError, ValueError):
+            before = read_json(folder / VERIFIED)
+    changed = [name for name in expected if before.get(name) != now[name]]
+    for name in changed:
+        if file_hash(folder / name) != expected[name]:
+            raise DataError(f"{folder / name}: the checksum differs from its manifest's; {remedy}")
+    if before != now:
+        with suppress(OSError):  # a folder that is only lent for reading is hashed each time
+            write_json(folder / VERIFIED, now)
 
 
-def _carried_along(config: Config, cache_dir: Path) -> Path | None:
-    """A preparation with these settings, whatever the versions of its corpus."""
-    for manifest in sorted(cache_dir.glob(f"{config.data.source}-*/{MANIFEST}")):
-        if read_json(manifest).get("settings") == _settings(config):
-            return manifest.parent
-    return None
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
-def _write(config: Config, folder: Path) -> None:
-    start_seconds = time.perf_counter()
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    corpus = load_corpus(config.data, Path(config.cache_dir))
-    tokenizer = build_tokenizer(config.tokenizer, (d.text for d in corpus.train), partial)
-    splits = {
-        "train": _write_split(partial, "train", corpus.train, tokenizer),
-        "val": _write_split(partial, "val", corpus.val, tokenizer),
-    }
-    shard_hashes = [shard["sha256"] for split in splits.values() for shard in split["shards"]]
-    tokenizer_hash = file_hash(partial / FILE_NAME)
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "settings": _settings(config),
-        "versions": corpus.versions,
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer_sha256": tokenizer_hash,
-        "fingerprint": canonical_hash([tokenizer_hash, *shard_hashes])[:16],
-        "splits": splits,
-        "wall_seconds": round(time.perf_counter() - start_seconds, 2),
-    }
-    write_json(partial / MANIFEST, manifest)
-    shutil.rmtree(folder, ignore_errors=True)  # a folder without a manifest is not a preparation
-    partial.rename(folder)
+class SplitWriter:
+    """Appends documents to the shards of a split; can go on from a point it was known to be at.
 
+    Ranks are kept beside the documents where they are to be sorted afterwards.
+    """
 
-def _write_split(
-    folder: Path, split: str, documents: list[Document], tokenizer: Tokenizer
-) -> dict[str, Any]:
-    shards = []
-    for index, ids in enumerate(_shards_of(documents, tokenizer)):
-        path = folder / f"{split}-{index:05d}.bin"
-        ids.astype(DTYPE).tofile(path)
-        shards.append({"file": path.name, "tokens": len(ids), "sha256": file_hash(path)})
-    return {
-        "documents": len(documents),
-        "tokens": sum(shard["tokens"] for shard in shards),
-        "bytes": sum(len(document.text.encode()) for document in documents),
-        "shards": shards,
-    }
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        dtype: np.dtype[Any],
+        *,
+        shard_tokens: int = SHARD_TOKENS,
+        point: dict[str, int] | None = None,
+    ):
+        self._folder = folder
+        self._name = name
+        self._dtype = dtype
+        self._shard_tokens = shard_tokens
+        at = point or {"shard": 0, "tokens": 0, "documents": 0}
+        self._shard, self._tokens, self._documents = at["shard"], at["tokens"], at["documents"]
+        self._open()
 
+    def append(self, ids: NDArray[Any], rank: int) -> None:
+        """A document: end-of-text first. A shard that is full gives way to the next."""
+        if self._tokens >= self._shard_tokens:
+            self.close()
+            self._shard, self._tokens, self._documents = self._shard + 1, 0, 0
+            self._open()
+        self._data.write(ids.astype(self._dtype).tobytes())
+        self._index.write(np.array([self._tokens], dtype=INDEX_DTYPE).tobytes())
+        self._ranks.write(np.array([rank], dtype=INDEX_DTYPE).tobytes())
+        self._tokens += len(ids)
+        self._documents += 1
 
-def _shards_of(documents: list[Document], tokenizer: Tokenizer) -> Iterator[NDArray[np.uint16]]:
-    separator = np.array([tokenizer.eot_id], dtype=DTYPE)
-    pending: list[NDArray[Any]] = []
-    pending_tokens = 0
-    for start in range(0, len(documents), ENCODE_BATCH_DOCUMENTS):
-        batch = documents[start : start + ENCODE_BATCH_DOCUMENTS]
-        for ids in tokenizer.encode_batch([document.text for document in batch]):
-            pending += [separator, ids]
-            pending_tokens += 1 + len(ids)
-        if pending_tokens >= SHARD_TOKENS:
-            yield np.concatenate(pending)
-            pending, pending_tokens = [], 0
-    if pending:
-        yield np.concatenate(pending)
+    def point(self) -> dict[str, int]:
+        """Put everything on disk; what a writer needs to go on from here."""
+        for stream in (self._data, self._index, self._ranks):
+            stream.flush()
+            os.fsync(stream.fileno())
+        return {"shard": self._shard, "tokens": self._tokens, "documents": self._documents}
+
+    def close(self) -> None:
+        for stream in (self._data, self._index, self._ranks):
+            stream.close()
+
+    def shards(self) -> list[dict[str, Any]]:
+        """The manifest's entries of what was written, after `close`."""
+        entries = []
+        for number in range(self._shard + 1):
+            path = self._path(number, "bin")
+            if path.stat().st_size:
+                entries.append(
+                    {
+                        "file": path.name,
+                        "tokens": path.stat().st_size // self._dtype.itemsize,
+                        "sha256": file_hash(path),
+                        "index": path.with_suffix(".idx").name,
+                        "index_sha256": file_hash(path.with_suffix(".idx")),
+                    }
+                )
+        return entries
+
+    def sort_into(self, other: SplitWriter) -> None:
+        """Append the documents of the only shard to another writer, lowest rank first."""
+        data = self._path(0, "bin")
+        if not data.stat().st_size:
+            return
+        ids = np.memmap(data, dtype=self._dtype, mode="r")
+        starts = np.fromfile(data.with_suffix(".idx"), dtype=INDEX_DTYPE).astype(np.int64)
+        ranks = np.fromfile(data.with_suffix(".rank"), dtype=INDEX_DTYPE)
+        ends = np.append(starts[1:], len(ids))
+        for document in np.argsort(ranks, kind="stable"):
+            other.append(ids[starts[document] : ends[document]], int(ranks[document]))
+
+    def discard(self) -> None:
+        for suffix in ("bin", "idx", "rank"):
+            for path in self._folder.glob(f"{self._name}-*.{suffix}"):
+                path.unlink()
+
+    def discard_ranks(self) -> None:
+        for path in self._folder.glob(f"{self._name}-*.rank"):
+            path.unlink()
+
+    def _open(self) -> None:
+        item = INDEX_DTYPE.itemsize
+        self._data = self._cut("bin", self._tokens * self._dtype.itemsize)
+        self._index = self._cut("idx", self._documents * item)
+        self._ranks = self._cut("rank", self._documents * item)
+
+    def _cut(self, suffix: str, size_bytes: int) -> IO[bytes]:
+        """A file opened for appending after its first bytes; later ones were not known to be whole."""
+        path = self._path(self._shard, suffix)
+        stream = path.open("r+b" if path.exists() else "w+b")
+        stream.truncate(size_bytes)
+        stream.seek(size_bytes)
+        return stream
+
+    def _path(self, number: int, suffix: str) -> Path:
+        return self._folder / f"{self._name}-{number:05d}.{suffix}"

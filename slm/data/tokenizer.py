@@ -1,34 +1,40 @@
-"""Text to token ids and back: all bytes, ASCII with an escape, or byte-level BPE.
+"""Text to token ids and back: bytes, ASCII with an escape, or what the library `tokenizers` reads.
 
 Every tokenizer is lossless and knows how many bytes of text a run of its tokens stands for, so
-that bits per byte are exact. The last id is the end-of-text token, which starts each document.
+that bits per byte are exact. Each document starts with the end-of-text token.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slm.errors import ConfigError, DataError, Problem
-from slm.files import read_json, write_json
-from slm.schema import TokenizerConfig
+from slm.data.khop import KHop
+from slm.data.library_files import byte_characters, end_of_text_of, open_library, train_bpe
+from slm.errors import ConfigError, Problem
+from slm.files import read_json, replacing, write_json
+from slm.schema import Config, TokenizerConfig
 
 Ids = NDArray[np.integer]
-END_OF_TEXT = "<|endoftext|>"
 ASCII_ALPHABET = bytes([*b"\t\n", *range(32, 127)])
 FILE_NAME = "tokenizer.json"
+PIECE_CHARACTERS = 1 << 20
+# Between two words GPT-2's pattern always cuts, so text may be cut there before it is encoded.
+BETWEEN_WORDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
 
 
 class Tokenizer(ABC):
     vocab_size: int
-
-    @property
-    def eot_id(self) -> int:
-        return self.vocab_size - 1
+    eot_id: int
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]: ...
@@ -39,6 +45,11 @@ class Tokenizer(ABC):
     @abstractmethod
     def count_bytes(self, ids: Ids) -> int:
         """UTF-8 bytes of text that these consecutive tokens stand for; end-of-text is 0."""
+
+    def decode_documents(self, ids: Ids) -> list[bytes]:
+        """The text of each document in a run of tokens that begins with end-of-text."""
+        ends = np.flatnonzero(np.asarray(ids) == self.eot_id)[1:]
+        return [self.decode(document[1:]).encode() for document in np.split(ids, ends)]
 
     @abstractmethod
     def save(self, folder: Path) -> None: ...
@@ -58,6 +69,7 @@ class ByteTokenizer(Tokenizer):
         self.escapes = kind == "ascii"
         self.escape_id = len(self.alphabet)  # in use only if self.escapes
         self.vocab_size = len(self.alphabet) + self.escapes + 1
+        self.eot_id = self.vocab_size - 1
         self._id_of_byte = np.full(256, self.escape_id, dtype=np.uint16)
         self._id_of_byte[list(self.alphabet)] = np.arange(len(self.alphabet))
         self._byte_of_id = np.frombuffer(self.alphabet, dtype=np.uint8)
@@ -100,92 +112,147 @@ class ByteTokenizer(Tokenizer):
         write_json(folder / FILE_NAME, {"kind": self.kind, "vocab_size": self.vocab_size})
 
 
-class BpeTokenizer(Tokenizer):
-    """Byte-level BPE of the library `tokenizers`."""
+class LibraryTokenizer(Tokenizer):
+    """A tokenizer of the library `tokenizers`: a BPE of ours, GPT-2's, Llama's ..."""
 
-    def __init__(self, path: Path):
-        from tokenizers import Tokenizer as LibraryTokenizer
-
-        self._library = LibraryTokenizer.from_file(str(path))
-        self._library.encode_special_tokens = True  # a document that spells one spells text
-        self.vocab_size = self._library.get_vocab_size()
-        self._bytes_of_id = self._count_bytes_of_ids()
-
-    def _count_bytes_of_ids(self) -> NDArray[np.int64]:
-        # Byte-level BPE spells each byte as one character, so an entry's length is its bytes.
-        vocabulary = self._library.get_vocab()
-        lengths = np.zeros(self.vocab_size, dtype=np.int64)
-        for entry, index in vocabulary.items():
-            lengths[index] = 0 if entry == END_OF_TEXT else len(entry)
-        return lengths
-
-    @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, folder: Path) -> BpeTokenizer:
-        """Train on `texts` to exactly `vocab_size` entries, end-of-text last.
+    def __init__(self, library: Any, end_of_text: str | None = None):
+        """`end_of_text` names the token that begins a document; None finds it.
 
         Raises:
-            DataError: if the text has too few distinct pairs for that many entries.
+            DataError: if there is no such token.
         """
-        from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
-        from tokenizers import Tokenizer as LibraryTokenizer
+        self._library = library
+        self._library.encode_special_tokens = True  # a document that spells one spells text
+        vocabulary = library.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.end_of_text = end_of_text_of(vocabulary, end_of_text)
+        self.eot_id = vocabulary[self.end_of_text]
+        self._is_byte_level = _is_plain_byte_level(library)
+        if self._is_byte_level:
+            self._tabulate(vocabulary)
 
-        library = LibraryTokenizer(models.BPE())
-        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        library.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size - 1,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        library.train_from_iterator(texts, trainer)
-        library.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
-        if library.get_vocab_size() != vocab_size:
-            raise DataError(
-                f"tokenizer.vocab_size={vocab_size}: the training text supports only "
-                f"{library.get_vocab_size()} entries; ask for that or use more text"
-            )
-        library.save(str(folder / FILE_NAME))
-        return cls(folder / FILE_NAME)
+    def _tabulate(self, vocabulary: Mapping[str, int]) -> None:
+        """Byte-level BPE spells each byte as one character: entries are runs of bytes."""
+        byte_of = {character: byte for byte, character in enumerate(byte_characters())}
+        entries = [b""] * self.vocab_size
+        for entry, index in vocabulary.items():
+            if index != self.eot_id and all(character in byte_of for character in entry):
+                entries[index] = bytes(byte_of[character] for character in entry)
+            elif index != self.eot_id:  # an added token stands for what it spells
+                entries[index] = entry.encode()
+        self._bytes_of_id = np.array([len(entry) for entry in entries])
+        self._offset_of_id = np.cumsum(self._bytes_of_id) - self._bytes_of_id
+        self._entries = np.frombuffer(b"".join(entries), dtype=np.uint8)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(encoding.ids, dtype=np.uint16) for encoding in encodings]
+        cuts = [self._pieces(text) for text in texts]
+        pieces = [piece for cut in cuts for piece in cut]
+        encodings = self._library.encode_batch_fast(pieces, add_special_tokens=False)
+        ids = iter([np.asarray(encoding.ids, dtype=np.uint32) for encoding in encodings])
+        return [np.concatenate([next(ids) for _ in cut]) for cut in cuts]
+
+    def _pieces(self, text: str) -> list[str]:
+        """A long text in pieces that encode to the same ids: the library needs 100 times its size."""
+        if len(text) <= PIECE_CHARACTERS or not self._is_byte_level:
+            return [text]
+        pieces, start = [], 0
+        while cut := BETWEEN_WORDS.search(text, start + PIECE_CHARACTERS):
+            pieces.append(text[start : cut.start()])
+            start = cut.start()
+        return [*pieces, text[start:]]
 
     def decode(self, ids: Ids) -> str:
         return self._library.decode(np.asarray(ids).tolist())
 
     def count_bytes(self, ids: Ids) -> int:
-        return int(self._bytes_of_id[np.asarray(ids)].sum())
+        ids = np.asarray(ids)
+        if self._is_byte_level:
+            return int(self._bytes_of_id[ids].sum())
+        ends = np.flatnonzero(ids == self.eot_id)
+        return sum(len(self.decode(part).encode()) for part in np.split(ids, ends) if len(part))
+
+    def decode_documents(self, ids: Ids) -> list[bytes]:
+        if not self._is_byte_level:
+            return super().decode_documents(ids)
+        ids = np.asarray(ids, dtype=np.int64)
+        lengths = self._bytes_of_id[ids]
+        ends = np.cumsum(lengths)
+        source = np.repeat(self._offset_of_id[ids] - (ends - lengths), lengths)
+        text = self._entries[source + np.arange(len(source))].tobytes()
+        cuts = [0, *ends[np.flatnonzero(ids == self.eot_id)[1:]].tolist(), len(text)]
+        return [text[start:end] for start, end in pairwise(cuts)]
 
     def save(self, folder: Path) -> None:
-        self._library.save(str(folder / FILE_NAME))
+        with replacing(folder / FILE_NAME) as temporary:
+            self._library.save(str(temporary))
 
 
-def known_vocab_size(config: TokenizerConfig) -> int:
-    """The vocabulary that a tokenizer will have, known before any text is read.
+def _is_plain_byte_level(library: Any) -> bool:
+    """Whether text is cut by GPT-2's pattern and nothing rewrites it before or after."""
+    saved = json.loads(library.to_str())
+    first = saved["pre_tokenizer"] or {}
+    return (
+        saved["normalizer"] is None
+        and first.get("type") == "ByteLevel"
+        and first.get("use_regex", True)
+        and not first["add_prefix_space"]
+        and (saved["decoder"] or {}).get("type") == "ByteLevel"
+    )
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the shape of a model and its document mask need to know of a tokenizer."""
+
+    size: int
+    eot_id: int | None
+    """None where there are no documents."""
+
+
+def known_vocabulary(config: Config) -> Vocabulary:
+    """The vocabulary that a run will have, known before any text is read.
 
     Raises:
         ConfigError: for a bpe without a size.
+        DataError: if the file of a tokenizer cannot be read.
     """
-    if config.kind != "bpe":
-        return ByteTokenizer(config.kind).vocab_size
-    if config.vocab_size is None:
-        raise ConfigError([Problem("tokenizer.vocab_size", None, "is needed for a bpe")])
-    return config.vocab_size
+    tokenizer = config.tokenizer
+    if tokenizer.kind == "symbols":
+        return Vocabulary(KHop.of(config.data, config.model.seq_len).vocab_size, None)
+    if tokenizer.kind == "bpe":
+        if tokenizer.vocab_size is None:
+            raise ConfigError([Problem("tokenizer.vocab_size", None, "is needed for a bpe")])
+        return Vocabulary(tokenizer.vocab_size, tokenizer.vocab_size - 1)
+    ours = fixed_tokenizer(tokenizer)
+    return Vocabulary(ours.vocab_size, ours.eot_id)
+
+
+def fixed_tokenizer(config: TokenizerConfig) -> ByteTokenizer | LibraryTokenizer:
+    """A tokenizer that needs no training."""
+    if config.kind == "file":
+        assert config.path is not None, "load_config sees to it"
+        return LibraryTokenizer(open_library(Path(config.path)), config.end_of_text)
+    return ByteTokenizer(config.kind)
 
 
 def build_tokenizer(config: TokenizerConfig, train_texts: Iterator[str], folder: Path) -> Tokenizer:
-    """Make the tokenizer (a bpe is trained on the training split alone) and save it to `folder`."""
+    """Make the tokenizer (a bpe is trained on the training split alone) and save it to `folder`.
+
+    Raises:
+        DataError: if the text does not support the vocabulary, or a file cannot be read.
+    """
     if config.kind == "bpe":
-        return BpeTokenizer.train(train_texts, known_vocab_size(config), folder)
-    tokenizer = ByteTokenizer(config.kind)
+        assert config.vocab_size is not None
+        tokenizer: Tokenizer = LibraryTokenizer(train_bpe(train_texts, config.vocab_size))
+    else:
+        tokenizer = fixed_tokenizer(config)
     tokenizer.save(folder)
     return tokenizer
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path, end_of_text: str | None = None) -> Tokenizer:
     """The tokenizer that was saved to `folder`."""
     saved = read_json(folder / FILE_NAME)
     if "kind" in saved:
         return ByteTokenizer(saved["kind"])
-    return BpeTokenizer(folder / FILE_NAME)
+    return LibraryTokenizer(open_library(folder / FILE_NAME), end_of_text)

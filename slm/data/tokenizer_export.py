@@ -7,37 +7,29 @@ is a rewriting of the text before and after.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
-from slm.data.tokenizer import END_OF_TEXT, FILE_NAME, ByteTokenizer
-from slm.errors import DataError
+from slm.data.library_files import END_OF_TEXT, byte_characters
+from slm.data.tokenizer import FILE_NAME, ByteTokenizer, LibraryTokenizer, Tokenizer
 from slm.files import write_json
-from slm.schema import TokenizerConfig
 
 ESCAPE = "\ue000"  # of Unicode's private area, so that no text spells it
 HALVES = 16
 
 
-def save_for_transformers(config: TokenizerConfig, prepared: Path, out: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json; `prepared` holds a trained bpe.
-
-    Raises:
-        DataError: if the trained tokenizer is gone.
-    """
-    if config.kind == "bpe":
-        if not (prepared / FILE_NAME).is_file():
-            raise DataError(
-                f"{prepared / FILE_NAME}: the run's tokenizer is gone; prepare it again"
-            )
-        shutil.copy(prepared / FILE_NAME, out / FILE_NAME)
-    else:
-        byte_library_tokenizer(ByteTokenizer(config.kind)).save(str(out / FILE_NAME))
+def save_for_transformers(tokenizer: Tokenizer, out: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json to the folder `out`."""
+    end_of_text = END_OF_TEXT
+    if isinstance(tokenizer, ByteTokenizer):
+        byte_library_tokenizer(tokenizer).save(str(out / FILE_NAME))
+    elif isinstance(tokenizer, LibraryTokenizer):
+        tokenizer.save(out)
+        end_of_text = tokenizer.end_of_text
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
+        "bos_token": end_of_text,
+        "eos_token": end_of_text,
         "clean_up_tokenization_spaces": False,
     }
     write_json(out / "tokenizer_config.json", settings)
@@ -63,10 +55,3 @@ def byte_library_tokenizer(ours: ByteTokenizer) -> Any:
     library.decoder = decoders.Sequence([*after, decoders.ByteLevel()])
     library.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
     return library
-
-
-def byte_characters() -> list[str]:
-    """GPT-2's character for each byte: itself if printable in Latin-1, else one from 256 on."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

@@ -32,7 +32,7 @@ from slm.files import read_json, replacing, try_lock, write_json, write_text
 from slm.run_spec import RunSpec, resolve
 from slm.schema import to_tree
 
-SCHEMA_VERSION = 2  # 2: shape holds mlp, qk_norm and layer_sharing
+SCHEMA_VERSION = 3  # 3: val_errors, and losses without bytes, for tasks that are not text
 HEARTBEAT_SECONDS = 10.0
 LOCK_ATTEMPTS = 5
 SUPERSEDED = ".superseded"
@@ -44,6 +44,7 @@ State = Literal["planned", "running", "finished", "failed", "diverged", "interru
 STEP, TOKENS, FLOPS = "progress/step", "progress/tokens", "progress/flops"
 TRAIN_LOSS, LR, GRAD_NORM = "train/loss", "optim/lr", "optim/grad_norm"
 VAL_LOSS, VAL_BITS_PER_BYTE = "val/loss", "val/bits_per_byte"
+VAL_ERROR = "val/error/"  # and the group
 TOKENS_PER_SECOND, MFU = "perf/tokens_per_second", "perf/mfu"
 
 
@@ -53,7 +54,8 @@ class RunResult:
 
     Losses are taken after the whole schedule, on the same validation tokens for all runs of a study.
     If the run diverged they are null, and steps, tokens and flops are those it got to. `recipe_id` is
-    a hash of what is not shape, budget or seed: runs compare if they share it. `wall_seconds` is the
+    a hash of what is not shape, budget or seed: runs compare if they share it. `val_errors` are
+    shares of wrong answers by group, of a task that has groups. `wall_seconds` is the
     training loop's time over all restarts, with data and checkpoints but without start-up and
     validation; `tokens_per_second` is over that time.
     """
@@ -88,8 +90,9 @@ class RunResult:
     val_loss_nats_per_token: float | None
     val_bits_per_byte: float | None
     val_perplexity: float | None
+    val_errors: dict[str, float] | None
     val_tokens: int
-    val_bytes: int
+    val_bytes: int | None
     val_fingerprint: str
     data_fingerprint: str
     tokenizer_fingerprint: str

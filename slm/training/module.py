@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,16 +25,26 @@ class LanguageModule(LightningModule):
     """Optimization is manual, so that one batch of the loader is one optimizer step.
 
     After each validation `val_nats` and `val_targets` hold sums over the whole stream, in float64,
-    and `validated_step` the step they belong to.
+    `val_errors` the share of wrong answers in each of `groups`, and `validated_step` the step they
+    belong to.
     """
 
-    def __init__(self, model: Transformer, parametrization: Parametrization, spec: RunSpec):
+    def __init__(
+        self,
+        model: Transformer,
+        parametrization: Parametrization,
+        spec: RunSpec,
+        groups: Sequence[str] = (),
+    ):
         super().__init__()
         self.automatic_optimization = False
         self.model = model
         self.val_nats = 0.0
         self.val_targets = 0
+        self.val_errors: dict[str, float] = {}
         self.validated_step: int | None = None
+        self._groups = tuple(groups)
+        self._eot_id = spec.eot_id
         self._parametrization = parametrization
         self._spec = spec
         self._micro_sequences = spec.config.trainer.micro_batch_sequences or spec.batch_sequences
@@ -45,21 +56,24 @@ class LanguageModule(LightningModule):
         return build_optimizer(self.model, self._spec.config.optimizer, self._parametrization)
 
     def training_step(self, batch: Tensor, step: int) -> dict[str, Any]:
-        """batch (batch_sequences, seq_len + 1); the loss is a mean over the global batch's tokens.
+        """batch (batch_sequences, 2, seq_len); the loss is a mean over the global batch's targets.
 
         Raises:
             Diverged: if the loss or the gradient norm is not finite; the step is not taken.
         """
         optimizer = self.optimizers()
         assert isinstance(optimizer, Optimizer)
-        n_targets, z_loss = batch[:, 1:].numel(), self._spec.config.optimizer.z_loss
+        n_targets = (batch[:, 1] != IGNORED).sum()
+        z_loss = self._spec.config.optimizer.z_loss
         nats = torch.zeros((), device=batch.device)
         for micro in batch.split(self._micro_sequences):
-            logits, targets = self._logits(micro[:, :-1]), micro[:, 1:]
+            inputs, targets = micro.unbind(1)
+            logits = self._logits(inputs)
             micro_nats = token_nats(logits, targets).sum()
             objective = micro_nats
             if z_loss:
-                objective = objective + z_loss * squared_log_partition(logits).sum()
+                scored = targets.flatten() != IGNORED
+                objective = objective + z_loss * squared_log_partition(logits)[scored].sum()
             self.manual_backward(objective / n_targets)
             nats += micro_nats.detach()
         clip = self._spec.config.optimizer.grad_clip
@@ -77,8 +91,10 @@ class LanguageModule(LightningModule):
         return {"loss": loss, "grad_norm": norm, "lr": lr}
 
     def _logits(self, tokens: Tensor) -> Tensor:
-        masked = self._spec.config.model.document_mask
-        return self.model(tokens, document_ids(tokens, self._spec.eot_id) if masked else None)
+        if not self._spec.config.model.document_mask:
+            return self.model(tokens)
+        assert self._eot_id is not None, "load_config sees to it"
+        return self.model(tokens, document_ids(tokens, self._eot_id))
 
     def _lr(self, step: int) -> float:
         """The schedule at the middle of the step's tokens: neither end of it wastes a step at 0."""
@@ -90,13 +106,23 @@ class LanguageModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._nats = torch.zeros((), dtype=torch.float64)
         self.val_targets = 0
+        self._wrong = torch.zeros(len(self._groups), dtype=torch.int64)
+        self._asked = torch.zeros_like(self._wrong)
 
-    def validation_step(self, pairs: Tensor, batch_index: int) -> None:
-        """pairs (B, 2, seq_len): inputs and targets."""
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        """batch: pairs (B, 2, seq_len) of inputs and targets, and the group (B,) of each."""
+        pairs, group = batch
         inputs, targets = pairs.unbind(1)
-        self._nats += token_nats(self._logits(inputs), targets).double().sum().cpu()
-        self.val_targets += int((targets != IGNORED).sum())
+        logits, scored = self._logits(inputs), targets != IGNORED
+        self._nats += token_nats(logits, targets).double().sum().cpu()
+        self.val_targets += int(scored.sum())
+        if self._groups:
+            wrong = (logits.argmax(dim=-1) != targets) & scored
+            self._wrong.index_add_(0, group.cpu(), wrong.sum(1).cpu())
+            self._asked.index_add_(0, group.cpu(), scored.sum(1).cpu())
 
     def on_validation_epoch_end(self) -> None:
         self.val_nats = float(self._nats)
+        shares = (self._wrong / self._asked.clamp(min=1)).tolist()
+        self.val_errors = dict(zip(self._groups, shares, strict=True))
         self.validated_step = self.trainer.global_step

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from slm.architecture.compute import CONVENTION
 from slm.architecture.shapes import count_parameters
 from slm.data.datamodule import TokenData
-from slm.data.shards import PreparedData, prepare
+from slm.data.examples import Examples, open_examples
+from slm.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from slm.errors import ConfigError, Diverged, Problem, RunError
 from slm.files import read_json, write_json
 from slm.model.build import build_model
@@ -59,18 +62,18 @@ def train(spec: RunSpec, run: RunDirectory) -> RunResult:
     env = describe_environment(device=device, threads=threads)
     run.write_env(env)
 
-    data = prepare(config, log.info)
+    examples = open_examples(config, spec.shape.seq_len, log.info)
     resume = newest_checkpoint(run.checkpoints)
-    _check_same_data(run.path, data, resumed=resume is not None)
+    _check_same_data(run.path, examples, resumed=resume is not None)
     first_step = 0 if resume is None else resume[1]
-    tokens = TokenData(data, spec, first_step)
+    tokens = TokenData(examples, spec, first_step)
     _check_epochs(spec, tokens)
-    module = build_module(spec)
+    module = build_module(spec, examples.val.groups)
 
     peak = peak_flops(device, config.trainer.precision)
 
     with run.open_metrics() as stream, _mirror(spec, run) as mirrored:
-        metrics = Metrics(spec, stream, mirrored, peak, tokens.val_bytes)
+        metrics = Metrics(spec, stream, mirrored, peak, examples.val.text_bytes)
         checkpoints = Checkpoints(run.checkpoints, config.trainer.checkpoint_every_steps)
         stop = StopOnSignal(checkpoints)
         # In this order a checkpoint holds the metrics of its own step, and a stop comes after both.
@@ -79,8 +82,8 @@ def train(spec: RunSpec, run: RunDirectory) -> RunResult:
         def conclude(status: State) -> RunResult:
             result = _result(
                 spec,
-                data=data,
-                tokens=tokens,
+                examples=examples,
+                epochs=tokens.epochs,
                 module=module,
                 metrics=metrics,
                 mirrored=mirrored,
@@ -130,7 +133,7 @@ def _fit(trainer: Trainer, module: LanguageModule, tokens: TokenData, resume: Pa
             trainer.validate(module, tokens, verbose=False)
 
 
-def build_module(spec: RunSpec) -> LanguageModule:
+def build_module(spec: RunSpec, groups: Sequence[str] = ()) -> LanguageModule:
     """The initialised model of a spec, ready to train."""
     config = spec.config
     model = build_model(config, spec.shape)
@@ -138,7 +141,7 @@ def build_module(spec: RunSpec) -> LanguageModule:
     initialize(model, parametrization, config.seed)
     if config.trainer.compile:
         model.compile()  # in place, so that checkpoint keys stay as they are
-    return LanguageModule(model, parametrization, spec)
+    return LanguageModule(model, parametrization, spec, groups)
 
 
 def build_trainer(
@@ -171,17 +174,20 @@ def build_trainer(
     )
 
 
-def _check_same_data(folder: Path, data: PreparedData, *, resumed: bool) -> None:
+def _check_same_data(folder: Path, examples: Examples, *, resumed: bool) -> None:
     """A run goes on only over the tokens that it began with."""
     path = folder / DATA_IDENTITY
     if resumed and path.exists():
         began_with = read_json(path)["fingerprint"]
-        if began_with != data.fingerprint:
+        if began_with != examples.fingerprint:
             raise RunError(
-                f"{folder} was trained on data {began_with}, but {data.folder} now holds "
-                f"{data.fingerprint}; start over with rerun=true"
+                f"{folder} was trained on data {began_with}, but {examples.folder or 'the task'} now "
+                f"holds {examples.fingerprint}; start over with rerun=true"
             )
-    write_json(path, {"fingerprint": data.fingerprint, "folder": str(data.folder.resolve())})
+    place = None if examples.folder is None else str(examples.folder.resolve())
+    write_json(path, {"fingerprint": examples.fingerprint, "folder": place})
+    if examples.folder is not None:
+        shutil.copy(examples.folder / TOKENIZER_FILE, folder / TOKENIZER_FILE)
 
 
 def _check_epochs(spec: RunSpec, tokens: TokenData) -> None:
@@ -212,8 +218,8 @@ def _counts(spec: RunSpec) -> dict[str, Any]:
 def _result(
     spec: RunSpec,
     *,
-    data: PreparedData,
-    tokens: TokenData,
+    examples: Examples,
+    epochs: float,
     module: LanguageModule,
     metrics: Metrics,
     mirrored: Mirror,
@@ -225,7 +231,7 @@ def _result(
     config = spec.config
     done = steps * spec.batch_tokens
     finished = status == "finished"
-    loss, bits_per_byte = val_losses(module, tokens.val_bytes) if finished else (None, None)
+    loss, bits_per_byte = val_losses(module, examples.val.text_bytes) if finished else (None, None)
     schedule = {
         "kind": config.schedule.kind,
         "warmup_tokens": spec.warmup_tokens,
@@ -246,7 +252,7 @@ def _result(
         shape=spec.shape.as_dict(),
         parametrization=config.parametrization.kind,
         **{**_counts(spec), "steps": steps, "tokens": done, "flops": done * spec.flops_per_token},
-        epochs=tokens.epochs * steps / spec.steps,
+        epochs=epochs * steps / spec.steps,
         seed=config.seed,
         peak_lr=config.optimizer.lr,
         schedule=schedule,
@@ -255,11 +261,12 @@ def _result(
         val_loss_nats_per_token=loss,
         val_bits_per_byte=bits_per_byte,
         val_perplexity=None if loss is None else math.exp(loss),
-        val_tokens=tokens.val_tokens,
-        val_bytes=tokens.val_bytes,
-        val_fingerprint=tokens.val_fingerprint,
-        data_fingerprint=data.fingerprint,
-        tokenizer_fingerprint=data.manifest["tokenizer_sha256"][:16],
+        val_errors=module.val_errors if finished and module.val_errors else None,
+        val_tokens=examples.val.tokens,
+        val_bytes=examples.val.text_bytes,
+        val_fingerprint=examples.val.fingerprint,
+        data_fingerprint=examples.fingerprint,
+        tokenizer_fingerprint=examples.tokenizer_fingerprint,
         train_loss_nats_per_token=metrics.last_train_loss,
         wall_seconds=metrics.training_seconds,
         tokens_per_second=metrics.tokens_per_second(done),

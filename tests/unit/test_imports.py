@@ -18,32 +18,28 @@ LAYERS = [
     ["slm.schema"],
     ["slm.config"],
     ["slm.architecture"],
-    [
-        "slm.model",
-        "slm.data.tokenizer",
-        "slm.data.tokenizer_export",
-        "slm.data.order",
-        "slm.data.corpora",
-        "slm.data.shards",
-    ],
+    ["slm.model", "slm.data"],
     ["slm.run_spec"],
     ["slm.data.datamodule", "slm.tracking"],
     ["slm.training", "slm.sweeps", "slm.app", "slm.loading"],
+    ["slm.evaluation"],
     ["slm.__main__"],
     ["analysis"],
     ["hydra_plugins"],
 ]
 TORCH_FREE = [
-    "slm.app", "slm.config", "slm.run_spec", "slm.data.shards", "slm.data.order", "slm.tracking.record",
+    "slm.app", "slm.config", "slm.run_spec", "slm.data.prepare", "slm.data.examples", "slm.data.report", "slm.tracking.record",
     "slm.tracking.wandb", "slm.tracking.checkpoints", "slm.architecture.describe", "slm.__main__", "slm", "slm.sweeps.study", "slm.sweeps.plan", "hydra_plugins.slm_study.sweeper",
-    "hydra_plugins.slm_study.launcher", "analysis.report", "analysis.lr_transfer", "analysis.coordinates",
+    "hydra_plugins.slm_study.launcher", "analysis.report", "analysis.lr_transfer", "analysis.coordinates", "analysis.khop",
 ]  # fmt: skip
 ONLY_IMPORTERS = {
     "wandb": {"slm.tracking.wandb"},
     "lightning": {"slm.data.datamodule", "slm.training"},
     "hydra": {"slm.app", "hydra_plugins"},
-    "datasets": {"slm.data.corpora"},
-    "torch": {"slm.data.datamodule", "slm.model", "slm.training", "slm.loading"},
+    "datasets": {"slm.data.sources"},
+    "huggingface_hub": {"slm.data.sources"},
+    "tokenizers": {"slm.data.library_files", "slm.data.tokenizer_export"},
+    "torch": {"slm.data.datamodule", "slm.model", "slm.training", "slm.loading", "slm.evaluation"},
     "safetensors": {"slm.model.hf"},
     "flash_attn": {"slm.model.attention"},
     "pandas": {"analysis"},
@@ -81,7 +77,7 @@ def test_imports_go_down(name: str, path: Path) -> None:
     own = layer_of(name)
     for imported in imports(path):
         other = layer_of(imported)
-        if other is None or name in ("slm", "slm.data"):
+        if other is None or name == "slm":
             continue
         assert own is not None, f"{name} belongs to no layer"
         late = name == "slm.app" and within(imported, "slm.training")

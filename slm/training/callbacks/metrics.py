@@ -25,7 +25,7 @@ class Metrics(Callback):
         stream: IO[str],
         mirror: Mirror,
         peak_flops: float | None,
-        val_bytes: int,
+        val_bytes: int | None,
     ):
         self._spec = spec
         self._stream = stream
@@ -89,7 +89,10 @@ class Metrics(Callback):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, LanguageModule)
         loss, bits_per_byte = val_losses(module, self._val_bytes)
-        row = {record.VAL_LOSS: loss, record.VAL_BITS_PER_BYTE: bits_per_byte}
+        row = {record.VAL_LOSS: loss}
+        if bits_per_byte is not None:
+            row[record.VAL_BITS_PER_BYTE] = bits_per_byte
+        row |= {record.VAL_ERROR + group: share for group, share in module.val_errors.items()}
         self._write(trainer.global_step, row)
         self._step_start_seconds = time.perf_counter()
 
@@ -104,6 +107,7 @@ class Metrics(Callback):
         self._mirror.log({**progress, **row})
 
 
-def val_losses(module: LanguageModule, val_bytes: int) -> tuple[float, float]:
-    """(nats per token, bits per byte) of the last validation."""
-    return module.val_nats / module.val_targets, module.val_nats / math.log(2) / val_bytes
+def val_losses(module: LanguageModule, val_bytes: int | None) -> tuple[float, float | None]:
+    """Nats per token and, where there is text, bits per byte of the last validation."""
+    bits = module.val_nats / math.log(2)
+    return module.val_nats / module.val_targets, bits / val_bytes if val_bytes else None

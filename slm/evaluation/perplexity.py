@@ -1,0 +1,157 @@
+"""Perplexity and bits per byte of any text, document by document, with every token counted once.
+
+A document longer than the window is read in windows of `window` tokens that begin `stride` tokens
+apart; each scores the tokens that no earlier one has, so that all but the first of them are predicted
+from at least window - stride others. This is the usual protocol of published perplexities, such as
+1024/512 on WikiText-2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from slm.data.tokenizer import Tokenizer
+from slm.errors import ConfigError, Problem
+from slm.model.loss import IGNORED, token_nats
+
+BATCH_TOKENS = 16_384
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sums over the scored tokens of one text or of several."""
+
+    name: str
+    tokens: int
+    text_bytes: int
+    nats: float
+
+    @property
+    def nats_per_token(self) -> float:
+        return self.nats / self.tokens if self.tokens else math.nan
+
+    @property
+    def perplexity(self) -> float:
+        """Per token, so it compares within one tokenizer alone."""
+        return math.exp(self.nats_per_token)
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / math.log(2) / self.text_bytes if self.text_bytes else math.nan
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, undefined ones as None."""
+        ratios = {
+            key: getattr(self, key) for key in ("nats_per_token", "perplexity", "bits_per_byte")
+        }
+        counts = {"name": self.name, "tokens": self.tokens, "text_bytes": self.text_bytes}
+        return {**counts, "nats": self.nats} | {
+            key: value if math.isfinite(value) else None for key, value in ratios.items()
+        }
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens of a document, of which the last `scored` are."""
+
+    document: int
+    tokens: NDArray[np.int64]
+    scored: int
+
+
+def total(scores: Iterable[Score]) -> Score:
+    scores = list(scores)
+    return Score(
+        "all",
+        sum(s.tokens for s in scores),
+        sum(s.text_bytes for s in scores),
+        math.fsum(s.nats for s in scores),
+    )
+
+
+def score_texts(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    texts: Iterable[tuple[str, str]],
+    *,
+    window: int,
+    stride: int,
+    start_token: bool = True,
+) -> list[Score]:
+    """Score (name, text) pairs, each by itself.
+
+    With `start_token` end-of-text comes first, so that every byte of a text is predicted; without,
+    its first token is not scored, as in most published figures.
+
+    Raises:
+        ConfigError: unless 2 <= window and 1 <= stride < window.
+    """
+    check_windows(window, stride)
+    names, sizes, documents = [], [], []
+    for name, text in texts:
+        (ids,) = tokenizer.encode_batch([text])
+        start = np.array([tokenizer.eot_id] if start_token else [], dtype=np.int64)
+        unscored_bytes = 0 if start_token else tokenizer.count_bytes(ids[:1])
+        names.append(name)
+        sizes.append(len(text.encode()) - unscored_bytes)
+        documents.append(np.concatenate([start, ids]).astype(np.int64))
+    nats = np.zeros(len(documents))
+    tokens = np.zeros(len(documents), dtype=np.int64)
+    windows = (w for i, ids in enumerate(documents) for w in windows_of(i, ids, window, stride))
+    batch_windows = max(1, BATCH_TOKENS // window)
+    while batch := list(islice(windows, batch_windows)):
+        which = [w.document for w in batch]
+        np.add.at(nats, which, _nats(model, batch))
+        np.add.at(tokens, which, [w.scored for w in batch])
+    return [
+        Score(name, int(n), size, float(total_nats))
+        for name, n, size, total_nats in zip(names, tokens, sizes, nats, strict=True)
+    ]
+
+
+def windows_of(document: int, ids: NDArray[np.int64], window: int, stride: int) -> Iterator[Window]:
+    """Windows that score every token of `ids` but the first, once."""
+    scored_to = 1
+    for begin in range(0, max(len(ids) - 1, 0), stride):
+        end = min(begin + window, len(ids))
+        yield Window(document, ids[begin:end], end - scored_to)
+        scored_to = end
+        if end == len(ids):
+            return
+
+
+@torch.inference_mode()
+def _nats(model: nn.Module, batch: list[Window]) -> NDArray[np.float64]:
+    """Sum of nats over the scored tokens of each window."""
+    width = max(len(w.tokens) for w in batch) - 1
+    inputs = torch.zeros((len(batch), width), dtype=torch.int64)  # padding follows what is scored
+    targets = torch.full_like(inputs, IGNORED)
+    for row, window in enumerate(batch):
+        tokens = torch.from_numpy(window.tokens)
+        n_inputs = len(tokens) - 1
+        inputs[row, :n_inputs] = tokens[:-1]
+        targets[row, n_inputs - window.scored : n_inputs] = tokens[len(tokens) - window.scored :]
+    device = next(model.parameters()).device
+    logits: Tensor = model(inputs.to(device))
+    nats = token_nats(logits, targets.to(device)).view(len(batch), width)
+    return nats.double().sum(1).cpu().numpy()
+
+
+def check_windows(window: int, stride: int) -> None:
+    problems = []
+    if window < 2:
+        problems.append(Problem("window", window, "a window predicts at least one token", "2"))
+    if not 1 <= stride < max(window, 2):
+        rule = f"must be at least 1 and less than window={window}"
+        problems.append(Problem("stride", stride, rule, f"for example {max(1, window // 2)}"))
+    if problems:
+        raise ConfigError(problems)

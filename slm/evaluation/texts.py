@@ -1,0 +1,33 @@
+"""Text to evaluate on, from files named on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from slm.data.sources import open_parts
+from slm.schema import DataConfig
+from slm.schema.data import Source
+
+READER_OF_SUFFIX: dict[str, Source] = {
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl",
+    ".parquet": "parquet",
+}
+
+
+def read_texts(pattern: str, *, document: str, column: str) -> Iterator[tuple[str, str]]:
+    """(name, text) of every document in the files that a glob matches; any other suffix is text.
+
+    Raises:
+        DataError: for files that are missing or hold no text.
+    """
+    suffix = next((s for s in READER_OF_SUFFIX if pattern.endswith(s)), "")
+    config = DataConfig(
+        source=READER_OF_SUFFIX.get(suffix, "text_files"),
+        files=(pattern,),
+        document=document,  # type: ignore[arg-type]
+        column=column,
+    )
+    for each in open_parts(config)["all"]():
+        if each.text:
+            yield each.id.removeprefix("all/"), each.text

@@ -1,0 +1,52 @@
+"""What a value in `conf/` may be, and how a section of it is declared."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, dataclass_transform
+
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+SIZE_SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9}
+
+
+def parse_size(value: object) -> object:
+    """`200k`, `1.5m`, `1b` -> an integer; other strings must be plain numbers."""
+    if not isinstance(value, str):
+        return value
+    factor = SIZE_SUFFIXES.get(value[-1:].lower(), 1)
+    try:
+        return round(float(value[:-1] if factor > 1 else value) * factor)
+    except (ValueError, OverflowError):
+        raise ValueError("must be a number such as 200000, 200k or 1.5m") from None
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+def _scalar(value: object) -> object:
+    if not isinstance(value, (bool, int, float, str)):
+        raise ValueError("must be one number, word, true or false")
+    return value
+
+
+Scalar = Annotated[Any, BeforeValidator(_scalar)]
+Count = Annotated[int, BeforeValidator(_no_bool), Field(gt=0)]
+Index = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
+Size = Annotated[int, BeforeValidator(_no_bool), BeforeValidator(parse_size), Field(gt=0)]
+Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
+OpenFraction = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)]
+ParametrizationKind = Literal["standard", "mup", "completep"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def section(cls: type) -> Any:
+    """A frozen, strict part of the schema; the strings under its fields become descriptions."""
+    strict = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    return pydantic_dataclass(frozen=True, kw_only=True, config=strict)(cls)
