@@ -54,17 +54,14 @@ def write_khop_report(folder: Path, out: Path, only: Collection[str] | None = No
 def errors_by_k(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a shape and budget, deepest first: means over seeds of loss and of the errors by k."""
     rows: list[dict[str, Any]] = []
-    for key, group in runs.groupby(["family", "shape", "n_layers", "tokens", "flops"]):
-        family, shape, n_layers, tokens, flops = key
+    for _, group in runs.groupby(["family", "shape", "tokens"]):
+        first = group.iloc[0]
         errors = pd.DataFrame(list(group["val_errors"])).mean()
         rows.append(
             {
-                "family": family,
-                "shape": shape,
-                "n_layers": int(n_layers),
+                **{key: first[key] for key in ("family", "shape")},
+                **{key: int(first[key]) for key in ("n_layers", "tokens", "flops")},
                 "seeds": len(group),
-                "tokens": int(tokens),
-                "flops": int(flops),
                 "nats": float(group["loss_nats_per_token"].mean()),
                 **{str(k): float(share) for k, share in errors.items()},
             }

@@ -21,7 +21,7 @@ from slm.errors import DataError
 from slm.schema import DataConfig
 from slm.schema.data import FILE_SOURCES
 
-HUB_TIMEOUT_SECONDS = 10.0
+HUB_TIMEOUT_SECONDS = 5.0
 SAMPLE_BY = {"file": "document", "paragraph": "paragraph", "line": "line"}
 SHOWN_CHARACTERS = 40
 
@@ -193,11 +193,8 @@ class Rows:
                     f"{path}: byte {offset:,} is not UTF-8; convert the file, for example with "
                     "iconv -f LATIN1 -t UTF-8"
                 )
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-        return DataError(f"{self._origin()}: not readable after row {self._row:,} ({reason})")
+        said = f"not readable after row {self._row:,} ({_reason(error)})"
+        return DataError(f"{self._origin()}: {said}")
 
     def _origin(self) -> str:
         if not self._files:
@@ -219,9 +216,19 @@ def _file_stream(config: DataConfig, part: str, patterns: Sequence[str]) -> Rows
 def _load(builder: str, files: Sequence[Path], **options: Any) -> Any:
     from datasets import load_dataset
 
-    return load_dataset(
-        builder, data_files=list(map(str, files)), split="train", streaming=True, **options
-    )
+    try:
+        return load_dataset(
+            builder, data_files=list(map(str, files)), split="train", streaming=True, **options
+        )
+    except Exception as error:  # a reader that looks into its first file may raise anything
+        raise DataError(f"{files[0]}: not readable as {builder} ({_reason(error)})") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what lies at the bottom of an error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _first_bad_byte(path: Path) -> int | None:
@@ -246,8 +253,8 @@ def _hub_stream(config: DataConfig, part: str, split: str | None) -> Rows:
             config.repo, config.subset, split=split, revision=config.revision, streaming=True
         )
     except Exception as error:  # anything from a missing split to a network that went away
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{where} subset={config.subset} split={split}: {reason}") from error
+        place = f"{where} subset={config.subset or 'null'} split={split}"
+        raise DataError(f"{place}: {_reason(error)}") from error
     return Rows(dataset, config, part, column=config.column)
 
 

@@ -162,7 +162,8 @@ class LibraryTokenizer(Tokenizer):
         return [*pieces, text[start:]]
 
     def decode(self, ids: Ids) -> str:
-        return self._library.decode(np.asarray(ids).tolist())
+        ids = np.asarray(ids)
+        return self._library.decode(ids[ids != self.eot_id].tolist())
 
     def count_bytes(self, ids: Ids) -> int:
         ids = np.asarray(ids)

@@ -12,7 +12,7 @@ from rich.table import Table
 from slm.data.library_files import open_library
 from slm.data.tokenizer import LibraryTokenizer, Tokenizer
 from slm.errors import ConfigError, Problem
-from slm.evaluation.perplexity import Score, check_windows, score_texts, total
+from slm.evaluation.perplexity import Score, score_texts, total
 from slm.evaluation.texts import read_texts
 from slm.loading import load_model, load_tokenizer_of
 from slm.model.transformer import Transformer
@@ -31,7 +31,6 @@ def evaluate_text(given: Mapping[str, str]) -> list[Score]:
     model, tokenizer = _opened(given)
     window = int(given.get("window", model.shape.seq_len))
     stride = int(given.get("stride", max(1, window // 2)))
-    check_windows(window, stride)
     texts = read_texts(
         given["text"], document=given.get("document", "file"), column=given.get("column", "text")
     )

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from slm.data.tokenizer import Tokenizer
 from slm.errors import ConfigError, Problem
 from slm.model.loss import IGNORED, token_nats
+from slm.model.transformer import Transformer
 
 BATCH_TOKENS = 16_384
 
@@ -79,7 +80,7 @@ def total(scores: Iterable[Score]) -> Score:
 
 
 def score_texts(
-    model: nn.Module,
+    model: Transformer,
     tokenizer: Tokenizer,
     texts: Iterable[tuple[str, str]],
     *,
@@ -93,9 +94,9 @@ def score_texts(
     its first token is not scored, as in most published figures.
 
     Raises:
-        ConfigError: unless 2 <= window and 1 <= stride < window.
+        ConfigError: unless 1 <= stride < window <= model.seq_len.
     """
-    check_windows(window, stride)
+    _check_windows(window, stride, model.shape.seq_len)
     names, sizes, documents = [], [], []
     for name, text in texts:
         (ids,) = tokenizer.encode_batch([text])
@@ -130,7 +131,7 @@ def windows_of(document: int, ids: NDArray[np.int64], window: int, stride: int) 
 
 
 @torch.inference_mode()
-def _nats(model: nn.Module, batch: list[Window]) -> NDArray[np.float64]:
+def _nats(model: Transformer, batch: list[Window]) -> NDArray[np.float64]:
     """Sum of nats over the scored tokens of each window."""
     width = max(len(w.tokens) for w in batch) - 1
     inputs = torch.zeros((len(batch), width), dtype=torch.int64)  # padding follows what is scored
@@ -146,11 +147,12 @@ def _nats(model: nn.Module, batch: list[Window]) -> NDArray[np.float64]:
     return nats.double().sum(1).cpu().numpy()
 
 
-def check_windows(window: int, stride: int) -> None:
+def _check_windows(window: int, stride: int, seq_len: int) -> None:
     problems = []
-    if window < 2:
-        problems.append(Problem("window", window, "a window predicts at least one token", "2"))
-    if not 1 <= stride < max(window, 2):
+    if not 2 <= window <= seq_len:
+        rule = f"must be 2 to {seq_len}, the seq_len that the model was made for"
+        problems.append(Problem("window", window, rule, f"nearest: {min(max(window, 2), seq_len)}"))
+    elif not 1 <= stride < window:
         rule = f"must be at least 1 and less than window={window}"
         problems.append(Problem("stride", stride, rule, f"for example {max(1, window // 2)}"))
     if problems:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from slm.app import Composer, config_of, register_schema
+from slm.data.library_files import train_bpe
 from slm.run_spec import RunSpec, resolve
 from slm.schema import Config
 from slm.sweeps.plan import rung_mismatch
@@ -24,6 +26,12 @@ COMPANIONS = {
     ("family", "tied_deeper"): ["model=d512"],
     ("family", "untied"): ["model=d512"],
     ("study", "sub1b"): ["size=125m"],
+    ("data", "text_files"): [f"data.files=[{ROOT}/*.md]"],
+    ("data", "jsonl"): [f"data.files=[{ROOT}/*.md]"],  # read when it is prepared, not before
+    ("data", "parquet"): [f"data.files=[{ROOT}/*.md]"],
+    ("data", "hub"): ["data.repo=owner/name", f"data.revision={'0' * 40}"],
+    ("tokenizer", "file"): ["tokenizer.path={tokenizer}"],
+    ("tokenizer", "symbols"): ["data=khop"],
     ("ladder", "sub1b"): ["size=125m", "model.seq_len=2048"],
 }
 
@@ -59,8 +67,11 @@ def composer(study: str) -> Composer:
 
 
 @pytest.mark.parametrize(("group", "option"), options())
-def test_each_option_is_a_valid_run(group: str, option: str) -> None:
-    config = composed(f"{group}={option}", *COMPANIONS.get((group, option), []))
+def test_each_option_is_a_valid_run(group: str, option: str, tmp_path: Path) -> None:
+    if option == "file":
+        train_bpe(["some text"], 258).save(str(tmp_path / "tokenizer.json"))
+    companions = [c.format(tokenizer=tmp_path) for c in COMPANIONS.get((group, option), [])]
+    config = composed(f"{group}={option}", *companions)
     spec = resolve(config)
     assert isinstance(spec, RunSpec) and spec.steps > 0
 

@@ -47,9 +47,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make(
-    tiny_config: Callable[..., Config], tmp_path: Path, corpus: Path
-) -> Callable[..., Config]:
+def make(tiny_config: Callable[..., Config], tmp_path: Path, corpus: Path) -> Callable[..., Config]:
     """make(cache="a", data={...}) -> a config of the corpus of text files."""
 
     def config(cache: str = "cache", **changes: Any) -> Config:
@@ -111,7 +109,9 @@ def test_shards_hold_whole_documents_and_are_read_in_order(
     make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = np.concatenate(prepare(make("one")).split("train"))
-    monkeypatch.setattr(SplitWriter.__init__, "__kwdefaults__", {"shard_tokens": 50_000, "point": None})
+    monkeypatch.setattr(
+        SplitWriter.__init__, "__kwdefaults__", {"shard_tokens": 50_000, "point": None}
+    )
     data = prepare(make("many"))
     shards = data.split("train")
     assert len(shards) > 5

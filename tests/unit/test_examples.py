@@ -1,0 +1,108 @@
+"""The same tokens at (seed, step) for every way of dividing the work, and every token once an epoch."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from slm.data.datamodule import GlobalBatches, StepsFrom
+from slm.data.examples import (
+    Examples,
+    KHopExamples,
+    TextExamples,
+    TrainingWindows,
+    ValidationWindows,
+)
+from slm.data.khop import IGNORED, KHop
+from slm.data.order import rows_of_rank
+from slm.data.shards import PreparedData
+
+SEQ_LEN, BATCH = 32, 12
+
+
+@pytest.fixture(params=["text", "khop"])
+def examples(request: pytest.FixtureRequest, prose: PreparedData) -> Examples:
+    if request.param == "khop":
+        return KHopExamples(KHop(4, 4, SEQ_LEN), 320)
+    return TextExamples(prose, SEQ_LEN, 1024)
+
+
+def steps_of(
+    examples: Examples, world_size: int, micro_batches: int, workers: int, steps: range
+) -> list[torch.Tensor]:
+    """Global batches put together again from what each process gets in each micro-batch."""
+    loaders = [
+        DataLoader(
+            GlobalBatches(examples, 5, BATCH, rank, world_size),
+            batch_size=None,
+            sampler=StepsFrom(steps.start, steps.stop),
+            num_workers=workers,
+        )
+        for rank in range(world_size)
+    ]
+    whole = []
+    for shares in zip(*loaders, strict=True):
+        micro = [m for share in shares for m in share.split(len(share) // micro_batches)]
+        whole.append(torch.cat(micro))
+    return whole
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_tokens_for_every_division_of_the_work(examples: Examples, workers: int) -> None:
+    expected = [torch.from_numpy(examples.batch(5, s, BATCH, slice(0, BATCH))) for s in range(4)]
+    for world_size, micro_batches in product((1, 2, 3, 4), (1, 2, 4)):
+        if BATCH // world_size % micro_batches:
+            continue  # the configuration refuses it: a micro-batch divides its share
+        got = steps_of(examples, world_size, micro_batches, workers, range(4))
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+        resumed = steps_of(examples, world_size, micro_batches, workers, range(2, 4))
+        assert all(torch.equal(a, b) for a, b in zip(resumed, expected[2:], strict=True))
+
+
+def test_rows_are_divided_whole_and_evenly() -> None:
+    for n_rows, world_size in product((1, 7, 12), (1, 2, 3, 4, 5)):
+        shares = [range(n_rows)[rows_of_rank(n_rows, r, world_size)] for r in range(world_size)]
+        assert [row for share in shares for row in share] == list(range(n_rows))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_every_token_of_an_epoch_once_and_epochs_differ(prose: PreparedData) -> None:
+    seq_len, batch = 1024, 16
+    examples = TextExamples(prose, seq_len, 1024)
+    stream = np.concatenate(prose.split("train"))
+    n = examples.train_sequences
+    steps = -(-2 * n // batch)
+    targets = np.concatenate(
+        [examples.batch(1, step, batch, slice(0, batch))[:, 1] for step in range(steps)]
+    )
+    orders = []
+    starts_of = {
+        window.tobytes(): index
+        for index, window in enumerate(stream[1 : 1 + n * seq_len].astype(np.int64).reshape(n, -1))
+    }
+    for epoch in (targets[:n], targets[n : 2 * n]):
+        orders.append([starts_of[window.tobytes()] for window in epoch])
+        assert sorted(orders[-1]) == list(range(n))
+    assert np.mean(np.array(orders[0]) == np.array(orders[1])) < 0.02
+
+
+def test_windows_of_several_shards() -> None:
+    shards = [np.arange(11, dtype=np.uint16), np.arange(100, 108, dtype=np.uint16)]
+    windows = TrainingWindows(shards, seq_len=3)
+    assert len(windows) == 3 + 2
+    assert windows.gather(np.array([2, 3])).tolist() == [[6, 7, 8, 9], [100, 101, 102, 103]]
+
+
+def test_validation_scores_every_token_but_the_first_once() -> None:
+    stream = np.arange(50, 61, dtype=np.uint16)
+    windows = ValidationWindows(stream, seq_len=4)
+    pairs = [windows[i] for i in range(len(windows))]
+    targets = [t for _, row in pairs for t in row.tolist() if t != IGNORED]
+    assert targets == stream[1:].tolist()
+    for inputs, wanted in pairs:
+        scored = wanted != IGNORED
+        assert (inputs[scored] + 1 == wanted[scored]).all()
