@@ -89,6 +89,21 @@ class TrainingWindows:
         self._ends = np.cumsum([max(0, (len(shard) - 1) // seq_len) for shard in shards])
         self._before = np.concatenate([[0], self._ends[:-1]])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A loader's process that is spawned opens memory maps anew instead of copying the corpus."""
+        reopened = [
+            (shard.filename, shard.dtype) if isinstance(shard, np.memmap) else shard
+            for shard in self._shards
+        ]
+        return {**self.__dict__, "_shards": reopened}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._shards = [
+            np.memmap(shard[0], dtype=shard[1], mode="r") if isinstance(shard, tuple) else shard
+            for shard in self._shards
+        ]
+
     def __len__(self) -> int:
         return int(self._ends[-1])
 
