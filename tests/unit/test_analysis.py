@@ -16,6 +16,7 @@ import pytest
 from analysis.__main__ import main
 from analysis.fits import fit_power_law
 from analysis.inference import holm, paired_differences
+from analysis.khop import write_khop_report
 from analysis.report import write_report
 from analysis.runs import load_runs
 from slm.errors import DataError
@@ -265,3 +266,40 @@ def test_one_family_is_reported_without_a_comparison(
     write_report(tmp_path / "runs", tmp_path / "out")
     assert "nothing can be compared" in (tmp_path / "out" / "report.md").read_text()
     assert asdict(run.result())["family"] == "deep"  # type: ignore[arg-type]
+
+
+def test_runs_of_other_validation_sets_are_pooled_only_when_told_to(
+    written: Callable[..., RunDirectory], tmp_path: Path
+) -> None:
+    for tokens in (512, 1024):
+        written("deep", 100, tokens, 2.0)
+    written("deep", 100, 1536, 2.0, val_fingerprint="other")
+    apart = load_runs(tmp_path / "runs")
+    assert len(apart.table) == 2
+    assert any("--pool-validation-sets" in warning for warning in apart.warnings)
+    pooled = load_runs(tmp_path / "runs", pool_validation_sets=True)
+    assert len(pooled.table) == 3 and not pooled.dropped
+    assert any("differ in val_fingerprint" in warning for warning in pooled.warnings)
+
+
+def test_the_khop_report_names_the_family_that_follows_more_hops(
+    written: Callable[..., RunDirectory],
+    tiny_spec: Callable[..., RunSpec],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shapes = {"deep": {"n_layers": 6, "d_model": 64}, "wide": {"n_layers": 2, "d_model": 112}}
+    for seed, (family, error) in enumerate(
+        [("deep", 0.0), ("wide", 0.2), ("deep", 0.1), ("wide", 0.3)]
+    ):
+        shape = {**tiny_spec().shape.as_dict(), **shapes[family]}
+        written(
+            family, 100, 1024 * (1 + seed), 1.0, seed=seed // 2, shape=shape, tokens=1024,
+            flops=10, run_id=f"{family}{seed}", val_errors={"k=1": 0.0, "k=2": error},
+        )  # fmt: skip
+    write_khop_report(tmp_path / "runs", tmp_path / "report")
+    said = capsys.readouterr().out
+    assert "deep errs in 5.00% and wide in 25.00%" in said and "depth shows" in said
+    saved = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert [shape["k=2"] for shape in saved["shapes"]] == pytest.approx([0.05, 0.25])
+    assert "k=2" in (tmp_path / "report" / "report.md").read_text()

@@ -109,3 +109,29 @@ def test_defaults_lack_only_a_budget_and_a_shape() -> None:
 )
 def test_overrides_reach_the_schema(argument: str, passed_on: str) -> None:
     assert let_through(argument, ROOT / "conf") == passed_on
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"data": {"source": "jsonl"}}, r"data\.files=null: is needed for data\.source=jsonl"),
+        ({"data": {"files": ["a.txt"]}}, r"data\.files=.*is not read by data\.source=prose"),
+        ({"data": {"source": "hub"}}, r"data\.repo=null: is needed"),
+        (
+            {"data": {"source": "hub", "repo": "owner/name", "revision": "main"}},
+            r"data\.revision=main: must be a commit",
+        ),
+        ({"data": {"new_document": "("}}, r"data\.new_document=\(: is not a regular expression"),
+        ({"tokenizer": {"kind": "file"}}, r"tokenizer\.path=null: is needed for kind=file"),
+        ({"tokenizer": {"path": "x"}}, r"tokenizer\.path=x: is read by kind=file alone"),
+        (
+            {"tokenizer": {"kind": "bpe", "vocab_size": 100}},
+            r"tokenizer\.vocab_size=100: .*nearest: 257",
+        ),
+    ],
+)
+def test_data_and_tokenizer_must_go_together(
+    tiny_config: Callable[..., Config], changes: dict[str, object], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        tiny_config(**changes)
