@@ -14,7 +14,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from analysis.runs import collect_runs
+from analysis.runs import load_runs
 from slm.errors import DataError
 from slm.files import write_json, write_text
 
@@ -25,15 +25,15 @@ def write_khop_report(folder: Path, out: Path, only: Collection[str] | None = No
     Raises:
         DataError: if there are none.
     """
-    runs, dropped = collect_runs(folder, only)
-    runs = runs[runs["val_errors"].notna()]
+    loaded = load_runs(folder, only)
+    runs = loaded.table[loaded.table["val_errors"].notna()]
     if runs.empty:
         raise DataError(f"{folder}: no finished run of data=khop; try python sweep.py study=khop")
     table = errors_by_k(runs)
     said = verdict(runs)
     out.mkdir(parents=True, exist_ok=True)
     rows = table.to_dict(orient="records")
-    content = {"runs": len(runs), "dropped": dict(dropped), "shapes": rows, "verdict": said}
+    content = {"runs": len(runs), "dropped": dict(loaded.dropped), "shapes": rows, "verdict": said}
     write_json(out / "results.json", content)
     headings, cells = _shown(table)
     lines = [
@@ -73,14 +73,18 @@ def verdict(runs: pd.DataFrame) -> str:
     """Whether the deepest family beats the widest where both saw the same tokens."""
     depth = runs.groupby("family")["n_layers"].mean().sort_values()
     deep, wide = str(depth.index[-1]), str(depth.index[0])
-    if deep == wide:
-        return f"One family, {deep}: nothing to compare."
-    last = runs[runs["tokens"] == runs["tokens"].max()].set_index("seed")
+    common = runs[runs["family"].isin([deep, wide])].groupby("tokens")["family"].nunique()
+    shared = common[common == 2].index
+    if not len(shared):
+        return "No two families were trained on the same tokens: nothing to compare."
+    last = runs[runs["tokens"] == shared.max()].set_index("seed")
     hardest = max(last["val_errors"].iloc[0], key=lambda k: int(k.removeprefix("k=")))
     error = last["val_errors"].map(lambda errors: errors[hardest])
     pairs = pd.DataFrame(
         {name: error[last["family"] == name].groupby(level=0).mean() for name in (deep, wide)}
     ).dropna()
+    if pairs.empty:
+        return f"{deep} and {wide} share no seed: nothing to compare."
     better = int((pairs[deep] < pairs[wide]).sum())
     reading = "depth shows" if better == len(pairs) else "depth does not show in every seed"
     return (

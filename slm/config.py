@@ -20,12 +20,13 @@ from slm.errors import ConfigError, Problem
 from slm.schema import (
     BudgetConfig,
     Config,
+    DataConfig,
     ModelConfig,
     ScheduleConfig,
     TokenizerConfig,
     field_descriptions,
 )
-from slm.schema.data import FILE_SOURCES
+from slm.schema.data import FILE_SOURCES, READ_BY_SOURCE
 
 COMMIT = re.compile("[0-9a-f]{40}")
 MIN_BPE = 257  # every byte, and end-of-text
@@ -185,17 +186,18 @@ def _check_tokenizer(tokenizer: TokenizerConfig) -> Iterator[Problem]:
 
 def _check_data(config: Config) -> Iterator[Problem]:
     data, is_task = config.data, config.data.source == "khop"
-    needed = {"files": data.source in FILE_SOURCES, "repo": data.source == "hub"}
-    for key, is_needed in needed.items():
+    needed = "files" if data.source in FILE_SOURCES else "repo" if data.source == "hub" else None
+    if needed and not getattr(data, needed) and data.prepared is None:
+        example = "data.files=[corpus/*.txt]" if needed == "files" else "data.repo=owner/name"
+        rule = f"is needed for data.source={data.source}"
+        yield Problem(f"data.{needed}", None, rule, f"for example {example}")
+    for key in sorted({key for keys in READ_BY_SOURCE.values() for key in keys}):
         value = getattr(data, key)
-        if is_needed and not value:
-            example = "for example data.files=[corpus/*.txt]" if key == "files" else "owner/name"
-            yield Problem(f"data.{key}", None, f"is needed for data.source={data.source}", example)
-        if not is_needed and value:
+        if key not in READ_BY_SOURCE[data.source] and value != getattr(DataConfig(), key):
+            readers = ", ".join(source for source, keys in READ_BY_SOURCE.items() if key in keys)
+            shown = list(value) if isinstance(value, tuple) else value
             rule = f"is not read by data.source={data.source}"
-            yield Problem(
-                f"data.{key}", value, rule, "choose data=text_files, jsonl, parquet or hub"
-            )
+            yield Problem(f"data.{key}", shown, rule, f"data={readers} reads it")
     is_on_hub = data.source == "hub" and data.repo and not Path(data.repo).is_dir()
     if is_on_hub and not COMMIT.fullmatch(data.revision or ""):
         rule = "must be a commit of the dataset, 40 hexadecimal digits, so that it cannot change"

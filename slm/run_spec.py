@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from slm.architecture.compute import flop_equivalent_params, training_flops_per_token
@@ -73,7 +74,7 @@ class RunSpec:
         asked = self.config.schedule.warmup_fraction * self.tokens
         return min(asked, flop_equivalent_params(self.flops_per_token))
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """The scientific config: all that can change the result, and nothing else.
 

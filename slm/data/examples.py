@@ -155,7 +155,7 @@ class TextExamples:
                 f"{data.folder}: {tokens:,} training tokens hold no sequence of model.seq_len={seq_len}; "
                 "use a shorter one or more text"
             )
-        stream = np.concatenate(data.split("val"))[: None if val_tokens is None else val_tokens + 1]
+        stream = _beginning(data.split("val"), None if val_tokens is None else val_tokens + 1)
         self.val = ValidationSet(
             windows=ValidationWindows(stream, seq_len),
             tokens=len(stream) - 1,
@@ -171,6 +171,18 @@ class TextExamples:
         chosen = sequences_of_step(seed, step, batch_sequences, len(self._windows), rows)
         windows = self._windows.gather(chosen)
         return np.stack([windows[:, :-1], windows[:, 1:]], axis=1)
+
+
+def _beginning(shards: Sequence[NDArray[Any]], tokens: int | None) -> NDArray[Any]:
+    """The first tokens of a split, or all, in memory."""
+    parts, left = [], tokens
+    for shard in shards:
+        part = np.array(shard[:left])
+        parts.append(part)
+        left = None if left is None else left - len(part)
+        if left == 0:
+            break
+    return np.concatenate(parts)
 
 
 class KHopExamples:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from slm.errors import DataError
+from slm.schema import TokenizerConfig
 
 END_OF_TEXT = "<|endoftext|>"
 USUAL_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<s>", "<|begin_of_text|>")
@@ -24,7 +28,10 @@ def open_library(path: Path) -> Any:
     files = files_of(path)
     try:
         if len(files) == 1:
-            return Tokenizer.from_file(str(files[0]))
+            library = Tokenizer.from_file(str(files[0]))
+            library.no_padding()  # a tokenizer of a chat model may come with either
+            library.no_truncation()
+            return library
         vocabulary, merges = map(str, files)
         library = Tokenizer(models.BPE.from_file(vocabulary, merges))
     except Exception as error:  # the library raises nothing narrower
@@ -53,6 +60,37 @@ def files_of(path: Path) -> list[Path]:
         f"tokenizer.path={path}: holds no tokenizer; give a tokenizer.json, or a folder with one or "
         "with one vocab.json and one merges.txt"
     )
+
+
+@dataclass(frozen=True)
+class KnownFile:
+    """What a run's identity and shape need of a tokenizer's file."""
+
+    vocab_size: int
+    eot_id: int
+    content: str
+    """Hash of what the tokenizer does, the same in either format."""
+
+
+def known_file(config: TokenizerConfig) -> KnownFile:
+    """Facts of a tokenizer's file, read once a process as long as it does not change.
+
+    Raises:
+        DataError: if it is not there or not a tokenizer.
+    """
+    assert config.path is not None, "load_config sees to it"
+    path = Path(config.path)
+    stamps = tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files_of(path))
+    return _known(path, config.end_of_text, stamps)
+
+
+@lru_cache
+def _known(path: Path, end_of_text: str | None, stamps: tuple[object, ...]) -> KnownFile:
+    library = open_library(path)
+    vocabulary = library.get_vocab(with_added_tokens=True)
+    content = hashlib.sha256(library.to_str().encode()).hexdigest()
+    eot_id = vocabulary[end_of_text_of(vocabulary, end_of_text)]
+    return KnownFile(max(vocabulary.values()) + 1, eot_id, content)
 
 
 def end_of_text_of(vocabulary: Mapping[str, int], asked: str | None) -> str:

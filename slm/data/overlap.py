@@ -1,8 +1,7 @@
 """How much of the validation text is in the training text too: the share of its 13-grams of words.
 
 Words are runs of letters, digits and bytes beyond ASCII, without case. They are hashed by a
-polynomial modulo 2^64 and so are 13 of them in a row, in numpy over whole blocks of tokens; memory is
-a few times that of the validation text.
+polynomial modulo 2^64 and so are 13 of them in a row, in numpy over whole blocks of tokens.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from slm.data.shards import PreparedData
 WORDS = 13  # as in GPT-3's check for contamination (2005.14165, appendix C)
 BLOCK_TOKENS = 1 << 22
 FILTER_BITS = 24
+WORD_BYTES = 64
+MAX_TOKENS = 1 << 26  # of validation; of more, a part of the 13-grams is looked at
 BASE = np.uint64(0xD6E8FEB86659FD93)  # odd, so that it has an inverse modulo 2^64
 Hashes = NDArray[np.uint64]
 
@@ -26,9 +27,13 @@ Hashes = NDArray[np.uint64]
 def validation_overlap(data: PreparedData) -> dict[str, Any]:
     """`ngrams` of the validation split, and the `share` of them that training holds too.
 
-    A document of fewer than 13 words has none. `share` is None if no document has any.
+    A document of fewer than 13 words has none. `share` is None if no document has any. Of a very large
+    validation split those n-grams count whose hashes are small, which are a random part of them.
     """
-    val = np.concatenate([np.zeros(0, np.uint64), *_ngrams_of_split(data, "val")])
+    part = min(1.0, MAX_TOKENS / data.manifest["splits"]["val"]["tokens"])
+    limit = np.uint64(min(int(part * 2**64), 2**64 - 1))
+    sampled = [ngrams[ngrams <= limit] for ngrams in _ngrams_of_split(data, "val")]
+    val = np.concatenate([np.zeros(0, np.uint64), *sampled])
     distinct, counts = np.unique(val, return_counts=True)
     found = np.zeros(len(distinct), dtype=bool)
     is_possible = np.zeros(1 << FILTER_BITS, dtype=bool)
@@ -79,14 +84,12 @@ def ngrams_of(documents: list[bytes]) -> Hashes:
 
 
 def _word_hashes(text: NDArray[np.uint8], starts: NDArray[np.int64], ends: Any) -> Hashes:
-    """sum of byte * BASE^(its place from the word's end), for each word."""
-    longest = int((ends - starts).max(initial=0))
-    hashes = np.zeros(len(starts), dtype=np.uint64)
-    for place in range(longest):
-        inside = starts + place < ends
-        if place and not inside.all():
-            alive = np.flatnonzero(inside)
-            hashes[alive] = hashes[alive] * BASE + text[starts[alive] + place]
-        else:
-            hashes = hashes * BASE + text[starts + place]
+    """A hash of each word: of its length and of its first bytes, so that none costs more than others."""
+    hashes = (ends - starts).astype(np.uint64)
+    alive = np.arange(len(starts))
+    for place in range(WORD_BYTES):
+        alive = alive[starts[alive] + place < ends[alive]]
+        if not len(alive):
+            break
+        hashes[alive] = hashes[alive] * BASE + text[starts[alive] + place]
     return mix(hashes)

@@ -9,6 +9,7 @@ on threads, interruptions or the machine.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import sqlite3
@@ -24,12 +25,20 @@ from slm.data.content import (
     asked_for,
     content_of,
     corpus_settings,
+    manifest_of,
     tokenizer_identity,
 )
 from slm.data.corpora import Census, KeptDocuments, Parts, Seen, count, expected_cut
-from slm.data.encoding import PROGRESS, Done, Encoder
+from slm.data.encoding import SPLITS, Done, Encoder
 from slm.data.overlap import validation_overlap
-from slm.data.shards import PreparedData, SplitWriter, open_prepared, token_dtype
+from slm.data.shards import (
+    Incomplete,
+    PreparedData,
+    SplitWriter,
+    expected_hashes,
+    open_prepared,
+    token_dtype,
+)
 from slm.data.sources import open_parts
 from slm.data.tokenizer import (
     FILE_NAME,
@@ -60,6 +69,8 @@ def prepare(
         DataError: if the corpus cannot be read, the disk is full, or a shard fails its checksum.
     """
     folder = prepared_folder(config)
+    if (folder / MANIFEST).exists():
+        return open_prepared(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.parent / f".{folder.name}.lock"
     with waiting_lock(lock, lambda: announce(f"waiting for another process to prepare {folder}")):
@@ -77,6 +88,9 @@ def prepared_folder(config: Config) -> Path:
     Raises:
         DataError: if the corpus or the tokenizer's file is not there.
     """
+    if config.data.prepared is not None:
+        manifest_of(config)
+        return Path(config.data.prepared)
     tokenizer = config.tokenizer
     what = [corpus_settings(config.data), content_of(config), tokenizer_identity(config)]
     size = tokenizer.vocab_size if tokenizer.kind == "bpe" else ""
@@ -98,32 +112,44 @@ def _full_disk_told(folder: Path) -> Iterator[None]:
 
 
 def _make(config: Config, folder: Path, announce: Announce, progress: bool) -> None:
-    start_seconds = time.perf_counter()
     partial = folder.with_name(f".{folder.name}.partial")
-    partial.mkdir(exist_ok=True)
-    seconds_before = Done.saved_at(partial / PROGRESS).seconds
-    parts = open_parts(config.data)
-    census = _census(config, parts, partial)
-    _check_space(config, census, partial)
-    tokenizer = _tokenizer(config, parts, census, partial, announce)
-    with _progress_bar(config, census, progress) as show:
-        encoder = Encoder(
-            partial,
-            tokenizer,
-            workers=config.data.workers or os.cpu_count() or 1,
-            max_train_tokens=config.data.max_train_tokens,
-            show=show,
-        )
-        _encode(config, parts, census, encoder, announce)
-    splits = _finished_splits(partial, tokenizer, encoder.done)
-    manifest = _manifest(config, tokenizer, splits, encoder.done, file_hash(partial / FILE_NAME))
-    manifest["overlap"] = validation_overlap(PreparedData(partial, manifest))
-    manifest["wall_seconds"] = round(seconds_before + time.perf_counter() - start_seconds, 2)
-    write_json(partial / MANIFEST, manifest)
-    for leftover in (CENSUS, PROGRESS):
-        (partial / leftover).unlink()
+    try:
+        _make_partial(config, partial, announce, progress)
+    except Incomplete as error:
+        announce(f"starting over: {error}")
+        shutil.rmtree(partial)
+        _make_partial(config, partial, announce, progress)
     shutil.rmtree(folder, ignore_errors=True)  # a folder without a manifest is not a preparation
     partial.rename(folder)
+
+
+def _make_partial(config: Config, partial: Path, announce: Announce, progress: bool) -> None:
+    """Everything up to the manifest, which comes last; what it does not name is removed then."""
+    partial.mkdir(exist_ok=True)
+    if not (partial / MANIFEST).exists():
+        start_seconds = time.perf_counter()
+        content = content_of(config)
+        parts = open_parts(config.data)
+        census = _census(config, parts, partial)
+        _check_space(config, census, partial)
+        tokenizer = _tokenizer(config, parts, census, partial, announce)
+        with _progress_bar(config, census, progress) as show:
+            workers = config.data.workers or os.cpu_count() or 1
+            limit = config.data.max_train_tokens
+            encoder = Encoder(
+                partial, tokenizer, workers=workers, max_train_tokens=limit, show=show
+            )
+            seconds_before = encoder.done.seconds
+            _encode(config, parts, census, encoder, announce)
+        manifest = _manifest(config, partial, tokenizer, encoder.done)
+        if content_of(config) != content:
+            raise DataError("the corpus changed while it was read; run again")
+        seconds = seconds_before + time.perf_counter() - start_seconds
+        write_json(partial / MANIFEST, {**manifest, "wall_seconds": round(seconds, 2)})
+    named = {MANIFEST, *dict(expected_hashes(read_json(partial / MANIFEST)))}
+    for path in partial.iterdir():
+        if path.name not in named:
+            path.unlink()
 
 
 def _census(config: Config, parts: Parts, partial: Path) -> Census:
@@ -138,7 +164,7 @@ def _census(config: Config, parts: Parts, partial: Path) -> Census:
     if data.source == "hub":
         census = Census({"hub": expected_cut(data.val_fraction)})
     else:
-        census = count(parts, data.val_fraction)
+        census = count(parts, data.val_fraction, to_the_end=data.max_train_tokens is None)
         _check_documents(data, census)
     write_json(path, asdict(census))
     return census
@@ -149,7 +175,8 @@ def _check_documents(data: DataConfig, census: Census) -> None:
     for part, distinct in census.distinct.items():
         where = ", ".join(places[part]) or f"data.source={data.source}"
         if not distinct:
-            raise DataError(f"{where}: no text in there")
+            other = " that is not in data.val_files" if part == "train" else ""
+            raise DataError(f"{where}: no text in there{other}")
         if part == "all" and distinct == 1:
             raise DataError(
                 f"{where}: one document, so none can be held out; name others as data.val_files, or "
@@ -159,12 +186,14 @@ def _check_documents(data: DataConfig, census: Census) -> None:
 
 def _check_space(config: Config, census: Census, partial: Path) -> None:
     """An estimate before work is done: a token for two bytes of text with a bpe, else for one."""
-    if census.text_bytes is None or census.documents is None:
-        return
-    has_merges = config.tokenizer.kind in {"bpe", "file"}
-    token_bytes = 4 if config.tokenizer.kind == "file" else 2
-    needed = census.text_bytes * token_bytes // (2 if has_merges else 1)
-    needed += census.documents * BYTES_PER_INDEX_ENTRY
+    text_tokens = math.inf
+    if census.text_bytes is not None:
+        text_tokens = census.text_bytes / (2 if config.tokenizer.kind in {"bpe", "file"} else 1)
+    tokens = min(text_tokens, config.data.max_train_tokens or math.inf)
+    if tokens == math.inf:
+        return  # of the hub's, nobody knows
+    needed = tokens * (4 if config.tokenizer.kind == "file" else 2)
+    needed += (census.documents or 0) * BYTES_PER_INDEX_ENTRY
     free = shutil.disk_usage(partial).free + sum(p.stat().st_size for p in partial.iterdir())
     if needed > free:
         raise DataError(
@@ -205,14 +234,32 @@ def _texts(documents: KeptDocuments, limit_bytes: int) -> Iterator[str]:
 def _encode(
     config: Config, parts: Parts, census: Census, encoder: Encoder, announce: Announce
 ) -> None:
-    state = encoder.done.state
-    if state is not None:
-        announce(f"going on after {state['read']:,} documents")
-    seen = Seen(encoder.folder / "seen.sqlite", documents=0 if state is None else state["read"])
-    repeated = seen if config.data.deduplicate else None
-    with closing(seen), closing(encoder):
-        encoder.run(KeptDocuments(parts, census.cuts, repeated, state), seen)
-    seen.discard()
+    with closing(encoder):
+        if encoder.done.complete:
+            return
+        state = encoder.done.state
+        if state is not None:
+            announce(f"going on after {state['read']:,} documents")
+        seen = _seen(encoder.folder / "seen.sqlite", state, config.data.deduplicate)
+        with closing(seen):
+            repeated = seen if config.data.deduplicate else None
+            encoder.run(KeptDocuments(parts, census.cuts, repeated, state), seen)
+
+
+def _seen(path: Path, state: dict[str, Any] | None, deduplicate: bool) -> Seen:
+    """The texts met before; a document that was kept is one of them."""
+    read = 0 if state is None else state["read"]
+    kept = read - sum(state["left_out"].values()) if state is not None and deduplicate else 0
+    try:
+        seen = Seen(path, documents=read)
+        is_whole = len(seen) == kept
+    except sqlite3.DatabaseError as error:
+        if "is full" in str(error):
+            raise
+        is_whole = False
+    if not is_whole:
+        raise Incomplete(f"{path} is not what it was when it was last saved")
+    return seen
 
 
 @contextmanager
@@ -245,29 +292,24 @@ def _finished_splits(partial: Path, tokenizer: Tokenizer, done: Done) -> dict[st
     train = SplitWriter(partial, "train", dtype, point=done.points["train"])
     unsorted = SplitWriter(partial, "unsorted", dtype, point=done.points["val"])
     val = SplitWriter(partial, "val", dtype)
-    unsorted.sort_into(val)
-    splits = {}
-    for split, writer in (("train", train), ("val", val)):
-        writer.close()
+    with closing(train), closing(unsorted), closing(val):
+        unsorted.sort_into(val)
+    for split in SPLITS:
         if not done.counts[split]["documents"]:
             raise DataError(
                 f"the corpus leaves the {split} split without documents; change data.val_fraction, or "
                 "name a validation split (data.val_files, data.val_split)"
             )
-        splits[split] = {**done.counts[split], "shards": writer.shards()}
-        writer.discard_ranks()
-    unsorted.close()
-    unsorted.discard()
-    return splits
+    writers = {"train": train, "val": val}
+    return {s: {**done.counts[s], "shards": writers[s].shards()} for s in SPLITS}
 
 
-def _manifest(
-    config: Config, tokenizer: Tokenizer, splits: dict[str, Any], done: Done, tokenizer_hash: str
-) -> dict[str, Any]:
+def _manifest(config: Config, partial: Path, tokenizer: Tokenizer, done: Done) -> dict[str, Any]:
+    splits = _finished_splits(partial, tokenizer, done)
+    tokenizer_hash = file_hash(partial / FILE_NAME)
     hashes = [shard["sha256"] for split in splits.values() for shard in split["shards"]]
     assert done.state is not None
-    end_of_text = tokenizer.end_of_text if isinstance(tokenizer, LibraryTokenizer) else None
-    return {
+    manifest = {
         "schema_version": SCHEMA_VERSION,
         "corpus": corpus_settings(config.data),
         "asked_for": asked_for(config.data),
@@ -275,9 +317,10 @@ def _manifest(
         "tokenizer": tokenizer_identity(config),
         "tokenizer_sha256": tokenizer_hash,
         "vocab_size": tokenizer.vocab_size,
-        "end_of_text": end_of_text,
+        "end_of_text": tokenizer.end_of_text if isinstance(tokenizer, LibraryTokenizer) else None,
         "dtype": token_dtype(tokenizer.vocab_size).str,
         "fingerprint": canonical_hash([tokenizer_hash, *hashes])[:16],
         "splits": splits,
         "left_out": done.state["left_out"],
     }
+    return {**manifest, "overlap": validation_overlap(PreparedData(partial, manifest))}

@@ -22,11 +22,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slm.data.content import MANIFEST
 from slm.data.tokenizer import FILE_NAME, Tokenizer, load_tokenizer
 from slm.errors import DataError
 from slm.files import file_hash, read_json, write_json
 
-MANIFEST = "manifest.json"
 VERIFIED = "verified.json"
 INDEX_DTYPE = np.dtype("<u8")
 SHARD_TOKENS = 1 << 26  # 128 MiB a file of uint16
@@ -74,7 +74,7 @@ def open_prepared(folder: Path) -> PreparedData:
     remedy = f"delete {folder} and prepare it anew"
     try:
         manifest = read_json(folder / MANIFEST)
-        expected = dict(_expected_hashes(manifest))
+        expected = dict(expected_hashes(manifest))
         dtype = np.dtype(manifest["dtype"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / MANIFEST}: not readable ({error}); {remedy}") from None
@@ -88,7 +88,8 @@ def open_prepared(folder: Path) -> PreparedData:
     return PreparedData(folder, manifest)
 
 
-def _expected_hashes(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def expected_hashes(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The name and sha256 of every file beside the manifest."""
     yield FILE_NAME, manifest["tokenizer_sha256"]
     for split in manifest["splits"].values():
         for shard in split["shards"]:
@@ -117,6 +118,10 @@ def _verify(folder: Path, expected: dict[str, str], remedy: str) -> None:
 def _stamp(path: Path) -> list[int]:
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
+
+
+class Incomplete(Exception):
+    """What an earlier call left behind cannot be gone on from."""
 
 
 class SplitWriter:
@@ -194,15 +199,6 @@ class SplitWriter:
         for document in np.argsort(ranks, kind="stable"):
             other.append(ids[starts[document] : ends[document]], int(ranks[document]))
 
-    def discard(self) -> None:
-        for suffix in ("bin", "idx", "rank"):
-            for path in self._folder.glob(f"{self._name}-*.{suffix}"):
-                path.unlink()
-
-    def discard_ranks(self) -> None:
-        for path in self._folder.glob(f"{self._name}-*.rank"):
-            path.unlink()
-
     def _open(self) -> None:
         item = INDEX_DTYPE.itemsize
         self._data = self._cut("bin", self._tokens * self._dtype.itemsize)
@@ -212,6 +208,8 @@ class SplitWriter:
     def _cut(self, suffix: str, size_bytes: int) -> IO[bytes]:
         """A file opened for appending after its first bytes; later ones were not known to be whole."""
         path = self._path(self._shard, suffix)
+        if size_bytes and (not path.exists() or path.stat().st_size < size_bytes):
+            raise Incomplete(f"{path} is not what it was when it was last saved")
         stream = path.open("r+b" if path.exists() else "w+b")
         stream.truncate(size_bytes)
         stream.seek(size_bytes)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib.metadata
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from glob import escape
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,8 @@ from slm.schema.data import FILE_SOURCES
 HUB_TIMEOUT_SECONDS = 5.0
 SAMPLE_BY = {"file": "document", "paragraph": "paragraph", "line": "line"}
 SHOWN_CHARACTERS = 40
+COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".zip"}
+PARQUET_BATCH_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class Rows:
         self._part = part
         self._column = column
         self._files = files
-        self._one_a_file = one_a_file
+        self._folder = common_parent(files) if one_a_file else None
         self._starts = re.compile(config.new_document) if config.new_document else None
         self._row = 0
         self._document = 0
@@ -142,7 +145,7 @@ class Rows:
             "dataset": self._dataset.state_dict(),
             "row": self._row,
             "document": self._document,
-            "pending": self._pending,
+            "pending": list(self._pending),  # the list itself goes on growing
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -152,9 +155,12 @@ class Rows:
 
     def _next_document(self, text: str | None) -> Document:
         name = str(self._document)
-        if self._one_a_file:
-            path = self._files[self._document]
-            name = path.relative_to(common_parent(self._files)).as_posix()
+        if self._folder is not None:
+            if self._document >= len(self._files):
+                raise DataError(
+                    f"{self._origin()}: more documents than files; unpack archives first"
+                )
+            name = self._files[self._document].relative_to(self._folder).as_posix()
         self._document += 1
         return Document(self._config.source, f"{self._part}/{name}", text)
 
@@ -169,10 +175,7 @@ class Rows:
                 raise self._unreadable(error) from error
             self._row += 1
             if self._column not in row:
-                raise DataError(
-                    f"data.column={self._column}: {self._origin()} has no such column; "
-                    f"there are: {', '.join(row)}"
-                )
+                raise _no_column(self._column, self._origin(), row)
             text = row[self._column]
             if isinstance(text, str):
                 yield text
@@ -187,7 +190,8 @@ class Rows:
 
     def _unreadable(self, error: Exception) -> DataError:
         for path in self._files:
-            offset = _first_bad_byte(path) if self._config.source != "parquet" else None
+            is_text = self._config.source != "parquet" and path.suffix not in COMPRESSED
+            offset = _first_bad_byte(path) if is_text else None
             if offset is not None:
                 return DataError(
                     f"{path}: byte {offset:,} is not UTF-8; convert the file, for example with "
@@ -199,7 +203,8 @@ class Rows:
     def _origin(self) -> str:
         if not self._files:
             return f"data.repo={self._config.repo}"
-        return str(self._files[0]) if len(self._files) == 1 else f"data.files ({self._part})"
+        number = _shard_of(self._dataset.state_dict())
+        return str(self._files[number if number < len(self._files) else 0])
 
 
 def _file_stream(config: DataConfig, part: str, patterns: Sequence[str]) -> Rows:
@@ -209,8 +214,35 @@ def _file_stream(config: DataConfig, part: str, patterns: Sequence[str]) -> Rows
         dataset = _load("text", files, sample_by=SAMPLE_BY[config.document], keep_linebreaks=True)
         one_a_file = config.document == "file" and config.new_document is None
         return Rows(dataset, config, part, files=files, one_a_file=one_a_file)
-    builder = "json" if config.source == "jsonl" else "parquet"
-    return Rows(_load(builder, files), config, part, column=config.column, files=files)
+    if config.source == "jsonl":
+        return Rows(_load("json", files), config, part, column=config.column, files=files)
+    _check_columns(files, config.column)
+    dataset = _load("parquet", files, columns=[config.column], batch_size=PARQUET_BATCH_ROWS)
+    return Rows(dataset, config, part, column=config.column, files=files)
+
+
+def _check_columns(files: Sequence[Path], column: str) -> None:
+    """Parquet names its columns, so that only one of them need be read.
+
+    Raises:
+        DataError: for a file that is not Parquet or has no such column.
+    """
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_schema
+
+    for path in files:
+        try:
+            names = read_schema(path).names
+        except (ArrowException, OSError) as error:
+            raise DataError(f"{path}: not readable as parquet ({_reason(error)})") from None
+        if column not in names:
+            raise _no_column(column, str(path), names)
+
+
+def _no_column(column: str, origin: str, names: Iterable[str]) -> DataError:
+    return DataError(
+        f"data.column={column}: {origin} has no such column; there are: {', '.join(names)}"
+    )
 
 
 def _load(builder: str, files: Sequence[Path], **options: Any) -> Any:
@@ -218,10 +250,21 @@ def _load(builder: str, files: Sequence[Path], **options: Any) -> Any:
 
     try:
         return load_dataset(
-            builder, data_files=list(map(str, files)), split="train", streaming=True, **options
+            builder,
+            data_files=[escape(str(path)) for path in files],  # it takes names for patterns
+            split="train",
+            streaming=True,
+            **options,
         )
     except Exception as error:  # a reader that looks into its first file may raise anything
         raise DataError(f"{files[0]}: not readable as {builder} ({_reason(error)})") from error
+
+
+def _shard_of(state: object) -> int:
+    """Which of its files an iterable dataset has got to, from somewhere in its state."""
+    if not isinstance(state, Mapping):
+        return 0
+    return int(state.get("shard_idx") or max(map(_shard_of, state.values()), default=0))
 
 
 def _reason(error: BaseException) -> str:
@@ -270,7 +313,7 @@ def _check_hub(config: DataConfig) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
+        HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -284,8 +327,8 @@ def _check_hub(config: DataConfig) -> None:
         raise DataError(f"{where}: no revision {config.revision}; see its commits") from None
     except RepositoryNotFoundError:
         raise DataError(f"{where}: no such dataset (or a private one: `hf auth login`)") from None
-    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
-        raise _unreachable(where, error) from None
+    except HFValidationError as error:
+        raise DataError(f"{where}: not a name of the hub's ({error})") from None
     except Exception as error:  # the hub's client has several HTTP libraries beneath it
         raise _unreachable(where, error) from None
 

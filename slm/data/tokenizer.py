@@ -19,7 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slm.data.khop import KHop
-from slm.data.library_files import byte_characters, end_of_text_of, open_library, train_bpe
+from slm.data.library_files import (
+    byte_characters,
+    end_of_text_of,
+    known_file,
+    open_library,
+    train_bpe,
+)
 from slm.errors import ConfigError, Problem
 from slm.files import read_json, replacing, write_json
 from slm.schema import Config, TokenizerConfig
@@ -45,6 +51,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def count_bytes(self, ids: Ids) -> int:
         """UTF-8 bytes of text that these consecutive tokens stand for; end-of-text is 0."""
+
+    def holds(self, text: str, ids: Ids) -> bool:
+        """Whether the tokens of a text give it back."""
+        return True
 
     def decode_documents(self, ids: Ids) -> list[bytes]:
         """The text of each document in a run of tokens that begins with end-of-text."""
@@ -163,7 +173,12 @@ class LibraryTokenizer(Tokenizer):
 
     def decode(self, ids: Ids) -> str:
         ids = np.asarray(ids)
-        return self._library.decode(ids[ids != self.eot_id].tolist())
+        return self._library.decode(ids[ids != self.eot_id].tolist(), skip_special_tokens=False)
+
+    def holds(self, text: str, ids: Ids) -> bool:
+        if self._is_byte_level:  # it drops a byte that is not in its vocabulary, and changes none
+            return self.count_bytes(ids) == len(text.encode())
+        return self.decode(ids) == text
 
     def count_bytes(self, ids: Ids) -> int:
         ids = np.asarray(ids)
@@ -224,7 +239,10 @@ def known_vocabulary(config: Config) -> Vocabulary:
         if tokenizer.vocab_size is None:
             raise ConfigError([Problem("tokenizer.vocab_size", None, "is needed for a bpe")])
         return Vocabulary(tokenizer.vocab_size, tokenizer.vocab_size - 1)
-    ours = fixed_tokenizer(tokenizer)
+    if tokenizer.kind == "file":
+        known = known_file(tokenizer)
+        return Vocabulary(known.vocab_size, known.eot_id)
+    ours = ByteTokenizer(tokenizer.kind)
     return Vocabulary(ours.vocab_size, ours.eot_id)
 
 

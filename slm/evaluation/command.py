@@ -11,9 +11,10 @@ from rich.table import Table
 
 from slm.data.library_files import open_library
 from slm.data.tokenizer import LibraryTokenizer, Tokenizer
-from slm.errors import ConfigError, Problem
+from slm.errors import ConfigError, DataError, Problem
 from slm.evaluation.perplexity import Score, score_texts, total
 from slm.evaluation.texts import read_texts
+from slm.files import read_json
 from slm.loading import load_model, load_tokenizer_of
 from slm.model.transformer import Transformer
 
@@ -43,6 +44,8 @@ def evaluate_text(given: Mapping[str, str]) -> list[Score]:
         stride=stride,
         start_token=given.get("start_token", "true") == "true",
     )
+    if not scores:
+        raise DataError(f"text={given['text']}: no text in there")
     return [*scores, total(scores)]
 
 
@@ -84,4 +87,13 @@ def _opened(given: Mapping[str, str]) -> tuple[Transformer, Tokenizer]:
         run = Path(given["run"])
         return load_model(run), load_tokenizer_of(run)
     folder = Path(given["hf"])
-    return load_model(folder), LibraryTokenizer(open_library(folder))
+    return load_model(folder), LibraryTokenizer(open_library(folder), _first_token(folder))
+
+
+def _first_token(folder: Path) -> str | None:
+    """What the model's texts began with, by its own word; None leaves it to the usual names."""
+    try:
+        token = read_json(folder / "tokenizer_config.json").get("bos_token")
+    except (OSError, ValueError):
+        return None
+    return token.get("content") if isinstance(token, dict) else token

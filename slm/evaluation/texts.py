@@ -19,7 +19,7 @@ def read_texts(pattern: str, *, document: str, column: str) -> Iterator[tuple[st
     """(name, text) of every document in the files that a glob matches; any other suffix is text.
 
     Raises:
-        DataError: for files that are missing or hold no text.
+        DataError: for files that are missing or cannot be read.
     """
     suffix = next((s for s in READER_OF_SUFFIX if pattern.endswith(s)), "")
     config = DataConfig(

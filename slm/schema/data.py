@@ -8,6 +8,17 @@ from slm.schema.types import Count, Index, OpenFraction, Positive, Size, section
 
 Source = Literal["prose", "text_files", "jsonl", "parquet", "hub", "khop"]
 FILE_SOURCES = ("text_files", "jsonl", "parquet")
+# Keys that not every source reads.
+READ_BY_SOURCE: dict[Source, tuple[str, ...]] = {
+    "prose": (),
+    "text_files": ("files", "val_files", "document", "new_document"),
+    "jsonl": ("files", "val_files", "column", "new_document"),
+    "parquet": ("files", "val_files", "column", "new_document"),
+    "hub": (
+        "repo", "subset", "revision", "train_split", "val_split", "column", "new_document",
+    ),
+    "khop": ("khop_alphabet", "khop_max_hops"),
+}  # fmt: skip
 
 
 @section
@@ -19,7 +30,7 @@ class DataConfig:
     val_files: tuple[str, ...] = ()
     """Files that are the validation split; without any, documents of `files` are held out."""
     document: Literal["file", "paragraph", "line"] = "file"
-    """What one document of text_files is; paragraphs are separated by an empty line."""
+    """What one document of text_files is; paragraphs are separated by an empty line. Ends of lines become a line feed."""
     column: str = "text"
     """Column of jsonl, parquet or hub that holds the text."""
     new_document: str | None = None
@@ -44,6 +55,8 @@ class DataConfig:
     """Leave out documents whose text has been seen before; validation comes first."""
     skip_bad_rows: bool = False
     """Leave out rows that hold no text, and count them, instead of stopping at the first."""
+    prepared: str | None = None
+    """Folder of tokens that were prepared elsewhere, for a machine that has the tokens and not the corpus; their settings must be these."""
     max_epochs: Positive = 4.0
     """Refuse a budget that would repeat the training text more often than this."""
     workers: Index = 0
@@ -61,7 +74,7 @@ class TokenizerConfig:
     vocab_size: Count | None = None
     """Vocabulary of a bpe, end-of-text included; null for the others, which fix their own."""
     path: str | None = None
-    """For kind=file: a tokenizer.json, or a folder that holds one or GPT-2's vocab.json and merges.txt."""
+    """For kind=file: a tokenizer.json, or a folder that holds one (prepared tokens do) or GPT-2's vocab.json and merges.txt."""
     end_of_text: str | None = None
     """For kind=file: the token that begins each document; null finds it under its usual names."""
     train_text_bytes: Size = 1_000_000_000

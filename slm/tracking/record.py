@@ -20,14 +20,15 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import yaml
 
 from slm.config import load_config
-from slm.errors import ConfigError, Diverged, Interrupted, RunError
+from slm.data.library_files import LIBRARY_FILE as TOKENIZER_FILE
+from slm.errors import ConfigError, DataError, Diverged, Interrupted, RunError
 from slm.files import read_json, replacing, try_lock, write_json, write_text
 from slm.run_spec import RunSpec, resolve
 from slm.schema import to_tree
@@ -164,7 +165,12 @@ class RunDirectory:
         """
         path = self.path / "config.yaml"
         try:
-            return resolve(load_config(yaml.safe_load(path.read_text(encoding="utf-8"))))
+            config = load_config(yaml.safe_load(path.read_text(encoding="utf-8")))
+            if config.tokenizer.kind == "file" and (self.path / TOKENIZER_FILE).is_file():
+                # The run has its own copy, which stays when the original is moved.
+                own = replace(config.tokenizer, path=str(self.path / TOKENIZER_FILE))
+                config = replace(config, tokenizer=own)
+            return resolve(config)
         except (OSError, yaml.YAMLError, ConfigError, AttributeError) as error:
             raise RunError(f"{path}: not a readable config; {START_OVER}\n{error}") from None
 
@@ -230,7 +236,11 @@ class RunDirectory:
         if not (self.path / "config.yaml").exists():
             return
         saved = self.spec()
-        if saved.run_id != spec.run_id:
+        try:
+            is_other = saved.run_id != spec.run_id
+        except DataError:
+            return  # the corpus was at another place then; the fingerprint of its tokens will tell
+        if is_other:
             differing = ", ".join(_differing_keys(saved.identity, spec.identity))
             raise RunError(f"{self.path} was written by another config; {differing}; {START_OVER}")
 

@@ -63,7 +63,7 @@ class LanguageModule(LightningModule):
         """
         optimizer = self.optimizers()
         assert isinstance(optimizer, Optimizer)
-        n_targets = (batch[:, 1] != IGNORED).sum()
+        n_targets = (batch[:, 1] != IGNORED).sum().clamp(min=1)
         z_loss = self._spec.config.optimizer.z_loss
         nats = torch.zeros((), device=batch.device)
         for micro in batch.split(self._micro_sequences):

