@@ -77,7 +77,7 @@ def prose(tiny_config: Callable[..., Config]) -> PreparedData:
 def cli(tmp_path: Path, cache_dir: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run train.py or sweep.py as a user would, with runs in tmp_path."""
 
-    def run(script: str, *arguments: str, timeout: float = 240, offline: bool = True) -> Any:
+    def run(script: str, *arguments: str, timeout: float = 240) -> Any:
         command = cli_command(script, tmp_path, cache_dir, *arguments)
         return subprocess.run(
             command,
@@ -85,7 +85,7 @@ def cli(tmp_path: Path, cache_dir: Path) -> Callable[..., subprocess.CompletedPr
             capture_output=True,
             text=True,
             timeout=timeout,
-            env=cli_env() if offline else {**cli_env(), "HF_HUB_OFFLINE": "0"},
+            env=cli_env(),
             check=False,
         )
 

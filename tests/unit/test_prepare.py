@@ -176,6 +176,7 @@ def _command(config: Config) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle_costs_nothing_and_changes_nothing(
     tiny_config: Callable[..., Config], tmp_path: Path
 ) -> None:
