@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from slm.data.sources import Document, Stream
+from slm.data.rows import Document, Stream
 
 Split = Literal["train", "val"]
 Parts = Mapping[str, Callable[[], Stream]]

@@ -18,8 +18,9 @@ import pytest
 
 from slm.data.corpora import KeptDocuments, Seen, count, expected_cut, rank_of
 from slm.data.prepare import prepare
+from slm.data.rows import Document
 from slm.data.shards import PreparedData
-from slm.data.sources import Document, open_parts
+from slm.data.sources import open_parts
 from slm.errors import DataError
 from slm.schema import Config, DataConfig
 
@@ -328,7 +329,9 @@ def test_a_hub_that_cannot_be_reached_is_told_of_in_seconds(
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoints[hub])
     started = time.monotonic()
-    with pytest.raises(DataError, match=r"data\.repo=owner/name: the hub cannot be reached") as told:
+    with pytest.raises(
+        DataError, match=r"data\.repo=owner/name: the hub cannot be reached"
+    ) as told:
         prepare(config(source="hub", repo="owner/name", revision=COMMIT))
     assert "python -m slm prepare" in str(told.value) and "cache_dir" in str(told.value)
     assert time.monotonic() - started < 15
