@@ -129,7 +129,7 @@ def _settings(
 
 def main() -> NoReturn:
     command, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
-    if command in {"--help", "-h", "help"}:
+    if {command, *arguments} & {"--help", "-h"} or command == "help":
         print(__doc__)
         sys.exit(0)
     if command not in COMMANDS:

@@ -29,6 +29,7 @@ from slm.schema import (
 from slm.schema.data import FILE_SOURCES, READ_BY_SOURCE
 
 COMMIT = re.compile("[0-9a-f]{40}")
+HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 MIN_BPE = 257  # every byte, and end-of-text
 SHAPE_KEYS = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_ff")
 
@@ -199,7 +200,10 @@ def _check_data(config: Config) -> Iterator[Problem]:
             rule = f"is not read by data.source={data.source}"
             yield Problem(f"data.{key}", shown, rule, f"data={readers} reads it")
     is_on_hub = data.source == "hub" and data.repo and not Path(data.repo).is_dir()
-    if is_on_hub and not COMMIT.fullmatch(data.revision or ""):
+    if is_on_hub and not HUB_NAME.fullmatch(data.repo or ""):
+        rule = "is neither a folder that exists nor a name of the hub's"
+        yield Problem("data.repo", data.repo, rule, "owner/name")
+    elif is_on_hub and not COMMIT.fullmatch(data.revision or ""):
         rule = "must be a commit of the dataset, 40 hexadecimal digits, so that it cannot change"
         yield Problem("data.revision", data.revision, rule, "the hub shows it under Files, History")
     if data.new_document is not None:
@@ -214,6 +218,11 @@ def _check_data(config: Config) -> Iterator[Problem]:
     if is_task and data.khop_alphabet < 3:
         rule = "symbols that never repeat need at least 3, or there is one string"
         yield Problem("data.khop_alphabet", data.khop_alphabet, rule, "nearest: 3")
+    needed_len = data.khop_alphabet * data.khop_max_hops
+    if is_task and config.model.seq_len < needed_len:
+        rule = f"must be at least data.khop_alphabet * data.khop_max_hops={needed_len}"
+        fix = "from most positions of a shorter sequence so many hops lead nowhere"
+        yield Problem("model.seq_len", config.model.seq_len, rule, fix)
     if is_task and data.val_tokens is None:
         yield Problem("data.val_tokens", None, "is needed: data=khop never ends", "16384")
     if is_task and config.model.document_mask:

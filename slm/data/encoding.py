@@ -47,7 +47,11 @@ class Done:
 
 
 class Encoder:
-    """Writes documents to train shards, and to `unsorted` those of validation with their ranks."""
+    """Writes documents to train shards, and to `unsorted` those of validation with their ranks.
+
+    After `max_train_tokens` it `stops`, or reads on for validation alone, which is then the same
+    whatever the limit.
+    """
 
     def __init__(
         self,
@@ -56,12 +60,14 @@ class Encoder:
         *,
         workers: int,
         max_train_tokens: int | None,
+        stops: bool,
         show: Callable[[Done], None],
     ):
         self.folder = folder
         self._tokenizer = tokenizer
         self._workers = workers
         self._limit = max_train_tokens
+        self._stops = stops
         self._show = show
         self._start_seconds = time.perf_counter()
         self._saved = folder / PROGRESS
@@ -85,7 +91,7 @@ class Encoder:
             self._write(batch, encoded)
             self.done.state = state
             self._show(self.done)
-            if self._is_enough():
+            if self._is_enough() and self._stops:
                 break
             if time.perf_counter() - last_saved > SAVE_SECONDS:
                 self._save(seen)
@@ -106,7 +112,8 @@ class Encoder:
         waiting: deque[tuple[list[Kept], dict[str, Any], Future[list[Ids]]]] = deque()
         with ThreadPoolExecutor(self._workers) as pool:
             try:
-                for batch in batches(documents, BATCH_CHARACTERS):
+                for read in batches(documents, BATCH_CHARACTERS):
+                    batch = [d for d in read if d.split == "val" or not self._is_enough()]
                     texts = [document.text for document in batch]
                     encoding = pool.submit(encode_checked, self._tokenizer, texts)
                     waiting.append((batch, documents.state(), encoding))
@@ -122,7 +129,7 @@ class Encoder:
     def _write(self, batch: list[Kept], encoded: list[Ids]) -> None:
         separator = np.array([self._tokenizer.eot_id])
         for document, ids in zip(batch, encoded, strict=True):
-            if document.split == "train" and self._is_enough():
+            if self._is_enough() and (document.split == "train" or self._stops):
                 continue
             self.writers[document.split].append(np.concatenate([separator, ids]), document.rank)
             counts = self.done.counts[document.split]

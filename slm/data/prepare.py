@@ -76,7 +76,7 @@ def prepare(
     with waiting_lock(lock, lambda: announce(f"waiting for another process to prepare {folder}")):
         if not (folder / MANIFEST).exists():
             kind = config.tokenizer.kind
-            announce(f"preparing data={config.data.source} with tokenizer={kind} ...")
+            announce(f"preparing data={_name(config)} with tokenizer={kind} ...")
             with _full_disk_told(folder):
                 _make(config, folder, announce, progress)
     return open_prepared(folder)
@@ -94,8 +94,14 @@ def prepared_folder(config: Config) -> Path:
     tokenizer = config.tokenizer
     what = [corpus_settings(config.data), content_of(config), tokenizer_identity(config)]
     size = tokenizer.vocab_size if tokenizer.kind == "bpe" else ""
-    name = f"{config.data.source}-{tokenizer.kind}{size}"
+    name = f"{_name(config)}-{tokenizer.kind}{size}"
     return Path(config.cache_dir) / f"{name}-{canonical_hash([SCHEMA_VERSION, what])[:8]}"
+
+
+def _name(config: Config) -> str:
+    """What a person calls the corpus."""
+    data = config.data
+    return Path(data.repo).name if data.source == "hub" and data.repo else data.source
 
 
 @contextmanager
@@ -136,8 +142,9 @@ def _make_partial(config: Config, partial: Path, announce: Announce, progress: b
         with _progress_bar(config, census, progress) as show:
             workers = config.data.workers or os.cpu_count() or 1
             limit = config.data.max_train_tokens
+            stops = config.data.source == "hub"  # reading on would cost a download
             encoder = Encoder(
-                partial, tokenizer, workers=workers, max_train_tokens=limit, show=show
+                partial, tokenizer, workers=workers, max_train_tokens=limit, stops=stops, show=show
             )
             seconds_before = encoder.done.seconds
             _encode(config, parts, census, encoder, announce)

@@ -28,9 +28,10 @@ def described_data(data: PreparedData) -> dict[str, Any]:
 
 def print_data(data: PreparedData) -> None:
     described = described_data(data)
-    table = Table(title=str(data.folder), title_justify="left")
+    Console().print(str(data.folder), soft_wrap=True)
+    table = Table()
     table.add_column("split")
-    for heading in ("documents", "bytes", "tokens", "of them text", "bytes/token", "shards"):
+    for heading in ("documents", "bytes of text", "tokens", "bytes/token"):
         table.add_column(heading, justify="right")
     for name, split in described["splits"].items():
         table.add_row(
@@ -38,12 +39,14 @@ def print_data(data: PreparedData) -> None:
             f"{split['documents']:,}",
             f"{split['bytes']:,}",
             f"{split['tokens']:,}",
-            f"{split['text_tokens']:,}",
             f"{split['bytes_per_token']:.3f}",
-            f"{split['shards']:,}",
         )
     console = Console()
     console.print(table)
+    separators = sum(split["documents"] for split in described["splits"].values())
+    held_out = described["splits"]["val"]["bytes"]
+    share = held_out / sum(split["bytes"] for split in described["splits"].values())
+    console.print(f"tokens: {separators:,} of them separators; held out: {share:.1%} of the bytes")
     left_out = [f"{number:,} {reason}" for reason, number in described["left_out"].items()]
     console.print(f"left out: {', '.join(left_out) or 'nothing'}")
     overlap = described["overlap"]

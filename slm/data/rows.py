@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,28 +106,30 @@ class Rows:
         return Document(self._config.source, f"{self._part}/{name}", text)
 
     def _texts(self) -> Iterator[str | None]:
-        rows = iter(self._dataset)
-        while True:
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except Exception as error:  # datasets wraps what its readers raise in many types
-                raise self._unreadable(error) from error
-            self._row += 1
-            if self._column not in row:
-                raise no_column(self._column, self._origin(), row)
-            text = row[self._column]
-            if isinstance(text, str):
-                yield text
-            elif self._config.skip_bad_rows:
-                yield None
-            else:
-                shown = "null" if text is None else f"{type(text).__name__} {text!r}"
-                raise DataError(
-                    f"data.column={self._column}: row {self._row:,} of {self._origin()} is "
-                    f"{shown[:SHOWN_CHARACTERS]}, not text; data.skip_bad_rows=true leaves such rows out"
-                )
+        with closing(iter(self._dataset)) as rows:  # or its threads may outlive an error
+            while True:
+                try:
+                    row = next(rows)
+                except StopIteration:
+                    return
+                except Exception as error:  # datasets wraps what its readers raise in many types
+                    raise self._unreadable(error) from error
+                self._row += 1
+                yield self._text_of(row)
+
+    def _text_of(self, row: Mapping[str, Any]) -> str | None:
+        if self._column not in row:
+            raise no_column(self._column, self._origin(), row)
+        text = row[self._column]
+        if isinstance(text, str):
+            return text
+        if self._config.skip_bad_rows:
+            return None
+        shown = "null" if text is None else f"{type(text).__name__} {text!r}"
+        raise DataError(
+            f"data.column={self._column}: row {self._row:,} of {self._origin()} is "
+            f"{shown[:SHOWN_CHARACTERS]}, not text; data.skip_bad_rows=true leaves such rows out"
+        )
 
     def _unreadable(self, error: Exception) -> DataError:
         for path in self._files:

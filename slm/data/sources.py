@@ -75,9 +75,12 @@ class _Prose:
 
 def _file_stream(config: DataConfig, part: str, patterns: Sequence[str]) -> Rows:
     key = "val_files" if part == "val" else "files"
-    files = matching_files(key, patterns)
+    files = [path for path in matching_files(key, patterns) if path.stat().st_size]
+    if not files:
+        raise DataError(f"data.{key}={','.join(patterns)}: no text in there")
     if config.source == "text_files":
-        dataset = _load("text", files, sample_by=SAMPLE_BY[config.document], keep_linebreaks=True)
+        options = {"sample_by": SAMPLE_BY[config.document], "encoding": "utf-8-sig"}
+        dataset = _load("text", files, keep_linebreaks=True, **options)
         one_a_file = config.document == "file" and config.new_document is None
         return Rows(dataset, config, part, files=files, one_a_file=one_a_file)
     if config.source == "jsonl":

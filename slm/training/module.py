@@ -123,6 +123,6 @@ class LanguageModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.val_nats = float(self._nats)
-        shares = (self._wrong / self._asked.clamp(min=1)).tolist()
-        self.val_errors = dict(zip(self._groups, shares, strict=True))
+        counted = zip(self._groups, self._wrong.tolist(), self._asked.tolist(), strict=True)
+        self.val_errors = {group: wrong / asked for group, wrong, asked in counted if asked}
         self.validated_step = self.trainer.global_step

@@ -106,6 +106,10 @@ def test_a_run_reports_errors_by_k(tiny_spec: Callable[..., RunSpec]) -> None:
             {"data": {"source": "khop", "val_tokens": None}, "tokenizer": {"kind": "symbols"}},
             r"data\.val_tokens=null: is needed",
         ),
+        (
+            {"data": {"source": "khop", "khop_max_hops": 9}, "tokenizer": {"kind": "symbols"}},
+            r"model\.seq_len=32: must be at least .*=36",
+        ),
     ],
 )
 def test_what_does_not_go_together(

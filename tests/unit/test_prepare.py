@@ -489,5 +489,6 @@ def test_reading_stops_when_there_is_enough(make: Callable[..., Config]) -> None
     data = prepare(make(data={"max_train_tokens": 100_000}))
     train = data.manifest["splits"]["train"]["tokens"]
     assert 100_000 <= train < 115_000  # to the end of a document
-    whole = prepare(make("whole")).split("train")[0]
-    assert np.array_equal(data.split("train")[0], whole[:train])
+    whole = prepare(make("whole"))
+    assert np.array_equal(data.split("train")[0], whole.split("train")[0][:train])
+    assert np.array_equal(data.split("val")[0], whole.split("val")[0])

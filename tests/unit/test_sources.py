@@ -372,3 +372,20 @@ def test_a_column_that_parquet_does_not_have(config: Callable[..., Config], tmp_
     pd.DataFrame({"body": TEXTS, "n": 1}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet has no such column; there are: body, n"):
         prepare(config(source="parquet", files=[f"{tmp_path}/a.parquet"]))
+
+
+def test_a_mark_of_byte_order_is_not_text(config: Callable[..., Config], tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfOne.\r\nTwo.")
+    (tmp_path / "b.txt").write_text("Three.")
+    data = prepare(config(source="text_files", files=f"{tmp_path}/*.txt"))
+    assert all_texts(data) == ["One.\nTwo.", "Three."]
+
+
+def test_an_empty_file_among_others_is_passed_over(
+    config: Callable[..., Config], tmp_path: Path
+) -> None:
+    as_jsonl(tmp_path / "a.jsonl", [])
+    with pytest.raises(DataError, match=r"\*\.jsonl: no text in there"):
+        prepare(config(source="jsonl", files=f"{tmp_path}/*.jsonl"))
+    as_jsonl(tmp_path / "b.jsonl", [{"text": text} for text in TEXTS])
+    assert all_texts(prepare(config(source="jsonl", files=f"{tmp_path}/*.jsonl"))) == sorted(TEXTS)
