@@ -25,6 +25,7 @@ from slm.schema import Config
 
 Pairs = NDArray[np.int64]
 FINGERPRINT_DIGITS = 16
+STEPS_AT_ONCE = 32
 KHOP_VALIDATION = 0  # the stream that no seed trains on
 
 
@@ -85,36 +86,39 @@ class TrainingWindows:
 
     def __init__(self, shards: Sequence[NDArray[Any]], seq_len: int):
         self._shards = shards
+        self._arrays = [np.asarray(shard) for shard in shards]  # a memmap costs more to slice
         self._seq_len = seq_len
         self._ends = np.cumsum([max(0, (len(shard) - 1) // seq_len) for shard in shards])
         self._before = np.concatenate([[0], self._ends[:-1]])
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """A loader's process that is spawned opens memory maps anew instead of copying the corpus."""
-        reopened = [
+        places = [
             (shard.filename, shard.dtype) if isinstance(shard, np.memmap) else shard
             for shard in self._shards
         ]
-        return {**self.__dict__, "_shards": reopened}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._shards = [
-            np.memmap(shard[0], dtype=shard[1], mode="r") if isinstance(shard, tuple) else shard
-            for shard in self._shards
-        ]
+        return _reopened, (places, self._seq_len)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def gather(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Windows (len(indices), seq_len + 1)."""
+    def pairs(self, indices: NDArray[np.int64]) -> Pairs:
+        """Inputs and targets (len(indices), 2, seq_len) of these windows."""
         shard_of = np.searchsorted(self._ends, indices, side="right")
         starts = (indices - self._before[shard_of]) * self._seq_len
-        windows = np.empty((len(indices), self._seq_len + 1), dtype=np.int64)
+        pairs = np.empty((len(indices), 2, self._seq_len), dtype=np.int64)
         for row, (shard, start) in enumerate(zip(shard_of.tolist(), starts.tolist(), strict=True)):
-            windows[row] = self._shards[shard][start : start + self._seq_len + 1]
-        return windows
+            window = self._arrays[shard][start : start + self._seq_len + 1]
+            pairs[row, 0], pairs[row, 1] = window[:-1], window[1:]
+        return pairs
+
+
+def _reopened(places: list[Any], seq_len: int) -> TrainingWindows:
+    shards = [
+        np.memmap(place[0], dtype=place[1], mode="r") if isinstance(place, tuple) else place
+        for place in places
+    ]
+    return TrainingWindows(shards, seq_len)
 
 
 class ValidationWindows:
@@ -155,6 +159,7 @@ class TextExamples:
                 f"{data.folder}: {tokens:,} training tokens hold no sequence of model.seq_len={seq_len}; "
                 "use a shorter one or more text"
             )
+        self._order_of: tuple[int, int, int] | None = None
         stream = _beginning(data.split("val"), None if val_tokens is None else val_tokens + 1)
         self.val = ValidationSet(
             windows=ValidationWindows(stream, seq_len),
@@ -168,9 +173,14 @@ class TextExamples:
         return len(self._windows)
 
     def batch(self, seed: int, step: int, batch_sequences: int, rows: slice) -> Pairs:
-        chosen = sequences_of_step(seed, step, batch_sequences, len(self._windows), rows)
-        windows = self._windows.gather(chosen)
-        return np.stack([windows[:, :-1], windows[:, 1:]], axis=1)
+        # The order of many steps costs numpy hardly more than that of one.
+        block, within = divmod(step, STEPS_AT_ONCE)
+        if self._order_of != (seed, block, batch_sequences):
+            sequences = batch_sequences * STEPS_AT_ONCE
+            self._order = sequences_of_step(seed, block, sequences, len(self._windows))
+            self._order_of = (seed, block, batch_sequences)
+        first = within * batch_sequences
+        return self._windows.pairs(self._order[first + rows.start : first + rows.stop])
 
 
 def _beginning(shards: Sequence[NDArray[Any]], tokens: int | None) -> NDArray[Any]:

