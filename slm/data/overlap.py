@@ -52,7 +52,7 @@ def _filter_slot(ngrams: Hashes) -> Hashes:
 
 
 def _ngrams_of_split(data: PreparedData, split: str) -> Iterator[Hashes]:
-    for ids, starts in zip(data.split(split), data.document_starts(split), strict=True):
+    for ids, starts in data.shards(split):
         first = 0
         ends = np.append(starts[1:], len(ids)).astype(np.int64)
         while first < len(starts):

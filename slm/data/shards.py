@@ -54,12 +54,22 @@ class PreparedData:
 
     def split(self, name: str) -> list[NDArray[Any]]:
         """Memory maps of a split's shards, in order."""
-        dtype = np.dtype(self.manifest["dtype"])
-        return [np.memmap(path, dtype=dtype, mode="r") for path in self._files(name, "file")]
+        return list(self._maps(name))
 
     def document_starts(self, name: str) -> list[NDArray[np.uint64]]:
         """For each shard of a split, where its documents begin."""
-        return [np.fromfile(path, dtype=INDEX_DTYPE) for path in self._files(name, "index")]
+        return list(self._starts(name))
+
+    def shards(self, name: str) -> Iterator[tuple[NDArray[Any], NDArray[np.uint64]]]:
+        """Tokens and documents' starts of one shard at a time, each forgotten before the next."""
+        return zip(self._maps(name), self._starts(name), strict=True)
+
+    def _maps(self, name: str) -> Iterator[NDArray[Any]]:
+        dtype = np.dtype(self.manifest["dtype"])
+        return (np.memmap(path, dtype=dtype, mode="r") for path in self._files(name, "file"))
+
+    def _starts(self, name: str) -> Iterator[NDArray[np.uint64]]:
+        return (np.fromfile(path, dtype=INDEX_DTYPE) for path in self._files(name, "index"))
 
     def _files(self, split: str, kind: str) -> list[Path]:
         return [self.folder / shard[kind] for shard in self.manifest["splits"][split]["shards"]]
