@@ -93,7 +93,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Ru
 
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     cli: Cli, tmp_path: Path, cache_dir: Path, undisturbed: RunDirectory, number: signal.Signals
@@ -142,6 +146,7 @@ def test_a_run_in_use_is_left_alone(cli: Cli, tmp_path: Path, cache_dir: Path) -
         process.wait()
 
 
+@pytest.mark.slow
 def test_jobs_of_a_multirun_do_not_meet(cli: Cli, tmp_path: Path) -> None:
     """Two good jobs and an impossible one in one process: the good ones equal single runs."""
     grid = cli("train.py", "-m", "experiment=smoke", "family=deep_thin,wide_shallow", "size=80k,30")

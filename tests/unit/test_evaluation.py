@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from slm.__main__ import evaluate
 from slm.data.tokenizer import ByteTokenizer
 from slm.errors import ConfigError
 from slm.evaluation.command import evaluate_text
@@ -26,7 +24,6 @@ from slm.model.transformer import Transformer
 from slm.run_spec import RunSpec
 from slm.tracking.record import RunDirectory
 from slm.training.runner import train
-from tests.conftest import ROOT, cli_env
 
 TEXTS = [("empty", ""), ("short", "Deep."), ("long", "deep and thin, wide and shallow; " * 9)]
 
@@ -104,7 +101,9 @@ def test_windows_that_leave_tokens_out_are_refused(
         score_texts(model, ByteTokenizer("ascii"), TEXTS, window=window, stride=stride)
 
 
-def test_the_command(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
+def test_the_command(
+    tiny_spec: Callable[..., RunSpec], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     spec = tiny_spec(tokenizer={"kind": "bpe", "vocab_size": 300})
     run = RunDirectory.of(spec)
     with run.claim(spec):
@@ -123,16 +122,12 @@ def test_the_command(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
     (exported, _) = evaluate_text({"hf": str(out), "text": str(text)})
     assert exported.nats == pytest.approx(score.nats, rel=1e-6)
 
-    def command(*arguments: str) -> Any:
-        return subprocess.run(
-            [sys.executable, "-m", "slm", "evaluate", *arguments],
-            cwd=ROOT, env=cli_env(), capture_output=True, text=True, check=False,
-        )  # fmt: skip
-
-    done = command(f"run={run.path}", f"text={text}", "--json")
-    assert json.loads(done.stdout)[1]["nats"] == pytest.approx(score.nats)
-    wrong = command(f"run={run.path}", f"txt={text}", "window=x")
-    assert wrong.returncode == 2 and "txt=" in wrong.stderr and "did you mean text?" in wrong.stderr
+    evaluate([f"run={run.path}", f"text={text}", "--json"])
+    assert json.loads(capsys.readouterr().out)[1]["nats"] == pytest.approx(score.nats)
+    evaluate([f"run={run.path}", f"text={text}", "--documents"])
+    assert "a.txt" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"txt=.*did you mean text\?"):
+        evaluate([f"run={run.path}", f"txt={text}"])
 
 
 @pytest.mark.parametrize(
