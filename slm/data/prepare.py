@@ -150,6 +150,7 @@ def _make_partial(config: Config, partial: Path, announce: Announce, progress: b
             _encode(config, parts, census, encoder, announce)
         manifest = _manifest(config, partial, tokenizer, encoder.done)
         if content_of(config) != content:
+            shutil.rmtree(partial)
             raise DataError("the corpus changed while it was read; run again")
         seconds = seconds_before + time.perf_counter() - start_seconds
         write_json(partial / MANIFEST, {**manifest, "wall_seconds": round(seconds, 2)})

@@ -483,6 +483,7 @@ def test_a_corpus_that_changes_while_it_is_read_is_noticed(
     monkeypatch.setattr(slm.data.prepare, "validation_overlap", meanwhile)
     with pytest.raises(DataError, match="changed while it was read"):
         prepare(make())
+    assert not list(corpus.parent.glob("cache/.*.partial"))
 
 
 def test_reading_stops_when_there_is_enough(make: Callable[..., Config]) -> None:
