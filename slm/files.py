@@ -70,6 +70,12 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def stamp_of(path: Path) -> list[int]:
+    """Size and time of a file: while they stay, so does its content."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
 def try_lock(path: Path) -> IO[str] | None:
     """An open file that holds an exclusive lock until closed or its process dies; None if taken."""
     stream = path.open("a+", encoding="utf-8")

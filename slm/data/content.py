@@ -16,7 +16,7 @@ from typing import Any
 
 from slm.data.library_files import known_file
 from slm.errors import DataError
-from slm.files import canonical_hash, file_hash, read_json, write_json
+from slm.files import canonical_hash, file_hash, read_json, stamp_of, write_json
 from slm.schema import Config, DataConfig
 from slm.schema.data import FILE_SOURCES, READ_BY_SOURCE
 
@@ -36,9 +36,12 @@ def data_identity(config: Config) -> dict[str, Any]:
     if data.source == "khop":
         keys = ("source", "khop_alphabet", "khop_max_hops", "val_tokens")
         return {key: getattr(data, key) for key in keys}
-    prepared = data.prepared is not None
-    corpus = manifest_of(config)["corpus"] if prepared else corpus_settings(data)
-    return {**corpus, "content": content_of(config), "val_tokens": data.val_tokens}
+    if data.prepared is not None:
+        manifest = manifest_of(config)
+        corpus, content = manifest["corpus"], manifest["content"]
+    else:
+        corpus, content = corpus_settings(data), content_of(config)
+    return {**corpus, "content": content, "val_tokens": data.val_tokens}
 
 
 def tokenizer_identity(config: Config) -> dict[str, Any]:
@@ -72,14 +75,12 @@ def has_validation(data: DataConfig) -> bool:
 
 
 def content_of(config: Config) -> dict[str, Any]:
-    """Versions, commits or hashes of what the corpus is read from, or was where it was prepared.
+    """Versions, commits or hashes of what the corpus is read from.
 
     Raises:
         DataError: if it is not there.
     """
     data = config.data
-    if data.prepared is not None:
-        return manifest_of(config)["content"]
     if data.source == "prose":
         return {package: package_version(package) for package in PROSE_PACKAGES}
     if data.source == "hub":
@@ -196,8 +197,7 @@ def _hashes(files: Sequence[Path], cache_dir: str) -> dict[Path, str]:
     hashes: dict[Path, str] = {}
     fresh: dict[str, list[Any]] = {}
     for path in files:
-        status = path.stat()
-        stamp = [status.st_size, status.st_mtime_ns]
+        stamp = stamp_of(path)
         known = remembered.get(str(path.resolve()))
         if known is None or known[:2] != stamp:
             known = fresh[str(path.resolve())] = [*stamp, file_hash(path)]

@@ -26,6 +26,7 @@ class Kept:
 
     split: Split
     text: str
+    text_bytes: int
     rank: int
     """Where it comes in validation, and whether it does: a hash of its id."""
 
@@ -170,7 +171,8 @@ class KeptDocuments:
                 self.left_out["duplicates"] += 1
             else:
                 rank = rank_of(document)
-                yield Kept(self._split_of(document, rank), document.text, rank)
+                split = self._split_of(document, rank)
+                yield Kept(split, document.text, len(encoded), rank)
 
     def _split_of(self, document: Document, rank: int) -> Split:
         if self._part != "all":

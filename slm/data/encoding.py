@@ -135,7 +135,7 @@ class Encoder:
             counts = self.done.counts[document.split]
             counts["documents"] += 1
             counts["tokens"] += 1 + len(ids)
-            counts["bytes"] += len(document.text.encode())
+            counts["bytes"] += document.text_bytes
 
     def _is_enough(self) -> bool:
         return self._limit is not None and self.done.counts["train"]["tokens"] >= self._limit

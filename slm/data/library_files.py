@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.errors import DataError
+from slm.files import stamp_of
 from slm.schema import TokenizerConfig
 
 END_OF_TEXT = "<|endoftext|>"
@@ -80,7 +81,7 @@ def known_file(config: TokenizerConfig) -> KnownFile:
     """
     assert config.path is not None, "load_config sees to it"
     path = Path(config.path)
-    stamps = tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files_of(path))
+    stamps = tuple((file, *stamp_of(file)) for file in files_of(path))
     return _known(path, config.end_of_text, stamps)
 
 

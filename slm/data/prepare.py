@@ -148,7 +148,7 @@ def _make_partial(config: Config, partial: Path, announce: Announce, progress: b
             )
             seconds_before = encoder.done.seconds
             _encode(config, parts, census, encoder, announce)
-        manifest = _manifest(config, partial, tokenizer, encoder.done)
+        manifest = _manifest(config, content, partial, tokenizer, encoder.done)
         if content_of(config) != content:
             shutil.rmtree(partial)
             raise DataError("the corpus changed while it was read; run again")
@@ -217,8 +217,9 @@ def _tokenizer(
     settings = config.tokenizer
     if (partial / FILE_NAME).exists():
         return load_tokenizer(partial, settings.end_of_text)
-    if settings.kind == "bpe":
-        announce(f"training a bpe of {settings.vocab_size:,} entries ...")
+    if settings.kind != "bpe":
+        return build_tokenizer(settings, iter(()), partial)
+    announce(f"training a bpe of {settings.vocab_size:,} entries ...")
     seen = Seen(partial / "seen-for-tokenizer.sqlite")
     documents = KeptDocuments(parts, census.cuts, seen if config.data.deduplicate else None)
     with closing(seen):
@@ -234,7 +235,7 @@ def _texts(documents: KeptDocuments, limit_bytes: int) -> Iterator[str]:
     for document in documents:
         if document.split == "train":
             yield document.text
-            size += len(document.text.encode())
+            size += document.text_bytes
             if size >= limit_bytes:
                 return
 
@@ -312,7 +313,9 @@ def _finished_splits(partial: Path, tokenizer: Tokenizer, done: Done) -> dict[st
     return {s: {**done.counts[s], "shards": writers[s].shards()} for s in SPLITS}
 
 
-def _manifest(config: Config, partial: Path, tokenizer: Tokenizer, done: Done) -> dict[str, Any]:
+def _manifest(
+    config: Config, content: dict[str, Any], partial: Path, tokenizer: Tokenizer, done: Done
+) -> dict[str, Any]:
     splits = _finished_splits(partial, tokenizer, done)
     tokenizer_hash = file_hash(partial / FILE_NAME)
     hashes = [shard["sha256"] for split in splits.values() for shard in split["shards"]]
@@ -321,7 +324,7 @@ def _manifest(config: Config, partial: Path, tokenizer: Tokenizer, done: Done) -
         "schema_version": SCHEMA_VERSION,
         "corpus": corpus_settings(config.data),
         "asked_for": asked_for(config.data),
-        "content": content_of(config),
+        "content": content,
         "tokenizer": tokenizer_identity(config),
         "tokenizer_sha256": tokenizer_hash,
         "vocab_size": tokenizer.vocab_size,

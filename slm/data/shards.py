@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from slm.data.content import MANIFEST
 from slm.data.tokenizer import FILE_NAME, Tokenizer, load_tokenizer
 from slm.errors import DataError
-from slm.files import file_hash, read_json, write_json
+from slm.files import file_hash, read_json, stamp_of, write_json
 
 VERIFIED = "verified.json"
 INDEX_DTYPE = np.dtype("<u8")
@@ -111,7 +111,7 @@ def _verify(folder: Path, expected: dict[str, str], remedy: str) -> None:
     for name in expected:
         if not (folder / name).is_file():
             raise DataError(f"{folder / name}: the file is missing; {remedy}")
-    now = {name: _stamp(folder / name) for name in expected}
+    now = {name: stamp_of(folder / name) for name in expected}
     before = {}
     if sum(size for size, _ in now.values()) > ALWAYS_HASHED_BYTES:
         with suppress(OSError, ValueError):
@@ -123,11 +123,6 @@ def _verify(folder: Path, expected: dict[str, str], remedy: str) -> None:
     if before != now:
         with suppress(OSError):  # a folder that is only lent for reading is hashed each time
             write_json(folder / VERIFIED, now)
-
-
-def _stamp(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
 
 
 class Incomplete(Exception):
