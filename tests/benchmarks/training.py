@@ -106,7 +106,7 @@ def compare(
             with working(starts) as workers:
                 known = {cell: worker.answer() for cell, worker in workers.items()}
                 for cell, facts in known.items():
-                    _check_equal(cell, facts, params, expected_loss)
+                    check_equal(cell, facts, params, expected_loss)
                 measured = in_turn(workers, rounds, seconds)
             cells += [
                 {
@@ -137,7 +137,7 @@ def _groups(modes: Sequence[str], params: int, libraries: int) -> Iterator[Seque
         yield modes[start : start + size]
 
 
-def _check_equal(cell: Cell, facts: dict[str, Any], params: int, expected_loss: float) -> None:
+def check_equal(cell: Cell, facts: dict[str, Any], params: int, expected_loss: float) -> None:
     assert facts["params"] == params, f"{cell}: {facts['params']:,} parameters, slm has {params:,}"
     error = abs(facts["first_loss"] / expected_loss - 1)
     tolerance = LOSS_TOLERANCE[Mode.named(cell[1]).precision]
