@@ -94,9 +94,9 @@ def export_weights(spec: RunSpec, folder: Path) -> int:
     return count_parameters(spec.shape).params_total
 
 
-def initial_model(spec: RunSpec) -> Transformer:
+def initial_model(spec: RunSpec, seed: int = 0) -> Transformer:
     model = build_model(spec.config, spec.shape)
-    initialize(model, Parametrization.of(spec.config.parametrization, spec.shape), spec.config.seed)
+    initialize(model, Parametrization.of(spec.config.parametrization, spec.shape), seed)
     return model
 
 

@@ -6,8 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import paired, training
-from tests.benchmarks.peers import LIBRARIES, Case, Mode, contender, export_weights, is_installed
+from tests.benchmarks import paired, throughput, training
+from tests.benchmarks.peers import (
+    LIBRARIES,
+    Case,
+    Mode,
+    contender,
+    export_weights,
+    initial_model,
+    is_installed,
+    peer_step,
+)
 
 TINY = ("model=tiny", "model.n_layers=2", "model.seq_len=32", "optimizer.global_batch_tokens=128")
 
@@ -51,6 +60,21 @@ def test_deep_and_wide_have_equal_matrices() -> None:
     training.check_shapes()
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_stacked_step_is_the_step_of_each_model() -> None:
+    mode = Mode.named("fp32-eager")
+    spec = Case(TINY, "cpu", Path()).spec("slm", mode)
+    together = throughput.stacked_step(spec, 2, "cpu")
+    alone = [
+        peer_step(initial_model(spec, seed), spec, mode, "cpu", lambda logits: logits)[0]
+        for seed in range(2)
+    ]
+    for _ in range(3):  # the later losses have been through the gradient, its clipping and AdamW
+        losses = [float(step()) for step in alone]
+        assert together().tolist() == pytest.approx(losses, rel=1e-4)
+    assert losses[0] != losses[1]
+
+
 def test_ratios_are_taken_within_rounds() -> None:
     # The medians of each, 30 and 10, would say 3.
     assert paired.median_ratio([40.0, 10.0, 30.0], [20.0, 10.0, 10.0]) == 2.0
@@ -63,5 +87,5 @@ def test_a_contender_that_fails_says_why() -> None:
     worker.close()
 
 
-def _failing() -> None:
+def _failing() -> tuple[paired.Result, paired.Measure]:
     raise ValueError("out of luck")
