@@ -172,8 +172,8 @@ def print_machine(machine: Mapping[str, Any]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Text columns to the left, figures (from the first column that holds one) to the right."""
-    table = Table(title=title, title_justify="left")
+    """Text to the left, columns of figures to the right."""
+    table = Table()
     for index, column in enumerate(columns):
         is_figure = all(re.match(r"[-\d.,]+", row[index]) for row in rows)
         table.add_column(column, justify="right" if is_figure else "left", no_wrap=True)
@@ -181,7 +181,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_row(*row)
     console = Console()
     console.width = max(console.width, TABLE_WIDTH)  # a file or a pipe counts as 80 columns
-    console.print(table)
+    console.print(f"\n{title}", table, sep="\n", highlight=False)
 
 
 def save(path: Path | None, machine: Mapping[str, Any], results: Any) -> None:

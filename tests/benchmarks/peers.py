@@ -27,6 +27,7 @@ from slm.model.hf import export_llama
 from slm.model.parametrization import Parametrization, initialize
 from slm.model.transformer import Transformer
 from slm.run_spec import RunSpec, resolve
+from slm.training.hardware import peak_memory_bytes
 from tests.benchmarks.paired import Measure, Result, repeated
 
 Step = Callable[[], Tensor]
@@ -109,7 +110,7 @@ def first_loss(spec: RunSpec) -> float:
 
 
 def contender(library: str, mode_name: str, case: Case) -> tuple[Result, Measure]:
-    """For a `Worker`: parameters and first loss of a library; its tokens/s, and memory on a GPU."""
+    """For a `Worker`: parameters and first loss of a library; its tokens/s and peak memory."""
     mode = Mode.named(mode_name)
     spec = case.spec(library, mode)
     step, params = STEPS[library](spec, mode, case)
@@ -123,9 +124,8 @@ def contender(library: str, mode_name: str, case: Case) -> tuple[Result, Measure
             "tokens_per_second": steps * spec.batch_tokens / elapsed_seconds,
             "step_seconds": elapsed_seconds / steps,
         }
-        if case.device == "cuda":
-            result["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
-        return result
+        accelerator = "gpu" if case.device == "cuda" else "cpu"
+        return {**result, "peak_memory_bytes": peak_memory_bytes(accelerator)}
 
     return {"params": params, "first_loss": loss}, measure
 
@@ -158,6 +158,14 @@ def slm_step(spec: RunSpec, mode: Mode, case: Case) -> tuple[Step, int]:
             return wrapped.training_step(batch, 0)["loss"]
 
     return step, params_of(module.model)
+
+
+def plain_step(spec: RunSpec, mode: Mode, case: Case) -> tuple[Step, int]:
+    """slm's model, asked for all logits, in the loop of the peers."""
+    import slm.training.runner  # noqa: F401  the same libraries in memory as beside slm's own step
+
+    model = initial_model(spec, spec.config.seed)
+    return peer_step(model, spec, mode, case.device, lambda logits: logits)
 
 
 def transformers_step(spec: RunSpec, mode: Mode, case: Case) -> tuple[Step, int]:
@@ -277,4 +285,9 @@ def params_of(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-STEPS = {"slm": slm_step, "transformers": transformers_step, "litgpt": litgpt_step}
+STEPS = {
+    "slm": slm_step,
+    "plain": plain_step,
+    "transformers": transformers_step,
+    "litgpt": litgpt_step,
+}

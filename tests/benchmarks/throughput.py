@@ -8,8 +8,8 @@ the ratio is two over one, within rounds.
 
 On a GPU, where torch sees one, also ways to train `--seeds` runs of one shape in bf16: one after the other,
 the same compiled into CUDA graphs (`reduce-overhead`), all at once in processes that share the device, and
-all at once stacked into one model by torch.func. This part has not been run on a GPU; that a stacked step is the step of each of its
-models is tested on CPU.
+all at once stacked into one model by torch.func. Graphs and stacks take the peers' plain step. This part has
+not been run on a GPU; that a stacked step is the step of each of its models is tested on CPU.
 """
 
 from __future__ import annotations
