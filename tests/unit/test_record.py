@@ -17,7 +17,8 @@ import pytest
 from slm.errors import Interrupted, RunError
 from slm.run_spec import RunSpec
 from slm.tracking import record
-from slm.tracking.record import SCHEMA_VERSION, RunDirectory
+from slm.tracking.record import RunDirectory
+from slm.tracking.result import SCHEMA_VERSION
 from slm.tracking.wandb import mirror
 
 Spec = Callable[..., RunSpec]

@@ -13,7 +13,8 @@ import slm
 from slm.run_spec import RunSpec
 from slm.tracking import record
 from slm.tracking.checkpoints import newest_checkpoint
-from slm.tracking.record import RunDirectory, RunResult
+from slm.tracking.record import RunDirectory
+from slm.tracking.result import RunResult
 from slm.training.runner import build_module, train
 
 Spec = Callable[..., RunSpec]
