@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from slm.errors import Diverged
 from slm.model.attention import document_ids
-from slm.model.loss import IGNORED, squared_log_partition, token_nats
+from slm.model.loss import IGNORED, token_nats
 from slm.model.parametrization import Parametrization
 from slm.model.transformer import Transformer
 from slm.run_spec import RunSpec
@@ -68,14 +68,9 @@ class LanguageModule(LightningModule):
         nats = torch.zeros((), device=batch.device)
         for micro in batch.split(self._micro_sequences):
             inputs, targets = micro.unbind(1)
-            logits = self._logits(inputs)
-            micro_nats = token_nats(logits, targets).sum()
-            objective = micro_nats
-            if z_loss:
-                scored = targets.flatten() != IGNORED
-                objective = objective + z_loss * squared_log_partition(logits)[scored].sum()
-            self.manual_backward(objective / n_targets)
-            nats += micro_nats.detach()
+            sums = self.model(inputs, self._documents(inputs), targets=targets, z_loss=z_loss)
+            self.manual_backward(sums.objective / n_targets)
+            nats += sums.nats
         clip = self._spec.config.optimizer.grad_clip
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip or math.inf)
         loss = nats / n_targets
@@ -90,11 +85,11 @@ class LanguageModule(LightningModule):
         optimizer.zero_grad()
         return {"loss": loss, "grad_norm": norm, "lr": lr}
 
-    def _logits(self, tokens: Tensor) -> Tensor:
+    def _documents(self, tokens: Tensor) -> Tensor | None:
         if not self._spec.config.model.document_mask:
-            return self.model(tokens)
+            return None
         assert self._eot_id is not None, "load_config sees to it"
-        return self.model(tokens, document_ids(tokens, self._eot_id))
+        return document_ids(tokens, self._eot_id)
 
     def _lr(self, step: int) -> float:
         """The schedule at the middle of the step's tokens: neither end of it wastes a step at 0."""
@@ -113,10 +108,13 @@ class LanguageModule(LightningModule):
         """batch: pairs (B, 2, seq_len) of inputs and targets, and the group (B,) of each."""
         pairs, group = batch
         inputs, targets = pairs.unbind(1)
-        logits, scored = self._logits(inputs), targets != IGNORED
-        self._nats += token_nats(logits, targets).double().sum().cpu()
+        documents, scored = self._documents(inputs), targets != IGNORED
         self.val_targets += int(scored.sum())
-        if self._groups:
+        if not self._groups:
+            self._nats += self.model(inputs, documents, targets=targets).nats.cpu()
+        else:
+            logits = self.model(inputs, documents)
+            self._nats += token_nats(logits, targets).double().sum().cpu()
             wrong = (logits.argmax(dim=-1) != targets) & scored
             self._wrong.index_add_(0, group.cpu(), wrong.sum(1).cpu())
             self._asked.index_add_(0, group.cpu(), scored.sum(1).cpu())
