@@ -4,13 +4,15 @@
       └─ embedding ─▶ x (B, T, D)
            ├─ n_layers of  x = x + m Attention(RMSNorm(x))     grouped queries, rotary positions
            │               x = x + m MLP(RMSNorm(x))           each block layer_sharing times in a row
-           └─ RMSNorm ─▶ head (the embedding table when tied) ─▶ logits (B, T, V)
+           └─ RMSNorm ─▶ head (the embedding table when tied) ─▶ logits (B, T, V), or their loss
 
 Shapes: B batch, T time, D d_model, H query heads, G key/value heads, K d_head, F d_ff, V vocabulary.
 No bias, no dropout. Initialisation and the multipliers are set by `slm.model.parametrization`.
 """
 
 from __future__ import annotations
+
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from slm.architecture.shapes import ModelShape
 from slm.model.attention import attend, require_flash
 from slm.model.decoding import KeyValueCache, Slot
+from slm.model.loss import HeadLoss, head_loss
 
 
 class Transformer(nn.Module):
@@ -54,16 +57,31 @@ class Transformer(nn.Module):
         turns = rotary_turns(shape.seq_len, shape.d_head, rope_theta)
         self.register_buffer("turns", turns, persistent=False)
 
+    @overload
+    def forward(
+        self, tokens: Tensor, documents: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        tokens: Tensor,
+        documents: Tensor | None = None,
+        *,
+        targets: Tensor,
+        z_loss: float = 0.0,
+    ) -> HeadLoss: ...
     def forward(
         self,
         tokens: Tensor,
         documents: Tensor | None = None,
         cache: KeyValueCache | None = None,
-    ) -> Tensor:
-        """tokens (B, T) -> logits (B, T, V).
+        targets: Tensor | None = None,
+        z_loss: float = 0.0,
+    ) -> Tensor | HeadLoss:
+        """tokens (B, T) -> logits (B, T, V), or with targets (B, T) their loss without the logits.
 
         `documents` (B, T) keeps attention within each document of a packed row. With a `cache` the
-        tokens follow those it holds, and are added to it.
+        tokens follow those it holds, and are added to it. `z_loss` is as in `head_loss`.
 
         Raises:
             ValueError: if the tokens go beyond seq_len, or with both documents and a cache.
@@ -83,7 +101,10 @@ class Transformer(nn.Module):
                 x = block(x, turns, documents, slot)
         if cache is not None:
             cache.length += tokens.shape[1]
-        return self.head(self.norm(x) * self.logit_multiplier)
+        hidden = self.norm(x) * self.logit_multiplier
+        if targets is not None:
+            return head_loss(hidden, self.head.weight, targets, z_loss)
+        return self.head(hidden)
 
 
 class Block(nn.Module):

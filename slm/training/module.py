@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from slm.model.attention import document_ids
-from slm.model.loss import IGNORED, squared_log_partition, token_nats
+from slm.model.loss import IGNORED
 from slm.model.parametrization import Parametrization
 from slm.model.transformer import Transformer
 from slm.run_spec import RunSpec
@@ -56,17 +56,12 @@ class LanguageModule(LightningModule):
         torch.manual_seed(step_seed(self._spec.config.seed, step, self.global_rank))
         n_targets = (batch[:, 1] != IGNORED).sum().clamp(min=1)
         z_loss = self._spec.config.optimizer.z_loss
-        nats = torch.zeros((), device=batch.device)
+        nats = torch.zeros((), dtype=torch.float64, device=batch.device)
         for micro in batch.split(self._micro_sequences):
             inputs, targets = micro.unbind(1)
-            logits = self.logits(inputs)
-            micro_nats = token_nats(logits, targets).sum()
-            objective = micro_nats
-            if z_loss:
-                scored = targets.flatten() != IGNORED
-                objective = objective + z_loss * squared_log_partition(logits)[scored].sum()
-            self.manual_backward(objective / n_targets)
-            nats += micro_nats.detach()
+            sums = self.model(inputs, self.documents(inputs), targets=targets, z_loss=z_loss)
+            self.manual_backward(sums.objective / n_targets)
+            nats += sums.nats
         loss, norms = nats / n_targets, self._clip_gradients()
         self.finite_steps.admit(step, loss, norms, optimizer)
         lr = self._lr(step)
@@ -76,12 +71,12 @@ class LanguageModule(LightningModule):
         optimizer.zero_grad()
         return {"loss": loss, "grad_norm": torch.linalg.vector_norm(norms), "lr": lr}
 
-    def logits(self, tokens: Tensor) -> Tensor:
-        """tokens (B, T) -> (B, T, V), with attention kept within documents where the config says so."""
+    def documents(self, tokens: Tensor) -> Tensor | None:
+        """Which document each of tokens (B, T) belongs to, if attention is to keep within them."""
         if not self._spec.config.model.document_mask:
-            return self.model(tokens)
+            return None
         assert self._eot_id is not None, "load_config sees to it"
-        return self.model(tokens, document_ids(tokens, self._eot_id))
+        return document_ids(tokens, self._eot_id)
 
     def _clip_gradients(self) -> Tensor:
         """Scale all gradients so that their global norm keeps the limit; the norm each had before."""

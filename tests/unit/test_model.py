@@ -18,7 +18,6 @@ from slm.architecture.shapes import ModelShape
 from slm.errors import ConfigError
 from slm.model.attention import attend, document_ids
 from slm.model.decoding import KeyValueCache, generate
-from slm.model.loss import IGNORED, squared_log_partition, token_nats
 from slm.model.parametrization import Parametrization, initialize
 from slm.model.transformer import Transformer
 from slm.schema import ParametrizationConfig, ParametrizationKind
@@ -301,19 +300,3 @@ def test_initialisation_depends_on_the_seed_alone() -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(first.parameters(), build().parameters(), strict=True)
     )
-
-
-def test_nats_are_those_of_the_distribution_and_ignored_targets_cost_nothing() -> None:
-    logits, targets = torch.randn(2, 5, 7), torch.randint(7, (2, 5))
-    targets[1, 3:] = IGNORED
-    nats = token_nats(logits, targets).reshape(2, 5)
-    p = logits.double().softmax(-1)
-    for b, t in np.ndindex(2, 5):
-        wanted = 0.0 if targets[b, t] == IGNORED else -math.log(p[b, t, targets[b, t]])
-        assert nats[b, t].item() == pytest.approx(wanted, abs=1e-5)
-
-
-def test_the_log_partition_is_that_of_the_distribution() -> None:
-    logits = torch.randn(2, 5, 7)
-    expected = logits.double().exp().sum(-1).log().square().flatten()
-    torch.testing.assert_close(squared_log_partition(logits).double(), expected)

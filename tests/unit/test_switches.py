@@ -45,7 +45,7 @@ def test_a_document_mask_changes_the_run_and_its_identity(tiny_spec: Spec) -> No
     tokens = torch.randint(98, (1, 32))
     tokens[0, 10] = masked.eot_id
     with torch.no_grad():
-        split = module._logits(tokens)
+        split = module.model(tokens, module.documents(tokens))
         assert torch.equal(split[:, :10], module.model(tokens)[:, :10])
         assert not torch.allclose(split[:, 11:], module.model(tokens)[:, 11:])
 

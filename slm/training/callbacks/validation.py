@@ -81,10 +81,13 @@ class Validation(Callback):
             for pairs, group in self._loader:
                 self._interrupt(trainer)
                 inputs, expected = pairs.to(module.device, non_blocking=True).unbind(1)
-                logits, scored = module.logits(inputs), expected != IGNORED
-                nats += token_nats(logits, expected).double().sum().cpu()
+                documents, scored = module.documents(inputs), expected != IGNORED
                 targets += int(scored.sum())
-                if self._groups:
+                if not self._groups:
+                    nats += module.model(inputs, documents, targets=expected).nats.cpu()
+                else:
+                    logits = module.model(inputs, documents)
+                    nats += token_nats(logits, expected).double().sum().cpu()
                     missed = (logits.argmax(dim=-1) != expected) & scored
                     wrong.index_add_(0, group, missed.sum(1).cpu())
                     asked.index_add_(0, group, scored.sum(1).cpu())
