@@ -81,6 +81,7 @@ def train(spec: RunSpec, run: RunDirectory) -> RunResult:
             spec, stream, mirrored, peak, examples.val.text_bytes, begun_at_steps=taken_over
         )
         loop = _loop(spec, run, tokens, metrics)
+        module.stop_asked = loop.stop.is_asked
 
         def conclude(divergence: Mapping[str, Any] | None) -> RunResult:
             result = result_of(

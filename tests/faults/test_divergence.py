@@ -21,15 +21,15 @@ Spec = Callable[..., RunSpec]
 
 def test_divergence_is_a_result(tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = tiny_spec(seed=3)
-    original = LanguageModule.training_step
+    original = LanguageModule.take_step
 
-    def poison(self: LanguageModule, batch: torch.Tensor, step: int) -> dict[str, Any]:
+    def poison(self: LanguageModule, step: int, batch: torch.Tensor) -> dict[str, Any]:
         if step == 5:
             with torch.no_grad():
                 self.model.blocks[1].mlp_norm.weight[0] = float("inf")
-        return original(self, batch, step)
+        return original(self, step, batch)
 
-    monkeypatch.setattr(LanguageModule, "training_step", poison)
+    monkeypatch.setattr(LanguageModule, "take_step", poison)
     with pytest.raises(Diverged, match="step 5: loss nan"):
         run_to_end(spec)
     run = RunDirectory.of(spec)

@@ -47,6 +47,10 @@ class StopOnSignal(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._listen()  # Lightning has put its own SIGTERM handler in front, which would not save
 
+    def is_asked(self) -> bool:
+        """Whether a signal has come; a block of steps ends then."""
+        return self._received is not None
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
