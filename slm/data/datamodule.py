@@ -91,9 +91,11 @@ class TokenData(LightningDataModule):
             batch_size=None,
             sampler=StepsFrom(self.first_step, spec.steps),
             num_workers=config.trainer.num_workers,
+            generator=torch.Generator(),  # or each start would draw from the run's random numbers
             pin_memory=torch.cuda.is_available() and config.trainer.accelerator != "cpu",
         )
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+    def val_batches(self) -> DataLoader[tuple[Tensor, int]]:
+        """The validation set; its loader draws nothing from torch's random numbers."""
         batch = max(1, VAL_BATCH_TOKENS // self._spec.shape.seq_len)
-        return DataLoader(Windows(self.val), batch_size=batch)
+        return DataLoader(Windows(self.val), batch_size=batch, generator=torch.Generator())

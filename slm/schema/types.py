@@ -42,6 +42,9 @@ Scalar = Annotated[Any, BeforeValidator(_scalar)]
 Count = Annotated[int, BeforeValidator(_no_bool), Field(gt=0)]
 Index = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Size = Annotated[int, BeforeValidator(_no_bool), BeforeValidator(parse_size), Field(gt=0)]
+Amount = Annotated[
+    float, BeforeValidator(_no_bool), BeforeValidator(parse_size), Field(gt=0, allow_inf_nan=False)
+]
 Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]

@@ -14,7 +14,8 @@ import slm
 from slm.run_spec import RunSpec
 from slm.tracking import record
 from slm.tracking.checkpoints import newest_checkpoint
-from slm.tracking.record import RunDirectory, RunResult
+from slm.tracking.record import RunDirectory
+from slm.tracking.result import RunResult
 from slm.training.runner import build_module, train
 
 Spec = Callable[..., RunSpec]
@@ -45,7 +46,7 @@ def test_a_document_mask_changes_the_run_and_its_identity(tiny_spec: Spec) -> No
     tokens = torch.randint(98, (1, 32))
     tokens[0, 10] = masked.eot_id
     with torch.no_grad():
-        split = module.model(tokens, module._documents(tokens))
+        split = module.model(tokens, module.documents(tokens))
         assert torch.equal(split[:, :10], module.model(tokens)[:, :10])
         assert not torch.allclose(split[:, 11:], module.model(tokens)[:, 11:])
 
