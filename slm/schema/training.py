@@ -98,6 +98,8 @@ class TrainerConfig:
     """Sequences per forward pass; null takes the whole global batch at once."""
     compile: bool = False
     """Compile the model in place with torch.compile."""
+    activation_checkpointing: bool = False
+    """Keep the input of each block alone and run blocks again in the backward pass: less memory, about a third more time."""
     num_workers: Index = 0
     """Loader processes; 0 reads in the training process."""
     log_every_steps: Count = 10
