@@ -19,6 +19,7 @@ from slm.run_spec import RunSpec
 from slm.schedule import step_lr_multiplier
 from slm.training.divergence import FiniteSteps
 from slm.training.optimizer import LR_MULTIPLIER, build_optimizer
+from slm.training.randomness import seed_step
 
 
 class LanguageModule(LightningModule):
@@ -67,13 +68,16 @@ class LanguageModule(LightningModule):
 
     def take_step(self, step: int, batch: Tensor) -> dict[str, Any]:
         """batch (batch_sequences, 2, seq_len); the loss is a mean over the global batch's targets."""
-        optimizer = self._optimizer
+        optimizer, config = self._optimizer, self._spec.config
+        if config.model.dropout:
+            seed_step(config.seed, step, self.global_rank, batch.device)
         n_targets = (batch[:, 1] != IGNORED).sum().clamp(min=1)
-        z_loss = self._spec.config.optimizer.z_loss
         nats = torch.zeros((), dtype=torch.float64, device=batch.device)
         for micro in batch.split(self._micro_sequences):
             inputs, targets = micro.unbind(1)
-            sums = self.model(inputs, self.documents(inputs), targets=targets, z_loss=z_loss)
+            sums = self.model(
+                inputs, self.documents(inputs), targets=targets, z_loss=config.optimizer.z_loss
+            )
             self.manual_backward(sums.objective / n_targets)
             nats += sums.nats
         loss, norms = nats / n_targets, self._clip_gradients(optimizer)
