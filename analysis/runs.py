@@ -11,7 +11,8 @@ import pandas as pd
 
 from slm.architecture.compute import flop_equivalent_params
 from slm.errors import DataError, RunError
-from slm.tracking.record import RunDirectory, RunResult
+from slm.tracking.record import RunDirectory
+from slm.tracking.result import RunResult
 
 OTHER_VALIDATION_SET = "other validation set"
 ARCHITECTURE = ("tied", "mlp", "qk_norm", "layer_sharing", "d_head")

@@ -11,6 +11,7 @@ import copy
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,9 +30,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from slm.config import load_config
 from slm.errors import ConfigError, Diverged, Interrupted, Problem, SlmError
-from slm.run_spec import resolve
+from slm.run_spec import RunSpec, branch_specs
 from slm.schema import Config, default_tree, field_descriptions
-from slm.tracking.record import RunDirectory, RunResult
+from slm.tracking.record import RunDirectory
+from slm.tracking.result import RunResult
+from slm.tracking.trunk import Trunk
 
 log = logging.getLogger("slm")
 CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
@@ -39,7 +42,7 @@ OVERRIDE = re.compile(r"^\+{0,2}(?P<key>[A-Za-z_][\w.]*)=")
 
 
 def run_app(main: Callable[[], Any]) -> NoReturn:
-    """Run a Hydra app and exit: 0 done, 1 failed, 2 wrong config, 130 stopped by Ctrl-C."""
+    """Run a Hydra app and exit: 0 done, 1 failed, 2 wrong config, 128 + n stopped by signal n."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us instead of Hydra's printer
     sys.argv[1:] = [let_through(argument, CONF_DIR) for argument in sys.argv[1:]]
     register_schema()
@@ -96,8 +99,10 @@ def guarded(main: Callable[[], Any]) -> NoReturn:
         _exit(f"the configuration could not be composed: {error}", ConfigError.exit_code)
     except OSError as error:
         _exit(_file_error(error), 1)
-    except KeyboardInterrupt:
-        _exit("stopped", 130)
+    except KeyboardInterrupt as stop:
+        # Of a job in a grid the signal that stopped it: schedulers requeue by the exit code.
+        cause = stop.__cause__
+        _exit("stopped", cause.exit_code if isinstance(cause, Interrupted) else 130)
     sys.exit(0)
 
 
@@ -161,8 +166,10 @@ def train_job(cfg: DictConfig) -> None:
     """
     _log_to_console()  # again, for a job in a process of its launcher's
     try:
-        _train(config_of(cfg))
+        train_all(config_of(cfg))
     except SlmError as error:
+        if isinstance(error, Interrupted):
+            _hand_on(error.signal_number)
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             _exit(str(error), error.exit_code)
         log.error("%s", error)
@@ -172,8 +179,37 @@ def train_job(cfg: DictConfig) -> None:
         raise
 
 
-def _train(config: Config) -> None:
-    spec = resolve(config)
+def _hand_on(number: int) -> None:
+    """Let whoever listened for a signal before us have it, now that the state is saved.
+
+    That is how a launcher's own handler gets to put the job back into the queue.
+    """
+    if number != signal.SIGINT and callable(signal.getsignal(number)):
+        signal.raise_signal(number)
+
+
+def train_all(config: Config) -> None:
+    """The run of a config, or all branches of its trunk; a branch that fails does not stop others."""
+    specs = branch_specs(config)
+    trunk = Trunk.of(specs[0])
+    if config.rerun and trunk is not None:
+        trunk.forget()
+    failures: list[SlmError] = []
+    for spec in specs:
+        try:
+            _train(spec)
+        except Interrupted:
+            raise
+        except SlmError as error:
+            if len(specs) > 1:
+                log.error("%s: %s", spec.run_id, error)
+            failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+def _train(spec: RunSpec) -> None:
+    config = spec.config
     run = RunDirectory.of(spec)
     state = run.state()
     if state == "finished" and not config.rerun:

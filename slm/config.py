@@ -64,6 +64,7 @@ def check(config: Config) -> list[Problem]:
     """Rules between keys."""
     return [
         *_check_budget(config.budget),
+        *_check_branches(config),
         *_check_shape_source(config),
         *_check_shape(config.model),
         *_check_batch(config),
@@ -75,7 +76,7 @@ def check(config: Config) -> list[Problem]:
 
 
 def _check_budget(budget: BudgetConfig) -> Iterator[Problem]:
-    given = {k: v for k, v in vars(budget).items() if v is not None and not k.startswith("_")}
+    given = budget.given
     if not given:
         fix = "set budget.tokens, budget.tokens_per_param or budget.flops"
         yield Problem("budget", None, "no budget is given", fix)
@@ -85,6 +86,21 @@ def _check_budget(budget: BudgetConfig) -> Iterator[Problem]:
         yield Problem(
             "budget", ", ".join(f"{k}: {v}" for k, v in given.items()), "more than one budget", fix
         )
+
+
+def _check_branches(config: Config) -> Iterator[Problem]:
+    budget = config.budget
+    if not budget.branches or len(budget.given) != 1:
+        return
+    shown = list(budget.branches)
+    if config.schedule.kind != "wsd":
+        rule = "only wsd has a trunk to branch from"
+        yield Problem("budget.branches", shown, rule, "schedule=wsd, or a run for each budget")
+    if max(budget.branches) >= budget.amount:
+        rule = f"must lie below budget.{budget.unit}={budget.amount:g}, which is the longest branch"
+        yield Problem("budget.branches", shown, rule, "leave that one out")
+    if budget.unit == "tokens" and any(end % 1 for end in budget.branches):
+        yield Problem("budget.branches", shown, "tokens are whole numbers")
 
 
 def _check_shape_source(config: Config) -> Iterator[Problem]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class SlmError(Exception):
@@ -24,12 +25,18 @@ class RunError(SlmError):
 class Diverged(SlmError):
     """Training reached a loss or gradient that is not finite; a result, not a crash."""
 
+    def __init__(self, message: str, evidence: Mapping[str, Any] | None = None):
+        super().__init__(message)
+        self.evidence = evidence
+        """The step that was not taken, its batch, and the gradient norm of each tensor group."""
+
 
 class Interrupted(SlmError):
     """Training was asked to stop; its state is saved."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number
 
 

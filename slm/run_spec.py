@@ -19,7 +19,8 @@ from slm.data.content import data_identity, tokenizer_identity
 from slm.data.tokenizer import known_vocabulary
 from slm.errors import ConfigError, Problem
 from slm.files import canonical_hash
-from slm.schema import Config
+from slm.schedule import steps_before_decay
+from slm.schema import BudgetConfig, Config
 
 ID_HASH_LENGTH = 8
 MLP_RATIO = (
@@ -69,10 +70,16 @@ class RunSpec:
         return known_vocabulary(self.config).eot_id
 
     @property
-    def warmup_tokens(self) -> float:
+    def warmup_tokens(self) -> int:
         """At most one token per parameter: long warmups distort small runs (2406.19146)."""
-        asked = self.config.schedule.warmup_fraction * self.tokens
-        return min(asked, flop_equivalent_params(self.flops_per_token))
+        schedule = self.config.schedule
+        asked = schedule.warmup_fraction * (schedule.warmup_budget_tokens or self.tokens)
+        return round(min(asked, flop_equivalent_params(self.flops_per_token)))
+
+    @property
+    def trunk_steps(self) -> int:
+        """Leading steps that do not depend on the budget: warmup and the constant rate of wsd."""
+        return steps_before_decay(self.steps, self.batch_tokens, self.config.schedule)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -97,6 +104,8 @@ class RunSpec:
             "tokens": self.tokens,
             "precision": config.trainer.precision,
             "seed": config.seed,
+            # Not there at 0, so that runs from before it keep their ids.
+            **({"dropout": config.model.dropout} if config.model.dropout else {}),
         }
 
     @property
@@ -109,17 +118,36 @@ class RunSpec:
     @property
     def _schedule(self) -> dict[str, Any]:
         schedule = asdict(self.config.schedule)
+        del schedule["warmup_budget_tokens"]  # what it comes to counts
         if self.config.schedule.kind == "cosine":
             del schedule["decay_fraction"]  # means nothing there
-        return schedule
+        return {**schedule, "warmup_tokens": self.warmup_tokens}
 
     @property
     def recipe_id(self) -> str:
         """Hash of the identity without architecture, budget and seed: what comparable runs share."""
         varied = {"family", "shape", "tokens", "seed"}
         recipe = {key: value for key, value in self.identity.items() if key not in varied}
+        recipe["schedule"] = _without(recipe["schedule"], "warmup_tokens")  # follows the budget
         context = {key: getattr(self.shape, key) for key in ("vocab_size", "seq_len")}
         return canonical_hash({**recipe, **context})[:ID_HASH_LENGTH]
+
+    @property
+    def trunk_id(self) -> str | None:
+        """Slug and hash of all that decides the first `trunk_steps`; None without a constant rate.
+
+        Runs that share it took the same steps up to where the shorter one decays, whether or not
+        one of them began from the other's checkpoint, so their losses are not independent.
+        """
+        if self.config.schedule.kind != "wsd":
+            return None
+        schedule = _without(self.identity["schedule"], "decay_fraction", "final_lr_fraction")
+        digest = canonical_hash({**_without(self.identity, "tokens"), "schedule": schedule})
+        return f"{self._slug}-s{self.config.seed}-{digest[:ID_HASH_LENGTH]}"
+
+    @property
+    def _slug(self) -> str:
+        return f"{self.config.family.name}-{self.shape.label}"
 
     @property
     def tokens_per_param(self) -> float:
@@ -132,7 +160,11 @@ class RunSpec:
         """Readable slug plus a hash of the identity; names the directory and the W&B run."""
         digest = canonical_hash(self.identity)[:ID_HASH_LENGTH]
         tokens = f"{self.tokens / 1e6:.3g}Mtok"
-        return f"{self.config.family.name}-{self.shape.label}-{tokens}-s{self.config.seed}-{digest}"
+        return f"{self._slug}-{tokens}-s{self.config.seed}-{digest}"
+
+
+def _without(table: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key not in keys}
 
 
 def resolve(config: Config) -> RunSpec:
@@ -144,7 +176,30 @@ def resolve(config: Config) -> RunSpec:
     shape, reference_flops, shift = _resolve_shape(config)
     batch_tokens = config.optimizer.global_batch_tokens
     steps = max(1, round(_budget_tokens(config, shape, reference_flops) / batch_tokens))
+    warmup_budget = config.schedule.warmup_budget_tokens
+    if warmup_budget is not None and warmup_budget > steps * batch_tokens:
+        rule = f"is more than the run's own budget of {steps * batch_tokens}"
+        fix = "null takes that"
+        raise ConfigError([Problem("schedule.warmup_budget_tokens", warmup_budget, rule, fix)])
     return RunSpec(config, shape, reference_flops, shift, steps, batch_tokens // shape.seq_len)
+
+
+def branch_specs(config: Config) -> list[RunSpec]:
+    """The runs of a config, shortest first: one, or one for each of `budget.branches` and the whole.
+
+    Branches have one trunk, whose warmup follows the shortest of them.
+    """
+    if not config.budget.branches:
+        return [resolve(config)]
+    ends = sorted({*config.budget.branches, config.budget.amount})
+    budgets = [BudgetConfig.of(config.budget.unit, end) for end in ends]
+    trainer = replace(config.trainer, share_trunk=True)
+    shortest = resolve(replace(config, budget=budgets[0]))
+    schedule = replace(config.schedule, warmup_budget_tokens=shortest.tokens)
+    return [
+        resolve(replace(config, budget=budget, schedule=schedule, trainer=trainer))
+        for budget in budgets
+    ]
 
 
 def _resolve_shape(config: Config) -> tuple[ModelShape, int, float | None]:
@@ -221,10 +276,7 @@ def _vocab_size(config: Config) -> int:
 
 
 def _budget_tokens(config: Config, shape: ModelShape, reference_flops: int) -> float:
-    budget = config.budget
-    if budget.tokens is not None:
-        return budget.tokens
-    if budget.tokens_per_param is not None:
-        return budget.tokens_per_param * flop_equivalent_params(reference_flops)
-    assert budget.flops is not None, "load_config lets exactly one budget through"
-    return budget.flops / training_flops_per_token(shape)
+    unit, amount = config.budget.unit, config.budget.amount
+    if unit == "tokens_per_param":
+        return amount * flop_equivalent_params(reference_flops)
+    return amount if unit == "tokens" else amount / training_flops_per_token(shape)

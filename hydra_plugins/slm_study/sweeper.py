@@ -77,14 +77,17 @@ class StudySweeper(Sweeper):
     def _run(self, cells: Sequence[Any], arguments: list[str], *, retry: bool) -> Exception | None:
         """Launch what is not done; the error that says which cells failed, if any did."""
         from slm.sweeps.plan import design_warnings, totals
+        from slm.sweeps.study import jobs_of
 
-        todo = [cell for cell in cells if retry or cell.run.state() not in DONE]
+        todo = {id(cell) for cell in cells if retry or cell.run.state() not in DONE}
         log.info("%s; %d to run", totals(cells), len(todo))
         for warning in design_warnings(cells):
             log.info("%s", warning)
-        if todo:
-            jobs = [[*arguments, *cell.overrides] for cell in todo]
-            self.launcher.launch(jobs, initial_job_idx=0)
+        # A trunk with a branch to do is handed over whole: its finished ones are passed over there.
+        jobs = [job for job in jobs_of(cells) if any(id(cell) in todo for cell in job.cells)]
+        if jobs:
+            launched = [[*arguments, *job.overrides] for job in jobs]
+            self.launcher.launch(launched, initial_job_idx=0)
         states = {cell.run.path: cell.run.state() for cell in cells}
         for path in (path for path, state in states.items() if state == "diverged"):
             log.warning("diverged: %s", path)

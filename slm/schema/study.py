@@ -24,6 +24,8 @@ class StudyConfig:
     """Or token budgets as budget.tokens, the same for all rungs."""
     seeds: tuple[Index, ...] = (0,)
     """Seeds of every cell."""
+    share_trunks: bool = True
+    """Decay all budgets of a shape and seed from one wsd trunk, instead of training each from its first step."""
     grid: dict[str, tuple[Scalar, ...]] = dataclasses.field(default_factory=dict)
     """Further keys to vary, each with its values; every combination makes cells of its own."""
     analysis: Literal["families", "lr_transfer", "khop"] = "families"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from slm.schema.types import (
+    Amount,
     Count,
     Fraction,
     Index,
@@ -43,6 +44,8 @@ class ScheduleConfig:
     """wsd = warmup, stable, linear decay; cosine = warmup, then half a cosine."""
     warmup_fraction: Fraction = 0.02
     """Share of the token budget spent warming up, capped at one token per parameter (f/6)."""
+    warmup_budget_tokens: Size | None = None
+    """The budget that warmup_fraction is a share of; null is the run's own. Branches of one trunk take that of the shortest."""
     decay_fraction: Fraction = 0.2
     """Share of the token budget spent in the linear decay of wsd."""
     final_lr_fraction: Fraction = 0.0
@@ -57,6 +60,30 @@ class BudgetConfig:
     """Training tokens per N_flop = f/6, with the f of the rung or of an explicit shape."""
     flops: Positive | None = None
     """Training FLOPs, in the convention of result.json."""
+    branches: tuple[Amount, ...] = ()
+    """Smaller budgets, in the same unit, that are decayed from the same wsd trunk on the way, each recorded as a run."""
+
+    @classmethod
+    def of(cls, unit: str, amount: float, branches: tuple[float, ...] = ()) -> BudgetConfig:
+        amounts: dict[str, Any] = {unit: amount}
+        return cls(branches=branches, **amounts)
+
+    @property
+    def given(self) -> dict[str, float]:
+        """What is set, by its unit."""
+        amounts = {unit: getattr(self, unit) for unit in ("tokens", "tokens_per_param", "flops")}
+        return {unit: amount for unit, amount in amounts.items() if amount is not None}
+
+    @property
+    def unit(self) -> str:
+        """That of the one budget which `load_config` lets through."""
+        (unit,) = self.given
+        return unit
+
+    @property
+    def amount(self) -> float:
+        (amount,) = self.given.values()
+        return amount
 
 
 @section
@@ -71,6 +98,8 @@ class TrainerConfig:
     """Sequences per forward pass; null takes the whole global batch at once."""
     compile: bool = False
     """Compile the model in place with torch.compile."""
+    activation_checkpointing: bool = False
+    """Keep the input of each block alone and run blocks again in the backward pass: less memory, about a third more time."""
     num_workers: Index = 0
     """Loader processes; 0 reads in the training process."""
     log_every_steps: Count = 10
@@ -79,6 +108,8 @@ class TrainerConfig:
     """Steps between validations on the way; null validates at the end only."""
     checkpoint_every_steps: Count = 500
     """Steps between checkpoints; the end and an interruption are always saved."""
+    share_trunk: bool = False
+    """Begin at the newest checkpoint that a run of the same wsd trunk left, and leave one where the decay begins."""
     progress: bool = True
     """Show a progress bar."""
 

@@ -42,9 +42,13 @@ Scalar = Annotated[Any, BeforeValidator(_scalar)]
 Count = Annotated[int, BeforeValidator(_no_bool), Field(gt=0)]
 Index = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Size = Annotated[int, BeforeValidator(_no_bool), BeforeValidator(parse_size), Field(gt=0)]
+Amount = Annotated[
+    float, BeforeValidator(_no_bool), BeforeValidator(parse_size), Field(gt=0, allow_inf_nan=False)
+]
 Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
+FractionBelowOne = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)]
 OpenFraction = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)]
 ParametrizationKind = Literal["standard", "mup", "completep"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]

@@ -11,7 +11,7 @@ from slm.architecture.compute import flop_equivalent_params
 from slm.architecture.families import MATCH_TOLERANCE, aspect_is_kept
 from slm.architecture.shapes import ModelShape, count_parameters
 from slm.run_spec import RunSpec
-from slm.sweeps.study import Cell
+from slm.sweeps.study import Cell, jobs_of
 
 MAX_EMBEDDING_SHARE = 0.20  # above this the vocabulary taxes wide shapes (method: what to count)
 MIN_STEPS = 1000
@@ -99,7 +99,7 @@ def _twin_rungs(cells: Sequence[Cell]) -> Iterator[str]:
 
 def _exponent_refusals(cells: Sequence[Cell]) -> Iterator[str]:
     sizes = {cell.rung for cell in cells}
-    budgets = {cell.budget for cell in cells}
+    budgets = {cell.spec.config.budget for cell in cells}
     families = {cell.family for cell in cells}
     if len(sizes) < MIN_SIZES_FOR_EXPONENT:
         yield f"REFUSED exponents: {len(sizes)} sizes, at least {MIN_SIZES_FOR_EXPONENT} are needed"
@@ -177,7 +177,7 @@ def cells_table(cells: Sequence[Cell]) -> Table:
             f"{spec.tokens_per_param:.3g}",
             f"{spec.steps:,}",
             f"{spec.flops:.2g}",
-            str(cell.seed),
+            str(spec.config.seed),
             "" if loss is None else f"{loss:.4f}",
         )
     return table
@@ -199,6 +199,14 @@ def _table(title: str, *, left: Sequence[str], right: Sequence[str]) -> Table:
 
 
 def totals(cells: Sequence[Cell]) -> str:
-    flops = sum(cell.spec.flops for cell in cells)
+    """What the study holds, and what it costs with each step of a trunk taken once."""
+    apart = sum(cell.spec.flops for cell in cells)
     tokens = sum(cell.spec.tokens for cell in cells)
-    return f"{len(cells)} cells, {tokens:,} tokens, {flops:.3g} FLOPs in all"
+    jobs = jobs_of(cells)
+    flops = sum(job.flops for job in jobs)
+    said = f"{len(cells)} cells, {tokens:,} tokens, {apart:.3g} FLOPs in all"
+    if flops == apart:
+        return said
+    return (
+        f"{said}; as branches of {len(jobs)} trunks {flops:.3g} FLOPs, {flops / apart:.0%} of that"
+    )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
 
 from slm.errors import ConfigError, Problem
-from slm.run_spec import RunSpec, resolve
+from slm.run_spec import RunSpec, branch_specs
 from slm.schema import BudgetConfig, Config, StudyConfig
 from slm.tracking.record import RunDirectory
 
@@ -28,27 +29,79 @@ class Cell:
     spec: RunSpec
     family: str
     rung: int | str
-    budget: BudgetConfig
-    seed: int
     varied: tuple[str, ...] = ()
 
     @property
     def overrides(self) -> list[str]:
         """What `python train.py study=NAME` needs besides to run this cell alone."""
-        budget = asdict(self.budget)
-        unit = next(key for key, amount in budget.items() if amount is not None)
-        return [
-            *rung_overrides(self.rung),
-            f"family={self.family}",
-            *self.varied,
-            f"budget={unit}",
-            *(f"budget.{key}={_written(amount)}" for key, amount in budget.items()),
-            f"seed={self.seed}",
+        config = self.spec.config
+        trunk = [
+            f"schedule.warmup_budget_tokens={config.schedule.warmup_budget_tokens}",
+            "trainer.share_trunk=true",
         ]
+        return [*self._arm, *_budget(config.budget), *(trunk if self.has_trunk else ())]
+
+    @property
+    def _arm(self) -> list[str]:
+        seed = f"seed={self.spec.config.seed}"
+        return [*rung_overrides(self.rung), f"family={self.family}", *self.varied, seed]
+
+    @property
+    def has_trunk(self) -> bool:
+        """Whether it is one of several budgets that are decayed from one trunk."""
+        return self.spec.config.trainer.share_trunk
 
     @cached_property
     def run(self) -> RunDirectory:
         return RunDirectory.of(self.spec)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a launcher is handed: a cell, or the cells of one trunk, shortest first."""
+
+    cells: tuple[Cell, ...]
+
+    @property
+    def overrides(self) -> list[str]:
+        *shorter, longest = self.cells
+        if not shorter:
+            return longest.overrides
+        ends = ",".join(_written(cell.spec.config.budget.amount) for cell in shorter)
+        budget = _budget(longest.spec.config.budget)
+        return [*longest._arm, *budget, f"budget.branches=[{ends}]"]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that it takes, each step of the trunk once."""
+        taken, shared = 0, 0
+        for cell in self.cells:
+            taken += cell.spec.steps - min(shared, cell.spec.trunk_steps)
+            shared = max(shared, cell.spec.trunk_steps)
+        return taken
+
+    @property
+    def flops(self) -> int:
+        spec = self.cells[0].spec
+        return self.steps * spec.batch_tokens * spec.flops_per_token
+
+
+def jobs_of(cells: Sequence[Cell]) -> list[Job]:
+    """The cells grouped by trunk, cheapest first, so that a study cut short is worth analysing."""
+    trunks: dict[tuple[str | None, str], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        trunk = cell.spec.trunk_id if cell.has_trunk else cell.spec.run_id
+        trunks[trunk, cell.spec.config.budget.unit].append(cell)
+    jobs = [Job(tuple(sorted(group, key=lambda c: c.spec.steps))) for group in trunks.values()]
+    return sorted(jobs, key=lambda job: job.flops)
+
+
+def _budget(budget: BudgetConfig) -> list[str]:
+    amounts = {"tokens": None, "tokens_per_param": None, "flops": None, **budget.given}
+    return [
+        f"budget={budget.unit}",
+        *(f"budget.{key}={_written(amount)}" for key, amount in amounts.items()),
+    ]
 
 
 def rung_overrides(rung: int | str) -> list[str]:
@@ -92,6 +145,18 @@ def budgets_of(study: StudyConfig) -> list[BudgetConfig]:
     ]
 
 
+def _budgets_of(arm: Config) -> list[BudgetConfig]:
+    """The study's budgets; as branches of the longest where they share a trunk."""
+    budgets = budgets_of(arm.study)
+    if not arm.study.share_trunks or arm.schedule.kind != "wsd":
+        return budgets
+    shared = []
+    for unit in dict.fromkeys(budget.unit for budget in budgets):
+        *shorter, longest = sorted(b.amount for b in budgets if b.unit == unit)
+        shared.append(BudgetConfig.of(unit, longest, tuple(shorter)))
+    return shared
+
+
 def grid_points(study: StudyConfig) -> list[dict[str, Any]]:
     """Every combination of the grid's values; without a grid, the empty one."""
     return [dict(zip(study.grid, values, strict=True)) for values in product(*study.grid.values())]
@@ -122,11 +187,11 @@ def cells_of(config: Config, compose: Compose) -> list[Cell]:
             arms = {size: replace(arm, size=size) for size in study.sizes}
         for rung, arm in arms.items():
             _check_name(family, arm)
+            written = tuple(f"{key}={_written(value)}" for key, value in varied.items())
             try:
-                for budget, seed in product(budgets_of(study), study.seeds):
-                    spec = resolve(replace(arm, budget=budget, seed=seed))
-                    written = tuple(f"{key}={_written(value)}" for key, value in varied.items())
-                    cells.append(Cell(spec, family, rung, budget, seed, written))
+                for budget, seed in product(_budgets_of(arm), study.seeds):
+                    for spec in branch_specs(replace(arm, budget=budget, seed=seed)):
+                        cells.append(Cell(spec, family, rung, written))
             except ConfigError as error:
                 problems |= dict.fromkeys(error.problems)
     if problems:

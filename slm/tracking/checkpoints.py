@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from slm.errors import RunError
@@ -17,18 +18,40 @@ def newest_checkpoint(folder: Path) -> tuple[Path, int] | None:
     Raises:
         RunError: if there are checkpoints and every one of them is damaged.
     """
-    saved = saved_checkpoints(folder)
-    for path in saved:
-        if is_valid(path):
-            return path, int(path.stem.removeprefix("step-"))
-        log.warning("%s is damaged (its checksum differs); trying the one before it", path)
-    if saved:
+    for path in valid_checkpoints(folder):
+        return path, step_of(path)
+    if saved_checkpoints(folder):
         raise RunError(f"{folder}: every checkpoint is damaged; start over with rerun=true")
     return None
 
 
+def valid_checkpoints(folder: Path) -> Iterator[Path]:
+    """Newest first; a damaged one is told of and passed over."""
+    for path in saved_checkpoints(folder):
+        if is_valid(path):
+            yield path
+        else:
+            log.warning("%s is damaged (its checksum differs); trying the one before it", path)
+
+
 def saved_checkpoints(folder: Path) -> list[Path]:
+    """Whatever is there, newest first."""
     return sorted(folder.glob("step-*.ckpt"), reverse=True)
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Delete all but the newest checkpoints."""
+    for old in saved_checkpoints(folder)[count:]:
+        old.unlink(missing_ok=True)
+        checksum_path(old).unlink(missing_ok=True)
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}.ckpt"
+
+
+def step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
 
 
 def checksum_path(path: Path) -> Path:
@@ -36,5 +59,7 @@ def checksum_path(path: Path) -> Path:
 
 
 def is_valid(path: Path) -> bool:
-    checksum = checksum_path(path)
-    return checksum.exists() and checksum.read_text(encoding="utf-8") == file_hash(path)
+    try:
+        return checksum_path(path).read_text(encoding="utf-8") == file_hash(path)
+    except FileNotFoundError:  # not saved whole, or dropped for newer ones just now
+        return False

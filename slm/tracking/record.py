@@ -20,9 +20,9 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import yaml
 
@@ -32,14 +32,12 @@ from slm.errors import ConfigError, DataError, Diverged, Interrupted, RunError
 from slm.files import read_json, replacing, try_lock, write_json, write_text
 from slm.run_spec import RunSpec, resolve
 from slm.schema import to_tree
+from slm.tracking.result import SCHEMA_VERSION, RunResult, State
 
-SCHEMA_VERSION = 3  # 3: val_errors, and losses without bytes, for tasks that are not text
 HEARTBEAT_SECONDS = 10.0
 LOCK_ATTEMPTS = 5
 SUPERSEDED = ".superseded"
 START_OVER = "start over with rerun=true (the old run is kept aside)"
-
-State = Literal["planned", "running", "finished", "failed", "diverged", "interrupted"]
 
 # Keys of metrics.jsonl and of the W&B history.
 STEP, TOKENS, FLOPS = "progress/step", "progress/tokens", "progress/flops"
@@ -47,63 +45,6 @@ TRAIN_LOSS, LR, GRAD_NORM = "train/loss", "optim/lr", "optim/grad_norm"
 VAL_LOSS, VAL_BITS_PER_BYTE = "val/loss", "val/bits_per_byte"
 VAL_ERROR = "val/error/"  # and the group
 TOKENS_PER_SECOND, MFU = "perf/tokens_per_second", "perf/mfu"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """The content of result.json.
-
-    Losses are taken after the whole schedule, on the same validation tokens for all runs of a study.
-    If the run diverged they are null, and steps, tokens and flops are those it got to. `recipe_id` is
-    a hash of what is not shape, budget or seed: runs compare if they share it. `val_errors` are
-    shares of wrong answers by group, of a task that has groups. `wall_seconds` is the
-    training loop's time over all restarts, with data and checkpoints but without start-up and
-    validation; `tokens_per_second` is over that time.
-    """
-
-    schema_version: int
-    run_id: str
-    study: str
-    recipe_id: str
-    status: State
-    family: str
-    size: int | None
-    rung: str | None
-    shape: dict[str, Any]
-    parametrization: str
-    params_total: int
-    params_non_embedding: int
-    params_embedding: int
-    flops_per_token: int
-    flops_convention: str
-    reference_flops_per_token: int
-    tokens_per_param: float
-    tokens: int
-    epochs: float
-    flops: int
-    steps: int
-    batch_tokens: int
-    seed: int
-    peak_lr: float
-    schedule: dict[str, Any]
-    trunk_id: str | None
-    precision: str
-    val_loss_nats_per_token: float | None
-    val_bits_per_byte: float | None
-    val_perplexity: float | None
-    val_errors: dict[str, float] | None
-    val_tokens: int
-    val_bytes: int | None
-    val_fingerprint: str
-    data_fingerprint: str
-    tokenizer_fingerprint: str
-    train_loss_nats_per_token: float | None
-    wall_seconds: float
-    tokens_per_second: float
-    mfu: float | None
-    peak_memory_bytes: int
-    commit: str | None
-    wandb_id: str | None
 
 
 class RunDirectory:
@@ -264,12 +205,14 @@ class RunDirectory:
             ending = "planned"
             raise
         except BaseException:
-            write_text(self.path / "traceback.txt", traceback.format_exc())
+            with suppress(OSError):  # what is to be told is the error itself, be the disk full
+                write_text(self.path / "traceback.txt", traceback.format_exc())
             raise
         finally:
             stop.set()
             heart.join()
-            self.write_status(ending)
+            with suppress(OSError):  # without a state the run counts as interrupted
+                self.write_status(ending)
 
     def _beat(self, stop: threading.Event) -> None:
         while not stop.wait(HEARTBEAT_SECONDS):
@@ -295,6 +238,11 @@ class RunDirectory:
             with replacing(path) as temporary:
                 temporary.write_bytes(whole[0] + whole[1])
         return path.open("a", encoding="utf-8", buffering=1)
+
+    def metrics_until(self, step: int) -> list[str]:
+        """The lines of metrics.jsonl up to a step."""
+        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        return [line for line in lines if json.loads(line)[STEP] <= step]
 
     def read_metrics(self) -> list[dict[str, float]]:
         """Rows by step; where a resumed run repeated a step, the last row wins."""

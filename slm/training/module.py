@@ -2,48 +2,39 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from slm.errors import Diverged
 from slm.model.attention import document_ids
-from slm.model.loss import IGNORED, squared_log_partition, token_nats
+from slm.model.loss import IGNORED
 from slm.model.parametrization import Parametrization
 from slm.model.transformer import Transformer
 from slm.run_spec import RunSpec
+from slm.schedule import step_lr_multiplier
+from slm.training.divergence import FiniteSteps
 from slm.training.optimizer import LR_MULTIPLIER, build_optimizer
-from slm.training.schedule import lr_multiplier
+from slm.training.randomness import seed_step
 
 
 class LanguageModule(LightningModule):
-    """Optimization is manual, so that one batch of the loader is one optimizer step.
+    """Optimization is manual: Lightning hands over blocks of batches, each an optimizer step.
 
-    After each validation `val_nats` and `val_targets` hold sums over the whole stream, in float64,
-    `val_errors` the share of wrong answers in each of `groups`, and `validated_step` the step they
-    belong to.
+    `stop_asked` is looked at between steps and ends a block early.
     """
 
-    def __init__(
-        self,
-        model: Transformer,
-        parametrization: Parametrization,
-        spec: RunSpec,
-        groups: Sequence[str] = (),
-    ):
+    finite_steps: FiniteSteps
+
+    def __init__(self, model: Transformer, parametrization: Parametrization, spec: RunSpec):
         super().__init__()
         self.automatic_optimization = False
         self.model = model
-        self.val_nats = 0.0
-        self.val_targets = 0
-        self.val_errors: dict[str, float] = {}
-        self.validated_step: int | None = None
-        self._groups = tuple(groups)
+        self.stop_asked: Callable[[], bool] = lambda: False
         self._eot_id = spec.eot_id
         self._parametrization = parametrization
         self._spec = spec
@@ -55,74 +46,81 @@ class LanguageModule(LightningModule):
     def configure_optimizers(self) -> Optimizer:
         return build_optimizer(self.model, self._spec.config.optimizer, self._parametrization)
 
-    def training_step(self, batch: Tensor, step: int) -> dict[str, Any]:
-        """batch (batch_sequences, 2, seq_len); the loss is a mean over the global batch's targets.
+    def on_train_start(self) -> None:
+        name_of = {parameter: name for name, parameter in self.model.named_parameters()}
+        names = [name_of[parameter] for parameter in _parameters(self._optimizer)]
+        self.finite_steps = FiniteSteps(names, self._spec.config.seed, self.device)
+
+    def training_step(self, block: Tensor, index: int) -> dict[str, Any]:
+        """block (steps, batch_sequences, 2, seq_len); what comes back is of its last step.
 
         Raises:
-            Diverged: if the loss or the gradient norm is not finite; the step is not taken.
+            Diverged: on CPU, if the loss or a gradient is not finite; elsewhere the step is not
+                taken either, and `finite_steps.check` tells of it.
         """
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, Optimizer)
+        outputs: dict[str, Any] = {}
+        for step, batch in enumerate(block, start=self.trainer.global_step):
+            outputs = self.take_step(step, batch)
+            torch.clear_autocast_cache()  # of the weights before the step
+            if self.stop_asked():
+                break
+        return outputs
+
+    def take_step(self, step: int, batch: Tensor) -> dict[str, Any]:
+        """batch (batch_sequences, 2, seq_len); the loss is a mean over the global batch's targets."""
+        optimizer, config = self._optimizer, self._spec.config
+        if config.model.dropout:
+            seed_step(config.seed, step, self.global_rank, batch.device)
         n_targets = (batch[:, 1] != IGNORED).sum().clamp(min=1)
-        z_loss = self._spec.config.optimizer.z_loss
-        nats = torch.zeros((), device=batch.device)
+        nats = torch.zeros((), dtype=torch.float64, device=batch.device)
         for micro in batch.split(self._micro_sequences):
             inputs, targets = micro.unbind(1)
-            logits = self._logits(inputs)
-            micro_nats = token_nats(logits, targets).sum()
-            objective = micro_nats
-            if z_loss:
-                scored = targets.flatten() != IGNORED
-                objective = objective + z_loss * squared_log_partition(logits)[scored].sum()
-            self.manual_backward(objective / n_targets)
-            nats += micro_nats.detach()
-        clip = self._spec.config.optimizer.grad_clip
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip or math.inf)
-        loss = nats / n_targets
-        if not torch.isfinite(loss + norm):
-            raise Diverged(
-                f"step {step}: loss {loss:g}, gradient norm {norm:g}; the step was not taken"
+            sums = self.model(
+                inputs, self.documents(inputs), targets=targets, z_loss=config.optimizer.z_loss
             )
+            self.manual_backward(sums.objective / n_targets)
+            nats += sums.nats
+        loss, norms = nats / n_targets, self._clip_gradients(optimizer)
+        self.finite_steps.admit(step, loss, norms, optimizer)
         lr = self._lr(step)
         for group in optimizer.param_groups:
             group["lr"] = lr * group[LR_MULTIPLIER]
         optimizer.step()
         optimizer.zero_grad()
-        return {"loss": loss, "grad_norm": norm, "lr": lr}
+        return {"loss": loss, "grad_norm": torch.linalg.vector_norm(norms), "lr": lr}
 
-    def _logits(self, tokens: Tensor) -> Tensor:
+    def documents(self, tokens: Tensor) -> Tensor | None:
+        """Which document each of tokens (B, T) belongs to, if attention is to keep within them."""
         if not self._spec.config.model.document_mask:
-            return self.model(tokens)
+            return None
         assert self._eot_id is not None, "load_config sees to it"
-        return self.model(tokens, document_ids(tokens, self._eot_id))
+        return document_ids(tokens, self._eot_id)
+
+    @property
+    def _optimizer(self) -> Optimizer:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, Optimizer)
+        return optimizer
+
+    def _clip_gradients(self, optimizer: Optimizer) -> Tensor:
+        """Scale all gradients so that their global norm keeps the limit; the norm each had before."""
+        parameters = _parameters(optimizer)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients))
+        clip = self._spec.config.optimizer.grad_clip
+        if clip is not None:
+            total = torch.linalg.vector_norm(norms)
+            torch.nn.utils.clip_grads_with_norm_(parameters, clip, total)
+        return norms
 
     def _lr(self, step: int) -> float:
-        """The schedule at the middle of the step's tokens: neither end of it wastes a step at 0."""
         spec = self._spec
-        tokens = (step + 0.5) * spec.batch_tokens
-        share = lr_multiplier(tokens, spec.tokens, spec.warmup_tokens, spec.config.schedule)
+        share = step_lr_multiplier(
+            step, spec.steps, spec.batch_tokens, spec.warmup_tokens, spec.config.schedule
+        )
         return spec.config.optimizer.lr * share
 
-    def on_validation_epoch_start(self) -> None:
-        self._nats = torch.zeros((), dtype=torch.float64)
-        self.val_targets = 0
-        self._wrong = torch.zeros(len(self._groups), dtype=torch.int64)
-        self._asked = torch.zeros_like(self._wrong)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
-        """batch: pairs (B, 2, seq_len) of inputs and targets, and the group (B,) of each."""
-        pairs, group = batch
-        inputs, targets = pairs.unbind(1)
-        logits, scored = self._logits(inputs), targets != IGNORED
-        self._nats += token_nats(logits, targets).double().sum().cpu()
-        self.val_targets += int(scored.sum())
-        if self._groups:
-            wrong = (logits.argmax(dim=-1) != targets) & scored
-            self._wrong.index_add_(0, group.cpu(), wrong.sum(1).cpu())
-            self._asked.index_add_(0, group.cpu(), scored.sum(1).cpu())
-
-    def on_validation_epoch_end(self) -> None:
-        self.val_nats = float(self._nats)
-        counted = zip(self._groups, self._wrong.tolist(), self._asked.tolist(), strict=True)
-        self.val_errors = {group: wrong / asked for group, wrong, asked in counted if asked}
-        self.validated_step = self.trainer.global_step
+def _parameters(optimizer: Optimizer) -> list[Parameter]:
+    """All of them, group by group; to walk through the module for them takes longer than to clip."""
+    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -6,32 +6,34 @@ import logging
 import math
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from slm.architecture.compute import CONVENTION
-from slm.architecture.shapes import count_parameters
 from slm.data.datamodule import TokenData
 from slm.data.examples import Examples, open_examples
 from slm.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from slm.errors import ConfigError, Diverged, Problem, RunError
-from slm.files import read_json, write_json
+from slm.files import read_json, replacing, write_json
 from slm.model.build import build_model
 from slm.model.parametrization import Parametrization, initialize
 from slm.run_spec import RunSpec
 from slm.tracking.checkpoints import newest_checkpoint
 from slm.tracking.environment import describe_environment
-from slm.tracking.record import SCHEMA_VERSION, RunDirectory, RunResult, State
+from slm.tracking.record import RunDirectory
+from slm.tracking.result import RunResult
+from slm.tracking.trunk import Trunk
 from slm.tracking.wandb import Mirror, mirror
 from slm.training.callbacks.checkpoint import Checkpoints
 from slm.training.callbacks.interruption import StopOnSignal
-from slm.training.callbacks.metrics import Metrics, val_losses
+from slm.training.callbacks.metrics import Metrics
 from slm.training.callbacks.progress import ProgressDisplay
+from slm.training.callbacks.validation import Validation
 from slm.training.hardware import (
     device_name,
     peak_flops,
@@ -41,6 +43,7 @@ from slm.training.hardware import (
     set_threads,
 )
 from slm.training.module import LanguageModule
+from slm.training.outcome import counts_of, result_of
 
 log = logging.getLogger(__name__)
 LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
@@ -63,46 +66,118 @@ def train(spec: RunSpec, run: RunDirectory) -> RunResult:
     run.write_env(env)
 
     examples = open_examples(config, spec.shape.seq_len, log.info)
-    resume = newest_checkpoint(run.checkpoints)
-    _check_same_data(run.path, examples, resumed=resume is not None)
-    first_step = 0 if resume is None else resume[1]
-    tokens = TokenData(examples, spec, first_step)
+    begin = _beginning(spec, run)
+    _check_same_data(run.path, examples, resumed=begin is not None and begin.is_own)
+    tokens = TokenData(examples, spec, 0 if begin is None else begin.step)
     _check_epochs(spec, tokens)
-    module = build_module(spec, examples.val.groups)
+    module = build_module(spec)
 
     peak = peak_flops(device, config.trainer.precision)
-
     with run.open_metrics() as stream, _mirror(spec, run) as mirrored:
-        metrics = Metrics(spec, stream, mirrored, peak, examples.val.text_bytes)
-        checkpoints = Checkpoints(run.checkpoints, config.trainer.checkpoint_every_steps)
-        stop = StopOnSignal(checkpoints)
-        # In this order a checkpoint holds the metrics of its own step, and a stop comes after both.
-        trainer = build_trainer(spec, run, accelerator, [metrics, checkpoints, stop])
+        taken_over = begin.step if begin is not None and not begin.is_own else None
+        for row in run.read_metrics() if taken_over else ():
+            mirrored.log(row)
+        metrics = Metrics(
+            spec, stream, mirrored, peak, examples.val.text_bytes, begun_at_steps=taken_over
+        )
+        loop = _loop(spec, run, tokens, metrics)
+        module.stop_asked = loop.stop.is_asked
 
-        def conclude(status: State) -> RunResult:
-            result = _result(
+        def conclude(divergence: Mapping[str, Any] | None) -> RunResult:
+            result = result_of(
                 spec,
                 examples=examples,
                 epochs=tokens.epochs,
-                module=module,
+                measured=loop.validation.last if divergence is None else None,
+                divergence=divergence,
                 metrics=metrics,
-                mirrored=mirrored,
+                rows=run.read_metrics(),
                 peak_memory_bytes=peak_memory_bytes(accelerator),
-                steps=trainer.global_step,
                 commit=env["commit"],
-                status=status,
+                wandb_id=mirrored.id,
             )
             run.write_result(result)
-            mirrored.summarize({**_counts(spec), "val/loss": result.val_loss_nats_per_token})
+            mirrored.summarize({**counts_of(spec), "val/loss": result.val_loss_nats_per_token})
             return result
 
         try:
-            with stop.listening():
-                _fit(trainer, module, tokens, None if resume is None else resume[0])
-        except Diverged:
-            conclude("diverged")
+            with loop.stop.listening():
+                _fit(build_trainer(spec, run, accelerator, loop), module, tokens, loop, begin)
+        except Diverged as diverged:
+            conclude(diverged.evidence)
             raise
-        return conclude("finished")
+        return conclude(None)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A checkpoint to begin at: the run's own, or one of its trunk's."""
+
+    checkpoint: Path
+    step: int
+    is_own: bool
+
+
+def _beginning(spec: RunSpec, run: RunDirectory) -> Beginning | None:
+    """The newest there is; the metrics up to one of the trunk become the run's own."""
+    found = newest_checkpoint(run.checkpoints)
+    if found is not None:
+        log.info("going on after step %d of %d", found[1], spec.steps)
+        return Beginning(*found, is_own=True)
+    trunk = Trunk.of(spec)
+    start = None if trunk is None else trunk.start(spec.trunk_steps)
+    if start is None:
+        return None
+    with replacing(run.path / "metrics.jsonl") as temporary:
+        shutil.copyfile(start.rows, temporary)
+    share = start.step / spec.steps
+    log.info(
+        "beginning at step %d of %d, where its trunk is: %.0f%% saved", start.step, spec.steps,
+        100 * share,
+    )  # fmt: skip
+    return Beginning(start.checkpoint, start.step, is_own=False)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The callbacks of a run, in the order in which a step goes through them.
+
+    A checkpoint holds the metrics of its own step; a validation is not part of it, and is made up for
+    after an interruption.
+    """
+
+    metrics: Metrics
+    checkpoints: Checkpoints
+    validation: Validation
+    stop: StopOnSignal
+
+    def callbacks(self) -> list[Callback]:
+        return [self.metrics, self.checkpoints, self.validation, self.stop]
+
+
+def _loop(spec: RunSpec, run: RunDirectory, tokens: TokenData, metrics: Metrics) -> Loop:
+    config, trunk = spec.config.trainer, Trunk.of(spec)
+
+    def keep(checkpoint: Path) -> None:
+        if trunk is not None:
+            trunk.keep(checkpoint, run.metrics_until(spec.trunk_steps))
+
+    checkpoints = Checkpoints(
+        run.checkpoints,
+        spec.config.seed,
+        config.checkpoint_every_steps,
+        None if trunk is None else spec.trunk_steps,
+        keep,
+    )
+    stop = StopOnSignal(checkpoints)
+    validation = Validation(
+        tokens.val_batches(),
+        tokens.val.groups,
+        config.validate_every_steps,
+        stop.stop_if_asked,
+        metrics.log_validation,
+    )
+    return Loop(metrics, checkpoints, validation, stop)
 
 
 def _mirror(spec: RunSpec, run: RunDirectory) -> AbstractContextManager[Mirror]:
@@ -113,14 +188,18 @@ def _mirror(spec: RunSpec, run: RunDirectory) -> AbstractContextManager[Mirror]:
         folder=run.path,
         group=config.study.name,
         tags=[config.family.name, "explicit" if config.size is None else f"size-{config.size}"],
-        content={**spec.identity, "run": _counts(spec)},
+        content={**spec.identity, "run": counts_of(spec)},
     )
 
 
-def _fit(trainer: Trainer, module: LanguageModule, tokens: TokenData, resume: Path | None) -> None:
+def _fit(
+    trainer: Trainer,
+    module: LanguageModule,
+    tokens: TokenData,
+    loop: Loop,
+    begin: Beginning | None,
+) -> None:
     """Train to the last step, or go on to it, and validate there."""
-    if resume is not None:
-        log.info("going on after step %d of %d", tokens.first_step, trainer.max_steps)
     with warnings.catch_warnings():
         # The order of data is a function of the step, so a resumed loader starts where it should.
         warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")
@@ -128,12 +207,15 @@ def _fit(trainer: Trainer, module: LanguageModule, tokens: TokenData, resume: Pa
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         # Workers are a config choice; memory-mapped tokens need none.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        resume = None if begin is None else begin.checkpoint
         trainer.fit(module, tokens, ckpt_path=resume, weights_only=True)
-        if module.validated_step != trainer.max_steps:
-            trainer.validate(module, tokens, verbose=False)
+    if loop.validation.last is None or loop.validation.last.step != trainer.max_steps:
+        # All steps were taken before; only their measurement was cut off.
+        module.to(trainer.strategy.root_device)
+        loop.validation.measure(trainer, module)
 
 
-def build_module(spec: RunSpec, groups: Sequence[str] = ()) -> LanguageModule:
+def build_module(spec: RunSpec) -> LanguageModule:
     """The initialised model of a spec, ready to train."""
     config = spec.config
     model = build_model(config, spec.shape)
@@ -141,16 +223,14 @@ def build_module(spec: RunSpec, groups: Sequence[str] = ()) -> LanguageModule:
     initialize(model, parametrization, config.seed)
     if config.trainer.compile:
         model.compile()  # in place, so that checkpoint keys stay as they are
-    return LanguageModule(model, parametrization, spec, groups)
+    return LanguageModule(model, parametrization, spec)
 
 
-def build_trainer(
-    spec: RunSpec, run: RunDirectory, accelerator: str, callbacks: list[Callback]
-) -> Trainer:
+def build_trainer(spec: RunSpec, run: RunDirectory, accelerator: str, loop: Loop) -> Trainer:
     config = spec.config.trainer
+    callbacks = loop.callbacks()
     if config.progress:
-        callbacks = [*callbacks, ProgressDisplay(spec)]
-    never = spec.steps + 1
+        callbacks.append(ProgressDisplay(spec))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     return Trainer(
         accelerator=accelerator,
@@ -163,8 +243,7 @@ def build_trainer(
         max_steps=spec.steps,
         max_epochs=-1,
         callbacks=callbacks,
-        check_val_every_n_epoch=None,
-        val_check_interval=config.validate_every_steps or never,
+        limit_val_batches=0,
         num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,
@@ -196,82 +275,3 @@ def _check_epochs(spec: RunSpec, tokens: TokenData) -> None:
         rule = f"{spec.tokens:,} tokens are {tokens.epochs:.2f} passes over the training text"
         fix = f"data.max_epochs={math.ceil(tokens.epochs)} allows it"
         raise ConfigError([Problem("data.max_epochs", limit, rule, fix)])
-
-
-def _counts(spec: RunSpec) -> dict[str, Any]:
-    counts = count_parameters(spec.shape)
-    return {
-        "params_total": counts.params_total,
-        "params_non_embedding": counts.params_non_embedding,
-        "params_embedding": counts.params_embedding,
-        "flops_per_token": spec.flops_per_token,
-        "flops_convention": CONVENTION,
-        "reference_flops_per_token": spec.reference_flops_per_token,
-        "tokens_per_param": spec.tokens_per_param,
-        "tokens": spec.tokens,
-        "flops": spec.flops,
-        "steps": spec.steps,
-        "batch_tokens": spec.batch_tokens,
-    }
-
-
-def _result(
-    spec: RunSpec,
-    *,
-    examples: Examples,
-    epochs: float,
-    module: LanguageModule,
-    metrics: Metrics,
-    mirrored: Mirror,
-    peak_memory_bytes: int,
-    steps: int,
-    commit: str | None,
-    status: State,
-) -> RunResult:
-    config = spec.config
-    done = steps * spec.batch_tokens
-    finished = status == "finished"
-    loss, bits_per_byte = val_losses(module, examples.val.text_bytes) if finished else (None, None)
-    schedule = {
-        "kind": config.schedule.kind,
-        "warmup_tokens": spec.warmup_tokens,
-        "decay_tokens": config.schedule.decay_fraction * spec.tokens
-        if config.schedule.kind == "wsd"
-        else spec.tokens - spec.warmup_tokens,
-        "final_lr_fraction": config.schedule.final_lr_fraction,
-    }
-    return RunResult(
-        schema_version=SCHEMA_VERSION,
-        run_id=spec.run_id,
-        study=config.study.name,
-        recipe_id=spec.recipe_id,
-        status=status,
-        family=config.family.name,
-        size=config.size,
-        rung=spec.rung,
-        shape=spec.shape.as_dict(),
-        parametrization=config.parametrization.kind,
-        **{**_counts(spec), "steps": steps, "tokens": done, "flops": done * spec.flops_per_token},
-        epochs=epochs * steps / spec.steps,
-        seed=config.seed,
-        peak_lr=config.optimizer.lr,
-        schedule=schedule,
-        trunk_id=None,
-        precision=config.trainer.precision,
-        val_loss_nats_per_token=loss,
-        val_bits_per_byte=bits_per_byte,
-        val_perplexity=None if loss is None else math.exp(loss),
-        val_errors=module.val_errors if finished and module.val_errors else None,
-        val_tokens=examples.val.tokens,
-        val_bytes=examples.val.text_bytes,
-        val_fingerprint=examples.val.fingerprint,
-        data_fingerprint=examples.fingerprint,
-        tokenizer_fingerprint=examples.tokenizer_fingerprint,
-        train_loss_nats_per_token=metrics.last_train_loss,
-        wall_seconds=metrics.training_seconds,
-        tokens_per_second=metrics.tokens_per_second(done),
-        mfu=metrics.mfu(metrics.tokens_per_second(done)),
-        peak_memory_bytes=peak_memory_bytes,
-        commit=commit,
-        wandb_id=mirrored.id,
-    )

@@ -21,7 +21,8 @@ from analysis.report import write_report
 from analysis.runs import load_runs
 from slm.errors import DataError
 from slm.run_spec import RunSpec
-from slm.tracking.record import SCHEMA_VERSION, RunDirectory, RunResult
+from slm.tracking.record import RunDirectory
+from slm.tracking.result import SCHEMA_VERSION, RunResult
 
 SIZES = (50_000, 100_000, 200_000, 400_000, 800_000)
 BUDGETS = (4.0, 16.0)
@@ -133,7 +134,7 @@ def written(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> Callable[..., 
             params_non_embedding=1, params_embedding=1, flops_per_token=6 * size,
             flops_convention="c", reference_flops_per_token=6 * size, tokens=run_tokens, epochs=0.1,
             flops=6 * size * run_tokens, steps=1, batch_tokens=256, seed=0, peak_lr=1e-2,
-            schedule={"kind": "wsd"}, trunk_id=None, precision="fp32", val_loss_nats_per_token=loss,
+            schedule={"kind": "wsd"}, trunk_id=None, taken_over_steps=0, loss_spikes=[], divergence=None, precision="fp32", val_loss_nats_per_token=loss,
             val_bits_per_byte=1.0, val_perplexity=1.0, val_errors=None, val_tokens=9, val_bytes=9, val_fingerprint="v",
             data_fingerprint="d", tokenizer_fingerprint="t", train_loss_nats_per_token=1.0,
             wall_seconds=1.0, tokens_per_second=1.0, mfu=None, peak_memory_bytes=1, commit=None,

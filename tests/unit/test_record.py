@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,8 @@ import pytest
 from slm.errors import Interrupted, RunError
 from slm.run_spec import RunSpec
 from slm.tracking import record
-from slm.tracking.record import SCHEMA_VERSION, RunDirectory
+from slm.tracking.record import RunDirectory
+from slm.tracking.result import SCHEMA_VERSION
 from slm.tracking.wandb import mirror
 
 Spec = Callable[..., RunSpec]
@@ -29,6 +31,8 @@ def test_identity_is_the_science_and_nothing_else(tiny_spec: Spec) -> None:
         {"trainer": {"micro_batch_sequences": 2}},
         {"trainer": {"threads": 2, "num_workers": 1, "log_every_steps": 7}},
         {"trainer": {"compile": True, "accelerator": "auto", "checkpoint_every_steps": 3}},
+        {"trainer": {"activation_checkpointing": True}},
+        {"model": {"dropout": 0.0}},
         {"tracking": {"wandb": "offline", "project": "other"}},
         {"model": {"preset": "another"}, "ladder": {"d_head": 16}},
         {
@@ -46,6 +50,7 @@ def test_identity_is_the_science_and_nothing_else(tiny_spec: Spec) -> None:
         {"model": {"n_layers": 3}},
         {"model": {"attention": "reference"}},
         {"model": {"mlp": "gelu"}},
+        {"model": {"dropout": 0.1}},
         {"model": {"tied": False}},
         {"model": {"n_kv_heads": 1}},
         {"model": {"layer_sharing": 2}},
@@ -206,3 +211,29 @@ def test_wandb_is_never_in_the_way(
     with mirror(tracking, folder=tmp_path, **settings) as mirrored:
         mirrored.log({record.STEP: 1})
         assert mirrored.id is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answers", [False, True], ids=["refuses", "is silent"])
+def test_a_dead_wandb_host_costs_seconds(
+    tiny_config: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: bool,
+) -> None:
+    """A host that nobody listens on, and one that accepts and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        if not answers:
+            server.close()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.delenv("WANDB_MODE")
+        settings: dict[str, Any] = {"run_id": "r", "group": "g", "tags": [], "content": {}}
+        start_seconds = time.monotonic()
+        tracking = tiny_config(tracking={"wandb": "online"}).tracking
+        with mirror(tracking, folder=tmp_path, **settings) as mirrored:
+            mirrored.log({record.STEP: 1, record.TOKENS: 1})
+            assert mirrored.id == "r"
+        assert time.monotonic() - start_seconds < 45
+    assert list(tmp_path.glob("wandb/offline-run-*/run-r.wandb"))

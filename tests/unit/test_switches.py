@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ import slm
 from slm.run_spec import RunSpec
 from slm.tracking import record
 from slm.tracking.checkpoints import newest_checkpoint
-from slm.tracking.record import RunDirectory, RunResult
+from slm.tracking.record import RunDirectory
+from slm.tracking.result import RunResult
 from slm.training.runner import build_module, train
 
 Spec = Callable[..., RunSpec]
@@ -44,7 +46,7 @@ def test_a_document_mask_changes_the_run_and_its_identity(tiny_spec: Spec) -> No
     tokens = torch.randint(98, (1, 32))
     tokens[0, 10] = masked.eot_id
     with torch.no_grad():
-        split = module._logits(tokens)
+        split = module.model(tokens, module.documents(tokens))
         assert torch.equal(split[:, :10], module.model(tokens)[:, :10])
         assert not torch.allclose(split[:, 11:], module.model(tokens)[:, 11:])
 
@@ -66,3 +68,22 @@ def test_each_switch_trains_and_is_loaded_as_it_was(tiny_spec: Spec, model: dict
     saved = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     assert all(torch.equal(saved[name], value) for name, value in loaded.state_dict().items())
     assert result.params_total == sum(p.numel() for p in loaded.parameters())
+
+
+def test_dropout_and_activation_checkpointing_train(tiny_spec: Spec, tmp_path: Path) -> None:
+    curves = {}
+    for name, dropout, checkpointing in (
+        ("plain", 0.0, False),
+        ("saved", 0.0, True),
+        ("d", 0.2, False),
+    ):
+        spec = tiny_spec(
+            runs_dir=str(tmp_path / name),
+            model={"dropout": dropout},
+            trainer={"activation_checkpointing": checkpointing},
+        )
+        run, result = run_to_end(spec)
+        losses = [row[record.TRAIN_LOSS] for row in run.read_metrics()]
+        curves[name] = [*losses, result.val_loss_nats_per_token]
+    assert curves["saved"] == curves["plain"]
+    assert curves["d"][0] != curves["plain"][0]

@@ -3,49 +3,28 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from slm.data.shards import PreparedData
-from slm.errors import ConfigError, Diverged, Interrupted, RunError
+from slm.errors import ConfigError, RunError
 from slm.model.loss import token_nats
 from slm.model.parametrization import Parametrization
 from slm.run_spec import RunSpec
+from slm.schedule import lr_multiplier
 from slm.schema import OptimizerConfig, ParametrizationConfig, ScheduleConfig
 from slm.tracking import record
-from slm.tracking.checkpoints import newest_checkpoint
-from slm.tracking.record import RunDirectory, RunResult
+from slm.tracking.record import RunDirectory
 from slm.training.hardware import peak_flops
-from slm.training.module import LanguageModule
 from slm.training.optimizer import LR_MULTIPLIER, build_optimizer
-from slm.training.runner import build_module, train
-from slm.training.schedule import lr_multiplier
+from slm.training.runner import build_module
+from tests.running import losses, run_to_end, weights
 
 Spec = Callable[..., RunSpec]
-
-
-def run_to_end(spec: RunSpec) -> tuple[RunDirectory, RunResult]:
-    run = RunDirectory.of(spec)
-    with run.claim(spec):
-        return run, train(spec, run)
-
-
-def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
-    found = newest_checkpoint(run.checkpoints)
-    assert found is not None
-    return torch.load(found[0], weights_only=True)["state_dict"]
-
-
-def losses(run: RunDirectory) -> list[tuple[float, float, float]]:
-    keys = (record.TRAIN_LOSS, record.GRAD_NORM, record.LR)
-    return [tuple(row[k] for k in keys) for row in run.read_metrics() if record.TRAIN_LOSS in row]  # type: ignore[misc]
 
 
 def test_wsd_and_cosine() -> None:
@@ -135,56 +114,6 @@ def test_the_record_counts_the_real_module(tiny_spec: Spec) -> None:
     assert result.flops == result.flops_per_token * result.tokens
 
 
-@pytest.mark.parametrize("at", [1, 10, 13])
-def test_resume_is_exact(
-    tiny_spec: Spec, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings: dict[str, Any] = {
-        "trainer": {"checkpoint_every_steps": 1, "micro_batch_sequences": 4}
-    }
-    whole, _ = run_to_end(tiny_spec(runs_dir=str(tmp_path / "whole"), **settings))
-    spec = tiny_spec(runs_dir=str(tmp_path / "cut"), **settings)
-    original = LanguageModule.training_step
-
-    def fail_at(self: LanguageModule, batch: torch.Tensor, step: int) -> dict[str, Any]:
-        if step == at:
-            raise RuntimeError("power cut")
-        return original(self, batch, step)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(LanguageModule, "training_step", fail_at)
-        with pytest.raises(RuntimeError, match="power cut"):
-            run_to_end(spec)
-    assert RunDirectory.of(spec).state() == "failed"
-    resumed, result = run_to_end(spec)
-    assert losses(resumed) == losses(whole)
-    assert result.val_loss_nats_per_token == whole.result().val_loss_nats_per_token  # type: ignore[union-attr]
-    after, before = weights(resumed), weights(whole)
-    assert all(torch.equal(after[name], before[name]) for name in before)
-
-
-def test_a_signal_during_validation_saves_and_resumes(
-    tiny_spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings: dict[str, Any] = {"trainer": {"validate_every_steps": 5}}
-    whole, _ = run_to_end(tiny_spec(runs_dir=str(tmp_path / "whole"), **settings))
-    spec = tiny_spec(runs_dir=str(tmp_path / "cut"), **settings)
-    original = LanguageModule.validation_step
-
-    def terminated(self: LanguageModule, pairs: torch.Tensor, batch_index: int) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        original(self, pairs, batch_index)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(LanguageModule, "validation_step", terminated)
-        with pytest.raises(Interrupted, match="after step 6 of 20") as caught:
-            run_to_end(spec)
-    assert caught.value.exit_code == 128 + signal.SIGTERM
-    resumed, _ = run_to_end(spec)
-    assert losses(resumed) == losses(whole)
-    assert resumed.read_metrics()[9][record.VAL_LOSS] == whole.read_metrics()[9][record.VAL_LOSS]
-
-
 def test_micro_batches_change_rounding_only(tiny_spec: Spec, tmp_path: Path) -> None:
     curves = []
     for micro in (1, 2, 4, 8):
@@ -205,74 +134,6 @@ def test_seeds_differ_and_repeat(tiny_spec: Spec, tmp_path: Path) -> None:
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     ]
     assert curves[0] == curves[1] != curves[2]
-
-
-def test_divergence_is_a_result(tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = tiny_spec()
-    original = LanguageModule.training_step
-
-    def poison(self: LanguageModule, batch: torch.Tensor, step: int) -> dict[str, Any]:
-        if step == 5:
-            with torch.no_grad():
-                self.model.norm.weight[0] = float("nan")
-        return original(self, batch, step)
-
-    monkeypatch.setattr(LanguageModule, "training_step", poison)
-    with pytest.raises(Diverged, match="step 5: loss nan"):
-        run_to_end(spec)
-    run = RunDirectory.of(spec)
-    result = run.result()
-    assert run.state() == "diverged" and result is not None
-    assert result.status == "diverged" and result.val_loss_nats_per_token is None
-
-
-@pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
-def test_a_damaged_checkpoint_yields_to_the_one_before(tiny_spec: Spec, damage: str) -> None:
-    spec = tiny_spec(trainer={"checkpoint_every_steps": 10})
-    run, _ = run_to_end(spec)
-    newest = run.checkpoints / "step-00000020.ckpt"
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    if damage == "delete":
-        newest.unlink()
-    else:
-        newest.write_bytes(content if damage == "flip" else content[: len(content) // 2])
-    assert newest_checkpoint(run.checkpoints) == (run.checkpoints / "step-00000010.ckpt", 10)
-    (run.checkpoints / "step-00000010.ckpt").write_bytes(b"")
-    if damage != "delete":
-        with pytest.raises(RunError, match="rerun=true"):
-            newest_checkpoint(run.checkpoints)
-
-
-def test_a_checkpoint_appears_whole_or_not_at_all(
-    tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = tiny_spec(trainer={"checkpoint_every_steps": 10})
-    from lightning.pytorch import Trainer
-
-    original = Trainer.save_checkpoint
-
-    def disk_full(self: Trainer, path: Path, **kwargs: Any) -> None:
-        if self.global_step == 20:
-            Path(path).write_bytes(b"half of a chec")
-            raise OSError(28, "No space left on device", str(path))
-        original(self, path, **kwargs)
-
-    monkeypatch.setattr(Trainer, "save_checkpoint", disk_full)
-    with pytest.raises(OSError, match="No space"):
-        run_to_end(spec)
-    folder = RunDirectory.of(spec).checkpoints
-    assert sorted(p.name for p in folder.glob("*.ckpt*")) == [
-        "step-00000010.ckpt", "step-00000010.ckpt.sha256"
-    ]  # fmt: skip
-    assert newest_checkpoint(folder) is not None
-
-
-def test_only_two_checkpoints_are_kept(tiny_spec: Spec) -> None:
-    run, _ = run_to_end(tiny_spec(trainer={"checkpoint_every_steps": 5}))
-    assert [p.name for p in sorted(run.checkpoints.glob("*.ckpt"))] == [
-        "step-00000015.ckpt", "step-00000020.ckpt"
-    ]  # fmt: skip
 
 
 def test_compiled_keys_are_the_plain_keys(tiny_spec: Spec) -> None:

@@ -6,49 +6,82 @@ it does not. The order of data needs no state: it is a function of the step.
 
 from __future__ import annotations
 
-import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from slm.errors import RunError
 from slm.files import file_hash, replacing, write_text
-from slm.tracking.checkpoints import checksum_path, is_valid, saved_checkpoints
+from slm.tracking.checkpoints import (
+    checkpoint_path,
+    checksum_path,
+    is_valid,
+    keep_newest,
+    saved_checkpoints,
+)
+from slm.training.module import LanguageModule
+from slm.training.randomness import random_states, restore_random_states, seed_random_states
 
 KEPT = 2
 RANDOM_STATES = "random_states"
 
 
 class Checkpoints(Callback):
-    """Saves every `every_steps` steps, and whenever `save` is called."""
+    """Saves every `every_steps` steps, after the last one, and whenever `save` is called.
 
-    def __init__(self, folder: Path, every_steps: int):
+    After step `trunk_steps` it also calls `on_trunk` with what it has saved.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        every_steps: int,
+        trunk_steps: int | None = None,
+        on_trunk: Callable[[Path], None] = lambda path: None,
+    ):
         self._folder = folder
+        self._seed = seed
         self._every_steps = every_steps
+        self._trunk_steps = trunk_steps
+        self._on_trunk = on_trunk
         self._restored: dict[str, Any] | None = None
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, step: int
     ) -> None:
-        if trainer.global_step % self._every_steps == 0 or trainer.global_step == trainer.max_steps:
+        done = trainer.global_step
+        if done == self._trunk_steps:
+            self._on_trunk(self.save(trainer))
+        if done % self._every_steps == 0 or done == trainer.max_steps:
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> Path:
-        """Write `step-N.ckpt` and its checksum, then drop all but the newest two."""
+        """Write `step-N.ckpt` and its checksum, then drop all but the newest two.
+
+        Raises:
+            Diverged: if a step was refused; there is nothing to go on from.
+            RunError: if it cannot be written; the checkpoints before it are untouched.
+        """
+        module = trainer.lightning_module
+        assert isinstance(module, LanguageModule)
+        module.finite_steps.check()
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"step-{trainer.global_step:08d}.ckpt"
+        path = checkpoint_path(self._folder, trainer.global_step)
         if path.exists() and is_valid(path):
             return path
         for torn in self._folder.glob(".*.tmp"):  # of a save that was killed
             torn.unlink()
-        with replacing(path) as temporary:
-            trainer.save_checkpoint(temporary)
-            write_text(checksum_path(path), file_hash(temporary))
-        for old in saved_checkpoints(self._folder)[KEPT:]:
-            old.unlink()
-            checksum_path(old).unlink(missing_ok=True)
+        try:
+            with replacing(path) as temporary:
+                trainer.save_checkpoint(temporary)
+                write_text(checksum_path(path), file_hash(temporary))
+        except (OSError, RuntimeError) as error:
+            raise _not_saved(path, error) from error
+        keep_newest(self._folder, KEPT)
         return path
 
     def on_save_checkpoint(
@@ -62,32 +95,19 @@ class Checkpoints(Callback):
         self._restored = checkpoint[RANDOM_STATES]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._restored is not None:
+        if self._restored is None:
+            seed_random_states(self._seed)
+        else:
             restore_random_states(self._restored)
 
 
-def random_states(*, cuda: bool) -> dict[str, Any]:
-    """States of the python, numpy, torch and CUDA generators, as types `weights_only` can load."""
-    version, internal, gauss = random.getstate()
-    numpy_state = np.random.get_state(legacy=False)
-    assert isinstance(numpy_state, dict)
-    return {
-        "python": [version, list(internal), gauss],
-        "numpy": {**numpy_state, "state": _plain(numpy_state["state"])},
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if cuda else [],
-    }
-
-
-def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    return {"key": state["key"].tolist(), "pos": int(state["pos"])}
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    key = np.array(states["numpy"]["state"]["key"], dtype=np.uint32)
-    np.random.set_state({**states["numpy"], "state": {**states["numpy"]["state"], "key": key}})
-    torch.set_rng_state(states["torch"].cpu())
-    if states["cuda"] and torch.cuda.device_count() == len(states["cuda"]):
-        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+def _not_saved(path: Path, error: OSError | RuntimeError) -> RunError:
+    """A full disk is an OSError here and a RuntimeError of torch's there."""
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    kept = saved_checkpoints(path.parent)
+    instead = f"{kept[0].name} is intact" if kept else "there is none before it"
+    free_bytes = shutil.disk_usage(path.parent).free
+    return RunError(
+        f"{path}: could not be saved ({reason}; {free_bytes / 1e6:,.0f} MB free); {instead}. "
+        "Make room and give the same command to go on from there"
+    )

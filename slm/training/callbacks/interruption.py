@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM: finish the step, save, stop. A second Ctrl-C stops at once."""
+"""Signals that ask for an end: finish the step, save, stop. A second Ctrl-C stops at once.
+
+SIGTERM is what schedulers send before they kill, SIGUSR1 and SIGUSR2 what Slurm is told to send ahead
+of a time limit. The exit code is 128 and the signal's number, as of a process that died of it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from slm.errors import Interrupted
 from slm.training.callbacks.checkpoint import Checkpoints
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopOnSignal(Callback):
@@ -43,8 +47,9 @@ class StopOnSignal(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._listen()  # Lightning has put its own SIGTERM handler in front, which would not save
 
-    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._listen()
+    def is_asked(self) -> bool:
+        """Whether a signal has come; a block of steps ends then."""
+        return self._received is not None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None and number == signal.SIGINT:
@@ -54,11 +59,17 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, step: int
     ) -> None:
-        if self._received is not None and trainer.global_step < trainer.max_steps:
-            self._checkpoints.save(trainer)
-            name = signal.Signals(self._received).name
-            raise Interrupted(
-                f"interrupted by {name} after step {trainer.global_step} of {trainer.max_steps}; "
-                "its state is saved, the same command goes on from there",
-                self._received,
-            )
+        if trainer.global_step < trainer.max_steps:
+            self.stop_if_asked(trainer)
+
+    def stop_if_asked(self, trainer: Trainer) -> None:
+        """Save and raise Interrupted if a signal has come; called between batches."""
+        if self._received is None:
+            return
+        self._checkpoints.save(trainer)
+        name = signal.Signals(self._received).name
+        raise Interrupted(
+            f"interrupted by {name} after step {trainer.global_step} of {trainer.max_steps}; "
+            "its state is saved, the same command goes on from there",
+            self._received,
+        )

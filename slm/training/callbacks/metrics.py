@@ -13,11 +13,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from slm.run_spec import RunSpec
 from slm.tracking import record
 from slm.tracking.wandb import Mirror
+from slm.training.callbacks.validation import Measured
 from slm.training.module import LanguageModule
 
 
 class Metrics(Callback):
-    """Writes a row every `log_every_steps` steps and after each validation."""
+    """Writes a row every `log_every_steps` steps and after each validation.
+
+    `begun_at_steps` is where a run begins whose first steps another one took.
+    """
 
     def __init__(
         self,
@@ -26,13 +30,17 @@ class Metrics(Callback):
         mirror: Mirror,
         peak_flops: float | None,
         val_bytes: int | None,
+        *,
+        begun_at_steps: int | None = None,
     ):
         self._spec = spec
         self._stream = stream
         self._mirror = mirror
         self._peak_flops = peak_flops
         self._val_bytes = val_bytes
+        self._begun_at_steps = begun_at_steps
         self._every_steps = spec.config.trainer.log_every_steps
+        self.taken_over_steps = begun_at_steps or 0
         self.training_seconds = 0.0
         self.last_train_loss: float | None = None
         self._step_start_seconds = 0.0
@@ -49,11 +57,17 @@ class Metrics(Callback):
         return tokens_per_second * self._spec.flops_per_token / self._peak_flops
 
     def state_dict(self) -> dict[str, Any]:
-        return {"training_seconds": self.training_seconds, "last_train_loss": self.last_train_loss}
+        return {
+            "training_seconds": self.training_seconds,
+            "last_train_loss": self.last_train_loss,
+            "taken_over_steps": self.taken_over_steps,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.training_seconds = state["training_seconds"]
         self.last_train_loss = state["last_train_loss"]
+        if self._begun_at_steps is None:  # else the state is that of the run it was taken from
+            self.taken_over_steps = state["taken_over_steps"]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._logged = (trainer.global_step, self.training_seconds)
@@ -64,8 +78,11 @@ class Metrics(Callback):
     ) -> None:
         done = trainer.global_step
         is_logged = done == 1 or done % self._every_steps == 0 or done == trainer.max_steps
-        if is_logged and module.device.type == "cuda":
-            torch.cuda.synchronize()  # or the clock would time the launch of kernels
+        if is_logged:
+            assert isinstance(module, LanguageModule)
+            module.finite_steps.check()
+            if module.device.type == "cuda":
+                torch.cuda.synchronize()  # or the clock would time the launch of kernels
         now = time.perf_counter()
         self.training_seconds += now - self._step_start_seconds
         self._step_start_seconds = now
@@ -86,14 +103,13 @@ class Metrics(Callback):
         mfu = self.mfu(rate)
         self._write(done, row if mfu is None else {**row, record.MFU: mfu})
 
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        assert isinstance(module, LanguageModule)
-        loss, bits_per_byte = val_losses(module, self._val_bytes)
+    def log_validation(self, measured: Measured) -> None:
+        loss, bits_per_byte = val_losses(measured, self._val_bytes)
         row = {record.VAL_LOSS: loss}
         if bits_per_byte is not None:
             row[record.VAL_BITS_PER_BYTE] = bits_per_byte
-        row |= {record.VAL_ERROR + group: share for group, share in module.val_errors.items()}
-        self._write(trainer.global_step, row)
+        row |= {record.VAL_ERROR + group: share for group, share in measured.errors.items()}
+        self._write(measured.step, row)
         self._step_start_seconds = time.perf_counter()
 
     def _write(self, step: int, row: dict[str, float]) -> None:
@@ -107,7 +123,7 @@ class Metrics(Callback):
         self._mirror.log({**progress, **row})
 
 
-def val_losses(module: LanguageModule, val_bytes: int | None) -> tuple[float, float | None]:
-    """Nats per token and, where there is text, bits per byte of the last validation."""
-    bits = module.val_nats / math.log(2)
-    return module.val_nats / module.val_targets, bits / val_bytes if val_bytes else None
+def val_losses(measured: Measured, val_bytes: int | None) -> tuple[float, float | None]:
+    """Nats per token and, where there is text, bits per byte."""
+    bits = measured.nats / math.log(2)
+    return measured.nats / measured.targets, bits / val_bytes if val_bytes else None

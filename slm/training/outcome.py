@@ -1,0 +1,121 @@
+"""What a run came to: its RunResult, put together from the spec and what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from slm.architecture.compute import CONVENTION
+from slm.architecture.shapes import count_parameters
+from slm.data.examples import Examples
+from slm.run_spec import RunSpec
+from slm.tracking import record
+from slm.tracking.result import SCHEMA_VERSION, RunResult, State
+from slm.tracking.spikes import loss_spikes
+from slm.training.callbacks.metrics import Metrics, val_losses
+from slm.training.callbacks.validation import Measured
+
+
+def counts_of(spec: RunSpec) -> dict[str, Any]:
+    counts = count_parameters(spec.shape)
+    return {
+        "params_total": counts.params_total,
+        "params_non_embedding": counts.params_non_embedding,
+        "params_embedding": counts.params_embedding,
+        "flops_per_token": spec.flops_per_token,
+        "flops_convention": CONVENTION,
+        "reference_flops_per_token": spec.reference_flops_per_token,
+        "tokens_per_param": spec.tokens_per_param,
+        "tokens": spec.tokens,
+        "flops": spec.flops,
+        "steps": spec.steps,
+        "batch_tokens": spec.batch_tokens,
+    }
+
+
+def result_of(
+    spec: RunSpec,
+    *,
+    examples: Examples,
+    epochs: float,
+    measured: Measured | None,
+    divergence: Mapping[str, Any] | None,
+    metrics: Metrics,
+    rows: Sequence[Mapping[str, float]],
+    peak_memory_bytes: int,
+    commit: str | None,
+    wandb_id: str | None,
+) -> RunResult:
+    """`measured` is the final validation; without one the run diverged, as `divergence` says.
+
+    `rows` are those of metrics.jsonl, `epochs` the passes that the whole budget means.
+    """
+    status: State = "diverged" if measured is None else "finished"
+    steps = spec.steps if divergence is None else int(divergence["step"])
+    done = steps * spec.batch_tokens
+    logged = [row for row in rows if record.TRAIN_LOSS in row]
+    spikes = loss_spikes([row[record.TRAIN_LOSS] for row in logged])
+    return RunResult(
+        schema_version=SCHEMA_VERSION,
+        status=status,
+        **_what_was_asked(spec),
+        **{**counts_of(spec), "steps": steps, "tokens": done, "flops": done * spec.flops_per_token},
+        epochs=epochs * steps / spec.steps,
+        taken_over_steps=metrics.taken_over_steps,
+        **_validation(examples, measured),
+        data_fingerprint=examples.fingerprint,
+        tokenizer_fingerprint=examples.tokenizer_fingerprint,
+        train_loss_nats_per_token=metrics.last_train_loss,
+        loss_spikes=[int(logged[i][record.STEP]) for i in spikes],
+        divergence=None if divergence is None else dict(divergence),
+        wall_seconds=metrics.training_seconds,
+        tokens_per_second=metrics.tokens_per_second(done),
+        mfu=metrics.mfu(metrics.tokens_per_second(done)),
+        peak_memory_bytes=peak_memory_bytes,
+        commit=commit,
+        wandb_id=wandb_id,
+    )
+
+
+def _what_was_asked(spec: RunSpec) -> dict[str, Any]:
+    config, schedule = spec.config, spec.config.schedule
+    decay_tokens = (
+        schedule.decay_fraction * spec.tokens
+        if schedule.kind == "wsd"
+        else spec.tokens - spec.warmup_tokens
+    )
+    return {
+        "run_id": spec.run_id,
+        "study": config.study.name,
+        "recipe_id": spec.recipe_id,
+        "trunk_id": spec.trunk_id,
+        "family": config.family.name,
+        "size": config.size,
+        "rung": spec.rung,
+        "shape": spec.shape.as_dict(),
+        "parametrization": config.parametrization.kind,
+        "seed": config.seed,
+        "peak_lr": config.optimizer.lr,
+        "schedule": {
+            "kind": schedule.kind,
+            "warmup_tokens": spec.warmup_tokens,
+            "decay_tokens": decay_tokens,
+            "final_lr_fraction": schedule.final_lr_fraction,
+        },
+        "precision": config.trainer.precision,
+    }
+
+
+def _validation(examples: Examples, measured: Measured | None) -> dict[str, Any]:
+    val = examples.val
+    loss, bits_per_byte = (None, None) if measured is None else val_losses(measured, val.text_bytes)
+    return {
+        "val_loss_nats_per_token": loss,
+        "val_bits_per_byte": bits_per_byte,
+        "val_perplexity": None if loss is None else math.exp(loss),
+        "val_errors": (measured.errors or None) if measured else None,
+        "val_tokens": val.tokens,
+        "val_bytes": val.text_bytes,
+        "val_fingerprint": val.fingerprint,
+    }

@@ -1,0 +1,101 @@
+"""A study whose processes are killed at random, again and again, ends as one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from slm.tracking.record import RunDirectory
+from tests.conftest import ROOT, cli_command, cli_env
+from tests.running import assert_same_run
+
+KILLS = 20
+CHECKPOINT_STEPS = 20
+STUDY = (
+    "study=smoke", "study.sizes=[80k]", "study.tokens_per_param=[0.5,1.5,4.5]", "study.seeds=[0,1]",
+    f"trainer.checkpoint_every_steps={CHECKPOINT_STEPS}", "trainer.log_every_steps=1",
+    "trainer.validate_every_steps=50", "tracking=disabled", "action=run",
+)  # fmt: skip
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+
+
+def start(runs: Path, cache_dir: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        cli_command("sweep.py", runs, cache_dir, *STUDY),
+        cwd=ROOT, env=cli_env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def training(folder: Path) -> list[int]:
+    """Processes that have taken a step within the last second."""
+    pids = []
+    for run in all_runs(folder).values():
+        rows = run.path / "metrics.jsonl"
+        if rows.exists() and time.time() - rows.stat().st_mtime < 1 and run.is_busy():
+            pids.append(json.loads((run.path / "status.json").read_text())["owner"]["pid"])
+    return pids
+
+
+def children(of: int) -> list[int]:
+    """Whatever they are doing: importing, waiting, training."""
+    found = subprocess.run(["pgrep", "-P", str(of)], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def all_runs(folder: Path) -> dict[str, RunDirectory]:
+    paths = (folder / "runs").glob("smoke/*/status.json")
+    return {path.parent.name: RunDirectory(path.parent) for path in paths}
+
+
+@pytest.mark.slow
+def test_twenty_random_kills_leave_no_trace(tmp_path: Path, cache_dir: Path) -> None:
+    assert start(tmp_path / "calm", cache_dir).wait(timeout=600) == 0
+    undisturbed = all_runs(tmp_path / "calm")
+    assert len(undisturbed) == 2 * 3 * 2
+
+    place, chance, sent = tmp_path / "killed", random.Random(0), Counter[str]()
+    finished: dict[str, int] = {}  # when result.json of a finished run was written
+    for _ in range(60):
+        sweep = start(place, cache_dir)
+        while sweep.poll() is None:
+            time.sleep(chance.uniform(0.5, 2))
+            # Mostly runs that are training; one in ten at any moment, and one in ten is the sweep itself,
+            # whose runs then go on alone.
+            dice = chance.random()
+            victims = [sweep.pid] if dice < 0.1 else children(sweep.pid) if dice < 0.2 else []
+            victims = victims or training(place)
+            if sum(sent.values()) < KILLS and victims:
+                number = chance.choice(SIGNALS)
+                victim = str(chance.choice(victims))
+                subprocess.run(["kill", f"-{number.value}", victim], check=False)
+                sent[number.name] += 1
+            for name, run in all_runs(place).items():
+                result = run.path / "result.json"
+                if name in finished:
+                    assert result.stat().st_mtime_ns == finished[name], f"{name} was run twice"
+                elif run.state() == "finished" and result.exists():
+                    finished[name] = result.stat().st_mtime_ns
+        if sweep.returncode == 0:
+            break
+        while any(run.is_busy() for run in all_runs(place).values()):
+            time.sleep(0.2)
+    assert sweep.returncode == 0 and sum(sent.values()) >= KILLS, sent
+
+    survived = all_runs(place)
+    assert survived.keys() == undisturbed.keys()
+    repeated = 0
+    for name, run in survived.items():
+        assert_same_run(run, undisturbed[name])
+        lines = (run.path / "metrics.jsonl").read_text().splitlines()
+        rows = [row for row in map(json.loads, lines) if "train/loss" in row]
+        repeated += len(rows) - len({row["progress/step"] for row in rows})
+    # A kill costs at most the steps since the last checkpoint, in both runs that are under way.
+    assert 0 < repeated <= 2 * KILLS * CHECKPOINT_STEPS
+    print(f"{dict(sent)}: {len(survived)} runs equal, {repeated} steps taken twice")

@@ -1,0 +1,191 @@
+"""Branches of a wsd trunk: the runs they would be by themselves, for less."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slm.errors import ConfigError
+from slm.run_spec import RunSpec, branch_specs, resolve
+from slm.schedule import step_lr_multiplier, steps_before_decay
+from slm.schema import Config, ScheduleConfig
+from slm.sweeps.study import Cell, Job, jobs_of
+from slm.tracking.record import RunDirectory
+from slm.tracking.trunk import Trunk
+from tests.running import (
+    assert_same_run,
+    branches_to_end,
+    counted_steps,
+    power_cut,
+    run_to_end,
+)
+
+Make = Callable[..., Config]
+B = 256  # tokens of a batch
+BUDGETS: dict[str, Any] = {"tokens": 45 * B, "branches": [5 * B, 15 * B]}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 7, 19, 100, 999])
+@pytest.mark.parametrize("decay", [0.0, 0.1, 0.2, 0.5, 1.0])
+def test_the_trunk_is_what_no_budget_changes(steps: int, decay: float) -> None:
+    schedule = ScheduleConfig(decay_fraction=decay)
+    trunk = steps_before_decay(steps, B, schedule)
+    rates = [step_lr_multiplier(step, steps, B, 0, schedule) for step in range(steps)]
+    assert all(rate == 1 for rate in rates[:trunk])
+    assert all(rate < 1 for rate in rates[trunk:])
+    assert abs(trunk - steps * (1 - decay)) <= 1
+
+
+def test_branches_equal_runs_from_scratch(
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {
+        "budget": BUDGETS, "trainer": {"checkpoint_every_steps": 4, "validate_every_steps": 6},
+        "optimizer": {"lr": 1e-2},
+    }  # fmt: skip
+    config = tiny_config(**settings)
+    with counted_steps(monkeypatch) as taken:
+        branches = branches_to_end(config)
+    # 20% of 5, 15 and 45 steps decay: 4 + 1, then to 12 and 3 more, then to 36 and 9 more.
+    assert len(taken) == 36 + 1 + 3 + 9 and taken.count(4) == 2
+    assert [run.result().taken_over_steps for run in branches] == [0, 4, 12]  # type: ignore[union-attr]
+    assert len({run.result().trunk_id for run in branches}) == 1  # type: ignore[union-attr]
+    for spec, branch in zip(branch_specs(config), branches, strict=True):
+        alone = replace(spec.config, runs_dir=str(tmp_path / "alone"))
+        alone = replace(alone, trainer=replace(alone.trainer, share_trunk=False))
+        scratch, result = run_to_end(resolve(alone))
+        assert scratch.path.name == branch.path.name and result.taken_over_steps == 0
+        assert_same_run(branch, scratch)
+
+
+def test_a_branch_resumes_and_is_not_repeated(
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"budget": BUDGETS, "trainer": {"checkpoint_every_steps": 4}}
+    whole = branches_to_end(tiny_config(runs_dir=str(tmp_path / "whole"), **settings))
+    config = tiny_config(**settings)
+    for step in (2, 14, 40):  # in the first branch, in the second's decay, in the third's
+        with power_cut(monkeypatch, before_step=step):
+            branches_to_end(config)
+    with counted_steps(monkeypatch) as taken:
+        branches = branches_to_end(config)
+    assert taken == list(range(40, 45))
+    for branch, undisturbed in zip(branches, whole, strict=True):
+        assert_same_run(branch, undisturbed)
+
+
+@pytest.mark.parametrize("harm", ["truncate", "delete", "rows", "everything"])
+def test_a_damaged_trunk_costs_time_alone(
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    settings: dict[str, Any] = {"budget": BUDGETS}
+    whole = branches_to_end(tiny_config(runs_dir=str(tmp_path / "whole"), **settings))
+    config = tiny_config(**settings)
+    with power_cut(monkeypatch, before_step=16):
+        branches_to_end(config)
+    trunk = Trunk.of(branch_specs(config)[0])
+    assert trunk is not None
+    newest = trunk.folder / "step-00000012.ckpt"
+    # The run's own checkpoint at the fork is the same file: it must not be harmed through it.
+    content = newest.read_bytes()
+    newest.unlink()
+    if harm == "truncate":
+        newest.write_bytes(content[:-100])
+    elif harm == "rows":
+        newest.write_bytes(content)
+        newest.with_suffix(".jsonl").unlink()
+    elif harm == "everything":
+        shutil.rmtree(trunk.folder)
+    with counted_steps(monkeypatch) as taken:
+        branches = branches_to_end(config)
+    assert taken[0] == (0 if harm == "everything" else 4)
+    for branch, undisturbed in zip(branches, whole, strict=True):
+        assert_same_run(branch, undisturbed)
+
+
+def test_a_longer_budget_later_begins_where_the_trunk_is(
+    tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    branches_to_end(tiny_config(budget={"tokens": 15 * B, "branches": [5 * B]}))
+    with counted_steps(monkeypatch) as taken:
+        branches_to_end(tiny_config(budget=BUDGETS))
+    assert taken == list(range(12, 45))
+
+
+def test_starting_over_leaves_the_old_trunk(
+    tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    branches_to_end(tiny_config(budget=BUDGETS))
+    with counted_steps(monkeypatch) as taken:
+        branches_to_end(tiny_config(budget=BUDGETS, rerun=True))
+    assert len(taken) == 49
+
+
+def cells(config: Config) -> list[Cell]:
+    return [Cell(spec, "tiny", 1) for spec in branch_specs(config)]
+
+
+@pytest.mark.parametrize(
+    ("shorter", "share"),
+    [([1, 3], 0.754), ([1, 3**0.5, 3, 3**1.5], 0.561)],
+)
+def test_what_branches_save(tiny_config: Make, shorter: list[float], share: float) -> None:
+    """Budgets 1:3:9 with a fifth of each decaying, and five over the same range."""
+    unit = 1000 * B
+    budget = {"tokens": 9 * unit, "branches": [round(end * unit) for end in shorter]}
+    config = tiny_config(budget=budget, data={"max_epochs": 1000})
+    (job,) = jobs_of(cells(config))
+    apart = sum(cell.spec.flops for cell in job.cells)
+    assert job.flops / apart == pytest.approx(share, abs=0.002)
+
+
+def test_a_job_is_a_trunk_with_its_branches_in_order(tiny_config: Make) -> None:
+    config = tiny_config(budget=BUDGETS)
+    jobs = jobs_of([*cells(config), *cells(tiny_config(seed=1))])
+    assert sorted(len(job.cells) for job in jobs) == [1, 3]
+    job = next(job for job in jobs if len(job.cells) == 3)
+    assert [cell.spec.steps for cell in job.cells] == [5, 15, 45]
+    assert "budget.branches=[1280,3840]" in job.overrides and "budget.tokens=11520" in job.overrides
+    assert job.steps == 49 and isinstance(job, Job)
+
+
+def test_trunks_of_other_recipes_are_apart(tiny_config: Make) -> None:
+    def trunk(**changes: Any) -> str | None:
+        return resolve(tiny_config(**changes)).trunk_id
+
+    base = trunk()
+    assert base == trunk(schedule={"decay_fraction": 0.5}) != trunk(seed=1)
+    assert base != trunk(optimizer={"lr": 1e-3}) and base != trunk(budget={"tokens": 99 * B})
+    shared = {"schedule": {"warmup_budget_tokens": 20 * B}}
+    assert base == trunk(**shared) == trunk(budget={"tokens": 99 * B}, **shared)
+    assert trunk(schedule={"kind": "cosine"}) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"budget": {"tokens": 9 * B, "branches": [9 * B]}}, "must lie below budget.tokens=2304"),
+        ({"budget": BUDGETS, "schedule": {"kind": "cosine"}}, "only wsd has a trunk"),
+        ({"budget": {"tokens": 9 * B, "branches": [2.5]}}, "whole numbers"),
+        ({"schedule": {"warmup_budget_tokens": 21 * B}}, "more than the run's own budget of 5120"),
+    ],
+)
+def test_impossible_branches_are_refused(
+    tiny_config: Make, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        resolve(tiny_config(**changes))
+
+
+def test_identity_of_a_branch_is_that_of_the_run(tiny_config: Make) -> None:
+    specs: list[RunSpec] = branch_specs(tiny_config(budget=BUDGETS))
+    assert len({spec.run_id for spec in specs}) == 3
+    assert len({spec.recipe_id for spec in specs}) == 1
+    alone = resolve(tiny_config(budget={"tokens": 5 * B}))
+    assert alone.run_id == specs[0].run_id and alone.recipe_id == specs[0].recipe_id
+    assert RunDirectory.of(alone).path == RunDirectory.of(specs[0]).path
