@@ -83,7 +83,7 @@ def test_ratios_are_taken_within_rounds() -> None:
 def test_a_contender_that_fails_says_why() -> None:
     worker = paired.Worker(_failing, threads=1)
     with pytest.raises(RuntimeError, match="out of luck"):
-        worker.answer()
+        worker.wait()
     worker.close()
 
 
