@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -85,7 +86,7 @@ class LanguageModule(LightningModule):
         lr = self._lr(step)
         for group in optimizer.param_groups:
             group["lr"] = lr * group[LR_MULTIPLIER]
-        optimizer.step()
+        self._counted_optimizer.step()
         optimizer.zero_grad()
         return {"loss": loss, "grad_norm": torch.linalg.vector_norm(norms), "lr": lr}
 
@@ -98,8 +99,15 @@ class LanguageModule(LightningModule):
 
     @property
     def _optimizer(self) -> Optimizer:
-        optimizer = self.optimizers()
+        optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
+        return optimizer
+
+    @property
+    def _counted_optimizer(self) -> LightningOptimizer:
+        """The same, its steps counted as the trainer's; what is set on it does not reach the other."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
         return optimizer
 
     def _clip_gradients(self, optimizer: Optimizer) -> Tensor:
