@@ -181,7 +181,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_row(*row)
     console = Console()
     console.width = max(console.width, TABLE_WIDTH)  # a file or a pipe counts as 80 columns
-    console.print(f"\n{title}", table, sep="\n", highlight=False)
+    print(f"\n{title}")
+    console.print(table)
 
 
 def save(path: Path | None, machine: Mapping[str, Any], results: Any) -> None:

@@ -70,7 +70,7 @@ SHAPES = {
 }  # fmt: skip
 MODES = ("fp32-eager", "fp32-compiled", "bf16-eager", "bf16-compiled")
 BEST_TARGETS = {"deep": 1.4, "wide": 1.2}
-LOSS_TOLERANCE = {"fp32": 1e-6, "bf16": 1e-4}  # relative; of a mean over thousands of tokens
+LOSS_TOLERANCE = {"fp32": 1e-6, "bf16": 1e-3}  # relative; bf16 keeps 8 bits of each logit
 PROCESS_BYTES = 0.8e9  # of a library's imports
 BYTES_PER_PARAM = 16  # weight, gradient, two moments
 
