@@ -34,6 +34,7 @@ from slm.training.callbacks.interruption import StopOnSignal
 from slm.training.callbacks.metrics import Metrics
 from slm.training.callbacks.progress import ProgressDisplay
 from slm.training.callbacks.validation import Validation
+from slm.training.compilation import compile_blocks
 from slm.training.hardware import (
     device_name,
     peak_flops,
@@ -221,8 +222,7 @@ def build_module(spec: RunSpec) -> LanguageModule:
     model = build_model(config, spec.shape)
     parametrization = Parametrization.of(config.parametrization, spec.shape)
     initialize(model, parametrization, config.seed)
-    if config.trainer.compile:
-        model.compile()  # in place, so that checkpoint keys stay as they are
+    compile_blocks(model, spec, resolve_accelerator(config.trainer))
     return LanguageModule(model, parametrization, spec)
 
 
