@@ -1,13 +1,13 @@
 """The training loop as a user runs it, against its bare training step.
 
     python -m tests.benchmarks.loop [--sizes 25k 200k 800k] [--families deep_thin wide_shallow]
-        [--seq-len 64] [--wandb disabled offline] [--threads 1] [--rounds 5] [--seconds 3]
+        [--seq-len 64] [--wandb disabled offline] [--threads 1] [--rounds 7] [--seconds 2]
         [--set KEY=VALUE ...] [--profile] [--json FILE]
 
 The loop is `slm.training.runner.train` on prose: data, Lightning, metrics, W&B's mirror, checkpoints. Its
-tokens/s are those of its own record, without the row of the first step; no bar is drawn. The bare step is the same module
-with a batch that it already holds. They take turns in one process, since two that do the same differ by a
-few percent for as long as they live; each kind of tracking has a process of its own.
+tokens/s are those of its own record, without the row of the first step; no bar is drawn. The bare step is
+the same module with a batch that it already holds. They take turns in one process, since two that do the
+same differ by a few percent for as long as they live; each kind of tracking has a process of its own.
 
 `--profile` puts a clock around the parts of the loop, a microsecond each, and says where the time goes.
 
@@ -32,7 +32,7 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from slm.app import compose_config
-from slm.data.datamodule import GlobalBatches
+from slm.data.datamodule import Blocks
 from slm.data.prepare import prepare
 from slm.run_spec import resolve
 from slm.tracking.record import TOKENS, TOKENS_PER_SECOND, RunDirectory
@@ -106,13 +106,14 @@ class Clock:
 
     def reset(self) -> None:
         self._spent: defaultdict[str, float] = defaultdict(float)
+        self._at_last_step: dict[str, float] = {}
         self._start_seconds: float | None = None
         self._end_seconds = 0.0
 
     def around_parts(self) -> None:
         """For the rest of the process. A name that begins with a space is a part of another."""
-        self._around(LanguageModule, "training_step", STEP)
-        self._around(GlobalBatches, "__getitem__", "data: the batch")
+        self._around(LanguageModule, "take_step", STEP)
+        self._around(Blocks, "__getitem__", "data: the batch")
         self._around(Mirror, "log", "  W&B, within Metrics")
         for callback in Callback.__subclasses__():
             if callback.__module__.startswith("slm.") and "on_train_batch_end" in vars(callback):
@@ -131,8 +132,8 @@ class Clock:
                 end_seconds = time.perf_counter()
                 if self._start_seconds is not None:
                     self._spent[name] += end_seconds - start_seconds
-                    if name.startswith("callback"):
-                        self._end_seconds = end_seconds
+                if name == STEP:
+                    self._at_last_step, self._end_seconds = dict(self._spent), end_seconds
 
         setattr(owner, method, clocked)
 
@@ -140,8 +141,9 @@ class Clock:
         """Seconds per step."""
         assert self._start_seconds is not None
         whole = self._end_seconds - self._start_seconds
-        inside = sum(part for name, part in self._spent.items() if not name.startswith(" "))
-        named = {**self._spent, "Lightning and the rest": whole - inside, ALL: whole}
+        spent = self._at_last_step
+        inside = sum(seconds for name, seconds in spent.items() if not name.startswith(" "))
+        named = {**spent, "Lightning and the rest": whole - inside, ALL: whole}
         return {name: seconds / steps for name, seconds in named.items()}
 
 
@@ -165,8 +167,8 @@ def compare(
     *,
     own: Sequence[str] = (),
     threads: int = 1,
-    rounds: int = 5,
-    seconds: float = 3.0,
+    rounds: int = 7,
+    seconds: float = 2.0,
     profile: bool = False,
 ) -> dict[str, list[Result]]:
     """Rounds of the bare step and the loop, by kind of tracking."""
@@ -211,8 +213,8 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=64)
     parser.add_argument("--wandb", nargs="+", default=["disabled", "offline"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each contender in a round")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each contender in a round")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json", type=Path)

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.memory [--shape mobilellm_125m] [--mode fp32-eager] [--threads 2]
         [--rounds 3] [--json FILE]
 
-slm's step is `LanguageModule.training_step`, with the loss as it computes it. The plain one has the
+slm's step is `LanguageModule.take_step`, with the loss as it computes it. The plain one has the
 model return all logits and takes `F.cross_entropy` of them in fp32. Each has a process of its own and steps
 in turn; memory is the largest resident size of the process (on a GPU the largest that torch allocated),
 imports included.

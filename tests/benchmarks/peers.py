@@ -1,8 +1,8 @@
 """One training step of slm, of transformers' Llama and of litgpt's GPT, from the same weights.
 
 A step is what each does with a batch: forward, mean cross-entropy in fp32, backward, clipping of the global
-norm, fused AdamW. slm's is its own `LanguageModule.training_step`, run by Lightning's Fabric, without a
-trainer around it. The peers get the plainest loop: no shift of labels, one group of parameters, no check for
+norm, fused AdamW. slm's is its own `LanguageModule.take_step`, as Lightning's trainer runs it, without the
+trainer's loops. The peers get the plainest loop: no shift of labels, one group of parameters, no check for
 divergence, and `model.compile()` of the whole model where they are compiled.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,22 +141,31 @@ def fixed_batch(spec: RunSpec, device: str) -> Tensor:
 
 def slm_step(spec: RunSpec, mode: Mode, case: Case) -> tuple[Step, int]:
     """All that these benchmarks know of how slm trains; the mode is in the spec already."""
-    from lightning.fabric import Fabric
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.trainer.states import TrainerFn
 
     from slm.training.runner import LIGHTNING_PRECISION, build_module
 
-    for part in ("fabric", "pytorch"):
-        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     module = build_module(spec)
     precision: Any = LIGHTNING_PRECISION[spec.config.trainer.precision]
-    fabric = Fabric(accelerator=case.device, devices=1, precision=precision)
-    wrapped, _ = fabric.setup(module, module.configure_optimizers())
-    wrapped.train()
-    batch = fixed_batch(spec, case.device)
+    trainer = Trainer(
+        accelerator=case.device, devices=1, precision=precision, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    # What `trainer.fit` does before its loops: the module gets its trainer, device and optimizer.
+    module.trainer, trainer.state.fn = trainer, TrainerFn.FITTING
+    strategy = trainer.strategy
+    strategy.connect(module)
+    strategy.setup_environment()
+    strategy.setup(trainer)
+    module.train()
+    module.on_train_start()
+    batch, steps = fixed_batch(spec, case.device), itertools.cycle(range(spec.steps))
 
     def step() -> Tensor:
-        with fabric.autocast():  # as the trainer does around the whole step
-            return wrapped.training_step(batch, 0)["loss"]
+        with strategy.precision_plugin.train_step_context():
+            return module.take_step(next(steps), batch)["loss"]
 
     return step, params_of(module.model)
 
