@@ -1,13 +1,14 @@
 """Signals that ask for an end: finish the step, save, stop. A second Ctrl-C stops at once.
 
 SIGTERM is what schedulers send before they kill, SIGUSR1 and SIGUSR2 what Slurm is told to send ahead
-of a time limit. The exit code is 128 and the signal's number, as of a process that died of it.
+of a time limit. The exit code is 128 and the signal's number, as of a process that died of it. Any process
+of a team may get the signal; all stop after the same step, the one after that in which it came.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from slm.errors import Interrupted
 from slm.training.callbacks.checkpoint import Checkpoints
+from slm.training.team import ALONE, Team
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -23,9 +25,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 class StopOnSignal(Callback):
     """Turns a signal, received while `listening`, into an orderly end after the current step."""
 
-    def __init__(self, checkpoints: Checkpoints):
+    def __init__(self, checkpoints: Checkpoints, team: Team = ALONE):
         self._checkpoints = checkpoints
+        self._team = team
         self._received: int | None = None
+        self._asked: Callable[[], int] | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -59,13 +63,25 @@ class StopOnSignal(Callback):
             self.stop_if_asked(trainer)
 
     def stop_if_asked(self, trainer: Trainer) -> None:
-        """Save and raise Interrupted if a signal has come; called between batches."""
-        if self._received is None:
+        """Save and raise Interrupted if a signal has come; all processes call it between batches."""
+        number = self._agreed()
+        if not number:
             return
         self._checkpoints.save(trainer)
-        name = signal.Signals(self._received).name
+        name = signal.Signals(number).name
         raise Interrupted(
             f"interrupted by {name} after step {trainer.global_step} of {trainer.max_steps}; "
             "its state is saved, the same command goes on from there",
-            self._received,
+            number,
         )
+
+    def _agreed(self) -> int:
+        """The signal that a process has received, 0 for none; a team knows it one call later.
+
+        By then all have said theirs, so that neither a process nor its device waits.
+        """
+        own = self._received or 0
+        if self._team.world_size == 1:
+            return own
+        before, self._asked = self._asked, self._team.most(own)
+        return before() if before is not None else 0
