@@ -44,7 +44,7 @@ OVERRIDE = re.compile(r"^\+{0,2}(?P<key>[A-Za-z_][\w.]*)=")
 
 
 def run_app(main: Callable[[], Any]) -> NoReturn:
-    """Run a Hydra app and exit: 0 done, 1 failed, 2 wrong config, 130 stopped by Ctrl-C."""
+    """Run a Hydra app and exit: 0 done, 1 failed, 2 wrong config, 128 + n stopped by signal n."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us instead of Hydra's printer
     sys.argv[1:] = [let_through(argument, CONF_DIR) for argument in sys.argv[1:]]
     register_schema()
@@ -101,8 +101,10 @@ def guarded(main: Callable[[], Any]) -> NoReturn:
         _exit(f"the configuration could not be composed: {error}", ConfigError.exit_code)
     except OSError as error:
         _exit(_file_error(error), 1)
-    except KeyboardInterrupt:
-        _exit("stopped", 130)
+    except KeyboardInterrupt as stop:
+        # Of a job in a grid the signal that stopped it: schedulers requeue by the exit code.
+        cause = stop.__cause__
+        _exit("stopped", cause.exit_code if isinstance(cause, Interrupted) else 130)
     sys.exit(0)
 
 

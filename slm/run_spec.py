@@ -104,6 +104,8 @@ class RunSpec:
             "tokens": self.tokens,
             "precision": config.trainer.precision,
             "seed": config.seed,
+            # Not there at 0, so that runs from before it keep their ids.
+            **({"dropout": config.model.dropout} if config.model.dropout else {}),
         }
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from slm.data.blocks import blocks
 from slm.data.examples import Examples, Pairs, ValidationSet
 from slm.data.khop import IGNORED
 from slm.data.order import rows_of_rank
@@ -39,7 +40,7 @@ class GlobalBatches(Dataset[Tensor]):
         self._seed = seed
         self._batch_sequences = batch_sequences
         self._rows = rows_of_rank(batch_sequences, rank, world_size)
-        most_rows = -(-batch_sequences // world_size)
+        most_rows = math.ceil(batch_sequences / world_size)
         self._lacks_row = self._rows.stop - self._rows.start < most_rows
 
     def __getitem__(self, step: int) -> Tensor:
@@ -54,18 +55,30 @@ def empty_pair(seq_len: int) -> Pairs:
     return np.stack([np.zeros(seq_len, np.int64), np.full(seq_len, IGNORED)])
 
 
-class StepsFrom(Sampler[int]):
-    """The steps still to do. The length counts all steps, as Lightning's progress does."""
+class Blocks(Dataset[Tensor]):
+    """Item r, a range of steps, holds their batches: (steps, rows, 2, seq_len)."""
 
-    def __init__(self, first_step: int, steps: int):
-        self._first_step = first_step
-        self._steps = steps
+    def __init__(self, batches: GlobalBatches):
+        self._batches = batches
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self._first_step, self._steps))
+    def __getitem__(self, steps: range) -> Tensor:
+        return torch.stack([self._batches[step] for step in steps])
+
+
+class BlocksFrom(Sampler[range]):
+    """The blocks still to do. The length is that of all steps, more than there are blocks.
+
+    So Lightning never takes the last block for the end of an epoch: a run ends by its steps.
+    """
+
+    def __init__(self, first_step: int, steps: int, every: Collection[int], at: Collection[int]):
+        self._arguments = (first_step, steps, every, at)
+
+    def __iter__(self) -> Iterator[range]:
+        return blocks(*self._arguments)
 
     def __len__(self) -> int:
-        return self._steps
+        return self._arguments[1] + 1
 
 
 class Windows(Dataset[tuple[Tensor, int]]):
@@ -136,13 +149,20 @@ class TokenData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         spec, config = self._spec, self._spec.config
+        trainer = config.trainer
         batches = GlobalBatches(
             self._examples, config.seed, spec.batch_sequences, self._rank, self._world_size
         )
+        every = (
+            trainer.log_every_steps,
+            trainer.checkpoint_every_steps,
+            trainer.validate_every_steps,
+        )
+        at = (1, spec.trunk_steps)  # the first row, and what branches share
         return DataLoader(
-            batches,
+            Blocks(batches),
             batch_size=None,
-            sampler=StepsFrom(self.first_step, spec.steps),
+            sampler=BlocksFrom(self.first_step, spec.steps, [n for n in every if n], at),
             num_workers=config.trainer.num_workers,
             generator=torch.Generator(),  # or each start would draw from the run's random numbers
             pin_memory=torch.cuda.is_available() and config.trainer.accelerator != "cpu",

@@ -19,4 +19,6 @@ def build_model(config: Config, shape: ModelShape) -> Transformer:
         attention=settings.attention,
         branch_multiplier=parametrization.branch_multiplier,
         logit_multiplier=parametrization.logit_multiplier,
+        dropout=settings.dropout,
+        activation_checkpointing=config.trainer.activation_checkpointing,
     )

@@ -7,7 +7,7 @@
            └─ RMSNorm ─▶ head (the embedding table when tied) ─▶ logits (B, T, V), or their loss
 
 Shapes: B batch, T time, D d_model, H query heads, G key/value heads, K d_head, F d_ff, V vocabulary.
-No bias, no dropout. Initialisation and the multipliers are set by `slm.model.parametrization`.
+No bias. In training, dropout of the embedding and of each branch. Initialisation and the multipliers are set by `slm.model.parametrization`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from slm.architecture.shapes import ModelShape
 from slm.model.attention import attend, require_flash
@@ -37,7 +38,12 @@ class Transformer(nn.Module):
         attention: str = "sdpa",
         branch_multiplier: float = 1.0,
         logit_multiplier: float = 1.0,
+        dropout: float = 0.0,
+        activation_checkpointing: bool = False,
     ):
+        """With `activation_checkpointing` training keeps the input of each block alone, and runs the
+        block again in the backward pass.
+        """
         super().__init__()
         if attention == "flash":
             require_flash()
@@ -46,10 +52,13 @@ class Transformer(nn.Module):
         self.norm_eps = norm_eps
         self.branch_multiplier = branch_multiplier
         self.logit_multiplier = logit_multiplier
+        self.activation_checkpointing = activation_checkpointing
         self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
         self.blocks = nn.ModuleList(
-            Block(shape, norm_eps, attention, branch_multiplier) for _ in range(shape.n_layers)
+            Block(shape, norm_eps, attention, branch_multiplier, dropout)
+            for _ in range(shape.n_layers)
         )
+        self.dropout = nn.Dropout(dropout)
         self.norm = nn.RMSNorm(shape.d_model, eps=norm_eps)
         self.head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
         if shape.tied:
@@ -93,12 +102,15 @@ class Transformer(nn.Module):
         if cache is not None and documents is not None:
             raise ValueError("a cache holds one document; documents cannot be kept apart in it")
         turns = self.turns[:, start:end]
-        x = self.embedding(tokens)
+        x = self.dropout(self.embedding(tokens))
         for layer, block in enumerate(self.blocks):
             for turn in range(self.shape.layer_sharing):
                 index = layer * self.shape.layer_sharing + turn
                 slot = None if cache is None else cache.slot(index)
-                x = block(x, turns, documents, slot)
+                if self.activation_checkpointing and self.training:
+                    x = checkpoint(block, x, turns, documents, slot, use_reentrant=False)
+                else:
+                    x = block(x, turns, documents, slot)
         if cache is not None:
             cache.length += tokens.shape[1]
         hidden = self.norm(x) * self.logit_multiplier
@@ -108,20 +120,23 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, shape: ModelShape, norm_eps: float, attention: str, multiplier: float):
+    def __init__(
+        self, shape: ModelShape, norm_eps: float, attention: str, multiplier: float, dropout: float
+    ):
         super().__init__()
         self.multiplier = multiplier
         self.attention_norm = nn.RMSNorm(shape.d_model, eps=norm_eps)
         self.attention = Attention(shape, norm_eps, attention)
         self.mlp_norm = nn.RMSNorm(shape.d_model, eps=norm_eps)
         self.mlp = SwiGLU(shape) if shape.mlp == "swiglu" else GeluMLP(shape)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self, x: Tensor, turns: Tensor, documents: Tensor | None, slot: Slot | None
     ) -> Tensor:
         mixed = self.attention(self.attention_norm(x), turns, documents, slot)
-        x = torch.add(x, mixed, alpha=self.multiplier)
-        return torch.add(x, self.mlp(self.mlp_norm(x)), alpha=self.multiplier)
+        x = torch.add(x, self.dropout(mixed), alpha=self.multiplier)
+        return torch.add(x, self.dropout(self.mlp(self.mlp_norm(x))), alpha=self.multiplier)
 
 
 class Attention(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from slm.schema.types import Count, Name, ParametrizationKind, Positive, section
+from slm.schema.types import Count, FractionBelowOne, Name, ParametrizationKind, Positive, section
 
 
 @section
@@ -70,7 +70,8 @@ class ModelConfig:
     """Epsilon of RMSNorm."""
     attention: Literal["sdpa", "flash", "reference"] = "sdpa"
     """Attention backend; flash needs the extra `gpu`. Part of a run's identity because rounding differs."""
-
+    dropout: FractionBelowOne = 0.0
+    """Share of the embedding's and of each residual branch's outputs set to 0 in training, the rest scaled up. Part of a run's identity when above 0."""
     document_mask: bool = False
     """Keep attention within each document of a packed sequence."""
 

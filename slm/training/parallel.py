@@ -28,19 +28,21 @@ class Whole:
 
     def __init__(self, model: Transformer):
         self.call: nn.Module = model
-        self._parameters = list(model.parameters())
 
     def passes(self, *, is_last: bool) -> AbstractContextManager[None]:
         """Holds a forward and a backward pass; after the last ones gradients are averaged."""
         return nullcontext()
 
-    def gradients(self) -> list[Tensor]:
+    def parts(self, tensors: list[Tensor]) -> list[Tensor]:
         """What this process has of each, to be changed in place."""
-        return [p.grad for p in self._parameters if p.grad is not None]
+        return tensors
 
-    def gradient_norms(self) -> Tensor:
-        """The norm of each whole gradient: (tensors,)."""
-        return torch.stack(torch._foreach_norm(self.gradients()))
+    def norms(self, parts: list[Tensor]) -> Tensor:
+        """The norm of each whole tensor: (tensors,)."""
+        return torch.stack(torch._foreach_norm(parts))
+
+    def release(self) -> None:
+        """Let go of what a forward pass put together and no backward pass will need."""
 
     def to_whole(self, state: Any, *, keep: bool) -> Any:
         """A state dict with whole tensors, for a checkpoint; nobody reads them unless `keep`."""
@@ -99,13 +101,18 @@ class Sharded(Whole):
         self.call.set_requires_gradient_sync(is_last)
         return nullcontext()
 
-    def gradients(self) -> list[Tensor]:
-        return [_part_of(gradient) for gradient in super().gradients()]
+    def parts(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [_part_of(tensor) for tensor in tensors]
 
-    def gradient_norms(self) -> Tensor:
-        squares = super().gradient_norms().double().square()
+    def norms(self, parts: list[Tensor]) -> Tensor:
+        squares = super().norms(parts).double().square()
         all_reduce(squares)
         return squares.sqrt().float()
+
+    def release(self) -> None:
+        for module in self.call.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def to_whole(self, state: Any, *, keep: bool) -> Any:
         known: dict[int, Tensor] = {}  # a tied table is one tensor under two names

@@ -36,7 +36,13 @@ from slm.training.callbacks.interruption import StopOnSignal
 from slm.training.callbacks.metrics import Metrics
 from slm.training.callbacks.progress import ProgressDisplay
 from slm.training.callbacks.validation import Validation
-from slm.training.hardware import Machine, peak_memory_bytes, prepare_machine
+from slm.training.compilation import compile_blocks
+from slm.training.hardware import (
+    Machine,
+    peak_memory_bytes,
+    prepare_machine,
+    resolve_accelerator,
+)
 from slm.training.module import LanguageModule
 from slm.training.outcome import counts_of, result_of
 from slm.training.strategy import OneOfSeveral
@@ -76,6 +82,7 @@ def train(spec: RunSpec, run: RunDirectory, team: Team = ALONE) -> RunResult | N
         peak, val_bytes = machine.peak_flops, examples.val.text_bytes
         metrics = Metrics(spec, stream, mirrored, peak, val_bytes, begun_at_steps=taken_over)
         loop = _loop(spec, run, tokens, metrics, team)
+        module.stop_asked = loop.stop.is_asked
 
         def conclude(divergence: Mapping[str, Any] | None) -> RunResult | None:
             if not team.leads:
@@ -241,8 +248,7 @@ def build_module(spec: RunSpec, team: Team = ALONE) -> LanguageModule:
     model = build_model(config, spec.shape)
     parametrization = Parametrization.of(config.parametrization, spec.shape)
     initialize(model, parametrization, config.seed)
-    if config.trainer.compile:
-        model.compile()  # in place, so that checkpoint keys stay as they are
+    compile_blocks(model, spec, resolve_accelerator(config.trainer))
     return LanguageModule(model, parametrization, spec, team)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,3 +68,22 @@ def test_each_switch_trains_and_is_loaded_as_it_was(tiny_spec: Spec, model: dict
     saved = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     assert all(torch.equal(saved[name], value) for name, value in loaded.state_dict().items())
     assert result.params_total == sum(p.numel() for p in loaded.parameters())
+
+
+def test_dropout_and_activation_checkpointing_train(tiny_spec: Spec, tmp_path: Path) -> None:
+    curves = {}
+    for name, dropout, checkpointing in (
+        ("plain", 0.0, False),
+        ("saved", 0.0, True),
+        ("d", 0.2, False),
+    ):
+        spec = tiny_spec(
+            runs_dir=str(tmp_path / name),
+            model={"dropout": dropout},
+            trainer={"activation_checkpointing": checkpointing},
+        )
+        run, result = run_to_end(spec)
+        losses = [row[record.TRAIN_LOSS] for row in run.read_metrics()]
+        curves[name] = [*losses, result.val_loss_nats_per_token]
+    assert curves["saved"] == curves["plain"]
+    assert curves["d"][0] != curves["plain"][0]

@@ -29,7 +29,8 @@ class StopOnSignal(Callback):
         self._checkpoints = checkpoints
         self._team = team
         self._received: int | None = None
-        self._asked: Callable[[], int] | None = None
+        self._agreed: int | None = None
+        self._answer: Callable[[], int] = lambda: 0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -51,6 +52,20 @@ class StopOnSignal(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._listen()  # Lightning has put its own SIGTERM handler in front, which would not save
 
+    def is_asked(self) -> bool:
+        """Whether a signal has come; a block of steps ends then. All of a team ask, and hear the same.
+
+        They hear of what each of them knew when it was asked before: so nobody waits for an answer.
+        """
+        if self._team.world_size > 1:
+            before, self._answer = self._answer, self._team.most(self._received or 0)
+            self._agreed = before() or None
+        return self._number is not None
+
+    @property
+    def _number(self) -> int | None:
+        return self._received if self._team.world_size == 1 else self._agreed
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -60,12 +75,15 @@ class StopOnSignal(Callback):
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, step: int
     ) -> None:
         if trainer.global_step < trainer.max_steps:
-            self.stop_if_asked(trainer)
+            self._stop_if(self._number, trainer)
 
     def stop_if_asked(self, trainer: Trainer) -> None:
-        """Save and raise Interrupted if a signal has come; all processes call it between batches."""
-        number = self._agreed()
-        if not number:
+        """Save and raise Interrupted if a signal has come; called between batches."""
+        self.is_asked()
+        self._stop_if(self._number, trainer)
+
+    def _stop_if(self, number: int | None, trainer: Trainer) -> None:
+        if number is None:
             return
         self._checkpoints.save(trainer)
         name = signal.Signals(number).name
@@ -74,14 +92,3 @@ class StopOnSignal(Callback):
             "its state is saved, the same command goes on from there",
             number,
         )
-
-    def _agreed(self) -> int:
-        """The signal that a process has received, 0 for none; a team knows it one call later.
-
-        By then all have said theirs, so that neither a process nor its device waits.
-        """
-        own = self._received or 0
-        if self._team.world_size == 1:
-            return own
-        before, self._asked = self._asked, self._team.most(own)
-        return before() if before is not None else 0

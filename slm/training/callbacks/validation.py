@@ -84,7 +84,9 @@ class Validation(Callback):
         wrong = torch.zeros(len(self._groups), dtype=torch.int64)
         asked = torch.zeros_like(wrong)
         module.eval()
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
+        # Compiling these shapes too would take longer than it saves.
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, torch.no_grad(), trainer.precision_plugin.forward_context():
             for pairs, group in self._loader:
                 self._interrupt(trainer)
                 inputs, expected = pairs.to(module.device, non_blocking=True).unbind(1)
@@ -99,6 +101,7 @@ class Validation(Callback):
                     wrong.index_add_(0, group, missed.sum(1).cpu())
                     asked.index_add_(0, group, scored.sum(1).cpu())
         module.train()
+        module.parallel.release()
         sums = self._team.sum(torch.cat([nats.view(1), torch.tensor([targets]), wrong, asked]))
         n_groups = len(self._groups)
         nats, targets, *counts = sums.tolist()
