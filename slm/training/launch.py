@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from slm.errors import ConfigError, Problem
+from slm.errors import ConfigError, Problem, RunError
 from slm.schema import TrainerConfig
 
 FIRST_PORT, PORTS = 15_000, 15_000  # below those that systems hand out by themselves
@@ -50,6 +50,19 @@ def first_node(nodes: str) -> str:
     """`gpu[003-006,9],big1` -> `gpu003`."""
     match = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\])?([^,\[]*)", nodes)
     return "".join(part or "" for part in match.groups()) if match else nodes
+
+
+def check_alone(environ: Mapping[str, str]) -> None:
+    """Raise a RunError in what starts runs itself, if it is one of several processes."""
+    place = find_place(environ)
+    if place is None:
+        return
+    error = RunError(
+        "several of these would start every run several times; start one, without torchrun or srun's "
+        "tasks: it starts as many processes for each run as trainer.devices says"
+    )
+    error.was_shown = place.rank > 0
+    raise error
 
 
 def check_launch(config: TrainerConfig, world_size: int, local_rank: int = 0) -> None:
