@@ -85,15 +85,15 @@ def assert_equal(one: Any, other: Any) -> None:
 @contextmanager
 def power_cut(monkeypatch: pytest.MonkeyPatch, before_step: int) -> Iterator[None]:
     """Training fails, without being asked, before it takes this step."""
-    original = LanguageModule.training_step
+    original = LanguageModule.take_step
 
-    def fail(self: LanguageModule, batch: Tensor, step: int) -> dict[str, Any]:
+    def fail(self: LanguageModule, step: int, batch: Tensor) -> dict[str, Any]:
         if step == before_step:
             raise RuntimeError("power cut")
-        return original(self, batch, step)
+        return original(self, step, batch)
 
     with monkeypatch.context() as patched:
-        patched.setattr(LanguageModule, "training_step", fail)
+        patched.setattr(LanguageModule, "take_step", fail)
         with pytest.raises(RuntimeError, match="power cut"):
             yield
 
@@ -101,13 +101,13 @@ def power_cut(monkeypatch: pytest.MonkeyPatch, before_step: int) -> Iterator[Non
 @contextmanager
 def counted_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Every training step that is taken inside, by its number."""
-    original = LanguageModule.training_step
+    original = LanguageModule.take_step
     taken: list[int] = []
 
-    def count(self: LanguageModule, batch: Tensor, step: int) -> dict[str, Any]:
+    def count(self: LanguageModule, step: int, batch: Tensor) -> dict[str, Any]:
         taken.append(step)
-        return original(self, batch, step)
+        return original(self, step, batch)
 
     with monkeypatch.context() as patched:
-        patched.setattr(LanguageModule, "training_step", count)
+        patched.setattr(LanguageModule, "take_step", count)
         yield taken

@@ -97,6 +97,12 @@ class BudgetConfig:
 class TrainerConfig:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Where to train; auto takes a GPU when there is one."""
+    strategy: Literal["single", "ddp", "fsdp"] = "single"
+    """How one run uses several processes: ddp copies the model to each, fsdp cuts it into shards; a device each."""
+    devices: Count = 1
+    """Processes of the run on each node, as many as torchrun or srun starts there."""
+    num_nodes: Count = 1
+    """Nodes of the run."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic: fp32, or bf16 autocast over fp32 weights. Part of a run's identity."""
     threads: Count | None = None

@@ -14,9 +14,13 @@ import numpy as np
 import torch
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """What dropout is drawn from in a step: a function of these, and of nothing that came before."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
+    """Make what dropout draws in a step a function of these, and of nothing that came before."""
+    (words,) = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
+    # Not torch.manual_seed, which notes a stack trace a call where CUDA is built in but not used.
+    torch.default_generator.manual_seed(int(words))
+    if device.type == "cuda":
+        torch.cuda.manual_seed(int(words))
 
 
 def seed_random_states(seed: int) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from slm.config import load_config
-from slm.data.datamodule import GlobalBatches, StepsFrom
+from slm.data.datamodule import GlobalBatches
 from slm.data.examples import TextExamples
 from slm.data.prepare import prepare
 from slm.model.build import build_model
@@ -78,8 +78,8 @@ def compare(
     batch = BATCH_TOKENS // seq_len
 
     def ours() -> Iterable[torch.Tensor]:
-        batches, sampler = GlobalBatches(examples, 0, batch), StepsFrom(0, STEPS)
-        return DataLoader(batches, batch_size=None, sampler=sampler, num_workers=workers)
+        batches = GlobalBatches(examples, 0, batch)
+        return DataLoader(batches, batch_size=None, sampler=range(STEPS), num_workers=workers)
 
     def peer() -> Iterable[torch.Tensor]:
         return DataLoader(

@@ -17,6 +17,7 @@ from slm.run_spec import RunSpec
 from slm.tracking import record
 from slm.tracking.record import RunDirectory
 from slm.training.callbacks.validation import Validation
+from slm.training.module import LanguageModule
 from tests.conftest import merged
 from tests.running import assert_same_run, power_cut, run_to_end
 
@@ -128,8 +129,8 @@ def test_a_validation_cut_off_is_made_up_for(
     spec = tiny_spec(runs_dir=str(tmp_path / "cut"), **settings)
     original = Validation.__init__
 
-    def cut(self: Validation, loader: DataLoader[Any], *rest: Any) -> None:
-        original(self, Cut(loader, at_pass, fail), *rest)
+    def cut(self: Validation, loader: DataLoader[Any], *rest: Any, **more: Any) -> None:
+        original(self, Cut(loader, at_pass, fail), *rest, **more)
 
     with monkeypatch.context() as patched:
         patched.setattr(Validation, "__init__", cut)
@@ -164,6 +165,27 @@ def test_a_signal_is_an_orderly_end(
         assert heard == [number]  # the handler from before is back
     finally:
         signal.signal(number, before)
+
+
+def test_a_signal_ends_a_block_of_steps_early(
+    tiny_spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"trainer": {"log_every_steps": 10}}
+    whole, _ = run_to_end(tiny_spec(runs_dir=str(tmp_path / "whole"), **settings))
+    spec = tiny_spec(runs_dir=str(tmp_path / "cut"), **settings)
+    original = LanguageModule.take_step
+
+    def terminated(self: LanguageModule, step: int, batch: torch.Tensor) -> dict[str, Any]:
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, step, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LanguageModule, "take_step", terminated)
+        with pytest.raises(Interrupted, match="after step 7 of 20"):
+            run_to_end(spec)
+    resumed, _ = run_to_end(spec)
+    assert_same_run(resumed, whole)
 
 
 def noisy(open_metrics: Callable[[RunDirectory], Any], number: int, at_row: int) -> Any:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from slm.data.datamodule import GlobalBatches, StepsFrom
+from slm.data.datamodule import GlobalBatches
 from slm.data.examples import (
     Examples,
     KHopExamples,
@@ -40,7 +40,7 @@ def steps_of(
         DataLoader(
             GlobalBatches(examples, 5, BATCH, rank, world_size),
             batch_size=None,
-            sampler=StepsFrom(steps.start, steps.stop),
+            sampler=steps,
             num_workers=workers,
         )
         for rank in range(world_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from slm.data.blocks import blocks
 from slm.data.order import permute, sequences_of_step
 
 
@@ -40,3 +41,12 @@ def test_a_step_is_read_alone() -> None:
     later = sequences_of_step(seed=3, step=10_000_000, batch_sequences=4, n_sequences=999)
     assert later.shape == (4,)
     assert np.array_equal(later, sequences_of_step(3, 10_000_000, 4, 999))
+
+
+@pytest.mark.parametrize("first", [0, 1, 7, 10, 33])
+def test_blocks_cover_all_steps_and_end_where_something_is_due(first: int) -> None:
+    found = list(blocks(first, 45, every=[10, 4], at=[1, 36]))
+    assert [step for block in found for step in block] == list(range(first, 45))
+    due = {n for n in range(1, 46) if n % 10 == 0 or n % 4 == 0} | {1, 36, 45}
+    assert [block.stop for block in found] == sorted(n for n in due if n > first)
+    assert list(blocks(45, 45, every=[10], at=[1])) == []

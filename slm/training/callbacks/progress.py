@@ -14,7 +14,6 @@ from slm.run_spec import RunSpec
 
 log = logging.getLogger(__name__)
 LINE_EVERY_SECONDS = 20.0
-BAR_EVERY_STEPS = 10
 
 
 class ProgressDisplay(Callback):
@@ -56,9 +55,8 @@ class ProgressDisplay(Callback):
         done, now = trainer.global_step, time.monotonic()
         rate = (done - self._start_step) * self._spec.batch_tokens / (now - self._start_seconds)
         if self._bar is not None:
-            if done % BAR_EVERY_STEPS == 0 or done == self._spec.steps:
-                task = self._bar.task_ids[0]
-                self._bar.update(task, completed=done, loss=float(outputs["loss"]), rate=rate)
+            task = self._bar.task_ids[0]
+            self._bar.update(task, completed=done, loss=float(outputs["loss"]), rate=rate)
         elif now - self._last_line_seconds >= LINE_EVERY_SECONDS:
             self._last_line_seconds = now
             left = (self._spec.steps - done) * self._spec.batch_tokens / rate

@@ -1,0 +1,250 @@
+"""The training loop as a user runs it, against its bare training step.
+
+    python -m tests.benchmarks.loop [--sizes 25k 200k 800k] [--families deep_thin wide_shallow]
+        [--seq-len 64] [--wandb disabled offline] [--threads 1] [--rounds 7] [--seconds 2]
+        [--set KEY=VALUE ...] [--profile] [--json FILE]
+
+The loop is `slm.training.runner.train` on prose: data, Lightning, metrics, W&B's mirror, checkpoints. Its
+tokens/s are those of its own record, without the row of the first step; no bar is drawn. The bare step is
+the same module with a batch that it already holds. They take turns in one process, since two that do the
+same differ by a few percent for as long as they live; each kind of tracking has a process of its own.
+
+`--profile` puts a clock around the parts of the loop, a microsecond each, and says where the time goes.
+
+Target: the loop has 0.97 of the tokens/s of the bare step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import math
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+from typing import Any
+
+from lightning.pytorch import Callback
+
+from slm.app import compose_config
+from slm.data.datamodule import Blocks
+from slm.data.prepare import prepare
+from slm.run_spec import resolve
+from slm.tracking.record import TOKENS, TOKENS_PER_SECOND, RunDirectory
+from slm.tracking.wandb import Mirror
+from slm.training.module import LanguageModule
+from slm.training.runner import train
+from tests.benchmarks.paired import (
+    Measure,
+    Result,
+    Worker,
+    describe_machine,
+    in_turn,
+    median_ratio,
+    print_machine,
+    print_table,
+    save,
+    verdict,
+    working,
+)
+from tests.benchmarks.peers import Case, Mode, contender
+
+BATCH_TOKENS = 1024
+MODE = "fp32-eager"
+TARGET = 0.97
+WARMUP_STEPS = 30
+STEP, ALL = "training step", "all"
+CACHE_DIR = Path(gettempdir()) / "slm-benchmarks"
+
+
+def loop_contender(case: Case, runs_dir: Path, profile: bool) -> tuple[Result, Measure]:
+    """For a `Worker`: tokens/s of the bare step, then of a training run that lasts as long."""
+    logging.getLogger("slm").setLevel(logging.ERROR)
+    clock = Clock()
+    if profile:
+        clock.around_parts()
+    _, bare = contender("slm", MODE, case)
+    overrides = [*case.overrides, *Mode.named(MODE).overrides(case.device), *case.own]
+    seeds = itertools.count()
+    rate = train_once(overrides, runs_dir, next(seeds), WARMUP_STEPS)["loop"]
+
+    def measure(seconds: float) -> Result:
+        alone = bare(seconds)
+        clock.reset()
+        steps = max(WARMUP_STEPS, math.ceil(seconds * rate / BATCH_TOKENS))
+        looped = train_once(overrides, runs_dir, next(seeds), steps)
+        parts = {"bare step": alone["step_seconds"], **clock.parts(steps)} if profile else {}
+        return {"bare": alone["tokens_per_second"], **looped, "parts": parts}
+
+    return {}, measure
+
+
+def train_once(overrides: Sequence[str], runs_dir: Path, seed: int, steps: int) -> Result:
+    """A run of its own; rows of its record after that of the first step, which is slow to start."""
+    budget = [f"seed={seed}", "budget=tokens", f"budget.tokens={steps * BATCH_TOKENS}"]
+    spec = resolve(compose_config([*overrides, *budget, f"runs_dir={runs_dir}"]))
+    run = RunDirectory.of(spec)
+    with run.claim(spec):
+        train(spec, run)
+    rows = [row for row in run.read_metrics() if TOKENS_PER_SECOND in row]
+    pairs = list(itertools.pairwise(rows))
+    tokens = sum(row[TOKENS] - before[TOKENS] for before, row in pairs)
+    seconds = sum((row[TOKENS] - before[TOKENS]) / row[TOKENS_PER_SECOND] for before, row in pairs)
+    return {"loop": tokens / seconds, "steps": steps}
+
+
+class Clock:
+    """Seconds spent in parts of the loop, from the first training step to the end of the last."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._spent: defaultdict[str, float] = defaultdict(float)
+        self._at_last_step: dict[str, float] = {}
+        self._start_seconds: float | None = None
+        self._end_seconds = 0.0
+
+    def around_parts(self) -> None:
+        """For the rest of the process. A name that begins with a space is a part of another."""
+        self._around(LanguageModule, "take_step", STEP)
+        self._around(Blocks, "__getitem__", "data: the batch")
+        self._around(Mirror, "log", "  W&B, within Metrics")
+        for callback in Callback.__subclasses__():
+            if callback.__module__.startswith("slm.") and "on_train_batch_end" in vars(callback):
+                self._around(callback, "on_train_batch_end", f"callback: {callback.__name__}")
+
+    def _around(self, owner: Any, method: str, name: str) -> None:
+        inner: Callable[..., Any] = getattr(owner, method)
+
+        def clocked(*arguments: Any, **named: Any) -> Any:
+            start_seconds = time.perf_counter()
+            if self._start_seconds is None and name == STEP:
+                self._start_seconds = start_seconds
+            try:
+                return inner(*arguments, **named)
+            finally:
+                end_seconds = time.perf_counter()
+                if self._start_seconds is not None:
+                    self._spent[name] += end_seconds - start_seconds
+                if name == STEP:
+                    self._at_last_step, self._end_seconds = dict(self._spent), end_seconds
+
+        setattr(owner, method, clocked)
+
+    def parts(self, steps: int) -> dict[str, float]:
+        """Seconds per step."""
+        assert self._start_seconds is not None
+        whole = self._end_seconds - self._start_seconds
+        spent = self._at_last_step
+        inside = sum(seconds for name, seconds in spent.items() if not name.startswith(" "))
+        named = {**spent, "Lightning and the rest": whole - inside, ALL: whole}
+        return {name: seconds / steps for name, seconds in named.items()}
+
+
+def overrides_of(family: str, size: str, seq_len: int, threads: int) -> list[str]:
+    return [
+        f"family={family}",
+        f"size={size}",
+        f"model.seq_len={seq_len}",
+        f"optimizer.global_batch_tokens={BATCH_TOKENS}",
+        "data.val_tokens=2048",
+        "data.max_epochs=1000",
+        f"trainer.threads={threads}",
+        "trainer.progress=false",
+        f"cache_dir={CACHE_DIR}",
+    ]
+
+
+def compare(
+    overrides: Sequence[str],
+    trackings: Sequence[str],
+    *,
+    own: Sequence[str] = (),
+    threads: int = 1,
+    rounds: int = 7,
+    seconds: float = 2.0,
+    profile: bool = False,
+) -> dict[str, list[Result]]:
+    """Rounds of the bare step and the loop, by kind of tracking."""
+    with TemporaryDirectory() as folder:
+        starts = {
+            kind: partial(
+                Worker,
+                loop_contender,
+                Case(tuple(overrides), "cpu", Path(), (*own, f"tracking={kind}")),
+                Path(folder) / kind,
+                profile,
+                threads=threads,
+            )
+            for kind in trackings
+        }
+        with working(starts) as workers:
+            for worker in workers.values():
+                worker.answer()
+            return in_turn(workers, rounds, seconds)
+
+
+def table_row(rounds: Sequence[Result]) -> list[str]:
+    loop, bare = ([r[name] for r in rounds] for name in ("loop", "bare"))
+    ratio = median_ratio(loop, bare)
+    step_ms = 1e3 * BATCH_TOKENS / statistics.median(bare)
+    rates = [f"{statistics.median(rates):,.0f}" for rates in (loop, bare)]
+    return [*rates, f"{step_ms:.2f}", f"{ratio:.3f}", verdict(ratio, TARGET)]
+
+
+def part_rows(rounds: Sequence[Result]) -> list[list[str]]:
+    """Milliseconds of each part and its share of the loop, medians over rounds."""
+    medians = {
+        name: statistics.median(r["parts"][name] for r in rounds) for name in rounds[0]["parts"]
+    }
+    return [[name, f"{1e3 * s:.3f}", f"{s / medians[ALL]:.1%}"] for name, s in medians.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", default=["25k", "200k", "800k"])
+    parser.add_argument("--families", nargs="+", default=["deep_thin", "wide_shallow"])
+    parser.add_argument("--seq-len", type=int, default=64)
+    parser.add_argument("--wandb", nargs="+", default=["disabled", "offline"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each contender in a round")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    machine = describe_machine(arguments.threads)
+    print_machine(machine)
+    prepare(compose_config([f"cache_dir={CACHE_DIR}"]), print)
+    results, rows, parts = [], [], []
+    for family, size in itertools.product(arguments.families, arguments.sizes):
+        by_tracking = compare(
+            overrides_of(family, size, arguments.seq_len, arguments.threads),
+            arguments.wandb,
+            own=arguments.set,
+            threads=arguments.threads,
+            rounds=arguments.rounds,
+            seconds=arguments.seconds,
+            profile=arguments.profile,
+        )
+        for kind, rounds in by_tracking.items():
+            cell = [family, size, kind]
+            results.append({"family": family, "size": size, "tracking": kind, "rounds": rounds})
+            rows.append([*cell, *table_row(rounds)])
+            parts += [[*cell, *row] for row in part_rows(rounds)]
+    columns = ["family", "size", "W&B", "loop tokens/s", "bare tokens/s", "bare ms", "ratio", ""]
+    print_table(f"{BATCH_TOKENS} tokens a step, windows of {arguments.seq_len}", columns, rows)
+    if parts:
+        columns = ["family", "size", "W&B", "part of a step", "ms", "share"]
+        print_table("where the time of the loop goes", columns, parts)
+    save(arguments.json, machine, results)
+
+
+if __name__ == "__main__":
+    main()

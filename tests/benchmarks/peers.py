@@ -1,0 +1,303 @@
+"""One training step of slm, of transformers' Llama and of litgpt's GPT, from the same weights.
+
+A step is what each does with a batch: forward, mean cross-entropy in fp32, backward, clipping of the global
+norm, fused AdamW. slm's is its own `LanguageModule.take_step`, as Lightning's trainer runs it, without the
+trainer's loops. The peers get the plainest loop: no shift of labels, one group of parameters, no check for
+divergence, and `model.compile()` of the whole model where they are compiled.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slm.app import CONF_DIR, compose_config
+from slm.architecture.shapes import count_parameters
+from slm.model.build import build_model
+from slm.model.hf import export_llama
+from slm.model.parametrization import Parametrization, initialize
+from slm.model.transformer import Transformer
+from slm.run_spec import RunSpec, resolve
+from slm.training.hardware import peak_memory_bytes
+from tests.benchmarks.paired import Measure, Result, repeated
+
+Step = Callable[[], Tensor]
+LIBRARIES = ("slm", "transformers", "litgpt")
+INSTALL = {
+    "transformers": "pip install 'slm[dev]'",
+    "litgpt": "pip install --no-deps litgpt==0.5.13 psutil",
+}
+WARMUP_STEPS = {False: 2, True: 3}  # by `compiled`
+
+
+@dataclass(frozen=True)
+class Mode:
+    precision: str
+    compiled: bool
+
+    @classmethod
+    def named(cls, name: str) -> Mode:
+        """`bf16-compiled` and so on."""
+        precision, _, kind = name.partition("-")
+        return cls(precision, kind == "compiled")
+
+    @property
+    def name(self) -> str:
+        return f"{self.precision}-{'compiled' if self.compiled else 'eager'}"
+
+    def overrides(self, device: str) -> list[str]:
+        """The configuration in which slm runs this mode on a device."""
+        trainer = "gpu" if device == "cuda" else "cpu"
+        if trainer == "cpu" and self.precision == "bf16" and has_option("trainer", "cpu_bf16"):
+            trainer = "cpu_bf16"
+        return [
+            f"trainer={trainer}",
+            f"trainer.precision={self.precision}",
+            f"trainer.compile={'on' if self.compiled else 'off'}",
+        ]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What every library is given: a shape and batch as overrides of slm's config, and the weights."""
+
+    overrides: tuple[str, ...]
+    device: str
+    weights: Path
+    own: tuple[str, ...] = ()
+    """Overrides for slm alone; they win."""
+
+    def spec(self, library: str, mode: Mode) -> RunSpec:
+        own = self.own if library == "slm" else ()
+        return resolve(compose_config([*self.overrides, *mode.overrides(self.device), *own]))
+
+
+def has_option(group: str, name: str) -> bool:
+    return (CONF_DIR / group / f"{name}.yaml").is_file()
+
+
+def is_installed(library: str) -> bool:
+    return library == "slm" or importlib.util.find_spec(library) is not None
+
+
+def export_weights(spec: RunSpec, folder: Path) -> int:
+    """Write what slm starts from in Llama's format, for the peers to start from; count parameters."""
+    export_llama(initial_model(spec), folder)
+    return count_parameters(spec.shape).params_total
+
+
+def initial_model(spec: RunSpec, seed: int = 0) -> Transformer:
+    model = build_model(spec.config, spec.shape)
+    initialize(model, Parametrization.of(spec.config.parametrization, spec.shape), seed)
+    return model
+
+
+@torch.no_grad()
+def first_loss(spec: RunSpec) -> float:
+    """Nats per token of slm's initial model in fp32, worked out plainly."""
+    inputs, targets = fixed_batch(spec, "cpu").unbind(1)
+    logits = initial_model(spec)(inputs)
+    return float(F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+
+
+def contender(library: str, mode_name: str, case: Case) -> tuple[Result, Measure]:
+    """For a `Worker`: parameters and first loss of a library; its tokens/s and peak memory."""
+    mode = Mode.named(mode_name)
+    spec = case.spec(library, mode)
+    step, params = STEPS[library](spec, mode, case)
+    loss = float(step())
+    for _ in range(WARMUP_STEPS[mode.compiled] - 1):
+        step()
+
+    def measure(seconds: float) -> Result:
+        steps, elapsed_seconds = repeated(step, seconds)
+        result = {
+            "tokens_per_second": steps * spec.batch_tokens / elapsed_seconds,
+            "step_seconds": elapsed_seconds / steps,
+        }
+        accelerator = "gpu" if case.device == "cuda" else "cpu"
+        return {**result, "peak_memory_bytes": peak_memory_bytes(accelerator)}
+
+    return {"params": params, "first_loss": loss}, measure
+
+
+def fixed_batch(spec: RunSpec, device: str) -> Tensor:
+    """Inputs and targets (batch_sequences, 2, seq_len) of tokens drawn at random, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    size = (spec.batch_sequences, spec.shape.seq_len + 1)
+    tokens = torch.randint(spec.shape.vocab_size, size, generator=generator)
+    return torch.stack([tokens[:, :-1], tokens[:, 1:]], dim=1).to(device)
+
+
+def slm_step(spec: RunSpec, mode: Mode, case: Case) -> tuple[Step, int]:
+    """All that these benchmarks know of how slm trains; the mode is in the spec already."""
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.trainer.states import TrainerFn
+
+    from slm.training.runner import LIGHTNING_PRECISION, build_module
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    module = build_module(spec)
+    precision: Any = LIGHTNING_PRECISION[spec.config.trainer.precision]
+    trainer = Trainer(
+        accelerator=case.device, devices=1, precision=precision, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    # What `trainer.fit` does before its loops: the module gets its trainer, device and optimizer.
+    module.trainer, trainer.state.fn = trainer, TrainerFn.FITTING
+    strategy = trainer.strategy
+    strategy.connect(module)
+    strategy.setup_environment()
+    strategy.setup(trainer)
+    module.train()
+    module.on_train_start()
+    batch, steps = fixed_batch(spec, case.device), itertools.cycle(range(spec.steps))
+
+    def step() -> Tensor:
+        with strategy.precision_plugin.train_step_context():
+            return module.take_step(next(steps), batch)["loss"]
+
+    return step, params_of(module.model)
+
+
+def plain_step(spec: RunSpec, mode: Mode, case: Case) -> tuple[Step, int]:
+    """slm's model, asked for all logits, in the loop of the peers."""
+    import slm.training.runner  # noqa: F401  the same libraries in memory as beside slm's own step
+
+    model = initial_model(spec, spec.config.seed)
+    return peer_step(model, spec, mode, case.device, lambda logits: logits)
+
+
+def transformers_step(spec: RunSpec, mode: Mode, case: Case) -> tuple[Step, int]:
+    transformers = importlib.import_module("transformers")
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.LlamaForCausalLM.from_pretrained(
+        case.weights, attn_implementation=attention_of(spec), dtype=torch.float32
+    )
+    model.config.use_cache = False
+    return peer_step(model, spec, mode, case.device, lambda output: output.logits)
+
+
+def attention_of(spec: RunSpec) -> str:
+    return "flash_attention_2" if spec.config.model.attention == "flash" else "sdpa"
+
+
+def litgpt_step(spec: RunSpec, mode: Mode, case: Case) -> tuple[Step, int]:
+    litgpt = importlib.import_module("litgpt.model")
+    model = litgpt.GPT(litgpt_config(spec))
+    if spec.shape.tied:  # as its own pretraining does
+        model.transformer.wte.weight = model.lm_head.weight
+    missing, unexpected = model.load_state_dict(litgpt_weights(case.weights), strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
+    return peer_step(model, spec, mode, case.device, lambda logits: logits)
+
+
+def litgpt_config(spec: RunSpec) -> Any:
+    shape, model = spec.shape, spec.config.model
+    return importlib.import_module("litgpt.config").Config(
+        name="benchmark",
+        block_size=shape.seq_len,
+        vocab_size=shape.vocab_size,
+        padded_vocab_size=shape.vocab_size,
+        n_layer=shape.n_layers,
+        n_embd=shape.d_model,
+        n_head=shape.n_heads,
+        n_query_groups=shape.n_kv_heads,
+        head_size=shape.d_head,
+        intermediate_size=shape.d_ff,
+        mlp_class_name="LLaMAMLP",
+        norm_class_name="RMSNorm",
+        norm_eps=model.norm_eps,
+        rope_base=int(model.rope_theta),
+        rotary_percentage=1.0,
+        parallel_residual=False,
+        bias=False,
+    )
+
+
+def litgpt_weights(folder: Path) -> dict[str, Tensor]:
+    """A Llama's weights under litgpt's names; queries, keys and values are one matrix there."""
+    from safetensors.torch import load_file
+
+    names = {
+        "self_attn.o_proj": "attn.proj",
+        "mlp.gate_proj": "mlp.fc_1",
+        "mlp.up_proj": "mlp.fc_2",
+        "mlp.down_proj": "mlp.proj",
+        "input_layernorm": "norm_1",
+        "post_attention_layernorm": "norm_2",
+    }
+    outer = {"embed_tokens": "transformer.wte", "norm": "transformer.ln_f"}
+    theirs: dict[str, Tensor] = {}
+    llama = load_file(folder / "model.safetensors")
+    for key, tensor in llama.items():
+        name = key.removeprefix("model.").removesuffix(".weight")
+        if name in outer:
+            theirs[f"{outer[name]}.weight"] = tensor
+        elif name == "lm_head":
+            theirs[key] = tensor
+        else:
+            _, layer, part = name.split(".", 2)
+            if part in names:
+                theirs[f"transformer.h.{layer}.{names[part]}.weight"] = tensor
+            elif part == "self_attn.q_proj":
+                three = [llama[key.replace("q_proj", f"{p}_proj")] for p in "qkv"]
+                theirs[f"transformer.h.{layer}.attn.qkv.weight"] = torch.cat(three)
+    return theirs
+
+
+def peer_step(
+    model: nn.Module,
+    spec: RunSpec,
+    mode: Mode,
+    device: str,
+    logits_of: Callable[[Any], Tensor],
+) -> tuple[Step, int]:
+    config = spec.config.optimizer
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    if mode.compiled:
+        model.compile()
+    inputs, targets = (part.contiguous() for part in fixed_batch(spec, device).unbind(1))
+
+    def step() -> Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=mode.precision == "bf16"):
+            logits = logits_of(model(inputs))
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or float("inf"))
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step, params_of(model)
+
+
+def params_of(model: nn.Module) -> int:
+    """Parameters, a shared tensor counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+STEPS = {
+    "slm": slm_step,
+    "plain": plain_step,
+    "transformers": transformers_step,
+    "litgpt": litgpt_step,
+}

@@ -1,0 +1,267 @@
+"""Tokens/s of the bare training step against transformers' Llama and litgpt's GPT.
+
+    python -m tests.benchmarks.training [--shapes deep wide] [--modes fp32-eager bf16-compiled ...]
+        [--libraries slm transformers litgpt] [--threads 2] [--rounds 5] [--seconds 2]
+        [--set model.attention=sdpa ...] [--json FILE]
+
+All start from slm's weights and see one batch of random tokens; what a step is says `peers.py`. Before
+anything is timed, parameter counts must be equal and so must the first loss, to rounding. Each library in
+each mode has a process of its own; a round gives every one of them `--seconds` (at least one step) in turn.
+Printed are medians over rounds; ratios are medians of the ratios within rounds. `--set` changes slm's
+configuration and nobody else's. Large shapes are measured a mode at a time, as memory allows; compiling
+takes minutes the first time and less from torch's cache. `deep` and `wide` have equal matrices, parameter for parameter.
+
+Targets: slm's best mode against the best mode of either peer, 1.4 on `deep` and 1.2 on `wide`; slm's
+best in fp32 against the peers' best fp32, 1.0 if that is compiled and 1.05 among those that are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from slm.app import compose_config
+from slm.architecture.shapes import count_parameters
+from slm.run_spec import resolve
+from tests.benchmarks.paired import (
+    Worker,
+    describe_machine,
+    in_turn,
+    median_ratio,
+    print_machine,
+    print_table,
+    save,
+    verdict,
+    working,
+)
+from tests.benchmarks.peers import (
+    INSTALL,
+    LIBRARIES,
+    Case,
+    Mode,
+    contender,
+    export_weights,
+    first_loss,
+    is_installed,
+)
+
+Cell = tuple[str, str]  # library and mode
+Rates = dict[Cell, list[float]]
+COMMON = ["model=tiny", "model.vocab_size=4096", "model.seq_len=256"]
+SHAPES = {
+    "deep": [
+        *COMMON, "model.n_layers=24", "model.d_model=128", "model.n_heads=4", "model.n_kv_heads=2",
+        "model.d_ff=352",
+    ],
+    "wide": [
+        *COMMON, "model.n_layers=4", "model.d_model=320", "model.n_heads=10", "model.n_kv_heads=5",
+        "model.d_ff=832",
+    ],
+    "mobilellm_125m": ["model=mobilellm_125m", "optimizer.global_batch_tokens=2048"],
+    "mobilellm_125m_512": [
+        "model=mobilellm_125m", "model.seq_len=512", "optimizer.global_batch_tokens=2048",
+    ],
+}  # fmt: skip
+MODES = ("fp32-eager", "fp32-compiled", "bf16-eager", "bf16-compiled")
+BEST_TARGETS = {"deep": 1.4, "wide": 1.2}
+LOSS_TOLERANCE = {"fp32": 1e-6, "bf16": 1e-3}  # relative; bf16 keeps 8 bits of each logit
+PROCESS_BYTES = 0.8e9  # of a library's imports
+BYTES_PER_PARAM = 16  # weight, gradient, two moments
+
+
+def compare(
+    overrides: Sequence[str],
+    *,
+    modes: Sequence[str] = MODES,
+    libraries: Sequence[str] = LIBRARIES,
+    threads: int = 2,
+    rounds: int = 5,
+    seconds: float = 2.0,
+    device: str = "cpu",
+    own: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Measure one shape; `own` are overrides for slm alone.
+
+    Raises:
+        AssertionError: if libraries differ in parameters or in their first loss.
+    """
+    with TemporaryDirectory() as folder:
+        case = Case(tuple(overrides), device, Path(folder), tuple(own))
+        spec = case.spec("transformers", Mode("fp32", False))
+        params = export_weights(spec, case.weights)
+        expected_loss = first_loss(spec)
+        cells: list[dict[str, Any]] = []
+        for together in _groups(modes, params, len(libraries)):
+            starts = {
+                (library, mode): partial(Worker, contender, library, mode, case, threads=threads)
+                for mode in together
+                for library in libraries
+            }
+            with working(starts) as workers:
+                known = {cell: worker.answer() for cell, worker in workers.items()}
+                for cell, facts in known.items():
+                    check_equal(cell, facts, params, expected_loss)
+                measured = in_turn(workers, rounds, seconds)
+            cells += [
+                {
+                    "library": library,
+                    "mode": mode,
+                    "first_loss": known[library, mode]["first_loss"],
+                    "rounds": results,
+                }
+                for (library, mode), results in measured.items()
+            ]
+    return {
+        "shape": spec.shape.as_dict(),
+        "params": params,
+        "batch_sequences": spec.batch_sequences,
+        "flops_per_token": spec.flops_per_token,
+        "first_loss": expected_loss,
+        "slm_overrides": list(own),
+        "cells": cells,
+    }
+
+
+def _groups(modes: Sequence[str], params: int, libraries: int) -> Iterator[Sequence[str]]:
+    """Modes whose processes fit into half of the memory together; ratios across groups are not paired."""
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    mode_bytes = libraries * (PROCESS_BYTES + BYTES_PER_PARAM * params)
+    size = max(1, int(memory_bytes / 2 // mode_bytes))
+    for start in range(0, len(modes), size):
+        yield modes[start : start + size]
+
+
+def check_equal(cell: Cell, facts: dict[str, Any], params: int, expected_loss: float) -> None:
+    assert facts["params"] == params, f"{cell}: {facts['params']:,} parameters, slm has {params:,}"
+    error = abs(facts["first_loss"] / expected_loss - 1)
+    tolerance = LOSS_TOLERANCE[Mode.named(cell[1]).precision]
+    assert error < tolerance, f"{cell}: first loss {facts['first_loss']}, slm's is {expected_loss}"
+
+
+def rates_of(result: dict[str, Any]) -> Rates:
+    return {
+        (cell["library"], cell["mode"]): [r["tokens_per_second"] for r in cell["rounds"]]
+        for cell in result["cells"]
+    }
+
+
+def best(rates: Rates, *, ours: bool, precision: str = "", kind: str = "") -> Cell | None:
+    """The fastest of slm or of the peers, by median, among modes of this precision and kind."""
+    cells = [
+        cell
+        for cell in rates
+        if (cell[0] == "slm") == ours and cell[1].startswith(precision) and cell[1].endswith(kind)
+    ]
+    return max(cells, key=lambda cell: statistics.median(rates[cell]), default=None)
+
+
+def comparisons(name: str, rates: Rates) -> Iterator[dict[str, Any]]:
+    """Ratios that have a target, and that of the best modes in any case."""
+    questions: list[tuple[str, str, str, float | None]] = [
+        ("best mode against best mode", "", "", BEST_TARGETS.get(name)),
+        ("best fp32 against best compiled fp32", "fp32", "compiled", 1.0),
+        ("best fp32 against best eager fp32", "fp32", "eager", 1.05),
+    ]
+    for question, precision, kind, target in questions:
+        ours = best(rates, ours=True, precision=precision)
+        peer = best(rates, ours=False, precision=precision, kind=kind)
+        if ours is None or peer is None:
+            continue
+        ratio = median_ratio(rates[ours], rates[peer])
+        yield {
+            "question": question,
+            "slm": ours[1],
+            "peer": " ".join(peer),
+            "ratio": ratio,
+            "verdict": "" if target is None else verdict(ratio, target),
+        }
+
+
+def show(name: str, result: dict[str, Any]) -> None:
+    rates, shape = rates_of(result), result["shape"]
+    rows = []
+    for cell in result["cells"]:
+        library, mode = cell["library"], cell["mode"]
+        ours = rates.get(("slm", mode))
+        against = "" if ours is None else f"{median_ratio(ours, rates[library, mode]):.2f}"
+        rows.append(
+            [
+                mode,
+                library,
+                f"{statistics.median(rates[library, mode]):,.0f}",
+                f"{1e3 * statistics.median(r['step_seconds'] for r in cell['rounds']):,.1f}",
+                against,
+                f"{cell['first_loss']:.5f}",
+            ]
+        )
+    rounds = len(result["cells"][0]["rounds"])
+    title = (
+        f"{name}: {result['params']:,} parameters, L{shape['n_layers']} d{shape['d_model']}, "
+        f"{result['batch_sequences']} x {shape['seq_len']} tokens, {rounds} rounds"
+    )
+    print_table(title, ["mode", "library", "tokens/s", "ms/step", "slm / it", "first loss"], rows)
+    if result["comparisons"]:
+        columns = ["question", "slm", "peer", "ratio", "verdict"]
+        shown = [
+            [c["question"], c["slm"], c["peer"], f"{c['ratio']:.2f}", c["verdict"]]
+            for c in result["comparisons"]
+        ]
+        print_table("slm against the peers", columns, shown)
+
+
+def installed(libraries: Sequence[str]) -> list[str]:
+    for library in libraries:
+        if not is_installed(library):
+            print(f"{library} is not installed and left out: {INSTALL[library]}")
+    return [library for library in libraries if is_installed(library)]
+
+
+def check_shapes() -> None:
+    """Deep and wide are comparable because their matrices hold equally many parameters."""
+    counts = []
+    for name in ("deep", "wide"):
+        shape = resolve(compose_config(SHAPES[name])).shape
+        groups = count_parameters(shape)
+        counts.append(groups.attention + groups.mlp)
+    assert counts[0] == counts[1], counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["deep", "wide"])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=LIBRARIES)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each contender in a round")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for slm alone")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    check_shapes()
+    machine = describe_machine(arguments.threads)
+    print_machine(machine)
+    results = {}
+    for name in arguments.shapes:
+        result = compare(
+            SHAPES[name],
+            modes=arguments.modes,
+            libraries=installed(arguments.libraries),
+            threads=arguments.threads,
+            rounds=arguments.rounds,
+            seconds=arguments.seconds,
+            own=arguments.set,
+        )
+        result["comparisons"] = list(comparisons(name, rates_of(result)))
+        show(name, result)
+        results[name] = result
+    save(arguments.json, machine, results)
+
+
+if __name__ == "__main__":
+    main()

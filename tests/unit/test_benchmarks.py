@@ -1,0 +1,91 @@
+"""The benchmarks' own claims: that contenders are equal before they are timed, and ratios paired."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks import paired, throughput, training
+from tests.benchmarks.peers import (
+    LIBRARIES,
+    Case,
+    Mode,
+    contender,
+    export_weights,
+    initial_model,
+    is_installed,
+    peer_step,
+)
+
+TINY = ("model=tiny", "model.n_layers=2", "model.seq_len=32", "optimizer.global_batch_tokens=128")
+
+
+def test_slm_trains_against_a_peer_from_equal_weights() -> None:
+    libraries = [library for library in LIBRARIES if is_installed(library)][:2]
+    result = training.compare(
+        TINY, modes=["fp32-eager"], libraries=libraries, threads=1, rounds=2, seconds=0.05
+    )
+    rates = training.rates_of(result)
+    assert set(rates) == {(library, "fp32-eager") for library in libraries}
+    assert all(rate > 0 for rounds in rates.values() for rate in rounds)
+    if len(libraries) > 1:
+        (best, eager) = training.comparisons("deep", rates)
+        assert best["ratio"] == eager["ratio"] > 0
+        assert best["verdict"] and eager["verdict"]
+
+
+@pytest.mark.parametrize("mode", ["fp32-eager", "bf16-eager"])
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_library_starts_at_the_loss_of_slm(library: str, mode: str, tmp_path: Path) -> None:
+    if not is_installed(library):
+        pytest.skip(f"{library} is not installed")
+    case = Case(TINY, "cpu", tmp_path)
+    spec = case.spec("transformers", Mode("fp32", False))
+    params = export_weights(spec, tmp_path)
+    known, measure = contender(library, mode, case)
+    training.check_equal((library, mode), known, params, training.first_loss(spec))
+    assert measure(0.0)["tokens_per_second"] > 0
+
+
+def test_what_differs_is_not_compared(tmp_path: Path) -> None:
+    known = {"params": 10, "first_loss": 4.0}
+    training.check_equal(("litgpt", "fp32-eager"), known, 10, 4.0)
+    for params, loss in ((11, 4.0), (10, 4.001)):
+        with pytest.raises(AssertionError, match="litgpt"):
+            training.check_equal(("litgpt", "fp32-eager"), known, params, loss)
+
+
+def test_deep_and_wide_have_equal_matrices() -> None:
+    training.check_shapes()
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_stacked_step_is_the_step_of_each_model() -> None:
+    mode = Mode.named("fp32-eager")
+    spec = Case(TINY, "cpu", Path()).spec("slm", mode)
+    together = throughput.stacked_step(spec, 2, "cpu")
+    alone = [
+        peer_step(initial_model(spec, seed), spec, mode, "cpu", lambda logits: logits)[0]
+        for seed in range(2)
+    ]
+    for _ in range(3):  # the later losses have been through the gradient, its clipping and AdamW
+        losses = [float(step()) for step in alone]
+        assert together().tolist() == pytest.approx(losses, rel=1e-4)
+    assert losses[0] != losses[1]
+
+
+def test_ratios_are_taken_within_rounds() -> None:
+    # The medians of each, 30 and 10, would say 3.
+    assert paired.median_ratio([40.0, 10.0, 30.0], [20.0, 10.0, 10.0]) == 2.0
+
+
+def test_a_contender_that_fails_says_why() -> None:
+    worker = paired.Worker(_failing, threads=1)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        worker.answer()
+    worker.close()
+
+
+def _failing() -> tuple[paired.Result, paired.Measure]:
+    raise ValueError("out of luck")
