@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,6 +35,8 @@ from slm.schema import Config, default_tree, field_descriptions
 from slm.tracking.record import RunDirectory
 from slm.tracking.result import RunResult
 from slm.tracking.trunk import Trunk
+from slm.training.launch import check_launch, find_place
+from slm.training.team import ALONE, Team, assembled
 
 log = logging.getLogger("slm")
 CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
@@ -166,13 +168,19 @@ def train_job(cfg: DictConfig) -> None:
     """
     _log_to_console()  # again, for a job in a process of its launcher's
     try:
-        train_all(config_of(cfg))
+        with assembled(find_place(os.environ), log.error) as team:
+            if not team.leads:
+                log.setLevel(logging.CRITICAL)
+            with team.together():
+                config = config_of(cfg)
+            train_all(config, team)
     except SlmError as error:
         if isinstance(error, Interrupted):
             _hand_on(error.signal_number)
         if HydraConfig.get().mode != RunMode.MULTIRUN:
-            _exit(str(error), error.exit_code)
-        log.error("%s", error)
+            _exit("" if error.was_shown else str(error), error.exit_code)
+        if not error.was_shown:
+            log.error("%s", error)
         error.was_shown = True
         if isinstance(error, Interrupted):
             raise KeyboardInterrupt from error
@@ -188,16 +196,19 @@ def _hand_on(number: int) -> None:
         signal.raise_signal(number)
 
 
-def train_all(config: Config) -> None:
+def train_all(config: Config, team: Team = ALONE) -> None:
     """The run of a config, or all branches of its trunk; a branch that fails does not stop others."""
-    specs = branch_specs(config)
+    with team.together():
+        check_launch(config.trainer, team.world_size, team.local_rank)
+        specs = branch_specs(config)
+        runs = [RunDirectory.of(spec) for spec in specs]
     trunk = Trunk.of(specs[0])
     if config.rerun and trunk is not None:
-        trunk.forget()
+        team.decide(trunk.forget)
     failures: list[SlmError] = []
-    for spec in specs:
+    for spec, run in zip(specs, runs, strict=True):
         try:
-            _train(spec)
+            _train(spec, run, team)
         except Interrupted:
             raise
         except SlmError as error:
@@ -208,22 +219,33 @@ def train_all(config: Config) -> None:
         raise failures[0]
 
 
-def _train(spec: RunSpec) -> None:
-    config = spec.config
-    run = RunDirectory.of(spec)
-    state = run.state()
-    if state == "finished" and not config.rerun:
-        run.result()  # raises if it cannot be read
-        log.info("already finished, nothing to do (rerun=true starts over): %s", run.path)
+def _train(spec: RunSpec, run: RunDirectory, team: Team) -> None:
+    if not team.decide(lambda: _is_to_do(spec, run)):
         return
-    if state == "diverged" and not config.rerun:
-        raise Diverged(f"this run diverged before (rerun=true starts over): {run.path}")
-    with run.claim(spec, rerun=config.rerun), _log_to_file(run.path / "log.txt"):
-        log.info("%s: %s steps, %.3g FLOPs", spec.run_id, f"{spec.steps:,}", spec.flops)
+    with ExitStack() as held:
+        team.decide(lambda: _claim(spec, run, held))
         from slm.training.runner import train  # torch and lightning take seconds to import
 
-        result = train(spec, run)
-    log.info("finished: validation %s; everything is in %s", _measured(result), run.path)
+        result = train(spec, run, team)
+    if result is not None:
+        log.info("finished: validation %s; everything is in %s", _measured(result), run.path)
+
+
+def _is_to_do(spec: RunSpec, run: RunDirectory) -> bool:
+    state = run.state()
+    if state == "finished" and not spec.config.rerun:
+        run.result()  # raises if it cannot be read
+        log.info("already finished, nothing to do (rerun=true starts over): %s", run.path)
+        return False
+    if state == "diverged" and not spec.config.rerun:
+        raise Diverged(f"this run diverged before (rerun=true starts over): {run.path}")
+    return True
+
+
+def _claim(spec: RunSpec, run: RunDirectory, held: ExitStack) -> None:
+    held.enter_context(run.claim(spec, rerun=spec.config.rerun))
+    held.enter_context(_log_to_file(run.path / "log.txt"))
+    log.info("%s: %s steps, %.3g FLOPs", spec.run_id, f"{spec.steps:,}", spec.flops)
 
 
 def _measured(result: RunResult) -> str:

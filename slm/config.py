@@ -68,6 +68,7 @@ def check(config: Config) -> list[Problem]:
         *_check_shape_source(config),
         *_check_shape(config.model),
         *_check_batch(config),
+        *_check_processes(config),
         *_check_attention(config),
         *_check_tokenizer(config.tokenizer),
         *_check_data(config),
@@ -166,10 +167,27 @@ def _check_batch(config: Config) -> Iterator[Problem]:
         yield Problem("optimizer.global_batch_tokens", tokens, rule, f"nearest: {near}")
         return
     micro, sequences = config.trainer.micro_batch_sequences, tokens // seq_len
-    if micro is not None and sequences % micro:
+    rows = -(-sequences // (config.trainer.devices * config.trainer.num_nodes))
+    if micro is not None and sequences % micro and rows % micro:
         rule = f"must divide the {sequences} sequences of a global batch"
-        near = _nearest_divisor(sequences, micro)
+        if rows < sequences:
+            rule += f", or the {rows} of one process"
+        near = _nearest_divisor(rows, micro)
         yield Problem("trainer.micro_batch_sequences", micro, rule, f"nearest: {near}")
+
+
+def _check_processes(config: Config) -> Iterator[Problem]:
+    trainer = config.trainer
+    processes = trainer.devices * trainer.num_nodes
+    sequences = config.optimizer.global_batch_tokens // config.model.seq_len
+    if trainer.strategy == "single" and processes > 1:
+        key = "devices" if trainer.devices > 1 else "num_nodes"
+        rule = "trainer.strategy=single is one process with one device"
+        yield Problem(f"trainer.{key}", getattr(trainer, key), rule, "trainer=ddp or trainer=fsdp")
+    elif processes > max(sequences, 1):
+        rule = f"{processes} processes have no sequence each of a global batch of {sequences}"
+        fix = f"at most {sequences}, or raise optimizer.global_batch_tokens"
+        yield Problem("trainer.devices", trainer.devices, rule, fix)
 
 
 def _check_attention(config: Config) -> Iterator[Problem]:

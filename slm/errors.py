@@ -40,6 +40,14 @@ class Interrupted(SlmError):
         self.exit_code = 128 + signal_number
 
 
+class Followed(SlmError):
+    """Another process of the run met an error, and this one ends with it."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong in a config."""

@@ -1,11 +1,16 @@
 """A Hydra launcher for one machine: every job in a fresh process of train.py, n at once.
 
-A job is exactly what a person would type, so nothing leaks from one run into the next.
+A job is exactly what a person would type, so nothing leaks from one run into the next. One with
+trainer.devices=2 is two processes, started by torchrun. On a machine with GPUs each job sees as many of
+them as it has processes.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import queue
+import re
 import signal
 import subprocess
 import sys
@@ -23,27 +28,44 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from slm.errors import ConfigError, Problem
 from slm.tracking.environment import available_cores
+from slm.training.launch import check_alone
 
 log = logging.getLogger("slm")
 SHOWN_LINES = 20  # of the output of a job that failed
+OF_TORCHRUN = re.compile(r"[IWE]\d{4} .*torch/distributed/")
 
 ConfigStore.instance().store(
     group="hydra/launcher",
     name="local",
-    node={"_target_": f"{__name__}.LocalLauncher", "n_jobs": None},
+    node={
+        "_target_": f"{__name__}.LocalLauncher",
+        "n_jobs": None,
+        "gpus": None,
+        "jobs_per_gpu": 1,
+    },
     provider="slm",
 )
 
 
 class LocalLauncher(Launcher):
-    """`n_jobs` processes at once.
+    """`n_jobs` at once, each on GPUs of its own, or `jobs_per_gpu` jobs on the same ones.
 
-    By default as many as the cores allow at trainer.threads each, or one where a GPU may be used.
+    `gpus` are ids as in CUDA_VISIBLE_DEVICES; by default those that this process sees, and none for
+    trainer.accelerator=cpu. Without GPUs there are as many jobs at once as the cores allow at
+    trainer.threads for each process.
     """
 
-    def __init__(self, n_jobs: int | None = None):
+    def __init__(
+        self,
+        n_jobs: int | None = None,
+        gpus: Sequence[int | str] | None = None,
+        jobs_per_gpu: int = 1,
+    ):
         self.n_jobs = n_jobs
+        self.gpus = gpus
+        self.jobs_per_gpu = jobs_per_gpu
         self._running: set[subprocess.Popen[str]] = set()
         self._stopping = threading.Event()
 
@@ -55,12 +77,19 @@ class LocalLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        at_once = self.n_jobs or self._default_jobs()
+        """Run all jobs, whatever becomes of each.
+
+        Raises:
+            ConfigError: if a job needs more GPUs than there are.
+        """
+        check_alone(os.environ)
+        places = self._places()
+        at_once = min(places.qsize(), self.n_jobs or places.qsize())
         total = len(job_overrides)
         log.info("%d jobs, %d at once, each in its own process", total, at_once)
         with ThreadPoolExecutor(at_once) as pool, _stopped_by_signals():
             futures = [
-                pool.submit(self._run, overrides, f"[{index}/{total}]")
+                pool.submit(self._run, overrides, f"[{index}/{total}]", places)
                 for index, overrides in enumerate(job_overrides, start=1)
             ]
             try:
@@ -69,11 +98,29 @@ class LocalLauncher(Launcher):
                 self._stop()
                 raise
 
-    def _default_jobs(self) -> int:
-        if self.config.trainer.accelerator != "cpu":
-            return 1
-        cores = available_cores()
-        return max(1, cores // (self.config.trainer.threads or cores))
+    def _places(self) -> queue.SimpleQueue[str | None]:
+        """What jobs at the same time may have: the GPUs of each, or None where it need not matter."""
+        trainer = self.config.trainer
+        gpus = self.gpus
+        if gpus is None:
+            gpus = [] if trainer.accelerator == "cpu" else visible_gpus()
+        names = [str(gpu) for gpu in gpus]
+        if not names:
+            cores = available_cores()
+            threads = (trainer.threads or cores) * trainer.devices
+            places: list[str | None] = [None] * (self.n_jobs or max(1, cores // threads))
+        elif len(names) < trainer.devices:
+            rule = f"processes with a GPU each, and there are {len(names)}: {', '.join(names)}"
+            fix = "hydra.launcher.gpus names those to use"
+            raise ConfigError([Problem("trainer.devices", trainer.devices, rule, fix)])
+        else:
+            starts = range(0, len(names) - trainer.devices + 1, trainer.devices)
+            places = [",".join(names[start : start + trainer.devices]) for start in starts]
+            places *= self.jobs_per_gpu
+        free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        for place in places:
+            free.put(place)
+        return free
 
     def _stop(self) -> None:
         """Start nothing new, and let each running job save its state."""
@@ -82,36 +129,91 @@ class LocalLauncher(Launcher):
         for process in list(self._running):
             process.send_signal(signal.SIGINT)
 
-    def _run(self, overrides: Sequence[str], place: str) -> JobReturn:
+    def _run(
+        self, overrides: Sequence[str], place: str, free: queue.SimpleQueue[str | None]
+    ) -> JobReturn:
         job = JobReturn(overrides=list(overrides))
         job.status, job.return_value = JobStatus.FAILED, RuntimeError("not started")
         if self._stopping.is_set():
             return job
+        start_seconds, gpus = time.monotonic(), free.get()
+        try:
+            code, lines = self._call(overrides, gpus)
+        finally:
+            free.put(gpus)
+        took, name = time.monotonic() - start_seconds, " ".join(overrides)
+        if code == 0:
+            log.info("%s %s: %s (%.0f s)", place, name, lines[-1], took)
+            job.status, job.return_value = JobStatus.COMPLETED, None
+            return job
+        # torchrun has a code of its own, whatever that of its processes.
+        is_saved = code == 128 + signal.SIGINT or lines[-1].startswith("interrupted by SIGINT")
+        if self._stopping.is_set() and is_saved:
+            log.info("%s %s: interrupted; the same command goes on from there", place, name)
+            return job
+        shown = "\n".join(f"    {line}" for line in lines[-SHOWN_LINES:])
+        log.error("%s %s: FAILED with exit code %d\n%s", place, name, code, shown)
+        job.return_value = RuntimeError(lines[-1])
+        return job
+
+    def _call(self, overrides: Sequence[str], gpus: str | None) -> tuple[int, list[str]]:
+        """The exit code of a run and what it said, without what torchrun has to say of it."""
         script = Path(sys.argv[0]).resolve().with_name("train.py")
-        start_seconds = time.monotonic()
+        env = dict(os.environ)
+        if gpus is not None:
+            env["CUDA_VISIBLE_DEVICES"] = gpus
+        devices = self.config.trainer.devices
+        launcher: list[str] = []
+        if devices > 1:
+            launcher = [
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                f"--nproc-per-node={devices}",
+            ]
+            env.setdefault(
+                "OMP_NUM_THREADS", "1"
+            )  # else torchrun does it, with three lines of warning
         process = subprocess.Popen(
-            [sys.executable, str(script), *overrides],
+            [sys.executable, *launcher, str(script), *overrides],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            env=env,
             start_new_session=True,  # so that a Ctrl-C reaches it once, through `_stop`
         )
         self._running.add(process)
         output, _ = process.communicate()
         self._running.discard(process)
-        lines, took = output.strip().splitlines() or ["no output"], time.monotonic() - start_seconds
-        name = " ".join(overrides)
-        if process.returncode == 0:
-            log.info("%s %s: %s (%.0f s)", place, name, lines[-1], took)
-            job.status, job.return_value = JobStatus.COMPLETED, None
-            return job
-        if self._stopping.is_set() and process.returncode == 128 + signal.SIGINT:
-            log.info("%s %s: interrupted; the same command goes on from there", place, name)
-            return job
-        shown = "\n".join(f"    {line}" for line in lines[-SHOWN_LINES:])
-        log.error("%s %s: FAILED with exit code %d\n%s", place, name, process.returncode, shown)
-        job.return_value = RuntimeError(lines[-1])
-        return job
+        return process.returncode, said_by_the_run(output) or ["no output"]
+
+
+def said_by_the_run(output: str) -> list[str]:
+    """Lines of an output without torchrun's own, which ends in a traceback of itself."""
+    lines: list[str] = []
+    has_spoken = False
+    for line in output.strip().splitlines():
+        if OF_TORCHRUN.match(line):
+            has_spoken = True
+        elif has_spoken and line.startswith("Traceback"):
+            break
+        else:
+            lines.append(line)
+    return lines
+
+
+def visible_gpus() -> list[str]:
+    """Those of CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return re.findall(r"^GPU (\d+):", listed, flags=re.MULTILINE)
 
 
 @contextmanager

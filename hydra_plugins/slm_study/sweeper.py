@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from slm.errors import ConfigError, Problem, RunError
+from slm.training.launch import check_alone
 
 log = logging.getLogger("slm")
 DECIDED_BY_STUDY = {
@@ -49,6 +51,7 @@ class StudySweeper(Sweeper):
         from slm.app import Composer, config_of
         from slm.sweeps.study import cells_of, check_study
 
+        check_alone(os.environ)
         _refuse_what_the_study_decides(arguments)
         config = config_of(self._compose(arguments))
         arguments = [a for a in arguments if not a.lstrip("+").startswith("action=")]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from slm.schema.types import (
     Amount,
@@ -16,6 +18,11 @@ from slm.schema.types import (
     Size,
     section,
 )
+
+
+def _switch(value: object) -> object:
+    """YAML reads the bare words on and off as booleans."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 @section
@@ -90,14 +97,20 @@ class BudgetConfig:
 class TrainerConfig:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Where to train; auto takes a GPU when there is one."""
+    strategy: Literal["single", "ddp", "fsdp"] = "single"
+    """How one run uses several processes: ddp copies the model to each, fsdp cuts it into shards; a device each."""
+    devices: Count = 1
+    """Processes of the run on each node, as many as torchrun or srun starts there."""
+    num_nodes: Count = 1
+    """Nodes of the run."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic: fp32, or bf16 autocast over fp32 weights. Part of a run's identity."""
     threads: Count | None = None
     """CPU threads of the run; null takes every core."""
     micro_batch_sequences: Count | None = None
     """Sequences per forward pass; null takes the whole global batch at once."""
-    compile: bool = False
-    """Compile the model in place with torch.compile."""
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
+    """Compile blocks with torch.compile: auto does where it pays, for runs of minutes on CPU and of more than 1000 steps on a GPU. Changes rounding."""
     activation_checkpointing: bool = False
     """Keep the input of each block alone and run blocks again in the backward pass: less memory, about a third more time."""
     num_workers: Index = 0

@@ -17,7 +17,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def describe_environment(*, device: str, threads: int) -> dict[str, Any]:
+def describe_environment(*, device: str, threads: int, processes: int = 1) -> dict[str, Any]:
     commit, dirty = source_commit()
     return {
         "python": platform.python_version(),
@@ -25,6 +25,8 @@ def describe_environment(*, device: str, threads: int) -> dict[str, Any]:
         "host": socket.gethostname(),
         "device": device,
         "threads": threads,
+        "processes": processes,
+        "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "cores": os.cpu_count(),
         "versions": {package: _version(package) for package in PACKAGES},
         "commit": commit,

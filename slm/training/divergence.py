@@ -19,9 +19,13 @@ from slm.errors import Diverged
 
 
 class FiniteSteps:
-    """Watches the steps of one optimizer. `names` are those of its tensors, in the order of norms."""
+    """Watches the steps of one optimizer. `names` are those of its tensors, in the order of norms.
+
+    `at_once` is whether `check` follows each step: on CPU it costs nothing.
+    """
 
     def __init__(self, names: Iterable[str], seed: int, device: torch.device):
+        self.at_once = device.type == "cpu"
         self._names = tuple(names)
         self._seed = seed
         self._refused = torch.zeros((), dtype=torch.bool, device=device)
@@ -29,19 +33,16 @@ class FiniteSteps:
         self._evidence = torch.zeros(2 + len(self._names), dtype=torch.float64, device=device)
 
     def admit(self, step: int, loss: Tensor, norms: Tensor, optimizer: Optimizer) -> None:
-        """Let the optimizer take the step if loss (,) and gradient norms (tensors,) are finite.
-
-        On CPU, where it costs nothing, `check` follows at once.
-        """
+        """Let the optimizer take the step if loss (,) and gradient norms (tensors,) are finite."""
         bad = ~(loss + norms.sum()).isfinite()
-        if loss.device.type == "cpu" and not bad:
+        if self.at_once and not bad:
             return
         seen = torch.cat([loss.new_full((1,), step), loss.view(1), norms]).double()
         self._evidence = torch.where(bad & ~self._refused, seen, self._evidence)
         self._refused = self._refused | bad
         # Fused optimizers pass over a step whose `found_inf` is 1, as they do for gradient scalers.
         optimizer.found_inf = self._refused.float()  # type: ignore[attr-defined]
-        if loss.device.type == "cpu":
+        if self.at_once:
             self.check()
 
     def check(self) -> None:

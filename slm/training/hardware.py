@@ -6,6 +6,7 @@ import re
 import resource
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from slm.errors import ConfigError, Problem
 from slm.schema import TrainerConfig
 from slm.tracking.environment import available_cores
+from slm.training.team import Team
 
 # Dense peak FLOP/s of tensor cores with 16-bit inputs; NVIDIA's datasheets print twice these where
 # they assume sparsity.
@@ -25,23 +27,57 @@ PEAK_BF16_FLOPS = {
 }
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What this process computes on; `peak_flops` is that of the devices of its whole team."""
+
+    accelerator: str
+    device: str
+    threads: int
+    peak_flops: float | None
+
+
+def prepare_machine(config: TrainerConfig, team: Team) -> Machine:
+    """Choose this process's device and threads, and forget what earlier jobs needed of them.
+
+    Raises:
+        ConfigError: if there is no such device.
+    """
+    accelerator = resolve_accelerator(config)
+    threads = set_threads(config)
+    if accelerator == "gpu":
+        torch.cuda.set_device(team.local_rank)
+    device = device_name(accelerator)
+    reset_peak_memory(accelerator)
+    peak = peak_flops(device, config.precision)
+    return Machine(accelerator, device, threads, None if peak is None else peak * team.world_size)
+
+
 def resolve_accelerator(config: TrainerConfig) -> str:
     """`cpu` or `gpu`.
 
     Raises:
-        ConfigError: if a GPU is asked for and torch sees none.
+        ConfigError: if a GPU is asked for and torch sees none, or fewer than processes on this node.
     """
     if config.accelerator == "auto":
-        return "gpu" if torch.cuda.is_available() else "cpu"
-    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+    else:
+        accelerator = config.accelerator
+    if accelerator == "gpu" and not torch.cuda.is_available():
         rule = "torch sees no CUDA device here"
         raise ConfigError([Problem("trainer.accelerator", "gpu", rule, "use trainer=cpu")])
-    return config.accelerator
+    if accelerator == "gpu" and torch.cuda.device_count() < config.devices:
+        rule = (
+            f"torch sees {torch.cuda.device_count()} CUDA devices here, and each process needs one"
+        )
+        fix = "of Slurm ask for --gpus-per-node, so that a task sees them all"
+        raise ConfigError([Problem("trainer.devices", config.devices, rule, fix)])
+    return accelerator
 
 
 def set_threads(config: TrainerConfig) -> int:
     """Fix the CPU threads of this process; sums are rounded differently with other counts."""
-    threads = config.threads or available_cores()
+    threads = config.threads or max(1, available_cores() // config.devices)
     torch.set_num_threads(threads)
     return threads
 

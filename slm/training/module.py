@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -19,29 +20,44 @@ from slm.run_spec import RunSpec
 from slm.schedule import step_lr_multiplier
 from slm.training.divergence import FiniteSteps
 from slm.training.optimizer import LR_MULTIPLIER, build_optimizer
+from slm.training.parallel import Whole, spread
 from slm.training.randomness import seed_step
+from slm.training.team import ALONE, Team
 
 
 class LanguageModule(LightningModule):
     """Optimization is manual: Lightning hands over blocks of batches, each an optimizer step.
 
-    `stop_asked` is looked at between steps and ends a block early.
+    Batches are the rows that this process of the team has of global batches. `stop_asked` is looked
+    at between steps and ends a block early.
     """
 
     finite_steps: FiniteSteps
 
-    def __init__(self, model: Transformer, parametrization: Parametrization, spec: RunSpec):
+    def __init__(
+        self,
+        model: Transformer,
+        parametrization: Parametrization,
+        spec: RunSpec,
+        team: Team = ALONE,
+    ):
         super().__init__()
         self.automatic_optimization = False
         self.model = model
+        self.parallel = Whole(model)
         self.stop_asked: Callable[[], bool] = lambda: False
         self._eot_id = spec.eot_id
         self._parametrization = parametrization
         self._spec = spec
+        self._team = team
         self._micro_sequences = spec.config.trainer.micro_batch_sequences or spec.batch_sequences
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.model(tokens)
+
+    def spread(self, device: torch.device) -> None:
+        """Put the model on the devices of the team; this process's is `device`."""
+        self.parallel = spread(self.model, self._spec.config.trainer.strategy, device)
 
     def configure_optimizers(self) -> Optimizer:
         return build_optimizer(self.model, self._spec.config.optimizer, self._parametrization)
@@ -52,7 +68,7 @@ class LanguageModule(LightningModule):
         self.finite_steps = FiniteSteps(names, self._spec.config.seed, self.device)
 
     def training_step(self, block: Tensor, index: int) -> dict[str, Any]:
-        """block (steps, batch_sequences, 2, seq_len); what comes back is of its last step.
+        """block (steps, rows, 2, seq_len); what comes back is of its last step.
 
         Raises:
             Diverged: on CPU, if the loss or a gradient is not finite; elsewhere the step is not
@@ -67,25 +83,28 @@ class LanguageModule(LightningModule):
         return outputs
 
     def take_step(self, step: int, batch: Tensor) -> dict[str, Any]:
-        """batch (batch_sequences, 2, seq_len); the loss is a mean over the global batch's targets."""
-        optimizer, config = self._optimizer, self._spec.config
+        """batch (rows, 2, seq_len); loss and norm are those of the global batch, over its targets."""
+        optimizer, config, team = self._optimizer, self._spec.config, self._team
         if config.model.dropout:
-            seed_step(config.seed, step, self.global_rank, batch.device)
-        n_targets = (batch[:, 1] != IGNORED).sum().clamp(min=1)
+            seed_step(config.seed, step, team.rank, batch.device)
+        n_targets = team.sum((batch[:, 1] != IGNORED).sum()).clamp(min=1)
+        # Gradients are averaged over the team, and are to be those of its sum.
+        share = n_targets if team.world_size == 1 else n_targets / team.world_size
         nats = torch.zeros((), dtype=torch.float64, device=batch.device)
-        for micro in batch.split(self._micro_sequences):
+        micro_batches = batch.split(self._micro_sequences)
+        for number, micro in enumerate(micro_batches, start=1):
             inputs, targets = micro.unbind(1)
-            sums = self.model(
-                inputs, self.documents(inputs), targets=targets, z_loss=config.optimizer.z_loss
-            )
-            self.manual_backward(sums.objective / n_targets)
+            documents, z_loss = self.documents(inputs), config.optimizer.z_loss
+            with self.parallel.passes(is_last=number == len(micro_batches)):
+                sums = self.parallel.call(inputs, documents, targets=targets, z_loss=z_loss)
+                self.manual_backward(sums.objective / share)
             nats += sums.nats
-        loss, norms = nats / n_targets, self._clip_gradients(optimizer)
+        loss, norms = team.sum(nats) / n_targets, self._clip_gradients(optimizer)
         self.finite_steps.admit(step, loss, norms, optimizer)
         lr = self._lr(step)
         for group in optimizer.param_groups:
             group["lr"] = lr * group[LR_MULTIPLIER]
-        optimizer.step()
+        self._counted_optimizer.step()
         optimizer.zero_grad()
         return {"loss": loss, "grad_norm": torch.linalg.vector_norm(norms), "lr": lr}
 
@@ -98,19 +117,26 @@ class LanguageModule(LightningModule):
 
     @property
     def _optimizer(self) -> Optimizer:
-        optimizer = self.optimizers()
+        optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
+        return optimizer
+
+    @property
+    def _counted_optimizer(self) -> LightningOptimizer:
+        """The same, its steps counted as the trainer's; what is set on it does not reach the other."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
         return optimizer
 
     def _clip_gradients(self, optimizer: Optimizer) -> Tensor:
         """Scale all gradients so that their global norm keeps the limit; the norm each had before."""
-        parameters = _parameters(optimizer)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm(gradients))
+        gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
+        parts = self.parallel.parts(gradients)
+        norms = self.parallel.norms(parts)
         clip = self._spec.config.optimizer.grad_clip
         if clip is not None:
-            total = torch.linalg.vector_norm(norms)
-            torch.nn.utils.clip_grads_with_norm_(parameters, clip, total)
+            scale = clip / (torch.linalg.vector_norm(norms) + 1e-6)
+            torch._foreach_mul_(parts, scale.clamp(max=1.0))
         return norms
 
     def _lr(self, step: int) -> float:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
 import warnings
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
@@ -34,56 +36,57 @@ from slm.training.callbacks.interruption import StopOnSignal
 from slm.training.callbacks.metrics import Metrics
 from slm.training.callbacks.progress import ProgressDisplay
 from slm.training.callbacks.validation import Validation
+from slm.training.compilation import compile_blocks
 from slm.training.hardware import (
-    device_name,
-    peak_flops,
+    Machine,
     peak_memory_bytes,
-    reset_peak_memory,
+    prepare_machine,
     resolve_accelerator,
-    set_threads,
 )
 from slm.training.module import LanguageModule
 from slm.training.outcome import counts_of, result_of
+from slm.training.strategy import OneOfSeveral
+from slm.training.team import ALONE, Team
 
 log = logging.getLogger(__name__)
 LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
 DATA_IDENTITY = "data.json"
 
 
-def train(spec: RunSpec, run: RunDirectory) -> RunResult:
-    """Train, or go on training, the run that the caller has claimed.
+def train(spec: RunSpec, run: RunDirectory, team: Team = ALONE) -> RunResult | None:
+    """Train, or go on training, the run that the caller has claimed; None where another one leads.
 
     Raises:
         Interrupted, Diverged: with the state saved, and for a divergence its result.
         ConfigError, DataError, RunError: before any step is taken.
     """
     config = spec.config
-    accelerator = resolve_accelerator(config.trainer)
-    threads = set_threads(config.trainer)
-    device = device_name(accelerator)
-    reset_peak_memory(accelerator)
-    env = describe_environment(device=device, threads=threads)
-    run.write_env(env)
+    with team.together():
+        machine = prepare_machine(config.trainer, team)
+    env = team.decide(lambda: _record_environment(run, machine, team))
 
-    examples = open_examples(config, spec.shape.seq_len, log.info)
-    begin = _beginning(spec, run)
-    _check_same_data(run.path, examples, resumed=begin is not None and begin.is_own)
-    tokens = TokenData(examples, spec, 0 if begin is None else begin.step)
-    _check_epochs(spec, tokens)
-    module = build_module(spec)
+    examples = team.in_turn(lambda: open_examples(config, spec.shape.seq_len, log.info))
+    begin = team.decide(lambda: _beginning(spec, run))
+    is_resumed = begin is not None and begin.is_own
+    team.decide(lambda: _check_same_data(run.path, examples, resumed=is_resumed))
+    first_step = 0 if begin is None else begin.step
+    tokens = TokenData(examples, spec, first_step, rank=team.rank, world_size=team.world_size)
+    with team.together():
+        _check_epochs(spec, tokens)
+        module = build_module(spec, team)
 
-    peak = peak_flops(device, config.trainer.precision)
-    with run.open_metrics() as stream, _mirror(spec, run) as mirrored:
-        taken_over = begin.step if begin is not None and not begin.is_own else None
-        for row in run.read_metrics() if taken_over else ():
+    with _outputs(spec, run, team) as (stream, mirrored):
+        taken_over = None if begin is None or begin.is_own else begin.step
+        for row in run.read_metrics() if taken_over and team.leads else ():
             mirrored.log(row)
-        metrics = Metrics(
-            spec, stream, mirrored, peak, examples.val.text_bytes, begun_at_steps=taken_over
-        )
-        loop = _loop(spec, run, tokens, metrics)
+        peak, val_bytes = machine.peak_flops, examples.val.text_bytes
+        metrics = Metrics(spec, stream, mirrored, peak, val_bytes, begun_at_steps=taken_over)
+        loop = _loop(spec, run, tokens, metrics, team)
         module.stop_asked = loop.stop.is_asked
 
-        def conclude(divergence: Mapping[str, Any] | None) -> RunResult:
+        def conclude(divergence: Mapping[str, Any] | None) -> RunResult | None:
+            if not team.leads:
+                return None
             result = result_of(
                 spec,
                 examples=examples,
@@ -92,7 +95,7 @@ def train(spec: RunSpec, run: RunDirectory) -> RunResult:
                 divergence=divergence,
                 metrics=metrics,
                 rows=run.read_metrics(),
-                peak_memory_bytes=peak_memory_bytes(accelerator),
+                peak_memory_bytes=peak_memory_bytes(machine.accelerator),
                 commit=env["commit"],
                 wandb_id=mirrored.id,
             )
@@ -100,13 +103,22 @@ def train(spec: RunSpec, run: RunDirectory) -> RunResult:
             mirrored.summarize({**counts_of(spec), "val/loss": result.val_loss_nats_per_token})
             return result
 
+        trainer = build_trainer(spec, run, machine.accelerator, loop, team)
         try:
             with loop.stop.listening():
-                _fit(build_trainer(spec, run, accelerator, loop), module, tokens, loop, begin)
+                _fit(trainer, module, tokens, loop, begin)
         except Diverged as diverged:
             conclude(diverged.evidence)
             raise
         return conclude(None)
+
+
+def _record_environment(run: RunDirectory, machine: Machine, team: Team) -> dict[str, Any]:
+    env = describe_environment(
+        device=machine.device, threads=machine.threads, processes=team.world_size
+    )
+    run.write_env(env)
+    return env
 
 
 @dataclass(frozen=True)
@@ -155,11 +167,13 @@ class Loop:
         return [self.metrics, self.checkpoints, self.validation, self.stop]
 
 
-def _loop(spec: RunSpec, run: RunDirectory, tokens: TokenData, metrics: Metrics) -> Loop:
+def _loop(
+    spec: RunSpec, run: RunDirectory, tokens: TokenData, metrics: Metrics, team: Team
+) -> Loop:
     config, trunk = spec.config.trainer, Trunk.of(spec)
 
     def keep(checkpoint: Path) -> None:
-        if trunk is not None:
+        if trunk is not None and team.leads:
             trunk.keep(checkpoint, run.metrics_until(spec.trunk_steps))
 
     checkpoints = Checkpoints(
@@ -168,16 +182,29 @@ def _loop(spec: RunSpec, run: RunDirectory, tokens: TokenData, metrics: Metrics)
         config.checkpoint_every_steps,
         None if trunk is None else spec.trunk_steps,
         keep,
+        team=team,
     )
-    stop = StopOnSignal(checkpoints)
+    stop = StopOnSignal(checkpoints, team)
     validation = Validation(
         tokens.val_batches(),
         tokens.val.groups,
         config.validate_every_steps,
         stop.stop_if_asked,
         metrics.log_validation,
+        team=team,
     )
     return Loop(metrics, checkpoints, validation, stop)
+
+
+@contextmanager
+def _outputs(spec: RunSpec, run: RunDirectory, team: Team) -> Iterator[tuple[IO[str], Mirror]]:
+    """The leader's metrics.jsonl and mirror; what others say goes nowhere."""
+    with ExitStack() as opened:
+        if team.leads:
+            stream = opened.enter_context(run.open_metrics())
+            yield stream, opened.enter_context(_mirror(spec, run))
+        else:
+            yield opened.enter_context(Path(os.devnull).open("w", encoding="utf-8")), Mirror()
 
 
 def _mirror(spec: RunSpec, run: RunDirectory) -> AbstractContextManager[Mirror]:
@@ -215,28 +242,33 @@ def _fit(
         loop.validation.measure(trainer, module)
 
 
-def build_module(spec: RunSpec) -> LanguageModule:
+def build_module(spec: RunSpec, team: Team = ALONE) -> LanguageModule:
     """The initialised model of a spec, ready to train."""
     config = spec.config
     model = build_model(config, spec.shape)
     parametrization = Parametrization.of(config.parametrization, spec.shape)
     initialize(model, parametrization, config.seed)
-    if config.trainer.compile:
-        model.compile()  # in place, so that checkpoint keys stay as they are
-    return LanguageModule(model, parametrization, spec)
+    compile_blocks(model, spec, resolve_accelerator(config.trainer))
+    return LanguageModule(model, parametrization, spec, team)
 
 
-def build_trainer(spec: RunSpec, run: RunDirectory, accelerator: str, loop: Loop) -> Trainer:
+def build_trainer(
+    spec: RunSpec, run: RunDirectory, accelerator: str, loop: Loop, team: Team
+) -> Trainer:
     config = spec.config.trainer
     callbacks = loop.callbacks()
-    if config.progress:
+    if config.progress and team.leads:
         callbacks.append(ProgressDisplay(spec))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    own = f"cuda:{team.local_rank}" if accelerator == "gpu" else "cpu"
     return Trainer(
         accelerator=accelerator,
-        devices=1,
-        # One run is one process, also inside of a Slurm job: how jobs are requeued is the launcher's
-        # business, and nothing of Lightning's may be written or looked for outside of the run.
+        devices=[team.local_rank] if accelerator == "gpu" else 1,
+        strategy="auto"
+        if team.world_size == 1
+        else OneOfSeveral(torch.device(own), leads=team.leads),
+        # To Lightning a run is one process, also inside of a Slurm job: how jobs are requeued is the
+        # launcher's business, and nothing of Lightning's may be written or looked for outside of the run.
         plugins=[LightningEnvironment()],
         default_root_dir=run.path,
         precision=LIGHTNING_PRECISION[config.precision],

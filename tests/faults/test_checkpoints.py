@@ -73,6 +73,7 @@ SMALL = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_is_there(tmp_path: Path, cache_dir: Path) -> None:
     """No file may grow beyond 60% of a checkpoint from some step on, as on a disk that is full."""
     command = cli_command("train.py", tmp_path, cache_dir, *SMALL)
@@ -109,6 +110,7 @@ def test_a_full_disk_keeps_what_is_there(tmp_path: Path, cache_dir: Path) -> Non
     assert again.returncode == 0 and "going on after step 30 of 40" in again.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_disk_that_is_really_full(tmp_path: Path, cache_dir: Path) -> None:
     runs = tmp_path / "runs"

@@ -49,30 +49,34 @@ def test_divergence_is_a_result(tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch
     json.loads((run.path / "result.json").read_text())  # strict JSON: no bare NaN
 
 
-def test_on_a_gpu_the_step_is_not_taken_and_nobody_waits() -> None:
-    """The path of other devices, on CPU tensors: the optimizer reads the flag by itself."""
+def test_on_a_gpu_the_step_is_not_taken_and_nobody_waits(
+    tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path of other devices, on a CPU: the optimizer reads the flag, and a row asks for it."""
+    spec = tiny_spec(trainer={"log_every_steps": 10})
+    original = LanguageModule.take_step
+    history: list[torch.Tensor] = []
 
-    class Patient(FiniteSteps):
-        def check(self) -> None:
-            pass
+    def poison(self: LanguageModule, step: int, batch: torch.Tensor) -> dict[str, Any]:
+        self.finite_steps.at_once = False
+        gain = self.model.norm.weight
+        kept = gain.detach().clone()
+        if step == 5:
+            gain.data[0] = float("nan")
+        outputs = original(self, step, batch)
+        if step == 5:
+            gain.data.copy_(kept)  # the poison alone; a step that was taken would show elsewhere
+        history.append(self.model.embedding.weight.detach().clone())
+        return outputs
 
-    weight = torch.nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
-    watch = Patient(["norm.weight"], seed=0, device=torch.device("cpu"))
-    history = []
-    for step, loss in enumerate([1.0, float("nan"), 1.0]):
-        weight.grad = torch.full((3,), 0.5 + step)
-        watch.admit(step, torch.tensor(loss), torch.tensor([0.5 + step]), optimizer)
-        optimizer.step()
-        history.append(weight.detach().clone())
-    assert not torch.equal(history[0], torch.ones(3))
-    assert torch.equal(history[1], history[0]), "the step that is not finite is not taken"
-    assert optimizer.state[weight]["step"].item() == 1
-    with pytest.raises(Diverged) as caught:
-        FiniteSteps.check(watch)
-    assert caught.value.evidence is not None
-    assert caught.value.evidence["step"] == 1
-    assert caught.value.evidence["grad_norm_by_group"] == {"norm": 1.5}
+    monkeypatch.setattr(LanguageModule, "take_step", poison)
+    with pytest.raises(Diverged, match="step 5: loss nan"):
+        run_to_end(spec)
+    assert not torch.equal(history[4], history[3])
+    assert len(history) == 10 and all(torch.equal(table, history[4]) for table in history[5:])
+    result = RunDirectory.of(spec).result()
+    assert result is not None and result.steps == 5 and result.divergence is not None
+    assert result.divergence["batch_id"] == "seed=0 step=5"
 
 
 def test_later_steps_wait_for_the_verdict() -> None:

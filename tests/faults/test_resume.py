@@ -129,8 +129,8 @@ def test_a_validation_cut_off_is_made_up_for(
     spec = tiny_spec(runs_dir=str(tmp_path / "cut"), **settings)
     original = Validation.__init__
 
-    def cut(self: Validation, loader: DataLoader[Any], *rest: Any) -> None:
-        original(self, Cut(loader, at_pass, fail), *rest)
+    def cut(self: Validation, loader: DataLoader[Any], *rest: Any, **more: Any) -> None:
+        original(self, Cut(loader, at_pass, fail), *rest, **more)
 
     with monkeypatch.context() as patched:
         patched.setattr(Validation, "__init__", cut)

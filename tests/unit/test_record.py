@@ -30,7 +30,7 @@ def test_identity_is_the_science_and_nothing_else(tiny_spec: Spec) -> None:
     same: list[dict[str, Any]] = [
         {"trainer": {"micro_batch_sequences": 2}},
         {"trainer": {"threads": 2, "num_workers": 1, "log_every_steps": 7}},
-        {"trainer": {"compile": True, "accelerator": "auto", "checkpoint_every_steps": 3}},
+        {"trainer": {"compile": "on", "accelerator": "auto", "checkpoint_every_steps": 3}},
         {"trainer": {"activation_checkpointing": True}},
         {"model": {"dropout": 0.0}},
         {"tracking": {"wandb": "offline", "project": "other"}},

@@ -136,11 +136,6 @@ def test_seeds_differ_and_repeat(tiny_spec: Spec, tmp_path: Path) -> None:
     assert curves[0] == curves[1] != curves[2]
 
 
-def test_compiled_keys_are_the_plain_keys(tiny_spec: Spec) -> None:
-    plain, compiled = build_module(tiny_spec()), build_module(tiny_spec(trainer={"compile": True}))
-    assert list(plain.state_dict()) == list(compiled.state_dict())
-
-
 def test_a_budget_beyond_the_text_is_refused(tiny_spec: Spec) -> None:
     spec = tiny_spec(budget={"tokens": "100m"})
     with pytest.raises(ConfigError, match="passes over the training text"):

@@ -24,6 +24,7 @@ from slm.tracking.checkpoints import (
 )
 from slm.training.module import LanguageModule
 from slm.training.randomness import random_states, restore_random_states, seed_random_states
+from slm.training.team import ALONE, Team
 
 KEPT = 2
 RANDOM_STATES = "random_states"
@@ -32,7 +33,8 @@ RANDOM_STATES = "random_states"
 class Checkpoints(Callback):
     """Saves every `every_steps` steps, after the last one, and whenever `save` is called.
 
-    After step `trunk_steps` it also calls `on_trunk` with what it has saved.
+    After step `trunk_steps` it also calls `on_trunk` with what it has saved. Of a team all take part
+    in a save, and the leader writes.
     """
 
     def __init__(
@@ -42,12 +44,15 @@ class Checkpoints(Callback):
         every_steps: int,
         trunk_steps: int | None = None,
         on_trunk: Callable[[Path], None] = lambda path: None,
+        *,
+        team: Team = ALONE,
     ):
         self._folder = folder
         self._seed = seed
         self._every_steps = every_steps
         self._trunk_steps = trunk_steps
         self._on_trunk = on_trunk
+        self._team = team
         self._restored: dict[str, Any] | None = None
 
     def on_train_batch_end(
@@ -69,12 +74,24 @@ class Checkpoints(Callback):
         module = trainer.lightning_module
         assert isinstance(module, LanguageModule)
         module.finite_steps.check()
-        self._folder.mkdir(parents=True, exist_ok=True)
         path = checkpoint_path(self._folder, trainer.global_step)
+        if not self._team.decide(lambda: self._is_saved(path)):
+            with self._team.together():
+                if self._team.leads:
+                    self._write(trainer, path)
+                else:
+                    trainer.save_checkpoint(path)  # of a sharded model; writes nothing here
+        return path
+
+    def _is_saved(self, path: Path) -> bool:
+        self._folder.mkdir(parents=True, exist_ok=True)
         if path.exists() and is_valid(path):
-            return path
+            return True
         for torn in self._folder.glob(".*.tmp"):  # of a save that was killed
             torn.unlink()
+        return False
+
+    def _write(self, trainer: Trainer, path: Path) -> None:
         try:
             with replacing(path) as temporary:
                 trainer.save_checkpoint(temporary)
@@ -82,7 +99,6 @@ class Checkpoints(Callback):
         except (OSError, RuntimeError) as error:
             raise _not_saved(path, error) from error
         keep_newest(self._folder, KEPT)
-        return path
 
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]

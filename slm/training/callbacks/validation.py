@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from slm.model.loss import IGNORED, token_nats
 from slm.training.module import LanguageModule
+from slm.training.team import ALONE, Team
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,10 @@ class Measured:
 
 
 class Validation(Callback):
-    """`interrupt` is asked between batches; it raises where the run is to stop."""
+    """`interrupt` is asked between batches; it raises where the run is to stop.
+
+    The loader has this process's share of the set, in as many batches as that of any other.
+    """
 
     def __init__(
         self,
@@ -39,6 +43,8 @@ class Validation(Callback):
         every_steps: int | None,
         interrupt: Callable[[Trainer], None],
         on_measured: Callable[[Measured], None],
+        *,
+        team: Team = ALONE,
     ):
         self.last: Measured | None = None
         self._loader = loader
@@ -46,6 +52,7 @@ class Validation(Callback):
         self._every_steps = every_steps
         self._interrupt = interrupt
         self._on_measured = on_measured
+        self._team = team
 
     def state_dict(self) -> dict[str, Any]:
         return {"last": None if self.last is None else asdict(self.last)}
@@ -77,7 +84,9 @@ class Validation(Callback):
         wrong = torch.zeros(len(self._groups), dtype=torch.int64)
         asked = torch.zeros_like(wrong)
         module.eval()
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
+        # Compiling these shapes too would take longer than it saves.
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, torch.no_grad(), trainer.precision_plugin.forward_context():
             for pairs, group in self._loader:
                 self._interrupt(trainer)
                 inputs, expected = pairs.to(module.device, non_blocking=True).unbind(1)
@@ -92,7 +101,11 @@ class Validation(Callback):
                     wrong.index_add_(0, group, missed.sum(1).cpu())
                     asked.index_add_(0, group, scored.sum(1).cpu())
         module.train()
-        counted = zip(self._groups, wrong.tolist(), asked.tolist(), strict=True)
+        module.parallel.release()
+        sums = self._team.sum(torch.cat([nats.view(1), torch.tensor([targets]), wrong, asked]))
+        n_groups = len(self._groups)
+        nats, targets, *counts = sums.tolist()
+        counted = zip(self._groups, counts[:n_groups], counts[n_groups:], strict=True)
         errors = {group: missed / total for group, missed, total in counted if total}
-        self.last = Measured(trainer.global_step, float(nats), targets, errors)
+        self.last = Measured(trainer.global_step, nats, int(targets), errors)
         self._on_measured(self.last)
