@@ -135,3 +135,27 @@ def test_data_and_tokenizer_must_go_together(
 ) -> None:
     with pytest.raises(ConfigError, match=complaint):
         tiny_config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "complaint"),
+    [
+        ({"devices": 2}, r"trainer\.devices=2: trainer\.strategy=single is one process"),
+        ({"num_nodes": 2}, r"trainer\.num_nodes=2: trainer\.strategy=single is one process"),
+        (
+            {"strategy": "ddp", "devices": 5, "num_nodes": 2},
+            r"trainer\.devices=5: 10 processes have no sequence each of a global batch of 8 \(at most 8",
+        ),
+        (
+            {"strategy": "ddp", "devices": 3, "micro_batch_sequences": 5},
+            r"must divide the 8 sequences of a global batch, or the 3 of one process \(nearest: 3",
+        ),
+    ],
+)
+def test_processes_have_each_a_share_of_a_batch(
+    tiny_config: Callable[..., Config], trainer: dict[str, object], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        tiny_config(trainer=trainer)
+    for micro in (1, 2, 3, 4, 8):  # of three rows each
+        tiny_config(trainer={"strategy": "ddp", "devices": 3, "micro_batch_sequences": micro})

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from slm.data.datamodule import GlobalBatches
+from slm.data.datamodule import NOTHING, BatchesOfRank, GlobalBatches, Windows
 from slm.data.examples import (
     Examples,
     KHopExamples,
@@ -60,6 +60,30 @@ def test_the_same_tokens_for_every_division_of_the_work(examples: Examples, work
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     resumed = steps_of(examples, 3, 2, workers, range(2, 4))
     assert all(torch.equal(a, b) for a, b in zip(resumed, expected[2:], strict=True))
+
+
+def test_rows_that_do_not_divide_are_made_up_with_one_that_counts_for_nothing(
+    examples: Examples,
+) -> None:
+    expected = torch.from_numpy(examples.batch(5, 3, BATCH, slice(0, BATCH)))
+    shares = [GlobalBatches(examples, 5, BATCH, rank, 5)[3] for rank in range(5)]
+    assert [len(share) for share in shares] == [10] * 5
+    rows = torch.cat(shares)
+    is_made_up = (rows[:, 1] == IGNORED).all(dim=1)
+    assert is_made_up.sum() == 2 and torch.equal(rows[~is_made_up], expected)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_every_window_is_measured_once(examples: Examples, world_size: int) -> None:
+    n, batch = len(examples.val.windows), 3
+    shares = [list(BatchesOfRank(n, batch, rank, world_size)) for rank in range(world_size)]
+    assert len({len(share) for share in shares}) == 1, "all go through as many batches"
+    assert len(shares[0]) == len(BatchesOfRank(n, batch, 0, world_size))
+    in_turn = [share[turn] for turn in range(len(shares[0])) for share in shares]
+    measured = [window for batch in in_turn for window in batch if window != NOTHING]
+    assert measured == list(range(n))
+    pair, group = Windows(examples.val)[NOTHING]
+    assert group == 0 and pair.shape == (2, SEQ_LEN) and (pair[1] == IGNORED).all()
 
 
 def test_a_spawned_process_opens_the_corpus_instead_of_copying_it(prose: PreparedData) -> None:

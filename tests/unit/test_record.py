@@ -33,6 +33,7 @@ def test_identity_is_the_science_and_nothing_else(tiny_spec: Spec) -> None:
         {"trainer": {"compile": "on", "accelerator": "auto", "checkpoint_every_steps": 3}},
         {"trainer": {"activation_checkpointing": True}},
         {"model": {"dropout": 0.0}},
+        {"trainer": {"strategy": "ddp", "devices": 2, "num_nodes": 2}},
         {"tracking": {"wandb": "offline", "project": "other"}},
         {"model": {"preset": "another"}, "ladder": {"d_head": 16}},
         {

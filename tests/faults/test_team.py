@@ -1,0 +1,120 @@
+"""Signals and kills that reach one process of several, or torchrun: all end, and the run goes on exactly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from slm.tracking.checkpoints import newest_checkpoint
+from slm.tracking.record import RunDirectory
+from tests.conftest import ROOT, cli_command, cli_env
+from tests.running import assert_same_run
+
+pytestmark = pytest.mark.slow
+STEPS = 200
+ARGUMENTS = (
+    "experiment=smoke", "tracking=disabled", f"budget.tokens={STEPS * 1024}", "trainer.strategy=ddp",
+    "trainer.devices=2", "trainer.log_every_steps=1", "trainer.validate_every_steps=null",
+    "trainer.checkpoint_every_steps=7",
+)  # fmt: skip
+
+
+def start(folder: Path, cache_dir: Path, *arguments: str) -> subprocess.Popen[str]:
+    python, *run = cli_command("train.py", folder, cache_dir, *ARGUMENTS, *arguments)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.Popen(
+        [python, *torchrun, *run], cwd=ROOT, env=cli_env(), stderr=subprocess.PIPE, text=True
+    )
+
+
+def run_in(folder: Path) -> RunDirectory:
+    (config,) = (folder / "runs").glob("*/*/config.yaml")
+    return RunDirectory(config.parent)
+
+
+def rows_in(folder: Path) -> int:
+    return sum(path.read_text().count("\n") for path in folder.glob("runs/*/*/metrics.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> RunDirectory:
+    folder = tmp_path_factory.mktemp("whole")
+    whole = start(folder, cache_dir)
+    _, said = whole.communicate(timeout=120)
+    assert whole.returncode == 0, said
+    assert said.count("finished: validation") == 1, "the leader alone speaks"
+    assert rows_in(folder) == STEPS + 1, "the leader alone writes"
+    return run_in(folder)
+
+
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [
+        ("torchrun", signal.SIGTERM), ("torchrun", signal.SIGINT), (0, signal.SIGTERM),
+        (1, signal.SIGUSR1), (0, signal.SIGKILL), (1, signal.SIGKILL),
+    ],
+)  # fmt: skip
+def test_a_signal_to_one_ends_all(
+    undisturbed: RunDirectory, tmp_path: Path, cache_dir: Path, victim: str | int, number: int
+) -> None:
+    process = start(tmp_path, cache_dir)
+    deadline = time.monotonic() + 60
+    while rows_in(tmp_path) < 20 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    ranks = children(process.pid)
+    assert len(ranks) == 2
+    os.kill(process.pid if victim == "torchrun" else ranks[int(victim)], number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1  # torchrun's, whatever those of its processes
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    run = run_in(tmp_path)
+    found = newest_checkpoint(run.checkpoints)
+    assert found is not None and found[1] < STEPS and run.result() is None
+    if number == signal.SIGKILL:
+        assert run.state() == ("interrupted" if victim == 0 else "failed")
+        assert said.count("another process of this run has ended") == 1
+    else:
+        assert run.state() == "interrupted" and found[1] == rows_in(tmp_path)
+        name = signal.Signals(number).name
+        assert said.count(f"interrupted by {name} after step {found[1]} of {STEPS}") == 1
+    if number not in {signal.SIGKILL, signal.SIGINT} and victim != "torchrun":
+        assert said.count(f"exitcode  : {128 + number}") == 2
+    again = start(tmp_path, cache_dir)
+    _, said = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    assert f"going on after step {found[1]} of {STEPS}" in said
+    assert_same_run(run, undisturbed)
+
+
+def children(of: int) -> list[int]:
+    """In the order in which they were started, which is that of their ranks."""
+    found = subprocess.run(["pgrep", "-P", str(of)], capture_output=True, text=True, check=False)
+    return sorted(int(pid) for pid in found.stdout.split())
+
+
+def test_a_mistake_is_told_once(tmp_path: Path, cache_dir: Path) -> None:
+    wrong = start(tmp_path, cache_dir, "model.n_layer=3")
+    _, said = wrong.communicate(timeout=60)
+    assert wrong.returncode == 1 and said.count("did you mean model.n_layers?") == 1
+    assert said.count("exitcode  : 2") == 2
+    one_too_few = start(tmp_path, cache_dir, "trainer.devices=3")
+    _, said = one_too_few.communicate(timeout=60)
+    assert said.count("make 3 processes; 2 were started") == 1
+    assert "torchrun --nproc-per-node=3 train.py trainer=ddp trainer.devices=3" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_sweep_py_is_started_once(tmp_path: Path, cache_dir: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, *cli_command("sweep.py", tmp_path, cache_dir, "study=smoke")[1:]]
+    done = subprocess.run(
+        command, cwd=ROOT, env=cli_env(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and done.stderr.count("would start every run several times") == 1
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,221 @@
+"""One run over several processes: what it computes, and that they begin, stop and fail together."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from slm.files import read_json
+from slm.run_spec import resolve
+from slm.schema import Config
+from slm.tracking import record
+from slm.tracking.record import RunDirectory
+from tests.conftest import ROOT, cli_env
+from tests.running import assert_equal, assert_same_run, checkpoint, run_to_end
+from tests.team import Ending, Job, endings, module_arguments, train_in_team
+
+Make = Callable[..., Config]
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+B = 256  # tokens of a batch
+TOLERANCE = 1e-6  # of losses: sums over processes are rounded in another order
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    # Three batches of the validation set for two processes: one has nothing in the second round.
+    "plain": {"data": {"val_tokens": 40_000}},
+    "micro-batches": {"trainer": {"micro_batch_sequences": 1, "validate_every_steps": 7}},
+    "nine rows": {
+        "optimizer": {"global_batch_tokens": 9 * 32}, "budget": {"tokens": 20 * 9 * 32},
+        "trainer": {"micro_batch_sequences": 3},
+    },
+    "switches": {
+        "model": {"tied": False, "layer_sharing": 2, "qk_norm": True, "document_mask": True},
+        "optimizer": {"z_loss": 1e-3}, "trainer": {"activation_checkpointing": True},
+    },
+    "khop": {
+        "data": {"source": "khop", "val_tokens": 40_000}, "tokenizer": {"kind": "symbols"},
+        "trainer": {"micro_batch_sequences": 2},
+    },
+}  # fmt: skip
+
+
+def team_of(config: Config, strategy: str, processes: int = 2, runs: Path | None = None) -> Config:
+    trainer = replace(config.trainer, strategy=strategy, devices=processes)
+    runs_dir = config.runs_dir if runs is None else str(runs)
+    return replace(config, trainer=trainer, runs_dir=runs_dir)
+
+
+def run_of(config: Config) -> RunDirectory:
+    return RunDirectory.of(resolve(config))
+
+
+def assert_close(ours: RunDirectory, theirs: RunDirectory) -> None:
+    """The same rows and results but for rounding, and checkpoints of one form."""
+    rows, others = ours.read_metrics(), theirs.read_metrics()
+    assert [row.keys() for row in rows] == [row.keys() for row in others]
+    for key in (record.TRAIN_LOSS, record.VAL_LOSS, record.LR, record.STEP):
+        mine, his = ([row[key] for row in side if key in row] for side in (rows, others))
+        np.testing.assert_allclose(mine, his, rtol=TOLERANCE)
+    norms = ([row[record.GRAD_NORM] for row in side] for side in (rows, others))
+    np.testing.assert_allclose(*norms, rtol=1e-4)
+    mine, his = ours.result(), theirs.result()
+    assert mine is not None and his is not None
+    assert (mine.run_id, mine.steps, mine.val_tokens) == (his.run_id, his.steps, his.val_tokens)
+    # A wrong answer more or less among ten thousand: where two symbols are nearly as likely.
+    assert (mine.val_errors or {}) == pytest.approx(his.val_errors or {}, abs=1e-4)
+    saved, other = checkpoint(ours), checkpoint(theirs)
+    assert saved.keys() == other.keys() and saved["callbacks"].keys() == other["callbacks"].keys()
+    assert list(saved["state_dict"]) == list(other["state_dict"])
+    for name, tensor in saved["state_dict"].items():
+        reference = other["state_dict"][name]
+        assert type(tensor) is type(reference) and tensor.dtype == reference.dtype
+        np.testing.assert_allclose(tensor, reference, atol=1e-4)
+    (state,), (others_state,) = saved["optimizer_states"], other["optimizer_states"]
+    assert_equal(state["param_groups"], others_state["param_groups"])
+    shapes = [
+        {(index, key): value.shape for index, values in s["state"].items() for key, value in values.items()}
+        for s in (state, others_state)
+    ]  # fmt: skip
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_two_processes_train_what_one_does(
+    tiny_config: Make, tmp_path: Path, strategy: str
+) -> None:
+    configs = [tiny_config(**settings) for settings in SETTINGS.values()]
+    jobs = [Job(team_of(config, strategy, runs=tmp_path / "team")) for config in configs]
+    for ended in train_in_team(tmp_path, jobs):
+        assert ended == [Ending(steps=list(range(20)))] * 2
+    for config, job in zip(configs, jobs, strict=True):
+        alone, _ = run_to_end(resolve(config))
+        assert_close(run_of(job.config), alone)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_any_number_of_processes(tiny_config: Make, tmp_path: Path) -> None:
+    """One process, two with copies, three with shards, one again: the run of one process."""
+    config = tiny_config(trainer={"checkpoint_every_steps": 5})
+    whole, _ = run_to_end(resolve(replace(config, runs_dir=str(tmp_path / "whole"))))
+    for place, job in enumerate(
+        [
+            Job(config, cut_before_step=6),
+            Job(team_of(config, "ddp"), cut_before_step=12),
+            Job(team_of(config, "fsdp", 3), cut_before_step=17),
+            Job(config),
+        ]
+    ):
+        n = job.config.trainer.devices
+        (ended,) = train_in_team(tmp_path / str(place), [job], n)
+        end = job.cut_before_step or 20
+        assert ended[0].steps == list(range((0, 5, 10, 15)[place], end))
+    assert_close(run_of(config), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_a_cut_leaves_no_trace(tiny_config: Make, tmp_path: Path, processes: int) -> None:
+    jobs = []
+    for strategy in ("ddp", "fsdp"):
+        settings = {"trainer": {"checkpoint_every_steps": 3, "validate_every_steps": 5}}
+        config = team_of(tiny_config(**settings), strategy, processes)
+        whole, cut = (
+            replace(config, runs_dir=str(tmp_path / f"{strategy}-{name}"))
+            for name in ("whole", "cut")
+        )
+        jobs += [Job(whole), Job(cut, cut_before_step=8), Job(cut, cut_before_step=15), Job(cut)]
+    train_in_team(tmp_path, jobs, processes)
+    for whole, *_, resumed in (jobs[:4], jobs[4:]):
+        assert_same_run(run_of(resumed.config), run_of(whole.config))
+
+
+@pytest.mark.slow
+def test_all_hear_what_one_meets(tiny_config: Make, tmp_path: Path) -> None:
+    """A weight of one process goes bad, a run is done or in use, a checkpoint cannot be written."""
+    ddp, fsdp = (team_of(tiny_config(), s, runs=tmp_path / s) for s in ("ddp", "fsdp"))
+    patient = replace(ddp, trainer=replace(ddp.trainer, log_every_steps=10), seed=1)
+    patient_fsdp = replace(fsdp, trainer=replace(fsdp.trainer, log_every_steps=10), seed=1)
+    used, full = replace(ddp, seed=2), replace(ddp, seed=3)
+    blocked = run_of(full).checkpoints
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file where a folder is to be")
+    jobs = [
+        Job(ddp, poisoned_step=5),
+        Job(ddp),
+        Job(fsdp, poisoned_step=5),
+        Job(patient, poisoned_step=5, is_patient=True),
+        Job(patient_fsdp, poisoned_step=5, is_patient=True),
+        Job(used),
+        Job(full),
+        Job(replace(ddp, rerun=True)),
+        Job(ddp),
+    ]
+    with run_of(used).claim(resolve(used)):
+        met = train_in_team(tmp_path, jobs)
+    bad, again, bad_shard, late, late_shard, busy, disk, over, done = met
+    for job, ended, steps in (
+        (jobs[0], bad, 6), (jobs[2], bad_shard, 6), (jobs[3], late, 10), (jobs[4], late_shard, 10)
+    ):  # fmt: skip
+        assert {(e.error, e.exit_code, len(e.steps)) for e in ended} == {("Diverged", 1, steps)}
+        assert all("step 5: loss nan" in e.message for e in ended)
+        result = run_of(job.config).result() if job is not jobs[0] else None
+        assert result is None or (result.status, result.steps) == ("diverged", 5)
+    assert [e.error for e in again] == ["Diverged", "Followed"]
+    assert all("diverged before" in e.message and not e.steps for e in again)
+    assert [e.error for e in busy] == ["RunError", "Followed"]
+    assert all(f"in use by process {os.getpid()}" in e.message for e in busy)
+    assert run_of(used).read_metrics() == []
+    assert [(e.error, e.exit_code) for e in disk] == [("FileExistsError", 1), ("Followed", 1)]
+    assert over == [Ending(steps=list(range(20)))] * 2 and done == [Ending()] * 2
+
+
+@pytest.mark.slow
+def test_tasks_of_slurm_find_each_other(tiny_config: Make, tmp_path: Path) -> None:
+    """As srun starts them; only the environment is needed, not Slurm."""
+    job = Job(team_of(tiny_config(), "ddp"))
+    arguments = module_arguments(tmp_path, [job])
+    common = {
+        "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
+    }  # fmt: skip
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-m", *arguments], cwd=ROOT,
+            env={**cli_env(), **common, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    assert [task.wait(timeout=120) for task in tasks] == [0, 0]
+    assert endings(tmp_path, 2) == [[Ending(steps=list(range(20)))] * 2]
+    assert run_of(job.config).state() == "finished"
+
+
+@pytest.mark.slow
+def test_a_sweep_starts_each_run_in_its_processes_once(cli: Cli, tmp_path: Path) -> None:
+    """GPUs are named, so that jobs get them, but these runs do not look at them."""
+    small = (
+        "study=smoke", "study.families=[deep_thin]", "study.sizes=[80k]", "study.seeds=[0,1]",
+        "study.tokens_per_param=[0.5]", "tracking=disabled", "trainer.log_every_steps=1",
+        "trainer.strategy=ddp", "trainer.devices=2", "hydra.launcher.gpus=[5,3]", "action=run",
+    )  # fmt: skip
+    done = cli("sweep.py", *small)
+    assert done.returncode == 0, done.stderr
+    assert "2 jobs, 1 at once" in done.stderr and done.stderr.count("finished: validation") == 2
+    paths = sorted(tmp_path.glob("runs/smoke/*/result.json"))
+    assert len(paths) == 2
+    for path in paths:
+        env = read_json(path.with_name("env.json"))
+        assert (env["processes"], env["visible_gpus"]) == (2, "5,3")
+        rows = path.with_name("metrics.jsonl").read_text().splitlines()
+        steps = RunDirectory(path.parent).spec().steps
+        assert sum("train/loss" in row for row in rows) == steps
+        assert path.with_name("log.txt").read_text().count(f"{steps} steps") == 1
+    again = cli("sweep.py", *small)
+    assert again.returncode == 0 and "0 to run" in again.stderr
