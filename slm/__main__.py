@@ -1,6 +1,6 @@
 """python -m slm COMMAND: what is done with shapes and trained models, beside training them.
 
-describe [key=value ...] [--json]    a shape's parameters and FLOPs; keys as for train.py
+describe [key=value ...] [--json]    a shape's parameters, FLOPs and memory; keys as for train.py
 prepare [key=value ...] [--json]     data=... tokenizer=...: the tokens of a corpus, once; keys as for train.py
 evaluate run=DIR text=FILES          perplexity and bits per byte of any text (.txt, .jsonl, .parquet)
     hf=DIR                           instead of run=: a Llama-format folder with its tokenizer.json
@@ -26,14 +26,20 @@ def describe(arguments: Sequence[str]) -> None:
     from slm.app import compose_config
     from slm.architecture.describe import describe as described
     from slm.architecture.describe import print_description
+    from slm.micro_batch import micro_batch_of, planned_accelerator
     from slm.run_spec import resolve
 
     config = compose_config([a for a in arguments if a != "--json"])
-    shape = resolve(config).shape
+    spec = resolve(config)
+    micro_batch = micro_batch_of(spec, planned_accelerator(config))
     if "--json" in arguments:
-        print(json.dumps({"family": config.family.name, **described(shape)}, indent=2))
+        memory = micro_batch.as_dict()
+        described_all = {"family": config.family.name, **described(spec.shape), "memory": memory}
+        print(json.dumps(described_all, indent=2))
     else:
-        print_description(config.family.name, described(shape))
+        print_description(
+            config.family.name, described(spec.shape), micro_batch.plan, micro_batch.in_words
+        )
 
 
 def prepare(arguments: Sequence[str]) -> None:

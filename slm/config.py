@@ -168,7 +168,7 @@ def _check_batch(config: Config) -> Iterator[Problem]:
         return
     micro, sequences = config.trainer.micro_batch_sequences, tokens // seq_len
     rows = -(-sequences // (config.trainer.devices * config.trainer.num_nodes))
-    if micro is not None and sequences % micro and rows % micro:
+    if isinstance(micro, int) and sequences % micro and rows % micro:
         rule = f"must divide the {sequences} sequences of a global batch"
         if rows < sequences:
             rule += f", or the {rows} of one process"

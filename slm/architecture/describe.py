@@ -15,6 +15,7 @@ from slm.architecture.compute import (
     forward_flops_per_token,
     training_flops_per_token,
 )
+from slm.architecture.memory import MemoryPlan, in_units
 from slm.architecture.shapes import ModelShape, count_parameters
 
 
@@ -46,7 +47,10 @@ def describe(shape: ModelShape) -> dict[str, Any]:
     }
 
 
-def print_description(title: str, described: dict[str, Any]) -> None:
+def print_description(
+    title: str, described: dict[str, Any], plan: MemoryPlan, micro_batch: str
+) -> None:
+    """`plan` is for micro-batches as `micro_batch` says in words."""
     shape = described["shape"]
     dimensions = "  ".join(f"{key} {value}" for key, value in shape.items())
     parameters = _table("parameters", described["params_by_component"], described["params_total"])
@@ -66,16 +70,35 @@ def print_description(title: str, described: dict[str, Any]) -> None:
         f"N_flop = f/6 = {described['flop_equivalent_params']:,.0f}. 6N is there to compare with."
     )
     head = f"{title}: {described['label']}, aspect ratio {described['aspect_ratio']:.1f}"
-    Console(highlight=False).print(Group(head, dimensions, parameters, forward, training, note))
+    needed = (
+        f"Memory is predicted for one process with {micro_batch} a step, of which "
+        f"{plan.moment} needs most."
+    )
+    tables = parameters, forward, training, note, _memory_table(plan), needed
+    Console(highlight=False).print(Group(head, dimensions, *tables))
+
+
+def _memory_table(plan: MemoryPlan) -> Table:
+    table = _headed("memory of a process", "bytes", "share")
+    for part, n_bytes in plan.parts().items():
+        table.add_row(part, in_units(n_bytes), f"{n_bytes / plan.total_bytes:.1%}")
+    table.add_section()
+    table.add_row("total", in_units(plan.total_bytes), "")
+    return table
 
 
 def _table(title: str, rows: dict[str, int], whole: int, heading: str = "share") -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    table.add_column("count", justify="right")
-    table.add_column(heading, justify="right")
+    table = _headed(title, "count", heading)
     for name, value in rows.items():
         table.add_row(name, f"{value:,}", f"{value / whole:.1%}")
+    return table
+
+
+def _headed(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for heading in headings:
+        table.add_column(heading, justify="right")
     return table
 
 

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator
 from slm.schema.types import (
     Amount,
     Count,
+    CountOrAuto,
     Fraction,
     Index,
     Name,
@@ -107,8 +108,8 @@ class TrainerConfig:
     """Arithmetic: fp32, or bf16 autocast over fp32 weights. Part of a run's identity."""
     threads: Count | None = None
     """CPU threads of the run; null takes every core."""
-    micro_batch_sequences: Count | None = None
-    """Sequences per forward pass; null takes the whole global batch at once."""
+    micro_batch_sequences: CountOrAuto | None = None
+    """Sequences per forward pass; null takes the whole global batch at once, auto the most that are predicted to fit the memory that is free."""
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
     """Compile blocks with torch.compile: auto does where it pays, for runs of minutes on CPU and of more than 1000 steps on a GPU. Changes rounding."""
     activation_checkpointing: bool = False

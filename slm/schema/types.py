@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, dataclass_transform
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 SIZE_SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9}
@@ -19,6 +19,14 @@ def parse_size(value: object) -> object:
         return round(float(value[:-1] if factor > 1 else value) * factor)
     except (ValueError, OverflowError):
         raise ValueError("must be a number such as 200000, 200k or 1.5m") from None
+
+
+def _count_or_auto(value: object) -> object:
+    """One message for a union of which each member would have its own."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if not is_count and value != "auto":
+        raise ValueError("must be a count from 1 on, or auto")
+    return value
 
 
 def _no_bool(value: object) -> object:
@@ -40,6 +48,7 @@ def _listed(value: object) -> object:
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Scalar = Annotated[Any, BeforeValidator(_scalar)]
 Count = Annotated[int, BeforeValidator(_no_bool), Field(gt=0)]
+CountOrAuto = Annotated[int | Literal["auto"], PlainValidator(_count_or_auto)]
 Index = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Size = Annotated[int, BeforeValidator(_no_bool), BeforeValidator(parse_size), Field(gt=0)]
 Amount = Annotated[

@@ -9,7 +9,9 @@ from rich.table import Table
 
 from slm.architecture.compute import flop_equivalent_params
 from slm.architecture.families import MATCH_TOLERANCE, aspect_is_kept
+from slm.architecture.memory import in_units
 from slm.architecture.shapes import ModelShape, count_parameters
+from slm.micro_batch import micro_batch_of, planned_accelerator
 from slm.run_spec import RunSpec
 from slm.sweeps.study import Cell, jobs_of
 
@@ -116,12 +118,15 @@ def _short_cells(cells: Sequence[Cell]) -> Iterator[str]:
 
 
 def ladder_table(cells: Sequence[Cell]) -> Table:
-    """One row a shape: what it is, what it costs, how well its rung is matched."""
+    """One row a shape: what it is, what it costs, how well its rung is matched.
+
+    Memory is that of one process, and the sequences of its micro-batch.
+    """
     table = _table(
         f"shapes of study {cells[0].spec.config.study.name}",
         left=("rung", "family", "shape"),
         right=(
-            "aspect", "d_ff", "d_ff/d", "params non-emb.", "params total", "N_flop = f/6",
+            "aspect", "d_ff", "d_ff/d", "params non-emb.", "params total", "N_flop = f/6", "memory",
             "from size", "pair diff.",
         ),
     )  # fmt: skip
@@ -142,11 +147,18 @@ def ladder_table(cells: Sequence[Cell]) -> Table:
             f"{counts.params_non_embedding:,}",
             f"{counts.params_total:,}",
             f"{flop_equivalent_params(spec.flops_per_token):,.0f}",
+            _memory(spec),
             "" if rung == above else _moved(spec),
             "" if rung == above else f"{mismatch[rung]:.1%}",
         )
         above = rung
     return table
+
+
+def _memory(spec: RunSpec) -> str:
+    """What a process is predicted to need, and for how many sequences at once."""
+    micro_batch = micro_batch_of(spec, planned_accelerator(spec.config))
+    return f"{in_units(micro_batch.plan.total_bytes)} / {micro_batch.sequences}"
 
 
 def _moved(spec: RunSpec) -> str:

@@ -40,7 +40,9 @@ class LanguageModule(LightningModule):
         parametrization: Parametrization,
         spec: RunSpec,
         team: Team = ALONE,
+        micro_sequences: int | None = None,
     ):
+        """Micro-batches are of `micro_sequences`; of None they are of all rows."""
         super().__init__()
         self.automatic_optimization = False
         self.model = model
@@ -50,7 +52,7 @@ class LanguageModule(LightningModule):
         self._parametrization = parametrization
         self._spec = spec
         self._team = team
-        self._micro_sequences = spec.config.trainer.micro_batch_sequences or spec.batch_sequences
+        self._micro_sequences = micro_sequences or spec.batch_sequences
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.model(tokens)

@@ -22,6 +22,7 @@ from slm.data.examples import Examples, open_examples
 from slm.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from slm.errors import ConfigError, Diverged, Problem, RunError
 from slm.files import read_json, replacing, write_json
+from slm.micro_batch import MicroBatch, asked_sequences
 from slm.model.build import build_model
 from slm.model.parametrization import Parametrization, initialize
 from slm.run_spec import RunSpec
@@ -43,6 +44,7 @@ from slm.training.hardware import (
     prepare_machine,
     resolve_accelerator,
 )
+from slm.training.memory import out_of_memory_told, settle_micro_batch
 from slm.training.module import LanguageModule
 from slm.training.outcome import counts_of, result_of
 from slm.training.strategy import OneOfSeveral
@@ -63,7 +65,8 @@ def train(spec: RunSpec, run: RunDirectory, team: Team = ALONE) -> RunResult | N
     config = spec.config
     with team.together():
         machine = prepare_machine(config.trainer, team)
-    env = team.decide(lambda: _record_environment(run, machine, team))
+    micro_batch = team.decide(lambda: settle_micro_batch(spec, run, machine.accelerator))
+    env = team.decide(lambda: _record_environment(run, machine, team, micro_batch))
 
     examples = team.in_turn(lambda: open_examples(config, spec.shape.seq_len, log.info))
     begin = team.decide(lambda: _beginning(spec, run))
@@ -73,14 +76,14 @@ def train(spec: RunSpec, run: RunDirectory, team: Team = ALONE) -> RunResult | N
     tokens = TokenData(examples, spec, first_step, rank=team.rank, world_size=team.world_size)
     with team.together():
         _check_epochs(spec, tokens)
-        module = build_module(spec, team)
+        module = build_module(spec, team, micro_batch.sequences)
 
     with _outputs(spec, run, team) as (stream, mirrored):
         taken_over = None if begin is None or begin.is_own else begin.step
         for row in run.read_metrics() if taken_over and team.leads else ():
             mirrored.log(row)
-        peak, val_bytes = machine.peak_flops, examples.val.text_bytes
-        metrics = Metrics(spec, stream, mirrored, peak, val_bytes, begun_at_steps=taken_over)
+        known = machine.peak_flops, examples.val.text_bytes
+        metrics = Metrics(spec, stream, mirrored, *known, begun_at_steps=taken_over)
         loop = _loop(spec, run, tokens, metrics, team)
         module.stop_asked = loop.stop.is_asked
 
@@ -104,8 +107,9 @@ def train(spec: RunSpec, run: RunDirectory, team: Team = ALONE) -> RunResult | N
             return result
 
         trainer = build_trainer(spec, run, machine.accelerator, loop, team)
+        told = out_of_memory_told(spec, machine.accelerator, micro_batch, team)
         try:
-            with loop.stop.listening():
+            with loop.stop.listening(), told:
                 _fit(trainer, module, tokens, loop, begin)
         except Diverged as diverged:
             conclude(diverged.evidence)
@@ -113,10 +117,13 @@ def train(spec: RunSpec, run: RunDirectory, team: Team = ALONE) -> RunResult | N
         return conclude(None)
 
 
-def _record_environment(run: RunDirectory, machine: Machine, team: Team) -> dict[str, Any]:
+def _record_environment(
+    run: RunDirectory, machine: Machine, team: Team, micro_batch: MicroBatch
+) -> dict[str, Any]:
     env = describe_environment(
         device=machine.device, threads=machine.threads, processes=team.world_size
     )
+    env["memory"] = micro_batch.as_dict()
     run.write_env(env)
     return env
 
@@ -242,14 +249,17 @@ def _fit(
         loop.validation.measure(trainer, module)
 
 
-def build_module(spec: RunSpec, team: Team = ALONE) -> LanguageModule:
-    """The initialised model of a spec, ready to train."""
+def build_module(
+    spec: RunSpec, team: Team = ALONE, micro_sequences: int | None = None
+) -> LanguageModule:
+    """The initialised model of a spec, ready to train; without `micro_sequences` in the config's."""
     config = spec.config
     model = build_model(config, spec.shape)
     parametrization = Parametrization.of(config.parametrization, spec.shape)
     initialize(model, parametrization, config.seed)
     compile_blocks(model, spec, resolve_accelerator(config.trainer))
-    return LanguageModule(model, parametrization, spec, team)
+    micro_sequences = micro_sequences or asked_sequences(spec)
+    return LanguageModule(model, parametrization, spec, team, micro_sequences)
 
 
 def build_trainer(

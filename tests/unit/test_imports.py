@@ -20,6 +20,7 @@ LAYERS = [
     ["slm.architecture"],
     ["slm.model", "slm.data"],
     ["slm.run_spec"],
+    ["slm.micro_batch"],
     ["slm.data.datamodule", "slm.tracking"],
     ["slm.training", "slm.sweeps", "slm.app", "slm.loading"],
     ["slm.evaluation"],
@@ -28,7 +29,7 @@ LAYERS = [
     ["hydra_plugins"],
 ]
 TORCH_FREE = [
-    "slm.app", "slm.config", "slm.run_spec", "slm.data.blocks", "slm.data.prepare", "slm.data.examples", "slm.data.report", "slm.tracking.record",
+    "slm.app", "slm.config", "slm.run_spec", "slm.micro_batch", "slm.architecture.memory", "slm.data.blocks", "slm.data.prepare", "slm.data.examples", "slm.data.report", "slm.tracking.record",
     "slm.tracking.wandb", "slm.tracking.checkpoints", "slm.tracking.trunk", "slm.tracking.spikes", "slm.schedule", "slm.architecture.describe", "slm.__main__", "slm", "slm.sweeps.study", "slm.sweeps.plan", "hydra_plugins.slm_study.sweeper",
     "hydra_plugins.slm_study.launcher", "analysis.report", "analysis.lr_transfer", "analysis.coordinates", "analysis.khop",
 ]  # fmt: skip

@@ -1,0 +1,163 @@
+"""The memory that a device has free, the micro-batch that it allows, and what is said when it runs out."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from slm.architecture.memory import in_units
+from slm.errors import RunError
+from slm.files import read_json
+from slm.micro_batch import (
+    MicroBatch,
+    asked_sequences,
+    choose_micro_batch,
+    in_words,
+    micro_batch_of,
+    remedy,
+    usable,
+)
+from slm.run_spec import RunSpec
+from slm.tracking.record import RunDirectory
+from slm.training.team import Team
+
+log = logging.getLogger(__name__)
+# cgroups of version 2 and of version 1: where they are, their limit, what is used of it, and what of
+# that is files that the system would give up.
+CGROUPS = {
+    "": ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "memory": (
+        "/sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+}
+# What is said by torch's CPU allocator, on Linux and elsewhere, and by libraries of CUDA.
+SIGNS = ("can't allocate memory", "not enough memory", "_ALLOC_FAILED")
+
+
+def settle_micro_batch(spec: RunSpec, run: RunDirectory, accelerator: str) -> MicroBatch:
+    """What the config asks for, or what auto comes to here; a run that goes on keeps that, if it can.
+
+    Raises:
+        ConfigError: if one sequence does not fit.
+    """
+    free = free_bytes(accelerator)
+    asked = asked_sequences(spec)
+    if asked is None:
+        chosen = choose_micro_batch(spec, accelerator, free, _chosen_before(run))
+        log.info(
+            "micro-batches of %d of %d sequences: %s predicted, %s",
+            chosen.sequences, chosen.rows, in_units(chosen.plan.total_bytes),
+            in_words(free, accelerator),
+        )  # fmt: skip
+        return chosen
+    fixed = micro_batch_of(spec, accelerator, asked)
+    if fixed.plan.total_bytes > usable(free, accelerator):
+        log.warning(
+            "WARN %d sequences at once are predicted to need %s, and %s; %s",
+            fixed.sequences, in_units(fixed.plan.total_bytes), in_words(free, accelerator),
+            remedy(spec, accelerator, fixed),
+        )  # fmt: skip
+    return fixed
+
+
+def _chosen_before(run: RunDirectory) -> int | None:
+    with suppress(OSError, ValueError, KeyError):
+        return int(read_json(run.path / "env.json")["memory"]["micro_batch_sequences"])
+    return None
+
+
+@contextmanager
+def out_of_memory_told(
+    spec: RunSpec, accelerator: str, micro_batch: MicroBatch, team: Team
+) -> Iterator[None]:
+    """Turn what torch or Python raise where memory runs out into what can be done about it.
+
+    Raises:
+        RunError: for these alone; checkpoints stay as they are. A process of a team says it and raises
+            what it met, as of any error that the others do not share.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        message = _advice(error, spec, accelerator, micro_batch)
+        if team.world_size > 1:
+            log.critical("process %d: %s", team.rank, message)
+            raise
+        raise RunError(message) from error
+
+
+def _advice(error: BaseException, spec: RunSpec, accelerator: str, micro_batch: MicroBatch) -> str:
+    plan = micro_batch.plan
+    parts = ", ".join(f"{part} {in_units(n)}" for part, n in plan.parts().items() if n)
+    reason = str(error).strip().splitlines()
+    return (
+        f"out of memory: {reason[0] if reason else type(error).__name__}\n"
+        f"predicted for {micro_batch.sequences} sequences at once: {in_units(plan.total_bytes)}, "
+        f"for {plan.moment} ({parts})\n"
+        f"for less: {remedy(spec, accelerator, micro_batch)}\n"
+        "the same command with such a change goes on from the newest checkpoint"
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(sign in str(error) for sign in SIGNS)
+
+
+def free_bytes(accelerator: str) -> int:
+    """What this process could take: of its GPU, or of the machine and the limits that it was given."""
+    if accelerator == "gpu":
+        gc.collect()  # an earlier run of this process
+        free, _ = torch.cuda.mem_get_info()
+        return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return min([_free_of_machine(), *_free_of_cgroups(), *_free_of_address_space()])
+
+
+def _free_of_machine() -> int:
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            name, _, amount = line.partition(":")
+            if name == "MemAvailable":
+                return int(amount.split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _free_of_address_space() -> Iterator[int]:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return
+    with suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        yield limit - pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _free_of_cgroups() -> Iterator[int]:
+    """Of each group that this process is in, and of those around it, what its limit leaves."""
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in CGROUPS:
+                root, limit, used, files = CGROUPS[controllers]
+                own = Path(root, path.lstrip("/"))
+                for group in (own, *(p for p in own.parents if p.is_relative_to(root))):
+                    yield from _left_in(group, limit, used, files)
+
+
+def _left_in(group: Path, limit: str, used: str, files: str) -> Iterator[int]:
+    with suppress(OSError, ValueError):  # of a group without a limit, which says so with a word
+        allowed, taken = (int((group / name).read_text()) for name in (limit, used))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        yield allowed - taken + int(stat.get(files, 0))
