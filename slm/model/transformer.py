@@ -24,6 +24,7 @@ from slm.architecture.shapes import ModelShape
 from slm.model.attention import attend, require_flash
 from slm.model.decoding import KeyValueCache, Slot
 from slm.model.loss import HeadLoss, head_loss
+from slm.model.norm import RMSNorm
 
 
 class Transformer(nn.Module):
@@ -59,7 +60,7 @@ class Transformer(nn.Module):
             for _ in range(shape.n_layers)
         )
         self.dropout = nn.Dropout(dropout)
-        self.norm = nn.RMSNorm(shape.d_model, eps=norm_eps)
+        self.norm = RMSNorm(shape.d_model, norm_eps)
         self.head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
         if shape.tied:
             self.head.weight = self.embedding.weight
@@ -113,7 +114,7 @@ class Transformer(nn.Module):
                     x = block(x, turns, documents, slot)
         if cache is not None:
             cache.length += tokens.shape[1]
-        hidden = self.norm(x) * self.logit_multiplier
+        hidden = self.norm(x, self.logit_multiplier)
         if targets is not None:
             return head_loss(hidden, self.head.weight, targets, z_loss)
         return self.head(hidden)
@@ -125,9 +126,9 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.multiplier = multiplier
-        self.attention_norm = nn.RMSNorm(shape.d_model, eps=norm_eps)
+        self.attention_norm = RMSNorm(shape.d_model, norm_eps)
         self.attention = Attention(shape, norm_eps, attention)
-        self.mlp_norm = nn.RMSNorm(shape.d_model, eps=norm_eps)
+        self.mlp_norm = RMSNorm(shape.d_model, norm_eps)
         self.mlp = SwiGLU(shape) if shape.mlp == "swiglu" else GeluMLP(shape)
         self.dropout = nn.Dropout(dropout)
 
@@ -151,8 +152,8 @@ class Attention(nn.Module):
         self.value = nn.Linear(shape.d_model, shape.n_kv_heads * shape.d_head, bias=False)
         self.output = nn.Linear(shape.n_heads * shape.d_head, shape.d_model, bias=False)
         # Normalised per head with one gain for all heads (2302.05442 section 2, in RMSNorm's form).
-        self.query_norm = nn.RMSNorm(shape.d_head, eps=norm_eps) if shape.qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(shape.d_head, eps=norm_eps) if shape.qk_norm else nn.Identity()
+        self.query_norm = RMSNorm(shape.d_head, norm_eps) if shape.qk_norm else nn.Identity()
+        self.key_norm = RMSNorm(shape.d_head, norm_eps) if shape.qk_norm else nn.Identity()
 
     def forward(
         self, x: Tensor, turns: Tensor, documents: Tensor | None, slot: Slot | None
@@ -161,11 +162,7 @@ class Attention(nn.Module):
             rearrange(project(x), "b t (h k) -> b h t k", k=self.d_head)
             for project in (self.query, self.key, self.value)
         )
-        # Norms compute in fp32 under autocast; backends want one type.
-        q, k = (
-            rotate(norm(x), turns).to(v.dtype)
-            for x, norm in ((q, self.query_norm), (k, self.key_norm))
-        )
+        q, k = rotate(self.query_norm(q), turns), rotate(self.key_norm(k), turns)
         if slot is not None:
             k, v = slot.append(k, v)
         mixed = attend(q, k, v, self.backend, documents)

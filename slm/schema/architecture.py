@@ -68,8 +68,8 @@ class ModelConfig:
     """Base of the rotary frequencies."""
     norm_eps: Positive = 1e-5
     """Epsilon of RMSNorm."""
-    attention: Literal["sdpa", "flash", "reference"] = "sdpa"
-    """Attention backend; flash needs the extra `gpu`. Part of a run's identity because rounding differs."""
+    attention: Literal["sdpa", "flash", "matmul", "reference"] = "sdpa"
+    """Attention backend; flash needs the extra `gpu`, matmul is for CPUs and fastest there in bf16. Part of a run's identity because rounding differs."""
     dropout: FractionBelowOne = 0.0
     """Share of the embedding's and of each residual branch's outputs set to 0 in training, the rest scaled up. Part of a run's identity when above 0."""
     document_mask: bool = False

@@ -21,6 +21,7 @@ import itertools
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,6 +37,7 @@ from tests.benchmarks.paired import (
     print_machine,
     print_table,
     save,
+    working,
 )
 from tests.benchmarks.peers import LIBRARIES, Case, Mode, contender, export_weights
 from tests.benchmarks.training import check_equal, installed
@@ -56,14 +58,12 @@ def compare(
     params, expected_loss = count_parameters(spec.shape).params_total, None
     peak = peak_flops(torch.cuda.get_device_name(), "bf16") if case.device == "cuda" else None
     for library, mode in itertools.product(libraries, modes):
-        worker = Worker(contender, library, mode, case, threads=1)
-        try:
-            known = worker.answer()
+        start = partial(Worker, contender, library, mode, case, threads=1)
+        with working({library: start}) as workers:
+            known = workers[library].known
             expected_loss = expected_loss or known["first_loss"]
             check_equal((library, mode), known, params, expected_loss)
-            results = in_turn({library: worker}, rounds, seconds)[library]
-        finally:
-            worker.close()
+            results = in_turn(workers, rounds, seconds)[library]
         rate = statistics.median(r["tokens_per_second"] for r in results)
         yield {
             "library": library,

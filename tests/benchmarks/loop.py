@@ -185,8 +185,6 @@ def compare(
             for kind in trackings
         }
         with working(starts) as workers:
-            for worker in workers.values():
-                worker.answer()
             return in_turn(workers, rounds, seconds)
 
 
@@ -222,10 +220,18 @@ def main() -> None:
     machine = describe_machine(arguments.threads)
     print_machine(machine)
     prepare(compose_config([f"cache_dir={CACHE_DIR}"]), print)
+    cells = {
+        (family, size): overrides_of(family, size, arguments.seq_len, arguments.threads)
+        for family, size in itertools.product(arguments.families, arguments.sizes)
+    }
+    for overrides in cells.values():
+        resolve(
+            compose_config(overrides)
+        )  # a size without a shape is told before anything is timed
     results, rows, parts = [], [], []
-    for family, size in itertools.product(arguments.families, arguments.sizes):
+    for (family, size), overrides in cells.items():
         by_tracking = compare(
-            overrides_of(family, size, arguments.seq_len, arguments.threads),
+            overrides,
             arguments.wandb,
             own=arguments.set,
             threads=arguments.threads,

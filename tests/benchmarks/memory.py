@@ -54,8 +54,8 @@ def main() -> None:
         name: partial(Worker, contender, name, arguments.mode, case, threads=arguments.threads)
         for name in ("slm", "plain")
     }
-    with working(starts) as workers:
-        known = {name: worker.answer() for name, worker in workers.items()}
+    with working(starts, at_once=False) as workers:
+        known = {name: worker.known for name, worker in workers.items()}
         measured = in_turn(workers, arguments.rounds, 0.0)
     assert known["slm"]["params"] == known["plain"]["params"]
     peak_bytes = {name: rounds[-1]["peak_memory_bytes"] for name, rounds in measured.items()}

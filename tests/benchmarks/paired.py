@@ -36,11 +36,14 @@ class Worker:
     """A process that builds one contender and measures it whenever it is asked to.
 
     `build(*arguments)` runs in the process, with `threads` torch threads, and returns what is known
-    of the contender and the function that measures it.
+    of the contender, for `known`, and the function that measures it.
     """
+
+    known: Result
 
     def __init__(self, build: Callable[..., tuple[Result, Measure]], *arguments: Any, threads: int):
         context = multiprocessing.get_context("spawn")
+        self._is_ready = False
         self._pipe, end = context.Pipe()
         self._process = context.Process(
             target=_serve, args=(end, build, arguments, threads), daemon=True
@@ -48,11 +51,16 @@ class Worker:
         self._process.start()
         end.close()
 
+    def wait(self) -> None:
+        """Until it can be measured."""
+        if not self._is_ready:
+            self.known, self._is_ready = self.answer(), True
+
     def ask(self, seconds: float) -> None:
         self._pipe.send(seconds)
 
     def answer(self) -> Result:
-        """What was asked for last; at first, what is known of the contender.
+        """What was asked for last.
 
         Raises:
             RuntimeError: with the traceback of the process.
@@ -93,14 +101,23 @@ def _serve(
 
 
 @contextmanager
-def working(workers: Mapping[Key, Callable[[], Worker]]) -> Iterator[dict[Key, Worker]]:
-    """Start all workers at once; they are closed at the end."""
+def working(
+    starts: Mapping[Key, Callable[[], Worker]], *, at_once: bool = True
+) -> Iterator[dict[Key, Worker]]:
+    """Workers that are ready to be measured; they are closed at the end.
+
+    They make themselves ready all at once, or one after the other where memory would not hold that.
+    """
     with ExitStack() as stack:
-        started = {}
-        for key, start in workers.items():
-            started[key] = start()
-            stack.callback(started[key].close)
-        yield started
+        workers: dict[Key, Worker] = {}
+        for key, start in starts.items():
+            workers[key] = start()
+            stack.callback(workers[key].close)
+            if not at_once:
+                workers[key].wait()
+        for worker in workers.values():
+            worker.wait()
+        yield workers
 
 
 def in_turn(workers: Mapping[Key, Worker], rounds: int, seconds: float) -> dict[Key, list[Result]]:

@@ -153,8 +153,6 @@ def compare(
     starts = {(name, i): start for name, team in teams.items() for i, start in enumerate(team)}
     rates: dict[str, list[float]] = {name: [] for name in teams}
     with working(starts) as workers:
-        for worker in workers.values():
-            worker.answer()
         for _, name in itertools.product(range(rounds), teams):
             team = [worker for key, worker in workers.items() if key[0] == name]
             for worker in team:

@@ -8,8 +8,9 @@ All start from slm's weights and see one batch of random tokens; what a step is 
 anything is timed, parameter counts must be equal and so must the first loss, to rounding. Each library in
 each mode has a process of its own; a round gives every one of them `--seconds` (at least one step) in turn.
 Printed are medians over rounds; ratios are medians of the ratios within rounds. `--set` changes slm's
-configuration and nobody else's. Large shapes are measured a mode at a time, as memory allows; compiling
-takes minutes the first time and less from torch's cache. `deep` and `wide` have equal matrices, parameter for parameter.
+configuration and nobody else's. Large shapes are measured a mode at a time, so that their modes are not paired;
+mobilellm_125m holds 6 GB a library even so. Compiling takes minutes the first time and less from torch's
+cache. `deep` and `wide` have equal matrices, parameter for parameter.
 
 Targets: slm's best mode against the best mode of either peer, 1.4 on `deep` and 1.2 on `wide`; slm's
 best in fp32 against the peers' best fp32, 1.0 if that is compiled and 1.05 among those that are not.
@@ -72,7 +73,8 @@ MODES = ("fp32-eager", "fp32-compiled", "bf16-eager", "bf16-compiled")
 BEST_TARGETS = {"deep": 1.4, "wide": 1.2}
 LOSS_TOLERANCE = {"fp32": 1e-6, "bf16": 1e-3}  # relative; bf16 keeps 8 bits of each logit
 PROCESS_BYTES = 0.8e9  # of a library's imports
-BYTES_PER_PARAM = 16  # weight, gradient, two moments
+LARGE_PARAMS = 50e6  # whose first steps memory does not hold all at once
+BYTES_PER_PARAM = 40  # weight, gradient, two moments, and as much again that malloc keeps
 
 
 def compare(
@@ -103,16 +105,15 @@ def compare(
                 for mode in together
                 for library in libraries
             }
-            with working(starts) as workers:
-                known = {cell: worker.answer() for cell, worker in workers.items()}
-                for cell, facts in known.items():
-                    check_equal(cell, facts, params, expected_loss)
+            with working(starts, at_once=params < LARGE_PARAMS) as workers:
+                for cell, worker in workers.items():
+                    check_equal(cell, worker.known, params, expected_loss)
                 measured = in_turn(workers, rounds, seconds)
             cells += [
                 {
                     "library": library,
                     "mode": mode,
-                    "first_loss": known[library, mode]["first_loss"],
+                    "first_loss": workers[library, mode].known["first_loss"],
                     "rounds": results,
                 }
                 for (library, mode), results in measured.items()
@@ -168,18 +169,20 @@ def comparisons(name: str, rates: Rates) -> Iterator[dict[str, Any]]:
         ("best fp32 against best compiled fp32", "fp32", "compiled", 1.0),
         ("best fp32 against best eager fp32", "fp32", "eager", 1.05),
     ]
+    is_whole = {mode for library, mode in rates if library != "slm"} >= set(MODES)
     for question, precision, kind, target in questions:
         ours = best(rates, ours=True, precision=precision)
         peer = best(rates, ours=False, precision=precision, kind=kind)
         if ours is None or peer is None:
             continue
         ratio = median_ratio(rates[ours], rates[peer])
+        told = "" if target is None else verdict(ratio, target)
         yield {
             "question": question,
             "slm": ours[1],
             "peer": " ".join(peer),
             "ratio": ratio,
-            "verdict": "" if target is None else verdict(ratio, target),
+            "verdict": told if precision or is_whole else "of some modes alone",
         }
 
 
