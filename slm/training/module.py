@@ -101,7 +101,8 @@ class LanguageModule(LightningModule):
                 sums = self.parallel.call(inputs, documents, targets=targets, z_loss=z_loss)
                 self.manual_backward(sums.objective / share)
             nats += sums.nats
-        loss, norms = team.sum(nats) / n_targets, self._clip_gradients(optimizer)
+        norms = self._clip_gradients(optimizer)
+        loss = self._total(nats, norms) / n_targets
         self.finite_steps.admit(step, loss, norms, optimizer)
         lr = self._lr(step)
         for group in optimizer.param_groups:
@@ -140,6 +141,13 @@ class LanguageModule(LightningModule):
             scale = clip / (torch.linalg.vector_norm(norms) + 1e-6)
             torch._foreach_mul_(parts, scale.clamp(max=1.0))
         return norms
+
+    def _total(self, nats: Tensor, norms: Tensor) -> Tensor:
+        """The nats of the team. Where a norm is not finite for one, this is not for any of them."""
+        if self._team.world_size == 1:
+            return nats
+        total, of_norms = self._team.sum(torch.stack([nats, norms.sum().double()]))
+        return total + 0 * of_norms
 
     def _lr(self, step: int) -> float:
         spec = self._spec

