@@ -247,7 +247,9 @@ def test_describe_refuses_what_train_would(cli: Cli) -> None:
 
 @pytest.mark.slow
 def test_a_study_finishes_around_a_failure_and_is_not_repeated(cli: Cli, tmp_path: Path) -> None:
-    status = cli("sweep.py", "study=smoke", "action=status")
+    # Each cell a job of its own, and the same run as train.py's by itself.
+    study = ("study=smoke", "study.share_trunks=false")
+    status = cli("sweep.py", *study, "action=status")
     assert status.returncode == 0 and status.stdout.count("planned") == 8
     single = cli(
         "train.py", "study=smoke", "family=deep_thin", "size=80000", "budget.tokens_per_param=0.2"
@@ -260,21 +262,21 @@ def test_a_study_finishes_around_a_failure_and_is_not_repeated(cli: Cli, tmp_pat
 
     with (busy.path / "lock").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        first = cli("sweep.py", "study=smoke", "action=run")
+        first = cli("sweep.py", *study, "action=run")
     assert first.returncode == 1
     assert "8 cells" in first.stderr and "8 to run" in first.stderr
     assert "1 of 8 cells did not finish" in first.stderr and "is in use by" in first.stderr
 
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").glob("smoke/*/result.json")}
     assert len(before) == 7
-    second = cli("sweep.py", "study=smoke")
+    second = cli("sweep.py", *study)
     assert second.returncode == 0, second.stderr
     assert "1 to run" in second.stderr
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert finished(busy).val_loss_nats_per_token == single_loss
     assert (tmp_path / "runs" / "smoke" / "report" / "report.md").exists()
 
-    third = cli("sweep.py", "study=smoke", "action=run")
+    third = cli("sweep.py", *study, "action=run")
     assert third.returncode == 0 and "0 to run" in third.stderr
 
 
