@@ -197,14 +197,26 @@ def _hand_on(number: int) -> None:
 
 
 def train_all(config: Config, team: Team = ALONE) -> None:
-    """The run of a config, or all branches of its trunk; a branch that fails does not stop others."""
+    """The run of a config, or all branches of its trunk; a branch that fails does not stop others.
+
+    Raises:
+        InUse: if somebody else is at this run or this trunk.
+        SlmError: the first failure, after all branches.
+    """
     with team.together():
         check_launch(config.trainer, team.world_size, team.local_rank)
         specs = branch_specs(config)
         runs = [RunDirectory.of(spec) for spec in specs]
     trunk = Trunk.of(specs[0])
-    if config.rerun and trunk is not None:
-        team.decide(trunk.forget)
+    with ExitStack() as held:
+        if trunk is not None and len(specs) > 1:
+            team.decide(lambda: held.callback(trunk.lease.take().release))
+        if trunk is not None and config.rerun:
+            team.decide(trunk.forget)
+        _train_each(specs, runs, team)
+
+
+def _train_each(specs: Sequence[RunSpec], runs: Sequence[RunDirectory], team: Team) -> None:
     failures: list[SlmError] = []
     for spec, run in zip(specs, runs, strict=True):
         try:

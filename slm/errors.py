@@ -22,6 +22,18 @@ class RunError(SlmError):
     """A run directory cannot be used: busy, damaged, or written by another config."""
 
 
+class InUse(RunError):
+    """A live process works on the run, here or on another machine."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: it may be free later
+
+
+class Unfinished(SlmError):
+    """A study still has cells to run."""
+
+    exit_code = 3
+
+
 class Diverged(SlmError):
     """Training reached a loss or gradient that is not finite; a result, not a crash."""
 

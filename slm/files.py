@@ -76,11 +76,14 @@ def stamp_of(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def try_lock(path: Path) -> IO[str] | None:
-    """An open file that holds an exclusive lock until closed or its process dies; None if taken."""
+def try_lock(path: Path, *, shared: bool = False) -> IO[str] | None:
+    """An open file that holds a lock until closed or its process dies; None if it is taken.
+
+    A `shared` lock keeps out an exclusive one alone.
+    """
     stream = path.open("a+", encoding="utf-8")
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         stream.close()
         return None

@@ -23,6 +23,7 @@ from slm.schedule import steps_before_decay
 from slm.schema import BudgetConfig, Config
 
 ID_HASH_LENGTH = 8
+DRAW_STRIDE = 1_000_003  # beyond any seed in use
 MLP_RATIO = (
     8 / 3
 )  # d_ff / d_model of an explicit shape that names none, after 2302.13971 section 2.2
@@ -77,6 +78,10 @@ class RunSpec:
         return round(min(asked, flop_equivalent_params(self.flops_per_token)))
 
     @property
+    def init_seed(self) -> int:
+        return self.config.seed + DRAW_STRIDE * self.config.family.draw
+
+    @property
     def trunk_steps(self) -> int:
         """Leading steps that do not depend on the budget: warmup and the constant rate of wsd."""
         return steps_before_decay(self.steps, self.batch_tokens, self.config.schedule)
@@ -104,8 +109,9 @@ class RunSpec:
             "tokens": self.tokens,
             "precision": config.trainer.precision,
             "seed": config.seed,
-            # Not there at 0, so that runs from before it keep their ids.
+            # Not there at 0, so that runs from before them keep their ids.
             **({"dropout": config.model.dropout} if config.model.dropout else {}),
+            **({"draw": config.family.draw} if config.family.draw else {}),
         }
 
     @property
@@ -125,9 +131,13 @@ class RunSpec:
 
     @property
     def recipe_id(self) -> str:
-        """Hash of the identity without architecture, budget and seed: what comparable runs share."""
-        varied = {"family", "shape", "tokens", "seed"}
+        """Hash of the identity without architecture, budget and seed: what comparable runs share.
+
+        Nor with the peak rate and the batch, which a study may set by rule for a shape or a rung.
+        """
+        varied = {"family", "shape", "tokens", "seed", "draw"}
         recipe = {key: value for key, value in self.identity.items() if key not in varied}
+        recipe["optimizer"] = _without(recipe["optimizer"], "lr", "global_batch_tokens")
         recipe["schedule"] = _without(recipe["schedule"], "warmup_tokens")  # follows the budget
         context = {key: getattr(self.shape, key) for key in ("vocab_size", "seq_len")}
         return canonical_hash({**recipe, **context})[:ID_HASH_LENGTH]

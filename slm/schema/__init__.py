@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from slm.schema.architecture import FamilyConfig, LadderConfig, ModelConfig, ParametrizationConfig
 from slm.schema.data import DataConfig, TokenizerConfig
-from slm.schema.study import StudyConfig
+from slm.schema.study import PlanConfig, StudyConfig
 from slm.schema.training import (
     BudgetConfig,
     OptimizerConfig,
@@ -34,6 +34,7 @@ __all__ = [
     "OptimizerConfig",
     "ParametrizationConfig",
     "ParametrizationKind",
+    "PlanConfig",
     "ScheduleConfig",
     "StudyConfig",
     "TokenizerConfig",
@@ -57,7 +58,7 @@ class Config:
     """Where prepared data are kept and reused."""
     rerun: bool = False
     """Start over; the old run directory is set aside, not deleted."""
-    action: Literal["plan", "run", "status", "report"] | None = None
+    action: Literal["plan", "run", "status", "report", "collect"] | None = None
     """What sweep.py does with the study; null runs it, then reports. train.py ignores it."""
     family: FamilyConfig = FamilyConfig()
     ladder: LadderConfig = LadderConfig()
@@ -71,6 +72,7 @@ class Config:
     trainer: TrainerConfig = TrainerConfig()
     tracking: TrackingConfig = TrackingConfig()
     study: StudyConfig = StudyConfig()
+    plan: PlanConfig = PlanConfig()
 
 
 def default_tree() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from slm.schema.types import Count, FractionBelowOne, Name, ParametrizationKind, Positive, section
+from slm.schema.types import Count, FractionBelowOne, Index, Name, ParametrizationKind, Positive, section
 
 
 @section
@@ -14,6 +14,8 @@ class FamilyConfig:
     """Name of the architecture family, as it appears in records and figures."""
     aspect_ratio: Positive | None = None
     """d_model / n_layers that the family holds at every size; null for explicit shapes."""
+    draw: Index = 0
+    """Another draw of initial weights at the same seed and data, so that two families of one shape differ by chance alone; part of a run's identity when above 0."""
 
 
 @section

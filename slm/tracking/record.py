@@ -6,8 +6,8 @@
       result.json       a RunResult, once finished            checkpoints/  last and previous
       log.txt           what the run said                     traceback.txt if it failed
 
-A process holds the lock of the directory while it works on the run. The lock dies with its
-process, so a killed run is never mistaken for a live one.
+A process holds the lease of the directory (`slm.tracking.lease`) while it works on the run, so a killed
+run is never mistaken for a live one, nor a live one on another machine for a dead one.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ import yaml
 from slm.config import load_config
 from slm.data.library_files import LIBRARY_FILE as TOKENIZER_FILE
 from slm.errors import ConfigError, DataError, Diverged, Interrupted, RunError
-from slm.files import read_json, replacing, try_lock, write_json, write_text
+from slm.files import read_json, replacing, write_json, write_text
 from slm.run_spec import RunSpec, resolve
 from slm.schema import to_tree
+from slm.tracking.lease import HeldLease, Lease
 from slm.tracking.result import SCHEMA_VERSION, RunResult, State
 
-HEARTBEAT_SECONDS = 10.0
-LOCK_ATTEMPTS = 5
 SUPERSEDED = ".superseded"
 START_OVER = "start over with rerun=true (the old run is kept aside)"
 
@@ -53,6 +52,7 @@ class RunDirectory:
     def __init__(self, path: Path):
         self.path = path
         self._owner: dict[str, Any] = {}
+        self._is_running = False
         self._status_lock = threading.Lock()
 
     @classmethod
@@ -71,14 +71,13 @@ class RunDirectory:
             return "planned"
         return "interrupted" if state == "running" and not self.is_busy() else state
 
+    @property
+    def lease(self) -> Lease:
+        return Lease(self.path / "lock")
+
     def is_busy(self) -> bool:
         """Whether a live process holds the run."""
-        if not (self.path / "lock").exists():
-            return False
-        stream = try_lock(self.path / "lock")
-        if stream is not None:
-            stream.close()
-        return stream is None
+        return self.lease.owner() is not None
 
     def result(self) -> RunResult | None:
         """The result of a finished or diverged run.
@@ -120,57 +119,35 @@ class RunDirectory:
         """Hold the run while working on it; record how the work ended.
 
         Raises:
-            RunError: if another live process holds it, or another config wrote it.
+            InUse: if another live process holds it.
+            RunError: if another config wrote it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = self._take_lock()
-        if lock is None:
-            raise RunError(
-                f"{self.path} is in use by {self._describe_owner()}; wait for it or stop it"
-            )
+        held = self.lease.take(self._beat)
         try:
             if rerun and (self.path / "status.json").exists():
-                lock = self._set_aside(lock)
+                held = self._set_aside(held)
             self._check_config(spec)
             write_text(
                 self.path / "config.yaml", yaml.safe_dump(to_tree(spec.config), sort_keys=False)
             )
             self._owner = {"host": socket.gethostname(), "pid": os.getpid()}
-            with self._recorded_state():
+            with self._recorded_state(held):
                 yield
         finally:
-            lock.close()
+            held.release()
 
-    def _take_lock(self) -> IO[str] | None:
-        """The lock, unless it stays taken: someone who only asks `is_busy` holds it for an instant."""
-        for _ in range(LOCK_ATTEMPTS):
-            lock = try_lock(self.path / "lock")
-            if lock is not None and _is_still_at(lock, self.path / "lock"):
-                return lock
-            time.sleep(0.1)
-        return None
-
-    def _describe_owner(self) -> str:
-        try:
-            status = read_json(self.path / "status.json")
-            owner, age = status["owner"], time.time() - status["heartbeat"]
-            return f"process {owner['pid']} on {owner['host']} (heartbeat {age:.0f} s ago)"
-        except (FileNotFoundError, json.JSONDecodeError, KeyError):
-            return "another process"
-
-    def _set_aside(self, lock: IO[str]) -> IO[str]:
-        """Move the old run away, whole, and lock a fresh folder in its place."""
+    def _set_aside(self, held: HeldLease) -> HeldLease:
+        """Move the old run away, whole, and take the lease of a fresh folder in its place."""
         parent = self.path.parent / SUPERSEDED
         parent.mkdir(exist_ok=True)
         taken = [int(old.name.rpartition("-")[2]) for old in parent.glob(f"{self.path.name}-*")]
         attempt = max(taken, default=0) + 1
+        held.stop_beating()
         self.path.rename(parent / f"{self.path.name}-{attempt}")
-        lock.close()
+        held.release()
         self.path.mkdir(exist_ok=True)
-        fresh = try_lock(self.path / "lock")
-        if fresh is None:
-            raise RunError(f"{self.path} was taken by another process while it was set aside")
-        return fresh
+        return self.lease.take(self._beat)
 
     def _check_config(self, spec: RunSpec) -> None:
         """A folder that another config wrote is refused, naming the keys that differ."""
@@ -186,11 +163,9 @@ class RunDirectory:
             raise RunError(f"{self.path} was written by another config; {differing}; {START_OVER}")
 
     @contextmanager
-    def _recorded_state(self) -> Iterator[None]:
-        stop = threading.Event()
-        heart = threading.Thread(target=self._beat, args=(stop,), daemon=True)
+    def _recorded_state(self, held: HeldLease) -> Iterator[None]:
         self.write_status("running")
-        heart.start()
+        self._is_running = True
         ending: State = "failed"
         try:
             yield
@@ -209,15 +184,14 @@ class RunDirectory:
                 write_text(self.path / "traceback.txt", traceback.format_exc())
             raise
         finally:
-            stop.set()
-            heart.join()
+            self._is_running = False
+            held.stop_beating()
             with suppress(OSError):  # without a state the run counts as interrupted
                 self.write_status(ending)
 
-    def _beat(self, stop: threading.Event) -> None:
-        while not stop.wait(HEARTBEAT_SECONDS):
-            with suppress(OSError):  # a full disk will be met, and told of, by the training thread
-                self.write_status("running")
+    def _beat(self) -> None:
+        if self._is_running:
+            self.write_status("running")
 
     def write_status(self, state: State) -> None:
         with self._status_lock:
@@ -255,14 +229,6 @@ class RunDirectory:
                 continue  # the last line of a run that is being written or was killed
             rows.setdefault(row[STEP], {}).update(row)
         return [rows[step] for step in sorted(rows)]
-
-
-def _is_still_at(stream: IO[str], path: Path) -> bool:
-    """Whether an open file is the one at `path`: its folder may have been set aside meanwhile."""
-    try:
-        return os.fstat(stream.fileno()).st_ino == path.stat().st_ino
-    except FileNotFoundError:
-        return False
 
 
 def _differing_keys(

@@ -24,6 +24,7 @@ from slm.tracking.checkpoints import (
     step_of,
     valid_checkpoints,
 )
+from slm.tracking.lease import Lease
 
 KEPT = 2  # the newest serves the next branch, the one before it stands in if it is damaged
 FOLDER = ".trunks"
@@ -49,6 +50,12 @@ class Trunk:
             return None
         study = Path(spec.config.runs_dir) / spec.config.study.name
         return cls(study / FOLDER / spec.trunk_id)
+
+    @property
+    def lease(self) -> Lease:
+        """Held by who trains all branches, so that nobody begins the second while he is at the first."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        return Lease(self.folder.with_suffix(".lock"))
 
     def start(self, at_most: int) -> Start | None:
         """The latest valid checkpoint that a branch decaying after step `at_most` may begin at."""

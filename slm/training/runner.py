@@ -256,7 +256,7 @@ def build_module(
     config = spec.config
     model = build_model(config, spec.shape)
     parametrization = Parametrization.of(config.parametrization, spec.shape)
-    initialize(model, parametrization, config.seed)
+    initialize(model, parametrization, spec.init_seed)
     compile_blocks(model, spec, resolve_accelerator(config.trainer))
     micro_sequences = micro_sequences or asked_sequences(spec)
     return LanguageModule(model, parametrization, spec, team, micro_sequences)

@@ -13,8 +13,9 @@ from slm.app import Composer, config_of, register_schema
 from slm.data.library_files import train_bpe
 from slm.run_spec import RunSpec, resolve
 from slm.schema import Config
+from slm.sweeps.cells import cells_of
 from slm.sweeps.plan import rung_mismatch
-from slm.sweeps.study import cells_of, check_study
+from slm.sweeps.rules import check_study
 from tests.conftest import ROOT
 
 CONF = ROOT / "conf"

@@ -17,7 +17,7 @@ import pytest
 
 from slm.errors import Interrupted, RunError
 from slm.run_spec import RunSpec
-from slm.tracking import record
+from slm.tracking import lease, record
 from slm.tracking.record import RunDirectory
 from slm.tracking.result import SCHEMA_VERSION
 from slm.tracking.wandb import mirror
@@ -130,7 +130,7 @@ def test_a_killed_run_is_interrupted_and_free(tiny_spec: Spec) -> None:
 
 
 def test_the_heart_beats(tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.02)
     spec = tiny_spec()
     run = RunDirectory.of(spec)
     with run.claim(spec):

@@ -12,8 +12,10 @@ import yaml
 from slm.errors import ConfigError
 from slm.run_spec import resolve
 from slm.schema import Config
+from slm.sweeps.cells import Compose, cells_of
 from slm.sweeps.plan import design_warnings, rung_mismatch
-from slm.sweeps.study import Cell, Compose, cells_of, check_study
+from slm.sweeps.rules import check_study
+from slm.sweeps.study import Cell
 from tests.conftest import merged
 
 FAMILIES = {

@@ -1,0 +1,50 @@
+"""A study's file of results: cells that finished elsewhere or before, a JSON line each.
+
+It is small enough to be committed, so that a study of days goes on in a fresh clone, on another machine,
+and is analysed where its run directories never were.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from slm.errors import DataError
+from slm.files import write_text
+from slm.tracking.result import SCHEMA_VERSION, RunResult
+
+
+def read_results(path: Path) -> dict[str, RunResult]:
+    """Results by run id; of a file that is not there, none.
+
+    Raises:
+        DataError: naming the line that is not a result of this schema version.
+    """
+    if not path.exists():
+        return {}
+    found: dict[str, RunResult] = {}
+    names = {field.name for field in fields(RunResult)}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            saved = json.loads(line)
+            if saved["schema_version"] != SCHEMA_VERSION:
+                raise KeyError(f"schema_version {saved['schema_version']}, not {SCHEMA_VERSION}")
+            result = RunResult(**{name: saved[name] for name in names})
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            problem = f"not a result ({type(error).__name__}: {error})"
+            raise DataError(f"{path}, line {number}: {problem}; remove the line") from None
+        found[result.run_id] = result
+    return found
+
+
+def write_results(path: Path, results: Mapping[str, RunResult]) -> None:
+    """Sorted by run id, so that what is committed differs in the lines that were added."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(_lines(results[run_id] for run_id in sorted(results))))
+
+
+def _lines(results: Iterable[RunResult]) -> Iterable[str]:
+    for result in results:
+        yield json.dumps(asdict(result), allow_nan=False) + "\n"
