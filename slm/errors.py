@@ -28,6 +28,12 @@ class InUse(RunError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: it may be free later
 
 
+class Refused(SlmError):
+    """The design of a study cannot answer what the study asks."""
+
+    exit_code = 4
+
+
 class Unfinished(SlmError):
     """A study still has cells to run."""
 

@@ -24,19 +24,24 @@ DECIDED_BY_STUDY = {
     "size": "study.sizes",
     "model": "study.models",
     "seed": "study.seeds",
-    "budget": "study.tokens_per_param or study.tokens",
+    "budget": "study.tokens_per_param, study.tokens or study.flops",
 }
-DONE = {"finished", "diverged"}  # a divergence is a result; rerun=true tries again
+ONE_PROCESS = "hydra._internal.core_plugins.basic_launcher"  # runs its jobs one after the other
 
 ConfigStore.instance().store(
     group="hydra/sweeper",
     name="study",
-    node={"_target_": f"{__name__}.StudySweeper"},
+    node={"_target_": f"{__name__}.StudySweeper", "max_batch_size": None},
     provider="slm",
 )
 
 
 class StudySweeper(Sweeper):
+    """`max_batch_size` jobs are handed over at a time; null is all, and one to the basic launcher."""
+
+    def __init__(self, max_batch_size: int | None = None):
+        self.max_batch_size = max_batch_size
+
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
@@ -48,27 +53,35 @@ class StudySweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Do what `action` asks for; without one, run the study and report on it."""
-        from slm.app import Composer, config_of
-        from slm.sweeps.study import cells_of, check_study
+        from slm.app import config_of
+        from slm.sweeps.rules import check_study
 
         check_alone(os.environ)
         _refuse_what_the_study_decides(arguments)
         config = config_of(self._compose(arguments))
-        arguments = [a for a in arguments if not a.lstrip("+").startswith("action=")]
+        self.arguments = [a for a in arguments if not a.lstrip("+").startswith("action=")]
         check_study(config)
-        cells = cells_of(config, Composer(lambda more: self._compose([*arguments, *more])))
         action = config.action
+        if action in (None, "run") and config.study.lr_policy == "tuned":
+            self._tune(config)
+        cells = self._cells(config)
         if action == "plan":
-            return _show(cells, plan=True)
+            from hydra_plugins.slm_study.planning import show_plan
+
+            return show_plan(cells)
         if action == "status":
-            return _show(cells, plan=False)
-        unfinished = None
-        if action in (None, "run"):
-            unfinished = self._run(cells, arguments, retry=config.rerun)
-        if action in (None, "report") and (unfinished is None or _any_finished(cells)):
-            _report(Path(config.runs_dir) / config.study.name, cells, config.study.analysis)
-        if unfinished is not None:
-            raise unfinished
+            from slm.sweeps.status import show_status
+
+            return show_status(cells)
+        if action == "collect":
+            return _collect(config, cells)
+        failed = self._run(cells) if action in (None, "run") else None
+        if action == "report" or (action is None and any(c.state == "finished" for c in cells)):
+            from hydra_plugins.slm_study.reporting import write_report
+
+            write_report(cells)
+        if failed is not None:
+            raise failed
         return None
 
     def _compose(self, overrides: list[str]) -> DictConfig:
@@ -77,34 +90,90 @@ class StudySweeper(Sweeper):
             del job["hydra"]
         return job
 
-    def _run(self, cells: Sequence[Any], arguments: list[str], *, retry: bool) -> Exception | None:
-        """Launch what is not done; the error that says which cells failed, if any did."""
-        from slm.sweeps.plan import design_warnings, totals
-        from slm.sweeps.study import jobs_of
+    def _composer(self) -> Any:
+        from slm.app import Composer
 
-        todo = {id(cell) for cell in cells if retry or cell.run.state() not in DONE}
-        log.info("%s; %d to run", totals(cells), len(todo))
+        return Composer(lambda more: self._compose([*self.arguments, *more]))
+
+    def _cells(self, config: Any) -> list[Any]:
+        from slm.sweeps.cells import cells_of
+        from slm.sweeps.tuning import known_rates
+
+        rates = known_rates(config) if config.study.lr_policy == "tuned" else None
+        return cells_of(config, self._composer(), recorded=_recorded(config), rates=rates)
+
+    def _tune(self, config: Any) -> None:
+        """Find the learning rate of each shape before any cell that needs it is run."""
+        from slm.sweeps.cells import arms_of
+        from slm.sweeps.tuning import tune
+
+        tune(list(arms_of(config, self._composer())), _recorded(config), self._run_to_end)
+
+    def _run_to_end(self, cells: Sequence[Any]) -> None:
+        from slm.sweeps.running import run_study
+
+        study = cells[0].spec.config.study
+        run_study(
+            cells,
+            self._launch,
+            batch=self._batch,
+            rerun=cells[0].spec.config.rerun,
+            retry_failed=study.retry_failed,
+            max_failures=study.max_failures,
+        )
+
+    def _run(self, cells: Sequence[Any]) -> Exception | None:
+        """Launch what is not done; the error that says which cells failed, if any did."""
+        from hydra_plugins.slm_study.planning import power_of, refusals_of, refused
+        from slm.errors import Refused
+        from slm.sweeps.plan import design_warnings, totals
+
+        config = cells[0].spec.config
+        left = sum(not cell.is_done for cell in cells)
+        log.info("%s; %d to run", totals(cells), len(cells) if config.rerun else left)
         for warning in design_warnings(cells):
             log.info("%s", warning)
-        # A trunk with a branch to do is handed over whole: its finished ones are passed over there.
-        jobs = [job for job in jobs_of(cells) if any(id(cell) in todo for cell in job.cells)]
-        if jobs:
-            launched = [[*arguments, *job.overrides] for job in jobs]
-            self.launcher.launch(launched, initial_job_idx=0)
-        states = {cell.run.path: cell.run.state() for cell in cells}
-        for path in (path for path, state in states.items() if state == "diverged"):
-            log.warning("diverged: %s", path)
-        failed = {path: state for path, state in states.items() if state not in DONE}
-        if failed:
-            lines = [f"  {state}: {path}" for path, state in failed.items()]
-            return RunError(
-                "\n".join([f"{len(failed)} of {len(cells)} cells did not finish:", *lines])
-            )
+        refusals = refusals_of(cells, power_of(cells)) if left else []
+        if refusals:
+            raise Refused("\n".join([*(f"REFUSED {line}" for line in refusals), refused(config)]))
+        try:
+            self._run_to_end(cells)
+        except RunError as error:
+            return error
         return None
 
+    def _launch(self, jobs: Sequence[Any]) -> None:
+        launched = [[*self.arguments, *job.overrides] for job in jobs]
+        self.launcher.launch(launched, initial_job_idx=0)
 
-def _any_finished(cells: Sequence[Any]) -> bool:
-    return any(cell.run.state() == "finished" for cell in cells)
+    @property
+    def _batch(self) -> int | None:
+        if self.max_batch_size is not None:
+            return self.max_batch_size
+        return 1 if type(self.launcher).__module__ == ONE_PROCESS else None
+
+
+def _recorded(config: Any) -> dict[str, Any]:
+    from slm.sweeps.ledger import read_results
+
+    return {} if config.study.results is None else read_results(Path(config.study.results))
+
+
+def _collect(config: Any, cells: Sequence[Any]) -> None:
+    """Add what finished here to the study's file of results."""
+    from slm.sweeps.ledger import write_results
+
+    if config.study.results is None:
+        fix = f"for example study.results=results/{config.study.name}.jsonl"
+        rule = "names the file that action=collect writes"
+        raise ConfigError([Problem("study.results", None, rule, fix)])
+    known = _recorded(config)
+    found = {c.spec.run_id: c.run.result() for c in cells if c.run.state() == "finished"}
+    new = {run_id: result for run_id, result in found.items() if run_id not in known}
+    write_results(Path(config.study.results), {**known, **new})
+    log.info(
+        "%s: %d results, %d of them new", config.study.results, len(known) + len(new), len(new)
+    )
 
 
 def _refuse_what_the_study_decides(arguments: list[str]) -> None:
@@ -120,31 +189,3 @@ def _refuse_what_the_study_decides(arguments: list[str]) -> None:
             problems.append(Problem(key, given, "a study makes its own cells", "give one value"))
     if problems:
         raise ConfigError(problems)
-
-
-def _show(cells: Sequence[Any], *, plan: bool) -> None:
-    from rich.console import Console
-
-    from slm.sweeps.plan import cells_table, design_warnings, ladder_table, totals
-
-    console = Console(width=None if Console().is_terminal else 160)
-    if plan:
-        console.print(ladder_table(cells))
-    console.print(cells_table(cells))
-    console.print(totals(cells))
-    for warning in design_warnings(cells) if plan else ():
-        console.print(warning, soft_wrap=True)
-
-
-def _report(study: Path, cells: Sequence[Any], analysis: str) -> None:
-    from analysis.khop import write_khop_report  # pandas and matplotlib take a second
-    from analysis.lr_transfer import write_lr_report
-    from analysis.report import write_report
-
-    ids = {cell.spec.run_id for cell in cells}
-    if analysis == "lr_transfer":
-        write_lr_report(study, study / "report", ids)
-    elif analysis == "khop":
-        write_khop_report(study, study / "report", ids)
-    else:
-        write_report(study, study / "report", only=ids)

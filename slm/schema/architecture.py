@@ -5,7 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from slm.schema.types import Count, FractionBelowOne, Index, Name, ParametrizationKind, Positive, section
+from slm.schema.types import (
+    Count,
+    FractionBelowOne,
+    Index,
+    Name,
+    ParametrizationKind,
+    Positive,
+    section,
+)
 
 
 @section

@@ -58,10 +58,9 @@ def cells_of(
     cells: list[Cell] = []
     problems: dict[Problem, None] = {}  # the same mistake shows in many cells
     for arm in arms_of(config, compose):
-        if rates is not None and arm.key in rates:
-            arm = arm.deciding({"lr": rates[arm.key]})
+        own = arm.deciding({"lr": rates[arm.key]}) if rates and arm.key in rates else arm
         try:
-            cells += _cells_of_arm(arm, recorded or {})
+            cells += _cells_of_arm(own, recorded or {})
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
@@ -148,7 +147,8 @@ def with_own_batch(arm: Arm) -> Arm:
         return arm
     one = resolve(replace(config, budget=BudgetConfig(tokens=1)))
     tokens = min(
-        budget.amount * (one.reference_flops_per_token / 6 if budget.unit == "tokens_per_param" else 1)
+        budget.amount
+        * (one.reference_flops_per_token / 6 if budget.unit == "tokens_per_param" else 1)
         for budget in _budgets_of(config)
     )
     sequences = batch // config.model.seq_len

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -13,15 +14,17 @@ from slm.architecture.memory import in_units
 from slm.architecture.shapes import ModelShape, count_parameters
 from slm.micro_batch import micro_batch_of, planned_accelerator
 from slm.run_spec import RunSpec
-from slm.sweeps.study import Cell, jobs_of
+from slm.sweeps.estimate import (
+    Throughput,
+    in_hours,
+    jobs_at_once,
+    train_tokens_of,
+    wall_seconds,
+)
+from slm.sweeps.study import Cell, Rung, jobs_of
 
 MAX_EMBEDDING_SHARE = 0.20  # above this the vocabulary taxes wide shapes (method: what to count)
 MIN_STEPS = 1000
-MIN_SIZES_FOR_EXPONENT = 4
-MIN_BUDGETS_FOR_EXPONENT = 2
-
-
-Rung = int | str
 
 
 def rung_mismatch(cells: Sequence[Cell]) -> dict[Rung, float]:
@@ -45,14 +48,13 @@ def _shapes(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def design_warnings(cells: Sequence[Cell]) -> list[str]:
-    """Broken design rules, each a sentence; REFUSED ones name what must not be estimated."""
-    compares_families = cells[0].spec.config.study.analysis == "families"
+    """Broken rules about shapes and budgets, each a sentence."""
     return [
         *_shape_warnings(cells),
         *_twin_families(cells),
         *_twin_rungs(cells),
-        *(_exponent_refusals(cells) if compares_families else ()),
         *_short_cells(cells),
+        *_unverified_rates(cells),
     ]
 
 
@@ -99,22 +101,36 @@ def _twin_rungs(cells: Sequence[Cell]) -> Iterator[str]:
             yield f"WARN {family}: {listed} are both {label}, apart in d_ff alone"
 
 
-def _exponent_refusals(cells: Sequence[Cell]) -> Iterator[str]:
-    sizes = {cell.rung for cell in cells}
-    budgets = {cell.spec.config.budget for cell in cells}
-    families = {cell.family for cell in cells}
-    if len(sizes) < MIN_SIZES_FOR_EXPONENT:
-        yield f"REFUSED exponents: {len(sizes)} sizes, at least {MIN_SIZES_FOR_EXPONENT} are needed"
-    if len(budgets) < MIN_BUDGETS_FOR_EXPONENT:
-        yield "REFUSED exponents: one token budget cannot tell size from data"
-    if len(families) < 2:
-        yield "REFUSED comparison: one family"
-
-
 def _short_cells(cells: Sequence[Cell]) -> Iterator[str]:
     short = sum(cell.spec.steps < MIN_STEPS for cell in cells)
     if short:
         yield f"WARN {short} of {len(cells)} cells take fewer than {MIN_STEPS} optimizer steps"
+
+
+def _unverified_rates(cells: Sequence[Cell]) -> Iterator[str]:
+    config = cells[0].spec.config
+    if config.study.lr_policy == "transfer" and config.study.lr_audit is None:
+        yield (
+            "WARN one learning rate for all shapes is not verified in this recipe; run a study such as "
+            "lr_audit in it and name its result in study.lr_audit"
+        )
+
+
+def too_many_epochs(cells: Sequence[Cell]) -> list[str]:
+    """Cells that would repeat the text more often than data.max_epochs allows, as refusals."""
+    config = cells[0].spec.config
+    text = train_tokens_of(config)
+    if text is None:
+        return []
+    over = [cell for cell in cells if cell.spec.tokens > config.data.max_epochs * text]
+    if not over:
+        return []
+    most = max(cell.spec.tokens for cell in over) / text
+    return [
+        f"data.max_epochs={config.data.max_epochs:g}: {len(over)} of {len(cells)} cells would repeat "
+        f"the training text of {text:,} tokens up to {most:.1f} times (more text, smaller budgets, or "
+        f"data.max_epochs={math.ceil(most)})"
+    ]
 
 
 def ladder_table(cells: Sequence[Cell]) -> Table:
@@ -170,29 +186,54 @@ def _rung_label(rung: Rung) -> str:
     return f"{rung:,}" if isinstance(rung, int) else rung
 
 
-def cells_table(cells: Sequence[Cell]) -> Table:
-    """One row a cell, with its state and, when finished, its loss."""
+def cells_table(cells: Sequence[Cell], throughput: Throughput) -> Table:
+    """One row a cell in the order of the jobs, those of one trunk together, with the job's hours."""
+    text = train_tokens_of(cells[0].spec.config)
     table = _table(
-        "cells, cheapest first",
+        "cells in their order of running; hours are those of a trunk with all its branches",
         left=("family", "shape", *(["varied"] if cells[0].varied else []), "state"),
-        right=("tokens", "D/N_flop", "steps", "FLOPs", "seed", "nats/token"),
+        right=("tokens", "D/N_flop", "epochs", "batch", "steps", "FLOPs", "seed", "lr", "hours"),
     )
-    for cell in cells:
-        spec, result = cell.spec, cell.run.result()
-        loss = None if result is None else result.val_loss_nats_per_token
-        table.add_row(
-            cell.family,
-            spec.shape.label,
-            *([" ".join(_leaf(override) for override in cell.varied)] if cell.varied else []),
-            cell.run.state(),
-            f"{spec.tokens:,}",
-            f"{spec.tokens_per_param:.3g}",
-            f"{spec.steps:,}",
-            f"{spec.flops:.2g}",
-            str(spec.config.seed),
-            "" if loss is None else f"{loss:.4f}",
-        )
+    for job in jobs_of(cells):
+        seconds = throughput.seconds(job)
+        for cell in job.cells:
+            spec = cell.spec
+            table.add_row(
+                cell.family,
+                spec.shape.label,
+                *([" ".join(_leaf(o) for o in cell.varied)] if cell.varied else []),
+                cell.state,
+                f"{spec.tokens:,}",
+                f"{spec.tokens_per_param:.3g}",
+                "?" if text is None else f"{spec.tokens / text:.2f}",
+                f"{spec.batch_tokens:,}",
+                f"{spec.steps:,}",
+                f"{spec.flops:.2g}",
+                str(spec.config.seed),
+                f"{spec.config.optimizer.lr:.2g}",
+                in_hours(seconds) if cell is job.cells[-1] else "",
+            )
     return table
+
+
+def hours_said(cells: Sequence[Cell], throughput: Throughput) -> str:
+    """What the unfinished jobs will take, and on what that rests."""
+    jobs = [job for job in jobs_of(cells) if not all(cell.is_done for cell in job.cells)]
+    seconds = [each for job in jobs if (each := throughput.seconds(job)) is not None]
+    if len(seconds) < len(jobs):
+        return (
+            "hours are not known: plan.probe=true measures throughput here; plan.device_flops=989e12 "
+            "plan.mfu=0.4 states it (an H100 in bf16)"
+        )
+    if not jobs:
+        return "nothing is left to run"
+    at_once = jobs_at_once(cells[0].spec.config)
+    wall, longest = wall_seconds(seconds, at_once), max(seconds)
+    devices = "one device" if at_once == 1 else f"{at_once} at once"
+    return (
+        f"{len(jobs)} jobs, {in_hours(sum(seconds))} device-hours by {throughput.source}: "
+        f"{in_hours(wall)} hours with {devices}, the longest job {in_hours(longest)}"
+    )
 
 
 def _leaf(override: str) -> str:

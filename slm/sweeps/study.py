@@ -12,6 +12,7 @@ from slm.run_spec import RunSpec
 from slm.schema import BudgetConfig
 from slm.tracking.record import RunDirectory
 from slm.tracking.result import RunResult, State
+from slm.tracking.trunk import Trunk
 
 Rung = int | str
 DONE: frozenset[State] = frozenset({"finished", "diverged"})  # a divergence is a result
@@ -108,6 +109,11 @@ class Job:
     @property
     def flops(self) -> int:
         return self.tokens * self.cells[0].spec.flops_per_token
+
+    @property
+    def trunk(self) -> Trunk | None:
+        """What its branches share."""
+        return Trunk.of(self.cells[0].spec) if len(self.cells) > 1 else None
 
     @property
     def is_replicate(self) -> bool:

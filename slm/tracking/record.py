@@ -35,6 +35,7 @@ from slm.schema import to_tree
 from slm.tracking.lease import HeldLease, Lease
 from slm.tracking.result import SCHEMA_VERSION, RunResult, State
 
+TAIL_BYTES = 16_384
 SUPERSEDED = ".superseded"
 START_OVER = "start over with rerun=true (the old run is kept aside)"
 
@@ -53,6 +54,7 @@ class RunDirectory:
         self.path = path
         self._owner: dict[str, Any] = {}
         self._is_running = False
+        self._failure = ""
         self._status_lock = threading.Lock()
 
     @classmethod
@@ -74,6 +76,13 @@ class RunDirectory:
     @property
     def lease(self) -> Lease:
         return Lease(self.path / "lock")
+
+    def failure(self) -> str:
+        """The error that the run failed with, in a line; empty if it did not fail."""
+        try:
+            return str(read_json(self.path / "status.json").get("failure", ""))
+        except (OSError, json.JSONDecodeError):
+            return ""
 
     def is_busy(self) -> bool:
         """Whether a live process holds the run."""
@@ -179,7 +188,8 @@ class RunDirectory:
         except ConfigError:  # found late, before any step: nothing has failed
             ending = "planned"
             raise
-        except BaseException:
+        except BaseException as error:
+            self._failure = _in_a_line(error)
             with suppress(OSError):  # what is to be told is the error itself, be the disk full
                 write_text(self.path / "traceback.txt", traceback.format_exc())
             raise
@@ -195,7 +205,10 @@ class RunDirectory:
 
     def write_status(self, state: State) -> None:
         with self._status_lock:
-            status = {"state": state, "heartbeat": time.time(), "owner": self._owner}
+            status: dict[str, Any] = {"state": state, "heartbeat": time.time()}
+            status["owner"] = self._owner
+            if state == "failed":
+                status["failure"] = self._failure
             write_json(self.path / "status.json", status)
 
     def write_env(self, env: Mapping[str, Any]) -> None:
@@ -218,6 +231,22 @@ class RunDirectory:
         lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         return [line for line in lines if json.loads(line)[STEP] <= step]
 
+    def last_metrics(self) -> dict[str, float]:
+        """The newest value of each key within the last rows, without reading all of a long record."""
+        latest: dict[str, float] = {}
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return latest
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = stream.read().decode("utf-8", errors="replace").splitlines()
+        for line in lines:
+            with suppress(json.JSONDecodeError):  # the first was cut, the last is being written
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    latest.update(row)
+        return latest
+
     def read_metrics(self) -> list[dict[str, float]]:
         """Rows by step; where a resumed run repeated a step, the last row wins."""
         path = self.path / "metrics.jsonl"
@@ -229,6 +258,11 @@ class RunDirectory:
                 continue  # the last line of a run that is being written or was killed
             rows.setdefault(row[STEP], {}).update(row)
         return [rows[step] for step in sorted(rows)]
+
+
+def _in_a_line(error: BaseException) -> str:
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
 def _differing_keys(

@@ -1,0 +1,35 @@
+"""`action=report`: the study's analysis of what is finished, and what is missing."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from slm.sweeps.study import Cell
+
+log = logging.getLogger("slm")
+
+
+def write_report(cells: Sequence[Cell]) -> None:
+    """Write it beside the runs, and say which cells are not in it."""
+    from analysis.khop import write_khop_report  # pandas and matplotlib take a second
+    from analysis.lr_transfer import write_lr_report
+    from analysis.report import write_report as write_families_report
+
+    config = cells[0].spec.config
+    study = Path(config.runs_dir) / config.study.name
+    ids = {cell.spec.run_id for cell in cells}
+    writers = {
+        "lr_transfer": write_lr_report,
+        "khop": write_khop_report,
+    }
+    if config.study.analysis in writers:
+        writers[config.study.analysis](study, study / "report", ids)
+    else:
+        write_families_report(study, study / "report", only=ids)
+    missing = Counter(cell.state for cell in cells if cell.state != "finished")
+    if missing:
+        states = ", ".join(f"{count} {state}" for state, count in missing.most_common())
+        log.warning("not in the report: %d of %d cells (%s)", missing.total(), len(cells), states)
