@@ -28,7 +28,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from slm.errors import ConfigError, Problem
+from slm.errors import ConfigError, InUse, Problem
 from slm.tracking.environment import available_cores
 from slm.training.launch import check_alone
 
@@ -68,6 +68,7 @@ class LocalLauncher(Launcher):
         self.jobs_per_gpu = jobs_per_gpu
         self._running: set[subprocess.Popen[str]] = set()
         self._stopping = threading.Event()
+        self._failed = 0
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -134,17 +135,24 @@ class LocalLauncher(Launcher):
     ) -> JobReturn:
         job = JobReturn(overrides=list(overrides))
         job.status, job.return_value = JobStatus.FAILED, RuntimeError("not started")
-        if self._stopping.is_set():
-            return job
-        start_seconds, gpus = time.monotonic(), free.get()
+        gpus = free.get()
+        start_seconds = time.monotonic()
         try:
+            if self._stopping.is_set() or self._is_enough():
+                return job
             code, lines = self._call(overrides, gpus)
+            is_failed = code not in {0, InUse.exit_code} and not self._stopping.is_set()
+            self._failed += is_failed
         finally:
             free.put(gpus)
-        took, name = time.monotonic() - start_seconds, " ".join(overrides)
+        took = time.monotonic() - start_seconds
+        name = " ".join(override for override in overrides if not override.endswith("=null"))
         if code == 0:
             log.info("%s %s: %s (%.0f s)", place, name, lines[-1], took)
             job.status, job.return_value = JobStatus.COMPLETED, None
+            return job
+        if code == InUse.exit_code:
+            log.info("%s %s: %s", place, name, lines[-1])
             return job
         # torchrun has a code of its own, whatever that of its processes.
         is_saved = code == 128 + signal.SIGINT or lines[-1].startswith("interrupted by SIGINT")
@@ -155,6 +163,11 @@ class LocalLauncher(Launcher):
         log.error("%s %s: FAILED with exit code %d\n%s", place, name, code, shown)
         job.return_value = RuntimeError(lines[-1])
         return job
+
+    def _is_enough(self) -> bool:
+        """Whether so many jobs have failed that no other is begun."""
+        limit = self.config.study.max_failures
+        return limit is not None and self._failed >= limit
 
     def _call(self, overrides: Sequence[str], gpus: str | None) -> tuple[int, list[str]]:
         """The exit code of a run and what it said, without what torchrun has to say of it."""

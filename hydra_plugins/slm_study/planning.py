@@ -58,7 +58,7 @@ def show_plan(cells: Sequence[Cell]) -> None:
     console.print(totals(cells))
     console.print(hours_said(cells, throughput), soft_wrap=True)
     power = power_of(cells)
-    if power is not None and power.se_difference or power and power.se_exponent:
+    if power is not None and (power.se_difference or power.se_exponent):
         console.print()
         console.print(power_table(power, config))
         for line in _next_runs(cells, power):

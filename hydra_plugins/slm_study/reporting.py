@@ -15,21 +15,29 @@ log = logging.getLogger("slm")
 def write_report(cells: Sequence[Cell]) -> None:
     """Write it beside the runs, and say which cells are not in it."""
     from analysis.khop import write_khop_report  # pandas and matplotlib take a second
+    from analysis.lr_audit import write_lr_audit
     from analysis.lr_transfer import write_lr_report
     from analysis.report import write_report as write_families_report
 
     config = cells[0].spec.config
     study = Path(config.runs_dir) / config.study.name
-    ids = {cell.spec.run_id for cell in cells}
-    writers = {
-        "lr_transfer": write_lr_report,
-        "khop": write_khop_report,
-    }
-    if config.study.analysis in writers:
-        writers[config.study.analysis](study, study / "report", ids)
+    out, ids = study / "report", {cell.spec.run_id for cell in cells}
+    kind = config.study.analysis
+    if kind == "lr_transfer":
+        write_lr_report(study, out, ids)
+    elif kind == "lr_audit":
+        write_lr_audit(study, out, ids, _common_rate(cells))
+    elif kind == "khop":
+        write_khop_report(study, out, ids)
     else:
-        write_families_report(study, study / "report", only=ids)
+        write_families_report(study, out, only=ids)
     missing = Counter(cell.state for cell in cells if cell.state != "finished")
     if missing:
         states = ", ".join(f"{count} {state}" for state, count in missing.most_common())
         log.warning("not in the report: %d of %d cells (%s)", missing.total(), len(cells), states)
+
+
+def _common_rate(cells: Sequence[Cell]) -> float:
+    """The rate in the middle of the grid: the one that the audited study uses."""
+    rates = sorted({cell.spec.config.optimizer.lr for cell in cells})
+    return rates[len(rates) // 2]

@@ -21,12 +21,21 @@ from tests.conftest import ROOT
 CONF = ROOT / "conf"
 # What an option needs besides itself to be a whole config.
 COMPANIONS = {
+    ("family", "arm_a"): ["ladder.aspect_ratios.arm=11"],
+    ("family", "arm_b"): ["ladder.aspect_ratios.arm=11"],
+    ("family", "thinnest"): ["ladder.aspect_ratios.thinnest=2"],
+    ("family", "widest"): ["ladder.aspect_ratios.widest=50", "size=800k"],
+    ("family", "gqa_4"): ["size=800k"],
+    ("family", "shared"): ["size=200k"],
     ("family", "custom"): ["model=tiny"],
     ("family", "mobilellm"): ["model=mobilellm_125m"],
     ("family", "tied"): ["model=d512"],
     ("family", "tied_deeper"): ["model=d512"],
     ("family", "untied"): ["model=d512"],
-    ("study", "sub1b"): ["size=125m"],
+    ("study", "sub1b"): ["size=140m"],
+    ("study", "small"): ["size=2m"],
+    ("study", "gqa"): ["size=1.6m"],
+    ("study", "layer_sharing"): ["size=1.6m"],
     ("data", "text_files"): [f"data.files=[{ROOT}/*.md]"],
     ("data", "jsonl"): [f"data.files=[{ROOT}/*.md]"],  # read when it is prepared, not before
     ("data", "parquet"): [f"data.files=[{ROOT}/*.md]"],

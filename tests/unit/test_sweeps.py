@@ -15,7 +15,7 @@ from slm.schema import Config
 from slm.sweeps.cells import Compose, cells_of
 from slm.sweeps.plan import design_warnings, rung_mismatch
 from slm.sweeps.rules import check_study
-from slm.sweeps.study import Cell
+from slm.sweeps.study import Cell, jobs_of
 from tests.conftest import merged
 
 FAMILIES = {
@@ -96,16 +96,10 @@ def test_overrides_make_the_same_run(cells: list[Cell], tiny_config: Callable[..
 
 def test_design_rules_speak(cells: list[Cell]) -> None:
     assert design_warnings(cells) == ["WARN 24 of 32 cells take fewer than 1000 optimizer steps"]
-    one_budget = [c for c in cells if c.spec.tokens_per_param == 2]
-    assert any("one token budget" in line for line in design_warnings(one_budget))
-    one_family = [c for c in cells if c.family == "deep_thin"]
-    assert any("one family" in line for line in design_warnings(one_family))
     twin = replace(cells[0], rung=81_000)
     assert any("are both L2-d56" in line for line in design_warnings([*cells, twin]))
     named_twice = replace(cells[0], family="renamed")
     assert any("are the same shape" in line for line in design_warnings([*cells, named_twice]))
-    small = [c for c in cells if c.rung in {80_000, 128_000}]
-    assert "REFUSED exponents: 2 sizes, at least 4 are needed" in design_warnings(small)
 
 
 def test_an_empty_study_says_what_it_lacks(tiny_config: Callable[..., Config]) -> None:
@@ -164,3 +158,64 @@ def test_two_cells_of_one_run_are_refused(
 def test_a_rung_is_a_size_or_a_model_and_not_both(tiny_config: Callable[..., Config]) -> None:
     with pytest.raises(ConfigError, match="set one of them to"):
         check_study(tiny_config(**merged(STUDY, {"study": {"models": ["preset"]}})))
+
+
+def test_extra_seeds_go_to_the_ends_and_the_middle_and_come_last(
+    tiny_config: Callable[..., Config],
+) -> None:
+    compose = composer(tiny_config, seeds=[0], anchor_seeds=[1, 2])
+    cells = cells_of(compose([], {}), compose)
+    seeds: dict[int | str, set[int]] = {}
+    for cell in cells:
+        seeds.setdefault(cell.rung, set()).add(cell.spec.config.seed)
+    assert seeds == {80_000: {0, 1, 2}, 128_000: {0}, 256_000: {0, 1, 2}, 400_000: {0, 1, 2}}
+    jobs = jobs_of(cells)
+    assert [job.is_replicate for job in jobs] == sorted(job.is_replicate for job in jobs)
+    first = [job.flops for job in jobs if not job.is_replicate]
+    assert first == sorted(first) and len(first) == 2 * 4
+
+
+def test_the_batch_of_a_rung_shrinks_until_its_shortest_budget_has_enough_steps(
+    tiny_config: Callable[..., Config],
+) -> None:
+    compose = composer(tiny_config, min_steps=300)
+    cells = cells_of(compose([], {}), compose)
+    batches = {}
+    for cell in cells:
+        batches.setdefault(cell.rung, set()).add(cell.spec.batch_tokens)
+        assert cell.spec.steps >= 300
+        assert f"optimizer.global_batch_tokens={cell.spec.batch_tokens}" in cell.overrides
+        assert resolve(compose(cell.overrides, {})).run_id == cell.spec.run_id
+    assert all(len(batch) == 1 for batch in batches.values())  # the same for all families
+    sizes = [min(batches[rung]) for rung in sorted(batches)]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1] == 1024
+    assert len({cell.spec.recipe_id for cell in cells}) == 1
+
+
+def test_a_flop_budget_buys_a_rung_equal_tokens(tiny_config: Callable[..., Config]) -> None:
+    compose = composer(tiny_config, tokens_per_param=[], flops=[2e11, 1e12])
+    tokens: dict[tuple[int | str, float], set[int]] = {}
+    for cell in cells_of(compose([], {}), compose):
+        near = min((2e11, 1e12), key=lambda asked: abs(cell.spec.flops - asked))
+        assert abs(cell.spec.flops / near - 1) < 0.03
+        tokens.setdefault((cell.rung, near), set()).add(cell.spec.tokens)
+    assert len(tokens) == 4 * 2 and all(len(found) == 1 for found in tokens.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"study": {"contrast": ["deep_thin"]}}, "names two families"),
+        ({"study": {"contrast": ["deep_thin", "tall"]}}, "tall is no family of the study"),
+        ({"study": {"lr_policy": "transfer"}, "parametrization": {"kind": "mup"}}, "not by mup"),
+        (
+            {"study": {"lr_policy": "tuned", "grid": {"optimizer.lr": [1e-3]}}},
+            "study.grid varies it too",
+        ),
+    ],
+)
+def test_a_study_that_contradicts_itself(
+    tiny_config: Callable[..., Config], changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_study(tiny_config(**merged(STUDY, changes)))

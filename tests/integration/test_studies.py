@@ -1,0 +1,117 @@
+"""What sweep.py does with a study: plan, failures, results that travel, tuned learning rates."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slm.sweeps.ledger import read_results
+from slm.tracking.record import RunDirectory
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+TINY = ("study=smoke", "study.sizes=[80k]", "study.tokens_per_param=[0.05]")
+
+
+def test_the_seeds_design_is_refused_and_a_good_one_is_not(cli: Cli) -> None:
+    seed = cli("sweep.py", "study=seed_design", "action=plan")
+    assert seed.returncode == 4
+    for reason in ("one family", "single token budget", "correlation of ln N and ln D"):
+        assert any(
+            line.startswith("REFUSED exponents") and reason in line
+            for line in seed.stdout.splitlines()
+        )
+    assert "seed_design is REFUSED" in seed.stderr
+    good = cli("sweep.py", "study=sub1b", "action=plan")
+    assert good.returncode == 0 and "REFUSED" not in good.stdout
+    assert "device-hours by the stated" in good.stdout and "power at 0.01" in good.stdout
+
+
+def test_a_refused_study_is_not_run(cli: Cli, tmp_path: Path) -> None:
+    refused = cli("sweep.py", "study=smoke", "study.claim=exponents", "action=run")
+    assert refused.returncode == 4 and "2 sizes, at least 4 are needed" in refused.stderr
+    assert not list((tmp_path / "runs").glob("smoke/*"))
+
+
+def test_a_plan_knows_how_much_text_there_is(cli: Cli, tmp_path: Path) -> None:
+    asked = (*TINY, "study.tokens_per_param=[3000]", "action=plan")
+    first = cli("sweep.py", *TINY, "action=run")  # prepares the text
+    assert first.returncode == 0, first.stderr
+    plan = cli("sweep.py", *asked)
+    assert plan.returncode == 4
+    assert "would repeat the training text of 15,259,561 tokens up to" in plan.stdout
+
+
+@pytest.mark.slow
+def test_failures_are_told_counted_and_retried_on_request(cli: Cli, tmp_path: Path) -> None:
+    study = ("study=smoke", "study.tokens_per_param=[0.05]", "hydra.launcher.n_jobs=1")
+    blocked = tmp_path / "runs" / "smoke"
+    first = cli("sweep.py", *study, "action=run", "study.max_failures=1")
+    runs = sorted(blocked.glob("*/result.json"))
+    assert first.returncode == 0 and len(runs) == 4
+    for path in runs[:2]:
+        (path.parent / "result.json").unlink()
+        (path.parent / "status.json").unlink()
+        shutil.rmtree(path.parent / "checkpoints")
+        (path.parent / "env.json").unlink()
+        (path.parent / "env.json").mkdir()  # in the way of the file
+    stopped = cli("sweep.py", *study, "action=run", "study.max_failures=1")
+    assert stopped.returncode == 1 and "2 of 4 cells did not finish" in stopped.stderr
+    assert "IsADirectoryError" in stopped.stderr
+    states = [RunDirectory(path.parent).state() for path in runs[:2]]
+    assert sorted(states) == ["failed", "planned"]
+    status = cli("sweep.py", *study, "action=status")
+    assert status.returncode == 3 and "IsADirectoryError" in status.stdout
+    for path in runs[:2]:
+        (path.parent / "env.json").rmdir()
+    again = cli("sweep.py", *study, "action=run")
+    assert again.returncode == 1 and "1 of 4 cells did not finish" in again.stderr
+    assert "study.retry_failed=true runs failed ones again" in again.stderr
+    retried = cli("sweep.py", *study, "action=run", "study.retry_failed=true")
+    assert retried.returncode == 0, retried.stderr
+
+
+@pytest.mark.slow
+def test_a_file_of_results_counts_as_done_elsewhere(cli: Cli, tmp_path: Path) -> None:
+    kept = f"study.results={tmp_path / 'results' / 'smoke.jsonl'}"
+    assert cli("sweep.py", *TINY, "action=run").returncode == 0
+    assert "names the file" in cli("sweep.py", *TINY, "action=collect").stderr
+    collected = cli("sweep.py", *TINY, kept, "action=collect")
+    assert collected.returncode == 0 and "2 results, 2 of them new" in collected.stderr
+    shutil.rmtree(tmp_path / "runs")
+    fresh = cli("sweep.py", *TINY, kept)
+    assert fresh.returncode == 0 and "0 to run" in fresh.stderr, fresh.stderr
+    assert not list((tmp_path / "runs").glob("smoke/*/result.json"))
+    assert (tmp_path / "runs" / "smoke" / "report" / "report.md").exists()
+    more = cli("sweep.py", *TINY, kept, "study.seeds=[0,1]", "action=run")
+    assert more.returncode == 0 and "2 to run" in more.stderr
+    assert len(read_results(tmp_path / "results" / "smoke.jsonl")) == 2
+    again = cli("sweep.py", *TINY, kept, "study.seeds=[0,1]", "action=collect")
+    assert "4 results, 2 of them new" in again.stderr
+
+
+@pytest.mark.slow
+def test_rates_are_tuned_until_the_best_is_inside(cli: Cli, tmp_path: Path) -> None:
+    study = (*TINY, "study.tokens_per_param=[0.1,0.3]", "study.lr_policy=tuned")
+    # So low that the best rate lies beyond the first grid.
+    done = cli("sweep.py", *study, "optimizer.lr=1e-3", "action=run")
+    assert done.returncode == 0, done.stderr
+    tuning = json.loads((tmp_path / "runs" / "smoke" / "lr_tuning.json").read_text())["shapes"]
+    assert {shape["family"] for shape in tuning} == {"deep_thin", "wide_shallow"}
+    for shape in tuning:
+        rates = sorted(shape["losses"], key=float)
+        best = min(rates, key=lambda rate: shape["losses"][rate])
+        assert float(best) == shape["lr"] and rates[0] != best != rates[-1] and len(rates) > 3
+        assert shape["curvature_nats"] > 0 and shape["penalty_nats"] >= 0
+        used = {
+            json.loads(path.read_text())["peak_lr"]
+            for path in (tmp_path / "runs" / "smoke").glob(f"{shape['family']}-*/result.json")
+            if json.loads(path.read_text())["tokens_per_param"] == 0.3
+        }
+        assert used == {shape["lr"]}
+    again = cli("sweep.py", *study, "optimizer.lr=1e-3", "action=run")
+    assert again.returncode == 0 and "0 to run" in again.stderr and "jobs" not in again.stderr
