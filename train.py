@@ -7,8 +7,8 @@ from slm.app import run_app, train_job
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> None:
-    train_job(cfg)
+def main(cfg: DictConfig) -> float | None:
+    return train_job(cfg)
 
 
 if __name__ == "__main__":

@@ -205,7 +205,10 @@ def markdown(audit: LrAudit, runs: int, dropped: Counter[str]) -> str:
             f"| {_shown(family['worst_penalty_nats'], '.4f')} nats/token "
             f"| {_shown(family['worst_cost_of_2x_nats'], '.4f')} |"
         )
-    lines += ["", "| family | size | shape | tokens per parameter | best rate | optimum | 2x costs |"]
+    lines += [
+        "",
+        "| family | size | shape | tokens per parameter | best rate | optimum | 2x costs |",
+    ]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for curve in audit.curves:
         edge = "" if curve.is_interior else " (edge)"

@@ -160,8 +160,10 @@ def config_of(cfg: DictConfig) -> Config:
     return load_config({str(key): value for key, value in tree.items()})
 
 
-def train_job(cfg: DictConfig) -> None:
+def train_job(cfg: DictConfig) -> float | None:
     """Train what a composed config asks for, unless it is done; say where everything is.
+
+    Returns the validation loss of its longest run, which a sweeper such as Optuna's makes small.
 
     In a multirun an error is shown and raised, so that the other jobs go on, but a request to stop
     ends them all.
@@ -173,7 +175,7 @@ def train_job(cfg: DictConfig) -> None:
                 log.setLevel(logging.CRITICAL)
             with team.together():
                 config = config_of(cfg)
-            train_all(config, team)
+            return train_all(config, team)
     except SlmError as error:
         if isinstance(error, Interrupted):
             _hand_on(error.signal_number)
@@ -196,8 +198,10 @@ def _hand_on(number: int) -> None:
         signal.raise_signal(number)
 
 
-def train_all(config: Config, team: Team = ALONE) -> None:
+def train_all(config: Config, team: Team = ALONE) -> float | None:
     """The run of a config, or all branches of its trunk; a branch that fails does not stop others.
+
+    Returns the final loss of the longest, in nats per token, where this process leads.
 
     Raises:
         InUse: if somebody else is at this run or this trunk.
@@ -210,10 +214,16 @@ def train_all(config: Config, team: Team = ALONE) -> None:
     trunk = Trunk.of(specs[0])
     with ExitStack() as held:
         if trunk is not None and len(specs) > 1:
-            team.decide(lambda: held.callback(trunk.lease.take().release))
+            team.decide(lambda: _hold(trunk, held))
         if trunk is not None and config.rerun:
             team.decide(trunk.forget)
         _train_each(specs, runs, team)
+    result = runs[-1].result() if team.leads else None
+    return None if result is None else result.val_loss_nats_per_token
+
+
+def _hold(trunk: Trunk, held: ExitStack) -> None:
+    held.callback(trunk.lease.take().release)
 
 
 def _train_each(specs: Sequence[RunSpec], runs: Sequence[RunDirectory], team: Team) -> None:

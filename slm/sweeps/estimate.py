@@ -17,6 +17,7 @@ from slm.sweeps.study import Cell, Job
 from slm.tracking.environment import available_cores
 
 SECONDS_PER_HOUR = 3600
+MANY_HOURS = 100  # of which fractions do not matter
 PROBED = "throughput.json"
 
 
@@ -93,7 +94,10 @@ def jobs_at_once(config: Config) -> int:
 
 
 def in_hours(seconds: float | None) -> str:
-    return "?" if seconds is None else f"{seconds / SECONDS_PER_HOUR:.3g}"
+    if seconds is None:
+        return "?"
+    hours = seconds / SECONDS_PER_HOUR
+    return f"{hours:,.0f}" if hours >= MANY_HOURS else f"{hours:.3g}"
 
 
 def wall_seconds(seconds: Sequence[float], at_once: int) -> float:

@@ -12,6 +12,7 @@ import pytest
 
 from slm.sweeps.ledger import read_results
 from slm.tracking.record import RunDirectory
+from tests.conftest import ROOT, cli_command, cli_env
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 TINY = ("study=smoke", "study.sizes=[80k]", "study.tokens_per_param=[0.05]")
@@ -115,3 +116,31 @@ def test_rates_are_tuned_until_the_best_is_inside(cli: Cli, tmp_path: Path) -> N
         assert used == {shape["lr"]}
     again = cli("sweep.py", *study, "optimizer.lr=1e-3", "action=run")
     assert again.returncode == 0 and "0 to run" in again.stderr and "jobs" not in again.stderr
+
+
+@pytest.mark.slow
+def test_two_sweeps_at_once_share_the_work(tmp_path: Path, cache_dir: Path) -> None:
+    study = ("study=smoke", "study.tokens_per_param=[0.05,0.1]", "study.seeds=[0,1]", "action=run")
+    sweeps = [
+        subprocess.Popen(
+            cli_command("sweep.py", tmp_path, cache_dir, *study, "hydra.launcher.n_jobs=1"),
+            cwd=ROOT, env=cli_env(), stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    said = [sweep.communicate(timeout=400)[1] for sweep in sweeps]
+    assert [sweep.returncode for sweep in sweeps] == [0, 0], said
+    runs = sorted((tmp_path / "runs").glob("smoke/*/result.json"))
+    assert len(runs) == 2 * 2 * 2 * 2
+    for path in runs:
+        begun = [
+            line
+            for line in (path.parent / "log.txt").read_text().splitlines()
+            if " steps, " in line
+        ]
+        assert len(begun) == 1
+        rows = (path.parent / "metrics.jsonl").read_text().splitlines()
+        steps = [json.loads(row)["progress/step"] for row in rows if "train/loss" in row]
+        assert len(steps) == len(set(steps))
+    finished = [sum("finished: validation" in line for line in text.splitlines()) for text in said]
+    assert min(finished) > 0  # both had a part of it
