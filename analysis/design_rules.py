@@ -28,26 +28,29 @@ Labels = Sequence[Hashable] | NDArray[Any]
 Floats = NDArray[np.float64]
 
 
-def exponent_refusals(family: Labels, size: Labels, n: ArrayLike, tokens: ArrayLike) -> list[str]:
+def exponent_refusals(
+    family: Labels, size: Labels | None, n: ArrayLike, tokens: ArrayLike
+) -> list[str]:
     """Why the exponents of a joint law in N and D cannot be told; empty if they can.
 
     Args:
         family: label of each run.
-        size: label of each run's size (a rung, a shape), compared within a family.
+        size: label of each run's size (a rung, a shape), compared within a family. None: values of N
+            are counted, and need not recur at another budget, as in a cloud of points.
         n: N of each run, in any definition, above 0.
         tokens: D of each run, above 0.
     """
-    family, size = labels(family), labels(size)
-    n, tokens = np.asarray(n, float), np.asarray(tokens, float)
+    family, n, tokens = labels(family), np.asarray(n, float), np.asarray(tokens, float)
+    size = None if size is None else labels(size)
     found: list[str] = []
     for name in dict.fromkeys(family):
         own = family == name
-        sizes = list(dict.fromkeys(size[own]))
         called = f"{name}: " if len(set(family)) > 1 else ""
-        if len(sizes) < MIN_SIZES:
-            missing = MIN_SIZES - len(sizes)
+        sizes = [] if size is None else list(dict.fromkeys(size[own]))
+        count = distinct(n[own]) if size is None else len(sizes)
+        if count < MIN_SIZES:
             found.append(
-                f"{called}{len(sizes)} sizes, at least {MIN_SIZES} are needed; run {missing} more"
+                f"{called}{count} sizes, at least {MIN_SIZES} are needed; run {MIN_SIZES - count} more"
             )
         single = [s for s in sizes if distinct(tokens[own & (size == s)]) < MIN_BUDGETS]
         if single:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +23,8 @@ class Contrast:
     `pairs` has a row per (rung, token budget), `unpaired` counts the runs of the two families without
     a partner. `summary` has a row per token budget. Its endpoint is `largest`: the regression of the
     differences on ln FLOPs, read at the largest pair, with a 95% t interval (k - 2 degrees of
-    freedom) and a p-value, Holm-adjusted over the budgets. `mean` and `sd` over pairs describe; they
+    freedom) and a p-value, Holm-adjusted over the budgets, as `largest_low_holm` and `largest_high_holm`
+    are. `mean` and `sd` over pairs describe; they
     treat the difference as the same at all sizes (k - 1). The unit of replication is the pair of
     shapes, never the seed alone.
     """
@@ -36,13 +39,30 @@ class Contrast:
     def matched(self) -> bool:
         return bool((self.pairs["flops_mismatch"].abs() <= MATCH_TOLERANCE).all())
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, a record a row."""
+        return {
+            "deep": self.deep,
+            "wide": self.wide,
+            "pairs_within_3_percent": self.matched,
+            "unpaired_runs": self.unpaired,
+            "summary": self.summary.to_dict(orient="records"),
+            "pairs": self.pairs.to_dict(orient="records"),
+        }
 
-def paired_differences(table: pd.DataFrame, deep: str, wide: str) -> Contrast:
+
+def paired_differences(
+    table: pd.DataFrame,
+    deep: str,
+    wide: str,
+    saved: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Contrast:
     """Pair the runs of two families by rung and tokens, seeds averaged.
 
-    Each difference is corrected to equal FLOPs by the slope of ln loss in ln FLOPs per token at equal
-    tokens, since that is how a pair is mismatched; where sizes and budgets cannot identify the slope,
-    nothing is corrected. Both values are given.
+    Each difference is corrected to equal FLOPs at equal tokens, since that is how a pair is mismatched.
+    `saved`: nats that a model of a given `size` would save per unit of ln FLOPs per token, of a fitted
+    law; without one, a common slope of ln loss is taken from the pairs, and where sizes and budgets cannot
+    identify that, nothing is corrected. Both values are given.
     """
     keys = ["rung", "tokens"]
     values = {
@@ -60,12 +80,26 @@ def paired_differences(table: pd.DataFrame, deep: str, wide: str) -> Contrast:
     pairs["flops_mismatch"] = pairs["flops_deep"] / pairs["flops_wide"] - 1
     pairs["difference"] = pairs["loss_nats_per_token_deep"] - pairs["loss_nats_per_token_wide"]
     mean_loss = (pairs["loss_nats_per_token_deep"] + pairs["loss_nats_per_token_wide"]) / 2
-    correction = mean_loss * _slope_at_equal_tokens(pairs) * np.log1p(pairs["flops_mismatch"])
+    slope = (
+        mean_loss * _slope_at_equal_tokens(pairs)
+        if saved is None
+        else -saved(pairs["size"].to_numpy(dtype=float))
+    )
+    correction = slope * np.log1p(pairs["flops_mismatch"])
     pairs["difference_at_equal_flops"] = pairs["difference"] - correction
     pairs = pairs.sort_values(["budget", "flops"], ignore_index=True)
     summary = pd.DataFrame([_summarize(budget, rows) for budget, rows in pairs.groupby("budget")])
     if len(summary):
-        summary["largest_p_holm"] = holm(summary["largest_p"].to_numpy())
+        p_values = summary["largest_p"].to_numpy()
+        summary["largest_p_holm"] = holm(p_values)
+        half = [
+            _half_width(error, int(pairs) - 2, 1 - rate)
+            for error, pairs, rate in zip(
+                summary["largest_se"], summary["pairs"], holm_limits(p_values), strict=True
+            )
+        ]
+        summary["largest_low_holm"] = summary["largest"] - half
+        summary["largest_high_holm"] = summary["largest"] + half
     return Contrast(deep, wide, pairs, summary, unpaired)
 
 
@@ -110,6 +144,7 @@ def _summarize(budget: object, rows: pd.DataFrame) -> dict[str, float | int]:
         "mean_high": mean + half,
         "largest_flops": float(rows["flops"].max()),
         "largest": largest,
+        "largest_se": standard_error,
         "largest_low": largest - largest_half,
         "largest_high": largest + largest_half,
         "largest_p": _two_sided_p(largest, standard_error, k - 2),
@@ -132,13 +167,24 @@ def _at_largest(log_flops: np.ndarray, differences: np.ndarray) -> tuple[float, 
     return estimate, residual_sd * math.sqrt(leverage)
 
 
-def _half_width(standard_error: float, degrees_of_freedom: int) -> float:
-    if degrees_of_freedom < 1:
+def _half_width(
+    standard_error: float, degrees_of_freedom: int, confidence: float = CONFIDENCE
+) -> float:
+    if degrees_of_freedom < 1 or math.isnan(confidence):
         return math.nan
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees_of_freedom)) * standard_error
+    return float(stats.t.ppf((1 + confidence) / 2, degrees_of_freedom)) * standard_error
 
 
 def _two_sided_p(estimate: float, standard_error: float, degrees_of_freedom: int) -> float:
     if degrees_of_freedom < 1 or not standard_error > 0:
         return math.nan
     return float(2 * stats.t.sf(abs(estimate) / standard_error, degrees_of_freedom))
+
+
+def holm_limits(p_values: np.ndarray, level: float = 1 - CONFIDENCE) -> np.ndarray:
+    """Error rate of each interval that matches Holm's steps: level / (m - rank), rank from 0."""
+    defined = [int(i) for i in np.argsort(p_values, kind="stable") if not math.isnan(p_values[i])]
+    rates = np.full(len(p_values), math.nan)
+    for rank, index in enumerate(defined):
+        rates[index] = level / (len(defined) - rank)
+    return rates

@@ -15,7 +15,7 @@ log = logging.getLogger("slm")
 def write_report(cells: Sequence[Cell]) -> None:
     """Write it beside the runs, and say which cells are not in it."""
     from analysis.khop import write_khop_report  # pandas and matplotlib take a second
-    from analysis.lr_audit import write_lr_audit
+    from analysis.lr_audit_report import write_lr_audit
     from analysis.lr_transfer import write_lr_report
     from analysis.report import write_report as write_families_report
 
