@@ -241,6 +241,8 @@ def _fit(
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         # Workers are a config choice; memory-mapped tokens need none.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # A run is started by whom its launcher chooses; that there is an `srun` here is no matter.
+        warnings.filterwarnings("ignore", message=".*`srun` command.*")
         resume = None if begin is None else begin.checkpoint
         trainer.fit(module, tokens, ckpt_path=resume, weights_only=True)
     if loop.validation.last is None or loop.validation.last.step != trainer.max_steps:
@@ -271,31 +273,28 @@ def build_trainer(
         callbacks.append(ProgressDisplay(spec))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     own = f"cuda:{team.local_rank}" if accelerator == "gpu" else "cpu"
-    with warnings.catch_warnings():
-        # A run is started by whom its launcher chooses; that there is an `srun` here is no matter.
-        warnings.filterwarnings("ignore", message=".*srun.*")
-        return Trainer(
-            accelerator=accelerator,
-            devices=[team.local_rank] if accelerator == "gpu" else 1,
-            strategy="auto"
-            if team.world_size == 1
-            else OneOfSeveral(torch.device(own), leads=team.leads),
-            # To Lightning a run is one process, also inside of a Slurm job: how jobs are requeued is the
-            # launcher's business, and nothing of Lightning's may be written or looked for outside of the run.
-            plugins=[LightningEnvironment()],
-            default_root_dir=run.path,
-            precision=LIGHTNING_PRECISION[config.precision],
-            max_steps=spec.steps,
-            max_epochs=-1,
-            callbacks=callbacks,
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
+    return Trainer(
+        accelerator=accelerator,
+        devices=[team.local_rank] if accelerator == "gpu" else 1,
+        strategy="auto"
+        if team.world_size == 1
+        else OneOfSeveral(torch.device(own), leads=team.leads),
+        # To Lightning a run is one process, also inside of a Slurm job: how jobs are requeued is the
+        # launcher's business, and nothing of Lightning's may be written or looked for outside of the run.
+        plugins=[LightningEnvironment()],
+        default_root_dir=run.path,
+        precision=LIGHTNING_PRECISION[config.precision],
+        max_steps=spec.steps,
+        max_epochs=-1,
+        callbacks=callbacks,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
 
 
 def _check_same_data(folder: Path, examples: Examples, *, resumed: bool) -> None:
