@@ -10,19 +10,70 @@ from analysis.coordinates import write_coordinate_report
 from analysis.khop import write_khop_report
 from analysis.lr_transfer import write_lr_report
 from analysis.report import write_report
+from analysis.runs import WANDB
 from slm.errors import SlmError
 
 
 def main() -> int:
+    parser = _parser()
+    arguments = parser.parse_args()
+    if (arguments.runs is None) == (arguments.wandb is None):
+        parser.error("name either runs or a W&B project")
+    if arguments.wandb is not None and arguments.of != "families":
+        parser.error(f"--of {arguments.of} reads a folder of runs")
+    try:
+        if arguments.of == "lr_transfer":
+            write_lr_report(arguments.runs, arguments.out)
+        elif arguments.of == "khop":
+            write_khop_report(arguments.runs, arguments.out)
+        elif arguments.of == "coordinates":
+            write_coordinate_report(arguments.runs, arguments.out)
+        else:
+            deep, wide = arguments.contrast or (arguments.deep, arguments.wide)
+            write_report(
+                arguments.runs or f"{WANDB}{arguments.wandb}",
+                arguments.out,
+                deep=deep,
+                wide=wide,
+                audit=arguments.audit,
+                question=arguments.question,
+                pool_validation_sets=arguments.pool_validation_sets,
+            )
+    except SlmError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"cannot use {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
-    parser.add_argument("runs", type=Path, help="a folder of run directories, such as runs/demo")
-    parser.add_argument("--out", type=Path, required=True, help="where the report is written")
     parser.add_argument(
-        "--contrast",
-        metavar="DEEP,WIDE",
-        type=_families,
-        help="the two families to compare; default: the thinnest and the widest",
+        "runs",
+        type=Path,
+        nargs="?",
+        help="a folder of run directories, such as runs/demo, or of offline W&B runs; a study's file of "
+        "results; or a .csv, .parquet or .jsonl table",
     )
+    parser.add_argument(
+        "--wandb", metavar="ENTITY/PROJECT", help="read the runs of a W&B project instead"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="where the report is written")
+    parser.add_argument("--deep", help="the family to call deep; default: the thinnest")
+    parser.add_argument("--wide", help="the one it is compared with; default: the widest")
+    parser.add_argument(
+        "--contrast", metavar="DEEP,WIDE", type=_families, help="both of them in one word"
+    )
+    parser.add_argument(
+        "--audit",
+        type=Path,
+        metavar="FILE",
+        help="lr_audit.json of study=lr_audit, or a folder of runs over a grid of learning rates: "
+        "families trained off their best rate are not compared",
+    )
+    parser.add_argument("--question", default="", help="what was asked, for the head of the report")
     parser.add_argument(
         "--of",
         choices=("families", "lr_transfer", "khop", "coordinates"),
@@ -37,28 +88,7 @@ def main() -> int:
         help="compare runs that were measured on different validation sets, instead of leaving out "
         "all but the commonest",
     )
-    arguments = parser.parse_args()
-    try:
-        if arguments.of == "lr_transfer":
-            write_lr_report(arguments.runs, arguments.out)
-        elif arguments.of == "khop":
-            write_khop_report(arguments.runs, arguments.out)
-        elif arguments.of == "coordinates":
-            write_coordinate_report(arguments.runs, arguments.out)
-        else:
-            write_report(
-                arguments.runs,
-                arguments.out,
-                arguments.contrast,
-                pool_validation_sets=arguments.pool_validation_sets,
-            )
-    except SlmError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"cannot use {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
-    return 0
+    return parser
 
 
 def _families(text: str) -> tuple[str, str]:

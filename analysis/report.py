@@ -23,6 +23,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -52,7 +53,7 @@ EXPONENTS = (
 
 
 def write_report(
-    folder: Path,
+    source: Path | str,
     out: Path,
     *,
     only: Collection[str] | None = None,
@@ -62,20 +63,22 @@ def write_report(
     question: str = "",
     pool_validation_sets: bool = False,
 ) -> Answer:
-    """Analyse every finished run below `folder`, or in a file, and write the report to `out`.
+    """Analyse every finished run of a source and write the report to `out`.
 
     Args:
+        source: all that `analysis.load_runs` reads, or a study's file of results.
         only: the ids of the runs to keep; None: all.
         deep, wide: the families to compare; None: the thinnest and the widest.
         audit: an audit of learning rates as a gate before the verdict; a file that
-            `study=lr_audit` wrote, or what `analysis.compare_families` takes.
+            `study=lr_audit` wrote, a folder of runs over a grid of rates, or what
+            `analysis.compare_families` takes.
         question: what the study asks, for the report's head.
         pool_validation_sets: compare losses on different validation sets too.
 
     Raises:
         DataError: if there is no finished run, or none of a family that is named.
     """
-    runs = load(folder, only, pool_validation_sets=pool_validation_sets)
+    runs = load(source, only, pool_validation_sets=pool_validation_sets)
     return report_on(runs, out, deep=deep, wide=wide, audit=audit, question=question)
 
 
@@ -94,8 +97,9 @@ def report_on(
     Raises:
         DataError: if a column is absent or holds what cannot be.
     """
-    gate = load_audit(audit) if isinstance(audit, Path) else audit
-    found = answer(runs, deep=deep, wide=wide, audit=gate, question=question)
+    loaded = runs if isinstance(runs, Runs) else Runs(runs, Counter(), ())
+    gate = load_audit(audit, loaded) if isinstance(audit, Path) else audit
+    found = answer(loaded, deep=deep, wide=wide, audit=gate, question=question)
     out.mkdir(parents=True, exist_ok=True)
     save_overview(found.table, found.families, found.comparison.matched, out / FIGURE)
     write_json(out / "results.json", results(found))
@@ -152,7 +156,12 @@ def markdown(found: Answer) -> str:
         told = text.kappa_sentence(kappa, found.comparison.deep, found.comparison.wide)
         parts += ["## Compute multiplier", "", told, ""]
     if found.shape_curve is not None:
-        parts += ["## Shape curve", "", f"{found.shape_curve.status}: {found.shape_curve.sentence}", ""]
+        parts += [
+            "## Shape curve",
+            "",
+            f"{found.shape_curve.status}: {found.shape_curve.sentence}",
+            "",
+        ]
     parts += ["## Checks", "", f"- Hold-out: {text.hold_out_sentence(found)}"]
     parts += [f"- Learning rates: {text.audit_sentence(found)}", ""]
     parts += _section("The design", tables.shape_rows(found))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from typing import Any
 
 import pandas as pd
 
@@ -63,13 +64,13 @@ def budget_styles(budgets: Sequence[float]) -> dict[float, Style]:
     return found
 
 
-def run_title(row: Mapping[str, object]) -> str:
+def run_title(row: Mapping[Any, Any]) -> str:
     """What hovering a run says."""
     told = (
         f"{row['family']} {row['shape']}, seed {row['seed']}: {row['loss_nats_per_token']:.4f} nats"
     )
-    told += f"\nN {short_count(float(str(row['n'])))}, {short_count(float(str(row['tokens'])))} tokens, "
-    return f"{told}{power_of_ten(float(str(row['flops'])), 3)} FLOPs\n{row['run_id']}"
+    told += f"\nN {short_count(row['n'])}, {short_count(row['tokens'])} tokens, "
+    return f"{told}{power_of_ten(row['flops'], 3)} FLOPs\n{row['run_id']}"
 
 
 def loss_against_flops(answer: Answer) -> Figure:
@@ -94,16 +95,16 @@ def loss_against_flops(answer: Answer) -> Figure:
     for row in table.to_dict("records"):
         style = kinds[row["family"]]
         plot.point(
-            row["flops"], row["loss_nats_per_token"], style.colour, style.marker, run_title(dict(row)),
+            row["flops"], row["loss_nats_per_token"], style.colour, style.marker, run_title(row),
             3.6,
         )  # fmt: skip
     if len(answer.budgets) <= MOST_CURVES:
-        for _, rows in table.groupby("budget"):
-            first = rows.loc[rows["flops"].idxmin()]
-            top = rows.loc[rows["flops"] <= first["flops"] * 1.1, "loss_nats_per_token"].max()
+        for budget, rows in table.groupby("budget"):
+            first = float(rows["flops"].min())
+            top = float(rows.loc[rows["flops"] <= first * 1.1, "loss_nats_per_token"].max())
             plot.text(
-                max(plot.px(first["flops"]) - 14, plot.left + 2), plot.py(top) - 12,
-                f"D/N {first['budget']:g}", INK, pixels=True, size=12,
+                max(plot.px(first) - 14, plot.left + 2), plot.py(top) - 12,
+                f"D/N {float(str(budget)):g}", INK, pixels=True, size=12,
             )  # fmt: skip
     band = "lines and bands: the joint law and its 95% interval (jackknife over shapes); " * bool(
         curves
@@ -156,19 +157,19 @@ def differences(answer: Answer) -> Figure | None:
             plot.point(
                 row["flops"], row["difference_at_equal_flops"], style.colour, style.marker, title
             )
-        row = summary[summary["budget"] == budget].iloc[0]
-        if math.isfinite(row["largest_low"]):
+        end = summary[summary["budget"] == budget].iloc[0]
+        if math.isfinite(end["largest_low"]):
             plot.interval(
-                row["largest_flops"], row["largest"], row["largest_low"], row["largest_high"],
+                end["largest_flops"], end["largest"], end["largest_low"], end["largest_high"],
                 style.colour, shift=11,
             )  # fmt: skip
             title = (
-                f"D/N {row['budget']:g}, at the largest FLOPs: {row['largest']:+.4f} "
-                f"[{row['largest_low']:+.4f}, {row['largest_high']:+.4f}], p {row['largest_p_holm']:.3f} "
+                f"D/N {end['budget']:g}, at the largest FLOPs: {end['largest']:+.4f} "
+                f"[{end['largest_low']:+.4f}, {end['largest_high']:+.4f}], p {end['largest_p_holm']:.3f} "
                 "by Holm"
             )
             plot.point(
-                row["largest_flops"], row["largest"], style.colour, "o", title, 3, shift=(11, 0)
+                end["largest_flops"], end["largest"], style.colour, "o", title, 3, shift=(11, 0)
             )
         if index > 8:
             break
@@ -251,9 +252,9 @@ def exponent_difference(answer: Answer) -> Figure | None:
                 rows.append(
                     (f"Huber {delta:g}", value, None, f"Huber's delta {delta:g}: {value:+.4f}")
                 )
-    values = [v for _, value, ends, _ in rows for v in (value, *(ends or ())) if v is not None]
+    marks = [v for _, value, ends, _ in rows for v in (value, *(ends or ())) if v is not None]
     plot = Plot(
-        Axis.around([*values, 0.0], f"alpha {found.deep} minus alpha {found.wide}"),
+        Axis.around([*marks, 0.0], f"alpha {found.deep} minus alpha {found.wide}"),
         Axis(len(rows) - 0.5, -0.5, ""),
         "Difference of exponents under every definition",
         height=70 + 27.0 * len(rows),
@@ -299,7 +300,7 @@ def residuals(answer: Answer) -> Figure | None:
     for row in table.to_dict("records"):
         plot.point(
             row["n"], 100 * row["residual"], kinds[row["family"]].colour + "66",
-            kinds[row["family"]].marker, run_title(dict(row)), 2,
+            kinds[row["family"]].marker, run_title(row), 2,
         )  # fmt: skip
     for name in answer.families:
         if name not in means.index.get_level_values(0):
@@ -307,11 +308,9 @@ def residuals(answer: Answer) -> Figure | None:
         own = pd.DataFrame(means.loc[name]).sort_values("n")
         style = kinds[name]
         plot.line(list(own["n"]), list(100 * own["residual"]), style.colour, style.dash, 1.1)
-        for label, row in own.iterrows():
-            title = (
-                f"{name} {label}: {row['residual']:+.2%} on average over {int(row['runs'])} runs"
-            )
-            plot.point(row["n"], 100 * row["residual"], style.colour, style.marker, title, 5)
+        for label, n, mean, runs in own.itertuples():
+            title = f"{name} {label}: {mean:+.2%} on average over {runs} runs"
+            plot.point(n, 100 * mean, style.colour, style.marker, title, 5)
     return Figure(
         "residuals", "Residuals by shape",
         "Small: runs. Large: mean of a shape, observed above the joint law if positive. A trend within a "

@@ -22,7 +22,12 @@ TITLE = "Deep or wide, at matched compute"
 DEFAULT_QUESTION = (
     "Under matched compute, does a deeper shape beat a wider one, and does that change with scale?"
 )
-GOOD = ("depth_exponent_better", "width_exponent_better", "depth_level_better", "width_level_better")
+GOOD = (
+    "depth_exponent_better",
+    "width_exponent_better",
+    "depth_level_better",
+    "width_level_better",
+)
 
 STYLE = """
 :root{--ink:#1f2933;--soft:#52606d;--line:#d9dee4;--back:#fff;--tint:#f5f7f9;--accent:#0b4f7a}
@@ -101,7 +106,13 @@ def page(answer: Answer) -> str:
 
 def _head(answer: Answer) -> Iterator[str]:
     verdict = answer.comparison.verdict
-    tone = "good" if verdict.word in GOOD else "bad" if verdict.word in ("refused", "audit_failed") else ""
+    tone = (
+        "good"
+        if verdict.word in GOOD
+        else "bad"
+        if verdict.word in ("refused", "audit_failed")
+        else ""
+    )
     yield f'<p class="asked">{escape(answer.question or DEFAULT_QUESTION)}</p>'
     yield f'<section class="answer {tone}">'
     yield f"<h1>{escape(text.headline(answer))}</h1>"
@@ -125,7 +136,9 @@ def _cards(answer: Answer) -> Iterator[str]:
         value = f"{kappa.by_law or kappa.at_largest:.2f}"
         if kappa.interval is not None:
             value += " [{:.2f}, {:.2f}]".format(*kappa.interval)
-        yield _card(value, f"times the FLOPs of {found.deep} that {found.wide} needs for the same loss")
+        yield _card(
+            value, f"times the FLOPs of {found.deep} that {found.wide} needs for the same loss"
+        )
     if found.verdict.word != "refused":
         one = found.exponents
         value = "refused" if one.refused else text.difference_text(one)
