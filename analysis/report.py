@@ -142,8 +142,8 @@ def markdown(found: Answer) -> str:
     verdict, one = found.comparison.verdict, found.comparison.exponents
     parts = [f"# {TITLE}", "", f"_{found.question or DEFAULT_QUESTION}_", ""]
     parts += [f"**{text.headline(found)}**: {text.uncertainty(found)}.", ""]
-    parts += [f"`{verdict.word}`: {verdict.sentence}", ""]
-    parts += [f"- {line}" for line in (*verdict.reasons, *text.budget_sentences(found))]
+    parts += [f"`{verdict.word}`: {text.because(found)}", ""]
+    parts += [f"- {line}" for line in (*text.reasons(found), *text.budget_sentences(found))]
     parts += ["", f"![Loss against FLOPs per family, and the differences]({FIGURE})", ""]
     parts += _section("Differences over pairs (nats/token)", tables.summary_rows(found))
     parts += _section("Differences per pair", tables.pair_rows(found))
@@ -206,7 +206,7 @@ def show(found: Answer) -> None:
         *text.budget_sentences(found),
         *(f"exponents {found.comparison.status}: {r}" for r in found.comparison.exponents.reasons),
         f"{text.headline(found)}: {text.uncertainty(found)}",
-        f"{verdict.word}: {verdict.sentence}",
+        f"{verdict.word}: {text.because(found)}",
         f"{len(found.table)} runs; left out: {text.dropped_text(found)}",
         *(f"note: {warning}" for warning in found.warnings),
     ]

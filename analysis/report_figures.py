@@ -103,7 +103,7 @@ def loss_against_flops(answer: Answer) -> Figure:
             first = float(rows["flops"].min())
             top = float(rows.loc[rows["flops"] <= first * 1.1, "loss_nats_per_token"].max())
             plot.text(
-                max(plot.px(first) - 14, plot.left + 2), plot.py(top) - 12,
+                max(plot.px(first) - 14, plot.left + 2), plot.py(top) - 16,
                 f"D/N {float(str(budget)):g}", INK, pixels=True, size=12,
             )  # fmt: skip
     band = "lines and bands: the joint law and its 95% interval (jackknife over shapes); " * bool(
@@ -129,7 +129,7 @@ def differences(answer: Answer) -> Figure | None:
     xs = Axis.around(list(matched.pairs["flops"]), "training FLOPs", log=True, kind="flops")
     plot = Plot(
         replace(xs, high=xs.high * (xs.high / xs.low) ** 0.05),
-        Axis.around(shown, f"{matched.deep} minus {matched.wide} (nats)"),
+        _roomy(Axis.around(shown, "difference (nats per token)")),
         "Paired differences of loss at matched FLOPs",
     )
     plot.area(0, plot.y.high, kinds[matched.wide].colour)
@@ -175,11 +175,17 @@ def differences(answer: Answer) -> Figure | None:
             break
     return Figure(
         "differences", "The same FLOPs, the other shape",
-        "A mark a pair of shapes with equal tokens, corrected to equal FLOPs; seeds averaged. Bars: 95% "
+        f"Loss of {matched.deep} minus that of {matched.wide}. A mark a pair of shapes with equal tokens, corrected to equal FLOPs; seeds averaged. Bars: 95% "
         "interval at the largest FLOPs of each budget, from the scatter over pairs.",
         plot.svg(),
         {f"D/N {budget:g}": style for budget, style in grey.items()} if len(grey) < 10 else {},
     )  # fmt: skip
+
+
+def _roomy(axis: Axis) -> Axis:
+    """With room for words above and below."""
+    span = axis.high - axis.low
+    return replace(axis, low=axis.low - 0.09 * span, high=axis.high + 0.09 * span)
 
 
 def alphas(answer: Answer) -> Figure | None:
@@ -189,7 +195,7 @@ def alphas(answer: Answer) -> Figure | None:
         return None
     told = one.status != "UNIDENTIFIED"
     ends = {
-        name: one.alpha_intervals[name] if told else accepted_alpha(one, name) or (0.02, 1.5)
+        name: one.alpha_intervals[name] if told else accepted_alpha(one, name)
         for name in answer.families
         if name in one.alpha
     }
@@ -206,10 +212,9 @@ def alphas(answer: Answer) -> Figure | None:
         style = kinds[name]
         if not told:
             plot.interval(0, index, low, high, style.colour, across=True, dash="3 4")
-            middle = (plot.px(low) + plot.px(high)) / 2
             plot.text(
-                middle, plot.py(index) - 8, "not identified: all of this is accepted", style.colour,
-                "middle", pixels=True,
+                plot.px(low) + 6, plot.py(index) - 8, "not identified: all of this is accepted",
+                style.colour, pixels=True,
             )  # fmt: skip
             continue
         plot.interval(0, index, low, high, style.colour, across=True)
@@ -219,8 +224,7 @@ def alphas(answer: Answer) -> Figure | None:
         "alphas", "Exponent of each family",
         f"Joint law, E, B and beta shared; loss in nats against N = FLOPs per token / 6. 95% by the "
         f"jackknife over shapes. Status {one.status}." if told else
-        f"Status UNIDENTIFIED: {'; '.join(one.reasons)}. Dashed: the range that the runs accept; there is no "
-        "estimate.",
+        "Status UNIDENTIFIED: there is no estimate. Dashed: the range of exponents that the runs accept.",
         plot.svg(), {},
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from analysis.answer import Answer
-from analysis.report_figures import MOST_CURVES, Figure, Style, budget_styles, styles
+from analysis.report_figures import MOST_CURVES, Figure, budget_styles, styles
 from analysis.report_svg import INK, Axis, Plot, power_of_ten, short_count
 
 
@@ -33,8 +33,8 @@ def kappa(answer: Answer) -> Figure | None:
         plot.point(one.at_flops, one.by_law, INK, "D", title)
     return Figure(
         "kappa", "What the deeper shape saves",
-        f"How many times the FLOPs of {found.deep} {found.wide} needs for the same loss, from the runs "
-        "themselves; above 1, deep is cheaper. Bar: at the largest FLOPs that both reach, by the joint law, "
+        f"FLOPs that {found.wide} needs over those that {found.deep} needs for the same loss, from the runs "
+        f"themselves; above 1, {found.deep} is cheaper. Bar: at the largest FLOPs that both reach, by the joint law, "
         f"95% jackknife. Slope {one.slope:+.3f} per ln FLOPs, of which levels alone explain "
         f"{one.drift or 0.0:+.3f}.",
         plot.svg(), {},
@@ -46,11 +46,12 @@ def shape_curve(answer: Answer) -> Figure | None:
     found = answer.shape_curve
     if found is None or not found.rungs:
         return None
-    grey = budget_styles(answer.budgets)
     curves = [
         (one, [loss - sum(one.losses) / len(one.losses) for loss in one.losses])
-        for one in found.rungs
+        for one in sorted(found.rungs, key=lambda one: one.flops)
     ]
+    grey = budget_styles([one.flops for one, _ in curves])  # from light to dark with FLOPs
+    markers = budget_styles(answer.budgets)
     plot = Plot(
         Axis.around([a for one, _ in curves for a in one.aspects], "d_model / n_layers", log=True),
         Axis.around([v for _, values in curves for v in values], "loss less its mean (nats)"),
@@ -58,11 +59,14 @@ def shape_curve(answer: Answer) -> Figure | None:
     )
     plot.rule(y=0)
     for one, values in curves:
-        style = grey.get(one.budget, Style(INK, "o"))
-        plot.line(one.aspects, values, style.colour, "", 1.1)
+        colour, marker = grey[one.flops].colour, markers[one.budget].marker
+        plot.line(one.aspects, values, colour, "", 1.1)
         for aspect, value in zip(one.aspects, values, strict=True):
-            title = f"rung {one.rung}, D/N {one.budget:g}: {value:+.4f} nats at an aspect of {aspect:.3g}"
-            plot.point(aspect, value, style.colour, style.marker, title, 3.5)
+            title = (
+                f"rung {one.rung}, D/N {one.budget:g}, {power_of_ten(one.flops)} FLOPs: {value:+.4f} nats at "
+                f"an aspect of {aspect:.3g}"
+            )
+            plot.point(aspect, value, colour, marker, title, 3.5)
     if found.best_aspect is not None and found.best_interval is not None and found.interior:
         plot.rule(x=found.best_aspect, dash="4 3")
         low, high = found.best_interval
@@ -73,8 +77,9 @@ def shape_curve(answer: Answer) -> Figure | None:
     few = len(answer.budgets) <= MOST_CURVES
     return Figure(
         "shape", "Which shape is best",
-        f"{found.status}: {found.sentence} A line a size and token budget, corrected to equal FLOPs.",
-        plot.svg(), {f"D/N {budget:g}": style for budget, style in grey.items()} if few else {},
+        f"{found.status}: {found.sentence} A line a size and token budget, at equal FLOPs; the darker, the more "
+        "FLOPs.",
+        plot.svg(), {f"D/N {budget:g}": style for budget, style in markers.items()} if few else {},
     )  # fmt: skip
 
 

@@ -48,12 +48,14 @@ p{margin:6px 0}
 border:1px solid currentColor;border-radius:4px;margin:0 8px 8px 0;color:var(--soft)}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(205px,1fr));gap:12px;margin:0 0 8px}
 .card{border:1px solid var(--line);border-radius:6px;padding:12px 14px}
-.card b{display:block;font-size:1.2rem;line-height:1.3;overflow-wrap:anywhere}
+.card b{display:block;font-size:1.3rem;line-height:1.25}.card i{display:block;font-style:normal;
+font-weight:600;white-space:nowrap}
 .card span{color:var(--soft);font-size:.86rem}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:26px 34px;
+.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,460px),1fr));gap:26px 34px;
 margin:12px 0}
 figure{margin:0;break-inside:avoid;min-width:0}
 figure svg:not(.key){width:100%;height:auto;display:block;font-family:inherit}
+svg text.over{paint-order:stroke;stroke:#fff;stroke-width:4px;stroke-linejoin:round}
 figcaption{color:var(--soft);font-size:.86rem;line-height:1.4}
 .legend{display:flex;flex-wrap:wrap;gap:2px 16px;font-size:.88rem;margin:0 0 2px}
 .key{width:32px;height:16px;vertical-align:-3px;margin-right:5px}
@@ -62,7 +64,7 @@ figcaption{color:var(--soft);font-size:.86rem;line-height:1.4}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:4px 12px 4px 0;border-bottom:1px solid var(--line);white-space:nowrap}
 th{color:var(--soft);font-weight:600;vertical-align:bottom;white-space:normal}
-td.word,th.word{text-align:left}td.long{white-space:normal;min-width:260px}
+td.word,th.word{text-align:left}td.long{white-space:normal;min-width:150px}
 details{margin:12px 0}summary{cursor:pointer;color:var(--accent);font-weight:600}
 ul{padding-left:20px;margin:6px 0}li{margin:3px 0;max-width:92ch;overflow-wrap:anywhere}
 #tip{position:fixed;display:none;z-index:9;max-width:320px;white-space:pre-line;pointer-events:none;
@@ -119,8 +121,8 @@ def _head(answer: Answer) -> Iterator[str]:
     yield f'<p class="number">{_minus(text.uncertainty(answer))}</p>'
     yield f'<p><span class="tag">{verdict.word}</span></p>'
     if verdict.word != "refused":
-        yield f'<p class="because">{_minus(verdict.sentence)}</p>'
-    yield _list([*verdict.reasons])
+        yield f'<p class="because">{_minus(text.because(answer))}</p>'
+    yield _list(text.reasons(answer))
     yield "</section>"
     yield f'<div class="cards">{"".join(_cards(answer))}</div>'
 
@@ -146,9 +148,9 @@ def _cards(answer: Answer) -> Iterator[str]:
     spent = power_of_ten(float(table["flops"].sum()))
     shapes = table.groupby(["family", "shape"]).ngroups
     yield _card(
-        f"{len(table)} runs, {shapes} shapes",
-        f"{len(answer.families)} {'family' if len(answer.families) == 1 else 'families'}, "
-        f"{len(answer.budgets)} token budget{'s' * (len(answer.budgets) > 1)}, {spent} FLOPs",
+        f"{_count(len(table), 'run')}, {_count(shapes, 'shape')}",
+        f"{_count(len(answer.families), 'family', 'families')}, "
+        f"{_count(len(answer.budgets), 'token budget')}, {spent} FLOPs",
     )
 
 
@@ -213,8 +215,14 @@ def _fine_print(answer: Answer) -> Iterator[str]:
     yield _folded(f"All {len(answer.table)} runs", _table(tables.run_rows(answer)), "runs")
 
 
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def _card(value: str, label: str) -> str:
-    return f'<div class="card"><b>{_minus(value)}</b><span>{escape(label)}</span></div>'
+    estimate, bracket, ends = value.partition(" [")
+    between = f"<i>{_minus(bracket[1:] + ends)}</i>" if bracket else ""
+    return f'<div class="card"><b>{_minus(estimate)}</b>{between}<span>{escape(label)}</span></div>'
 
 
 def _figures(*figures: Figure | None) -> str:
@@ -233,7 +241,7 @@ def _table(rows: Rows) -> str:
     words = {key for key in rows[0] if any(_is_word(row.get(key, "")) for row in rows)}
 
     def cell(kind: str, key: str, said: str) -> str:
-        classes = ["word"] * (key in words) + ["long"] * (len(said) > 60)
+        classes = ["word"] * (key in words) + ["long"] * (len(said) > 32 and "[" not in said)
         mark = f' class="{" ".join(classes)}"' if classes else ""
         return f"<{kind}{mark}>{_minus(said)}</{kind}>"
 
@@ -245,7 +253,7 @@ def _table(rows: Rows) -> str:
 
 
 def _is_word(said: str) -> bool:
-    return said[:1].isalpha() or said.startswith(("...", "<"))
+    return said[:1].isalpha() or said.startswith("...")
 
 
 def _folded(summary: str, content: str, kind: str = "") -> str:

@@ -103,13 +103,17 @@ class Plot:
     y: Axis
     title: str
     height: float = HEIGHT
-    left: float = 66.0
+    left: float = 0.0  # 0: as the labels need
     rows: Sequence[str] = ()
     """Labels of a categorical y axis, from the top; `y` is then their index."""
     marks: list[str] = field(default_factory=list)
     top: float = 12.0
     bottom: float = 52.0
     right: float = 16.0
+
+    def __post_init__(self) -> None:
+        if not self.left:
+            self.left = 36.0 + 8.0 * max(len(self.y.text(value)) for value in self.y.ticks())
 
     def px(self, value: float) -> float:
         return self.left + self.x.share(value) * (WIDTH - self.left - self.right)
@@ -187,7 +191,7 @@ class Plot:
     ) -> None:  # fmt: skip
         at = (x, y) if pixels else (self.px(x), self.py(y))
         self.marks.append(
-            f'<text x="{at[0]:.1f}" y="{at[1]:.1f}" fill="{colour}" text-anchor="{anchor}"'
+            f'<text class="over" x="{at[0]:.1f}" y="{at[1]:.1f}" fill="{colour}" text-anchor="{anchor}"'
             f' font-size="{size:g}">{escape(said)}</text>'
         )
 

@@ -6,7 +6,7 @@ import math
 
 from analysis.answer import Answer
 from analysis.report_svg import power_of_ten, short_count
-from analysis.report_text import alpha_text, difference_text, interval, number
+from analysis.report_text import alpha_text, difference_text, interval, number, p_text
 
 Rows = list[dict[str, str]]
 
@@ -47,7 +47,7 @@ def summary_rows(answer: Answer) -> Rows:
             "at the largest FLOPs [95%]": interval(
                 row["largest"], row["largest_low"], row["largest_high"]
             ),
-            "p (Holm)": number(row["largest_p_holm"]),
+            "p (Holm)": p_text(row["largest_p_holm"]),
         }
         for row in matched.summary.to_dict(orient="records")
     ]
@@ -69,8 +69,8 @@ def exponent_rows(answer: Answer) -> Rows:
                     for family in dict.fromkeys((found.deep, found.wide))
                 },
                 "difference [95%]": difference_text(one) if not one.refused else "refused",
-                "p": number(one.p if told else None),
-                "permutation p": number(permuted if told else None),
+                "p": p_text(one.p if told else None),
+                "permutation p": p_text(permuted if told else None),
             }
         )
     return rows

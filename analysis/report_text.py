@@ -11,6 +11,8 @@ from analysis.kappa import Kappa
 from analysis.report_svg import power_of_ten
 
 SIGNIFICANCE = 0.05
+EXPONENT_BOUNDS = (0.02, 1.5)  # of the search, see analysis.solver
+MIN_WIDTH = 1e-3
 CAVEATS = (
     "One learning rate serves all shapes unless a study says otherwise; a family whose optimum lies "
     "elsewhere loses for that reason alone.",
@@ -85,13 +87,31 @@ def endpoint(answer: Answer) -> dict[str, Any] | None:
     return {str(key): value for key, value in rows[-1].items()} if rows else None
 
 
+def because(answer: Answer) -> str:
+    """What justifies the verdict; of exponents that are not identified it repeats no estimate."""
+    verdict, one = answer.comparison.verdict, answer.comparison.exponents
+    if verdict.word == "inconclusive" and one.status == "UNIDENTIFIED":
+        return (
+            "No difference at equal FLOPs was found, and the exponents are not identified: "
+            f"{one.reasons[0]}."
+        )
+    return verdict.sentence
+
+
+def reasons(answer: Answer) -> list[str]:
+    """What else weighed in, less what is said beside the exponents."""
+    found = answer.comparison
+    return [reason for reason in found.verdict.reasons if reason not in found.exponents.reasons]
+
+
 def difference_text(one: ExponentDifference) -> str:
     """The difference of exponents, or why there is no number; a range where every value is accepted."""
     if one.difference is None or one.interval is None:
         return f"refused: {'; '.join(one.reasons)}"
     if one.status == "UNIDENTIFIED":
-        accepted = "" if one.profile is None else f", accepted {span(one.profile, signed=True)}"
-        return f"not identified{accepted}"
+        deep, wide = accepted_alpha(one, one.deep), accepted_alpha(one, one.wide)
+        ends = (deep[0] - wide[1], deep[1] - wide[0])
+        return f"not identified: anything from {span(ends, signed=True)} is accepted"
     return interval(one.difference, *one.interval)
 
 
@@ -100,14 +120,17 @@ def alpha_text(one: ExponentDifference, family: str) -> str:
     if family not in one.alpha:
         return "refused"
     if one.status == "UNIDENTIFIED":
-        accepted = accepted_alpha(one, family)
-        return "not identified" + ("" if accepted is None else f", accepted {span(accepted)}")
+        return f"not identified: {span(accepted_alpha(one, family))} is accepted"
     return interval(one.alpha[family], *one.alpha_intervals[family], signed=False)
 
 
-def accepted_alpha(one: ExponentDifference, family: str) -> tuple[float, float] | None:
-    """The range that the profile likelihood accepts."""
-    return None if one.fit is None else one.fit.intervals.get(f"alpha[{family}]")
+def accepted_alpha(one: ExponentDifference, family: str) -> tuple[float, float]:
+    """The range that the profile likelihood accepts; the whole search where an estimate that lies at its
+    bound has no width to go by.
+    """
+    none = EXPONENT_BOUNDS
+    low, high = none if one.fit is None else one.fit.intervals.get(f"alpha[{family}]", none)
+    return (low, high) if high - low > MIN_WIDTH else none
 
 
 def exponent_sentence(answer: Answer) -> str:
@@ -213,6 +236,12 @@ def dropped_text(answer: Answer) -> str:
     if matched is not None and matched.unpaired:
         reasons.append(f"{matched.unpaired} without a partner (from the differences only)")
     return ", ".join(reasons) or "none"
+
+
+def p_text(p: float | None) -> str:
+    if p is None or not math.isfinite(p):
+        return "-"
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
 def number(value: float | None, *, signed: bool = False, digits: int = 4) -> str:
