@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.answer import Answer
 from analysis.exponents import EQUIVALENT
 from analysis.figures import NEUTRAL
-from analysis.report_svg import INK, Axis, Plot, power_of_ten, shape, short_count
+from analysis.report_svg import INK, WIDTH, Axis, Plot, power_of_ten, shape, short_count
 from analysis.report_text import accepted_alpha, difference_text
 
 # Okabe and Ito's palette, told apart by colour-blind readers; markers and dashes differ too.
@@ -77,9 +77,12 @@ def loss_against_flops(answer: Answer) -> Figure:
     table, kinds = answer.table, styles(answer.families)
     curves = answer.curves if len(answer.budgets) <= MOST_CURVES else ()
     losses = [*table["loss_nats_per_token"], *(v for c in curves for v in (*c.low, *c.high))]
+    span = Axis.around(losses, "loss (nats per token)", log=True)
     plot = Plot(
         Axis.around(list(table["flops"]), "training FLOPs", log=True, kind="flops"),
-        Axis.around(losses, "loss (nats per token)", log=True),
+        replace(
+            span, high=span.high * (span.high / span.low) ** 0.05
+        ),  # room for the budgets' names
         "Loss against training FLOPs, a mark a run",
     )
     for curve in curves:
@@ -99,13 +102,7 @@ def loss_against_flops(answer: Answer) -> Figure:
             3.6,
         )  # fmt: skip
     if len(answer.budgets) <= MOST_CURVES:
-        for budget, rows in table.groupby("budget"):
-            first = float(rows["flops"].min())
-            top = float(rows.loc[rows["flops"] <= first * 1.1, "loss_nats_per_token"].max())
-            plot.text(
-                max(plot.px(first) - 14, plot.left + 2), plot.py(top) - 16,
-                f"D/N {float(str(budget)):g}", INK, pixels=True, size=12,
-            )  # fmt: skip
+        _name_budgets(plot, table)
     band = "lines and bands: the joint law and its 95% interval (jackknife over shapes); " * bool(
         curves
     )
@@ -114,6 +111,35 @@ def loss_against_flops(answer: Answer) -> Figure:
         f"A mark a run, {band}D/N: training tokens per N. Hover a mark for its shape and run id.",
         plot.svg(), kinds,
     )  # fmt: skip
+
+
+def _name_budgets(plot: Plot, table: pd.DataFrame) -> None:
+    """Each where fewest runs are in the way: before or after the first or the last run of its budget."""
+    marks = [
+        (plot.px(x), plot.py(y))
+        for x, y in zip(table["flops"], table["loss_nats_per_token"], strict=True)
+    ]
+    for budget, rows in table.groupby("budget"):
+        ordered = rows.sort_values("flops")[["flops", "loss_nats_per_token"]].to_numpy()
+        first, last = ((plot.px(x), plot.py(y)) for x, y in ordered[[0, -1]])
+        said = f"D/N {float(str(budget)):g}"
+        wide = 7.5 * len(said)
+        places = [
+            (first[0] - 14, first[1] - 14), (last[0] + 9, last[1] - 8), (last[0] - 14, last[1] - 16),
+            (first[0] - wide, first[1] + 24), (last[0] - wide, last[1] + 26),
+        ]  # fmt: skip
+        inside = [
+            (x, y)
+            for x, y in places
+            if plot.left < x < WIDTH - plot.right - wide and y < plot.height - plot.bottom - 4
+        ]
+
+        def crowd(place: tuple[float, float], wide: float = wide) -> int:
+            x, y = place
+            return sum(x - 6 < a < x + wide + 6 and y - 18 < b < y + 6 for a, b in marks)
+
+        x, y = min(inside or places, key=crowd)
+        plot.text(x, y, said, INK, pixels=True, size=12)
 
 
 def differences(answer: Answer) -> Figure | None:
@@ -205,7 +231,6 @@ def alphas(answer: Answer) -> Figure | None:
         Axis(len(ends) - 0.5, -0.5, ""),
         "Exponent of each family",
         height=84 + 40.0 * len(ends),
-        left=128,
         rows=list(ends),
     )
     for index, (name, (low, high)) in enumerate(ends.items()):
@@ -238,7 +263,7 @@ def exponent_difference(answer: Answer) -> Figure | None:
     rows: list[tuple[str, float | None, tuple[float, float] | None, str]] = []
     for name, other in found.by_definition.items():
         usable = other.status != "UNIDENTIFIED"
-        called = {"params_non_embedding": "N non-embedding", "params_total": "N total"}.get(
+        called = {"params_non_embedding": "non-embedding", "params_total": "all parameters"}.get(
             name, name
         )
         value, ends = (other.difference, other.interval) if usable else (None, other.profile)
@@ -262,7 +287,6 @@ def exponent_difference(answer: Answer) -> Figure | None:
         Axis(len(rows) - 0.5, -0.5, ""),
         "Difference of exponents under every definition",
         height=70 + 27.0 * len(rows),
-        left=128,
         rows=[row[0] for row in rows],
     )
     plot.rule(x=0)
@@ -281,45 +305,6 @@ def exponent_difference(answer: Answer) -> Figure | None:
         f"{EQUIVALENT:g} exponents count as equal. The definitions of N must agree; they are not further "
         "chances.",
         plot.svg(), {},
-    )  # fmt: skip
-
-
-def residuals(answer: Answer) -> Figure | None:
-    """Mean residual of each shape: what the law does not explain."""
-    table = answer.table.dropna(subset=["residual"])
-    if table.empty:
-        return None
-    kinds = styles(answer.families)
-    means = table.groupby(["family", "shape"], sort=False).agg(
-        n=("n", "mean"), residual=("residual", "mean"), runs=("residual", "size")
-    )
-    percent = 100 * table["residual"]
-    plot = Plot(
-        Axis.around(list(table["n"]), "N = FLOPs per token / 6", log=True, kind="count"),
-        Axis.around([*percent, 0.0], "residual of the loss (%)"),
-        "Residuals by shape",
-        height=300,
-    )
-    plot.rule(y=0)
-    for row in table.to_dict("records"):
-        plot.point(
-            row["n"], 100 * row["residual"], kinds[row["family"]].colour + "66",
-            kinds[row["family"]].marker, run_title(row), 2,
-        )  # fmt: skip
-    for name in answer.families:
-        if name not in means.index.get_level_values(0):
-            continue
-        own = pd.DataFrame(means.loc[name]).sort_values("n")
-        style = kinds[name]
-        plot.line(list(own["n"]), list(100 * own["residual"]), style.colour, style.dash, 1.1)
-        for label, n, mean, runs in own.itertuples():
-            title = f"{name} {label}: {mean:+.2%} on average over {runs} runs"
-            plot.point(n, 100 * mean, style.colour, style.marker, title, 5)
-    return Figure(
-        "residuals", "Residuals by shape",
-        "Small: runs. Large: mean of a shape, observed above the joint law if positive. A trend within a "
-        "family says that the law does not fit it; one shape far off, that its learning rate may not.",
-        plot.svg(), kinds,
     )  # fmt: skip
 
 

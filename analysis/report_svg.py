@@ -113,7 +113,12 @@ class Plot:
 
     def __post_init__(self) -> None:
         if not self.left:
-            self.left = 36.0 + 8.0 * max(len(self.y.text(value)) for value in self.y.ticks())
+            said = self.rows or [self.y.text(value) for value in self.y.ticks()]
+            self.left = (
+                14.0 + 9.3 * max(map(len, said))
+                if self.rows
+                else (36.0 + 8.0 * max(map(len, said), default=0))
+            )
 
     def px(self, value: float) -> float:
         return self.left + self.x.share(value) * (WIDTH - self.left - self.right)
