@@ -13,6 +13,7 @@ import pandas as pd
 from analysis.answer import Answer
 from analysis.exponents import EQUIVALENT
 from analysis.figures import NEUTRAL
+from analysis.inference import Contrast
 from analysis.report_svg import INK, WIDTH, Axis, Plot, power_of_ten, shape, short_count
 from analysis.report_text import accepted_alpha, difference_text
 
@@ -169,36 +170,8 @@ def differences(answer: Answer) -> Figure | None:
         plot.left + 6, plot.height - plot.bottom - 7, f"{matched.deep} better",
         kinds[matched.deep].colour, pixels=True,
     )  # fmt: skip
-    for index, (budget, rows) in enumerate(matched.pairs.groupby("budget")):
-        style = grey.get(float(str(budget)), Style(NEUTRAL, "o"))
-        xs_, ys_ = list(rows["flops"]), list(rows["difference_at_equal_flops"])
-        plot.line(xs_, ys_, style.colour, "2 3", 1.1)
-        for row in rows.to_dict("records"):
-            title = (
-                f"size {short_count(row['size'])}, {row['budget']:g} tokens per N\n{matched.deep} "
-                f"{row['loss_nats_per_token_deep']:.4f}, {matched.wide} "
-                f"{row['loss_nats_per_token_wide']:.4f}: {row['difference_at_equal_flops']:+.4f} at equal "
-                f"FLOPs"
-            )
-            plot.point(
-                row["flops"], row["difference_at_equal_flops"], style.colour, style.marker, title
-            )
-        end = summary[summary["budget"] == budget].iloc[0]
-        if math.isfinite(end["largest_low"]):
-            plot.interval(
-                end["largest_flops"], end["largest"], end["largest_low"], end["largest_high"],
-                style.colour, shift=11,
-            )  # fmt: skip
-            title = (
-                f"D/N {end['budget']:g}, at the largest FLOPs: {end['largest']:+.4f} "
-                f"[{end['largest_low']:+.4f}, {end['largest_high']:+.4f}], p {end['largest_p_holm']:.3f} "
-                "by Holm"
-            )
-            plot.point(
-                end["largest_flops"], end["largest"], style.colour, "o", title, 3, shift=(11, 0)
-            )
-        if index > 8:
-            break
+    for budget, rows in matched.pairs.groupby("budget"):
+        _one_budget(plot, matched, rows, grey.get(float(str(budget)), Style(NEUTRAL, "o")))
     return Figure(
         "differences", "The same FLOPs, the other shape",
         f"Loss of {matched.deep} minus that of {matched.wide}. A mark a pair of shapes with equal tokens, corrected to equal FLOPs; seeds averaged. Bars: 95% "
@@ -206,6 +179,32 @@ def differences(answer: Answer) -> Figure | None:
         plot.svg(),
         {f"D/N {budget:g}": style for budget, style in grey.items()} if len(grey) < 10 else {},
     )  # fmt: skip
+
+
+def _one_budget(plot: Plot, matched: Contrast, pairs: pd.DataFrame, style: Style) -> None:
+    plot.line(
+        list(pairs["flops"]), list(pairs["difference_at_equal_flops"]), style.colour, "2 3", 1.1
+    )
+    for row in pairs.to_dict("records"):
+        at_equal = row["difference_at_equal_flops"]
+        title = (
+            f"size {short_count(row['size'])}, {row['budget']:g} tokens per N\n{matched.deep} "
+            f"{row['loss_nats_per_token_deep']:.4f}, {matched.wide} "
+            f"{row['loss_nats_per_token_wide']:.4f}: {at_equal:+.4f} at equal FLOPs"
+        )
+        plot.point(row["flops"], at_equal, style.colour, style.marker, title)
+    end = matched.summary[matched.summary["budget"] == pairs["budget"].iloc[0]].iloc[0]
+    if not math.isfinite(end["largest_low"]):
+        return
+    at, value, low, high = (
+        end[key] for key in ("largest_flops", "largest", "largest_low", "largest_high")
+    )
+    plot.interval(at, value, low, high, style.colour, shift=11)
+    title = (
+        f"D/N {end['budget']:g}, at the largest FLOPs: {value:+.4f} [{low:+.4f}, {high:+.4f}], p "
+        f"{end['largest_p_holm']:.3f} by Holm"
+    )
+    plot.point(at, value, style.colour, "o", title, 3, shift=(11, 0))
 
 
 def _roomy(axis: Axis) -> Axis:
