@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters.slurm import Slurm, free_port, missing, one_node_slurm
+from tests.clusters.slurm import Slurm, missing, one_node_slurm
 from tests.clusters.sweeping import PAIR, SMOKE, Sweep
 
 CORES = 2
@@ -65,25 +65,30 @@ def ray_env() -> dict[str, str]:
     """What lets a process use a Ray of the tests."""
     if find_spec("ray") is None or find_spec("hydra_plugins.hydra_ray_launcher") is None:
         pytest.skip("pip install -e '.[ray]'")
-    return {"RAY_AUTH_TOKEN": secrets.token_hex(), "RAY_USAGE_STATS_ENABLED": "0"}
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as there: everything listens on the loopback alone
+    }
 
 
 @pytest.fixture(scope="session")
 def ray_address(ray_env: dict[str, str]) -> Iterator[str]:
     """A cluster that somebody has started, in a folder that is not that of the sweep."""
-    port = free_port()
+    head_script = str(Path(__file__).with_name("ray_head.py"))
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short: it holds sockets
-        command = [
-            str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--temp-dir", folder,
-            "--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={CORES}",
-            "--include-dashboard=false", "--disable-usage-stats",
-        ]  # fmt: skip
-        with (Path(folder) / "said.txt").open("w") as said:
-            head = subprocess.Popen(
-                command, cwd=folder, env={**os.environ, **ray_env}, stdout=said, stderr=said
-            )
+        head = subprocess.Popen(
+            [sys.executable, head_script, folder, str(CORES)],
+            cwd=folder,
+            env={**os.environ, **ray_env},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert head.stdin is not None and head.stdout is not None
         try:
-            yield f"127.0.0.1:{port}"
+            yield head.stdout.readline().strip()
         finally:
-            head.terminate()  # and all that it has started
+            head.stdin.close()
             head.wait(timeout=60)

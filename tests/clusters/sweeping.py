@@ -17,10 +17,10 @@ from tests.conftest import ROOT, cli_command, cli_env
 from tests.running import assert_same_run
 
 SMOKE = ("study=smoke", "action=run")
-# Two runs of some twenty seconds.
+# Two runs of some ten seconds.
 PAIR = (
     "study=smoke", "action=run", "study.families=[deep_thin]", "study.sizes=[128k]", "study.seeds=[0,1]",
-    "study.tokens_per_param=[4]", "trainer.checkpoint_every_steps=25", "tracking=disabled",
+    "study.tokens_per_param=[2]", "trainer.checkpoint_every_steps=20", "tracking=disabled",
 )  # fmt: skip
 ONE = (*PAIR, "study.seeds=[0]")
 
