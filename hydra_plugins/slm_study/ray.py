@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -42,6 +44,17 @@ def in_folder(folder: Path, task: TaskFunction, config: Any) -> Any:
     return task(config)
 
 
+def check_reachable(address: str | None) -> None:
+    """Raise a RunError at once where nobody listens; Ray itself would try for minutes."""
+    place = re.fullmatch(r"([\w.-]+):(\d+)", address or "")
+    if place is None:
+        return
+    try:
+        socket.create_connection((place[1], int(place[2])), timeout=10).close()
+    except OSError as error:
+        raise RunError(f"no Ray at hydra.launcher.init.address={address}: {error}") from error
+
+
 class RayLauncher(Launcher):
     """All jobs at once, as many of them running as Ray has CPUs and GPUs for."""
 
@@ -74,6 +87,7 @@ class RayLauncher(Launcher):
             rule = "on Ray a run is one process"
             fix = "hydra/launcher=slurm, or hydra/launcher=local on one machine"
             raise ConfigError([Problem("trainer.devices", devices, rule, fix)])
+        check_reachable(self.init.get("address"))
         import ray
 
         is_ours = not ray.is_initialized()

@@ -71,7 +71,7 @@ class SlurmLauncher(Launcher):
         check_extra("slurm", "submitit", "hydra_plugins.hydra_submitit_launcher")
         jobs = self._submit(job_overrides, initial_job_idx)
         ids = [job.job_id for job in jobs]
-        log.info("%d jobs in the queue: %s", len(ids), " ".join(ids))
+        log.info("%d jobs in the queue, %s to %s", len(ids), ids[0], ids[-1])
         log.info("what they say is in %s", self.settings["submitit_folder"])
         returns: dict[str, JobReturn] = {}
         with stopped_by_signals():

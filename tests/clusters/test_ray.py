@@ -71,4 +71,4 @@ def test_no_cluster_is_said_in_one_line(ray_env: dict[str, str], sweep: MakeSwee
     away = "hydra.launcher.init.address=127.0.0.1:9"
     study = sweep(ONE, "hydra/launcher=ray", away, env=ray_env)
     assert study.to_end() == 1
-    assert "Ray cannot be reached" in study.said and "Traceback" not in study.said
+    assert f"no Ray at {away}" in study.said and "Traceback" not in study.said
