@@ -11,13 +11,14 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "compare_families": "analysis.compare",
     "fit_joint": "analysis.joint",
     "fit_power_law": "analysis.power_law",
     "load_runs": "analysis.runs",
 }
 _MODULES = ("power", "report")
 
-__all__ = ["fit_joint", "fit_power_law", "load_runs", "power", "report"]
+__all__ = ["compare_families", "fit_joint", "fit_power_law", "load_runs", "power", "report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -60,7 +60,7 @@ def paired_differences(
     """Pair the runs of two families by rung and tokens, seeds averaged.
 
     Each difference is corrected to equal FLOPs at equal tokens, since that is how a pair is mismatched.
-    `saved`: nats that a model of a given `size` would save per unit of ln FLOPs per token, of a fitted
+    `saved`: nats that a model of a given `n` would save per unit of ln FLOPs per token, of a fitted
     law; without one, a common slope of ln loss is taken from the pairs, and where sizes and budgets cannot
     identify that, nothing is corrected. Both values are given.
     """
@@ -69,6 +69,8 @@ def paired_differences(
         "size": "mean", "budget": "mean", "flops": "mean", "loss_nats_per_token": "mean",
         "seed": "count",
     }  # fmt: skip
+    if "n" in table:
+        values["n"] = "mean"
     sides = [table[table["family"] == name].groupby(keys).agg(values) for name in (deep, wide)]
     pairs = sides[0].join(sides[1], lsuffix="_deep", rsuffix="_wide", how="inner").reset_index()
     members = int(table["family"].isin([deep, wide]).sum())
@@ -83,7 +85,7 @@ def paired_differences(
     slope = (
         mean_loss * _slope_at_equal_tokens(pairs)
         if saved is None
-        else -saved(pairs["size"].to_numpy(dtype=float))
+        else -saved(pairs[["n_deep", "n_wide"]].mean(axis=1).to_numpy())
     )
     correction = slope * np.log1p(pairs["flops_mismatch"])
     pairs["difference_at_equal_flops"] = pairs["difference"] - correction

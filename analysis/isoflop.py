@@ -72,7 +72,7 @@ def fit_isoflop(n: ArrayLike, flops: ArrayLike, loss: ArrayLike) -> IsoFlop:
         )
         return IsoFlop("REFUSED", (reason,), parabolas)
     x = np.log([one.flops for one in good])
-    line = stats.linregress(x, np.log([one.n_best for one in good]))
+    line = stats.linregress(x, np.log(np.array([one.n_best for one in good], dtype=float)))
     half = quantile_t(len(good) - 2) * float(line.stderr)
     slope = float(line.slope)
     bias = "parabolas are biased, and the more so the farther their points lie from the minimum"

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from analysis.compare import Comparison, compare_families
 from analysis.figures import save_overview
-from analysis.fits import PowerLaw, fit_power_law
-from analysis.inference import Contrast, paired_differences
+from analysis.inference import Contrast
 from analysis.runs import Runs, load_runs
 from slm.errors import DataError
 from slm.files import write_json, write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: the whole comparison
 SIGNIFICANCE = 0.05
 FIGURE = "loss_vs_flops.png"
+EXPONENTS = (
+    "Joint law `loss = E + A N^-alpha + B D^-beta` with E, B and beta shared and A, alpha of each family, "
+    "loss in nats per token. Intervals are delete-one-shape jackknife, 95%."
+)
 CAVEATS = (
     "One learning rate serves all shapes unless a study says otherwise; a family whose optimum lies "
     "elsewhere loses for that reason alone.",
@@ -54,16 +56,14 @@ def write_report(
     runs = load_runs(folder, only, pool_validation_sets=pool_validation_sets)
     families = runs.families
     _check_names(contrast or (), families)
-    pair = contrast or ((families[0], families[-1]) if len(families) > 1 else None)
-    compared = None if pair is None else paired_differences(runs.table, *pair)
-    if compared is not None and compared.pairs.empty:
-        compared = None
-    laws = [fit_power_law(runs.table, family) for family in families]
+    deep, wide = contrast or (families[0], families[-1])
+    found = compare_families(runs.table, deep=deep, wide=wide) if deep != wide else None
+    matched = None if found is None else found.matched
     out.mkdir(parents=True, exist_ok=True)
-    save_overview(runs.table, families, compared, out / FIGURE)
-    write_json(out / "results.json", results(runs, compared, laws))
-    write_text(out / "report.md", markdown(runs, compared, laws))
-    _print(runs, compared, laws)
+    save_overview(runs.table, families, matched, out / FIGURE)
+    write_json(out / "results.json", results(runs, found))
+    write_text(out / "report.md", markdown(runs, found))
+    _print(runs, found)
     Console().print(f"report: {out / 'report.md'}   figure: {out / FIGURE}", soft_wrap=True)
 
 
@@ -75,35 +75,20 @@ def _check_names(asked: tuple[str, ...], families: list[str]) -> None:
             raise DataError(f"no runs of a family named {name!r} here; {fix}")
 
 
-def results(runs: Runs, contrast: Contrast | None, laws: list[PowerLaw]) -> dict[str, Any]:
-    """The content of results.json; losses in nats per token, undefined numbers as null."""
+def results(runs: Runs, found: Comparison | None) -> dict[str, Any]:
+    """The content of results.json; losses in nats per token, undefined numbers as null.
+
+    `comparison` is `Comparison.to_dict()`: verdict, exponents per definition of N, matched differences,
+    compute multiplier, hold-out, audit. It is null with one family.
+    """
     return {
         "schema_version": SCHEMA_VERSION,
         "runs": len(runs.table),
         "dropped": dict(runs.dropped),
         "warnings": list(runs.warnings),
-        "contrast": None
-        if contrast is None
-        else {
-            "deep": contrast.deep,
-            "wide": contrast.wide,
-            "pairs_within_3_percent": contrast.matched,
-            "unpaired_runs": contrast.unpaired,
-            "summary": _records(contrast.summary),
-            "pairs": _records(contrast.pairs),
-        },
-        "power_laws": [asdict(law) for law in laws],
+        "comparison": None if found is None else found.to_dict(),
         "caveats": list(CAVEATS),
     }
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    rows = table.to_dict(orient="records")
-    return [{str(k): _null_if_undefined(v) for k, v in row.items()} for row in rows]
-
-
-def _null_if_undefined(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sentences(contrast: Contrast | None) -> list[str]:
@@ -136,8 +121,12 @@ def sentences(contrast: Contrast | None) -> list[str]:
     return lines
 
 
-def markdown(runs: Runs, contrast: Contrast | None, laws: list[PowerLaw]) -> str:
+def markdown(runs: Runs, found: Comparison | None) -> str:
+    contrast = None if found is None else found.matched
     parts = ["# Deep or wide, at matched compute", ""]
+    if found is not None:
+        parts += [f"**{found.verdict.word}**: {found.verdict.sentence}", ""]
+        parts += [f"- {reason}" for reason in found.verdict.reasons]
     parts += [f"- {sentence}" for sentence in sentences(contrast)]
     parts += ["", f"![Loss against FLOPs per family, and the differences]({FIGURE})", ""]
     if contrast is not None:
@@ -147,17 +136,15 @@ def markdown(runs: Runs, contrast: Contrast | None, laws: list[PowerLaw]) -> str
             *_markdown_table(_pair_rows(contrast)),
         ]
         parts += ["", "## Over pairs", "", *_markdown_table(_summary_rows(contrast)), ""]
-    parts += ["## Power law per family", "", *_markdown_table(_law_rows(laws)), ""]
-    parts += [f"- {law.family}: {'; '.join(law.reasons)}" for law in laws if law.reasons]
+    if found is not None:
+        parts += ["## Exponents", "", *_markdown_table(_exponent_rows(found)), ""]
+        parts += [f"- {reason}" for reason in found.exponents.reasons]
+        parts += ["", EXPONENTS, ""]
     parts += [
-        "",
-        "`loss = A * N_flop^-alpha * D^-beta` without an irreducible loss: a local slope over the "
-        "measured range. Intervals are delete-one-size jackknife, 95%.",
-        "",
         "## What went in",
         "",
         f"{len(runs.table)} finished runs; left out: " + f"{_dropped(runs, contrast)}.",
-        *[f"- Note: {warning}." for warning in runs.warnings],
+        *[f"- Note: {warning}." for warning in _notes(runs, found)],
         "",
         "## What this cannot say",
         "",
@@ -204,18 +191,34 @@ def _summary_rows(contrast: Contrast) -> Rows:
     ]
 
 
-def _law_rows(laws: list[PowerLaw]) -> Rows:
-    return [
-        {
-            "family": law.family,
-            "status": law.status,
-            "runs": str(law.runs),
-            "sizes": str(law.sizes),
-            "alpha [95%]": _interval(law.alpha, law.alpha_low, law.alpha_high, signed=False),
-            "beta [95%]": _interval(law.beta, law.beta_low, law.beta_high, signed=False),
+def _exponent_rows(found: Comparison) -> Rows:
+    rows = []
+    for name, one in found.by_definition.items():
+        low, high = one.interval or (None, None)
+        alphas = {
+            f"alpha {family} [95%]": _interval(
+                one.alpha.get(family), *one.alpha_intervals.get(family, (None, None)), signed=False
+            )
+            for family in (found.deep, found.wide)
         }
-        for law in laws
-    ]
+        permuted = None if one.permutation is None else one.permutation.p
+        rows.append(
+            {
+                "N": name,
+                "status": one.status,
+                "runs": str(one.runs),
+                "shapes": str(one.shapes),
+                **alphas,
+                "difference [95%]": _interval(one.difference, low, high),
+                "p": _number(one.p),
+                "permutation p": _number(permuted),
+            }
+        )
+    return rows
+
+
+def _notes(runs: Runs, found: Comparison | None) -> list[str]:
+    return [*runs.warnings, *(() if found is None else found.warnings)]
 
 
 def _number(value: float | None, *, signed: bool = False) -> str:
@@ -237,21 +240,24 @@ def _markdown_table(rows: Rows) -> list[str]:
     return lines + ["| " + " | ".join(row.values()) + " |" for row in rows]
 
 
-def _print(runs: Runs, contrast: Contrast | None, laws: list[PowerLaw]) -> None:
+def _print(runs: Runs, found: Comparison | None) -> None:
     console = Console(width=None if Console().is_terminal else 150)
+    contrast = None if found is None else found.matched
     if contrast is not None:
         title = f"{contrast.deep} minus {contrast.wide}, validation loss in nats/token"
         console.print(_rich_table(title, _pair_rows(contrast)))
         console.print(_rich_table("over pairs of shapes", _summary_rows(contrast)))
-    console.print(_rich_table("loss = A * N_flop^-alpha * D^-beta", _law_rows(laws)))
-    for law in laws:
-        if law.reasons:
-            console.print(f"{law.family}: {law.status}: {'; '.join(law.reasons)}")
+    if found is not None:
+        console.print(_rich_table("exponents of the joint law", _exponent_rows(found)))
+        for reason in found.exponents.reasons:
+            console.print(f"exponents {found.exponents.status}: {reason}", markup=False)
     for sentence in sentences(contrast):
-        console.print(sentence)
+        console.print(sentence, markup=False)
+    if found is not None:
+        console.print(f"{found.verdict.word}: {found.verdict.sentence}", markup=False)
     console.print(f"{len(runs.table)} runs; left out: {_dropped(runs, contrast)}")
-    for warning in runs.warnings:
-        console.print(f"note: {warning}")
+    for warning in _notes(runs, found):
+        console.print(f"note: {warning}", markup=False)
 
 
 def _dropped(runs: Runs, contrast: Contrast | None) -> str:

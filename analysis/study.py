@@ -2,7 +2,8 @@
 
 The prepared table has one row a run and the columns `family`, `shape` (unique within a family), `rung`,
 `n` (N in the primary definition), `tokens`, `flops`, `budget` (tokens per N, equal within a rung),
-`loss_nats_per_token`, `seed`, `size`, and any further definitions of N.
+`loss_nats_per_token`, `seed`, `size` (a label of the rung in numbers), `aspect_ratio` if known, and any
+further definitions of N. `budget` and `size` are taken from the table where it has them.
 """
 
 from __future__ import annotations
@@ -100,8 +101,13 @@ def prepare(
     for name in others:
         made[name] = positive_columns(**{name: table[name]})[name]
     made["rung"] = list(table[columns.rung]) if columns.rung else _matched_rungs(made)
-    made["size"] = made.groupby("rung", sort=False)["n"].transform("mean")
-    made["budget"] = _budgets(np.log((made["tokens"] / made["size"]).to_numpy()))
+    mean = made.groupby("rung", sort=False)["n"].transform("mean")
+    made["size"] = table["size"].to_numpy() if "size" in table else mean
+    made["budget"] = (
+        table["budget"].to_numpy(dtype=float)
+        if "budget" in table
+        else _budgets(np.log((made["tokens"] / mean).to_numpy()))
+    )
     deep, wide = _told_apart(made, deep, wide)
     return Study(made, deep, wide, columns.n, tuple(others), tuple(warnings))
 

@@ -76,7 +76,7 @@ def decide(found: Findings) -> Verdict:
 def _exponents(found: Findings, doubts: list[str]) -> Verdict | None:
     """A difference of exponents, or why one that is significant is not to be had; else None."""
     one = found.primary
-    if one.difference is None or not one.significant:
+    if one.difference is None or not one.significant or one.status == "UNIDENTIFIED":
         return None
     estimate = describe(one)
     other_sign = [
@@ -143,7 +143,8 @@ def _equivalence(found: Findings) -> Verdict | None:
     )
     if ends is not None and not ends[0] <= 0 <= ends[1]:
         return None
-    if one.equivalence_p is not None and one.equivalence_p < SIGNIFICANCE:
+    identified = one.status != "UNIDENTIFIED"
+    if identified and one.equivalence_p is not None and one.equivalence_p < SIGNIFICANCE:
         sentence = (
             f"The exponents are the same within {EQUIVALENT:g} ({describe(one)}; equivalence p "
             f"{one.equivalence_p:.3f}), and no difference at equal FLOPs was found."
@@ -162,6 +163,13 @@ def _inconclusive(found: Findings) -> Verdict:
         return Verdict(
             "inconclusive",
             f"No difference at equal FLOPs was found, and the exponents cannot be compared: {reason}.",
+            one.reasons[1:],
+        )
+    if one.status == "UNIDENTIFIED":
+        return Verdict(
+            "inconclusive",
+            f"No difference at equal FLOPs was found, and the exponents are not identified: "
+            f"{one.reasons[0]}; {describe(one)} is no estimate to lean on.",
             one.reasons[1:],
         )
     hints: tuple[str, ...] = ()
