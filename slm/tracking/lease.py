@@ -65,15 +65,38 @@ class Lease:
     def take(self, on_beat: Callable[[], None] = lambda: None) -> HeldLease:
         """Hold it; `on_beat` is called from a thread at every heartbeat.
 
+        If another machine holds it, that takes until its next heartbeat.
+
         Raises:
             InUse: if somebody alive holds it.
         """
-        for _ in range(ATTEMPTS):
-            stream = self._create() or self._inherit()
-            if stream is not None:
-                return HeldLease(self.path, stream, on_beat)
-            time.sleep(0.1)
-        raise InUse(f"{self.path.parent} is in use by {self.owner() or 'another process'}")
+        while True:
+            for _ in range(ATTEMPTS):
+                stream = self._create() or self._inherit()
+                if stream is not None:
+                    return HeldLease(self.path, stream, on_beat)
+                time.sleep(0.1)
+            owner = self.owner()
+            if owner is not None and (owner.host == self.host or self._beats()):
+                raise InUse(f"{self._what} is in use by {owner}")
+
+    def _beats(self) -> bool:
+        """Whether another machine's owner touches the file before it counts as dead.
+
+        A job that a scheduler has moved to this machine may come before its old owner's heart is missed.
+        """
+        seen = self._written()
+        while (owner := self.owner()) is not None:
+            if seen is None or owner.age_seconds < seen.age_seconds:
+                return True
+            seen = owner
+            time.sleep(1.0)
+        return False
+
+    @property
+    def _what(self) -> Path:
+        """What is locked: the folder of a run, or what the file is named after."""
+        return self.path.with_suffix("") if self.path.suffix else self.path.parent
 
     def _create(self) -> IO[str] | None:
         """The lock file where there is none, locked and signed before anyone can see it."""
