@@ -17,6 +17,7 @@ from tests.clusters.sweeping import (
     saved_state,
     times_resumed,
 )
+from tests.running import assert_same_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -42,15 +43,15 @@ def test_a_dead_process_is_replaced_and_goes_on(
 def test_the_same_command_does_what_a_dead_process_left(
     on_ray: tuple[str, ...], ray_env: dict[str, str], sweep: MakeSweep, undisturbed: Sweep
 ) -> None:
-    study = sweep(PAIR, *on_ray, "hydra.launcher.remote.max_retries=0", env=ray_env)
+    study = sweep(ONE, *on_ray, "hydra.launcher.remote.max_retries=0", env=ray_env)
     running = study.start()
-    study.wait_for_checkpoints(2)
-    killed, _ = study.runs().values()
-    kill(killed)
+    study.wait_for_checkpoints(1)
+    ((run_id, run),) = study.runs().items()
+    kill(run)
     assert ended(running) == 1
-    assert "FAILED" in study.said and f"interrupted: {killed.path}" in study.said
-    assert study.to_end() == 0 and "; 1 to run" in study.said
-    assert_same_study(study, undisturbed)
+    assert "FAILED" in study.said and f"interrupted: {run.path}" in study.said
+    assert study.to_end() == 0 and times_resumed(run) == 1
+    assert_same_run(run, undisturbed.runs()[run_id])
 
 
 def test_a_stopped_sweep_leaves_no_run_and_loses_no_step(
