@@ -77,7 +77,9 @@ class Lease:
                     return HeldLease(self.path, stream, on_beat)
                 time.sleep(0.1)
             owner = self.owner()
-            if owner is not None and (owner.host == self.host or self._beats()):
+            if owner is None:
+                self._remove_left_lock()
+            elif owner.host == self.host or self._beats():
                 raise InUse(f"{self._what} is in use by {owner}")
 
     def _beats(self) -> bool:
@@ -117,17 +119,24 @@ class Lease:
     def _inherit(self) -> IO[str] | None:
         """The lock file of an owner who died."""
         stream = try_lock(self.path)
-        written = self._written()
-        is_free = written is not None and not self._lives(written, is_locked=stream is None)
         if stream is None:
-            if is_free:  # a dead machine's lock, which a file server still keeps
-                self.path.unlink(missing_ok=True)
             return None
-        if not is_free or not is_still_at(stream, self.path):
+        written = self._written()
+        if written is not None and not self._lives(written, is_locked=False):
+            self._sign(stream)
+            if is_still_at(stream, self.path):
+                return stream
+        stream.close()
+        return None
+
+    def _remove_left_lock(self) -> None:
+        """A dead machine's lock that a file server still keeps, since nobody can have it otherwise."""
+        stream = try_lock(self.path)
+        written = self._written()
+        if stream is not None:
             stream.close()
-            return None
-        self._sign(stream)
-        return stream
+        elif written is not None and not self._lives(written, is_locked=True):
+            self.path.unlink(missing_ok=True)
 
     def _lives(self, written: Owner, *, is_locked: bool) -> bool:
         return is_locked if written.host == self.host else written.age_seconds < STALE_SECONDS
