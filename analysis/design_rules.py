@@ -102,10 +102,10 @@ def comparison_refusals(
 
 
 def range_overlap(a: Floats, b: Floats) -> float:
-    """Length of the common part of two ranges as a share of what both cover together."""
+    """Length of the common part of two ranges of logarithms as a share of what both cover together."""
     covered = max(a.max(), b.max()) - min(a.min(), b.min())
     common = min(a.max(), b.max()) - max(a.min(), b.min())
-    if covered == 0:
+    if covered <= np.log1p(MAX_MISMATCH):  # one size each, matched
         return 1.0
     return float(max(common, 0.0) / covered)
 

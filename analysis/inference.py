@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from analysis.design_rules import MAX_CORRELATION
 from slm.architecture.families import MATCH_TOLERANCE
 
 CONFIDENCE = 0.95
@@ -123,6 +124,8 @@ def _slope_at_equal_tokens(pairs: pd.DataFrame) -> float:
     losses = pairs["loss_nats_per_token_deep"] * pairs["loss_nats_per_token_wide"]
     design = np.column_stack([np.ones_like(log_f), log_f, log_tokens])
     if np.linalg.matrix_rank(design) < design.shape[1]:
+        return 0.0
+    if abs(np.corrcoef(log_f, log_tokens)[0, 1]) > MAX_CORRELATION:
         return 0.0
     return float(np.linalg.lstsq(design, np.log(losses.to_numpy()) / 2)[0][1])
 

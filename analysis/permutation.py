@@ -84,6 +84,7 @@ def any_difference(
     relabeled = replace(problem, points=replace(problem.points, family=labels))
     starts = np.repeat(theta[None], len(labels), 0)
     objective = minimise(relabeled, starts).objective
+    objective = np.minimum(objective, _of_opposite(objective, pairs))
     as_extreme = objective <= objective[0] * (1 + TIE)
     return _permutation(as_extreme, pairs)
 
@@ -112,7 +113,15 @@ def exponent_difference(
     found = minimise(refit, starts).theta
     first, second = law.slots[ALPHA][list(families)]
     statistic = np.abs(found[:, first] - found[:, second])
+    statistic = np.maximum(statistic, _of_opposite(statistic, pairs))
     return _permutation(statistic >= statistic[0] * (1 - TIE), pairs)
+
+
+def _of_opposite(statistic: Floats, pairs: Pairing) -> Floats:
+    """The statistic of the opposite labeling, which is the same but for what tells a pair's sizes apart:
+    the two count as one, so that no p is below 2 / 2^k. A sample of labelings lacks the opposites.
+    """
+    return statistic[::-1] if pairs.pairs <= ALL_LABELINGS_UP_TO else statistic
 
 
 def _half_differences(residual: Floats, pairs: Pairing) -> Floats:

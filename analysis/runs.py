@@ -1,20 +1,29 @@
-"""Run directories as one tidy table, with every run that was left out counted by reason."""
+"""Finished runs as one tidy table, with every run that was left out counted by reason.
+
+From run directories, a W&B project, or any table (`analysis.run_tables`).
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from analysis.run_tables import is_table, read_table
+from analysis.wandb_runs import is_decayed, offline_runs, online_runs, tracked_table
 from slm.architecture.compute import flop_equivalent_params
 from slm.errors import DataError, RunError
 from slm.tracking.record import RunDirectory
 from slm.tracking.result import RunResult
 
 OTHER_VALIDATION_SET = "other validation set"
+NOT_A_CELL = "not a cell of the study"
+WANDB = "wandb:"
+ONE_RUN = ["family", "shape", "rung", "tokens", "seed", "peak_lr"]
 ARCHITECTURE = ("tied", "mlp", "qk_norm", "layer_sharing", "d_head")
 
 
@@ -28,18 +37,28 @@ class Runs:
 
     @property
     def families(self) -> list[str]:
-        """From the thinnest to the widest, by mean aspect ratio."""
+        """From the thinnest to the widest, by mean aspect ratio; by name where that is unknown."""
+        if "aspect_ratio" not in self.table:
+            return sorted(self.table["family"].unique())
         order = self.table.groupby("family")["aspect_ratio"].mean().sort_values()
         return [str(name) for name in order.index]
 
 
 def load_runs(
-    folder: Path, only: Collection[str] | None = None, *, pool_validation_sets: bool = False
+    source: Path | str,
+    only: Collection[str] | None = None,
+    *,
+    pool_validation_sets: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> Runs:
-    """Read every run below a folder, or only those with the given run ids.
+    """Read every run of a source, or only those with the given run ids.
 
-    Losses on different validation sets do not compare, so runs with another one than most have are
-    left out, and counted; `pool_validation_sets` keeps them.
+    Args:
+        source: a folder of run directories or of W&B's offline runs; a .csv, .parquet or .jsonl file; or
+            `wandb:ENTITY/PROJECT`.
+        pool_validation_sets: losses on different validation sets do not compare, so runs with another
+            one than most have are left out, and counted; this keeps them.
+        columns: of a file, its name of each of our columns (`analysis.run_tables.read_table`).
 
     Columns carry their units: `loss_nats_per_token` after decay, `flops` of training in the
     convention of `flops_convention`, `n_flop` = flops_per_token / 6, `tokens`,
@@ -47,11 +66,52 @@ def load_runs(
     asked for, or of a preset's rung its N_flop.
 
     Raises:
-        DataError: if the folder holds no finished run.
+        DataError: if the source holds no finished run.
     """
-    table, dropped = collect_runs(folder, only)
+    table, dropped = _collect(source, only, columns)
     table = _comparable(table, dropped, pool_validation_sets=pool_validation_sets)
     return Runs(table, dropped, tuple(_warnings(table, dropped)))
+
+
+def _collect(
+    source: Path | str, only: Collection[str] | None, columns: Mapping[str, str] | None
+) -> tuple[pd.DataFrame, Counter[str]]:
+    if isinstance(source, str) and source.startswith(WANDB):
+        table, dropped = tracked_table(online_runs(source.removeprefix(WANDB)))
+        return _selected(table, dropped, only, source)
+    path = Path(source)
+    if is_table(path):
+        return _selected(*_finished(read_table(path, columns)), only, str(path))
+    if not any(_run_directories(path)) and any(path.rglob("*.wandb")):
+        return _selected(*tracked_table(offline_runs(path)), only, str(path))
+    return collect_runs(path, only)
+
+
+def _finished(table: pd.DataFrame) -> tuple[pd.DataFrame, Counter[str]]:
+    """Rows of a foreign table with a final loss; `status` says why others have none."""
+    dropped: Counter[str] = Counter()
+    if "status" in table:
+        ended = table["status"].isin(["finished", "completed", "done"])
+        for state, count in table.loc[~ended, "status"].value_counts(dropna=False).items():
+            dropped[f"not finished ({state})"] += int(count)
+        table = table[ended]
+    known = np.isfinite(pd.to_numeric(table["loss_nats_per_token"], errors="coerce"))
+    _count(dropped, "no final loss, or diverged", int((~known).sum()))
+    return table[known], dropped
+
+
+def _selected(
+    table: pd.DataFrame, dropped: Counter[str], only: Collection[str] | None, source: str
+) -> tuple[pd.DataFrame, Counter[str]]:
+    if only is not None and "run_id" in table:
+        chosen = table["run_id"].isin(list(only))
+        _count(dropped, NOT_A_CELL, int((~chosen).sum()))
+        table = table[chosen]
+    if table.empty:
+        reasons = "".join(f"; {count} {reason}" for reason, count in dropped.items())
+        raise DataError(f"{source}: no finished run here{reasons}")
+    order = [name for name in ("family", "flops", "tokens", "seed") if name in table]
+    return table.sort_values(order, ignore_index=True), dropped
 
 
 def collect_runs(
@@ -66,7 +126,7 @@ def collect_runs(
     rows = []
     for run in _run_directories(folder):
         if only is not None and run.path.name not in only:
-            dropped["not a cell of the study"] += 1
+            dropped[NOT_A_CELL] += 1
             continue
         try:
             result = run.result()
@@ -126,6 +186,9 @@ def _row(result: RunResult) -> dict[str, object]:
         "peak_lr": result.peak_lr,
         "parametrization": result.parametrization,
         "schedule": result.schedule["kind"],
+        "decayed": is_decayed(result.schedule),
+        "taken_over_steps": result.taken_over_steps,
+        "loss_spikes": len(result.loss_spikes),
         "batch_tokens": result.batch_tokens,
         "precision": result.precision,
         "loss_nats_per_token": result.val_loss_nats_per_token,
@@ -147,22 +210,35 @@ def _comparable(
     table: pd.DataFrame, dropped: Counter[str], *, pool_validation_sets: bool
 ) -> pd.DataFrame:
     """One row a run, one validation set, one recipe, one architecture a family: the commonest each."""
-    repeated = table.duplicated("run_id")
-    _count(dropped, "same run in another study", int(repeated.sum()))
-    table = table[~repeated]
+    if "run_id" in table:
+        repeated = table.duplicated("run_id")
+        _count(dropped, "same run in another study", int(repeated.sum()))
+        table = table[~repeated]
+    else:
+        repeated = table.duplicated([name for name in ONE_RUN if name in table])
+        _count(dropped, "duplicate", int(repeated.sum()))
+        table = table[~repeated]
+    if "decayed" in table:
+        decayed = table["decayed"].astype(bool)
+        _count(dropped, "undecayed", int((~decayed).sum()))
+        table = table[decayed]
     if not pool_validation_sets:
         # The identity of the data is part of a recipe, so a pool of validation sets has several.
         table = _with_commonest(table, "val_fingerprint", dropped, OTHER_VALIDATION_SET)
         table = _with_commonest(table, "recipe_id", dropped, "other recipe")
-    own = table.groupby("family")["architecture"].transform(lambda rows: rows.mode().iloc[0])
-    _count(dropped, "other architecture in its family", int((table["architecture"] != own).sum()))
-    table = table[table["architecture"] == own]
+    if "architecture" in table:
+        own = table.groupby("family")["architecture"].transform(lambda rows: rows.mode().iloc[0])
+        other = table["architecture"] != own
+        _count(dropped, "other architecture in its family", int(other.sum()))
+        table = table[~other]
     return table.reset_index(drop=True)
 
 
 def _with_commonest(
     table: pd.DataFrame, column: str, dropped: Counter[str], reason: str
 ) -> pd.DataFrame:
+    if column not in table or table[column].isna().all():
+        return table
     common = table[column].mode().iloc[0]  # of equally common ones, the first by name
     _count(dropped, reason, int((table[column] != common).sum()))
     return table[table[column] == common]
@@ -180,8 +256,12 @@ def _warnings(table: pd.DataFrame, dropped: Counter[str]) -> Iterator[str]:
             "compare; --pool-validation-sets takes them in all the same"
         )
     for column in ("commit", "study", "val_fingerprint", "recipe_id"):
+        if column not in table:
+            continue
         values = table[column].dropna().unique()
         if len(values) > 1:
             yield f"runs differ in {column}: {', '.join(str(value) for value in values)}"
-    if (table["epochs"] > 1).any():
+    if "loss_spikes" in table and (spiky := int((table["loss_spikes"] > 0).sum())):
+        yield f"{spiky} runs have loss spikes: run them again with another seed, do not leave them out"
+    if "epochs" in table and (table["epochs"] > 1).any():
         yield f"some runs repeat the training text, up to {table['epochs'].max():.1f} times"

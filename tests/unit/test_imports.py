@@ -34,7 +34,7 @@ TORCH_FREE = [
     "hydra_plugins.slm_study.launcher", "hydra_plugins.slm_study.slurm", "hydra_plugins.slm_study.ray", "analysis.report", "analysis.lr_transfer", "analysis.coordinates", "analysis.khop",
 ]  # fmt: skip
 ONLY_IMPORTERS = {
-    "wandb": {"slm.tracking.wandb"},
+    "wandb": {"slm.tracking.wandb", "analysis.wandb_runs"},
     "lightning": {"slm.data.datamodule", "slm.training"},
     "hydra": {"slm.app", "hydra_plugins"},
     "datasets": {"slm.data.sources"},
