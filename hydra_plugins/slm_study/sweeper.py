@@ -166,14 +166,14 @@ def _refuse_a_design_that_cannot(cells: Sequence[Any]) -> None:
 
 
 def _recorded(config: Any) -> dict[str, Any]:
-    from slm.sweeps.ledger import read_results
+    from slm.tracking.ledger import read_results
 
     return {} if config.study.results is None else read_results(Path(config.study.results))
 
 
 def _collect(config: Any, cells: Sequence[Any]) -> None:
     """Add what finished here to the study's file of results."""
-    from slm.sweeps.ledger import write_results
+    from slm.tracking.ledger import write_results
 
     if config.study.results is None:
         fix = f"for example study.results=results/{config.study.name}.jsonl"
