@@ -10,12 +10,59 @@ from analysis.coordinates import write_coordinate_report
 from analysis.khop import write_khop_report
 from analysis.lr_transfer import write_lr_report
 from analysis.report import write_report
+from analysis.runs import WANDB
 from slm.errors import SlmError
 
 
 def main() -> int:
+    parser = _parser()
+    arguments = parser.parse_args()
+    if (arguments.runs is None) == (arguments.wandb is None):
+        parser.error("name either a folder of runs or a W&B project")
+    if arguments.wandb is not None and arguments.of != "families":
+        parser.error(f"--of {arguments.of} reads a folder of runs")
+    try:
+        if arguments.of == "lr_transfer":
+            write_lr_report(arguments.runs, arguments.out)
+        elif arguments.of == "khop":
+            write_khop_report(arguments.runs, arguments.out)
+        elif arguments.of == "coordinates":
+            write_coordinate_report(arguments.runs, arguments.out)
+        else:
+            write_report(
+                arguments.runs or f"{WANDB}{arguments.wandb}",
+                arguments.out,
+                arguments.contrast,
+                audit=arguments.audit,
+                pool_validation_sets=arguments.pool_validation_sets,
+            )
+    except SlmError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"cannot use {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
-    parser.add_argument("runs", type=Path, help="a folder of run directories, such as runs/demo")
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="?",
+        help="a folder of run directories, such as runs/demo, or of offline W&B runs",
+    )
+    parser.add_argument(
+        "--wandb", metavar="ENTITY/PROJECT", help="read the runs of a W&B project instead"
+    )
+    parser.add_argument(
+        "--audit",
+        type=Path,
+        metavar="RUNS",
+        help="a folder of runs over a grid of learning rates: families that were trained off their "
+        "best rate are not compared",
+    )
     parser.add_argument("--out", type=Path, required=True, help="where the report is written")
     parser.add_argument(
         "--contrast",
@@ -37,28 +84,7 @@ def main() -> int:
         help="compare runs that were measured on different validation sets, instead of leaving out "
         "all but the commonest",
     )
-    arguments = parser.parse_args()
-    try:
-        if arguments.of == "lr_transfer":
-            write_lr_report(arguments.runs, arguments.out)
-        elif arguments.of == "khop":
-            write_khop_report(arguments.runs, arguments.out)
-        elif arguments.of == "coordinates":
-            write_coordinate_report(arguments.runs, arguments.out)
-        else:
-            write_report(
-                arguments.runs,
-                arguments.out,
-                arguments.contrast,
-                pool_validation_sets=arguments.pool_validation_sets,
-            )
-    except SlmError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"cannot use {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
-    return 0
+    return parser
 
 
 def _families(text: str) -> tuple[str, str]:

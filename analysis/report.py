@@ -14,7 +14,9 @@ from rich.table import Table
 from analysis.compare import Comparison, compare_families
 from analysis.figures import save_overview
 from analysis.inference import Contrast
-from analysis.runs import Runs, load_runs
+from analysis.lr_audit import Audit, audit_rates
+from analysis.runs import Runs, collect_runs, load_runs
+from analysis.verdict import describe_kappa
 from slm.errors import DataError
 from slm.files import write_json, write_text
 
@@ -38,26 +40,31 @@ CAVEATS = (
 
 
 def write_report(
-    folder: Path,
+    source: Path | str,
     out: Path,
     contrast: tuple[str, str] | None = None,
     only: Collection[str] | None = None,
     *,
+    audit: Path | None = None,
     pool_validation_sets: bool = False,
 ) -> None:
-    """Analyse every finished run below `folder` and write the report to `out`.
+    """Analyse every finished run of a source (`analysis.load_runs`) and write the report to `out`.
 
     `contrast` names the families to compare; without it, the thinnest and the widest. `only` keeps
-    the runs with these ids. `pool_validation_sets` compares losses on different validation sets too.
+    the runs with these ids. `audit`: a folder of runs over a grid of learning rates, for the audit of the
+    rates that this study used. `pool_validation_sets` compares losses on different validation sets too.
 
     Raises:
         DataError: if there is no finished run, or none of a family that `contrast` names.
     """
-    runs = load_runs(folder, only, pool_validation_sets=pool_validation_sets)
+    runs = load_runs(source, only, pool_validation_sets=pool_validation_sets)
     families = runs.families
     _check_names(contrast or (), families)
     deep, wide = contrast or (families[0], families[-1])
-    found = compare_families(runs.table, deep=deep, wide=wide) if deep != wide else None
+    audited = None if audit is None else _audit(audit, runs)
+    found = (
+        compare_families(runs.table, deep=deep, wide=wide, audit=audited) if deep != wide else None
+    )
     matched = None if found is None else found.matched
     out.mkdir(parents=True, exist_ok=True)
     save_overview(runs.table, families, matched, out / FIGURE)
@@ -65,6 +72,12 @@ def write_report(
     write_text(out / "report.md", markdown(runs, found))
     _print(runs, found)
     Console().print(f"report: {out / 'report.md'}   figure: {out / FIGURE}", soft_wrap=True)
+
+
+def _audit(folder: Path, runs: Runs) -> Audit:
+    """The audit's runs judged at the rates that the study's families were trained with."""
+    used = runs.table.groupby("family")["peak_lr"].median()
+    return audit_rates(collect_runs(folder)[0], {str(name): rate for name, rate in used.items()})
 
 
 def _check_names(asked: tuple[str, ...], families: list[str]) -> None:
@@ -140,6 +153,10 @@ def markdown(runs: Runs, found: Comparison | None) -> str:
         parts += ["## Exponents", "", *_markdown_table(_exponent_rows(found)), ""]
         parts += [f"- {reason}" for reason in found.exponents.reasons]
         parts += ["", EXPONENTS, ""]
+        if found.kappa is not None:
+            parts += [f"Compute multiplier: {describe_kappa(found.kappa, found.deep)}.", ""]
+        if found.shape_curve is not None:
+            parts += ["## Shape curve", "", found.shape_curve.sentence, ""]
     parts += [
         "## What went in",
         "",
