@@ -18,7 +18,7 @@ def main() -> int:
     parser = _parser()
     arguments = parser.parse_args()
     if (arguments.runs is None) == (arguments.wandb is None):
-        parser.error("name either a folder of runs or a W&B project")
+        parser.error("name either runs or a W&B project")
     if arguments.wandb is not None and arguments.of != "families":
         parser.error(f"--of {arguments.of} reads a folder of runs")
     try:
@@ -29,11 +29,14 @@ def main() -> int:
         elif arguments.of == "coordinates":
             write_coordinate_report(arguments.runs, arguments.out)
         else:
+            deep, wide = arguments.contrast or (arguments.deep, arguments.wide)
             write_report(
                 arguments.runs or f"{WANDB}{arguments.wandb}",
                 arguments.out,
-                arguments.contrast,
+                deep=deep,
+                wide=wide,
                 audit=arguments.audit,
+                question=arguments.question,
                 pool_validation_sets=arguments.pool_validation_sets,
             )
     except SlmError as error:
@@ -51,25 +54,26 @@ def _parser() -> argparse.ArgumentParser:
         "runs",
         type=Path,
         nargs="?",
-        help="a folder of run directories, such as runs/demo, or of offline W&B runs",
+        help="a folder of run directories, such as runs/demo, or of offline W&B runs; a study's file of "
+        "results; or a .csv, .parquet or .jsonl table",
     )
     parser.add_argument(
         "--wandb", metavar="ENTITY/PROJECT", help="read the runs of a W&B project instead"
     )
+    parser.add_argument("--out", type=Path, required=True, help="where the report is written")
+    parser.add_argument("--deep", help="the family to call deep; default: the thinnest")
+    parser.add_argument("--wide", help="the one it is compared with; default: the widest")
+    parser.add_argument(
+        "--contrast", metavar="DEEP,WIDE", type=_families, help="both of them in one word"
+    )
     parser.add_argument(
         "--audit",
         type=Path,
-        metavar="RUNS",
-        help="a folder of runs over a grid of learning rates: families that were trained off their "
-        "best rate are not compared",
+        metavar="FILE",
+        help="lr_audit.json of study=lr_audit, or a folder of runs over a grid of learning rates: "
+        "families trained off their best rate are not compared",
     )
-    parser.add_argument("--out", type=Path, required=True, help="where the report is written")
-    parser.add_argument(
-        "--contrast",
-        metavar="DEEP,WIDE",
-        type=_families,
-        help="the two families to compare; default: the thinnest and the widest",
-    )
+    parser.add_argument("--question", default="", help="what was asked, for the head of the report")
     parser.add_argument(
         "--of",
         choices=("families", "lr_transfer", "khop", "coordinates"),

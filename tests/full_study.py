@@ -1,0 +1,68 @@
+"""A simulated study of full size, as `load_runs` would give it: known law, seed noise, misfit of shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+ASPECTS = {"deep_thin": 24.0, "balanced": 64.0, "wide_shallow": 192.0}
+LAW = {"E": 1.8172, "A": 482.01, "alpha": 0.3478, "B": 2085.43, "beta": 0.3658}
+CENTRE = 5.62e7  # N at which families of different alpha have the same loss
+BEST_ASPECT = 50.0
+
+
+def full_study(
+    *,
+    alpha: Mapping[str, float] | None = None,
+    level: Mapping[str, float] | None = None,
+    families: Sequence[str] = tuple(ASPECTS),
+    sizes: Sequence[float] = tuple(np.geomspace(1e7, 3.16e8, 8)),
+    multipliers: Sequence[float] = (8.0, 24.0, 72.0),
+    anchor_seeds: int = 2,
+    shape_cost: float = 0.003,
+    sigma: float = 0.005,
+    tau: float = 0.005,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """One row a run; nats per token.
+
+    Args:
+        alpha: exponent of a family added to the law's. level: ln of its A over the law's at CENTRE.
+        shape_cost: nats per (ln of the aspect ratio over BEST_ASPECT) squared.
+        anchor_seeds: further seeds of the smallest, the middle and the largest size.
+        sigma, tau: seed noise, and misfit that all runs of a shape share, in nats.
+    """
+    generator = np.random.default_rng(seed)
+    anchors = {0, len(sizes) // 2, len(sizes) - 1}
+    rows = []
+    for family in families:
+        exponent = LAW["alpha"] + (alpha or {}).get(family, 0.0)
+        reducible = LAW["A"] * CENTRE ** -LAW["alpha"] * math.exp((level or {}).get(family, 0.0))
+        for rung, size in enumerate(sizes):
+            aspect = ASPECTS[family]
+            layers = max(1, round((size / (12 * aspect**2)) ** (1 / 3)))
+            width = 8 * round(math.sqrt(size / (12 * layers)) / 8)
+            n = size * (1 + generator.uniform(-0.01, 0.01))
+            misfit = generator.normal(0, tau)
+            misfit += shape_cost * math.log(aspect / BEST_ASPECT) ** 2
+            for multiplier in multipliers:
+                tokens = multiplier * size
+                predicted = LAW["E"] + reducible * (n / CENTRE) ** -exponent
+                predicted += LAW["B"] * tokens ** -LAW["beta"] + misfit
+                for number in range(1 + (anchor_seeds if rung in anchors else 0)):
+                    rows.append(
+                        {
+                            "run_id": f"{family}-L{layers}-d{width}-{multiplier:g}x-s{number}",
+                            "family": family, "rung": str(round(size)), "size": round(size),
+                            "shape": f"L{layers}-d{width}", "n_layers": layers, "d_model": width,
+                            "aspect_ratio": width / layers, "n_flop": n,
+                            "params_non_embedding": 0.93 * n, "params_total": 0.98 * n,
+                            "tokens": tokens, "budget": multiplier, "flops": 6 * n * tokens,
+                            "seed": number, "tokens_per_second": 4e12 / (6 * n),
+                            "loss_nats_per_token": predicted + generator.normal(0, sigma),
+                        }
+                    )  # fmt: skip
+    return pd.DataFrame(rows)
