@@ -84,6 +84,6 @@ def load_audit(path: Path, runs: Runs) -> Audit:
         rates = runs.table.groupby("family")["peak_lr"].median()
         used = {str(name): float(rate) for name, rate in rates.items()}
         return audit_rates(collect_runs(path)[0], used)
-    audit = audit_of(read_gate(path))
+    audit = audit_of(read_gate(path)["families"])
     assert audit is not None
     return audit
