@@ -20,6 +20,7 @@ from analysis.holdout import HoldOut, hold_out
 from analysis.inference import Contrast, paired_differences
 from analysis.kappa import Kappa, compute_multiplier
 from analysis.lr_audit import Audit, audit_of
+from analysis.shape_curve import MIN_ASPECTS, ShapeCurve, fit_shape_curve
 from analysis.study import Columns, Study, prepare
 from analysis.verdict import Findings, Verdict, decide, describe, describe_kappa
 
@@ -31,8 +32,9 @@ class Comparison:
     """What a study says of two families.
 
     `exponents`: under the primary definition of N, `by_definition` under the others too. `matched`: paired
-    differences at equal FLOPs, the primary endpoint. `kappa`: the compute multiplier. `sigma`, `tau`: seed
-    noise and shape misfit found in the runs, in nats (None where there is nothing to tell them from).
+    differences at equal FLOPs, the primary endpoint. `kappa`: the compute multiplier. `shape_curve`: loss
+    against aspect ratio, where three families or more are there. `sigma`, `tau`: seed noise and shape misfit
+    found in the runs, in nats (None where there is nothing to tell them from).
     """
 
     deep: str
@@ -44,6 +46,7 @@ class Comparison:
     kappa: Kappa | None
     hold_out: HoldOut
     audit: Audit | None
+    shape_curve: ShapeCurve | None
     warnings: tuple[str, ...]
     runs: int
     sigma: float | None
@@ -123,6 +126,7 @@ class Comparison:
         content["kappa"] = None if self.kappa is None else asdict(self.kappa)
         content["hold_out"] = asdict(self.hold_out)
         content["audit"] = None if self.audit is None else asdict(self.audit)
+        content["shape_curve"] = None if self.shape_curve is None else asdict(self.shape_curve)
         return plain(content)
 
 
@@ -239,6 +243,7 @@ def compare_study(
         kappa=kappa,
         hold_out=held_out,
         audit=audit,
+        shape_curve=_shape_curve(study),
         warnings=(*study.warnings, *_design_warnings(study)),
         runs=len(table),
         sigma=_seed_noise(table),
@@ -257,6 +262,12 @@ def _saved(one: ExponentDifference) -> Callable[[np.ndarray], np.ndarray] | None
     return lambda size: np.mean(
         [law["alpha"] * law["A"] * size ** -law["alpha"] for law in laws], axis=0
     )
+
+
+def _shape_curve(study: Study) -> ShapeCurve | None:
+    if "aspect_ratio" not in study.table or len(study.families) < MIN_ASPECTS:
+        return None
+    return fit_shape_curve(study.table)
 
 
 def _design_warnings(study: Study) -> list[str]:

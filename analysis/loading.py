@@ -13,7 +13,7 @@ from analysis.lr_audit import Audit, audit_of, audit_rates
 from analysis.lr_audit_report import read_gate
 from analysis.runs import NOT_A_CELL, Runs, _comparable, _row, _warnings, collect_runs, load_runs
 from slm.errors import DataError
-from slm.sweeps.ledger import read_results
+from slm.tracking.ledger import read_results
 from slm.tracking.result import RunResult
 
 
@@ -84,6 +84,6 @@ def load_audit(path: Path, runs: Runs) -> Audit:
         rates = runs.table.groupby("family")["peak_lr"].median()
         used = {str(name): float(rate) for name, rate in rates.items()}
         return audit_rates(collect_runs(path)[0], used)
-    audit = audit_of(read_gate(path))
+    audit = audit_of(read_gate(path)["families"])
     assert audit is not None
     return audit

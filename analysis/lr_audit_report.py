@@ -53,20 +53,21 @@ def write_lr_audit(
     return audit
 
 
-def read_gate(path: Path) -> dict[str, dict[str, Any]]:
-    """What `write_lr_audit` found of each family.
+def read_gate(path: Path) -> dict[str, Any]:
+    """What `write_lr_audit` wrote: `recipe_id`, `common_lr`, and what was found of each of `families`.
 
     Raises:
         DataError: if the file is not there or not such a one.
     """
     try:
-        families = read_json(path)["families"]
-        assert isinstance(families, dict)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        gate = read_json(path)
+        if not isinstance(gate["families"], dict) or not isinstance(gate["recipe_id"], str):
+            raise TypeError("families or recipe_id is of the wrong kind")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"no audit of learning rates ({type(error).__name__}: {error})"
         fix = "python sweep.py study=lr_audit writes one to runs/lr_audit/report/lr_audit.json"
         raise DataError(f"study.lr_audit={path}: {problem}; {fix}") from None
-    return families
+    return dict(gate)
 
 
 def _worst(audit: Audit, family: str) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Style:
     dash: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Figure:
     """A chart with what stands around it. `legend`: label -> style."""
 
@@ -47,6 +47,14 @@ class Figure:
     caption: str
     svg: str
     legend: Mapping[str, Style]
+
+    def __repr__(self) -> str:
+        return f"Figure({self.title!r})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook."""
+        head = f"<b>{escape(self.title)}</b>{legend(self.legend)}"
+        return f'<div style="max-width:560px">{head}{self.svg}<small>{escape(self.caption)}</small></div>'
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
@@ -314,7 +322,7 @@ def legend(entries: Mapping[str, Style]) -> str:
         line = f'<line x1="1" y1="8" x2="31" y2="8" stroke="{style.colour}" stroke-width="2"'
         mark = shape(style.marker, 16, 8, 4.5, style.colour, style.colour)
         items.append(
-            f'<span><svg class="key" viewBox="0 0 32 16" aria-hidden="true">{line} '
+            f'<span style="margin-right:1em"><svg class="key" width="32" height="16" viewBox="0 0 32 16" aria-hidden="true">{line} '
             f'stroke-dasharray="{style.dash}"/>{mark}</svg>{escape(label)}</span>'
         )
     return f'<div class="legend">{"".join(items)}</div>' if items else ""

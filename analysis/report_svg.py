@@ -214,7 +214,7 @@ class Plot:
         self._axes()
         frame, self.marks = self.marks, marks
         return (
-            f'<svg viewBox="0 0 {WIDTH:g} {self.height:g}" role="img" aria-label="{escape(self.title)}">'
+            f'<svg viewBox="0 0 {WIDTH:g} {self.height:g}" font-family="sans-serif" role="img" aria-label="{escape(self.title)}">'
             f"{''.join(frame)}{''.join(marks)}</svg>"
         )
 

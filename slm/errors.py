@@ -13,6 +13,16 @@ class SlmError(Exception):
     exit_code = 1
     was_shown = False  # set by a multirun that has already told of it
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled whole, whatever a subclass is made from: launchers hand errors between processes."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[SlmError], args: tuple[Any, ...], state: dict[str, Any]) -> SlmError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
+
 
 class DataError(SlmError):
     """A corpus, tokenizer or prepared shard is absent, unreadable or not what it was."""

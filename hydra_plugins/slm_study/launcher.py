@@ -88,7 +88,7 @@ class LocalLauncher(Launcher):
         at_once = min(places.qsize(), self.n_jobs or places.qsize())
         total = len(job_overrides)
         log.info("%d jobs, %d at once, each in its own process", total, at_once)
-        with ThreadPoolExecutor(at_once) as pool, _stopped_by_signals():
+        with ThreadPoolExecutor(at_once) as pool, stopped_by_signals():
             futures = [
                 pool.submit(self._run, overrides, f"[{index}/{total}]", places)
                 for index, overrides in enumerate(job_overrides, start=1)
@@ -230,7 +230,7 @@ def visible_gpus() -> list[str]:
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[None]:
+def stopped_by_signals() -> Iterator[None]:
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("slm")
 EFFECTS = (0.01, 0.02, 0.05)
+EVEN_ODDS = 0.5
 NEXT_RUNS = 5
 MIN_PAIRS_FOR_SPREAD = 3  # of a regression on ln FLOPs: two parameters
 WIDTH = 170  # where the output is no terminal
@@ -106,6 +107,12 @@ def _power_warnings(power: DesignPower | None, claim: str) -> Iterator[str]:
         # Mismatched rungs are told of with their shapes.
         told = (line for line in power.warnings if not line.startswith("rung "))
         yield from (f"WARN {line}" for line in told)
+        found = (power.power_verdict or {}).get(EFFECTS[-1])
+        if claim == "exponents" and found is not None and found < EVEN_ODDS:
+            yield (
+                f"WARN a difference of exponents of {EFFECTS[-1]:g} would be found with a probability of "
+                f"{found:.0%}: about exponents the study will most likely end inconclusive"
+            )
         if claim != "exponents":
             yield from (f"REFUSED exponents (not claimed): {line}" for line in power.refusals)
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from slm.errors import DataError
 from slm.sweeps.study import Cell
 
 log = logging.getLogger("slm")
@@ -29,27 +30,48 @@ def write_report(cells: Sequence[Cell]) -> None:
     elif kind == "khop":
         write_khop_report(study, out, ids)
     else:
-        _write_families_report(cells, study, out)
+        _report_on_families(cells, out)
     missing = Counter(cell.state for cell in cells if cell.state != "finished")
     if missing:
         states = ", ".join(f"{count} {state}" for state, count in missing.most_common())
         log.warning("not in the report: %d of %d cells (%s)", missing.total(), len(cells), states)
 
 
-def _write_families_report(cells: Sequence[Cell], study: Path, out: Path) -> None:
+def _report_on_families(cells: Sequence[Cell], out: Path) -> None:
+    """Compare the families of the contrast, with runs of this folder and of the study's file of results."""
     from analysis.loading import runs_of
     from analysis.report import report_on
-    from analysis.runs import load_runs
+    from hydra_plugins.slm_study.planning import contrast_of
 
-    settings = cells[0].spec.config.study
-    if any(cell.recorded is not None for cell in cells):  # some have no directory here
-        finished = [cell.result for cell in cells if cell.state == "finished"]
-        runs = runs_of(result for result in finished if result is not None)
-    else:
-        runs = load_runs(study, {cell.spec.run_id for cell in cells})
-    deep, wide = settings.contrast or (None, None)
-    audit = None if settings.lr_audit is None else Path(settings.lr_audit)
-    report_on(runs, out, deep=deep, wide=wide, audit=audit, question=settings.question or "")
+    study = cells[0].spec.config.study
+    found = [cell.result for cell in cells if cell.state == "finished"]
+    results = [result for result in found if result is not None]
+    if not results:
+        raise DataError(f"study {study.name}: no finished cell yet; action=run makes some")
+    deep, wide = contrast_of(cells)
+    audit = _audit_of(cells)
+    report_on(runs_of(results), out, deep=deep, wide=wide, audit=audit, question=study.question)
+
+
+def _audit_of(cells: Sequence[Cell]) -> Path | None:
+    """The gate that the study names, if it is there and of this study's recipe.
+
+    Raises:
+        DataError: if it is of another recipe, whose learning rates say nothing of these.
+    """
+    from analysis.lr_audit_report import read_gate
+
+    config = cells[0].spec.config
+    if config.study.lr_audit is None:
+        return None
+    path = Path(config.study.lr_audit)
+    gate, recipe = read_gate(path), cells[0].spec.recipe_id
+    if gate["recipe_id"] != recipe:
+        raise DataError(
+            f"study.lr_audit={path}: made in recipe {gate['recipe_id']}, and this study's is {recipe}; audit "
+            "the rates in the recipe that is to be judged (same data, schedule, parametrization, ...)"
+        )
+    return path
 
 
 def _common_rate(cells: Sequence[Cell]) -> float:

@@ -62,8 +62,6 @@ class StudySweeper(Sweeper):
         self.arguments = [a for a in arguments if not a.lstrip("+").startswith("action=")]
         check_study(config)
         action = config.action
-        if action in (None, "run") and config.study.lr_policy == "tuned":
-            self._tune(config)
         cells = self._cells(config)
         if action == "plan":
             from hydra_plugins.slm_study.planning import show_plan
@@ -75,7 +73,13 @@ class StudySweeper(Sweeper):
             return show_status(cells)
         if action == "collect":
             return _collect(config, cells)
-        failed = self._run(cells) if action in (None, "run") else None
+        failed = None
+        if action in (None, "run"):
+            _refuse_a_design_that_cannot(cells)
+            if config.study.lr_policy == "tuned":
+                self._tune(config)
+                cells = self._cells(config)
+            failed = self._run(cells)
         if action == "report" or (action is None and any(c.state == "finished" for c in cells)):
             from hydra_plugins.slm_study.reporting import write_report
 
@@ -124,8 +128,6 @@ class StudySweeper(Sweeper):
 
     def _run(self, cells: Sequence[Any]) -> Exception | None:
         """Launch what is not done; the error that says which cells failed, if any did."""
-        from hydra_plugins.slm_study.planning import power_of, refusals_of, refused
-        from slm.errors import Refused
         from slm.sweeps.plan import design_warnings, totals
 
         config = cells[0].spec.config
@@ -133,9 +135,6 @@ class StudySweeper(Sweeper):
         log.info("%s; %d to run", totals(cells), len(cells) if config.rerun else left)
         for warning in design_warnings(cells):
             log.info("%s", warning)
-        refusals = refusals_of(cells, power_of(cells)) if left else []
-        if refusals:
-            raise Refused("\n".join([*(f"REFUSED {line}" for line in refusals), refused(config)]))
         try:
             self._run_to_end(cells)
         except RunError as error:
@@ -153,15 +152,28 @@ class StudySweeper(Sweeper):
         return 1 if type(self.launcher).__module__ == ONE_PROCESS else None
 
 
+def _refuse_a_design_that_cannot(cells: Sequence[Any]) -> None:
+    """Before compute is spent on it; a study that is done may be reported on whatever it is."""
+    from hydra_plugins.slm_study.planning import power_of, refusals_of, refused
+    from slm.errors import Refused
+
+    if all(cell.is_done for cell in cells):
+        return
+    refusals = refusals_of(cells, power_of(cells))
+    if refusals:
+        said = [f"REFUSED {line}" for line in refusals]
+        raise Refused("\n".join([*said, refused(cells[0].spec.config)]))
+
+
 def _recorded(config: Any) -> dict[str, Any]:
-    from slm.sweeps.ledger import read_results
+    from slm.tracking.ledger import read_results
 
     return {} if config.study.results is None else read_results(Path(config.study.results))
 
 
 def _collect(config: Any, cells: Sequence[Any]) -> None:
     """Add what finished here to the study's file of results."""
-    from slm.sweeps.ledger import write_results
+    from slm.tracking.ledger import write_results
 
     if config.study.results is None:
         fix = f"for example study.results=results/{config.study.name}.jsonl"

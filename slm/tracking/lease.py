@@ -65,15 +65,40 @@ class Lease:
     def take(self, on_beat: Callable[[], None] = lambda: None) -> HeldLease:
         """Hold it; `on_beat` is called from a thread at every heartbeat.
 
+        If another machine holds it, that takes until its next heartbeat.
+
         Raises:
             InUse: if somebody alive holds it.
         """
-        for _ in range(ATTEMPTS):
-            stream = self._create() or self._inherit()
-            if stream is not None:
-                return HeldLease(self.path, stream, on_beat)
-            time.sleep(0.1)
-        raise InUse(f"{self.path.parent} is in use by {self.owner() or 'another process'}")
+        while True:
+            for _ in range(ATTEMPTS):
+                stream = self._create() or self._inherit()
+                if stream is not None:
+                    return HeldLease(self.path, stream, on_beat)
+                time.sleep(0.1)
+            owner = self.owner()
+            if owner is None:
+                self._remove_left_lock()
+            elif owner.host == self.host or self._beats():
+                raise InUse(f"{self._what} is in use by {owner}")
+
+    def _beats(self) -> bool:
+        """Whether another machine's owner touches the file before it counts as dead.
+
+        A job that a scheduler has moved to this machine may come before its old owner's heart is missed.
+        """
+        seen = self._written()
+        while (owner := self.owner()) is not None:
+            if seen is None or owner.age_seconds < seen.age_seconds:
+                return True
+            seen = owner
+            time.sleep(1.0)
+        return False
+
+    @property
+    def _what(self) -> Path:
+        """What is locked: the folder of a run, or what the file is named after."""
+        return self.path.with_suffix("") if self.path.suffix else self.path.parent
 
     def _create(self) -> IO[str] | None:
         """The lock file where there is none, locked and signed before anyone can see it."""
@@ -94,17 +119,24 @@ class Lease:
     def _inherit(self) -> IO[str] | None:
         """The lock file of an owner who died."""
         stream = try_lock(self.path)
-        written = self._written()
-        is_free = written is not None and not self._lives(written, is_locked=stream is None)
         if stream is None:
-            if is_free:  # a dead machine's lock, which a file server still keeps
-                self.path.unlink(missing_ok=True)
             return None
-        if not is_free or not is_still_at(stream, self.path):
+        written = self._written()
+        if written is not None and not self._lives(written, is_locked=False):
+            self._sign(stream)
+            if is_still_at(stream, self.path):
+                return stream
+        stream.close()
+        return None
+
+    def _remove_left_lock(self) -> None:
+        """A dead machine's lock that a file server still keeps, since nobody can have it otherwise."""
+        stream = try_lock(self.path)
+        written = self._written()
+        if stream is not None:
             stream.close()
-            return None
-        self._sign(stream)
-        return stream
+        elif written is not None and not self._lives(written, is_locked=True):
+            self.path.unlink(missing_ok=True)
 
     def _lives(self, written: Owner, *, is_locked: bool) -> bool:
         return is_locked if written.host == self.host else written.age_seconds < STALE_SECONDS

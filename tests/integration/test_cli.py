@@ -138,7 +138,7 @@ def test_a_run_in_use_is_left_alone(cli: Cli, tmp_path: Path, cache_dir: Path) -
         while not list((tmp_path / "runs").glob("*/*/status.json")) and time.monotonic() < deadline:
             time.sleep(0.02)
         second = cli("train.py", *LONG)
-        assert second.returncode == 1
+        assert second.returncode == 75  # EX_TEMPFAIL: it may be free later
         assert f"in use by process {process.pid}" in second.stderr
         assert "Traceback" not in second.stderr
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from slm.sweeps.ledger import read_results
+from slm.tracking.ledger import read_results
 from slm.tracking.record import RunDirectory
 from tests.conftest import ROOT, cli_command, cli_env
 

@@ -269,3 +269,34 @@ def test_the_khop_report_names_the_family_that_follows_more_hops(
     saved = json.loads((tmp_path / "report" / "results.json").read_text())
     assert [shape["k=2"] for shape in saved["shapes"]] == pytest.approx([0.05, 0.25])
     assert "k=2" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_an_audit_of_learning_rates_guards_the_report(
+    written: Callable[..., RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for family in ("deep", "wide"):
+        for index, size in enumerate((100, 200, 400)):
+            written(family, size, 1024 * (1 + index), 3 - size / 1000)
+    (tmp_path / "runs").rename(tmp_path / "study")
+    best = {"deep": 1e-2, "wide": 4e-3}  # the study trained at 1e-2
+    for family, optimum in best.items():
+        for step in range(-3, 4):
+            rate = 1e-2 * 2.0**step
+            loss = 2 + 0.02 * math.log(rate / optimum) ** 2
+            run_id = f"{family}{step}"
+            written(family, 100, 1024 * (5 + step), loss, peak_lr=rate, run_id=run_id, tokens=1024)
+    arguments = [
+        str(tmp_path / "study"),
+        "--audit",
+        str(tmp_path / "runs"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    monkeypatch.setattr("sys.argv", ["analysis", *arguments])
+    assert main() == 0
+    saved = json.loads((tmp_path / "o" / "results.json").read_text())["comparison"]
+    assert saved["verdict"]["word"] == "audit_failed" and list(saved["audit"]["failed"]) == ["wide"]
+    for wrong in ([], ["x", "--wandb", "a/b"], ["--wandb", "a/b", "--of", "khop"]):
+        monkeypatch.setattr("sys.argv", ["analysis", *wrong, "--out", str(tmp_path / "o")])
+        with pytest.raises(SystemExit):
+            main()

@@ -90,8 +90,8 @@ def offline(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> Callable[[str,
             content={**spec.identity, "run": counts_of(spec)},
         ) as mirrored:  # fmt: skip
             mirrored.summarize({**counts_of(spec), "val/loss": loss})
-        for _ in range(100):  # W&B's own process writes the file, and may still be at it
-            if all(run.state == "finished" for run in offline_runs(folder)):
+        for _ in range(200):  # W&B's own process writes the file, and may still be at it
+            if [run.state for run in offline_runs(folder)] == ["finished"]:
                 break
             time.sleep(0.1)
         return folder

@@ -37,8 +37,8 @@ def test_a_mistuned_family_fails_and_the_file_says_so(tmp_path: Path) -> None:
     }  # fmt: skip
     assert families["deep"]["penalty"] == pytest.approx(0.025 * math.log(1.25) ** 2)
     assert families["deep"]["cost_of_2x"] == pytest.approx(0.025 * math.log(2) ** 2)
-    write_json(tmp_path / "lr_audit.json", {"families": families})
-    gate = audit_of(read_gate(tmp_path / "lr_audit.json"))
+    write_json(tmp_path / "lr_audit.json", {"recipe_id": "r", "families": families})
+    gate = audit_of(read_gate(tmp_path / "lr_audit.json")["families"])
     assert gate is not None
     assert gate.passed("deep") and not gate.passed("wide") and not gate.passed("edge")
     told = markdown(audit, families, 4e-3, len(table), pd.Series(dtype=int).to_dict())  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from analysis.report_page import page
 from analysis.report_svg import Axis, power_of_ten, short_count
 from analysis.runs import Runs
 from slm.errors import DataError
-from slm.sweeps.ledger import read_results
+from slm.tracking.ledger import read_results
 from tests.conftest import ROOT
 from tests.full_study import full_study
 
@@ -113,7 +113,7 @@ def test_results_are_complete_and_plain(identified: Answer) -> None:
     assert saved["power"]["mde80_exponent"] > 0 and len(saved["extensions"]) == 4
     more = {row["name"]: row["se_exponent"] for row in saved["extensions"]}
     assert all(error < saved["power"]["se_exponent"] for error in more.values())
-    assert saved["shape_curve"]["rungs"] and len(saved["next_runs"]) == 5
+    assert saved["comparison"]["shape_curve"]["rungs"] and len(saved["next_runs"]) == 5
 
 
 def test_the_text_says_the_same(identified: Answer) -> None:
@@ -250,7 +250,9 @@ def test_a_file_of_results_reads_as_runs_do() -> None:
 def test_an_audit_from_its_file(tmp_path: Path) -> None:
     runs = Runs(pd.DataFrame(), answer(full_study(families=("balanced",))).dropped, ())
     file = tmp_path / "lr_audit.json"
-    file.write_text(json.dumps({"families": {"deep": {"interior": False, "penalty": None}}}))
+    file.write_text(
+        json.dumps({"recipe_id": "r", "families": {"deep": {"interior": False, "penalty": None}}})
+    )
     assert "deep" in asdict(load_audit(file, runs))["failed"]
     with pytest.raises(DataError, match="no audit of learning rates"):
         load_audit(tmp_path / "nowhere.json", runs)

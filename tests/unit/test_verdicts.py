@@ -106,6 +106,27 @@ def test_columns_may_have_any_names() -> None:
     assert any("6 x N x D" in warning for warning in found.warnings)
 
 
+def test_three_families_give_a_shape_curve() -> None:
+    table = simulate(EXPONENT, 0.005, SIGMA, 1).assign(aspect_ratio=24.0)
+    table.loc[table["family"] == "wide", "aspect_ratio"] = 192.0
+    middle = simulate(NOTHING, 0.005, SIGMA, 2)
+    middle = middle[middle["family"] == "wide"].assign(family="mid", aspect_ratio=64.0)
+    middle["shape"] = middle["shape"].str.replace("wide", "mid")
+    middle["loss_nats_per_token"] -= 0.1
+    found = compare_families(pd.concat([table, middle], ignore_index=True), bootstrap=0)
+    assert (found.deep, found.wide) == ("deep", "wide") and set(found.estimates) == {
+        "deep",
+        "mid",
+        "wide",
+    }
+    assert found.exponents.df == 24 - 7 and found.difference == pytest.approx(0.05, abs=0.02)
+    assert found.shape_curve is not None and found.shape_curve.best_aspect == pytest.approx(
+        68, rel=0.2
+    )
+    assert compared(EXPONENT).shape_curve is None
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
 def refused(table: pd.DataFrame, **options: Any) -> Comparison:
     found = compare_families(table, bootstrap=0, **options)
     assert found.difference is None and not found.estimates and found.permutation_p is None

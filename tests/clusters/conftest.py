@@ -1,0 +1,94 @@
+"""A Slurm and a Ray of the tests' own, and what the same studies come to without them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.clusters.slurm import Slurm, missing, one_node_slurm
+from tests.clusters.sweeping import PAIR, SMOKE, Sweep
+
+CORES = 2
+MakeSweep = Callable[..., Sweep]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, cache_dir: Path) -> MakeSweep:
+    """sweep(arguments, launcher arguments..., env={...}) -> a study in a folder of the test's."""
+
+    def make(arguments: tuple[str, ...], *more: str, env: dict[str, str] | None = None) -> Sweep:
+        return Sweep(tmp_path, cache_dir, (*arguments, *more), env or {})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def basic_smoke(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Sweep:
+    """study=smoke, one run after the other in one process."""
+    folder = tmp_path_factory.mktemp("basic")
+    done = Sweep(folder, cache_dir, (*SMOKE, "hydra/launcher=basic"), {})
+    assert done.to_end() == 0, done.said
+    return done
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Sweep:
+    """The pair of runs that nothing happens to."""
+    done = Sweep(tmp_path_factory.mktemp("undisturbed"), cache_dir, PAIR, {})
+    assert done.to_end() == 0, done.said
+    return done
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Slurm]:
+    reason = missing()
+    if not reason and find_spec("submitit") is None:
+        reason = "pip install -e '.[slurm]'"
+    if reason:
+        pytest.skip(reason)
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        Path(folder).chmod(0o755)  # munged wants a folder that all may pass through
+        with one_node_slurm(Path(folder), CORES) as running:
+            yield running
+
+
+@pytest.fixture(scope="session")
+def ray_env() -> dict[str, str]:
+    """What lets a process use a Ray of the tests."""
+    if find_spec("ray") is None or find_spec("hydra_plugins.hydra_ray_launcher") is None:
+        pytest.skip("pip install -e '.[ray]'")
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as there: everything listens on the loopback alone
+    }
+
+
+@pytest.fixture(scope="session")
+def ray_address(ray_env: dict[str, str]) -> Iterator[str]:
+    """A cluster that somebody has started, in a folder that is not that of the sweep."""
+    head_script = str(Path(__file__).with_name("ray_head.py"))
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short: it holds sockets
+        head = subprocess.Popen(
+            [sys.executable, head_script, folder, str(CORES)],
+            cwd=folder,
+            env={**os.environ, **ray_env},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert head.stdin is not None and head.stdout is not None
+        try:
+            yield head.stdout.readline().strip()
+        finally:
+            head.stdin.close()
+            head.wait(timeout=60)
