@@ -163,7 +163,7 @@ def differences(answer: Answer) -> Figure | None:
     shown += [float(min(max(v, -reach), reach)) for v in limits if math.isfinite(v)]
     xs = Axis.around(list(matched.pairs["flops"]), "training FLOPs", log=True, kind="flops")
     plot = Plot(
-        replace(xs, high=xs.high * (xs.high / xs.low) ** 0.05),
+        replace(xs, high=xs.high * (xs.high / xs.low) ** (0.03 + 0.02 * min(len(summary), 10))),
         _roomy(Axis.around(shown, "difference (nats per token)")),
         "Paired differences of loss at matched FLOPs",
     )
@@ -178,8 +178,14 @@ def differences(answer: Answer) -> Figure | None:
         plot.left + 6, plot.height - plot.bottom - 7, f"{matched.deep} better",
         kinds[matched.deep].colour, pixels=True,
     )  # fmt: skip
+    ends: list[float] = []
     for budget, rows in matched.pairs.groupby("budget"):
-        _one_budget(plot, matched, rows, grey.get(float(str(budget)), Style(NEUTRAL, "o")))
+        ends.append(plot.px(rows["flops"].max()))
+        beside = sum(
+            abs(ends[-1] - other) < 6 for other in ends
+        )  # bars at one place stand side by side
+        style = grey.get(float(str(budget)), Style(NEUTRAL, "o"))
+        _one_budget(plot, matched, rows, style, 11.0 * beside)
     return Figure(
         "differences", "The same FLOPs, the other shape",
         f"Loss of {matched.deep} minus that of {matched.wide}. A mark a pair of shapes with equal tokens, corrected to equal FLOPs; seeds averaged. Bars: 95% "
@@ -189,7 +195,9 @@ def differences(answer: Answer) -> Figure | None:
     )  # fmt: skip
 
 
-def _one_budget(plot: Plot, matched: Contrast, pairs: pd.DataFrame, style: Style) -> None:
+def _one_budget(
+    plot: Plot, matched: Contrast, pairs: pd.DataFrame, style: Style, shift: float
+) -> None:
     plot.line(
         list(pairs["flops"]), list(pairs["difference_at_equal_flops"]), style.colour, "2 3", 1.1
     )
@@ -207,12 +215,12 @@ def _one_budget(plot: Plot, matched: Contrast, pairs: pd.DataFrame, style: Style
     at, value, low, high = (
         end[key] for key in ("largest_flops", "largest", "largest_low", "largest_high")
     )
-    plot.interval(at, value, low, high, style.colour, shift=11)
+    plot.interval(at, value, low, high, style.colour, shift=shift)
     title = (
         f"D/N {end['budget']:g}, at the largest FLOPs: {value:+.4f} [{low:+.4f}, {high:+.4f}], p "
         f"{end['largest_p_holm']:.3f} by Holm"
     )
-    plot.point(at, value, style.colour, "o", title, 3, shift=(11, 0))
+    plot.point(at, value, style.colour, "o", title, 3, shift=(shift, 0))
 
 
 def _roomy(axis: Axis) -> Axis:

@@ -13,6 +13,7 @@ from analysis.report_svg import power_of_ten
 SIGNIFICANCE = 0.05
 EXPONENT_BOUNDS = (0.02, 1.5)  # of the search, see analysis.solver
 MIN_WIDTH = 1e-3
+MOST_LISTED = 5  # token budgets told one by one
 CAVEATS = (
     "One learning rate serves all shapes unless a study says otherwise; a family whose optimum lies "
     "elsewhere loses for that reason alone.",
@@ -183,8 +184,17 @@ def budget_sentences(answer: Answer) -> list[str]:
     contrast = answer.comparison.matched
     if contrast is None:
         return [NOTHING]
+    rows = contrast.summary.to_dict(orient="records")
+    known = [row for row in rows if math.isfinite(row["largest_p_holm"])]
     lines = []
-    for row in contrast.summary.to_dict(orient="records"):
+    if len(rows) > MOST_LISTED:
+        lines.append(
+            f"{len(known)} of {len(rows)} token budgets have enough pairs for an interval; the one of the largest "
+            f"FLOPs is told here. The mean of all {len(contrast.pairs)} pairs is "
+            f"{contrast.pairs['difference_at_equal_flops'].mean():+.4f} nats/token."
+        )
+        rows = known[-1:]
+    for row in rows:
         start = (
             f"At {row['budget']:g} tokens per parameter, {contrast.deep} minus {contrast.wide} is"
         )

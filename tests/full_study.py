@@ -1,9 +1,14 @@
-"""A simulated study of full size, as `load_runs` would give it: known law, seed noise, misfit of shapes."""
+"""A simulated study of full size, as `load_runs` would give it: known law, seed noise, misfit of shapes.
+
+python -m tests.full_study OUT writes the report of one in which depth gains with scale.
+"""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -66,3 +71,9 @@ def full_study(
                         }
                     )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    from analysis.report import report_on
+
+    report_on(full_study(alpha={"deep_thin": 0.02, "wide_shallow": -0.02}), Path(sys.argv[1]))

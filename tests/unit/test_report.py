@@ -9,6 +9,7 @@ from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -192,6 +193,35 @@ def test_a_mistuned_family_is_no_verdict() -> None:
     read = Page(page(found)).text
     assert "No verdict: the learning rate does not suit both families" in read
     assert "wide_shallow: its learning rate costs 0.050 nats" in read
+
+
+def isoflop_study() -> pd.DataFrame:
+    """Two families, each 9 sizes around the best at 6 compute budgets."""
+    rows = []
+    for family, level in (("deep", 1.0), ("wide", 1.02)):
+        for flops in np.geomspace(1e17, 1e20, 6):
+            best = 0.13 * flops**0.48
+            for n in best * np.geomspace(1 / 3, 3, 9):
+                tokens = flops / (6 * n)
+                loss = 1.8172 + 482.01 * level * n**-0.3478 + 2085.43 * tokens**-0.3658
+                rows.append((family, f"N{n:.4g}", n, tokens, flops, loss))
+    return pd.DataFrame(
+        rows, columns=["family", "shape", "n_flop", "tokens", "flops", "loss_nats_per_token"]
+    )
+
+
+def test_an_isoflop_design_has_its_chart() -> None:
+    found = answer(isoflop_study(), bootstrap=0)
+    assert set(found.isoflop) == {"deep", "wide"}
+    assert all(one.exponent == pytest.approx(0.51, abs=0.03) for one in found.isoflop.values())
+    read = Page(page(found))
+    assert "isoflop" in read.figures and "best N grows as C to the 0.5" in read.text
+    assert len(found.budgets) == 9 and "9 of 9 token budgets have enough pairs" in read.text
+    assert (
+        read.text.count("At 488 tokens per parameter")
+        == 1
+        == read.text.count("tokens per parameter, deep")
+    )
 
 
 def test_names_are_escaped() -> None:
