@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow test-gpu test-clusters clusters lint format clean
+.PHONY: help demo test test-slow test-gpu test-clusters clusters notebooks lint format clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -28,6 +28,9 @@ test-clusters: clusters ## The tests with a Slurm and a Ray of their own (Slurm:
 clusters: $(READY) ## Install what hydra/launcher=slurm and ray need
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[slurm,ray]'
 
+notebooks: $(READY) ## Execute analysis/notebooks and write their .ipynb anew
+	$(BIN)/python -m analysis.notebooks.execute
+
 lint: $(READY) ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,5 +46,5 @@ clean: ## Remove the environment and caches; runs stay
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"slm needs Python 3.11 to 3.13, not {v[0]}.{v[1]}; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,notebooks]'
 	@touch $@

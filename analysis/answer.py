@@ -23,7 +23,7 @@ from analysis.power import DesignPower, NextRun, design_power, most_valuable_nex
 from analysis.profiles import quantile_t
 from analysis.resample import jackknife_error
 from analysis.runs import Runs
-from analysis.shape_curve import MIN_ASPECTS, ShapeCurve, fit_shape_curve
+from analysis.shape_curve import ShapeCurve
 from analysis.study import Columns, Study, prepare
 
 TAU = 0.01  # nats of misfit of a shape where the runs cannot tell
@@ -59,8 +59,7 @@ class Answer:
     ln L from the joint law (nan where that was refused). `curves`: of the joint law. `power`: of a study
     such as this one, with the noise and the law that were found in it. `extensions`: the same of larger
     designs, with their cost; `next_runs`: single runs that lower the standard error of the exponents'
-    difference most per FLOP. `shape_curve`: None below 3 aspect ratios.
-    `isoflop`: by family; empty where no family has 5 sizes at one compute budget.
+    difference most per FLOP. `isoflop`: by family; empty where no family has 5 sizes at one compute budget.
     """
 
     question: str
@@ -72,7 +71,6 @@ class Answer:
     power: DesignPower | None
     extensions: tuple[Extension, ...]
     next_runs: tuple[NextRun, ...]
-    shape_curve: ShapeCurve | None
     isoflop: dict[str, IsoFlop]
 
     @property
@@ -80,6 +78,11 @@ class Answer:
         """The two that are compared first, then the others."""
         pair = dict.fromkeys((self.comparison.deep, self.comparison.wide))
         return [*pair, *(name for name in dict.fromkeys(self.table["family"]) if name not in pair)]
+
+    @property
+    def shape_curve(self) -> ShapeCurve | None:
+        """None below three aspect ratios."""
+        return self.comparison.shape_curve
 
     @property
     def budgets(self) -> list[float]:
@@ -125,7 +128,6 @@ def answer(
         comparison=found,
         curves=() if known is None else tuple(_curves(known)),
         **_power(study, found),
-        shape_curve=_shape_curve(study),
         isoflop=_isoflop(table),
     )
 
@@ -233,13 +235,6 @@ def design_of(table: pd.DataFrame) -> Design:
     }
     per_token = (table["flops"] / table["tokens"] / 6).tolist()
     return Design(n_flop=per_token, multiplier=list(table["budget"]), **columns)
-
-
-def _shape_curve(study: Study) -> ShapeCurve | None:
-    table = study.table
-    if "aspect_ratio" not in table or table["family"].nunique() < MIN_ASPECTS:
-        return None
-    return fit_shape_curve(table)
 
 
 def _isoflop(table: pd.DataFrame) -> dict[str, IsoFlop]:

@@ -12,10 +12,10 @@
     comparison    `analysis.compare.Comparison`: deep, wide, verdict {word, sentence, reasons}, sigma, tau,
                   runs, tokens_per_n, largest_flops, warnings,
                   exponents {definition of N: `ExponentDifference` with its joint fit; read `status` first},
-                  matched (`Contrast`: summary per token budget, pairs), kappa (`Kappa`), hold_out, audit
+                  matched (`Contrast`: summary per token budget, pairs), kappa (`Kappa`), hold_out, audit,
+                  shape_curve (`ShapeCurve`, or null below three aspect ratios)
     power         `analysis.power.DesignPower` of this design with the noise found in it, or null
     extensions    [`analysis.next_runs.Extension`]; next_runs: [`analysis.power.NextRun`]
-    shape_curve   `analysis.shape_curve.ShapeCurve`, or null below three aspect ratios
     isoflop       {family: `analysis.isoflop.IsoFlop`}
     residuals     [{run_id, family, shape, n, tokens, flops, seed, loss, residual of ln loss}]
     caveats       [sentence]
@@ -127,7 +127,6 @@ def results(found: Answer) -> dict[str, Any]:
         "power": None if found.power is None else found.power.to_dict(),
         "extensions": [asdict(one) for one in found.extensions],
         "next_runs": [asdict(one) for one in found.next_runs],
-        "shape_curve": None if found.shape_curve is None else asdict(found.shape_curve),
         "isoflop": {family: asdict(one) for family, one in found.isoflop.items()},
         "residuals": residuals.to_dict(orient="records"),
         "caveats": text.CAVEATS,

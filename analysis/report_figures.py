@@ -13,7 +13,8 @@ import pandas as pd
 from analysis.answer import Answer
 from analysis.exponents import EQUIVALENT
 from analysis.figures import NEUTRAL
-from analysis.report_svg import INK, Axis, Plot, power_of_ten, shape, short_count
+from analysis.inference import Contrast
+from analysis.report_svg import INK, WIDTH, Axis, Plot, power_of_ten, shape, short_count
 from analysis.report_text import accepted_alpha, difference_text
 
 # Okabe and Ito's palette, told apart by colour-blind readers; markers and dashes differ too.
@@ -37,7 +38,7 @@ class Style:
     dash: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Figure:
     """A chart with what stands around it. `legend`: label -> style."""
 
@@ -46,6 +47,14 @@ class Figure:
     caption: str
     svg: str
     legend: Mapping[str, Style]
+
+    def __repr__(self) -> str:
+        return f"Figure({self.title!r})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook."""
+        head = f"<b>{escape(self.title)}</b>{legend(self.legend)}"
+        return f'<div style="max-width:560px">{head}{self.svg}<small>{escape(self.caption)}</small></div>'
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
@@ -77,9 +86,12 @@ def loss_against_flops(answer: Answer) -> Figure:
     table, kinds = answer.table, styles(answer.families)
     curves = answer.curves if len(answer.budgets) <= MOST_CURVES else ()
     losses = [*table["loss_nats_per_token"], *(v for c in curves for v in (*c.low, *c.high))]
+    span = Axis.around(losses, "loss (nats per token)", log=True)
     plot = Plot(
         Axis.around(list(table["flops"]), "training FLOPs", log=True, kind="flops"),
-        Axis.around(losses, "loss (nats per token)", log=True),
+        replace(
+            span, high=span.high * (span.high / span.low) ** 0.05
+        ),  # room for the budgets' names
         "Loss against training FLOPs, a mark a run",
     )
     for curve in curves:
@@ -99,13 +111,7 @@ def loss_against_flops(answer: Answer) -> Figure:
             3.6,
         )  # fmt: skip
     if len(answer.budgets) <= MOST_CURVES:
-        for budget, rows in table.groupby("budget"):
-            first = float(rows["flops"].min())
-            top = float(rows.loc[rows["flops"] <= first * 1.1, "loss_nats_per_token"].max())
-            plot.text(
-                max(plot.px(first) - 14, plot.left + 2), plot.py(top) - 16,
-                f"D/N {float(str(budget)):g}", INK, pixels=True, size=12,
-            )  # fmt: skip
+        _name_budgets(plot, table)
     band = "lines and bands: the joint law and its 95% interval (jackknife over shapes); " * bool(
         curves
     )
@@ -114,6 +120,35 @@ def loss_against_flops(answer: Answer) -> Figure:
         f"A mark a run, {band}D/N: training tokens per N. Hover a mark for its shape and run id.",
         plot.svg(), kinds,
     )  # fmt: skip
+
+
+def _name_budgets(plot: Plot, table: pd.DataFrame) -> None:
+    """Each where fewest runs are in the way: before or after the first or the last run of its budget."""
+    marks = [
+        (plot.px(x), plot.py(y))
+        for x, y in zip(table["flops"], table["loss_nats_per_token"], strict=True)
+    ]
+    for budget, rows in table.groupby("budget"):
+        ordered = rows.sort_values("flops")[["flops", "loss_nats_per_token"]].to_numpy()
+        first, last = ((plot.px(x), plot.py(y)) for x, y in ordered[[0, -1]])
+        said = f"D/N {float(str(budget)):g}"
+        wide = 7.5 * len(said)
+        places = [
+            (first[0] - 14, first[1] - 14), (last[0] + 9, last[1] - 8), (last[0] - 14, last[1] - 16),
+            (first[0] - wide, first[1] + 24), (last[0] - wide, last[1] + 26),
+        ]  # fmt: skip
+        inside = [
+            (x, y)
+            for x, y in places
+            if plot.left < x < WIDTH - plot.right - wide and y < plot.height - plot.bottom - 4
+        ]
+
+        def crowd(place: tuple[float, float], wide: float = wide) -> int:
+            x, y = place
+            return sum(x - 6 < a < x + wide + 6 and y - 18 < b < y + 6 for a, b in marks)
+
+        x, y = min(inside or places, key=crowd)
+        plot.text(x, y, said, INK, pixels=True, size=12)
 
 
 def differences(answer: Answer) -> Figure | None:
@@ -143,36 +178,8 @@ def differences(answer: Answer) -> Figure | None:
         plot.left + 6, plot.height - plot.bottom - 7, f"{matched.deep} better",
         kinds[matched.deep].colour, pixels=True,
     )  # fmt: skip
-    for index, (budget, rows) in enumerate(matched.pairs.groupby("budget")):
-        style = grey.get(float(str(budget)), Style(NEUTRAL, "o"))
-        xs_, ys_ = list(rows["flops"]), list(rows["difference_at_equal_flops"])
-        plot.line(xs_, ys_, style.colour, "2 3", 1.1)
-        for row in rows.to_dict("records"):
-            title = (
-                f"size {short_count(row['size'])}, {row['budget']:g} tokens per N\n{matched.deep} "
-                f"{row['loss_nats_per_token_deep']:.4f}, {matched.wide} "
-                f"{row['loss_nats_per_token_wide']:.4f}: {row['difference_at_equal_flops']:+.4f} at equal "
-                f"FLOPs"
-            )
-            plot.point(
-                row["flops"], row["difference_at_equal_flops"], style.colour, style.marker, title
-            )
-        end = summary[summary["budget"] == budget].iloc[0]
-        if math.isfinite(end["largest_low"]):
-            plot.interval(
-                end["largest_flops"], end["largest"], end["largest_low"], end["largest_high"],
-                style.colour, shift=11,
-            )  # fmt: skip
-            title = (
-                f"D/N {end['budget']:g}, at the largest FLOPs: {end['largest']:+.4f} "
-                f"[{end['largest_low']:+.4f}, {end['largest_high']:+.4f}], p {end['largest_p_holm']:.3f} "
-                "by Holm"
-            )
-            plot.point(
-                end["largest_flops"], end["largest"], style.colour, "o", title, 3, shift=(11, 0)
-            )
-        if index > 8:
-            break
+    for budget, rows in matched.pairs.groupby("budget"):
+        _one_budget(plot, matched, rows, grey.get(float(str(budget)), Style(NEUTRAL, "o")))
     return Figure(
         "differences", "The same FLOPs, the other shape",
         f"Loss of {matched.deep} minus that of {matched.wide}. A mark a pair of shapes with equal tokens, corrected to equal FLOPs; seeds averaged. Bars: 95% "
@@ -180,6 +187,32 @@ def differences(answer: Answer) -> Figure | None:
         plot.svg(),
         {f"D/N {budget:g}": style for budget, style in grey.items()} if len(grey) < 10 else {},
     )  # fmt: skip
+
+
+def _one_budget(plot: Plot, matched: Contrast, pairs: pd.DataFrame, style: Style) -> None:
+    plot.line(
+        list(pairs["flops"]), list(pairs["difference_at_equal_flops"]), style.colour, "2 3", 1.1
+    )
+    for row in pairs.to_dict("records"):
+        at_equal = row["difference_at_equal_flops"]
+        title = (
+            f"size {short_count(row['size'])}, {row['budget']:g} tokens per N\n{matched.deep} "
+            f"{row['loss_nats_per_token_deep']:.4f}, {matched.wide} "
+            f"{row['loss_nats_per_token_wide']:.4f}: {at_equal:+.4f} at equal FLOPs"
+        )
+        plot.point(row["flops"], at_equal, style.colour, style.marker, title)
+    end = matched.summary[matched.summary["budget"] == pairs["budget"].iloc[0]].iloc[0]
+    if not math.isfinite(end["largest_low"]):
+        return
+    at, value, low, high = (
+        end[key] for key in ("largest_flops", "largest", "largest_low", "largest_high")
+    )
+    plot.interval(at, value, low, high, style.colour, shift=11)
+    title = (
+        f"D/N {end['budget']:g}, at the largest FLOPs: {value:+.4f} [{low:+.4f}, {high:+.4f}], p "
+        f"{end['largest_p_holm']:.3f} by Holm"
+    )
+    plot.point(at, value, style.colour, "o", title, 3, shift=(11, 0))
 
 
 def _roomy(axis: Axis) -> Axis:
@@ -205,7 +238,6 @@ def alphas(answer: Answer) -> Figure | None:
         Axis(len(ends) - 0.5, -0.5, ""),
         "Exponent of each family",
         height=84 + 40.0 * len(ends),
-        left=128,
         rows=list(ends),
     )
     for index, (name, (low, high)) in enumerate(ends.items()):
@@ -238,7 +270,7 @@ def exponent_difference(answer: Answer) -> Figure | None:
     rows: list[tuple[str, float | None, tuple[float, float] | None, str]] = []
     for name, other in found.by_definition.items():
         usable = other.status != "UNIDENTIFIED"
-        called = {"params_non_embedding": "N non-embedding", "params_total": "N total"}.get(
+        called = {"params_non_embedding": "non-embedding", "params_total": "all parameters"}.get(
             name, name
         )
         value, ends = (other.difference, other.interval) if usable else (None, other.profile)
@@ -262,7 +294,6 @@ def exponent_difference(answer: Answer) -> Figure | None:
         Axis(len(rows) - 0.5, -0.5, ""),
         "Difference of exponents under every definition",
         height=70 + 27.0 * len(rows),
-        left=128,
         rows=[row[0] for row in rows],
     )
     plot.rule(x=0)
@@ -284,45 +315,6 @@ def exponent_difference(answer: Answer) -> Figure | None:
     )  # fmt: skip
 
 
-def residuals(answer: Answer) -> Figure | None:
-    """Mean residual of each shape: what the law does not explain."""
-    table = answer.table.dropna(subset=["residual"])
-    if table.empty:
-        return None
-    kinds = styles(answer.families)
-    means = table.groupby(["family", "shape"], sort=False).agg(
-        n=("n", "mean"), residual=("residual", "mean"), runs=("residual", "size")
-    )
-    percent = 100 * table["residual"]
-    plot = Plot(
-        Axis.around(list(table["n"]), "N = FLOPs per token / 6", log=True, kind="count"),
-        Axis.around([*percent, 0.0], "residual of the loss (%)"),
-        "Residuals by shape",
-        height=300,
-    )
-    plot.rule(y=0)
-    for row in table.to_dict("records"):
-        plot.point(
-            row["n"], 100 * row["residual"], kinds[row["family"]].colour + "66",
-            kinds[row["family"]].marker, run_title(row), 2,
-        )  # fmt: skip
-    for name in answer.families:
-        if name not in means.index.get_level_values(0):
-            continue
-        own = pd.DataFrame(means.loc[name]).sort_values("n")
-        style = kinds[name]
-        plot.line(list(own["n"]), list(100 * own["residual"]), style.colour, style.dash, 1.1)
-        for label, n, mean, runs in own.itertuples():
-            title = f"{name} {label}: {mean:+.2%} on average over {runs} runs"
-            plot.point(n, 100 * mean, style.colour, style.marker, title, 5)
-    return Figure(
-        "residuals", "Residuals by shape",
-        "Small: runs. Large: mean of a shape, observed above the joint law if positive. A trend within a "
-        "family says that the law does not fit it; one shape far off, that its learning rate may not.",
-        plot.svg(), kinds,
-    )  # fmt: skip
-
-
 def legend(entries: Mapping[str, Style]) -> str:
     """As HTML, so that it wraps on a phone."""
     items = []
@@ -330,7 +322,7 @@ def legend(entries: Mapping[str, Style]) -> str:
         line = f'<line x1="1" y1="8" x2="31" y2="8" stroke="{style.colour}" stroke-width="2"'
         mark = shape(style.marker, 16, 8, 4.5, style.colour, style.colour)
         items.append(
-            f'<span><svg class="key" viewBox="0 0 32 16" aria-hidden="true">{line} '
+            f'<span style="margin-right:1em"><svg class="key" width="32" height="16" viewBox="0 0 32 16" aria-hidden="true">{line} '
             f'stroke-dasharray="{style.dash}"/>{mark}</svg>{escape(label)}</span>'
         )
     return f'<div class="legend">{"".join(items)}</div>' if items else ""

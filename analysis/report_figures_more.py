@@ -1,11 +1,13 @@
-"""Charts of the HTML report that a study has only if its design allows them."""
+"""Further charts of the HTML report; most a study has only if its design allows them."""
 
 from __future__ import annotations
 
 import math
 
+import pandas as pd
+
 from analysis.answer import Answer
-from analysis.report_figures import MOST_CURVES, Figure, budget_styles, styles
+from analysis.report_figures import MOST_CURVES, Figure, budget_styles, run_title, styles
 from analysis.report_svg import INK, Axis, Plot, power_of_ten, short_count
 
 
@@ -147,7 +149,6 @@ def hold_out(answer: Answer) -> Figure | None:
         Axis(len(order) - 0.5, -0.5, ""),
         "The largest size predicted from the smaller ones",
         height=70 + 25.0 * len(order),
-        left=168,
         rows=[f"{cell.family}, {short_count(cell.tokens)} tok" for cell in order],
     )
     plot.rule(x=0)
@@ -164,4 +165,43 @@ def hold_out(answer: Answer) -> Figure | None:
         "hold_out", "The largest size, predicted from the others",
         "Grey: 95% interval of a new shape's loss around the prediction at 0. Marks: what was observed.",
         plot.svg(), {},
+    )  # fmt: skip
+
+
+def residuals(answer: Answer) -> Figure | None:
+    """Mean residual of each shape: what the law does not explain."""
+    table = answer.table.dropna(subset=["residual"])
+    if table.empty:
+        return None
+    kinds = styles(answer.families)
+    means = table.groupby(["family", "shape"], sort=False).agg(
+        n=("n", "mean"), residual=("residual", "mean"), runs=("residual", "size")
+    )
+    percent = 100 * table["residual"]
+    plot = Plot(
+        Axis.around(list(table["n"]), "N = FLOPs per token / 6", log=True, kind="count"),
+        Axis.around([*percent, 0.0], "residual of the loss (%)"),
+        "Residuals by shape",
+        height=300,
+    )
+    plot.rule(y=0)
+    for row in table.to_dict("records"):
+        plot.point(
+            row["n"], 100 * row["residual"], kinds[row["family"]].colour + "66",
+            kinds[row["family"]].marker, run_title(row), 2,
+        )  # fmt: skip
+    for name in answer.families:
+        if name not in means.index.get_level_values(0):
+            continue
+        own = pd.DataFrame(means.loc[name]).sort_values("n")
+        style = kinds[name]
+        plot.line(list(own["n"]), list(100 * own["residual"]), style.colour, style.dash, 1.1)
+        for label, n, mean, runs in own.itertuples():
+            title = f"{name} {label}: {mean:+.2%} on average over {runs} runs"
+            plot.point(n, 100 * mean, style.colour, style.marker, title, 5)
+    return Figure(
+        "residuals", "Residuals by shape",
+        "Small: runs. Large: mean of a shape, observed above the joint law if positive. A trend within a "
+        "family says that the law does not fit it; one shape far off, that its learning rate may not.",
+        plot.svg(), kinds,
     )  # fmt: skip

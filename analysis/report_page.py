@@ -47,7 +47,7 @@ p{margin:6px 0}
 .tag{display:inline-block;font:600 .78rem/1 ui-monospace,Menlo,"DejaVu Sans Mono",monospace;padding:5px 8px;
 border:1px solid currentColor;border-radius:4px;margin:0 8px 8px 0;color:var(--soft)}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(205px,1fr));gap:12px;margin:0 0 8px}
-.card{border:1px solid var(--line);border-radius:6px;padding:12px 14px}
+.card{min-width:0;border:1px solid var(--line);border-radius:6px;padding:12px 14px}
 .card b{display:block;font-size:1.3rem;line-height:1.25}.card i{display:block;font-style:normal;
 font-weight:600;white-space:nowrap}
 .card span{color:var(--soft);font-size:.86rem}
@@ -73,8 +73,10 @@ overflow-wrap:anywhere}
 @media(max-width:620px){main{padding:14px 14px 40px}h1{font-size:1.55rem}.answer{padding:14px 16px 10px}
 .number{font-size:1.02rem}.cards{grid-template-columns:1fr 1fr}.card{padding:9px 10px}.card b{font-size:1rem}
 figure svg:not(.key) text{font-size:17px}}
-@media print{body{font-size:10.5pt}main{max-width:none;padding:0}.figures{grid-template-columns:1fr 1fr;
-gap:14px 20px}.answer,.card{break-inside:avoid}h2{break-after:avoid;margin-top:20px}details.runs{display:none}
+@media print{body{font-size:9.5pt}main{max-width:none;padding:0}h1{font-size:18pt}.number{font-size:11pt}
+.answer{padding:10px 14px 4px;margin:4px 0 8px}.cards{grid-template-columns:repeat(4,1fr)}.card{padding:6px 8px}
+.card b{font-size:11pt}.card i,.card span,figcaption{font-size:8pt}h2{font-size:12pt}.figures{grid-template-columns:1fr 1fr;
+gap:14px 20px}.answer,.card{break-inside:avoid}h2{break-after:avoid;margin:14px 0 2px;padding-top:8px}details.runs{display:none}
 #tip{display:none!important}.scroll{overflow:visible}table{font-size:8pt}a{color:inherit}
 @page{margin:14mm}}
 """
@@ -185,7 +187,7 @@ def _checks(answer: Answer) -> Iterator[str]:
     yield "<h2>Can it be trusted?</h2>"
     yield f"<p><b>Hold-out.</b> {escape(text.hold_out_sentence(answer))}</p>"
     yield f"<p><b>Learning rates.</b> {escape(text.audit_sentence(answer))}</p>"
-    yield _figures(drawn.residuals(answer), more.hold_out(answer))
+    yield _figures(more.residuals(answer), more.hold_out(answer))
     yield _folded("Held-out runs", _table(tables.hold_out_rows(answer)))
     yield _folded("Audit of learning rates", _table(tables.audit_rows(answer)))
 

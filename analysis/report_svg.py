@@ -113,7 +113,12 @@ class Plot:
 
     def __post_init__(self) -> None:
         if not self.left:
-            self.left = 36.0 + 8.0 * max(len(self.y.text(value)) for value in self.y.ticks())
+            said = self.rows or [self.y.text(value) for value in self.y.ticks()]
+            self.left = (
+                14.0 + 9.3 * max(map(len, said))
+                if self.rows
+                else (36.0 + 8.0 * max(map(len, said), default=0))
+            )
 
     def px(self, value: float) -> float:
         return self.left + self.x.share(value) * (WIDTH - self.left - self.right)
@@ -209,7 +214,7 @@ class Plot:
         self._axes()
         frame, self.marks = self.marks, marks
         return (
-            f'<svg viewBox="0 0 {WIDTH:g} {self.height:g}" role="img" aria-label="{escape(self.title)}">'
+            f'<svg viewBox="0 0 {WIDTH:g} {self.height:g}" font-family="sans-serif" role="img" aria-label="{escape(self.title)}">'
             f"{''.join(frame)}{''.join(marks)}</svg>"
         )
 

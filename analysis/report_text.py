@@ -56,6 +56,8 @@ def uncertainty(answer: Answer) -> str:
     word, one = found.verdict.word, found.exponents
     if word == "refused":
         return found.verdict.sentence.removeprefix("Refused: ")
+    if word == "audit_failed" and found.audit is not None:
+        return "; ".join(found.audit.reasons(found.deep, found.wide))
     if "exponent" in word or word in ("fragile", "definition_dependent"):
         return f"exponent of {found.deep} minus that of {found.wide}: {difference_text(one)}"
     row = endpoint(answer)

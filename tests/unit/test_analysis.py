@@ -166,7 +166,7 @@ def test_families_without_a_common_cell(
     write_report(tmp_path / "runs", tmp_path / "out")
     assert "nothing can be compared" in (tmp_path / "out" / "report.md").read_text()
     with pytest.raises(DataError, match="did you mean deep"):
-        write_report(tmp_path / "runs", tmp_path / "out", ("dep", "wide"))
+        write_report(tmp_path / "runs", tmp_path / "out", deep="dep", wide="wide")
 
 
 def test_holm_steps_down() -> None:
@@ -198,7 +198,7 @@ def test_the_report_is_written(written: Callable[..., RunDirectory], tmp_path: P
         for size in (100, 200, 400):
             for budget in (5.12, 10.24):
                 written(family, size, int(budget * size) // 256 * 256 or 256, 3 - size / 1000 + gap)
-    write_report(tmp_path / "runs", tmp_path / "out", ("deep", "wide"))
+    write_report(tmp_path / "runs", tmp_path / "out", deep="deep", wide="wide")
     text = (tmp_path / "out" / "report.md").read_text()
     saved = json.loads((tmp_path / "out" / "results.json").read_text())
     assert (tmp_path / "out" / "loss_vs_flops.png").stat().st_size > 10_000

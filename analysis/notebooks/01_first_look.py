@@ -1,0 +1,86 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A first look at a finished study
+#
+# Which family is better at matched compute, how sure is that, and what would settle it? `RUNS` is a folder
+# of run directories, a study's file of results, or a CSV, Parquet or JSON-lines table; set `SLM_RUNS` or
+# change the cell. The default is a part of `study=micro`: real runs, each of a quarter of a million
+# parameters at most, too few and too small for an answer, which is what comes out.
+
+# %% tags=["parameters"]
+import os
+from pathlib import Path
+
+import analysis
+
+SHIPPED = Path(analysis.__file__).parent / "notebooks" / "data" / "micro.jsonl"
+RUNS = Path(os.environ.get("SLM_RUNS") or SHIPPED)
+
+# %%
+import pandas as pd
+
+from analysis import report_figures, report_figures_more, report_tables, report_text
+from analysis.answer import answer
+from analysis.loading import load
+
+runs = load(RUNS)
+print(f"{len(runs.table)} finished runs; left out: {dict(runs.dropped) or 'none'}")
+for warning in runs.warnings:
+    print("note:", warning)
+found = answer(runs)
+pd.DataFrame(report_tables.shape_rows(found))
+
+# %% [markdown]
+# ## The answer
+
+# %%
+print(report_text.headline(found))
+print(report_text.uncertainty(found))
+print(report_text.because(found))
+for reason in report_text.reasons(found):
+    print("-", reason)
+
+# %%
+report_figures.loss_against_flops(found)
+
+# %%
+report_figures.differences(found)
+
+# %% [markdown]
+# A gap that shrinks or grows along the axis is not yet a difference of exponents: with equal exponents and
+# different levels it shrinks by itself. Each pair has equal tokens and FLOPs; the interval comes from the
+# scatter over pairs of shapes, not from the noise between seeds.
+
+# %%
+for line in report_text.budget_sentences(found):
+    print("-", line)
+pd.DataFrame(report_tables.summary_rows(found))
+
+# %% [markdown]
+# ## What a shape is worth
+
+# %%
+comparison = found.comparison
+print(report_text.kappa_sentence(comparison.kappa, comparison.deep, comparison.wide))
+if found.shape_curve is not None:
+    print(f"{found.shape_curve.status}: {found.shape_curve.sentence}")
+report_figures_more.shape_curve(found)
+
+# %% [markdown]
+# ## What would settle it
+#
+# The smallest true difference that would be found with a probability of 80%, now and with more runs.
+
+# %%
+pd.DataFrame(report_tables.extension_rows(found))

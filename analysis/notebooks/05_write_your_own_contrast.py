@@ -1,0 +1,113 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Write your own contrast
+#
+# Any two families, any table, and a contrast that the report does not have. A table needs a row a run and five
+# columns: family, shape, N, tokens, loss in nats per token.
+
+# %% tags=["parameters"]
+import os
+from pathlib import Path
+
+import analysis
+
+SHIPPED = Path(analysis.__file__).parent / "notebooks" / "data" / "micro.jsonl"
+RUNS = Path(os.environ.get("SLM_RUNS") or SHIPPED)
+
+# %%
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from analysis import compare_families, report_figures, report_text
+from analysis.answer import answer
+from analysis.loading import load
+
+runs = load(RUNS)
+families = runs.families
+print("from the thinnest to the widest:", ", ".join(families))
+
+# %% [markdown]
+# ## Other two families
+#
+# The report takes the thinnest and the widest. Here the two thinnest; the first of them counts as deep.
+
+# %%
+first, second = families[0], families[1]
+found = answer(runs, deep=first, wide=second, question=f"Is {first} better than {second}?")
+print(report_text.headline(found))
+print(report_text.uncertainty(found))
+report_figures.differences(found)
+
+# %% [markdown]
+# `analysis.report.report_on(runs, Path("out"), deep=..., wide=...)` writes the whole report of it.
+#
+# ## Runs of your own
+#
+# Columns by any name; rungs and budgets are matched by N and by D/N.
+
+# %%
+mine = runs.table.rename(
+    columns={
+        "family": "arch", "shape": "model", "n_flop": "N", "tokens": "D", "loss_nats_per_token": "nll",
+    }
+)[["arch", "model", "N", "D", "nll"]]  # fmt: skip
+compared = compare_families(
+    mine, n_column="N", tokens_column="D", loss_column="nll", family_column="arch", shape_column="model",
+    deep=families[0], wide=families[-1], bootstrap=0,
+)  # fmt: skip
+print(compared.verdict.word)
+print(compared.matched.summary[["budget", "pairs", "mean", "mean_low", "mean_high"]].round(4))
+
+# %% [markdown]
+# ## A contrast that nobody has written yet
+#
+# Is the middle better than both ends together? For each size and token count: the middle family's loss less
+# the mean of the thinnest and the widest. Shapes are the units, so the budgets of a size are averaged before the
+# t test; testing all cells as if they were independent would give an interval that is too narrow.
+
+# %%
+cells = runs.table.pivot_table(
+    index=["rung", "tokens"], columns="family", values="loss_nats_per_token"
+)
+middle = families[len(families) // 2]
+if len(families) > 2:
+    contrast = (cells[middle] - (cells[families[0]] + cells[families[-1]]) / 2).dropna()
+    by_size = contrast.groupby("rung").mean()
+    test = stats.ttest_1samp(by_size, 0)
+    low, high = test.confidence_interval(0.95)
+    print(f"{middle} minus the mean of {families[0]} and {families[-1]}, nats per token:")
+    print(
+        f"{by_size.mean():+.4f} [{low:+.4f}, {high:+.4f}] over {len(by_size)} sizes, p {test.pvalue:.3f}"
+    )
+else:
+    print("two families have no middle; RUNS with three or more is needed")
+
+# %% [markdown]
+# ## Is the test honest?
+#
+# Before a contrast is believed: how often does it reject where nothing differs? Families drawn from one law,
+# with a misfit of .01 nats that all runs of a shape share, once with cells and once with sizes as the units.
+
+# %%
+generator = np.random.default_rng(0)
+sizes, budgets, rejected = 8, 3, {"cells": 0, "sizes": 0}
+for _ in range(400):
+    shape = generator.normal(0, 0.01, (3, sizes, 1)) + generator.normal(
+        0, 0.005, (3, sizes, budgets)
+    )
+    null = shape[1] - (shape[0] + shape[2]) / 2
+    rejected["cells"] += stats.ttest_1samp(null.ravel(), 0).pvalue < 0.05
+    rejected["sizes"] += stats.ttest_1samp(null.mean(axis=1), 0).pvalue < 0.05
+pd.DataFrame({"rejects a true null": {unit: f"{n / 400:.1%}" for unit, n in rejected.items()}})
