@@ -6,7 +6,7 @@ From run directories, a W&B project, or any table (`analysis.run_tables`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from slm.tracking.record import RunDirectory
 from slm.tracking.result import RunResult
 
 OTHER_VALIDATION_SET = "other validation set"
+SHOWN, SHOWN_DIGITS = 3, 12  # of values that differ
 NOT_A_CELL = "not a cell of the study"
 WANDB = "wandb:"
 ONE_RUN = ["family", "shape", "rung", "tokens", "seed", "peak_lr"]
@@ -260,8 +261,17 @@ def _warnings(table: pd.DataFrame, dropped: Counter[str]) -> Iterator[str]:
             continue
         values = table[column].dropna().unique()
         if len(values) > 1:
-            yield f"runs differ in {column}: {', '.join(str(value) for value in values)}"
+            yield f"runs differ in {column}: {_some_of(values)}"
     if "loss_spikes" in table and (spiky := int((table["loss_spikes"] > 0).sum())):
-        yield f"{spiky} runs have loss spikes: run them again with another seed, do not leave them out"
+        yield (
+            f"{spiky} runs have logged losses that count as spikes (of normal noise one in 740 does): look at "
+            "their curves; a run with a real one is run again with another seed, never left out"
+        )
     if "epochs" in table and (table["epochs"] > 1).any():
         yield f"some runs repeat the training text, up to {table['epochs'].max():.1f} times"
+
+
+def _some_of(values: Iterable[object]) -> str:
+    shown = [str(value)[:SHOWN_DIGITS] for value in values]
+    more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
+    return ", ".join(shown[:SHOWN]) + more

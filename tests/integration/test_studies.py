@@ -144,3 +144,57 @@ def test_two_sweeps_at_once_share_the_work(tmp_path: Path, cache_dir: Path) -> N
         assert len(steps) == len(set(steps))
     finished = [sum("finished: validation" in line for line in text.splitlines()) for text in said]
     assert min(finished) > 0  # both had a part of it
+
+
+@pytest.mark.slow
+def test_the_same_shapes_under_two_labels_are_not_told_apart(cli: Cli, tmp_path: Path) -> None:
+    """The negative control at a small part of its size, from the first cell to the verdict."""
+    small = (
+        "study.sizes=[25k,36k,50k,72k]",
+        "study.tokens_per_param=[0.3,1]",
+        "study.min_steps=20",
+    )
+    done = cli("sweep.py", "study=aa", *small, timeout=500)
+    assert done.returncode == 0, done.stderr
+    report = tmp_path / "runs" / "aa" / "report"
+    comparison = json.loads((report / "results.json").read_text())["comparison"]
+    assert comparison["verdict"]["word"] in {"no_difference", "inconclusive"}
+    assert (comparison["deep"], comparison["wide"]) == ("arm_a", "arm_b") and comparison[
+        "runs"
+    ] == 16
+    losses = {
+        path.name.split("-")[0]: json.loads((path / "result.json").read_text())
+        for path in (tmp_path / "runs" / "aa").glob("arm_*-L3-d24-*")
+    }
+    assert losses["arm_a"]["shape"] == losses["arm_b"]["shape"]
+    assert losses["arm_a"]["val_loss_nats_per_token"] != losses["arm_b"]["val_loss_nats_per_token"]
+    assert "Are two families of the same shapes told apart" in (report / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_an_audit_is_written_and_stands_before_a_verdict(cli: Cli, tmp_path: Path) -> None:
+    small = ("study.sizes=[50k]", "study.tokens_per_param=[0.2]", "study.min_steps=null")
+    rates = "study.grid={optimizer.lr:[1e-3,4e-3,1.6e-2]}"
+    families = "study.families=[deep_thin,wide_shallow]"
+    audit = cli("sweep.py", "study=lr_audit", *small, families, rates, timeout=500)
+    assert audit.returncode == 0, audit.stderr
+    gate = tmp_path / "runs" / "lr_audit" / "report" / "lr_audit.json"
+    found = json.loads(gate.read_text())
+    assert set(found["families"]) == {"deep_thin", "wide_shallow"} and found["common_lr"] == 4e-3
+    study = ("study=micro", "study.sizes=[50k,80k]", "study.tokens_per_param=[0.2]", families)
+    study = (*study, "study.claim=none", "study.anchor_seeds=[]", "study.min_steps=null")
+    judged = cli("sweep.py", *study, "study.results=null", f"study.lr_audit={gate}", timeout=500)
+    assert judged.returncode == 0, judged.stderr
+    results = json.loads((tmp_path / "runs" / "micro" / "report" / "results.json").read_text())
+    assert results["comparison"]["audit"] is not None
+    other = cli(
+        "sweep.py",
+        *study,
+        "study.results=null",
+        f"study.lr_audit={gate}",
+        "optimizer.beta2=0.9",
+        "action=report",
+    )
+    assert other.returncode == 1 and (
+        "no finished cell" in other.stderr or "recipe" in other.stderr
+    )
