@@ -155,7 +155,9 @@ class LocalLauncher(Launcher):
             log.info("%s %s: %s", place, name, lines[-1])
             return job
         # torchrun has a code of its own, whatever that of its processes.
-        is_saved = code == 128 + signal.SIGINT or lines[-1].startswith("interrupted by SIGINT")
+        # A process that is starting, or at its exit, dies of the signal itself.
+        is_saved = code in {128 + signal.SIGINT, -signal.SIGINT}
+        is_saved = is_saved or lines[-1].startswith("interrupted by SIGINT")
         if self._stopping.is_set() and is_saved:
             log.info("%s %s: interrupted; the same command goes on from there", place, name)
             return job

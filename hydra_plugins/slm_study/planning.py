@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from hydra_plugins.slm_study.reporting import audit_of_study
 from slm.architecture.compute import flop_equivalent_params
 from slm.errors import Refused
 from slm.schema import Config
@@ -37,6 +38,7 @@ log = logging.getLogger("slm")
 EFFECTS = (0.01, 0.02, 0.05)
 EVEN_ODDS = 0.5
 NEXT_RUNS = 5
+FIRST_RATES = 3  # of each shape (slm/sweeps/tuning.py)
 MIN_PAIRS_FOR_SPREAD = 3  # of a regression on ln FLOPs: two parameters
 WIDTH = 170  # where the output is no terminal
 
@@ -49,6 +51,7 @@ def show_plan(cells: Sequence[Cell]) -> None:
     """
     console = Console(width=None if Console().is_terminal else WIDTH)
     config = cells[0].spec.config
+    audit_of_study(cells)  # raises where it is not there
     if config.plan.probe:
         _probe(cells)
     throughput = known_throughput(cells)
@@ -58,6 +61,8 @@ def show_plan(cells: Sequence[Cell]) -> None:
     console.print(cells_table(cells, throughput))
     console.print(totals(cells))
     console.print(hours_said(cells, throughput), soft_wrap=True)
+    if config.study.lr_policy == "tuned":
+        console.print(_tuning_said(cells), soft_wrap=True)
     power = power_of(cells)
     if power is not None and (power.se_difference or power.se_exponent):
         console.print()
@@ -106,7 +111,8 @@ def _power_warnings(power: DesignPower | None, claim: str) -> Iterator[str]:
     if power is not None:
         # Mismatched rungs are told of with their shapes.
         told = (line for line in power.warnings if not line.startswith("rung "))
-        yield from (f"WARN {line}" for line in told)
+        own_law = ("a law of your own", "a law of your own in plan.law")
+        yield from (f"WARN {line.replace(*own_law)}" for line in told)
         found = (power.power_verdict or {}).get(EFFECTS[-1])
         if claim == "exponents" and found is not None and found < EVEN_ODDS:
             yield (
@@ -271,6 +277,19 @@ def _scaled(
         rung = f"a size with N_flop near {n_flop:.3g}"
         new |= {"rung": rung, "shape": f"{row['family']} {rung}"}
     return {**row, **new, "multiplier": label or row["multiplier"]}
+
+
+def _tuning_said(cells: Sequence[Cell]) -> str:
+    """What finding the rates costs before, at the least."""
+    shortest: dict[tuple[str, Rung, tuple[str, ...]], int] = {}
+    for cell in cells:
+        arm, flops = (cell.family, cell.rung, cell.varied), cell.spec.flops
+        shortest[arm] = min(flops, shortest.get(arm, flops))
+    return (
+        f"study.lr_policy=tuned: before these, at least {FIRST_RATES} rates for each of {len(shortest)} shapes "
+        f"at its shortest budget, {FIRST_RATES * sum(shortest.values()):.3g} FLOPs; the lr shown is the "
+        "middle of the first grid where none is tuned yet"
+    )
 
 
 def _probe(cells: Sequence[Cell]) -> None:

@@ -49,11 +49,11 @@ def _report_on_families(cells: Sequence[Cell], out: Path) -> None:
     if not results:
         raise DataError(f"study {study.name}: no finished cell yet; action=run makes some")
     deep, wide = contrast_of(cells)
-    audit = _audit_of(cells)
+    audit = audit_of_study(cells)
     report_on(runs_of(results), out, deep=deep, wide=wide, audit=audit, question=study.question)
 
 
-def _audit_of(cells: Sequence[Cell]) -> Path | None:
+def audit_of_study(cells: Sequence[Cell]) -> Path | None:
     """The gate that the study names, if it is there and of this study's recipe.
 
     Raises:

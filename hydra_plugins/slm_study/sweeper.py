@@ -155,8 +155,10 @@ class StudySweeper(Sweeper):
 def _refuse_a_design_that_cannot(cells: Sequence[Any]) -> None:
     """Before compute is spent on it; a study that is done may be reported on whatever it is."""
     from hydra_plugins.slm_study.planning import power_of, refusals_of, refused
+    from hydra_plugins.slm_study.reporting import audit_of_study
     from slm.errors import Refused
 
+    audit_of_study(cells)  # raises where it is not there
     if all(cell.is_done for cell in cells):
         return
     refusals = refusals_of(cells, power_of(cells))

@@ -21,9 +21,11 @@ def check_study(config: Config) -> None:
         *_contrast(config.study),
         *_rates(config),
     ]
-    if problems:
+    if not config.study.families and not config.study.sizes and not config.study.models:
         cause = Problem("study", config.study.name, "is not a study", "try study=demo")
-        raise ConfigError([cause, *problems])
+        problems.insert(0, cause)
+    if problems:
+        raise ConfigError(problems)
 
 
 def _missing(study: StudyConfig) -> Iterator[Problem]:
@@ -38,6 +40,13 @@ def _missing(study: StudyConfig) -> Iterator[Problem]:
     if not (study.tokens_per_param or study.tokens or study.flops):
         fix = "for example study.tokens_per_param=[5], or study.tokens=[1b]"
         yield Problem("study.tokens_per_param", "[]", "a sweep needs at least one budget", fix)
+    kinds = {k: getattr(study, k) for k in ("tokens_per_param", "tokens", "flops")}
+    given = [kind for kind, values in kinds.items() if values]
+    if len(given) > 1:
+        shown = ", ".join(f"{kind}: {list(kinds[kind])}" for kind in given)
+        rule = f"has budgets of {len(given)} kinds, and a study has them in one unit"
+        fix = " ".join(f"study.{kind}=[]" for kind in given[:-1])
+        yield Problem("study", shown, rule, f"for example {fix}")
     if study.sizes and study.models:
         rule = "rungs are either sizes or models; study.sizes has some too"
         yield Problem("study.models", list(study.models), rule, "set one of them to []")
