@@ -1,10 +1,10 @@
 """The compute multiplier kappa = C_wide / C_deep at equal loss: what the better shape saves.
 
-Each family's envelope is the set of its runs that no cheaper run beats, joined in ln C by a monotone
-cubic (PCHIP). kappa needs neither a law nor a unit. On compute-optimal envelopes equal exponents with a
-shared E make it constant, so a slope of ln kappa in ln C speaks of exponents; with few token budgets it
-drifts a little by itself, so the slope is compared with the one that the law M1 (levels alone) predicts
-for the same runs.
+Each family's envelope is the lower convex hull of its runs in ln C and ln L, joined by a monotone cubic
+(PCHIP). kappa needs neither a law nor a unit. On compute-optimal envelopes equal exponents with a shared E
+make it constant, so a slope of ln kappa in ln C speaks of exponents; with few token budgets it drifts a
+little by itself, so the slope is compared with the one that the law M1 (levels alone) predicts for the
+same runs. What is reported with an interval comes from the frontiers of the law (`analysis.frontier`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pandas as pd
 from scipy.interpolate import PchipInterpolator
 
 from analysis.exponents import FittedStudy
+from analysis.frontier import Frontier, largest_common, log_multiplier
 from analysis.laws import Floats, JointLaw, log_loss
 from analysis.profiles import quantile_t
 from analysis.resample import bootstrap_interval, cluster_bootstrap, codes, jackknife_error
@@ -24,18 +25,19 @@ from analysis.solver import Problem, minimise
 
 LEVELS = 9  # losses at which the slope is taken
 ENOUGH_FOR_BCA = 10  # shapes of a family
-MIN_POINTS = 3  # of an envelope
+MIN_POINTS = 3  # runs of a family that no cheaper one beats
 
 
 @dataclass(frozen=True)
 class Kappa:
     """kappa over the losses that both families reach, from the runs themselves.
 
-    `at_largest`: where the worse family is at its largest common FLOPs, `at_flops`. Above 1 deep needs
+    `at_largest`: at the loss of the worse family where the envelopes' common FLOPs end. Above 1 deep needs
     fewer FLOPs: 1 / kappa of those of wide. `slope`: d ln kappa / d ln C, `drift`: the same as M1 predicts
-    it for these runs. `by_law`: at_largest of the losses that M2 predicts for the runs, which averages the
-    misfit of single shapes; `interval` is its 95% by the jackknife over shapes, `bootstrap_interval` by the
-    bootstrap of shapes (`replicates`, of them `discarded`), which is a little too narrow for few shapes.
+    it for these runs. `by_law`: between the frontiers of M2 at `at_flops`, the largest FLOPs that both
+    families were run at, which averages the misfit of single shapes; `interval` is its 95% by the
+    jackknife over shapes, `bootstrap_interval` by the bootstrap of shapes (`replicates`, of them
+    `discarded`), which is a little too narrow for few shapes. Without a law `at_flops` is that of at_largest.
     """
 
     loss: tuple[float, ...]
@@ -59,28 +61,50 @@ class Kappa:
 
 @dataclass(frozen=True)
 class Envelope:
-    """Runs that no cheaper run of the family beats: ln C and ln L, cheapest first; how many N they have."""
+    """ln C and ln L of the lower convex hull, cheapest first. `runs`: how many no cheaper one beats, of
+    `sizes` values of N.
+    """
 
     log_c: Floats
     log_loss: Floats
+    runs: int
     sizes: int
 
 
 def envelope(flops: Floats, loss: Floats, n: Floats) -> Envelope:
-    """The lower hull of decayed losses against FLOPs."""
+    """What a family reaches for its FLOPs.
+
+    Runs that no cheaper run beats, less those that lie above a line between two others: a frontier is
+    convex, and a run barely better than a cheaper one would make the inverse nearly vertical.
+    """
     order = np.lexsort((loss, flops))
     best, kept = math.inf, []
     for row in order:
         if loss[row] < best:
             best = float(loss[row])
             kept.append(row)
-    return Envelope(np.log(flops[kept]), np.log(loss[kept]), len(np.unique(n[kept])))
+    log_c, log_loss = np.log(flops[kept]), np.log(loss[kept])
+    hull = _lower_hull(log_c, log_loss)
+    return Envelope(log_c[hull], log_loss[hull], len(kept), len(np.unique(n[kept])))
+
+
+def _lower_hull(x: Floats, y: Floats) -> list[int]:
+    """Indices of the points below which none lies, for x ascending (Andrew's monotone chain)."""
+    hull: list[int] = []
+    for at in range(len(x)):
+        while len(hull) > 1:
+            i, j = hull[-2:]
+            if (y[j] - y[i]) * (x[at] - x[i]) < (y[at] - y[i]) * (x[j] - x[i]):
+                break
+            hull.pop()
+        hull.append(at)
+    return hull
 
 
 def multiplier(deep: Envelope, wide: Envelope) -> Kappa | None:
     """kappa between two envelopes; None if they share no loss."""
     sides = (deep, wide)
-    if min(len(one.log_c) for one in sides) < MIN_POINTS:
+    if min(one.runs for one in sides) < MIN_POINTS:
         return None
     end = min(one.log_c[-1] for one in sides)
     low = max(float(PchipInterpolator(one.log_c, one.log_loss)(end)) for one in sides)
@@ -138,13 +162,19 @@ def compute_multiplier(known: FittedStudy, bootstrap: int = 999, seed: int = 0) 
         return None
     levels_alone = _kappa(cells, _levels_alone(known))
     found = replace(found, drift=0.0 if levels_alone is None else levels_alone.slope)
-    estimate = _log_kappa(known, cells, known.theta[None])[0]
-    deleted = _log_kappa(known, cells, known.deleted.theta)
+    deep, wide = (
+        Frontier.of(table, known.problem.points, known.study.families[family], family)
+        for family in known.families
+    )
+    frontiers = (deep, wide)
+    estimate = float(log_multiplier(frontiers, known.law, known.theta[None])[0])
+    deleted = log_multiplier(frontiers, known.law, known.deleted.theta)
     if not math.isfinite(estimate) or not np.isfinite(deleted).all():
         return found
     half = quantile_t(known.df) * float(jackknife_error(deleted))
     found = replace(
         found,
+        at_flops=math.exp(largest_common(frontiers)),
         by_law=math.exp(estimate),
         interval=(math.exp(estimate - half), math.exp(estimate + half)),
     )
@@ -154,7 +184,7 @@ def compute_multiplier(known: FittedStudy, bootstrap: int = 999, seed: int = 0) 
         known.problem, known.theta, known.shape, known.problem.points.family,
         replicates=bootstrap, seed=seed,
     )  # fmt: skip
-    values = _log_kappa(known, cells, drawn.theta)
+    values = log_multiplier(frontiers, known.law, drawn.theta)
     values = values[np.isfinite(values)]
     fewest = min(len(set(known.shape[known.problem.points.family == f])) for f in known.families)
     ends = bootstrap_interval(values, estimate, deleted if fewest >= ENOUGH_FOR_BCA else None)
@@ -164,13 +194,6 @@ def compute_multiplier(known: FittedStudy, bootstrap: int = 999, seed: int = 0) 
         replicates=bootstrap,
         discarded=bootstrap - len(values),
     )
-
-
-def _log_kappa(known: FittedStudy, cells: list[Cells], theta: Floats) -> Floats:
-    """ln kappa at the largest common FLOPs as the law predicts the runs, (sets,); nan where undefined."""
-    predicted = np.exp(log_loss(known.law, theta, known.problem.points)[0])
-    found = (_kappa(cells, losses) for losses in predicted)
-    return np.array([math.nan if one is None else math.log(one.at_largest) for one in found])
 
 
 def _levels_alone(known: FittedStudy) -> Floats:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
-
-import pandas as pd
 
 from analysis.lr_audit import Audit, audit_of, audit_rates
 from analysis.lr_audit_report import read_gate
-from analysis.runs import NOT_A_CELL, Runs, _comparable, _row, _warnings, collect_runs, load_runs
-from slm.errors import DataError
+from analysis.runs import Runs, collect_runs, load_runs, runs_of
 from slm.tracking.ledger import read_results
-from slm.tracking.result import RunResult
+
+__all__ = ["load", "load_audit", "runs_of"]
 
 
 def load(
@@ -44,33 +41,6 @@ def _is_ledger(path: Path) -> bool:
         except json.JSONDecodeError:
             return False
     return isinstance(first, dict) and {"schema_version", "run_id", "trunk_id"} <= set(first)
-
-
-def runs_of(
-    results: Iterable[RunResult],
-    only: Collection[str] | None = None,
-    *,
-    pool_validation_sets: bool = False,
-) -> Runs:
-    """Results of runs, wherever they were kept, as `analysis.load_runs` gives them.
-
-    Raises:
-        DataError: if none of them finished.
-    """
-    dropped: Counter[str] = Counter()
-    rows = []
-    for result in results:
-        if only is not None and result.run_id not in only:
-            dropped[NOT_A_CELL] += 1
-        elif result.status != "finished":
-            dropped[f"not finished ({result.status})"] += 1
-        else:
-            rows.append(_row(result))
-    if not rows:
-        raise DataError(f"no finished run in these results: {dict(dropped)}")
-    table = pd.DataFrame(rows).sort_values(["family", "flops", "seed"], ignore_index=True)
-    table = _comparable(table, dropped, pool_validation_sets=pool_validation_sets)
-    return Runs(table, dropped, tuple(_warnings(table, dropped)))
 
 
 def load_audit(path: Path, runs: Runs) -> Audit:

@@ -74,6 +74,33 @@ def load_runs(
     return Runs(table, dropped, tuple(_warnings(table, dropped)))
 
 
+def runs_of(
+    results: Iterable[RunResult],
+    only: Collection[str] | None = None,
+    *,
+    pool_validation_sets: bool = False,
+) -> Runs:
+    """Results of runs, wherever they were kept, as `load_runs` gives them.
+
+    Raises:
+        DataError: if none of them finished.
+    """
+    dropped: Counter[str] = Counter()
+    rows = []
+    for result in results:
+        if only is not None and result.run_id not in only:
+            dropped[NOT_A_CELL] += 1
+        elif result.status != "finished":
+            dropped[f"not finished ({result.status})"] += 1
+        else:
+            rows.append(_row(result))
+    if not rows:
+        raise DataError(f"no finished run in these results: {dict(dropped)}")
+    table = pd.DataFrame(rows).sort_values(["family", "flops", "seed"], ignore_index=True)
+    table = _comparable(table, dropped, pool_validation_sets=pool_validation_sets)
+    return Runs(table, dropped, tuple(_warnings(table, dropped)))
+
+
 def _collect(
     source: Path | str, only: Collection[str] | None, columns: Mapping[str, str] | None
 ) -> tuple[pd.DataFrame, Counter[str]]:

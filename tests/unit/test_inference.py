@@ -17,6 +17,7 @@ from analysis.exponents import (
     shape_misfit,
     two_sided,
 )
+from analysis.frontier import Frontier, log_multiplier
 from analysis.holdout import hold_out
 from analysis.inference import holm_limits
 from analysis.isoflop import fit_isoflop
@@ -28,6 +29,7 @@ from analysis.shape_curve import fit_shape_curve
 from analysis.study import Columns, Study, prepare
 from slm.errors import DataError
 from tests.benchmarks.simulated_studies import SIGMA, Truth, naive_f, simulate
+from tests.full_study import full_study
 
 NOTHING, EXPONENT = Truth(0, 0), Truth(0, 0.05)
 
@@ -135,9 +137,14 @@ class TestComputeMultiplier:
 
     def test_only_runs_that_no_cheaper_run_beats_count(self) -> None:
         found = envelope(
-            np.array([1.0, 2, 3, 4]), np.array([4.0, 3, 3.5, 2]), np.array([1.0, 1, 2, 2])
+            np.array([1.0, 2, 3, 4]), np.array([4.0, 2.5, 3.5, 2]), np.array([1.0, 1, 2, 2])
         )
         assert np.exp(found.log_c).tolist() == pytest.approx([1, 2, 4]) and found.sizes == 2
+
+    def test_a_run_barely_better_than_a_cheaper_one_is_above_the_hull(self) -> None:
+        flops = np.array([1.0, 2, 4, 8, 16])
+        found = envelope(flops, np.array([4.0, 3.2, 3.199, 2.5, 2.3]), flops)
+        assert np.exp(found.log_c).tolist() == pytest.approx([1, 2, 8, 16]) and found.runs == 5
 
     def test_families_without_a_common_loss_have_none(self) -> None:
         flops = np.geomspace(1e15, 1e19, 9)
@@ -163,6 +170,34 @@ class TestComputeMultiplier:
         assert found.interval[0] < 1.18 < found.interval[1]
         assert found.interval[0] < found.by_law < found.interval[1]  # type: ignore[operator]
         assert (found.replicates, found.discarded) == (99, 0)
+
+    @pytest.mark.parametrize("seed", [0, 3])
+    def test_no_single_shape_makes_it_jump(self, seed: int) -> None:
+        """Envelopes through predicted losses gave [0.44, 3.87] here, while the exponents were known to .01."""
+        table = full_study(alpha={"deep_thin": 0.02, "wide_shallow": -0.02}, seed=seed)
+        known = fitted(prepare(table, Columns(flops="flops", rung="rung"), None, None))
+        found = compute_multiplier(known, bootstrap=0)
+        assert found is not None and found.interval is not None
+        assert 1.15 < found.interval[0] < 1.35 < found.interval[1] < 1.55
+
+    def test_a_frontier_is_the_least_loss_within_the_measured_ranges(self) -> None:
+        known = fitted(study_of(EXPONENT, tau=0.01, sigma=SIGMA))
+        table, points, theta = known.study.table, known.problem.points, known.theta[None]
+        deep, wide = (
+            Frontier.of(table, points, name, f) for f, name in enumerate(("deep", "wide"))
+        )
+        e, a, b, alpha, beta = (known.theta[slots[0]] for slots in known.law.slots)
+        for log_c in np.linspace(*deep.flops, 7):
+            log_n = np.linspace(deep.per_token[0], deep.per_token[1], 20001) - math.log(6)
+            log_d = log_c - math.log(6) - log_n
+            inside = (log_d - log_n > math.log(4.9)) & (log_d - log_n < math.log(81))
+            inside &= (log_d >= deep.tokens[0]) & (log_d <= deep.tokens[1])
+            x, z = (log_n - points.log_n0)[inside], (log_d - points.log_d0)[inside]
+            least = np.log(np.exp(e) + np.exp(a - alpha * x) + np.exp(b - beta * z)).min()
+            found = deep.log_loss(known.law, theta, np.array([log_c]))[0]
+            assert found == pytest.approx(least, abs=2e-4)
+        log_kappa = float(log_multiplier((deep, wide), known.law, theta)[0])
+        assert log_multiplier((wide, deep), known.law, theta)[0] == pytest.approx(-log_kappa)
 
 
 def test_the_largest_size_is_predicted() -> None:
