@@ -23,6 +23,7 @@ from analysis.lr_audit import Audit, audit_of
 from analysis.shape_curve import MIN_ASPECTS, ShapeCurve, fit_shape_curve
 from analysis.study import Columns, Study, prepare
 from analysis.verdict import Findings, Verdict, decide, describe, describe_kappa
+from slm.errors import DataError
 
 EXTRAPOLATION = 3.0  # times the largest measured FLOPs
 
@@ -180,6 +181,12 @@ def compare_families(
     Raises:
         DataError: if a column is absent or holds what cannot be, or the families cannot be told apart.
     """
+
+    if not isinstance(table, pd.DataFrame):
+        raise DataError(
+            f"compare_families takes a table with a row a run, not {type(table).__name__}: "
+            "load_runs(...).table, or pandas.DataFrame(rows)"
+        )
 
     def present(asked: str | None, usual: str) -> str | None:
         return asked if asked is not None else usual if usual in table else None

@@ -6,8 +6,10 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
+import pandas as pd
+
 from analysis.lr_audit import Audit, audit_of, audit_rates
-from analysis.lr_audit_report import read_gate
+from analysis.lr_audit_report import gate_of_recipe, read_gate
 from analysis.runs import Runs, collect_runs, load_runs, runs_of
 from slm.tracking.ledger import read_results
 
@@ -54,6 +56,8 @@ def load_audit(path: Path, runs: Runs) -> Audit:
         rates = runs.table.groupby("family")["peak_lr"].median()
         used = {str(name): float(rate) for name, rate in rates.items()}
         return audit_rates(collect_runs(path)[0], used)
-    audit = audit_of(read_gate(path)["families"])
+    recipes = runs.table["recipe_id"] if "recipe_id" in runs.table else pd.Series(dtype=str)
+    gate = read_gate(path) if recipes.empty else gate_of_recipe(path, str(recipes.iloc[0]))
+    audit = audit_of(gate["families"])
     assert audit is not None
     return audit

@@ -70,6 +70,21 @@ def read_gate(path: Path) -> dict[str, Any]:
     return dict(gate)
 
 
+def gate_of_recipe(path: Path, recipe_id: str) -> dict[str, Any]:
+    """The same, of this recipe.
+
+    Raises:
+        DataError: also if it is of another recipe, whose learning rates say nothing of these.
+    """
+    gate = read_gate(path)
+    if gate["recipe_id"] != recipe_id:
+        raise DataError(
+            f"study.lr_audit={path}: made in recipe {gate['recipe_id']}, and this study's is {recipe_id}; audit "
+            "the rates in the recipe that is to be judged (same data, schedule, parametrization, ...)"
+        )
+    return gate
+
+
 def _worst(audit: Audit, family: str) -> dict[str, Any]:
     own = [shape for shape in audit.shapes if shape.family == family]
     return {

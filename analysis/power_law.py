@@ -150,6 +150,7 @@ def _line(size: Floats, loss: Floats, common: dict[str, Any]) -> PowerLawFit:
     residual = y - y.mean() - slope * centred
     df = len(x) - 2
     sd = math.sqrt(float(residual @ residual) / df)
+    spread = float(((y - y.mean()) ** 2).sum())  # 0 of equal losses
     half = quantile_t(df) * sd / math.sqrt(squares)
     weak = _few(distinct(size))
     return PowerLawFit(
@@ -160,7 +161,7 @@ def _line(size: Floats, loss: Floats, common: dict[str, Any]) -> PowerLawFit:
         A=math.exp(float(y.mean() - slope * x.mean())),
         E=0.0,
         residual_sd=sd,
-        r_squared=1 - float(residual @ residual) / float(((y - y.mean()) ** 2).sum()),
+        r_squared=1 - float(residual @ residual) / spread if spread else math.nan,
         line=(float(x.mean()), squares),
         **common,
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.run_tables import is_table, read_table
+from analysis.run_tables import SUFFIXES, is_table, read_table
 from analysis.wandb_runs import is_decayed, offline_runs, online_runs, tracked_table
 from slm.architecture.compute import flop_equivalent_params
 from slm.errors import DataError, RunError
@@ -110,6 +110,9 @@ def _collect(
     path = Path(source)
     if is_table(path):
         return _selected(*_finished(read_table(path, columns)), only, str(path))
+    if path.is_file():
+        known = ", ".join(SUFFIXES)
+        raise DataError(f"{path}: not a table that can be read; known are {known}, uncompressed")
     if not any(_run_directories(path)) and any(path.rglob("*.wandb")):
         return _selected(*tracked_table(offline_runs(path)), only, str(path))
     return collect_runs(path, only)
@@ -123,9 +126,17 @@ def _finished(table: pd.DataFrame) -> tuple[pd.DataFrame, Counter[str]]:
         for state, count in table.loc[~ended, "status"].value_counts(dropna=False).items():
             dropped[f"not finished ({state})"] += int(count)
         table = table[ended]
-    known = np.isfinite(pd.to_numeric(table["loss_nats_per_token"], errors="coerce"))
+    losses = pd.to_numeric(table["loss_nats_per_token"], errors="coerce")
+    garbled = losses.isna() & table["loss_nats_per_token"].notna()
+    if garbled.any():
+        found = table.loc[garbled, "loss_nats_per_token"].iloc[0]
+        raise DataError(
+            f"loss_nats_per_token={found!r} in {int(garbled.sum())} rows: not a number; an empty cell says that "
+            "a run has no loss"
+        )
+    known = np.isfinite(losses)
     _count(dropped, "no final loss, or diverged", int((~known).sum()))
-    return table[known], dropped
+    return table[known].assign(loss_nats_per_token=losses[known]), dropped
 
 
 def _selected(
@@ -243,7 +254,9 @@ def _comparable(
         _count(dropped, "same run in another study", int(repeated.sum()))
         table = table[~repeated]
     else:
-        repeated = table.duplicated([name for name in ONE_RUN if name in table])
+        # Without seeds, rows that differ in their loss are runs with different ones.
+        same = ONE_RUN if "seed" in table else [*ONE_RUN, "loss_nats_per_token"]
+        repeated = table.duplicated([name for name in same if name in table])
         _count(dropped, "duplicate", int(repeated.sum()))
         table = table[~repeated]
     if "decayed" in table:
@@ -259,7 +272,25 @@ def _comparable(
         other = table["architecture"] != own
         _count(dropped, "other architecture in its family", int(other.sum()))
         table = table[~other]
-    return table.reset_index(drop=True)
+    return _at_own_rate(table, dropped).reset_index(drop=True)
+
+
+def _at_own_rate(table: pd.DataFrame, dropped: Counter[str]) -> pd.DataFrame:
+    """One learning rate a shape: that of most of its budgets, else the best.
+
+    A shape that was tuned has runs at other rates, at its shortest budget; they are no replicates.
+    """
+    shape = [name for name in ("family", "rung", "shape") if name in table]
+    if "peak_lr" not in table or table["peak_lr"].isna().any() or table.empty:
+        return table
+    rates = table.groupby([*shape, "peak_lr"], dropna=False).agg(
+        budgets=("tokens", "nunique"), loss=("loss_nats_per_token", "min")
+    )
+    ranked = rates.reset_index().sort_values(["budgets", "loss"], ascending=[False, True])
+    own = ranked.drop_duplicates(shape)[[*shape, "peak_lr"]]
+    kept = table.merge(own, on=[*shape, "peak_lr"], how="inner")
+    _count(dropped, "other learning rate of its shape", len(table) - len(kept))
+    return kept
 
 
 def _with_commonest(

@@ -59,18 +59,13 @@ def audit_of_study(cells: Sequence[Cell]) -> Path | None:
     Raises:
         DataError: if it is of another recipe, whose learning rates say nothing of these.
     """
-    from analysis.lr_audit_report import read_gate
+    from analysis.lr_audit_report import gate_of_recipe
 
     config = cells[0].spec.config
     if config.study.lr_audit is None:
         return None
     path = Path(config.study.lr_audit)
-    gate, recipe = read_gate(path), cells[0].spec.recipe_id
-    if gate["recipe_id"] != recipe:
-        raise DataError(
-            f"study.lr_audit={path}: made in recipe {gate['recipe_id']}, and this study's is {recipe}; audit "
-            "the rates in the recipe that is to be judged (same data, schedule, parametrization, ...)"
-        )
+    gate_of_recipe(path, cells[0].spec.recipe_id)
     return path
 
 

@@ -321,3 +321,8 @@ def test_a_power_law_in_size_is_recovered_or_refused() -> None:
         two.predict(1e9)
     json.dumps(fit.to_dict())
     assert "E = 1.500" in fit.summary()
+
+
+def test_equal_losses_have_a_slope_and_no_r_squared() -> None:
+    fit = fit_power_law([1, 2, 3, 4, 5], [2, 2, 2, 2, 2])
+    assert abs(fit.alpha) < 1e-12 and math.isnan(fit.r_squared)

@@ -163,3 +163,41 @@ def test_a_schedule_that_does_not_come_down_is_undecayed() -> None:
     assert is_decayed({"kind": "wsd", "decay_fraction": 0.2}) and is_decayed({"kind": "cosine"})
     assert not is_decayed({"kind": "wsd", "decay_fraction": 0.0})
     assert not is_decayed({"kind": "cosine", "final_lr_fraction": 1.0})
+
+
+def test_a_shape_has_one_learning_rate(table: pd.DataFrame, tmp_path: Path) -> None:
+    """What was tried at its shortest budget is no replicate of what it is judged by."""
+    shortest = table[table["tokens"] == table.groupby("shape")["tokens"].transform("min")]
+    tried = shortest.assign(peak_lr=8e-3, loss_nats_per_token=shortest["loss_nats_per_token"] - 0.3)
+    pd.concat([tried, table.assign(peak_lr=4e-3)]).to_csv(tmp_path / "runs.csv", index=False)
+    runs = load_runs(tmp_path / "runs.csv")
+    assert runs.dropped["other learning rate of its shape"] == len(tried)
+    assert set(runs.table["peak_lr"]) == {4e-3} and len(runs.table) == len(table)
+    only = pd.concat([tried, shortest.assign(peak_lr=4e-3)])  # as many budgets each: the better
+    only.to_csv(tmp_path / "tried.csv", index=False)
+    assert set(load_runs(tmp_path / "tried.csv").table["peak_lr"]) == {8e-3}
+
+
+def test_rows_without_seeds_are_replicates_unless_they_are_equal(
+    table: pd.DataFrame, tmp_path: Path
+) -> None:
+    bare = table.drop(columns=["seed"], errors="ignore")
+    again = bare.assign(loss_nats_per_token=bare["loss_nats_per_token"] + 0.01)
+    pd.concat([bare, again, bare.iloc[:3]]).to_csv(tmp_path / "runs.csv", index=False)
+    runs = load_runs(tmp_path / "runs.csv")
+    assert len(runs.table) == 2 * len(bare) and runs.dropped == {"duplicate": 3}
+
+
+def test_a_garbled_loss_and_an_unknown_kind_of_file_are_named(
+    table: pd.DataFrame, tmp_path: Path
+) -> None:
+    garbled = table.astype({"loss_nats_per_token": object})
+    garbled.loc[3, "loss_nats_per_token"] = "2,51"
+    garbled.to_csv(tmp_path / "runs.csv", index=False)
+    with pytest.raises(DataError, match="'2,51' in 1 rows: not a number"):
+        load_runs(tmp_path / "runs.csv")
+    (tmp_path / "runs.xlsx").write_text("")
+    with pytest.raises(DataError, match=r"known are \.csv, \.parquet, \.jsonl"):
+        load_runs(tmp_path / "runs.xlsx")
+    with pytest.raises(DataError, match=r"load_runs\(\.\.\.\)\.table"):
+        compare_families({"family": []})  # type: ignore[arg-type]

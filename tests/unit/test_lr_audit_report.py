@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis.lr_audit import audit_of, audit_rates
-from analysis.lr_audit_report import _worst, markdown, read_gate
+from analysis.lr_audit_report import _worst, gate_of_recipe, markdown, read_gate
 from slm.errors import DataError
 from slm.files import write_json
 
@@ -52,3 +52,11 @@ def test_what_is_no_audit_is_named(tmp_path: Path, content: str | None) -> None:
         path.write_text(content)
     with pytest.raises(DataError, match="no audit of learning rates"):
         read_gate(path)
+
+
+def test_an_audit_of_another_recipe_is_no_gate(tmp_path: Path) -> None:
+    path = tmp_path / "lr_audit.json"
+    write_json(path, {"recipe_id": "theirs", "families": {}})
+    assert gate_of_recipe(path, "theirs")["families"] == {}
+    with pytest.raises(DataError, match="made in recipe theirs, and this study's is ours"):
+        gate_of_recipe(path, "ours")
