@@ -25,7 +25,7 @@ from analysis.laws import ALPHA, Floats, Ints, JointLaw, Points, log_loss
 from analysis.permutation import Pairing, Permutation, any_difference, exponent_difference, pairing
 from analysis.profiles import naive_covariance, profile_contrast, quantile_t
 from analysis.resample import codes, delete_one, jackknife_error
-from analysis.solver import Minima, Problem, minimise, start_grid
+from analysis.solver import Minima, Problem, at_bound, minimise, start_grid
 from analysis.study import Study
 
 EQUIVALENT = 0.02  # exponents closer than this are the same for any use
@@ -209,7 +209,9 @@ def _jackknife(known: FittedStudy) -> dict[str, Any]:
     naive = math.sqrt(
         max(covariance[deep, deep] + covariance[wide, wide] - 2 * covariance[deep, wide], 1e-300)
     )
-    inflation = max((error / naive) ** 2, 1e-12)
+    # A refit leaves an exponent that lies at its bound there, which does not make it certain.
+    held = bool(at_bound(known.problem, known.theta)[[deep, wide]].any())
+    inflation = max((error / naive) ** 2, 1.0 if held else 1e-12)
     accepted = profile_contrast(known.problem, known.theta, known.families, inflation)
     return {
         **_alphas(known),

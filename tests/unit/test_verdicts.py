@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -154,6 +155,27 @@ def test_what_the_design_forbids_is_refused() -> None:
     strangers["flops"] = 6 * strangers["n_flop"] * strangers["tokens"]
     found = compare_families(strangers, bootstrap=0)
     assert found.verdict.word == "refused" and "common to both" in found.verdict.sentence
+
+
+def at_the_bounds() -> pd.DataFrame:
+    """Deep does not gain with size and wide gains faster than the search allows."""
+    table = simulate(NOTHING, 0.002, 0.002, 0)
+    wide = 0.8 * (table["n_flop"] / 1e7) ** -2.5
+    size = wide.where(table["family"] == "wide", 0.3 + 0.02 * table["rung"])
+    noise = np.random.default_rng(0).normal(0, 0.003, len(table))
+    loss = 2 + 2085 * table["tokens"] ** -0.3658 + size + noise
+    return table.assign(loss_nats_per_token=loss)
+
+
+def test_an_exponent_at_its_bound_is_not_taken_for_certain() -> None:
+    """Refits leave it there: a standard error of 0 gave the range 1.500 to 1.500."""
+    one = compare_families(at_the_bounds(), bootstrap=0).exponents
+    assert one.status == "UNIDENTIFIED" and one.difference == pytest.approx(-1.48)
+    assert one.profile is not None and one.fit is not None
+    assert one.profile[0] == pytest.approx(-1.48) and one.profile[1] > -1.45
+    low, high = one.fit.intervals["alpha[wide]"]
+    assert low < 1.45 and high == pytest.approx(1.5)
+    assert f"every alpha[wide] from {low:.3f} to 1.500 is accepted" in " ".join(one.reasons)
 
 
 def test_bad_tables_say_what_is_wrong() -> None:
