@@ -23,6 +23,7 @@ from analysis.profiles import Interval, degrees, naive_covariance, profile, quan
 from analysis.resample import codes, delete_one, jackknife_error
 from analysis.solver import Minima, Problem, at_bound, minimise, start_grid
 from analysis.vpnls import vpnls
+from analysis.wording import count
 from slm.errors import DataError
 
 LossFunction = Literal["lsq", "huber"]
@@ -79,7 +80,9 @@ def fit_joint(  # noqa: PLR0917 (positions are part of the interface)
     }  # fmt: skip
     refusals = exponent_refusals(named, groups, size, tokens)
     if len(size) <= law.size:
-        refusals.append(f"{len(size)} runs for {law.size} parameters; run more sizes and budgets")
+        refusals.append(
+            f"{count(len(size), 'run')} for {law.size} parameters; run more sizes and budgets"
+        )
     if refusals:
         return JointFit(status="REFUSED", reasons=tuple(refusals), **common)
     index = codes(np.array([str(name) for name in named], dtype=object))
