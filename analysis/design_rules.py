@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from analysis.wording import count as told
+
 MIN_SIZES = 4
 MIN_PAIRS = 6  # below, no labeling of the pairs is rarer than 1 in 20
 MIN_BUDGETS = 2
@@ -50,12 +52,12 @@ def exponent_refusals(
         count = distinct(n[own]) if size is None else len(sizes)
         if count < MIN_SIZES:
             found.append(
-                f"{called}{count} sizes, at least {MIN_SIZES} are needed; run {MIN_SIZES - count} more"
+                f"{called}{told(count, 'size')}, at least {MIN_SIZES} are needed; run {MIN_SIZES - count} more"
             )
         single = [s for s in sizes if distinct(tokens[own & (size == s)]) < MIN_BUDGETS]
         if single:
             found.append(
-                f"{called}{len(single)} of {len(sizes)} sizes have a single token budget, so size and "
+                f"{called}{len(single)} of {told(len(sizes), 'size')} {'has' if len(single) == 1 else 'have'} a single token budget, so size and "
                 f"data cannot be told apart; run each size at {WANTED_BUDGETS} budgets that span "
                 f"{WANTED_BUDGET_SPAN:g}x"
             )
@@ -122,7 +124,7 @@ def design_warnings(
     if len(families) > 1 and len(common) < MIN_PAIRS:
         smallest = 2 / 2 ** len(common)
         found.append(
-            f"{len(common)} sizes common to all families: the smallest possible p of a permutation is "
+            f"{told(len(common), 'size')} common to all families: the smallest possible p of a permutation is "
             f"{smallest:.2g}; {MIN_PAIRS} sizes make it {2 / 2**MIN_PAIRS:.2g}"
         )
     per_token = tokens / n

@@ -21,12 +21,13 @@ from analysis.design_rules import comparison_refusals, exponent_refusals, labels
 from analysis.fit_status import Status
 from analysis.joint import fit_joint
 from analysis.joint_result import JointFit
-from analysis.laws import ALPHA, Floats, Ints, JointLaw, Points, log_loss
+from analysis.laws import ALPHA, EXPONENT_BOUNDS, Floats, Ints, JointLaw, Points, log_loss
 from analysis.permutation import Pairing, Permutation, any_difference, exponent_difference, pairing
 from analysis.profiles import naive_covariance, profile_contrast, quantile_t
 from analysis.resample import codes, delete_one, jackknife_error
-from analysis.solver import Minima, Problem, minimise, start_grid
+from analysis.solver import Minima, Problem, at_bound, minimise, start_grid
 from analysis.study import Study
+from analysis.wording import count
 
 EQUIVALENT = 0.02  # exponents closer than this are the same for any use
 POWER = 0.8
@@ -85,6 +86,18 @@ class ExponentDifference:
             self.without[1] * self.difference < 0
         )  # fmt: skip
 
+    def accepted_alpha(self, family: str) -> tuple[float, float]:
+        """The range of a family's exponent that the profile likelihood accepts."""
+        if self.fit is None:
+            return EXPONENT_BOUNDS
+        return self.fit.intervals.get(f"alpha[{family}]", EXPONENT_BOUNDS)
+
+    @property
+    def accepted_difference(self) -> tuple[float, float]:
+        """What both accepted ranges leave for the difference: what is told where it is not identified."""
+        deep, wide = self.accepted_alpha(self.deep), self.accepted_alpha(self.wide)
+        return deep[0] - wide[1], deep[1] - wide[0]
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         content = asdict(self)
@@ -135,7 +148,7 @@ def refusals_of(study: Study, n: Any = None) -> list[str]:
     shapes = table.groupby(["family", "shape"]).ngroups
     needed = 2 + 2 * len(study.families)
     if not found and shapes < needed:
-        found.append(f"{shapes} shapes, at least {needed} are needed; run more sizes")
+        found.append(f"{count(shapes, 'shape')}, at least {needed} are needed; run more sizes")
     return found
 
 
@@ -209,7 +222,9 @@ def _jackknife(known: FittedStudy) -> dict[str, Any]:
     naive = math.sqrt(
         max(covariance[deep, deep] + covariance[wide, wide] - 2 * covariance[deep, wide], 1e-300)
     )
-    inflation = max((error / naive) ** 2, 1e-12)
+    # A refit leaves an exponent that lies at its bound there, which does not make it certain.
+    held = bool(at_bound(known.problem, known.theta)[[deep, wide]].any())
+    inflation = max((error / naive) ** 2, 1.0 if held else 1e-12)
     accepted = profile_contrast(known.problem, known.theta, known.families, inflation)
     return {
         **_alphas(known),

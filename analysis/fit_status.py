@@ -15,7 +15,7 @@ import numpy as np
 
 from analysis.laws import ALPHA, ROLES, Floats, JointLaw, jacobian, log_loss
 from analysis.profiles import Interval
-from analysis.solver import EXACT, Minima, Problem
+from analysis.solver import EXACT, Minima, Problem, at_bound
 
 Status = Literal["OK", "WEAK", "UNIDENTIFIED", "REFUSED"]
 
@@ -71,7 +71,6 @@ def evidence(
     near = minima.objective <= least * (1 + AGREE) + EXACT * len(problem.points)
     exponents = minima.theta[near][:, problem.law.roles >= ALPHA]
     moved = np.abs(theta - starts[best]) > 1e-10
-    bound = (theta <= problem.low + 1e-9) | (theta >= problem.high - 1e-9)
     predicted, shares = log_loss(problem.law, theta[None], problem.points)
     slope = jacobian(problem.law, shares, problem.points)[0]
     norms = np.linalg.norm(slope, axis=1, keepdims=True)
@@ -82,7 +81,7 @@ def evidence(
         agreeing=int(near.sum()),
         exponent_spread=float(np.ptp(exponents, axis=0).max()),
         unmoved=tuple(np.array(names)[~moved]),
-        at_bound=tuple(np.array(names)[bound]),
+        at_bound=tuple(np.array(names)[at_bound(problem, theta)]),
         gradient=float(minima.gradient[best]) / math.sqrt(scale),
         condition=condition,
         vpnls_gap=vpnls_gap,

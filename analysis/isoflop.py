@@ -17,6 +17,7 @@ from scipy import stats
 from analysis.checks import Floats, positive_columns
 from analysis.fit_status import Status
 from analysis.profiles import quantile_t
+from analysis.wording import count as told
 
 HALF_DECADE = 0.5 * math.log(10)
 MIN_POINTS = 5
@@ -86,7 +87,9 @@ def _parabola(log_n: Floats, loss: Floats, log_c: Floats) -> Parabola:
     x, y = log_n[near] - centre, loss[near]
     count = len(np.unique(x))
     if count < MIN_POINTS:
-        reason = f"{count} sizes within half a decade of the minimum, {MIN_POINTS} are needed"
+        reason = (
+            f"{told(count, 'size')} within half a decade of the minimum, {MIN_POINTS} are needed"
+        )
         return Parabola(flops, count, reason=reason)
     a, b, c = np.polyfit(x, y, 2)
     if a <= 0:

@@ -21,8 +21,9 @@ from analysis.joint_result import JointFit, Parameters
 from analysis.laws import ALPHA, BETA, A, B, E, Floats, Ints, JointLaw, Model, Points, log_loss
 from analysis.profiles import Interval, degrees, naive_covariance, profile, quantile_t
 from analysis.resample import codes, delete_one, jackknife_error
-from analysis.solver import Minima, Problem, minimise, start_grid
+from analysis.solver import Minima, Problem, at_bound, minimise, start_grid
 from analysis.vpnls import vpnls
+from analysis.wording import count
 from slm.errors import DataError
 
 LossFunction = Literal["lsq", "huber"]
@@ -79,7 +80,9 @@ def fit_joint(  # noqa: PLR0917 (positions are part of the interface)
     }  # fmt: skip
     refusals = exponent_refusals(named, groups, size, tokens)
     if len(size) <= law.size:
-        refusals.append(f"{len(size)} runs for {law.size} parameters; run more sizes and budgets")
+        refusals.append(
+            f"{count(len(size), 'run')} for {law.size} parameters; run more sizes and budgets"
+        )
     if refusals:
         return JointFit(status="REFUSED", reasons=tuple(refusals), **common)
     index = codes(np.array([str(name) for name in named], dtype=object))
@@ -196,7 +199,17 @@ def _errors(
         df = max(int(cluster.max()) - 2 * families, 1)
     errors = jackknife_error(delete_one(solved.problem, solved.theta, cluster).theta)
     wider = quantile_t(df) / quantile_t(degrees(squares)) * errors / np.maximum(naive, 1e-300)
-    return errors, np.maximum(wider**2, 1e-12), kind
+    return errors, _inflation(squares, solved.least_squares, np.maximum(wider**2, 1e-12)), kind
+
+
+def _inflation(squares: Problem, theta: Floats, squared: Floats) -> Floats:
+    """Of cuts. Refits leave a parameter that lies at its bound there, which does not make it certain: it
+    takes what the free ones have, and no less than independent runs would.
+    """
+    held = at_bound(squares, theta)
+    told = ~held & np.isin(squares.law.roles, (E, ALPHA, BETA))
+    typical = float(np.median(squared[told])) if told.any() else 1.0
+    return np.where(held, max(typical, 1.0), squared)
 
 
 def _in_nats(name: str, interval: Interval) -> Interval:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from analysis.fit_status import Evidence, Status
 from analysis.laws import Floats
+from analysis.wording import count
 from slm.errors import DataError
 
 
@@ -88,7 +89,7 @@ class JointFit:
 
     def summary(self) -> str:
         """A few lines for people: the estimates with their intervals, and what they are worth."""
-        head = f"joint law {self.model}, {self.loss_fn}, {self.runs} runs: {self.status}"
+        head = f"joint law {self.model}, {self.loss_fn}, {count(self.runs, 'run')}: {self.status}"
         lines = [head, *(f"  {reason}" for reason in self.reasons)]
         for name, (low, high) in self.intervals.items():
             lines.append(f"  {name} = {self._value(name):.4f} [{low:.4f}, {high:.4f}]")

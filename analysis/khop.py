@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.runs import load_runs
+from analysis.wording import count
 from slm.errors import DataError
 from slm.files import write_json, write_text
 
@@ -89,7 +90,7 @@ def verdict(runs: pd.DataFrame) -> str:
     reading = "depth shows" if better == len(pairs) else "depth does not show in every seed"
     return (
         f"At {hardest} {deep} errs in {pairs[deep].mean():.2%} and {wide} in {pairs[wide].mean():.2%} "
-        f"of the answers; {deep} is better in {better} of {len(pairs)} seeds: {reading}."
+        f"of the answers; {deep} is better in {better} of {count(len(pairs), 'seed')}: {reading}."
     )
 
 

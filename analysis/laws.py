@@ -24,6 +24,7 @@ Ints = NDArray[np.int64]
 Model = Literal["M0", "M1", "M2", "M3", "M4"]
 ROLES = ("e", "a", "b", "alpha", "beta")
 E, A, B, ALPHA, BETA = range(5)
+EXPONENT_BOUNDS = (0.02, 1.5)  # of the search
 OWN_ROLES: dict[str, tuple[int, ...]] = {  # what each family has for itself; the rest is shared
     "M0": (),
     "M1": (A,),
@@ -164,7 +165,7 @@ def bounds(law: JointLaw, points: Points) -> tuple[Floats, Floats]:
     """The box of the parameters: alpha, beta in [.02, 1.5], E in [.05, .999] of the least loss."""
     low, high = np.full(law.size, -60.0), np.full(law.size, 60.0)
     exponent = law.roles >= ALPHA
-    low[exponent], high[exponent] = 0.02, 1.5
+    low[exponent], high[exponent] = EXPONENT_BOUNDS
     for parameter in np.flatnonzero(law.roles == E):
         users = np.flatnonzero(law.slots[E] == parameter)
         mine = np.isin(points.family, users)

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from analysis.figures import COLOURS, LINES, MARKERS
 from analysis.lr_audit import MAX_PENALTY, Audit, ShapeAudit, audit_rates
 from analysis.runs import collect_runs
+from analysis.wording import count
 from slm.errors import DataError
 from slm.files import read_json, write_json, write_text
 
@@ -146,7 +147,7 @@ def markdown(
         )
     lines += ["", "| family | shape | best rate | the common rate costs | a rate twice off costs |"]
     lines += ["| --- | --- | --- | --- | --- |", *(_row(shape) for shape in audit.shapes)]
-    return "\n".join([*lines, "", f"{runs} runs; left out: {left_out}.", ""])
+    return "\n".join([*lines, "", f"{count(runs, 'run')}; left out: {left_out}.", ""])
 
 
 def _row(shape: ShapeAudit) -> str:

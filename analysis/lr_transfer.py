@@ -19,6 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.figures import COLOURS, LINES, MARKERS
 from analysis.runs import collect_runs
+from analysis.wording import count
 from slm.errors import DataError
 from slm.files import write_json, write_text
 
@@ -194,7 +195,7 @@ def markdown(found: list[Curve], runs: int, dropped: Counter[str]) -> str:
             f"| {curve.parametrization} | {curve.shape} | {curve.best_lr:.1e}{edge} "
             f"| {curve.best_loss:.4f} | {_nats(curve.regret)} |"
         )
-    lines += ["", f"{runs} runs; left out: {left_out}.", ""]
+    lines += ["", f"{count(runs, 'run')}; left out: {left_out}.", ""]
     return "\n".join(lines)
 
 

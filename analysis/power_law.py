@@ -19,6 +19,7 @@ from analysis.fit_status import Status
 from analysis.laws import ALPHA, A, B, E, Floats, JointLaw, Points
 from analysis.profiles import Interval, profile, quantile_t
 from analysis.solver import Problem, minimise, start_grid
+from analysis.wording import count
 
 Unit = Literal["nats", "perplexity"]
 GOOD_SIZES = 6
@@ -87,7 +88,7 @@ class PowerLawFit:
     def summary(self) -> str:
         """A few lines for people."""
         form = "E + A n^-alpha" if self.irreducible else "A n^-alpha"
-        lines = [f"{self.unit} = {form}, {self.runs} runs: {self.status}"]
+        lines = [f"{self.unit} = {form}, {count(self.runs, 'run')}: {self.status}"]
         if self.alpha is not None and self.alpha_interval is not None:
             low, high = self.alpha_interval
             lines.append(f"  alpha = {self.alpha:.4f} [{low:.4f}, {high:.4f}], A = {self.A:.4g}")
@@ -131,7 +132,7 @@ def fit_power_law(
     }  # fmt: skip
     needed = MIN_SIZES if irreducible else 3
     if (sizes := distinct(size)) < needed:
-        reason = f"{sizes} sizes, at least {needed} are needed; run {needed - sizes} more"
+        reason = f"{count(sizes, 'size')}, at least {needed} are needed; run {needed - sizes} more"
         return PowerLawFit(status="REFUSED", reasons=(reason,), **common)
     return _with_irreducible(size, losses, common) if irreducible else _line(size, losses, common)
 
@@ -139,7 +140,9 @@ def fit_power_law(
 def _few(sizes: int) -> list[str]:
     if sizes >= GOOD_SIZES:
         return []
-    return [f"{sizes} sizes: the interval rests on {sizes - 2} residuals and knows no seed noise"]
+    return [
+        f"{count(sizes, 'size')}: the interval rests on {sizes - 2} residuals and knows no seed noise"
+    ]
 
 
 def _line(size: Floats, loss: Floats, common: dict[str, Any]) -> PowerLawFit:

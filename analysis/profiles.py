@@ -69,9 +69,11 @@ def profile_contrast(
     theta: Floats,
     pair: tuple[int, int],
     inflation: float = 1.0,
-    reach: float = 0.5,
 ) -> Interval:
-    """95% interval of alpha of one family minus that of another, by index, in a law that has both."""
+    """95% interval of alpha of one family minus that of another, by index, in a law that has both.
+
+    Both stay within their bounds, so a difference as large as the box allows is accepted or not like any.
+    """
     law = problem.law
     first, second = law.slots[ALPHA][list(pair)]
     estimate = float(theta[first] - theta[second])
@@ -80,15 +82,22 @@ def profile_contrast(
     variance = float(contrast @ naive_covariance(problem, theta) @ contrast)
     half = math.sqrt(max(variance * inflation, 0.0))
     steps = np.array([0.0, *STEPS]) * half * quantile_t(degrees(problem))
-    values = np.unique(np.clip(np.concatenate([estimate - steps, estimate + steps]), -reach, reach))
+    box = problem.low[first] - problem.high[second], problem.high[first] - problem.low[second]
+    values = np.concatenate([estimate - steps, estimate + steps, np.linspace(*box, 13)])
+    values = np.unique(np.clip(values, *box))
     tied = replace(law, tied=pair)
     mine = problem.points.family == pair[0]
     points = replace(problem.points, tilt=-values[:, None] * (problem.points.x * mine))
     null = Problem.of(tied, points, weights=problem.weights)
+    shared = int(tied.slots[ALPHA][pair[0]])
+    low, high = (np.repeat(side[None], len(values), 0) for side in (null.low, null.high))
+    low[:, shared] = np.maximum(problem.low[second], problem.low[first] - values)
+    high[:, shared] = np.minimum(problem.high[second], problem.high[first] - values)
+    null = replace(null, low=low, high=high)
     starts = np.empty((len(values), tied.size))
     for role in range(5):
         starts[:, tied.slots[role]] = theta[law.slots[role]]
-    starts[:, tied.slots[ALPHA][pair[0]]] = theta[second]
+    starts[:, shared] = theta[second]
     least = max(float(problem.objective(theta[None])[0]), EXACT * len(problem.points))
     objective = minimise(null, starts).objective
     return _accepted(problem, estimate, values, objective / least, inflation)

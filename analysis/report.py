@@ -42,6 +42,7 @@ from analysis.loading import load, load_audit
 from analysis.report_page import DEFAULT_QUESTION, TITLE, page
 from analysis.report_tables import Rows
 from analysis.runs import Runs
+from analysis.wording import count
 from slm.files import write_json, write_text
 
 SCHEMA_VERSION = 3  # 2: the whole comparison; 3: power, extensions, shape curve, isoFLOP, residuals
@@ -141,7 +142,7 @@ def markdown(found: Answer) -> str:
     verdict, one = found.comparison.verdict, found.comparison.exponents
     parts = [f"# {TITLE}", "", f"_{found.question or DEFAULT_QUESTION}_", ""]
     parts += [f"**{text.headline(found)}**: {text.uncertainty(found)}.", ""]
-    parts += [f"`{verdict.word}`: {text.because(found)}", ""]
+    parts += [f"`{verdict.word}`: {verdict.sentence}", ""]
     parts += [f"- {line}" for line in (*text.reasons(found), *text.budget_sentences(found))]
     parts += ["", f"![Loss against FLOPs per family, and the differences]({FIGURE})", ""]
     parts += _section("Differences over pairs (nats/token)", tables.summary_rows(found))
@@ -171,7 +172,7 @@ def markdown(found: Answer) -> str:
     parts += _section("What would settle it", tables.extension_rows(found))
     parts += _section("Single runs that say most per FLOP", tables.next_rows(found))
     parts += ["## What went in", ""]
-    parts += [f"{len(found.table)} finished runs; left out: {text.dropped_text(found)}."]
+    parts += [f"{count(len(found.table), 'finished run')}; left out: {text.dropped_text(found)}."]
     parts += [f"- Note: {warning}." for warning in found.warnings]
     parts += ["", "## What this cannot say", "", *[f"- {caveat}" for caveat in text.CAVEATS], ""]
     return "\n".join(parts)
@@ -205,8 +206,8 @@ def show(found: Answer) -> None:
         *text.budget_sentences(found),
         *(f"exponents {found.comparison.status}: {r}" for r in found.comparison.exponents.reasons),
         f"{text.headline(found)}: {text.uncertainty(found)}",
-        f"{verdict.word}: {text.because(found)}",
-        f"{len(found.table)} runs; left out: {text.dropped_text(found)}",
+        f"{verdict.word}: {verdict.sentence}",
+        f"{count(len(found.table), 'run')}; left out: {text.dropped_text(found)}",
         *(f"note: {warning}" for warning in found.warnings),
     ]
     for line in lines:

@@ -15,7 +15,8 @@ from analysis.exponents import EQUIVALENT
 from analysis.figures import NEUTRAL
 from analysis.inference import Contrast
 from analysis.report_svg import INK, WIDTH, Axis, Plot, power_of_ten, shape, short_count
-from analysis.report_text import accepted_alpha, difference_text
+from analysis.report_text import difference_text
+from analysis.wording import p_value
 
 # Okabe and Ito's palette, told apart by colour-blind readers; markers and dashes differ too.
 STYLES = (
@@ -217,8 +218,8 @@ def _one_budget(
     )
     plot.interval(at, value, low, high, style.colour, shift=shift)
     title = (
-        f"D/N {end['budget']:g}, at the largest FLOPs: {value:+.4f} [{low:+.4f}, {high:+.4f}], p "
-        f"{end['largest_p_holm']:.3f} by Holm"
+        f"D/N {end['budget']:g}, at the largest FLOPs: {value:+.4f} [{low:+.4f}, {high:+.4f}], "
+        f"{p_value(end['largest_p_holm'])} by Holm"
     )
     plot.point(at, value, style.colour, "o", title, 3, shift=(shift, 0))
 
@@ -236,7 +237,7 @@ def alphas(answer: Answer) -> Figure | None:
         return None
     told = one.status != "UNIDENTIFIED"
     ends = {
-        name: one.alpha_intervals[name] if told else accepted_alpha(one, name)
+        name: one.alpha_intervals[name] if told else one.accepted_alpha(name)
         for name in answer.families
         if name in one.alpha
     }

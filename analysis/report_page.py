@@ -17,6 +17,7 @@ from analysis.answer import Answer
 from analysis.report_figures import Figure, legend
 from analysis.report_svg import power_of_ten
 from analysis.report_tables import Rows
+from analysis.wording import count
 
 TITLE = "Deep or wide, at matched compute"
 DEFAULT_QUESTION = (
@@ -123,7 +124,7 @@ def _head(answer: Answer) -> Iterator[str]:
     yield f'<p class="number">{_minus(text.uncertainty(answer))}</p>'
     yield f'<p><span class="tag">{verdict.word}</span></p>'
     if verdict.word != "refused":
-        yield f'<p class="because">{_minus(text.because(answer))}</p>'
+        yield f'<p class="because">{_minus(answer.comparison.verdict.sentence)}</p>'
     yield _list(text.reasons(answer))
     yield "</section>"
     yield f'<div class="cards">{"".join(_cards(answer))}</div>'
@@ -212,7 +213,7 @@ def _fine_print(answer: Answer) -> Iterator[str]:
     yield "<h2>What this cannot say</h2>"
     yield _list(list(text.CAVEATS))
     yield "<h2>What went in</h2>"
-    yield f"<p>{len(answer.table)} finished runs; left out: {escape(text.dropped_text(answer))}.</p>"
+    yield f"<p>{count(len(answer.table), 'finished run')}; left out: {escape(text.dropped_text(answer))}.</p>"
     yield _list([f"Note: {warning}." for warning in answer.warnings])
     yield _folded(f"All {len(answer.table)} runs", _table(tables.run_rows(answer)), "runs")
 

@@ -9,10 +9,9 @@ from analysis.answer import Answer
 from analysis.exponents import ExponentDifference
 from analysis.kappa import Kappa
 from analysis.report_svg import power_of_ten
+from analysis.wording import LEAST_P, count, p_value, span
 
 SIGNIFICANCE = 0.05
-EXPONENT_BOUNDS = (0.02, 1.5)  # of the search, see analysis.solver
-MIN_WIDTH = 1e-3
 MOST_LISTED = 5  # token budgets told one by one
 CAVEATS = (
     "One learning rate serves all shapes unless a study says otherwise; a family whose optimum lies "
@@ -68,7 +67,7 @@ def uncertainty(answer: Answer) -> str:
     return (
         f"{found.deep} minus {found.wide}: "
         f"{interval(row['largest'], row['largest_low_holm'], row['largest_high_holm'])} nats per token "
-        f"at {power_of_ten(row['largest_flops'])} FLOPs (95% interval over {int(row['pairs'])} pairs{holm})"
+        f"at {power_of_ten(row['largest_flops'])} FLOPs (95% interval over {count(int(row['pairs']), 'pair')}{holm})"
     )
 
 
@@ -90,17 +89,6 @@ def endpoint(answer: Answer) -> dict[str, Any] | None:
     return {str(key): value for key, value in rows[-1].items()} if rows else None
 
 
-def because(answer: Answer) -> str:
-    """What justifies the verdict; of exponents that are not identified it repeats no estimate."""
-    verdict, one = answer.comparison.verdict, answer.comparison.exponents
-    if verdict.word == "inconclusive" and one.status == "UNIDENTIFIED":
-        return (
-            "No difference at equal FLOPs was found, and the exponents are not identified: "
-            f"{one.reasons[0]}."
-        )
-    return verdict.sentence
-
-
 def reasons(answer: Answer) -> list[str]:
     """What else weighed in, less what is said beside the exponents."""
     found = answer.comparison
@@ -112,9 +100,8 @@ def difference_text(one: ExponentDifference) -> str:
     if one.difference is None or one.interval is None:
         return f"refused: {'; '.join(one.reasons)}"
     if one.status == "UNIDENTIFIED":
-        deep, wide = accepted_alpha(one, one.deep), accepted_alpha(one, one.wide)
-        ends = (deep[0] - wide[1], deep[1] - wide[0])
-        return f"not identified: anything from {span(ends, signed=True)} is accepted"
+        ends = span(one.accepted_difference, signed=True)
+        return f"not identified: anything from {ends} is accepted"
     return interval(one.difference, *one.interval)
 
 
@@ -123,17 +110,8 @@ def alpha_text(one: ExponentDifference, family: str) -> str:
     if family not in one.alpha:
         return "refused"
     if one.status == "UNIDENTIFIED":
-        return f"not identified: {span(accepted_alpha(one, family))} is accepted"
+        return f"not identified: {span(one.accepted_alpha(family))} is accepted"
     return interval(one.alpha[family], *one.alpha_intervals[family], signed=False)
-
-
-def accepted_alpha(one: ExponentDifference, family: str) -> tuple[float, float]:
-    """The range that the profile likelihood accepts; the whole search where an estimate that lies at its
-    bound has no width to go by.
-    """
-    none = EXPONENT_BOUNDS
-    low, high = none if one.fit is None else one.fit.intervals.get(f"alpha[{family}]", none)
-    return (low, high) if high - low > MIN_WIDTH else none
 
 
 def exponent_sentence(answer: Answer) -> str:
@@ -147,11 +125,11 @@ def exponent_sentence(answer: Answer) -> str:
     level = ""
     if one.fit is not None and one.status != "UNIDENTIFIED":
         level = f"E shared = {one.fit.params['E']:.3f}; "
-    permuted = "" if one.permutation is None else f"permutation p {one.permutation.p:.3f}; "
+    permuted = "" if one.permutation is None else f"permutation {p_value(one.permutation.p)}; "
     low, high = found.tokens_per_n
     return (
         f"{alphas}; difference {difference_text(one)} (loss in nats against {one.n_name}; {level}jackknife "
-        f"over {one.shapes} shapes; {permuted}{noise_text(answer)}; {found.runs} runs; D/N {low:.3g} to "
+        f"over {one.shapes} shapes; {permuted}{noise_text(answer)}; {count(found.runs, 'run')}; D/N {low:.3g} to "
         f"{high:.3g}; status {one.status})."
     )
 
@@ -213,8 +191,8 @@ def budget_sentences(answer: Answer) -> list[str]:
         )
         lines.append(
             f"{start} {interval(row['largest'], row['largest_low'], row['largest_high'])} nats/token "
-            f"at the largest FLOPs ({pairs} pairs, p = {row['largest_p_holm']:.3f} by Holm over the "
-            f"budgets): {reading}. Below 0 in {int(row['deep_lower'])} of {pairs} pairs."
+            f"at the largest FLOPs ({count(pairs, 'pair')}, {p_value(row['largest_p_holm'], ' = ')} by Holm "
+            f"over the budgets): {reading}. Below 0 in {int(row['deep_lower'])} of {count(pairs, 'pair')}."
         )
     return lines
 
@@ -253,7 +231,7 @@ def dropped_text(answer: Answer) -> str:
 def p_text(p: float | None) -> str:
     if p is None or not math.isfinite(p):
         return "-"
-    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+    return "< .001" if p < LEAST_P else f"{p:.4f}"
 
 
 def number(value: float | None, *, signed: bool = False, digits: int = 4) -> str:
@@ -267,9 +245,3 @@ def interval(
 ) -> str:
     shown = [number(one, signed=signed) for one in (value, low, high)]
     return shown[0] if "-" in shown[1:] else f"{shown[0]} [{shown[1]}, {shown[2]}]"
-
-
-def span(ends: tuple[float, float], *, signed: bool = False) -> str:
-    return (
-        f"{number(ends[0], signed=signed, digits=3)} to {number(ends[1], signed=signed, digits=3)}"
-    )

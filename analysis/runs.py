@@ -15,6 +15,7 @@ import pandas as pd
 
 from analysis.run_tables import SUFFIXES, is_table, read_table
 from analysis.wandb_runs import is_decayed, offline_runs, online_runs, tracked_table
+from analysis.wording import count
 from slm.architecture.compute import flop_equivalent_params
 from slm.errors import DataError, RunError
 from slm.tracking.record import RunDirectory
@@ -311,7 +312,7 @@ def _count(dropped: Counter[str], reason: str, runs: int) -> None:
 def _warnings(table: pd.DataFrame, dropped: Counter[str]) -> Iterator[str]:
     if apart := dropped[OTHER_VALIDATION_SET]:
         yield (
-            f"{apart} runs were measured on another validation set than these, so their losses do not "
+            f"{count(apart, 'run')} {'was' if apart == 1 else 'were'} measured on another validation set than these, so their losses do not "
             "compare; --pool-validation-sets takes them in all the same"
         )
     for column in ("commit", "study", "val_fingerprint", "recipe_id"):
@@ -322,7 +323,7 @@ def _warnings(table: pd.DataFrame, dropped: Counter[str]) -> Iterator[str]:
             yield f"runs differ in {column}: {_some_of(values)}"
     if "loss_spikes" in table and (spiky := int((table["loss_spikes"] > 0).sum())):
         yield (
-            f"{spiky} runs have logged losses that count as spikes (of normal noise one in 740 does): look at "
+            f"{count(spiky, 'run')} {'has' if spiky == 1 else 'have'} logged losses that count as spikes (of normal noise one in 740 does): look at "
             "their curves; a run with a real one is run again with another seed, never left out"
         )
     if "epochs" in table and (table["epochs"] > 1).any():

@@ -104,6 +104,11 @@ class Problem:
         return gradient, np.matmul(weighted, slope.transpose(0, 2, 1))
 
 
+def at_bound(problem: Problem, theta: Floats) -> NDArray[np.bool_]:
+    """Which parameters of a vector lie at an end of the box, (size,)."""
+    return (theta <= problem.low + 1e-9) | (theta >= problem.high - 1e-9)
+
+
 def minimise(problem: Problem, starts: Floats) -> Minima:
     """A local minimum from each start, (sets, size)."""
     sets, per_set = len(starts), problem.law.size * len(problem.points)

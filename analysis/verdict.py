@@ -15,6 +15,7 @@ from analysis.holdout import HoldOut
 from analysis.inference import Contrast
 from analysis.kappa import Kappa
 from analysis.lr_audit import Audit
+from analysis.wording import count, p_value, span
 
 Word = Literal[
     "depth_exponent_better", "width_exponent_better", "depth_level_better", "width_level_better",
@@ -129,8 +130,8 @@ def _levels(found: Findings, doubts: list[str]) -> Verdict | None:
     sentence = (
         f"At equal FLOPs {winner} has the lower loss: {found.deep} minus {found.wide} is "
         f"{row['largest']:+.4f} nats [{row['largest_low_holm']:+.4f}, {row['largest_high_holm']:+.4f}] at "
-        f"{row['largest_flops']:.2g} FLOPs and {row['budget']:g} tokens per parameter ({int(row['pairs'])} "
-        f"pairs, Holm p {row['largest_p_holm']:.3f}); no difference of exponents from {loser} is shown."
+        f"{row['largest_flops']:.2g} FLOPs and {row['budget']:g} tokens per parameter "
+        f"({count(int(row['pairs']), 'pair')}, Holm {p_value(row['largest_p_holm'])}); no difference of exponents from {loser} is shown."
     )
     return Verdict(word, sentence)
 
@@ -146,8 +147,8 @@ def _equivalence(found: Findings) -> Verdict | None:
     identified = one.status != "UNIDENTIFIED"
     if identified and one.equivalence_p is not None and one.equivalence_p < SIGNIFICANCE:
         sentence = (
-            f"The exponents are the same within {EQUIVALENT:g} ({describe(one)}; equivalence p "
-            f"{one.equivalence_p:.3f}), and no difference at equal FLOPs was found."
+            f"The exponents are the same within {EQUIVALENT:g} ({describe(one)}; equivalence "
+            f"{p_value(one.equivalence_p)}), and no difference at equal FLOPs was found."
         )
         return Verdict("no_difference", sentence)
     if kappa is not None and ends is not None and max(-ends[0], ends[1]) < SAME_COST:
@@ -169,7 +170,8 @@ def _inconclusive(found: Findings) -> Verdict:
         return Verdict(
             "inconclusive",
             f"No difference at equal FLOPs was found, and the exponents are not identified: "
-            f"{one.reasons[0]}; {describe(one)} is no estimate to lean on.",
+            f"{one.reasons[0]}; as their difference, anything from "
+            f"{span(one.accepted_difference, signed=True)} is accepted.",
             one.reasons[1:],
         )
     hints: tuple[str, ...] = ()
@@ -183,14 +185,19 @@ def _inconclusive(found: Findings) -> Verdict:
 
 
 def describe(one: ExponentDifference) -> str:
-    """The estimate with what it stands on."""
+    """The estimate with what it stands on, or the accepted range of one that is not identified."""
     if one.difference is None or one.interval is None or one.p is None:
         return f"exponents refused ({'; '.join(one.reasons)})"
-    permuted = "" if one.permutation is None else f", permutation p {one.permutation.p:.3f}"
+    if one.status == "UNIDENTIFIED":
+        return (
+            f"alpha {one.deep} - alpha {one.wide} is not identified: anything from "
+            f"{span(one.accepted_difference, signed=True)} is accepted (loss in nats against {one.n_name})"
+        )
+    permuted = "" if one.permutation is None else f", permutation {p_value(one.permutation.p)}"
     low, high = one.interval
     return (
         f"alpha {one.deep} - alpha {one.wide} = {one.difference:+.4f} [{low:+.4f}, {high:+.4f}] (loss in nats "
-        f"against {one.n_name}, jackknife over {one.shapes} shapes p {one.p:.3f}{permuted})"
+        f"against {one.n_name}, jackknife over {one.shapes} shapes {p_value(one.p)}{permuted})"
     )
 
 

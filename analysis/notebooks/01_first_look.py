@@ -47,7 +47,7 @@ pd.DataFrame(report_tables.shape_rows(found))
 # %%
 print(report_text.headline(found))
 print(report_text.uncertainty(found))
-print(report_text.because(found))
+print(found.comparison.verdict.sentence)
 for reason in report_text.reasons(found):
     print("-", reason)
 

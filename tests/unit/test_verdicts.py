@@ -6,11 +6,15 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import analysis
 from analysis.compare import Comparison, compare_families
+from analysis.holdout import HoldOut
+from analysis.verdict import Findings, _inconclusive, describe
+from analysis.wording import count, p_value
 from slm.errors import DataError
 from tests.benchmarks.simulated_studies import SIGMA, Truth, judge, simulate
 
@@ -140,7 +144,7 @@ def test_what_the_design_forbids_is_refused() -> None:
     alone = refused(table[table["family"] == "deep"])
     assert alone.verdict.word == "refused" and "one family" in alone.verdict.sentence
     two = refused(table.iloc[[0, 24]])
-    assert two.verdict.word == "inconclusive" and "1 sizes" in " ".join(two.exponents.reasons)
+    assert two.verdict.word == "inconclusive" and "1 size," in " ".join(two.exponents.reasons)
     budget = refused(simulate(Truth(-0.2, 0), 0.001, 0.001, 1, budgets=(20.0,)))
     assert budget.verdict.word == "depth_level_better"  # needs no exponent
     assert "single token budget" in " ".join(budget.exponents.reasons)
@@ -154,6 +158,45 @@ def test_what_the_design_forbids_is_refused() -> None:
     strangers["flops"] = 6 * strangers["n_flop"] * strangers["tokens"]
     found = compare_families(strangers, bootstrap=0)
     assert found.verdict.word == "refused" and "common to both" in found.verdict.sentence
+
+
+def at_the_bounds() -> pd.DataFrame:
+    """Deep does not gain with size and wide gains faster than the search allows."""
+    table = simulate(NOTHING, 0.002, 0.002, 0)
+    wide = 0.8 * (table["n_flop"] / 1e7) ** -2.5
+    size = wide.where(table["family"] == "wide", 0.3 + 0.02 * table["rung"])
+    noise = np.random.default_rng(0).normal(0, 0.003, len(table))
+    loss = 2 + 2085 * table["tokens"] ** -0.3658 + size + noise
+    return table.assign(loss_nats_per_token=loss)
+
+
+def test_what_is_not_identified_is_told_as_a_range() -> None:
+    found = compare_families(at_the_bounds(), bootstrap=0)
+    low, high = found.exponents.accepted_difference
+    assert -1.4801 < low < high < -1.3
+    told = f"anything from {low:+.3f} to {high:+.3f} is accepted"
+    assert f"alpha deep - alpha wide is not identified: {told}" in describe(found.exponents)
+    verdict = _inconclusive(
+        Findings("deep", "wide", (), found.exponents, (), None, None, HoldOut(), None)
+    )
+    assert "exponents are not identified" in verdict.sentence and told in verdict.sentence
+    assert f"{found.difference:+.4f}" not in verdict.sentence
+
+
+def test_numbers_in_sentences() -> None:
+    assert p_value(0.0004) == "p < .001" and p_value(0.0123, " = ") == "p = 0.012"
+    assert count(1, "size") == "1 size" and count(0, "size") == "0 sizes"
+
+
+def test_an_exponent_at_its_bound_is_not_taken_for_certain() -> None:
+    """Refits leave it there: a standard error of 0 gave the range 1.500 to 1.500."""
+    one = compare_families(at_the_bounds(), bootstrap=0).exponents
+    assert one.status == "UNIDENTIFIED" and one.difference == pytest.approx(-1.48)
+    assert one.profile is not None and one.fit is not None
+    assert one.profile[0] == pytest.approx(-1.48) and one.profile[1] > -1.45
+    low, high = one.fit.intervals["alpha[wide]"]
+    assert low < 1.45 and high == pytest.approx(1.5)
+    assert f"every alpha[wide] from {low:.3f} to 1.500 is accepted" in " ".join(one.reasons)
 
 
 def test_bad_tables_say_what_is_wrong() -> None:
