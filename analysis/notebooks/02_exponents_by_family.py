@@ -23,7 +23,7 @@ from pathlib import Path
 
 import analysis
 
-SHIPPED = Path(analysis.__file__).parent / "notebooks" / "data" / "micro.jsonl"
+SHIPPED = Path(analysis.__file__).parent / "examples" / "micro" / "results.jsonl"
 RUNS = Path(os.environ.get("SLM_RUNS") or SHIPPED)
 
 # %%

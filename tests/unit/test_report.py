@@ -27,6 +27,7 @@ from tests.full_study import full_study
 
 VOID = {"meta", "link", "br", "line", "rect", "circle", "polyline", "polygon"}
 SHIPPED = ROOT / "analysis" / "notebooks" / "data"
+MICRO = SHIPPED.parents[1] / "examples" / "micro" / "results.jsonl"
 
 
 class Page(HTMLParser):
@@ -268,8 +269,8 @@ def test_what_cannot_be_nats_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_file_of_results_reads_as_runs_do() -> None:
-    runs = load(SHIPPED / "micro.jsonl")
-    results_of = read_results(SHIPPED / "micro.jsonl")
+    runs = load(MICRO)
+    results_of = read_results(MICRO)
     assert len(runs.table) + sum(runs.dropped.values()) == len(results_of)
     some = runs_of(results_of.values(), only=set(runs.table["run_id"][:5]))
     assert len(some.table) == 5
