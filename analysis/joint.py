@@ -80,9 +80,8 @@ def fit_joint(  # noqa: PLR0917 (positions are part of the interface)
     }  # fmt: skip
     refusals = exponent_refusals(named, groups, size, tokens)
     if len(size) <= law.size:
-        refusals.append(
-            f"{count(len(size), 'run')} for {law.size} parameters; run more sizes and budgets"
-        )
+        few = count(len(size), "run")
+        refusals.append(f"{few} for {law.size} parameters; run more sizes and budgets")
     if refusals:
         return JointFit(status="REFUSED", reasons=tuple(refusals), **common)
     index = codes(np.array([str(name) for name in named], dtype=object))
