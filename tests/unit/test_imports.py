@@ -30,7 +30,8 @@ LAYERS = [
 ]
 TORCH_FREE = [
     "slm.app", "slm.config", "slm.run_spec", "slm.micro_batch", "slm.architecture.memory", "slm.data.blocks", "slm.data.prepare", "slm.data.examples", "slm.data.report", "slm.tracking.record",
-    "slm.tracking.wandb", "slm.tracking.checkpoints", "slm.tracking.trunk", "slm.tracking.spikes", "slm.schedule", "slm.architecture.describe", "slm.__main__", "slm", "slm.sweeps.study", "slm.sweeps.plan", "hydra_plugins.slm_study.sweeper",
+    "slm.tracking.wandb", "slm.tracking.checkpoints", "slm.tracking.trunk", "slm.tracking.spikes", "slm.schedule", "slm.architecture.describe", "slm.__main__", "slm", "slm.sweeps.status", "slm.sweeps.plan", "slm.sweeps.running", "slm.sweeps.tuning", "slm.tracking.ledger", "hydra_plugins.slm_study.sweeper",
+    "hydra_plugins.slm_study.planning", "hydra_plugins.slm_study.reporting", "analysis.power",
     "hydra_plugins.slm_study.launcher", "hydra_plugins.slm_study.slurm", "hydra_plugins.slm_study.ray", "analysis.report", "analysis.lr_transfer", "analysis.coordinates", "analysis.khop",
 ]  # fmt: skip
 ONLY_IMPORTERS = {
