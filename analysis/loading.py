@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.lr_audit import Audit, audit_of, audit_rates
-from analysis.lr_audit_report import gate_of_recipe, read_gate
+from analysis.lr_gate import gate_of_recipe, read_gate
 from analysis.runs import Runs, collect_runs, load_runs, runs_of
 from slm.tracking.ledger import read_results
 

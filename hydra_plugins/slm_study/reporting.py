@@ -59,7 +59,7 @@ def audit_of_study(cells: Sequence[Cell]) -> Path | None:
     Raises:
         DataError: if it is of another recipe, whose learning rates say nothing of these.
     """
-    from analysis.lr_audit_report import gate_of_recipe
+    from analysis.lr_gate import gate_of_recipe
 
     config = cells[0].spec.config
     if config.study.lr_audit is None:

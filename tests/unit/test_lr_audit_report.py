@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from analysis.lr_audit import audit_of, audit_rates
-from analysis.lr_audit_report import _worst, gate_of_recipe, markdown, read_gate
+from analysis.lr_audit_report import _worst, markdown
+from analysis.lr_gate import gate_of_recipe, read_gate
 from slm.errors import DataError
 from slm.files import write_json
 
