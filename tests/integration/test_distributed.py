@@ -169,7 +169,7 @@ def test_all_hear_what_one_meets(tiny_config: Make, tmp_path: Path) -> None:
         assert result is None or (result.status, result.steps) == ("diverged", 5)
     assert [e.error for e in again] == ["Diverged", "Followed"]
     assert all("diverged before" in e.message and not e.steps for e in again)
-    assert [e.error for e in busy] == ["RunError", "Followed"]
+    assert [e.error for e in busy] == ["InUse", "Followed"]
     assert all(f"in use by process {os.getpid()}" in e.message for e in busy)
     assert run_of(used).read_metrics() == []
     assert [(e.error, e.exit_code) for e in disk] == [("FileExistsError", 1), ("Followed", 1)]
