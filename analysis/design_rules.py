@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.wording import count as told
+from slm.architecture.families import MATCH_TOLERANCE
 
 MIN_SIZES = 4
 MIN_PAIRS = 6  # below, no labeling of the pairs is rarer than 1 in 20
@@ -21,7 +22,6 @@ MIN_BUDGETS = 2
 MAX_CORRELATION = 0.95
 MIN_OVERLAP = 0.70
 MIN_DECADES = 1.0
-MAX_MISMATCH = 0.03
 WANTED_BUDGETS = 3
 WANTED_BUDGET_SPAN = 8.0
 SAME = 1e-3  # token counts this close are one budget: they are rounded to whole batches
@@ -107,7 +107,7 @@ def range_overlap(a: Floats, b: Floats) -> float:
     """Length of the common part of two ranges of logarithms as a share of what both cover together."""
     covered = max(a.max(), b.max()) - min(a.min(), b.min())
     common = min(a.max(), b.max()) - max(a.min(), b.min())
-    if covered <= np.log1p(MAX_MISMATCH):  # one size each, matched
+    if covered <= np.log1p(MATCH_TOLERANCE):  # one size each, matched
         return 1.0
     return float(max(common, 0.0) / covered)
 
@@ -141,7 +141,7 @@ def design_warnings(
     for name in sorted(common, key=str):
         sides = [float(n[(rung == name) & (family == one)].mean()) for one in families]
         mismatch = max(sides) / min(sides) - 1
-        if mismatch > MAX_MISMATCH:
+        if mismatch > MATCH_TOLERANCE:
             found.append(f"rung {name}: its shapes differ by {mismatch:.1%} in FLOPs per token")
     if seed is not None and len(np.unique(np.asarray(seed))) < 2:
         found.append("no size has more than one seed, so seed noise is assumed and not measured")

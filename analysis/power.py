@@ -35,11 +35,6 @@ NORMAL_ABOVE = 12.0  # noncentrality at which the noncentral t loses its digits
 MAX_CONDITION = 1e7  # of the column-scaled J
 MAX_PLAUSIBLE_LOSS = 11.0  # nats; a uniform guess among 50k words costs 10.8
 PRIOR_SD = 1.0  # of each parameter, so that a run can be ranked where the design identifies nothing
-SEED_NOISE = (
-    (4.0, 0.005),
-    (5.0, 0.01),
-    (math.inf, 0.02),
-)  # nats, for losses below the first number
 
 
 @dataclass(frozen=True)
