@@ -29,6 +29,7 @@ from slm.sweeps.plan import (
     totals,
 )
 from slm.sweeps.study import Cell, Rung
+from slm.sweeps.tuning import FIRST_STEPS
 
 if TYPE_CHECKING:
     from analysis.design import Design, Law
@@ -38,7 +39,6 @@ log = logging.getLogger("slm")
 EFFECTS = (0.01, 0.02, 0.05)
 EVEN_ODDS = 0.5
 NEXT_RUNS = 5
-FIRST_RATES = 3  # of each shape (slm/sweeps/tuning.py)
 MIN_PAIRS_FOR_SPREAD = 3  # of a regression on ln FLOPs: two parameters
 WIDTH = 170  # where the output is no terminal
 
@@ -286,8 +286,8 @@ def _tuning_said(cells: Sequence[Cell]) -> str:
         arm, flops = (cell.family, cell.rung, cell.varied), cell.spec.flops
         shortest[arm] = min(flops, shortest.get(arm, flops))
     return (
-        f"study.lr_policy=tuned: before these, at least {FIRST_RATES} rates for each of {len(shortest)} shapes "
-        f"at its shortest budget, {FIRST_RATES * sum(shortest.values()):.3g} FLOPs; the lr shown is the "
+        f"study.lr_policy=tuned: before these, at least {len(FIRST_STEPS)} rates for each of {len(shortest)} shapes "
+        f"at its shortest budget, {len(FIRST_STEPS) * sum(shortest.values()):.3g} FLOPs; the lr shown is the "
         "middle of the first grid where none is tuned yet"
     )
 

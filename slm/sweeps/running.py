@@ -33,6 +33,7 @@ def run_study(
         RunError: naming every cell that did not finish and why, once nothing is left to try.
     """
     todo = [job for job in jobs_of(cells) if _is_to_do(job, rerun, retry_failed)]
+    earlier = 0 if rerun or retry_failed else _failures(cells)
     waiting = False
     while todo:
         free = [job for job in todo if owner_of(job) is None]
@@ -48,7 +49,7 @@ def run_study(
             elsewhere = [job for job in now if owner_of(job) is not None]
             todo = [job for job in todo if job not in now or job in elsewhere]
         todo = [job for job in todo if rerun or not _is_done(job)]
-        if max_failures is not None and _failures(cells) >= max_failures:
+        if max_failures is not None and _failures(cells) - earlier >= max_failures:
             break
     _tell(cells)
 

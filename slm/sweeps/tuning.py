@@ -24,6 +24,7 @@ from slm.tracking.result import RunResult
 log = logging.getLogger("slm")
 FILE = "lr_tuning.json"
 FACTOR = 2.0
+FIRST_STEPS = (-1, 0, 1)  # doublings from optimizer.lr that every shape begins with
 MAX_DOUBLINGS = 6  # from optimizer.lr; an optimum beyond is a recipe that is wrong, not a rate
 Key = tuple[str, int | str, tuple[str, ...]]
 
@@ -60,7 +61,7 @@ def tune(
     Raises:
         RunError: if a run failed, or an optimum lies more than `MAX_DOUBLINGS` from optimizer.lr.
     """
-    steps: dict[Key, list[int]] = {arm.key: [-1, 0, 1] for arm in arms}
+    steps: dict[Key, list[int]] = {arm.key: list(FIRST_STEPS) for arm in arms}
     while True:
         cells = {
             (arm.key, step): shortest_cell(_at(arm, step), recorded)
