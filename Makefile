@@ -31,10 +31,11 @@ clusters: $(READY) ## Install what hydra/launcher=slurm and ray need
 notebooks: $(READY) ## Execute analysis/notebooks and write their .ipynb anew
 	$(BIN)/python -m analysis.notebooks.execute
 
-lint: $(READY) ## Style and types
+lint: $(READY) ## Style, types and the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(READY) ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .

@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from slm.app import run_app, train_job
+from slm.cli import run_app, train_job
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sweep")

@@ -6,11 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from analysis.coordinates import write_coordinate_report
-from analysis.khop import write_khop_report
-from analysis.lr_transfer import write_lr_report
-from analysis.report import write_report
-from analysis.runs import WANDB
+from analysis.controls.coordinate_check import write_coordinate_report
+from analysis.controls.khop import write_khop_report
+from analysis.learning_rate.transfer import write_lr_report
+from analysis.report.write import write_report
+from analysis.runs.load import WANDB
 from slm.errors import SlmError
 
 

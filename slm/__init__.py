@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 def load(folder: str | Path) -> Transformer:
     """The model of a run directory or of a local Llama-format checkpoint, in eval mode.
 
-    tokens (B, T) -> logits (B, T, V). See `slm.loading.load_model`.
+    tokens (B, T) -> logits (B, T, V). See `slm.evaluation.load.load_model`.
     """
-    from slm.loading import load_model  # torch takes seconds to import
+    from slm.evaluation.load import load_model  # torch takes seconds to import
 
     return load_model(folder)

@@ -23,11 +23,11 @@ from slm.errors import ConfigError, Problem
 
 
 def describe(arguments: Sequence[str]) -> None:
-    from slm.app import compose_config
     from slm.architecture.describe import describe as described
     from slm.architecture.describe import print_description
-    from slm.micro_batch import micro_batch_of, planned_accelerator
-    from slm.run_spec import resolve
+    from slm.config.hydra import compose_config
+    from slm.run.micro_batch import micro_batch_of, planned_accelerator
+    from slm.run.spec import resolve
 
     config = compose_config([a for a in arguments if a != "--json"])
     spec = resolve(config)
@@ -43,9 +43,9 @@ def describe(arguments: Sequence[str]) -> None:
 
 
 def prepare(arguments: Sequence[str]) -> None:
-    from slm.app import compose_config
-    from slm.data.prepare import prepare as prepared
-    from slm.data.report import described_data, print_data
+    from slm.config.hydra import compose_config
+    from slm.data.tokens.prepare import prepare as prepared
+    from slm.data.tokens.summary import described_data, print_data
 
     config = compose_config([a for a in arguments if a != "--json"])
     if config.data.source == "khop":
@@ -65,7 +65,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         needed=("text",),
         optional=("run", "hf", "window", "stride", "document", "column", "start_token"),
     )
-    from slm.evaluation.command import evaluate_text, print_scores
+    from slm.evaluation.cli import evaluate_text, print_scores
 
     scores = evaluate_text(given)
     if "--json" in arguments:
@@ -76,7 +76,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 def export(arguments: Sequence[str]) -> None:
     given = _settings(arguments, needed=("run", "out"))
-    from slm.loading import export_run
+    from slm.evaluation.load import export_run
 
     export_run(Path(given["run"]), Path(given["out"]))
     print(f"exported {given['run']} to {given['out']}")
@@ -143,7 +143,7 @@ def main() -> NoReturn:
         fix = f"did you mean {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
         print(f"python -m slm {command}: no such command; {fix}", file=sys.stderr)
         sys.exit(ConfigError.exit_code)
-    from slm.app import guarded
+    from slm.cli import guarded
 
     guarded(lambda: COMMANDS[command](arguments))
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from slm.config import load_config
-from slm.data.prepare import prepare
-from slm.data.shards import PreparedData
-from slm.run_spec import RunSpec, resolve
-from slm.schema import Config
+from slm.config.load import load_config
+from slm.config.schema import Config
+from slm.data.tokens.prepare import prepare
+from slm.data.tokens.shards import PreparedData
+from slm.run.spec import RunSpec, resolve
 
 ROOT = Path(__file__).parents[1]
 

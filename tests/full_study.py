@@ -74,6 +74,6 @@ def full_study(
 
 
 if __name__ == "__main__":
-    from analysis.report import report_on
+    from analysis.report.write import report_on
 
     report_on(full_study(alpha={"deep_thin": 0.02, "wide_shallow": -0.02}), Path(sys.argv[1]))

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from slm.app import train_all
-from slm.run_spec import RunSpec, branch_specs
-from slm.schema import Config
-from slm.tracking import record
+from slm.config.schema import Config
+from slm.run.spec import RunSpec, branch_specs
+from slm.tracking import run_dir
 from slm.tracking.checkpoints import newest_checkpoint
-from slm.tracking.record import RunDirectory
 from slm.tracking.result import RunResult
+from slm.tracking.run_dir import RunDirectory
+from slm.training.execute import train_all
 from slm.training.module import LanguageModule
 from slm.training.runner import train
 
-TIMED = {record.TOKENS_PER_SECOND}
+TIMED = {run_dir.TOKENS_PER_SECOND}
 
 
 def run_to_end(spec: RunSpec) -> tuple[RunDirectory, RunResult]:
@@ -46,8 +46,8 @@ def weights(run: RunDirectory) -> dict[str, Tensor]:
 
 
 def losses(run: RunDirectory) -> list[tuple[float, float, float]]:
-    keys = (record.TRAIN_LOSS, record.GRAD_NORM, record.LR)
-    return [tuple(row[k] for k in keys) for row in run.read_metrics() if record.TRAIN_LOSS in row]  # type: ignore[misc]
+    keys = (run_dir.TRAIN_LOSS, run_dir.GRAD_NORM, run_dir.LR)
+    return [tuple(row[k] for k in keys) for row in run.read_metrics() if run_dir.TRAIN_LOSS in row]  # type: ignore[misc]
 
 
 def assert_same_run(ours: RunDirectory, theirs: RunDirectory) -> None:

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from slm.app import train_all
-from slm.config import load_config
+from slm.config.load import load_config
+from slm.config.schema import Config, to_tree
 from slm.errors import SlmError
-from slm.schema import Config, to_tree
+from slm.training.execute import train_all
 from slm.training.launch import find_place
 from slm.training.module import LanguageModule
 from slm.training.team import Team, assembled

@@ -30,32 +30,31 @@ RUNS = Path(os.environ.get("SLM_RUNS") or SHIPPED)
 # %%
 import pandas as pd
 
-from analysis import report_figures, report_figures_more, report_tables, report_text
-from analysis.answer import answer
-from analysis.loading import load
+from analysis.report import charts, charts_diagnostics, tables, text
+from analysis.report.study_report import answer
 
-runs = load(RUNS)
+runs = analysis.load_runs(RUNS)
 print(f"{len(runs.table)} finished runs; left out: {dict(runs.dropped) or 'none'}")
 for warning in runs.warnings:
     print("note:", warning)
 found = answer(runs)
-pd.DataFrame(report_tables.shape_rows(found))
+pd.DataFrame(tables.shape_rows(found))
 
 # %% [markdown]
 # ## The answer
 
 # %%
-print(report_text.headline(found))
-print(report_text.uncertainty(found))
+print(text.headline(found))
+print(text.uncertainty(found))
 print(found.comparison.verdict.sentence)
-for reason in report_text.reasons(found):
+for reason in text.reasons(found):
     print("-", reason)
 
 # %%
-report_figures.loss_against_flops(found)
+charts.loss_against_flops(found)
 
 # %%
-report_figures.differences(found)
+charts.differences(found)
 
 # %% [markdown]
 # A gap that shrinks or grows along the axis is not yet a difference of exponents: with equal exponents and
@@ -63,19 +62,19 @@ report_figures.differences(found)
 # scatter over pairs of shapes, not from the noise between seeds.
 
 # %%
-for line in report_text.budget_sentences(found):
+for line in text.budget_sentences(found):
     print("-", line)
-pd.DataFrame(report_tables.summary_rows(found))
+pd.DataFrame(tables.summary_rows(found))
 
 # %% [markdown]
 # ## What a shape is worth
 
 # %%
 comparison = found.comparison
-print(report_text.kappa_sentence(comparison.kappa, comparison.deep, comparison.wide))
+print(text.kappa_sentence(comparison.kappa, comparison.deep, comparison.wide))
 if found.shape_curve is not None:
     print(f"{found.shape_curve.status}: {found.shape_curve.sentence}")
-report_figures_more.shape_curve(found)
+charts_diagnostics.shape_curve(found)
 
 # %% [markdown]
 # ## What would settle it
@@ -83,4 +82,4 @@ report_figures_more.shape_curve(found)
 # The smallest true difference that would be found with a probability of 80%, now and with more runs.
 
 # %%
-pd.DataFrame(report_tables.extension_rows(found))
+pd.DataFrame(tables.extension_rows(found))

@@ -29,15 +29,15 @@ RUNS = Path(os.environ.get("SLM_RUNS") or SHIPPED)
 # %%
 import pandas as pd
 
-from analysis import fit_joint, report_figures, report_figures_more, report_tables, report_text
-from analysis.answer import answer
-from analysis.loading import load
+from analysis import fit_joint
+from analysis.report import charts, charts_diagnostics, tables, text
+from analysis.report.study_report import answer
 
-found = answer(load(RUNS))
-print(report_text.exponent_sentence(found))
+found = answer(analysis.load_runs(RUNS))
+print(text.exponent_sentence(found))
 
 # %%
-report_figures.alphas(found)
+charts.alphas(found)
 
 # %% [markdown]
 # ## Is it the law that says so?
@@ -69,16 +69,16 @@ pd.DataFrame(rows)
 # verdict would be `definition_dependent`, not that one family is better.
 
 # %%
-pd.DataFrame(report_tables.exponent_rows(found))
+pd.DataFrame(tables.exponent_rows(found))
 
 # %%
-report_figures.exponent_difference(found)
+charts.exponent_difference(found)
 
 # %% [markdown]
 # ## Is it the loss function?
 
 # %%
-pd.DataFrame(report_tables.delta_rows(found))
+pd.DataFrame(tables.delta_rows(found))
 
 # %% [markdown]
 # ## Is it one shape? Does it extrapolate?
@@ -88,8 +88,8 @@ one = found.comparison.exponents
 if one.without is not None and one.status in ("OK", "WEAK"):
     shape, difference = one.without
     print(f"without {shape} the difference is {difference:+.4f}, with it {one.difference:+.4f}")
-print("Hold-out:", report_text.hold_out_sentence(found))
-report_figures_more.residuals(found)
+print("Hold-out:", text.hold_out_sentence(found))
+charts_diagnostics.residuals(found)
 
 # %%
-report_figures_more.hold_out(found)
+charts_diagnostics.hold_out(found)

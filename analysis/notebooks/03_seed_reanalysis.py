@@ -25,7 +25,7 @@ from itertools import pairwise
 import pandas as pd
 
 from analysis import fit_joint, fit_power_law
-from analysis.mobilellm import MODELS, gain_per_100m
+from analysis.notebooks.mobilellm import MODELS, gain_per_100m
 
 total = [model.params_total for model in MODELS]
 body = [model.params_non_embedding for model in MODELS]

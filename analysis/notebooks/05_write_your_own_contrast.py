@@ -30,11 +30,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis import compare_families, report_figures, report_text
-from analysis.answer import answer
-from analysis.loading import load
+from analysis import compare_families
+from analysis.report import charts, text
+from analysis.report.study_report import answer
 
-runs = load(RUNS)
+runs = analysis.load_runs(RUNS)
 families = runs.families
 print("from the thinnest to the widest:", ", ".join(families))
 
@@ -46,9 +46,9 @@ print("from the thinnest to the widest:", ", ".join(families))
 # %%
 first, second = families[0], families[1]
 found = answer(runs, deep=first, wide=second, question=f"Is {first} better than {second}?")
-print(report_text.headline(found))
-print(report_text.uncertainty(found))
-report_figures.differences(found)
+print(text.headline(found))
+print(text.uncertainty(found))
+charts.differences(found)
 
 # %% [markdown]
 # `analysis.report.report_on(runs, Path("out"), deep=..., wide=...)` writes the whole report of it.

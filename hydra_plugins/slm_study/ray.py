@@ -25,7 +25,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from hydra_plugins.slm_study.cluster import check_extra, failed_job, plain, tell
-from hydra_plugins.slm_study.launcher import stopped_by_signals
+from hydra_plugins.slm_study.local import stopped_by_signals
 from slm.errors import ConfigError, Problem, RunError
 from slm.training.launch import check_alone
 

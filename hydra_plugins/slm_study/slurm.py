@@ -25,7 +25,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from hydra_plugins.slm_study.cluster import check_extra, died, failed_job, plain, tell
-from hydra_plugins.slm_study.launcher import stopped_by_signals
+from hydra_plugins.slm_study.local import stopped_by_signals
 from slm.errors import RunError
 from slm.training.launch import check_alone
 

@@ -53,8 +53,8 @@ class StudySweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Do what `action` asks for; without one, run the study and report on it."""
-        from slm.app import config_of
-        from slm.sweeps.rules import check_study
+        from slm.config.hydra import config_of
+        from slm.studies.checks import check_study
 
         check_alone(os.environ)
         _refuse_what_the_study_decides(arguments)
@@ -64,11 +64,11 @@ class StudySweeper(Sweeper):
         action = config.action
         cells = self._cells(config)
         if action == "plan":
-            from hydra_plugins.slm_study.planning import show_plan
+            from analysis.study_actions.plan import show_plan
 
             return show_plan(cells)
         if action == "status":
-            from slm.sweeps.status import show_status
+            from slm.studies.status import show_status
 
             return show_status(cells)
         if action == "collect":
@@ -81,7 +81,7 @@ class StudySweeper(Sweeper):
                 cells = self._cells(config)
             failed = self._run(cells)
         if action == "report" or (action is None and any(c.state == "finished" for c in cells)):
-            from hydra_plugins.slm_study.reporting import write_report
+            from analysis.study_actions.report import write_report
 
             write_report(cells)
         if failed is not None:
@@ -95,26 +95,26 @@ class StudySweeper(Sweeper):
         return job
 
     def _composer(self) -> Any:
-        from slm.app import Composer
+        from slm.config.hydra import Composer
 
         return Composer(lambda more: self._compose([*self.arguments, *more]))
 
     def _cells(self, config: Any) -> list[Any]:
-        from slm.sweeps.cells import cells_of
-        from slm.sweeps.tuning import known_rates
+        from slm.studies.expand import cells_of
+        from slm.studies.lr_tuning import known_rates
 
         rates = known_rates(config) if config.study.lr_policy == "tuned" else None
         return cells_of(config, self._composer(), recorded=_recorded(config), rates=rates)
 
     def _tune(self, config: Any) -> None:
         """Find the learning rate of each shape before any cell that needs it is run."""
-        from slm.sweeps.cells import arms_of
-        from slm.sweeps.tuning import tune
+        from slm.studies.expand import arms_of
+        from slm.studies.lr_tuning import tune
 
         tune(list(arms_of(config, self._composer())), _recorded(config), self._run_to_end)
 
     def _run_to_end(self, cells: Sequence[Any]) -> None:
-        from slm.sweeps.running import run_study
+        from slm.studies.scheduler import run_study
 
         study = cells[0].spec.config.study
         run_study(
@@ -128,7 +128,7 @@ class StudySweeper(Sweeper):
 
     def _run(self, cells: Sequence[Any]) -> Exception | None:
         """Launch what is not done; the error that says which cells failed, if any did."""
-        from slm.sweeps.plan import design_warnings, totals
+        from slm.studies.plan_tables import design_warnings, totals
 
         config = cells[0].spec.config
         left = sum(not cell.is_done for cell in cells)
@@ -154,8 +154,8 @@ class StudySweeper(Sweeper):
 
 def _refuse_a_design_that_cannot(cells: Sequence[Any]) -> None:
     """Before compute is spent on it; a study that is done may be reported on whatever it is."""
-    from hydra_plugins.slm_study.planning import power_of, refusals_of, refused
-    from hydra_plugins.slm_study.reporting import audit_of_study
+    from analysis.learning_rate.gate import audit_of_study
+    from analysis.study_actions.plan import power_of, refusals_of, refused
     from slm.errors import Refused
 
     audit_of_study(cells)  # raises where it is not there
@@ -168,14 +168,14 @@ def _refuse_a_design_that_cannot(cells: Sequence[Any]) -> None:
 
 
 def _recorded(config: Any) -> dict[str, Any]:
-    from slm.tracking.ledger import read_results
+    from slm.tracking.results_file import read_results
 
     return {} if config.study.results is None else read_results(Path(config.study.results))
 
 
 def _collect(config: Any, cells: Sequence[Any]) -> None:
     """Add what finished here to the study's file of results."""
-    from slm.tracking.ledger import write_results
+    from slm.tracking.results_file import write_results
 
     if config.study.results is None:
         fix = f"for example study.results=results/{config.study.name}.jsonl"

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console, Group
 from rich.table import Table
 
-from slm.architecture.compute import (
+from slm.architecture.flops import (
     CONVENTION,
     TRAINING_FACTOR,
     flop_equivalent_params,

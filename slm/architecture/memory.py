@@ -33,7 +33,7 @@ from slm.architecture.shapes import ModelShape, ParameterCounts, count_parameter
 
 FP32, BF16 = 4, 2  # bytes of a number
 CHUNK_LOGITS, MIN_CHUNK_TOKENS = 2**22, 256  # of slm/model/loss.py, whose own need torch
-MIN_BLOCK_QUERIES, MAX_BLOCKS = 64, 16  # of slm/model/matmul_attention.py
+MIN_BLOCK_QUERIES, MAX_BLOCKS = 64, 16  # of slm/model/attention_matmul.py
 WRITTEN_OUT = {"reference", "matmul"}  # attention backends whose weights are tensors
 CHECKPOINT = "a checkpoint"
 BLOCKS_IN_TRANSIT = 3  # of FSDP: the one at work, the next one's weights, the last one's gradients
@@ -233,7 +233,7 @@ def _attention_bytes(shape: ModelShape, how: Execution) -> int:
 
 
 def _weights_kept(positions: int) -> int:
-    """Of a head: in blocks of queries (slm/model/matmul_attention.py), each with the keys up to its end."""
+    """Of a head: in blocks of queries (slm/model/attention_matmul.py), each with the keys up to its end."""
     size = max(MIN_BLOCK_QUERIES, math.ceil(positions / MAX_BLOCKS))
     ends = [min(start + size, positions) for start in range(0, positions, size)]
     return sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False))

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from slm.data.blocks import blocks
 from slm.data.examples import Examples, Pairs, ValidationSet
 from slm.data.khop import IGNORED
-from slm.data.order import rows_of_rank
-from slm.run_spec import RunSpec
+from slm.data.shuffle import rows_of_rank
+from slm.run.spec import RunSpec
 
 NOTHING = -1
 VAL_BATCH_TOKENS = 16_384  # fixed, so that validation rounds alike whatever the training batch

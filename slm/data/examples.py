@@ -15,13 +15,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from slm.config.schema import Config
 from slm.data.khop import IGNORED, KHop
-from slm.data.order import sequences_of_step
-from slm.data.prepare import prepare
-from slm.data.shards import PreparedData
+from slm.data.shuffle import sequences_of_step
+from slm.data.tokens.prepare import prepare
+from slm.data.tokens.shards import PreparedData
 from slm.errors import DataError
 from slm.files import canonical_hash
-from slm.schema import Config
 
 Pairs = NDArray[np.int64]
 FINGERPRINT_DIGITS = 16

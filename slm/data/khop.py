@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from slm.data.order import mix
-from slm.schema import DataConfig
+from slm.config.schema import DataConfig
+from slm.data.shuffle import mix
 
 IGNORED = -100  # as in slm.model.loss
 NOWHERE = -1

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slm.data.tokenizer import Tokenizer
+from slm.data.tokenizers.tokenizer import Tokenizer
 from slm.errors import ConfigError, Problem
 from slm.model.loss import IGNORED, token_nats
 from slm.model.transformer import Transformer

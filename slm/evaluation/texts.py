@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from glob import glob
 
-from slm.data.sources import open_parts
+from slm.config.schema import DataConfig
+from slm.config.schema.data import Source
+from slm.data.corpus.sources import open_parts
 from slm.errors import DataError
-from slm.schema import DataConfig
-from slm.schema.data import Source
 
 READER_OF_SUFFIX: dict[str, Source] = {
     ".jsonl": "jsonl",

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from slm.errors import ConfigError, Problem
-from slm.model.matmul_attention import matmul_attention
+from slm.model.attention_matmul import matmul_attention
 
 
 def attend(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from slm.architecture.shapes import ModelShape
+from slm.config.schema import Config
 from slm.model.parametrization import Parametrization
 from slm.model.transformer import Transformer
-from slm.schema import Config
 
 
 def build_model(config: Config, shape: ModelShape) -> Transformer:
-    """`shape` is the config's, as `slm.run_spec.resolve` works it out."""
+    """`shape` is the config's, as `slm.run.spec.resolve` works it out."""
     settings = config.model
     parametrization = Parametrization.of(config.parametrization, shape)
     return Transformer(

@@ -44,7 +44,7 @@ import torch
 from torch import Tensor, nn
 
 from slm.architecture.shapes import ModelShape
-from slm.schema import ParametrizationConfig
+from slm.config.schema import ParametrizationConfig
 
 BRANCH_OUTPUTS = ("attention.output.weight", "mlp.down.weight")
 TABLES = {"embedding.weight", "head.weight"}

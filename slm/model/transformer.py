@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from slm.architecture.shapes import ModelShape
 from slm.model.attention import attend, require_flash
-from slm.model.decoding import KeyValueCache, Slot
+from slm.model.generate import KeyValueCache, Slot
 from slm.model.loss import HeadLoss, head_loss
 from slm.model.norm import RMSNorm
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slm.files import replacing, write_text
-from slm.run_spec import RunSpec
+from slm.run.spec import RunSpec
 from slm.tracking.checkpoints import (
     checkpoint_path,
     checksum_path,

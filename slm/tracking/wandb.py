@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from slm.schema import TrackingConfig
-from slm.tracking.record import STEP, TOKENS
+from slm.config.schema import TrackingConfig
+from slm.tracking.run_dir import STEP, TOKENS
 
 log = logging.getLogger(__name__)
 INIT_TIMEOUT_SECONDS = 8.0

@@ -9,7 +9,7 @@ import sys
 
 from slm.errors import ConfigError, Problem
 from slm.model.transformer import Transformer
-from slm.run_spec import RunSpec
+from slm.run.spec import RunSpec
 
 log = logging.getLogger(__name__)
 MIN_CPU_FLOPS = 2e13

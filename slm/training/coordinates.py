@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from slm.architecture.shapes import ModelShape
+from slm.config.schema import Config, OptimizerConfig, ParametrizationConfig, ParametrizationKind
 from slm.files import write_json
 from slm.model.build import build_model
 from slm.model.loss import token_nats
 from slm.model.parametrization import Parametrization, initialize
-from slm.schema import Config, OptimizerConfig, ParametrizationConfig, ParametrizationKind
 from slm.training.optimizer import build_optimizer
 
 BASE_WIDTH, BASE_DEPTH = 32, 2

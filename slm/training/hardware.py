@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
+from slm.config.schema import TrainerConfig
 from slm.errors import ConfigError, Problem
-from slm.schema import TrainerConfig
 from slm.tracking.environment import available_cores
 from slm.training.team import Team
 

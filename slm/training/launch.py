@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from slm.config.schema import TrainerConfig
 from slm.errors import ConfigError, Problem, RunError
-from slm.schema import TrainerConfig
 
 FIRST_PORT, PORTS = 15_000, 15_000  # below those that systems hand out by themselves
 

@@ -15,7 +15,7 @@ import torch
 from slm.architecture.memory import in_units
 from slm.errors import RunError
 from slm.files import read_json
-from slm.micro_batch import (
+from slm.run.micro_batch import (
     MicroBatch,
     asked_sequences,
     choose_micro_batch,
@@ -24,8 +24,8 @@ from slm.micro_batch import (
     remedy,
     usable,
 )
-from slm.run_spec import RunSpec
-from slm.tracking.record import RunDirectory
+from slm.run.spec import RunSpec
+from slm.tracking.run_dir import RunDirectory
 from slm.training.team import Team
 
 log = logging.getLogger(__name__)

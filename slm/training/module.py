@@ -16,8 +16,8 @@ from slm.model.attention import document_ids
 from slm.model.loss import IGNORED
 from slm.model.parametrization import Parametrization
 from slm.model.transformer import Transformer
-from slm.run_spec import RunSpec
-from slm.schedule import step_lr_multiplier
+from slm.run.lr_schedule import step_lr_multiplier
+from slm.run.spec import RunSpec
 from slm.training.divergence import FiniteSteps
 from slm.training.optimizer import LR_MULTIPLIER, build_optimizer
 from slm.training.parallel import Whole, spread

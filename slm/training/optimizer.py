@@ -7,8 +7,8 @@ from collections import defaultdict
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from slm.config.schema import OptimizerConfig
 from slm.model.parametrization import Parametrization
-from slm.schema import OptimizerConfig
 
 LR_MULTIPLIER = "lr_multiplier"
 

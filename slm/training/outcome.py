@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slm.architecture.compute import CONVENTION
+from slm.architecture.flops import CONVENTION
 from slm.architecture.shapes import count_parameters
 from slm.data.examples import Examples
-from slm.run_spec import RunSpec
-from slm.tracking import record
+from slm.run.spec import RunSpec
+from slm.tracking import run_dir
 from slm.tracking.result import SCHEMA_VERSION, RunResult, State
 from slm.tracking.spikes import loss_spikes
 from slm.training.callbacks.metrics import Metrics, val_losses
@@ -54,8 +54,8 @@ def result_of(
     status: State = "diverged" if measured is None else "finished"
     steps = spec.steps if divergence is None else int(divergence["step"])
     done = steps * spec.batch_tokens
-    logged = [row for row in rows if record.TRAIN_LOSS in row]
-    spikes = loss_spikes([row[record.TRAIN_LOSS] for row in logged])
+    logged = [row for row in rows if run_dir.TRAIN_LOSS in row]
+    spikes = loss_spikes([row[run_dir.TRAIN_LOSS] for row in logged])
     return RunResult(
         schema_version=SCHEMA_VERSION,
         status=status,
@@ -67,7 +67,7 @@ def result_of(
         data_fingerprint=examples.fingerprint,
         tokenizer_fingerprint=examples.tokenizer_fingerprint,
         train_loss_nats_per_token=metrics.last_train_loss,
-        loss_spikes=[int(logged[i][record.STEP]) for i in spikes],
+        loss_spikes=[int(logged[i][run_dir.STEP]) for i in spikes],
         divergence=None if divergence is None else dict(divergence),
         wall_seconds=metrics.training_seconds,
         tokens_per_second=metrics.tokens_per_second(done),

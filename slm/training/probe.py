@@ -7,10 +7,10 @@ import logging
 from dataclasses import replace
 from tempfile import TemporaryDirectory
 
-from slm.micro_batch import planned_accelerator
-from slm.run_spec import RunSpec, resolve
-from slm.schema import BudgetConfig
-from slm.tracking.record import TOKENS, TOKENS_PER_SECOND, RunDirectory
+from slm.config.schema import BudgetConfig
+from slm.run.micro_batch import planned_accelerator
+from slm.run.spec import RunSpec, resolve
+from slm.tracking.run_dir import TOKENS, TOKENS_PER_SECOND, RunDirectory
 from slm.training.runner import train
 
 LIKELY_FLOPS = {"cpu": 2e10, "gpu": 5e13}  # per second, to choose the number of steps by

@@ -19,17 +19,17 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from slm.data.datamodule import TokenData
 from slm.data.examples import Examples, open_examples
-from slm.data.tokenizer import FILE_NAME as TOKENIZER_FILE
+from slm.data.tokenizers.tokenizer import FILE_NAME as TOKENIZER_FILE
 from slm.errors import ConfigError, Diverged, Problem, RunError
 from slm.files import read_json, replacing, write_json
-from slm.micro_batch import MicroBatch, asked_sequences
 from slm.model.build import build_model
 from slm.model.parametrization import Parametrization, initialize
-from slm.run_spec import RunSpec
+from slm.run.micro_batch import MicroBatch, asked_sequences
+from slm.run.spec import RunSpec
 from slm.tracking.checkpoints import newest_checkpoint
 from slm.tracking.environment import describe_environment
-from slm.tracking.record import RunDirectory
 from slm.tracking.result import RunResult
+from slm.tracking.run_dir import RunDirectory
 from slm.tracking.trunk import Trunk
 from slm.tracking.wandb import Mirror, mirror
 from slm.training.callbacks.checkpoint import Checkpoints

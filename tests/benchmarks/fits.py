@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.joint import fit_joint
-from analysis.laws import JointLaw, Points
-from analysis.resample import cluster_bootstrap
-from analysis.solver import Problem, minimise, start_grid
+from analysis.fit.joint import fit_joint
+from analysis.fit.law import JointLaw, Points
+from analysis.fit.levenberg_marquardt import Problem, minimise, start_grid
+from analysis.fit.resampling import cluster_bootstrap
 
 PEER = """
 import json, sys, time

@@ -7,7 +7,7 @@
 Windows of 2048 tokens. Flash attention is measured where flash-attn is installed, in slm and transformers.
 Contenders start from the same weights and their first losses must agree. Each has a process and the device to
 itself, one after the other, since memory would not hold them together: ratios are of medians and not
-paired. FLOPs are slm's convention (`slm.architecture.compute`) for every library, the peak is that of
+paired. FLOPs are slm's convention (`slm.architecture.flops`) for every library, the peak is that of
 `slm.training.hardware`; MFU is left out where it is not known.
 
 This has not been run on a GPU. What it shares with `training.py` runs on CPU, and so has its own loop.

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from slm.config import load_config
+from slm.config.load import load_config
 from slm.data.datamodule import GlobalBatches
 from slm.data.examples import TextExamples
-from slm.data.prepare import prepare
+from slm.data.tokens.prepare import prepare
 from slm.model.build import build_model
 from slm.model.loss import token_nats
-from slm.run_spec import resolve
+from slm.run.spec import resolve
 
 BATCH_TOKENS = 65_536
 STEPS = 100

@@ -31,11 +31,11 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from slm.app import compose_config
+from slm.config.hydra import compose_config
 from slm.data.datamodule import Blocks
-from slm.data.prepare import prepare
-from slm.run_spec import resolve
-from slm.tracking.record import TOKENS, TOKENS_PER_SECOND, RunDirectory
+from slm.data.tokens.prepare import prepare
+from slm.run.spec import resolve
+from slm.tracking.run_dir import TOKENS, TOKENS_PER_SECOND, RunDirectory
 from slm.tracking.wandb import Mirror
 from slm.training.module import LanguageModule
 from slm.training.runner import train

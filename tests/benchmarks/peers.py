@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slm.app import CONF_DIR, compose_config
 from slm.architecture.shapes import count_parameters
+from slm.config.hydra import CONF_DIR, compose_config
 from slm.model.build import build_model
 from slm.model.hf import export_llama
 from slm.model.parametrization import Parametrization, initialize
 from slm.model.transformer import Transformer
-from slm.run_spec import RunSpec, resolve
+from slm.run.spec import RunSpec, resolve
 from slm.training.hardware import peak_memory_bytes
 from tests.benchmarks.paired import Measure, Result, repeated
 

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
-from slm.app import compose_config, train_all
-from slm.run_spec import resolve
+from slm.config.hydra import compose_config
+from slm.run.spec import resolve
 from slm.tracking.environment import available_cores
-from slm.tracking.record import RunDirectory
 from slm.tracking.result import RunResult
+from slm.tracking.run_dir import RunDirectory
+from slm.training.execute import train_all
 from tests.benchmarks.paired import describe_machine, print_machine, print_table, save, verdict
 
 TRAINERS = ("cpu", "cpu_bf16")

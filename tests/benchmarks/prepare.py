@@ -30,8 +30,8 @@ def plain(tokenizer_file: Path, out: Path) -> dict[str, float]:
     """One thread, one document after the other."""
     from tokenizers import Tokenizer
 
-    from slm.data.sources import open_parts
-    from slm.schema import DataConfig
+    from slm.config.schema import DataConfig
+    from slm.data.corpus.sources import open_parts
 
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     open_parts(DataConfig())
@@ -53,8 +53,8 @@ def ours(tokenizer_file: Path, out: Path) -> dict[str, float]:
     """`slm prepare` on every core."""
     import datasets  # noqa: F401
 
-    from slm.config import load_config
-    from slm.data.prepare import prepare
+    from slm.config.load import load_config
+    from slm.data.tokens.prepare import prepare
 
     config = load_config(
         {
@@ -100,9 +100,9 @@ def main() -> None:
 
 
 def trained_tokenizer(folder: Path) -> Path:
-    from slm.data.library_files import train_bpe
-    from slm.data.sources import open_parts
-    from slm.schema import DataConfig
+    from slm.config.schema import DataConfig
+    from slm.data.corpus.sources import open_parts
+    from slm.data.tokenizers.hf_files import train_bpe
 
     texts = (document.text or "" for document in open_parts(DataConfig())["all"]())
     path = folder / "tokenizer.json"

@@ -23,13 +23,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.compare import compare_families
-from analysis.design import Law
-from analysis.exponents import fitted
-from analysis.kappa import compute_multiplier
-from analysis.laws import JointLaw
-from analysis.solver import Problem, minimise
-from analysis.study import Columns, prepare
+from analysis.compare.compute_multiplier import compute_multiplier
+from analysis.compare.exponents import fitted
+from analysis.compare.families import compare_families
+from analysis.design.linear import Law
+from analysis.fit.law import JointLaw
+from analysis.fit.levenberg_marquardt import Problem, minimise
+from analysis.runs.study import Columns, prepare
 
 SIZES = np.geomspace(1e7, 3.16e8, 8)
 BUDGETS = (5.0, 20.0, 80.0)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
-from slm.run_spec import RunSpec
+from slm.run.spec import RunSpec
 from tests.benchmarks.paired import (
     Measure,
     Result,

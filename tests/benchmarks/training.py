@@ -27,9 +27,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from slm.app import compose_config
 from slm.architecture.shapes import count_parameters
-from slm.run_spec import resolve
+from slm.config.hydra import compose_config
+from slm.run.spec import resolve
 from tests.benchmarks.paired import (
     Worker,
     describe_machine,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from slm.files import read_json
 from slm.tracking.checkpoints import newest_checkpoint
-from slm.tracking.record import RunDirectory
+from slm.tracking.run_dir import RunDirectory
 from tests.clusters.slurm import wait_until
 from tests.conftest import ROOT, cli_command, cli_env
 from tests.running import assert_same_run

@@ -20,12 +20,12 @@ from omegaconf import DictConfig
 
 import slm
 from analysis import load_runs
-from slm.app import Composer, config_of, register_schema
-from slm.run_spec import branch_specs, resolve
-from slm.sweeps.cells import cells_of
-from slm.sweeps.study import Cell
-from slm.tracking.ledger import read_results
-from slm.tracking.record import RunDirectory
+from slm.config.hydra import Composer, config_of, register_schema
+from slm.run.spec import branch_specs, resolve
+from slm.studies.cells import Cell
+from slm.studies.expand import cells_of
+from slm.tracking.results_file import read_results
+from slm.tracking.run_dir import RunDirectory
 from tests.conftest import ROOT
 from tests.running import counted_steps, run_to_end
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from slm.errors import RunError
-from slm.run_spec import RunSpec
+from slm.run.spec import RunSpec
 from slm.tracking.checkpoints import newest_checkpoint
-from slm.tracking.record import RunDirectory
+from slm.tracking.run_dir import RunDirectory
 from tests.conftest import ROOT, cli_command, cli_env
 from tests.running import assert_same_run, run_to_end
 

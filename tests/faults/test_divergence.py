@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from slm.errors import Diverged
-from slm.run_spec import RunSpec
-from slm.tracking.record import RunDirectory
+from slm.run.spec import RunSpec
+from slm.tracking.run_dir import RunDirectory
 from slm.training.divergence import FiniteSteps
 from slm.training.module import LanguageModule
 from tests.running import run_to_end

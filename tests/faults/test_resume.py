@@ -13,9 +13,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from slm.errors import Interrupted
-from slm.run_spec import RunSpec
-from slm.tracking import record
-from slm.tracking.record import RunDirectory
+from slm.run.spec import RunSpec
+from slm.tracking import run_dir
+from slm.tracking.run_dir import RunDirectory
 from slm.training.callbacks.validation import Validation
 from slm.training.module import LanguageModule
 from tests.conftest import merged
@@ -141,7 +141,7 @@ def test_a_validation_cut_off_is_made_up_for(
         assert f"after step {5 * at_pass} of 20" in str(caught.value)
     resumed, _ = run_to_end(spec)
     assert_same_run(resumed, whole)
-    validated = [row[record.STEP] for row in resumed.read_metrics() if record.VAL_LOSS in row]
+    validated = [row[run_dir.STEP] for row in resumed.read_metrics() if run_dir.VAL_LOSS in row]
     assert validated == [5, 10, 15, 20]
 
 

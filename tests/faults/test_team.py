@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from slm.tracking.checkpoints import newest_checkpoint
-from slm.tracking.record import RunDirectory
+from slm.tracking.run_dir import RunDirectory
 from tests.conftest import ROOT, cli_command, cli_env
 from tests.running import assert_same_run
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from slm.config.schema import Config, ScheduleConfig
 from slm.errors import ConfigError
-from slm.run_spec import RunSpec, branch_specs, resolve
-from slm.schedule import step_lr_multiplier, steps_before_decay
-from slm.schema import Config, ScheduleConfig
-from slm.sweeps.study import Cell, Job, jobs_of
-from slm.tracking.record import RunDirectory
+from slm.run.lr_schedule import step_lr_multiplier, steps_before_decay
+from slm.run.spec import RunSpec, branch_specs, resolve
+from slm.studies.cells import Cell, Job, jobs_of
+from slm.tracking.run_dir import RunDirectory
 from slm.tracking.trunk import Trunk
 from tests.running import (
     assert_same_run,

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from slm.tracking.checkpoints import newest_checkpoint
-from slm.tracking.record import RunDirectory
 from slm.tracking.result import RunResult
+from slm.tracking.run_dir import RunDirectory
 from tests.conftest import ROOT, cli_command, cli_env
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]

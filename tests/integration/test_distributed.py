@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from slm.config.schema import Config
 from slm.files import read_json
-from slm.run_spec import resolve
-from slm.schema import Config
-from slm.tracking import record
-from slm.tracking.record import RunDirectory
+from slm.run.spec import resolve
+from slm.tracking import run_dir
+from slm.tracking.run_dir import RunDirectory
 from tests.conftest import ROOT, cli_env
 from tests.running import assert_equal, assert_same_run, checkpoint, run_to_end
 from tests.team import Ending, Job, endings, module_arguments, train_in_team
@@ -60,10 +60,10 @@ def assert_close(ours: RunDirectory, theirs: RunDirectory) -> None:
     """The same rows and results but for rounding, and checkpoints of one form."""
     rows, others = ours.read_metrics(), theirs.read_metrics()
     assert [row.keys() for row in rows] == [row.keys() for row in others]
-    for key in (record.TRAIN_LOSS, record.VAL_LOSS, record.LR, record.STEP):
+    for key in (run_dir.TRAIN_LOSS, run_dir.VAL_LOSS, run_dir.LR, run_dir.STEP):
         mine, his = ([row[key] for row in side if key in row] for side in (rows, others))
         np.testing.assert_allclose(mine, his, rtol=TOLERANCE)
-    norms = ([row[record.GRAD_NORM] for row in side] for side in (rows, others))
+    norms = ([row[run_dir.GRAD_NORM] for row in side] for side in (rows, others))
     np.testing.assert_allclose(*norms, rtol=1e-4)
     mine, his = ours.result(), theirs.result()
     assert mine is not None and his is not None

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from slm.model.attention import attend
-from slm.run_spec import RunSpec
-from slm.tracking.record import RunDirectory
+from slm.run.spec import RunSpec
+from slm.tracking.run_dir import RunDirectory
 from slm.training.hardware import peak_flops
 from slm.training.runner import train
 

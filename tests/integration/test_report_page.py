@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from analysis.report import report_on
+from analysis.report.write import report_on
 from tests.full_study import full_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

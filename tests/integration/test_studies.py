@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from slm.tracking.ledger import read_results
-from slm.tracking.record import RunDirectory
+from slm.tracking.results_file import read_results
+from slm.tracking.run_dir import RunDirectory
 from tests.conftest import ROOT, cli_command, cli_env
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]

@@ -10,8 +10,8 @@ from typing import IO, Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from slm.run_spec import RunSpec
-from slm.tracking import record
+from slm.run.spec import RunSpec
+from slm.tracking import run_dir
 from slm.tracking.wandb import Mirror
 from slm.training.callbacks.validation import Measured
 from slm.training.module import LanguageModule
@@ -95,29 +95,29 @@ class Metrics(Callback):
         rate = steps * self._spec.batch_tokens / seconds
         self.last_train_loss = float(outputs["loss"])
         row = {
-            record.TRAIN_LOSS: self.last_train_loss,
-            record.LR: outputs["lr"],
-            record.GRAD_NORM: float(outputs["grad_norm"]),
-            record.TOKENS_PER_SECOND: rate,
+            run_dir.TRAIN_LOSS: self.last_train_loss,
+            run_dir.LR: outputs["lr"],
+            run_dir.GRAD_NORM: float(outputs["grad_norm"]),
+            run_dir.TOKENS_PER_SECOND: rate,
         }
         mfu = self.mfu(rate)
-        self._write(done, row if mfu is None else {**row, record.MFU: mfu})
+        self._write(done, row if mfu is None else {**row, run_dir.MFU: mfu})
 
     def log_validation(self, measured: Measured) -> None:
         loss, bits_per_byte = val_losses(measured, self._val_bytes)
-        row = {record.VAL_LOSS: loss}
+        row = {run_dir.VAL_LOSS: loss}
         if bits_per_byte is not None:
-            row[record.VAL_BITS_PER_BYTE] = bits_per_byte
-        row |= {record.VAL_ERROR + group: share for group, share in measured.errors.items()}
+            row[run_dir.VAL_BITS_PER_BYTE] = bits_per_byte
+        row |= {run_dir.VAL_ERROR + group: share for group, share in measured.errors.items()}
         self._write(measured.step, row)
         self._step_start_seconds = time.perf_counter()
 
     def _write(self, step: int, row: dict[str, float]) -> None:
         tokens = step * self._spec.batch_tokens
         progress = {
-            record.STEP: step,
-            record.TOKENS: tokens,
-            record.FLOPS: tokens * self._spec.flops_per_token,
+            run_dir.STEP: step,
+            run_dir.TOKENS: tokens,
+            run_dir.FLOPS: tokens * self._spec.flops_per_token,
         }
         self._stream.write(json.dumps({**progress, **row}) + "\n")
         self._mirror.log({**progress, **row})

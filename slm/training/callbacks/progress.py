@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from slm.run_spec import RunSpec
+from slm.run.spec import RunSpec
 
 log = logging.getLogger(__name__)
 LINE_EVERY_SECONDS = 20.0

@@ -1,0 +1,186 @@
+"""Loss against aspect ratio at matched FLOPs: which shape is best, how much it matters, and where.
+
+Per rung and token budget the losses of three or more aspect ratios, corrected to equal FLOPs, are a
+parabola in ln(d_model / n_layers). "Shape hardly matters" (Kaplan et al. 2001.08361) and "deep and thin
+below 1B" (MobileLLM 2402.14905) are two readings of this curve; whether its optimum moves with scale is
+the test of which regime holds. Shapes are clusters: intervals are delete-one-shape jackknife.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.fit.diagnostics import Status
+from analysis.fit.law import Floats
+from analysis.fit.profile_likelihood import quantile_t
+from analysis.fit.resampling import codes, jackknife_error
+
+MIN_ASPECTS = 3
+LN2_SQUARED = math.log(2) ** 2
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class RungCurve:
+    """One rung and budget, by its own parabola (no interval with 3 aspects: nothing is left over).
+
+    `best_aspect` None where the parabola has no minimum inside the aspects measured. `cost_of_two`: nats
+    that an aspect twice, or half, the best costs; `cost_in_flops`: by how much more compute it would be
+    made up for, as a factor.
+    """
+
+    rung: Any
+    budget: float
+    flops: float
+    aspects: tuple[float, ...]
+    losses: tuple[float, ...]
+    best_aspect: float | None
+    cost_of_two: float | None
+    cost_in_flops: float | None
+
+
+@dataclass(frozen=True)
+class ShapeCurve:
+    """All rungs together: a level per rung and budget, one curvature, an optimum that may move with ln C.
+
+    `best_aspect` at the geometric mean of FLOPs and `trend` = d ln(best aspect) / d ln C, with 95%
+    intervals; `interior`: whether the optimum lies among the aspects measured at that scale.
+    """
+
+    status: Status
+    reasons: tuple[str, ...]
+    rungs: tuple[RungCurve, ...] = ()
+    shapes: int = 0
+    best_aspect: float | None = None
+    best_interval: Interval | None = None
+    trend: float | None = None
+    trend_interval: Interval | None = None
+    cost_of_two: float | None = None
+    cost_interval: Interval | None = None
+    cost_in_flops: float | None = None
+    interior: bool | None = None
+
+    @property
+    def sentence(self) -> str:
+        """The curve in words."""
+        if self.best_aspect is None or self.trend is None or self.trend_interval is None:
+            return f"No shape curve: {'; '.join(self.reasons)}."
+        low, high = self.trend_interval
+        moves = "moves with scale" if low > 0 or high < 0 else "is not shown to move with scale"
+        return (
+            f"The best d_model / n_layers is {self.best_aspect:.0f}, twice or half of it costs "
+            f"{self.cost_of_two:.4f} nats; the optimum {moves} (d ln aspect / d ln C = {self.trend:+.3f} "
+            f"[{low:+.3f}, {high:+.3f}])."
+        )
+
+
+def fit_shape_curve(table: pd.DataFrame) -> ShapeCurve:
+    """Fit the curve to runs of a prepared table with `aspect_ratio`, `rung`, `budget`, `tokens`, `flops`,
+    `n`, `shape`, `family` and `loss_nats_per_token`. Seeds are averaged.
+    """
+    keys = ["family", "shape", "rung", "budget", "tokens"]
+    cells = table.groupby(keys, as_index=False, sort=False).agg(
+        {"aspect_ratio": "mean", "flops": "mean", "n": "mean", "loss_nats_per_token": "mean"}
+    )
+    counts = cells.groupby(["rung", "budget"])["aspect_ratio"].transform("nunique")
+    cells = cells[counts >= MIN_ASPECTS].reset_index(drop=True)
+    if cells.empty:
+        reason = f"no rung has {MIN_ASPECTS} aspect ratios at one token budget; run a third family"
+        return ShapeCurve("REFUSED", (reason,))
+    slope = _saved(cells)
+    cells["group"] = cells.groupby(["rung", "budget"], sort=False).ngroup()
+    middle = cells.groupby("group")["flops"].transform(lambda c: np.exp(np.log(c).mean()))
+    cells["corrected"] = cells["loss_nats_per_token"] + slope * np.log(cells["flops"] / middle)
+    curves = tuple(_curve(rows, slope) for _, rows in cells.groupby("group", sort=False))
+    shape = codes(np.array(list(cells["family"] + " " + cells["shape"]), dtype=object))
+    found = _pooled(cells, np.ones(len(cells), dtype=bool))
+    parameters = int(cells["group"].nunique()) + 3
+    df = int(shape.max()) + 1 - 3 - int(cells["rung"].nunique())
+    if len(cells) <= parameters or df < 1 or found is None:
+        reason = (
+            "too few shapes for one curve, or no minimum; more rungs with three aspects are needed"
+        )
+        return ShapeCurve("REFUSED", (reason,), curves, int(shape.max()) + 1)
+    deleted = [_pooled(cells, shape != one) for one in range(int(shape.max()) + 1)]
+    if any(one is None for one in deleted):
+        reason = "without one shape the curve has no minimum"
+        return ShapeCurve("UNIDENTIFIED", (reason,), curves, len(deleted))
+    half = quantile_t(df) * jackknife_error(np.array(deleted))
+    return _result(cells, found, half, curves, slope)
+
+
+def _saved(cells: pd.DataFrame) -> float:
+    """Nats saved per unit of ln FLOPs at equal tokens, over all cells."""
+    x, z = np.log(cells["n"].to_numpy()), np.log(cells["tokens"].to_numpy())
+    design = np.column_stack([np.ones(len(x)), x - x.mean(), z - z.mean()])
+    if np.linalg.matrix_rank(design) < 3:
+        return 0.0
+    return -float(np.linalg.lstsq(design, cells["loss_nats_per_token"].to_numpy())[0][1])
+
+
+def _curve(rows: pd.DataFrame, slope: float) -> RungCurve:
+    x, y = np.log(rows["aspect_ratio"].to_numpy()), rows["corrected"].to_numpy()
+    order = np.argsort(x)
+    a, b, _ = np.polyfit(x - x.mean(), y, 2)
+    best = x.mean() - b / (2 * a) if a > 0 else math.nan
+    inside = bool(x.min() < best < x.max())
+    cost = float(a * LN2_SQUARED) if a > 0 else None
+    return RungCurve(
+        rung=rows["rung"].iloc[0],
+        budget=float(rows["budget"].iloc[0]),
+        flops=float(np.exp(np.log(rows["flops"]).mean())),
+        aspects=tuple(float(value) for value in np.exp(x[order])),
+        losses=tuple(float(value) for value in y[order]),
+        best_aspect=float(np.exp(best)) if inside else None,
+        cost_of_two=cost,
+        cost_in_flops=math.exp(cost / slope) if cost is not None and slope > 0 else None,
+    )
+
+
+def _pooled(cells: pd.DataFrame, kept: Any) -> Floats | None:
+    """ln best aspect at the mean ln C, its trend and a: y = level[group] + (b + d w) x + a x^2, w = ln C
+    centred; the optimum is -(b + d w) / 2a. None without a minimum.
+    """
+    x = np.log(cells["aspect_ratio"].to_numpy())
+    w = np.log(cells["flops"].to_numpy())
+    x, w = x - x.mean(), w - w.mean()
+    group = cells["group"].to_numpy()
+    levels = (group[:, None] == np.unique(group)).astype(float)
+    design = np.column_stack([levels, x, x * w, x**2])[kept]
+    (b, d, a) = np.linalg.lstsq(design, cells["corrected"].to_numpy()[kept])[0][-3:]
+    if a <= 0:
+        return None
+    centre = float(np.log(cells["aspect_ratio"]).mean())
+    return np.array([centre - b / (2 * a), -d / (2 * a), a])
+
+
+def _result(
+    cells: pd.DataFrame, found: Floats, half: Floats, curves: tuple[RungCurve, ...], slope: float
+) -> ShapeCurve:
+    low, high = found - half, found + half
+    x = np.log(cells["aspect_ratio"])
+    interior = bool(x.min() < found[0] < x.max())
+    cost = float(found[2] * LN2_SQUARED)
+    flat = low[2] <= 0
+    reasons = [] if interior else ["the optimum lies outside of the aspects measured"]
+    if flat:
+        reasons.append("the curvature is not shown to differ from 0: shape hardly matters here")
+    return ShapeCurve(
+        status="WEAK" if reasons else "OK",
+        reasons=tuple(reasons),
+        rungs=curves,
+        shapes=int(cells.groupby(["family", "shape"]).ngroups),
+        best_aspect=float(np.exp(found[0])),
+        best_interval=(float(np.exp(low[0])), float(np.exp(high[0]))),
+        trend=float(found[1]),
+        trend_interval=(float(low[1]), float(high[1])),
+        cost_of_two=cost,
+        cost_interval=(float(low[2] * LN2_SQUARED), float(high[2] * LN2_SQUARED)),
+        cost_in_flops=math.exp(cost / slope) if slope > 0 else None,
+        interior=interior,
+    )

@@ -1,0 +1,280 @@
+"""The difference of two families' exponents under one definition of N, with inference over shapes.
+
+Shapes (family x size) are the units: runs of a shape share its misfit, so checkpoints, budgets and seeds
+of one are not independent. Delete-one-shape jackknife (Efron and Stein 1981) with t(G - 5), permutation
+within pairs, profile likelihood with a cut widened to the jackknife, and two one-sided tests
+(Schuirmann 1987) for equivalence.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from analysis.compare.permutation import (
+    Pairing,
+    Permutation,
+    any_difference,
+    exponent_difference,
+    pairing,
+)
+from analysis.compare.two_stage_f_test import CollapsedF, collapsed_f
+from analysis.design.identifiability import comparison_refusals, exponent_refusals, labels
+from analysis.fit.diagnostics import Status
+from analysis.fit.joint import fit_joint
+from analysis.fit.joint_result import JointFit
+from analysis.fit.law import ALPHA, EXPONENT_BOUNDS, Floats, Ints, JointLaw, Points, log_loss
+from analysis.fit.levenberg_marquardt import Minima, Problem, at_bound, minimise, start_grid
+from analysis.fit.profile_likelihood import naive_covariance, profile_contrast, quantile_t
+from analysis.fit.resampling import codes, delete_one, jackknife_error
+from analysis.formatting import count
+from analysis.runs.study import Study
+
+EQUIVALENT = 0.02  # exponents closer than this are the same for any use
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class ExponentDifference:
+    """alpha_deep - alpha_wide of the joint law M2, loss in nats. Numbers are None where refused.
+
+    `alpha`, `alpha_intervals`: per family; intervals are jackknife, 95%, t with `df` = G - 1 - 2 families.
+    `permutation`: of the exponent given the levels; `any_permutation`: of any difference at all.
+    `without`: the most influential shape, and the difference without it. `equivalence_p`: of the test that
+    |difference| >= .02, small if the exponents are the same. `mde80`: a true difference that this study
+    would have found with a probability of 80%.
+    """
+
+    n_name: str
+    deep: str
+    wide: str
+    status: Status
+    reasons: tuple[str, ...]
+    runs: int
+    shapes: int
+    alpha: dict[str, float] = field(default_factory=dict)
+    alpha_intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    difference: float | None = None
+    standard_error: float | None = None
+    interval: tuple[float, float] | None = None
+    df: int | None = None
+    p: float | None = None
+    permutation: Permutation | None = None
+    any_permutation: Permutation | None = None
+    collapsed: CollapsedF | None = None
+    profile: tuple[float, float] | None = None
+    without: tuple[str, float] | None = None
+    equivalence_p: float | None = None
+    mde80: float | None = None
+    fit: JointFit | None = None
+
+    @property
+    def refused(self) -> bool:
+        return self.difference is None
+
+    @property
+    def significant(self) -> bool:
+        """Jackknife and permutation both below .05."""
+        return (
+            self.p is not None and self.p < 0.05
+            and self.permutation is not None and self.permutation.p < 0.05
+        )  # fmt: skip
+
+    @property
+    def is_fragile(self) -> bool:
+        """Whether the sign hangs on one shape."""
+        return self.without is not None and self.difference is not None and (
+            self.without[1] * self.difference < 0
+        )  # fmt: skip
+
+    def accepted_alpha(self, family: str) -> tuple[float, float]:
+        """The range of a family's exponent that the profile likelihood accepts."""
+        if self.fit is None:
+            return EXPONENT_BOUNDS
+        return self.fit.intervals.get(f"alpha[{family}]", EXPONENT_BOUNDS)
+
+    @property
+    def accepted_difference(self) -> tuple[float, float]:
+        """What both accepted ranges leave for the difference: what is told where it is not identified."""
+        deep, wide = self.accepted_alpha(self.deep), self.accepted_alpha(self.wide)
+        return deep[0] - wide[1], deep[1] - wide[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        content = asdict(self)
+        content["fit"] = None if self.fit is None else self.fit.to_dict()
+        return content
+
+
+@dataclass(frozen=True)
+class FittedStudy:
+    """A study with its law M2 at its minimum: what resampling starts from."""
+
+    study: Study
+    problem: Problem
+    theta: Floats
+    shape: Ints
+    shape_names: tuple[str, ...]
+    deleted: Minima
+    pairs: Pairing
+
+    @property
+    def law(self) -> JointLaw:
+        return self.problem.law
+
+    @property
+    def families(self) -> tuple[int, int]:
+        names = self.study.families
+        return names.index(self.study.deep), names.index(self.study.wide)
+
+    def contrast(self, theta: Floats) -> Floats:
+        """alpha_deep - alpha_wide of parameter vectors (..., size)."""
+        deep, wide = self.law.slots[ALPHA][list(self.families)]
+        return theta[..., deep] - theta[..., wide]
+
+    @property
+    def df(self) -> int:
+        """Degrees of freedom of what is estimated from shapes."""
+        return len(self.shape_names) - 1 - 2 * self.law.families
+
+
+def refusals_of(study: Study, n: Any = None) -> list[str]:
+    """Why the exponents of the study cannot be compared."""
+    table = study.table
+    size = table["n"] if n is None else n
+    family = labels(list(table["family"]))
+    per_token = table["flops"] / table["tokens"]
+    found = comparison_refusals(family, per_token, study.deep, study.wide)
+    found += exponent_refusals(family, labels(list(table["rung"])), size, table["tokens"])
+    shapes = table.groupby(["family", "shape"]).ngroups
+    needed = 2 + 2 * len(study.families)
+    if not found and shapes < needed:
+        found.append(f"{count(shapes, 'shape')}, at least {needed} are needed; run more sizes")
+    return found
+
+
+def fitted(study: Study, n_name: str | None = None) -> FittedStudy:
+    """Fit M2 to a study that is not refused, with N in one of its definitions; None: the primary."""
+    table = study.table
+    index = np.array([study.families.index(name) for name in table["family"]])
+    size = table["n" if n_name in (None, study.n_name) else n_name]
+    points = Points.of(size, table["tokens"], table["loss_nats_per_token"], index)
+    law = JointLaw("M2", len(study.families))
+    problem = Problem.of(law, points)
+    found = minimise(problem, start_grid(law, points))
+    theta = found.theta[found.best]
+    names = [f"{f} {s}" for f, s in zip(table["family"], table["shape"], strict=True)]
+    shape = codes(np.array(names, dtype=object))
+    pairs = pairing(
+        labels(list(table["rung"])),
+        table["tokens"].to_numpy(),
+        (table["family"] == study.deep).to_numpy(),
+        (table["family"] == study.wide).to_numpy(),
+    )
+    deleted = delete_one(problem, theta, shape)
+    return FittedStudy(study, problem, theta, shape, tuple(dict.fromkeys(names)), deleted, pairs)
+
+
+def exponent_difference_of(
+    study: Study, n_name: str | None = None, *, permutations: bool = True, seed: int = 0
+) -> ExponentDifference:
+    """Everything about the exponents of one definition of N, or why there is nothing."""
+    called = n_name or study.n_name
+    table = study.table
+    size = table["n" if called == study.n_name else called]
+    refusals = refusals_of(study, size)
+    shapes = table.groupby(["family", "shape"]).ngroups
+    head: dict[str, Any] = {
+        "n_name": called, "deep": study.deep, "wide": study.wide, "runs": len(table), "shapes": shapes,
+    }  # fmt: skip
+    if refusals:
+        return ExponentDifference(status="REFUSED", reasons=tuple(refusals), **head)
+    fit = fit_joint(
+        size, table["tokens"], table["loss_nats_per_token"], list(table["family"]),
+        cluster=list(table["shape"]),
+    )  # fmt: skip
+    if fit.status == "REFUSED":
+        return ExponentDifference(status="REFUSED", reasons=fit.reasons, **head)
+    known = fitted(study, called)
+    tests: dict[str, Any] = {}
+    if permutations and known.pairs.pairs:
+        tests = {
+            "permutation": exponent_difference(
+                known.problem, known.theta, known.pairs, known.families, seed=seed
+            ),
+            "any_permutation": any_difference(
+                known.problem, known.theta, known.pairs, known.families, seed=seed
+            ),
+            "collapsed": collapsed_f(known.problem.points, known.shape, known.law, known.families),
+        }
+    return ExponentDifference(
+        status=fit.status, reasons=fit.reasons, fit=fit, **_jackknife(known), **tests, **head
+    )
+
+
+def _jackknife(known: FittedStudy) -> dict[str, Any]:
+    difference = float(known.contrast(known.theta))
+    without = known.contrast(known.deleted.theta)
+    error, df = float(jackknife_error(without)), known.df
+    half = quantile_t(df) * error
+    farthest = int(np.argmax(np.abs(without - difference)))
+    covariance = naive_covariance(known.problem, known.theta)
+    deep, wide = known.law.slots[ALPHA][list(known.families)]
+    naive = math.sqrt(
+        max(covariance[deep, deep] + covariance[wide, wide] - 2 * covariance[deep, wide], 1e-300)
+    )
+    # A refit leaves an exponent that lies at its bound there, which does not make it certain.
+    held = bool(at_bound(known.problem, known.theta)[[deep, wide]].any())
+    inflation = max((error / naive) ** 2, 1.0 if held else 1e-12)
+    accepted = profile_contrast(known.problem, known.theta, known.families, inflation)
+    return {
+        **_alphas(known),
+        "difference": difference,
+        "standard_error": error,
+        "interval": (difference - half, difference + half),
+        "df": df,
+        "p": two_sided(difference, error, df),
+        "profile": (accepted.low, accepted.high),
+        "without": (known.shape_names[farthest], float(without[farthest])),
+        "equivalence_p": equivalence_p(difference, error, df, EQUIVALENT),
+        "mde80": (quantile_t(df) + float(special.stdtrit(df, POWER))) * error,
+    }
+
+
+def _alphas(known: FittedStudy) -> dict[str, Any]:
+    slots = known.law.slots[ALPHA]
+    errors = jackknife_error(known.deleted.theta)
+    half = quantile_t(known.df) * errors
+    names = known.study.families
+    alpha = {name: float(known.theta[slots[f]]) for f, name in enumerate(names)}
+    intervals = {
+        name: (float(alpha[name] - half[slots[f]]), float(alpha[name] + half[slots[f]]))
+        for f, name in enumerate(names)
+    }
+    return {"alpha": alpha, "alpha_intervals": intervals}
+
+
+def two_sided(estimate: float, error: float, df: float) -> float:
+    """p of a t test of 0."""
+    if error <= 0:
+        return 0.0 if estimate else 1.0
+    return float(2 * special.stdtr(df, -abs(estimate) / error))
+
+
+def equivalence_p(estimate: float, error: float, df: float, margin: float) -> float:
+    """Two one-sided t tests: the larger p of estimate > -margin and estimate < margin."""
+    if error <= 0:
+        return 0.0 if abs(estimate) < margin else 1.0
+    return float(special.stdtr(df, -(margin - abs(estimate)) / error))
+
+
+def shape_misfit(known: FittedStudy) -> float:
+    """sd over shapes of the mean residual of ln L: seeds, learning rate, rounding, all that a shape has."""
+    predicted = log_loss(known.law, known.theta[None], known.problem.points)[0][0]
+    means = pd.Series(known.problem.points.y - predicted).groupby(known.shape).mean()
+    return float(np.sqrt((means**2).sum() / max(known.df, 1)))

@@ -1,0 +1,300 @@
+"""Is the deep family better than the wide one? One call, one frozen answer.
+
+See `analysis.compare.verdict` for the rules and `analysis.compare.exponents`, `analysis.compare.matched_pairs`, `analysis.compare.compute_multiplier`,
+`analysis.compare.holdout`, `analysis.learning_rate.audit` for what they stand on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.compare.aspect_ratio import MIN_ASPECTS, ShapeCurve, fit_shape_curve
+from analysis.compare.compute_multiplier import Kappa, compute_multiplier
+from analysis.compare.exponents import (
+    ExponentDifference,
+    exponent_difference_of,
+    fitted,
+    shape_misfit,
+)
+from analysis.compare.holdout import HoldOut, hold_out
+from analysis.compare.matched_pairs import Contrast, paired_differences
+from analysis.compare.verdict import Findings, Verdict, decide, describe, describe_kappa
+from analysis.design.identifiability import comparison_refusals, design_warnings, labels
+from analysis.learning_rate.audit import Audit, audit_of
+from analysis.runs.study import Columns, Study, prepare
+from slm.errors import DataError
+
+EXTRAPOLATION = 3.0  # times the largest measured FLOPs
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a study says of two families.
+
+    `exponents`: under the primary definition of N, `by_definition` under the others too. `matched`: paired
+    differences at equal FLOPs, the primary endpoint. `kappa`: the compute multiplier. `shape_curve`: loss
+    against aspect ratio, where three families or more are there. `sigma`, `tau`: seed noise and shape misfit
+    found in the runs, in nats (None where there is nothing to tell them from).
+    """
+
+    deep: str
+    wide: str
+    verdict: Verdict
+    exponents: ExponentDifference
+    by_definition: dict[str, ExponentDifference]
+    matched: Contrast | None
+    kappa: Kappa | None
+    hold_out: HoldOut
+    audit: Audit | None
+    shape_curve: ShapeCurve | None
+    warnings: tuple[str, ...]
+    runs: int
+    sigma: float | None
+    tau: float | None
+    tokens_per_n: tuple[float, float]
+    largest_flops: float
+
+    @property
+    def status(self) -> str:
+        """Of the exponents: OK, WEAK, UNIDENTIFIED or REFUSED."""
+        return self.exponents.status
+
+    @property
+    def estimates(self) -> dict[str, float]:
+        """alpha per family; empty if refused."""
+        return self.exponents.alpha
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95% interval of alpha per family."""
+        return self.exponents.alpha_intervals
+
+    @property
+    def difference(self) -> float | None:
+        """alpha_deep - alpha_wide."""
+        return self.exponents.difference
+
+    @property
+    def jackknife_se(self) -> float | None:
+        """Standard error of the difference over shapes."""
+        return self.exponents.standard_error
+
+    @property
+    def jackknife_interval(self) -> tuple[float, float] | None:
+        """95% interval of the difference."""
+        return self.exponents.interval
+
+    @property
+    def permutation_p(self) -> float | None:
+        """Of a difference of exponents, given the levels."""
+        return None if self.exponents.permutation is None else self.exponents.permutation.p
+
+    def is_extrapolation(self, flops: float) -> bool:
+        """Whether a claim at these FLOPs is no longer a measured one."""
+        return flops > EXTRAPOLATION * self.largest_flops
+
+    def summary(self) -> str:
+        """The answer in a few lines."""
+        lines = [f"{self.verdict.word}: {self.verdict.sentence}"]
+        lines += [f"  {describe(one)}" for one in self.by_definition.values()]
+        for name, alpha in self.estimates.items():
+            low, high = self.intervals[name]
+            lines.append(f"  alpha {name} = {alpha:.4f} [{low:.4f}, {high:.4f}]")
+        if self.kappa is not None:
+            lines.append(f"  {describe_kappa(self.kappa, self.deep)}")
+        lines += [f"  {reason}" for reason in self.verdict.reasons]
+        return "\n".join([*lines, *(f"  note: {warning}" for warning in self.warnings)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: numbers that are not finite become null."""
+        content = {
+            key: getattr(self, key)
+            for key in (
+                "deep",
+                "wide",
+                "warnings",
+                "runs",
+                "sigma",
+                "tau",
+                "tokens_per_n",
+                "largest_flops",
+            )
+        }
+        content["verdict"] = asdict(self.verdict)
+        content["exponents"] = {name: one.to_dict() for name, one in self.by_definition.items()}
+        content["matched"] = None if self.matched is None else self.matched.to_dict()
+        content["kappa"] = None if self.kappa is None else asdict(self.kappa)
+        content["hold_out"] = asdict(self.hold_out)
+        content["audit"] = None if self.audit is None else asdict(self.audit)
+        content["shape_curve"] = None if self.shape_curve is None else asdict(self.shape_curve)
+        return plain(content)
+
+
+def plain(value: Any) -> Any:
+    """Builtin types alone, for JSON."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def compare_families(
+    table: pd.DataFrame,
+    *,
+    n_column: str = "n_flop",
+    tokens_column: str = "tokens",
+    loss_column: str = "loss_nats_per_token",
+    family_column: str = "family",
+    shape_column: str = "shape",
+    deep: str | None = None,
+    wide: str | None = None,
+    flops_column: str | None = None,
+    rung_column: str | None = None,
+    seed_column: str | None = None,
+    audit: pd.DataFrame | Mapping[str, Mapping[str, Any]] | Audit | None = None,
+    vocab_size: int | None = None,
+    bootstrap: int = 999,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two families of a table with one row a finished run.
+
+    Args:
+        n_column: N of the primary definition (FLOPs per token / 6); the columns n_flop,
+            params_non_embedding and params_total are tried too where they exist.
+        tokens_column: training tokens D, the same for both families of a rung.
+        loss_column: final loss in nats per token, after decay.
+        family_column, shape_column: a shape is one family at one size, whatever its tokens and seed.
+        deep, wide: the families to compare; None: by `aspect_ratio`, or by their names.
+        flops_column: training FLOPs; None: `flops` if there is one, else 6 N D.
+        rung_column: which shapes stand opposite each other; None: `rung` if there is one, else by N.
+        audit: runs of a learning-rate audit, or {family: {"interior": bool, "penalty": nats}}.
+        bootstrap: replicates for the interval of kappa; 0 leaves it out.
+
+    What the design forbids is refused in the result, never guessed.
+
+    Raises:
+        DataError: if a column is absent or holds what cannot be, or the families cannot be told apart.
+    """
+
+    if not isinstance(table, pd.DataFrame):
+        raise DataError(
+            f"compare_families takes a table with a row a run, not {type(table).__name__}: "
+            "load_runs(...).table, or pandas.DataFrame(rows)"
+        )
+
+    def present(asked: str | None, usual: str) -> str | None:
+        return asked if asked is not None else usual if usual in table else None
+
+    columns = Columns(
+        n_column, tokens_column, loss_column, family_column, shape_column,
+        flops=present(flops_column, "flops"), rung=present(rung_column, "rung"),
+        seed=present(seed_column, "seed"), aspect=present(None, "aspect_ratio"),
+    )  # fmt: skip
+    return compare_study(
+        prepare(table, columns, deep, wide, vocab_size),
+        audit_of(audit),
+        bootstrap=bootstrap,
+        seed=seed,
+    )
+
+
+def compare_study(
+    study: Study, audit: Audit | None = None, *, bootstrap: int = 999, seed: int = 0
+) -> Comparison:
+    """Compare the families of a prepared study."""
+    table = study.table
+    family = labels(list(table["family"]))
+    per_token = table["flops"] / table["tokens"]
+    refusals = tuple(comparison_refusals(family, per_token, study.deep, study.wide))
+    primary = exponent_difference_of(study, seed=seed)
+    others = {
+        name: exponent_difference_of(study, name, permutations=False)
+        for name in study.n_definitions
+    }
+    contrast, kappa, held_out, tau = None, None, HoldOut(), None
+    if not refusals:
+        contrast = paired_differences(table, study.deep, study.wide, _saved(primary))
+        if contrast.pairs.empty:
+            contrast = None
+            refusals = ("no rung and token count is common to both families; run the same ones",)
+    if not primary.refused and not refusals:
+        known = fitted(study)
+        kappa = compute_multiplier(known, bootstrap, seed)
+        held_out = hold_out(study, seed)
+        tau = shape_misfit(known) * float(table["loss_nats_per_token"].mean())
+    found = Findings(
+        study.deep,
+        study.wide,
+        refusals,
+        primary,
+        tuple(others.values()),
+        contrast,
+        kappa,
+        held_out,
+        audit,
+    )
+    ratio = table["tokens"] / table["n"]
+    return Comparison(
+        deep=study.deep,
+        wide=study.wide,
+        verdict=decide(found),
+        exponents=primary,
+        by_definition={study.n_name: primary, **others},
+        matched=contrast,
+        kappa=kappa,
+        hold_out=held_out,
+        audit=audit,
+        shape_curve=_shape_curve(study),
+        warnings=(*study.warnings, *_design_warnings(study)),
+        runs=len(table),
+        sigma=_seed_noise(table),
+        tau=tau,
+        tokens_per_n=(float(ratio.min()), float(ratio.max())),
+        largest_flops=float(table["flops"].max()),
+    )
+
+
+def _saved(one: ExponentDifference) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Nats saved per unit of ln N at a size: alpha A N^-alpha, mean of the two families."""
+    fit = one.fit
+    if fit is None:
+        return None
+    laws = [fit.of_family(name) for name in (one.deep, one.wide)]
+    return lambda size: np.mean(
+        [law["alpha"] * law["A"] * size ** -law["alpha"] for law in laws], axis=0
+    )
+
+
+def _shape_curve(study: Study) -> ShapeCurve | None:
+    if "aspect_ratio" not in study.table or len(study.families) < MIN_ASPECTS:
+        return None
+    return fit_shape_curve(study.table)
+
+
+def _design_warnings(study: Study) -> list[str]:
+    pair = study.pair
+    per_token = pair["flops"] / pair["tokens"] / 6
+    family, rung = labels(list(pair["family"])), labels(list(pair["rung"]))
+    return design_warnings(family, rung, per_token, pair["tokens"], pair["seed"])
+
+
+def _seed_noise(table: pd.DataFrame) -> float | None:
+    """Pooled sd over the seeds of a cell, in nats."""
+    cells = table.groupby(["family", "shape", "tokens"])["loss_nats_per_token"]
+    squares, count = (
+        float(((table["loss_nats_per_token"] - cells.transform("mean")) ** 2).sum()),
+        cells.ngroups,
+    )
+    extra = len(table) - count
+    return math.sqrt(squares / extra) if extra else None

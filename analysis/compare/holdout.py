@@ -1,0 +1,153 @@
+"""Extrapolation checked where it can be: predict the largest size from the others, and roll forward."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.compare.exponents import FittedStudy, fitted, refusals_of, shape_misfit
+from analysis.fit.law import Floats, log_loss
+from analysis.fit.profile_likelihood import quantile_t
+from analysis.fit.resampling import cluster_bootstrap
+from analysis.runs.study import Study
+
+REPLICATES = 200
+
+
+@dataclass(frozen=True)
+class HeldOutCell:
+    """One family's runs of a held-out size at one token count. `error`: observed minus predicted, in nats
+    and in percent; `inside`: whether it lies in the 95% interval of a new shape's loss.
+    """
+
+    family: str
+    n: float
+    tokens: float
+    observed: float
+    predicted: float
+    low: float
+    high: float
+
+    @property
+    def error_nats(self) -> float:
+        return self.observed - self.predicted
+
+    @property
+    def error_percent(self) -> float:
+        return 100 * (self.observed / self.predicted - 1)
+
+    @property
+    def inside(self) -> bool:
+        return self.low <= self.observed <= self.high
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """The largest size of every family predicted from the smaller ones.
+
+    `passed`: the mean error over budgets lies within the 95% interval for every family that is compared;
+    None if the smaller sizes alone cannot be fitted. `forward`: mean error in percent per family and size,
+    each predicted from those below it.
+    """
+
+    cells: tuple[HeldOutCell, ...] = ()
+    passed: bool | None = None
+    reasons: tuple[str, ...] = ()
+    forward: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def coverage(self) -> float | None:
+        """Share of cells inside their interval."""
+        return float(np.mean([cell.inside for cell in self.cells])) if self.cells else None
+
+
+def hold_out(study: Study, seed: int = 0) -> HoldOut:
+    """Refit without the largest rung of all families and predict it; then roll forward.
+
+    The interval has the law's uncertainty (bootstrap of shapes) and the misfit of a new shape, with t of
+    the shapes' degrees of freedom.
+    """
+    rungs = study.table.groupby("rung", sort=False)["n"].mean().sort_values().index
+    smaller = _below(study, rungs[:-1])
+    refusals = refusals_of(smaller)
+    if refusals:
+        return HoldOut(reasons=tuple(refusals))
+    known = fitted(smaller)
+    cells = _predict(known, study.table[study.table["rung"] == rungs[-1]], seed)
+    off = []
+    for family in (study.deep, study.wide):
+        mine = [cell for cell in cells if cell.family == family]
+        if mine:
+            centre = float(np.mean([math.log(cell.observed / cell.predicted) for cell in mine]))
+            half = float(np.mean([math.log(cell.high / cell.low) / 2 for cell in mine]))
+            if abs(centre) > half:
+                off.append(f"{family} is off by {centre:+.2%} at the largest size")
+    return HoldOut(tuple(cells), not off, tuple(off), tuple(_forward(study, list(rungs))))
+
+
+def _below(study: Study, rungs: Any) -> Study:
+    table = study.table[study.table["rung"].isin(list(rungs))].reset_index(drop=True)
+    return replace(study, table=table)
+
+
+def _log_predictions(known: FittedStudy, rows: pd.DataFrame, theta: Floats) -> Floats:
+    """ln L of other runs under parameter vectors (sets, size), (sets, rows)."""
+    base = known.problem.points
+    points = replace(
+        base,
+        x=np.log(rows["n"].to_numpy()) - base.log_n0,
+        z=np.log(rows["tokens"].to_numpy()) - base.log_d0,
+        family=np.array([known.study.families.index(name) for name in rows["family"]]),
+    )
+    return log_loss(known.law, theta, points)[0]
+
+
+def _predict(known: FittedStudy, rows: pd.DataFrame, seed: int) -> list[HeldOutCell]:
+    cells = rows.groupby(["family", "shape", "tokens"], as_index=False, sort=False).agg(
+        {"n": "mean", "loss_nats_per_token": "mean"}
+    )
+    cells = cells[cells["family"].isin(known.study.families)]
+    drawn = cluster_bootstrap(
+        known.problem, known.theta, known.shape, known.problem.points.family,
+        replicates=REPLICATES, seed=seed,
+    )  # fmt: skip
+    predicted = _log_predictions(known, cells, known.theta[None])[0]
+    spread = _log_predictions(known, cells, drawn.theta).std(axis=0)
+    half = quantile_t(known.df) * np.sqrt(spread**2 + shape_misfit(known) ** 2)
+    return [
+        HeldOutCell(
+            family=row["family"],
+            n=float(row["n"]),
+            tokens=float(row["tokens"]),
+            observed=float(row["loss_nats_per_token"]),
+            predicted=math.exp(centre),
+            low=math.exp(centre - width),
+            high=math.exp(centre + width),
+        )
+        for row, centre, width in zip(cells.to_dict("records"), predicted, half, strict=True)
+    ]
+
+
+def _forward(study: Study, rungs: list[Any]) -> list[dict[str, Any]]:
+    """Each rung from those below it, wherever those can be fitted."""
+    found = []
+    for at in range(1, len(rungs)):
+        smaller = _below(study, rungs[:at])
+        if refusals_of(smaller):
+            continue
+        known = fitted(smaller)
+        rows = study.table[study.table["rung"] == rungs[at]]
+        rows = rows[rows["family"].isin(smaller.families)]
+        error = (
+            np.log(rows["loss_nats_per_token"].to_numpy())
+            - _log_predictions(known, rows, known.theta[None])[0]
+        )
+        for family, mine in pd.Series(error).groupby(rows["family"].to_numpy()):
+            found.append(
+                {"rung": rungs[at], "family": family, "error_percent": 100 * float(mine.mean())}
+            )
+    return found

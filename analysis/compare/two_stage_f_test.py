@@ -1,0 +1,63 @@
+"""A cheap check of exponents with one number a shape, so that runs of a shape are not counted twice.
+
+First L = u_shape + B D^-beta over all runs, then u = E + A_f N^-alpha_f over shapes, with one alpha or
+one a family; F of the difference with 1 and G - 1 - 2 families degrees of freedom.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import special
+from scipy.optimize import minimize_scalar
+
+from analysis.fit.law import BETA, B, Floats, Ints, JointLaw, Points
+from analysis.fit.levenberg_marquardt import Problem, minimise, start_grid
+
+ABSENT = -60.0  # ln of a term that is left out
+
+
+@dataclass(frozen=True)
+class CollapsedF:
+    """F of one exponent against two, on shapes."""
+
+    f: float
+    p: float
+    df: int
+
+
+def shape_losses(log_d: Floats, loss: Floats, shape: Ints) -> tuple[Floats, float]:
+    """Loss of each shape at infinite data, (shapes,), and beta, by least squares on the loss."""
+    member = (shape[:, None] == np.arange(shape.max() + 1)).astype(float)
+    centred = log_d - log_d.mean()
+
+    def solve(beta: float) -> tuple[float, Floats]:
+        design = np.column_stack([member, np.exp(-beta * centred)])
+        coefficients, *_ = np.linalg.lstsq(design, loss)
+        residual = loss - design @ coefficients
+        return float(residual @ residual), coefficients[:-1]
+
+    found = minimize_scalar(lambda beta: solve(beta)[0], bounds=(0.02, 1.5), method="bounded")
+    return solve(float(found.x))[1], float(found.x)
+
+
+def collapsed_f(
+    points: Points, shape: Ints, law: JointLaw, families: tuple[int, int]
+) -> CollapsedF | None:
+    """None where a shape's loss at infinite data is not positive, or too few shapes are there."""
+    u, _ = shape_losses(points.z, np.exp(points.y), shape)
+    first = np.array([np.flatnonzero(shape == g)[0] for g in range(len(u))])
+    df = len(u) - 1 - 2 * law.families
+    if (u <= 0).any() or df < 1:
+        return None
+    collapsed = Points(points.x[first], np.zeros(len(u)), np.log(u), points.family[first], 0.0, 0.0)
+    squares = []
+    for one in (replace(law, tied=families), law):
+        problem = Problem.of(one, collapsed)
+        starts = start_grid(one, collapsed)
+        for role, value in ((B, ABSENT), (BETA, 0.5)):
+            problem.low[one.roles == role] = problem.high[one.roles == role] = value
+        squares.append(2 * float(minimise(problem, starts).objective.min()))
+    f = max(squares[0] - squares[1], 0.0) / max(squares[1] / df, 1e-300)
+    return CollapsedF(f, float(special.fdtrc(1, df, f)), df)

@@ -1,0 +1,206 @@
+"""Loss against size alone: L = A N^-alpha, or E + A N^-alpha, with what such a fit cannot say.
+
+A fit in one variable cannot tell size from data or compute. Kept for tables that hold nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
+
+from analysis.design.identifiability import MIN_SIZES, distinct
+from analysis.fit.diagnostics import Status
+from analysis.fit.law import ALPHA, A, B, E, Floats, JointLaw, Points
+from analysis.fit.levenberg_marquardt import Problem, minimise, start_grid
+from analysis.fit.profile_likelihood import Interval, profile, quantile_t
+from analysis.formatting import count
+from analysis.runs.validate import loss_warnings, positive_columns
+
+Unit = Literal["nats", "perplexity"]
+GOOD_SIZES = 6
+ABSENT = -60.0  # ln of a term that is left out
+
+
+@dataclass(frozen=True)
+class PowerLawFit:
+    """y = E + A n^-alpha with 95% intervals; of a refused fit every number is None.
+
+    `alpha` is an exponent of `unit`: that of perplexity is about L times that of the loss, since
+    d ln PPL / d ln N = L d ln L / d ln N. `r_squared` of the logarithms is kept to compare with published
+    tables; it is no evidence. `accepted_e`: the range of E that the data accept.
+    """
+
+    unit: str
+    status: Status
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+    runs: int
+    irreducible: bool
+    alpha: float | None = None
+    alpha_interval: tuple[float, float] | None = None
+    A: float | None = None
+    E: float | None = None
+    accepted_e: tuple[float, float] | None = None
+    residual_sd: float | None = None
+    r_squared: float | None = None
+    line: tuple[float, ...] = field(default=(), repr=False)
+    """Mean and sum of squares of ln n, for intervals of predictions."""
+
+    @property
+    def params(self) -> dict[str, float]:
+        """E, A and alpha; empty if refused."""
+        if self.alpha is None or self.A is None or self.E is None:
+            return {}
+        return {"E": self.E, "A": self.A, "alpha": self.alpha}
+
+    def predict(self, n: float) -> tuple[float, float, float]:
+        """Estimate and 95% prediction interval of one new run; the interval is nan with an E.
+
+        Raises:
+            ValueError: if the fit was refused.
+        """
+        if self.alpha is None or self.A is None or self.E is None or self.residual_sd is None:
+            raise ValueError(f"the power law was refused: {'; '.join(self.reasons)}")
+        value = self.E + self.A * n**-self.alpha
+        if self.irreducible:
+            return value, math.nan, math.nan
+        mean, squares = self.line
+        spread = math.sqrt(1 + 1 / self.runs + (math.log(n) - mean) ** 2 / squares)
+        half = quantile_t(self.runs - 2) * self.residual_sd * spread
+        return value, value * math.exp(-half), value * math.exp(half)
+
+    def p_value(self, exponent: float) -> float:
+        """Two-sided p of a given exponent, by the residuals alone. Only for a straight line in logs.
+
+        Raises:
+            ValueError: if the fit was refused or has an E.
+        """
+        if self.alpha is None or self.residual_sd is None or self.irreducible:
+            raise ValueError("only a power law without an irreducible loss has this test")
+        error = self.residual_sd / math.sqrt(self.line[1])
+        return float(2 * special.stdtr(self.runs - 2, -abs(self.alpha - exponent) / error))
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        form = "E + A n^-alpha" if self.irreducible else "A n^-alpha"
+        lines = [f"{self.unit} = {form}, {count(self.runs, 'run')}: {self.status}"]
+        if self.alpha is not None and self.alpha_interval is not None:
+            low, high = self.alpha_interval
+            lines.append(f"  alpha = {self.alpha:.4f} [{low:.4f}, {high:.4f}], A = {self.A:.4g}")
+        if self.irreducible and self.accepted_e is not None:
+            low, high = self.accepted_e
+            lines.append(f"  E = {self.E:.3f}, accepted from {low:.3g} to {high:.3g}")
+        return "\n".join([*lines, *(f"  {reason}" for reason in (*self.reasons, *self.warnings))])
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def fit_power_law(
+    n: ArrayLike,
+    loss: ArrayLike,
+    *,
+    irreducible: bool = False,
+    unit: Unit = "nats",
+    vocab_size: int | None = None,
+) -> PowerLawFit:
+    """Fit loss = A n^-alpha by least squares of ln loss on ln n, or with an irreducible E besides.
+
+    Args:
+        n: size of each run's model, in any one definition.
+        loss: final loss in nats per token; or perplexities, if `unit` says so.
+        irreducible: whether to fit E too (by the solver of the joint law).
+        vocab_size: if known, losses above its logarithm are refused.
+
+    Refused below 3 sizes, with E below 4. All runs saw the same data or the exponent mixes size with
+    data: the fit cannot know, so say it beside the number.
+
+    Raises:
+        DataError: if columns differ in length or hold values that cannot be.
+    """
+    columns = positive_columns(n=n, loss=loss)
+    size, losses = columns["n"], columns["loss"]
+    warnings = [] if unit == "perplexity" or not len(losses) else loss_warnings(losses, vocab_size)
+    common: dict[str, Any] = {
+        "unit": unit, "warnings": tuple(warnings), "runs": len(size), "irreducible": irreducible,
+    }  # fmt: skip
+    needed = MIN_SIZES if irreducible else 3
+    if (sizes := distinct(size)) < needed:
+        reason = f"{count(sizes, 'size')}, at least {needed} are needed; run {needed - sizes} more"
+        return PowerLawFit(status="REFUSED", reasons=(reason,), **common)
+    return _with_irreducible(size, losses, common) if irreducible else _line(size, losses, common)
+
+
+def _few(sizes: int) -> list[str]:
+    if sizes >= GOOD_SIZES:
+        return []
+    return [
+        f"{count(sizes, 'size')}: the interval rests on {sizes - 2} residuals and knows no seed noise"
+    ]
+
+
+def _line(size: Floats, loss: Floats, common: dict[str, Any]) -> PowerLawFit:
+    x, y = np.log(size), np.log(loss)
+    centred = x - x.mean()
+    squares = float(centred @ centred)
+    slope = float(centred @ y) / squares
+    residual = y - y.mean() - slope * centred
+    df = len(x) - 2
+    sd = math.sqrt(float(residual @ residual) / df)
+    spread = float(((y - y.mean()) ** 2).sum())  # 0 of equal losses
+    half = quantile_t(df) * sd / math.sqrt(squares)
+    weak = _few(distinct(size))
+    return PowerLawFit(
+        status="WEAK" if weak else "OK",
+        reasons=tuple(weak),
+        alpha=-slope,
+        alpha_interval=(-slope - half, -slope + half),
+        A=math.exp(float(y.mean() - slope * x.mean())),
+        E=0.0,
+        residual_sd=sd,
+        r_squared=1 - float(residual @ residual) / spread if spread else math.nan,
+        line=(float(x.mean()), squares),
+        **common,
+    )
+
+
+def _with_irreducible(size: Floats, loss: Floats, common: dict[str, Any]) -> PowerLawFit:
+    law = JointLaw("M0", 1)
+    points = Points.of(size, np.ones_like(size), loss, np.zeros(len(size), dtype=np.int64))
+    problem = Problem.of(law, points)
+    starts = start_grid(law, points)
+    problem.low[[B, 4]], problem.high[[B, 4]] = [ABSENT, 0.5], [ABSENT, 0.5]
+    found = minimise(problem, starts)
+    theta = found.theta[found.best]
+    accepted = profile(problem, theta, E)
+    interval = profile(problem, theta, ALPHA)
+    status, reasons = _judge(accepted, interval, distinct(size))
+    low = 0.0 if accepted.open_low else math.exp(accepted.low)
+    return PowerLawFit(
+        status=status,
+        reasons=tuple(reasons),
+        alpha=float(theta[ALPHA]),
+        alpha_interval=(interval.low, interval.high),
+        A=math.exp(theta[A] + theta[ALPHA] * points.log_n0),
+        E=math.exp(theta[E]),
+        accepted_e=(low, math.exp(accepted.high)),
+        residual_sd=math.sqrt(2 * float(found.objective.min()) / max(len(size) - 3, 1)),
+        **common,
+    )
+
+
+def _judge(accepted: Interval, alpha: Interval, sizes: int) -> tuple[Status, list[str]]:
+    reasons = _few(sizes)
+    low = 0.0 if accepted.open_low else math.exp(accepted.low)
+    if accepted.open_high or alpha.open_low or alpha.open_high:
+        said = f"every E from {low:.3g} to {math.exp(accepted.high):.3f} is accepted"
+        return "UNIDENTIFIED", [said, *reasons]
+    if accepted.open_low:
+        reasons.append("the interval of E reaches 0")
+    return ("WEAK" if reasons else "OK"), reasons

@@ -1,0 +1,149 @@
+"""Profile likelihood: how far a parameter may move before the fit, refitted, becomes worse.
+
+A value is accepted while n - p degrees of freedom allow it: RSS(value) <= RSS_min (1 + t^2 / df). The
+cut can be inflated for runs that are not independent.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import special
+
+from analysis.fit.law import ALPHA, BETA, Floats, jacobian, log_loss
+from analysis.fit.levenberg_marquardt import EXACT, Problem, minimise
+
+STEPS = (0.5, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)  # in half widths of the naive interval
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An accepted range; `open_low`, `open_high`: accepted up to the bound that was looked at."""
+
+    low: float
+    high: float
+    open_low: bool = False
+    open_high: bool = False
+
+    @property
+    def width(self) -> float:
+        return self.high - self.low
+
+
+def quantile_t(df: float, level: float = 0.95) -> float:
+    """Two-sided t quantile."""
+    return float(special.stdtrit(df, (1 + level) / 2))
+
+
+def naive_covariance(problem: Problem, theta: Floats) -> Floats:
+    """Residual variance times (J'J)^-1 of least squares, runs taken as independent, (size, size)."""
+    predicted, shares = log_loss(problem.law, theta[None], problem.points)
+    slope = jacobian(problem.law, shares, problem.points)[0]
+    residual = problem.points.y - predicted[0]
+    variance = float(residual @ residual) / max(len(problem.points) - len(theta), 1)
+    return variance * np.linalg.pinv(slope @ slope.T, hermitian=True)
+
+
+def profile(problem: Problem, theta: Floats, parameter: int, inflation: float = 1.0) -> Interval:
+    """95% interval of one parameter of a least-squares fit.
+
+    `inflation`: factor of the cut, such as (jackknife se / naive se)^2.
+    """
+    variance = float(naive_covariance(problem, theta)[parameter, parameter])
+    half = math.sqrt(max(variance * inflation, 0.0))
+    values = _values(theta[parameter], half * quantile_t(degrees(problem)), problem, parameter)
+    sets = len(values)
+    low, high = (np.repeat(box[None], sets, 0) for box in (problem.low, problem.high))
+    low[:, parameter] = high[:, parameter] = values
+    starts = np.repeat(theta[None], sets, 0)
+    starts[:, parameter] = values
+    least = max(float(problem.objective(theta[None])[0]), EXACT * len(problem.points))
+    objective = minimise(replace(problem, low=low, high=high), starts).objective
+    return _accepted(problem, float(theta[parameter]), values, objective / least, inflation)
+
+
+def profile_contrast(
+    problem: Problem,
+    theta: Floats,
+    pair: tuple[int, int],
+    inflation: float = 1.0,
+) -> Interval:
+    """95% interval of alpha of one family minus that of another, by index, in a law that has both.
+
+    Both stay within their bounds, so a difference as large as the box allows is accepted or not like any.
+    """
+    law = problem.law
+    first, second = law.slots[ALPHA][list(pair)]
+    estimate = float(theta[first] - theta[second])
+    contrast = np.zeros(law.size)
+    contrast[first], contrast[second] = 1.0, -1.0
+    variance = float(contrast @ naive_covariance(problem, theta) @ contrast)
+    half = math.sqrt(max(variance * inflation, 0.0))
+    steps = np.array([0.0, *STEPS]) * half * quantile_t(degrees(problem))
+    box = problem.low[first] - problem.high[second], problem.high[first] - problem.low[second]
+    values = np.concatenate([estimate - steps, estimate + steps, np.linspace(*box, 13)])
+    values = np.unique(np.clip(values, *box))
+    tied = replace(law, tied=pair)
+    mine = problem.points.family == pair[0]
+    points = replace(problem.points, tilt=-values[:, None] * (problem.points.x * mine))
+    null = Problem.of(tied, points, weights=problem.weights)
+    shared = int(tied.slots[ALPHA][pair[0]])
+    low, high = (np.repeat(side[None], len(values), 0) for side in (null.low, null.high))
+    low[:, shared] = np.maximum(problem.low[second], problem.low[first] - values)
+    high[:, shared] = np.minimum(problem.high[second], problem.high[first] - values)
+    null = replace(null, low=low, high=high)
+    starts = np.empty((len(values), tied.size))
+    for role in range(5):
+        starts[:, tied.slots[role]] = theta[law.slots[role]]
+    starts[:, shared] = theta[second]
+    least = max(float(problem.objective(theta[None])[0]), EXACT * len(problem.points))
+    objective = minimise(null, starts).objective
+    return _accepted(problem, estimate, values, objective / least, inflation)
+
+
+def degrees(problem: Problem) -> int:
+    """Of the residuals, at least 1."""
+    return max(len(problem.points) - problem.law.size, 1)
+
+
+def _values(at: float, half: float, problem: Problem, parameter: int) -> Floats:
+    """Where to look, both sides out to the bounds; if the naive width says nothing, evenly."""
+    low, high = float(problem.low[parameter]), float(problem.high[parameter])
+    if problem.law.roles[parameter] not in (ALPHA, BETA) and high > 50:  # a level has no real bound
+        low, high = at - 20.0, at + 20.0
+    near = np.array(STEPS) * half
+    far = np.linspace(0, 1, 9)[1:] if half > (high - low) / 10 else np.array([1.0])
+    below = np.concatenate([at - near, at + (low - at) * far])
+    above = np.concatenate([at + near, at + (high - at) * far])
+    return np.unique(np.clip(np.concatenate([below, [at], above]), low, high))
+
+
+def _accepted(
+    problem: Problem, at: float, values: Floats, ratio: Floats, inflation: float
+) -> Interval:
+    df = degrees(problem)
+    return _interval(at, values, (ratio - 1) * df / inflation, quantile_t(df))
+
+
+def _interval(at: float, values: Floats, excess: Floats, cut: float) -> Interval:
+    """Where the signed root of the excess, nearly a straight line, crosses the cut."""
+    root = np.sqrt(np.maximum(excess, 0.0))
+    ends: list[float] = []
+    is_open: list[bool] = []
+    for sign in (-1, 1):
+        side = values[(values - at) * sign > 0]
+        roots = root[(values - at) * sign > 0]
+        order = np.argsort(np.abs(side - at))
+        xs, ys = np.concatenate([[at], side[order]]), np.concatenate([[0.0], roots[order]])
+        beyond = np.flatnonzero(ys > cut)
+        if not len(beyond):
+            ends.append(float(xs[-1]))
+            is_open.append(True)
+            continue
+        j = int(beyond[0])
+        share = (cut - ys[j - 1]) / (ys[j] - ys[j - 1])
+        ends.append(float(xs[j - 1] + share * (xs[j] - xs[j - 1])))
+        is_open.append(False)
+    return Interval(ends[0], ends[1], is_open[0], is_open[1])

@@ -1,0 +1,277 @@
+"""report.html: one self-contained page that a busy reader understands in a minute.
+
+No network, no library: text, tables, inline SVG, and a few lines of script that show what a mark says when
+it is hovered, tapped or focused. Without the script the browser's own tooltips say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+
+from analysis.formatting import count, power_of_ten
+from analysis.report import charts as drawn
+from analysis.report import charts_diagnostics as more
+from analysis.report import tables, text
+from analysis.report.charts import Figure, legend
+from analysis.report.study_report import Answer
+from analysis.report.tables import Rows
+
+TITLE = "Deep or wide, at matched compute"
+DEFAULT_QUESTION = (
+    "Under matched compute, does a deeper shape beat a wider one, and does that change with scale?"
+)
+GOOD = (
+    "depth_exponent_better",
+    "width_exponent_better",
+    "depth_level_better",
+    "width_level_better",
+)
+
+STYLE = """
+:root{--ink:#1f2933;--soft:#52606d;--line:#d9dee4;--back:#fff;--tint:#f5f7f9;--accent:#0b4f7a}
+*{box-sizing:border-box}
+body{margin:0;background:var(--back);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",
+Roboto,"DejaVu Sans",sans-serif}
+main{max-width:1160px;margin:0 auto;padding:28px 24px 60px}
+.asked{color:var(--soft);margin:0 0 4px}
+h1{font-size:2.1rem;line-height:1.15;margin:0 0 8px;letter-spacing:-.01em;overflow-wrap:anywhere}
+h2{font-size:1.25rem;margin:38px 0 4px;padding-top:14px;border-top:2px solid var(--ink)}
+h3{font-size:1rem;margin:0 0 4px}
+p{margin:6px 0}
+.number{font-size:1.15rem;font-weight:600;margin:0 0 10px}
+.because{color:var(--soft);max-width:80ch}
+.answer{background:var(--tint);border-left:6px solid var(--soft);padding:20px 24px 16px;margin:10px 0 16px}
+.answer.good{border-color:#0072B2}.answer.bad{border-color:#D55E00}
+.tag{display:inline-block;font:600 .78rem/1 ui-monospace,Menlo,"DejaVu Sans Mono",monospace;padding:5px 8px;
+border:1px solid currentColor;border-radius:4px;margin:0 8px 8px 0;color:var(--soft)}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(205px,1fr));gap:12px;margin:0 0 8px}
+.card{min-width:0;border:1px solid var(--line);border-radius:6px;padding:12px 14px}
+.card b{display:block;font-size:1.3rem;line-height:1.25}.card i{display:block;font-style:normal;
+font-weight:600;white-space:nowrap}
+.card span{color:var(--soft);font-size:.86rem}
+.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,460px),1fr));gap:26px 34px;
+margin:12px 0}
+figure{margin:0;break-inside:avoid;min-width:0}
+figure svg:not(.key){width:100%;height:auto;display:block;font-family:inherit}
+svg text.over{paint-order:stroke;stroke:#fff;stroke-width:4px;stroke-linejoin:round}
+figcaption{color:var(--soft);font-size:.86rem;line-height:1.4}
+.legend{display:flex;flex-wrap:wrap;gap:2px 16px;font-size:.88rem;margin:0 0 2px}
+.key{width:32px;height:16px;vertical-align:-3px;margin-right:5px}
+.m{cursor:pointer}.m:hover>*{stroke-width:3.5}
+.scroll{overflow-x:auto;margin:8px 0}
+table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
+th,td{text-align:right;padding:4px 12px 4px 0;border-bottom:1px solid var(--line);white-space:nowrap}
+th{color:var(--soft);font-weight:600;vertical-align:bottom;white-space:normal}
+td.word,th.word{text-align:left}td.long{white-space:normal;min-width:150px}
+details{margin:12px 0}summary{cursor:pointer;color:var(--accent);font-weight:600}
+ul{padding-left:20px;margin:6px 0}li{margin:3px 0;max-width:92ch;overflow-wrap:anywhere}
+#tip{position:fixed;display:none;z-index:9;max-width:320px;white-space:pre-line;pointer-events:none;
+background:var(--ink);color:#fff;font-size:.82rem;line-height:1.35;padding:7px 10px;border-radius:5px;
+overflow-wrap:anywhere}
+@media(max-width:620px){main{padding:14px 14px 40px}h1{font-size:1.55rem}.answer{padding:14px 16px 10px}
+.number{font-size:1.02rem}.cards{grid-template-columns:1fr 1fr}.card{padding:9px 10px}.card b{font-size:1rem}
+figure svg:not(.key) text{font-size:17px}}
+@media print{body{font-size:9.5pt}main{max-width:none;padding:0}h1{font-size:18pt}.number{font-size:11pt}
+.answer{padding:10px 14px 4px;margin:4px 0 8px}.cards{grid-template-columns:repeat(4,1fr)}.card{padding:6px 8px}
+.card b{font-size:11pt}.card i,.card span,figcaption{font-size:8pt}h2{font-size:12pt}.figures{grid-template-columns:1fr 1fr;
+gap:14px 20px}.answer,.card{break-inside:avoid}h2{break-after:avoid;margin:14px 0 2px;padding-top:8px}details.runs{display:none}
+#tip{display:none!important}.scroll{overflow:visible}table{font-size:8pt}a{color:inherit}
+@page{margin:14mm}}
+"""
+
+SCRIPT = """
+const tip=document.getElementById('tip');
+document.querySelectorAll('.m').forEach(m=>{const t=m.querySelector('title');m.dataset.tip=t.textContent;
+m.setAttribute('aria-label',t.textContent);t.remove();});
+function show(e){const m=e.target.closest&&e.target.closest('.m');if(!m){tip.style.display='none';return;}
+tip.textContent=m.dataset.tip;tip.style.display='block';const w=tip.offsetWidth,h=tip.offsetHeight;
+tip.style.left=Math.max(4,Math.min(e.clientX+14,innerWidth-w-6))+'px';
+tip.style.top=(e.clientY+h+26>innerHeight?e.clientY-h-12:e.clientY+16)+'px';}
+document.addEventListener('pointermove',show);document.addEventListener('pointerdown',show);
+addEventListener('scroll',()=>tip.style.display='none');
+addEventListener('beforeprint',()=>document.querySelectorAll('details:not(.runs)').forEach(d=>d.open=true));
+"""
+
+
+def page(answer: Answer) -> str:
+    """The whole page."""
+    body = "\n".join([*_head(answer), *_loss(answer), *_exponents(answer), *_checks(answer),
+                      *_design(answer), *_fine_print(answer)])  # fmt: skip
+    title = f"{text.headline(answer)} - {TITLE}"
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1">\n<title>{escape(title)}</title>'
+        f'\n<link rel="icon" href="data:,">\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>'
+        f'\n<div id="tip" role="status"></div>\n<script>{SCRIPT}</script>\n</body>\n</html>\n'
+    )
+
+
+def _head(answer: Answer) -> Iterator[str]:
+    verdict = answer.comparison.verdict
+    tone = (
+        "good"
+        if verdict.word in GOOD
+        else "bad"
+        if verdict.word in ("refused", "audit_failed")
+        else ""
+    )
+    yield f'<p class="asked">{escape(answer.question or DEFAULT_QUESTION)}</p>'
+    yield f'<section class="answer {tone}">'
+    yield f"<h1>{escape(text.headline(answer))}</h1>"
+    yield f'<p class="number">{_minus(text.uncertainty(answer))}</p>'
+    yield f'<p><span class="tag">{verdict.word}</span></p>'
+    if verdict.word != "refused":
+        yield f'<p class="because">{_minus(answer.comparison.verdict.sentence)}</p>'
+    yield _list(text.reasons(answer))
+    yield "</section>"
+    yield f'<div class="cards">{"".join(_cards(answer))}</div>'
+
+
+def _cards(answer: Answer) -> Iterator[str]:
+    found, table = answer.comparison, answer.table
+    row = text.endpoint(answer)
+    if row is not None:
+        value = text.interval(row["largest"], row["largest_low_holm"], row["largest_high_holm"])
+        yield _card(value, f"nats per token, {found.deep} minus {found.wide}, at the largest FLOPs")
+    if found.kappa is not None:
+        kappa = found.kappa
+        value = f"{kappa.by_law or kappa.at_largest:.2f}"
+        if kappa.interval is not None:
+            value += " [{:.2f}, {:.2f}]".format(*kappa.interval)
+        yield _card(
+            value, f"times the FLOPs of {found.deep} that {found.wide} needs for the same loss"
+        )
+    if found.verdict.word != "refused":
+        one = found.exponents
+        value = "refused" if one.refused else text.difference_text(one)
+        yield _card(value, f"difference of exponents, status {one.status}")
+    spent = power_of_ten(float(table["flops"].sum()))
+    shapes = table.groupby(["family", "shape"]).ngroups
+    yield _card(
+        f"{_count(len(table), 'run')}, {_count(shapes, 'shape')}",
+        f"{_count(len(answer.families), 'family', 'families')}, "
+        f"{_count(len(answer.budgets), 'token budget')}, {spent} FLOPs",
+    )
+
+
+def _loss(answer: Answer) -> Iterator[str]:
+    yield "<h2>Loss at matched compute</h2>"
+    yield _figures(drawn.loss_against_flops(answer), drawn.differences(answer))
+    yield _list(text.budget_sentences(answer))
+    yield _table(tables.summary_rows(answer))
+    yield _folded("Every pair", _table(tables.pair_rows(answer)))
+    if answer.comparison.kappa is not None or answer.shape_curve is not None:
+        yield "<h2>What a shape is worth</h2>"
+        if answer.comparison.kappa is not None:
+            found = answer.comparison
+            yield f"<p>{escape(text.kappa_sentence(found.kappa, found.deep, found.wide))}</p>"
+        if answer.shape_curve is not None and not answer.shape_curve.rungs:
+            yield f"<p>{escape(answer.shape_curve.sentence)}</p>"
+        yield _figures(more.kappa(answer), more.shape_curve(answer))
+
+
+def _exponents(answer: Answer) -> Iterator[str]:
+    yield "<h2>Exponents</h2>"
+    yield f"<p>{_minus(text.exponent_sentence(answer))}</p>"
+    one = answer.comparison.exponents
+    yield _list([f"{one.status}: {reason}" for reason in one.reasons if not one.refused])
+    yield _figures(drawn.alphas(answer), drawn.exponent_difference(answer))
+    yield _table(tables.exponent_rows(answer))
+    yield _folded("Sensitivity to Huber's delta", _table(tables.delta_rows(answer)))
+    yield _figures(more.isoflop(answer))
+
+
+def _checks(answer: Answer) -> Iterator[str]:
+    yield "<h2>Can it be trusted?</h2>"
+    yield f"<p><b>Hold-out.</b> {escape(text.hold_out_sentence(answer))}</p>"
+    yield f"<p><b>Learning rates.</b> {escape(text.audit_sentence(answer))}</p>"
+    yield _figures(more.residuals(answer), more.hold_out(answer))
+    yield _folded("Held-out runs", _table(tables.hold_out_rows(answer)))
+    yield _folded("Audit of learning rates", _table(tables.audit_rows(answer)))
+
+
+def _design(answer: Answer) -> Iterator[str]:
+    yield "<h2>The design, and what it can find</h2>"
+    yield _table(tables.shape_rows(answer))
+    power = answer.power
+    if power is not None:
+        yield f"<p>With {escape(text.noise_text(answer))}, a study such as this one can find:</p>"
+        yield _list([f"Exponents: {reason}" for reason in power.refusals])
+        yield _table(tables.power_rows(answer))
+    extensions = tables.extension_rows(answer)
+    if extensions:
+        yield "<h2>What would settle it</h2>"
+        yield "<p>The smallest true difference that would be found with a probability of 80%, if one added:</p>"
+        yield _table(extensions)
+        yield _folded("Single runs that say most per FLOP", _table(tables.next_rows(answer)))
+
+
+def _fine_print(answer: Answer) -> Iterator[str]:
+    yield "<h2>What this cannot say</h2>"
+    yield _list(list(text.CAVEATS))
+    yield "<h2>What went in</h2>"
+    yield f"<p>{count(len(answer.table), 'finished run')}; left out: {escape(text.dropped_text(answer))}.</p>"
+    yield _list([f"Note: {warning}." for warning in answer.warnings])
+    yield _folded(f"All {len(answer.table)} runs", _table(tables.run_rows(answer)), "runs")
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def _card(value: str, label: str) -> str:
+    estimate, bracket, ends = value.partition(" [")
+    between = f"<i>{_minus(bracket[1:] + ends)}</i>" if bracket else ""
+    return f'<div class="card"><b>{_minus(estimate)}</b>{between}<span>{escape(label)}</span></div>'
+
+
+def _figures(*figures: Figure | None) -> str:
+    shown = [
+        f'<figure id="{one.name}"><h3>{escape(one.title)}</h3>{legend(one.legend)}{one.svg}'
+        f"<figcaption>{_minus(one.caption)}</figcaption></figure>"
+        for one in figures
+        if one is not None
+    ]
+    return f'<div class="figures">{"".join(shown)}</div>' if shown else ""
+
+
+def _table(rows: Rows) -> str:
+    if not rows:
+        return ""
+    words = {key for key in rows[0] if any(_is_word(row.get(key, "")) for row in rows)}
+
+    def cell(kind: str, key: str, said: str) -> str:
+        classes = ["word"] * (key in words) + ["long"] * (len(said) > 32 and "[" not in said)
+        mark = f' class="{" ".join(classes)}"' if classes else ""
+        return f"<{kind}{mark}>{_minus(said)}</{kind}>"
+
+    head = "".join(cell("th", key, key) for key in rows[0])
+    body = "".join(
+        f"<tr>{''.join(cell('td', key, said) for key, said in row.items())}</tr>" for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _is_word(said: str) -> bool:
+    return said[:1].isalpha() or said.startswith("...")
+
+
+def _folded(summary: str, content: str, kind: str = "") -> str:
+    if not content:
+        return ""
+    mark = f' class="{kind}"' if kind else ""
+    return f"<details{mark}><summary>{escape(summary)}</summary>{content}</details>"
+
+
+def _list(lines: list[str]) -> str:
+    return f"<ul>{''.join(f'<li>{_minus(line)}</li>' for line in lines)}</ul>" if lines else ""
+
+
+def _minus(said: str) -> str:
+    """Escaped, with a true minus before digits, so that it is as wide as a plus and does not break."""
+    shown = escape(said)
+    for before in (" ", "[", "("):
+        for digit in "0123456789":
+            shown = shown.replace(f"{before}-{digit}", f"{before}\N{MINUS SIGN}{digit}")
+    return f"\N{MINUS SIGN}{shown[1:]}" if shown[:1] == "-" and shown[1:2].isdigit() else shown

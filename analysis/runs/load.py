@@ -1,0 +1,353 @@
+"""Finished runs as one tidy table, with every run that was left out counted by reason.
+
+From run directories, a W&B project, or any table (`analysis.runs.tables`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.formatting import count
+from analysis.runs.tables import SUFFIXES, is_table, read_table
+from analysis.runs.wandb import is_decayed, offline_runs, online_runs, tracked_table
+from slm.architecture.flops import flop_equivalent_params
+from slm.errors import DataError, RunError
+from slm.tracking.result import RunResult
+from slm.tracking.results_file import read_results
+from slm.tracking.run_dir import RunDirectory
+
+OTHER_VALIDATION_SET = "other validation set"
+SHOWN, SHOWN_DIGITS = 3, 12  # of values that differ
+NOT_A_CELL = "not a cell of the study"
+WANDB = "wandb:"
+ONE_RUN = ["family", "shape", "rung", "tokens", "seed", "peak_lr"]
+ARCHITECTURE = ("tied", "mlp", "qk_norm", "layer_sharing", "d_head")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """One row a finished run; `dropped` counts the others by reason."""
+
+    table: pd.DataFrame
+    dropped: Counter[str]
+    warnings: tuple[str, ...]
+
+    @property
+    def families(self) -> list[str]:
+        """From the thinnest to the widest, by mean aspect ratio; by name where that is unknown."""
+        if "aspect_ratio" not in self.table:
+            return sorted(self.table["family"].unique())
+        order = self.table.groupby("family")["aspect_ratio"].mean().sort_values()
+        return [str(name) for name in order.index]
+
+
+def load_runs(
+    source: Path | str,
+    only: Collection[str] | None = None,
+    *,
+    pool_validation_sets: bool = False,
+    columns: Mapping[str, str] | None = None,
+) -> Runs:
+    """Read every run of a source, or only those with the given run ids.
+
+    Args:
+        source: a folder of run directories or of W&B's offline runs; a study's file of results
+            (`study.results`); a .csv, .parquet or .jsonl table; or `wandb:ENTITY/PROJECT`.
+        pool_validation_sets: losses on different validation sets do not compare, so runs with another
+            one than most have are left out, and counted; this keeps them.
+        columns: of a file, its name of each of our columns (`analysis.runs.tables.read_table`).
+
+    Columns carry their units: `loss_nats_per_token` after decay, `flops` of training in the
+    convention of `flops_convention`, `n_flop` = flops_per_token / 6, `tokens`,
+    `budget` = tokens_per_param as asked for, equal across the families of a rung. `size` is the one
+    asked for, or of a preset's rung its N_flop.
+
+    Raises:
+        DataError: if the source holds no finished run.
+    """
+    if columns is None and _is_results_file(Path(source)):
+        results = read_results(Path(source)).values()
+        return runs_of(results, only, pool_validation_sets=pool_validation_sets)
+    table, dropped = _collect(source, only, columns)
+    table = _comparable(table, dropped, pool_validation_sets=pool_validation_sets)
+    return Runs(table, dropped, tuple(_warnings(table, dropped)))
+
+
+def runs_of(
+    results: Iterable[RunResult],
+    only: Collection[str] | None = None,
+    *,
+    pool_validation_sets: bool = False,
+) -> Runs:
+    """Results of runs, wherever they were kept, as `load_runs` gives them.
+
+    Raises:
+        DataError: if none of them finished.
+    """
+    dropped: Counter[str] = Counter()
+    rows = []
+    for result in results:
+        if only is not None and result.run_id not in only:
+            dropped[NOT_A_CELL] += 1
+        elif result.status != "finished":
+            dropped[f"not finished ({result.status})"] += 1
+        else:
+            rows.append(_row(result))
+    if not rows:
+        raise DataError(f"no finished run in these results: {dict(dropped)}")
+    table = pd.DataFrame(rows).sort_values(["family", "flops", "seed"], ignore_index=True)
+    table = _comparable(table, dropped, pool_validation_sets=pool_validation_sets)
+    return Runs(table, dropped, tuple(_warnings(table, dropped)))
+
+
+def _collect(
+    source: Path | str, only: Collection[str] | None, columns: Mapping[str, str] | None
+) -> tuple[pd.DataFrame, Counter[str]]:
+    if isinstance(source, str) and source.startswith(WANDB):
+        table, dropped = tracked_table(online_runs(source.removeprefix(WANDB)))
+        return _selected(table, dropped, only, source)
+    path = Path(source)
+    if is_table(path):
+        return _selected(*_finished(read_table(path, columns)), only, str(path))
+    if path.is_file():
+        known = ", ".join(SUFFIXES)
+        raise DataError(f"{path}: not a table that can be read; known are {known}, uncompressed")
+    if not any(_run_directories(path)) and any(path.rglob("*.wandb")):
+        return _selected(*tracked_table(offline_runs(path)), only, str(path))
+    return collect_runs(path, only)
+
+
+def _is_results_file(path: Path) -> bool:
+    """Whether its first line is a whole `RunResult`."""
+    if path.suffix != ".jsonl" or not path.is_file():
+        return False
+    with path.open(encoding="utf-8") as lines:
+        try:
+            first = json.loads(lines.readline())
+        except json.JSONDecodeError:
+            return False
+    return isinstance(first, dict) and {"schema_version", "run_id", "trunk_id"} <= set(first)
+
+
+def _finished(table: pd.DataFrame) -> tuple[pd.DataFrame, Counter[str]]:
+    """Rows of a foreign table with a final loss; `status` says why others have none."""
+    dropped: Counter[str] = Counter()
+    if "status" in table:
+        ended = table["status"].isin(["finished", "completed", "done"])
+        for state, count in table.loc[~ended, "status"].value_counts(dropna=False).items():
+            dropped[f"not finished ({state})"] += int(count)
+        table = table[ended]
+    losses = pd.to_numeric(table["loss_nats_per_token"], errors="coerce")
+    garbled = losses.isna() & table["loss_nats_per_token"].notna()
+    if garbled.any():
+        found = table.loc[garbled, "loss_nats_per_token"].iloc[0]
+        raise DataError(
+            f"loss_nats_per_token={found!r} in {int(garbled.sum())} rows: not a number; an empty cell says that "
+            "a run has no loss"
+        )
+    known = np.isfinite(losses)
+    _count(dropped, "no final loss, or diverged", int((~known).sum()))
+    return table[known].assign(loss_nats_per_token=losses[known]), dropped
+
+
+def _selected(
+    table: pd.DataFrame, dropped: Counter[str], only: Collection[str] | None, source: str
+) -> tuple[pd.DataFrame, Counter[str]]:
+    if only is not None and "run_id" in table:
+        chosen = table["run_id"].isin(list(only))
+        _count(dropped, NOT_A_CELL, int((~chosen).sum()))
+        table = table[chosen]
+    if table.empty:
+        reasons = "".join(f"; {count} {reason}" for reason, count in dropped.items())
+        raise DataError(f"{source}: no finished run here{reasons}")
+    order = [name for name in ("family", "flops", "tokens", "seed") if name in table]
+    return table.sort_values(order, ignore_index=True), dropped
+
+
+def collect_runs(
+    folder: Path, only: Collection[str] | None = None
+) -> tuple[pd.DataFrame, Counter[str]]:
+    """Every finished run as a row, whatever its recipe, and the others counted by reason.
+
+    Raises:
+        DataError: if the folder holds no finished run.
+    """
+    dropped: Counter[str] = Counter()
+    rows = []
+    for run in _run_directories(folder):
+        if only is not None and run.path.name not in only:
+            dropped[NOT_A_CELL] += 1
+            continue
+        try:
+            result = run.result()
+        except RunError:
+            dropped["unreadable result.json"] += 1
+            continue
+        state = run.state()
+        if result is None or state != "finished":
+            dropped[f"not finished ({state})"] += 1
+            continue
+        rows.append(_row(result))
+    if not rows:
+        reasons = "".join(f"; {count} {reason}" for reason, count in dropped.items())
+        raise DataError(
+            f"{folder}: no finished run here{reasons}. Train some first, for example with "
+            "python sweep.py study=demo action=run"
+        )
+    return pd.DataFrame(rows).sort_values(["family", "flops", "seed"], ignore_index=True), dropped
+
+
+def _run_directories(folder: Path) -> Iterator[RunDirectory]:
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such folder; train some runs first, for example with "
+            "python sweep.py study=demo action=run"
+        )
+    for config in sorted(folder.rglob("config.yaml")):
+        # W&B keeps a config.yaml of its own, and hidden folders hold superseded runs.
+        inner = config.parent.relative_to(folder).parts
+        if "wandb" not in inner and not any(part.startswith(".") for part in inner):
+            yield RunDirectory(config.parent)
+
+
+def _row(result: RunResult) -> dict[str, object]:
+    shape = result.shape
+    return {
+        "run_id": result.run_id,
+        "study": result.study,
+        "recipe_id": result.recipe_id,
+        "family": result.family,
+        "rung": result.rung,
+        "size": result.size or round(flop_equivalent_params(result.reference_flops_per_token)),
+        "architecture": _architecture(result),
+        "shape": f"L{shape['n_layers']}-d{shape['d_model']}",
+        "n_layers": shape["n_layers"],
+        "d_model": shape["d_model"],
+        "aspect_ratio": shape["d_model"] / (shape["n_layers"] * shape["layer_sharing"]),
+        "params_total": result.params_total,
+        "params_non_embedding": result.params_non_embedding,
+        "flops_per_token": result.flops_per_token,
+        "n_flop": flop_equivalent_params(result.flops_per_token),
+        "tokens": result.tokens,
+        "budget": float(f"{result.tokens_per_param:.3g}"),
+        "flops": result.flops,
+        "epochs": result.epochs,
+        "seed": result.seed,
+        "peak_lr": result.peak_lr,
+        "parametrization": result.parametrization,
+        "schedule": result.schedule["kind"],
+        "decayed": is_decayed(result.schedule),
+        "taken_over_steps": result.taken_over_steps,
+        "loss_spikes": len(result.loss_spikes),
+        "batch_tokens": result.batch_tokens,
+        "precision": result.precision,
+        "loss_nats_per_token": result.val_loss_nats_per_token,
+        "bits_per_byte": result.val_bits_per_byte,
+        "val_errors": result.val_errors,
+        "val_tokens": result.val_tokens,
+        "val_fingerprint": result.val_fingerprint,
+        "tokens_per_second": result.tokens_per_second,
+        "commit": result.commit,
+    }
+
+
+def _architecture(result: RunResult) -> str:
+    """What must not vary within a family besides its size."""
+    return ", ".join(f"{key}={result.shape[key]}" for key in ARCHITECTURE)
+
+
+def _comparable(
+    table: pd.DataFrame, dropped: Counter[str], *, pool_validation_sets: bool
+) -> pd.DataFrame:
+    """One row a run, one validation set, one recipe, one architecture a family: the commonest each."""
+    if "run_id" in table:
+        repeated = table.duplicated("run_id")
+        _count(dropped, "same run in another study", int(repeated.sum()))
+        table = table[~repeated]
+    else:
+        # Without seeds, rows that differ in their loss are runs with different ones.
+        same = ONE_RUN if "seed" in table else [*ONE_RUN, "loss_nats_per_token"]
+        repeated = table.duplicated([name for name in same if name in table])
+        _count(dropped, "duplicate", int(repeated.sum()))
+        table = table[~repeated]
+    if "decayed" in table:
+        decayed = table["decayed"].astype(bool)
+        _count(dropped, "undecayed", int((~decayed).sum()))
+        table = table[decayed]
+    if not pool_validation_sets:
+        # The identity of the data is part of a recipe, so a pool of validation sets has several.
+        table = _with_commonest(table, "val_fingerprint", dropped, OTHER_VALIDATION_SET)
+        table = _with_commonest(table, "recipe_id", dropped, "other recipe")
+    if "architecture" in table:
+        own = table.groupby("family")["architecture"].transform(lambda rows: rows.mode().iloc[0])
+        other = table["architecture"] != own
+        _count(dropped, "other architecture in its family", int(other.sum()))
+        table = table[~other]
+    return _at_own_rate(table, dropped).reset_index(drop=True)
+
+
+def _at_own_rate(table: pd.DataFrame, dropped: Counter[str]) -> pd.DataFrame:
+    """One learning rate a shape: that of most of its budgets, else the best.
+
+    A shape that was tuned has runs at other rates, at its shortest budget; they are no replicates.
+    """
+    shape = [name for name in ("family", "rung", "shape") if name in table]
+    if "peak_lr" not in table or table["peak_lr"].isna().any() or table.empty:
+        return table
+    rates = table.groupby([*shape, "peak_lr"], dropna=False).agg(
+        budgets=("tokens", "nunique"), loss=("loss_nats_per_token", "min")
+    )
+    ranked = rates.reset_index().sort_values(["budgets", "loss"], ascending=[False, True])
+    own = ranked.drop_duplicates(shape)[[*shape, "peak_lr"]]
+    kept = table.merge(own, on=[*shape, "peak_lr"], how="inner")
+    _count(dropped, "other learning rate of its shape", len(table) - len(kept))
+    return kept
+
+
+def _with_commonest(
+    table: pd.DataFrame, column: str, dropped: Counter[str], reason: str
+) -> pd.DataFrame:
+    if column not in table or table[column].isna().all():
+        return table
+    common = table[column].mode().iloc[0]  # of equally common ones, the first by name
+    _count(dropped, reason, int((table[column] != common).sum()))
+    return table[table[column] == common]
+
+
+def _count(dropped: Counter[str], reason: str, runs: int) -> None:
+    if runs:
+        dropped[reason] += runs
+
+
+def _warnings(table: pd.DataFrame, dropped: Counter[str]) -> Iterator[str]:
+    if apart := dropped[OTHER_VALIDATION_SET]:
+        yield (
+            f"{count(apart, 'run')} {'was' if apart == 1 else 'were'} measured on another validation set than these, so their losses do not "
+            "compare; --pool-validation-sets takes them in all the same"
+        )
+    for column in ("commit", "study", "val_fingerprint", "recipe_id"):
+        if column not in table:
+            continue
+        values = table[column].dropna().unique()
+        if len(values) > 1:
+            yield f"runs differ in {column}: {_some_of(values)}"
+    if "loss_spikes" in table and (spiky := int((table["loss_spikes"] > 0).sum())):
+        yield (
+            f"{count(spiky, 'run')} {'has' if spiky == 1 else 'have'} logged losses that count as spikes (of normal noise one in 740 does): look at "
+            "their curves; a run with a real one is run again with another seed, never left out"
+        )
+    if "epochs" in table and (table["epochs"] > 1).any():
+        yield f"some runs repeat the training text, up to {table['epochs'].max():.1f} times"
+
+
+def _some_of(values: Iterable[object]) -> str:
+    shown = [str(value)[:SHOWN_DIGITS] for value in values]
+    more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
+    return ", ".join(shown[:SHOWN]) + more

@@ -1,0 +1,183 @@
+"""Runs of a W&B project, online by its public API or from offline folders, as rows of the tidy table.
+
+An offline run is one `run-ID.wandb` file: a 7-byte header, then blocks of 32 KiB of chunks with a header
+of 7 bytes each (checksum, length, kind: whole, first, middle, last), whose payloads joined are protobuf
+records. W&B's package reads the records; it has no public reader of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from slm.architecture.flops import flop_equivalent_params
+from slm.errors import DataError
+
+BLOCK, HEADER = 32 * 1024, 7
+WHOLE, FIRST, LAST = 1, 2, 4
+FINAL_LOSS = "val/loss"
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """What W&B knows of a run; `state` is finished, or what it is instead."""
+
+    run_id: str
+    study: str
+    state: str
+    tags: tuple[str, ...]
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any]
+
+
+def online_runs(project: str) -> Iterator[TrackedRun]:
+    """Runs of `entity/project`. Where a summary has no final loss, the history is scanned for its last.
+
+    Raises:
+        DataError: if W&B is not installed, not reachable, or has no such project.
+    """
+    try:
+        import wandb
+
+        for run in wandb.Api().runs(project):
+            summary = dict(run.summary)
+            if FINAL_LOSS not in summary:
+                for row in run.scan_history(keys=[FINAL_LOSS]):
+                    summary[FINAL_LOSS] = row[FINAL_LOSS]
+            yield TrackedRun(
+                run.id, run.group or "", run.state, tuple(run.tags), dict(run.config), summary
+            )
+    except ImportError:
+        raise DataError("wandb is not installed; run pip install wandb") from None
+    except Exception as error:
+        raise DataError(
+            f"cannot read the W&B project {project!r}: {error}; it is named ENTITY/PROJECT, and "
+            "`wandb login` gives access"
+        ) from None
+
+
+def offline_runs(folder: Path) -> Iterator[TrackedRun]:
+    """Runs of all `.wandb` files below a folder. A run that was resumed has several, joined in order."""
+    found: dict[str, TrackedRun] = {}
+    for file in sorted(folder.rglob("*.wandb"), key=lambda path: path.parent.name):
+        run = read_offline(file)
+        if run is None:
+            continue
+        before = found.get(run.run_id)
+        if before is not None:
+            run = TrackedRun(
+                run.run_id, run.study, run.state, run.tags,
+                {**before.config, **run.config}, {**before.summary, **run.summary},
+            )  # fmt: skip
+        found[run.run_id] = run
+    yield from found.values()
+
+
+def read_offline(file: Path) -> TrackedRun | None:
+    """The run of one file, cut short where the file is; None if it holds none."""
+    from wandb.proto import wandb_internal_pb2
+
+    config: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
+    run_id, study, state, tags = "", "", "running", ()
+    for payload in _payloads(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(payload)
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            run_id, study, tags = record.run.run_id, record.run.run_group, tuple(record.run.tags)
+            config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        elif kind == "summary":
+            for item in record.summary.update:
+                key = item.key or "/".join(item.nested_key)
+                summary[key] = json.loads(item.value_json)
+        elif kind == "exit":
+            state = "finished" if record.exit.exit_code == 0 else "failed"
+    return TrackedRun(run_id, study, state, tags, config, summary) if run_id else None
+
+
+def _payloads(content: bytes) -> Iterator[bytes]:
+    at, joined = HEADER, b""
+    while at + HEADER <= len(content):
+        left = BLOCK - at % BLOCK
+        if left < HEADER:  # a block's end too short for a chunk is padding
+            at += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, at)
+        chunk = content[at + HEADER : at + HEADER + length]
+        if len(chunk) < length:
+            return  # the run was killed while it wrote
+        at += HEADER + length
+        joined = chunk if kind in (WHOLE, FIRST) else joined + chunk
+        if kind in (WHOLE, LAST):
+            yield joined
+
+
+def tracked_table(runs: Iterator[TrackedRun]) -> tuple[pd.DataFrame, Counter[str]]:
+    """Finished runs as rows, the others counted by reason."""
+    dropped: Counter[str] = Counter()
+    rows = []
+    for run in runs:
+        if run.state != "finished":
+            dropped[f"not finished ({run.state})"] += 1
+        elif not isinstance(run.summary.get(FINAL_LOSS), (int, float)):
+            dropped["no final loss"] += 1
+        elif not math.isfinite(run.summary[FINAL_LOSS]):
+            dropped["diverged"] += 1
+        elif "shape" not in run.config or "flops_per_token" not in run.summary:
+            dropped["not a run of slm"] += 1
+        else:
+            rows.append(_row(run))
+    return pd.DataFrame(rows), dropped
+
+
+def _row(run: TrackedRun) -> dict[str, Any]:
+    config, counts, shape = run.config, run.summary, run.config["shape"]
+    sizes = [tag.removeprefix("size-") for tag in run.tags if tag.startswith("size-")]
+    size = (
+        int(sizes[0])
+        if sizes
+        else round(flop_equivalent_params(counts["reference_flops_per_token"]))
+    )
+    return {
+        "run_id": run.run_id,
+        "study": run.study,
+        "family": config["family"],
+        "rung": str(size),
+        "size": size,
+        "shape": f"L{shape['n_layers']}-d{shape['d_model']}",
+        "n_layers": shape["n_layers"],
+        "d_model": shape["d_model"],
+        "aspect_ratio": shape["d_model"] / (shape["n_layers"] * shape.get("layer_sharing", 1)),
+        "params_total": counts["params_total"],
+        "params_non_embedding": counts["params_non_embedding"],
+        "flops_per_token": counts["flops_per_token"],
+        "n_flop": flop_equivalent_params(counts["flops_per_token"]),
+        "tokens": counts["tokens"],
+        "budget": float(f"{counts['tokens_per_param']:.3g}"),
+        "flops": counts["flops"],
+        "seed": config["seed"],
+        "peak_lr": config["optimizer"]["lr"],
+        "parametrization": config["parametrization"]["kind"],
+        "schedule": config["schedule"]["kind"],
+        "decayed": is_decayed(config["schedule"]),
+        "loss_nats_per_token": counts[FINAL_LOSS],
+        "val_fingerprint": json.dumps(
+            [config.get("data"), config.get("tokenizer")], sort_keys=True
+        ),
+    }
+
+
+def is_decayed(schedule: Mapping[str, Any]) -> bool:
+    """Whether the learning rate came down before the final loss was taken."""
+    return (
+        schedule.get("decay_fraction", 1.0) != 0 and schedule.get("final_lr_fraction", 0.0) <= 0.5
+    )

@@ -1,0 +1,113 @@
+"""Entry points of train.py and sweep.py: command line to Hydra, errors to exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from slm.config.hydra import CONF_DIR, config_of, let_through, register_schema
+from slm.errors import ConfigError, Interrupted, Problem, SlmError
+from slm.logs import log, log_to_console
+from slm.training.execute import train_all
+from slm.training.launch import find_place
+from slm.training.team import assembled
+
+
+def run_app(main: Callable[[], Any]) -> NoReturn:
+    """Run a Hydra app and exit: 0 done, 1 failed, 2 wrong config, 128 + n stopped by signal n."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us instead of Hydra's printer
+    sys.argv[1:] = [let_through(argument, CONF_DIR) for argument in sys.argv[1:]]
+    register_schema()
+    guarded(main)
+
+
+def guarded(main: Callable[[], Any]) -> NoReturn:
+    """Run `main` and exit with a message and a code where it fails."""
+    log_to_console()
+    try:
+        main()
+    except SlmError as error:
+        _exit("" if error.was_shown else str(error), error.exit_code)
+    except yaml.YAMLError as error:
+        _exit(f"a file of conf/ is not YAML: {error}", ConfigError.exit_code)
+    except MissingConfigException as error:
+        _exit(_missing_option(error), ConfigError.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        _exit(f"the configuration could not be composed: {error}", ConfigError.exit_code)
+    except OSError as error:
+        _exit(_file_error(error), 1)
+    except KeyboardInterrupt as stop:
+        # Of a job in a grid the signal that stopped it: schedulers requeue by the exit code.
+        cause = stop.__cause__
+        _exit("stopped", cause.exit_code if isinstance(cause, Interrupted) else 130)
+    sys.exit(0)
+
+
+def train_job(cfg: DictConfig) -> float | None:
+    """Train what a composed config asks for, unless it is done; say where everything is.
+
+    Returns the validation loss of its longest run, which a sweeper such as Optuna's makes small.
+
+    In a multirun an error is shown and raised, so that the other jobs go on, but a request to stop
+    ends them all.
+    """
+    log_to_console()  # again, for a job in a process of its launcher's
+    try:
+        with assembled(find_place(os.environ), log.error) as team:
+            if not team.leads:
+                log.setLevel(logging.CRITICAL)
+            with team.together():
+                config = config_of(cfg)
+            return train_all(config, team)
+    except SlmError as error:
+        if isinstance(error, Interrupted):
+            _hand_on(error.signal_number)
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            _exit("" if error.was_shown else str(error), error.exit_code)
+        if not error.was_shown:
+            log.error("%s", error)
+        error.was_shown = True
+        if isinstance(error, Interrupted):
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _hand_on(number: int) -> None:
+    """Let whoever listened for a signal before us have it, now that the state is saved.
+
+    That is how a launcher's own handler gets to put the job back into the queue.
+    """
+    if number != signal.SIGINT and callable(signal.getsignal(number)):
+        signal.raise_signal(number)
+
+
+def _exit(message: str, code: int) -> NoReturn:
+    if message:
+        print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _missing_option(error: MissingConfigException) -> str:
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    options = sorted(error.options or [])
+    near = get_close_matches(option, options, n=1)
+    fix = (f"did you mean {near[0]}? " if near else "") + f"there are: {', '.join(options)}"
+    return str(ConfigError([Problem(group or "config", option, "no such option", fix)]))
+
+
+def _file_error(error: OSError) -> str:
+    reason = error.strerror or type(error).__name__
+    place = error.filename or "a file"
+    return f"cannot use {place}: {reason}; check runs_dir and cache_dir"

@@ -1,0 +1,109 @@
+"""Reads a composed config strictly and reports everything that is wrong with it at once.
+
+Hydra composes YAML and overrides into a plain tree; `load_config` turns that tree into the frozen
+dataclasses of `slm.config.schema`. An unknown key, a wrong value and a broken rule between keys each
+become one line that names the key, the value, the rule and the nearest fix.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import pydantic
+from pydantic import TypeAdapter
+
+from slm.config.rules import check
+from slm.config.schema import (
+    Config,
+    field_descriptions,
+)
+from slm.errors import ConfigError, Problem
+
+
+def load_config(tree: Mapping[str, Any]) -> Config:
+    """Read a composed, resolved tree strictly.
+
+    Raises:
+        ConfigError: listing every unknown key, wrong value and broken rule between keys.
+    """
+    adapter = TypeAdapter(Config)
+    pruned = _copy(tree)
+    problems: list[Problem] = []
+    while True:
+        try:
+            config = adapter.validate_python(pruned)
+            break
+        except pydantic.ValidationError as failure:
+            # What is wrong is noted and taken out, so that the rules between the other keys still
+            # get their say; each pass removes a key, so the loop ends.
+            for error in failure.errors():
+                problems.append(_describe(error, tree))
+                _remove(pruned, error["loc"])
+    suspect = {problem.key for problem in problems}
+    problems += [p for p in check(config) if not _involves(p, suspect)]
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _describe(error: Any, tree: Mapping[str, Any]) -> Problem:
+    """One pydantic error in our words, with the nearest valid name or value."""
+    key = ".".join(str(part) for part in error["loc"] if not _is_type_tag(part))
+    value = error["input"]
+    if error["type"] == "unexpected_keyword_argument":
+        return Problem(key, value, "unknown key", _nearest_key(key))
+    if error["type"] == "literal_error":
+        allowed = error["ctx"]["expected"]
+        choices = [word.strip("'") for word in allowed.replace(" or ", ", ").split(", ")]
+        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+        return Problem(key, value, f"must be {allowed}", f"did you mean {near[0]}?" if near else "")
+    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    return Problem(key, value, message.replace("should be", "must be"))
+
+
+def _is_type_tag(part: object) -> bool:
+    """Pydantic adds the branch of a union to the location, e.g. `constrained-int`."""
+    return isinstance(part, str) and ("[" in part or part.startswith("constrained-"))
+
+
+def _nearest_key(key: str) -> str:
+    """The same leaf elsewhere, else a similar leaf of the same section, else a similar one anywhere."""
+    known = [name for name, _, _ in field_descriptions()]
+    parent, _, leaf = key.rpartition(".")
+    sections = sorted({name.partition(".")[0] for name in known})
+    leaves = {name.rpartition(".")[2]: name for name in known}
+    siblings = {n.rpartition(".")[2]: n for n in known if n.rpartition(".")[0] == parent}
+    near = [leaves[leaf]] if leaf in leaves else _similar(leaf, siblings)
+    near = near or _similar(leaf, {name: name for name in sections}) or _similar(leaf, leaves)
+    return f"did you mean {near[0]}?" if near else "see python train.py --help"
+
+
+def _similar(word: str, names: Mapping[str, str]) -> list[str]:
+    return [names[match] for match in difflib.get_close_matches(word, names, n=1, cutoff=0.7)]
+
+
+def _involves(problem: Problem, suspect: set[str]) -> bool:
+    """Whether a rule was broken only because a wrong value had been taken out.
+
+    A rule spells the other keys it reads, so a suspect key in it is one of them.
+    """
+    if problem.key in suspect or any(key in problem.rule for key in suspect):
+        return True
+    section_name = problem.key.partition(".")[0]
+    return problem.value is None and any(key.partition(".")[0] == section_name for key in suspect)
+
+
+def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _copy(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
+
+
+def _remove(tree: dict[str, Any], location: tuple[Any, ...]) -> None:
+    """Delete the deepest existing mapping key on a pydantic location."""
+    parent, key = tree, location[0]
+    for part in location[1:]:
+        if not isinstance(parent.get(key), dict) or part not in parent[key]:
+            break
+        parent, key = parent[key], part
+    parent.pop(key, None)

@@ -1,0 +1,292 @@
+"""From a config to the exact run it asks for: shape, steps, tokens, FLOPs and identity.
+
+Torch-free, so that planning a study and refusing a finished run cost milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from slm.architecture.flops import flop_equivalent_params, training_flops_per_token
+from slm.architecture.ladder import rung_of
+from slm.architecture.shape_solver import ShapeFrame, solve_shape
+from slm.architecture.shapes import MLP_MATRICES, ModelShape
+from slm.config.schema import BudgetConfig, Config
+from slm.data.corpus.identity import data_identity, tokenizer_identity
+from slm.data.tokenizers.tokenizer import known_vocabulary
+from slm.errors import ConfigError, Problem
+from slm.files import canonical_hash
+from slm.run.lr_schedule import steps_before_decay
+
+ID_HASH_LENGTH = 8
+DRAW_STRIDE = 1_000_003  # beyond any seed in use
+MLP_RATIO = (
+    8 / 3
+)  # d_ff / d_model of an explicit shape that names none, after 2302.13971 section 2.2
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What one run computes; everything here is decided before anything is computed."""
+
+    config: Config
+    shape: ModelShape
+    reference_flops_per_token: int
+    """f of the rung (or of an explicit shape), which turns tokens_per_param into tokens."""
+    rung_shift: float | None
+    """Share by which the rung lies above the size asked for, in what it matches; None for a preset."""
+    steps: int
+    batch_sequences: int
+    """Sequences of seq_len tokens in a global batch."""
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.batch_sequences * self.shape.seq_len
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.batch_tokens
+
+    @property
+    def flops_per_token(self) -> int:
+        return training_flops_per_token(self.shape)
+
+    @property
+    def flops(self) -> int:
+        return self.flops_per_token * self.tokens
+
+    @property
+    def rung(self) -> str | None:
+        """What shapes to be compared share: a size or a preset; None for a shape of its own."""
+        config = self.config
+        return config.model.preset if config.size is None else str(config.size)
+
+    @property
+    def eot_id(self) -> int | None:
+        """The token that begins each document; None for a task without documents."""
+        return known_vocabulary(self.config).eot_id
+
+    @property
+    def warmup_tokens(self) -> int:
+        """At most one token per parameter: long warmups distort small runs (2406.19146)."""
+        schedule = self.config.schedule
+        asked = schedule.warmup_fraction * (schedule.warmup_budget_tokens or self.tokens)
+        return round(min(asked, flop_equivalent_params(self.flops_per_token)))
+
+    @property
+    def init_seed(self) -> int:
+        return self.config.seed + DRAW_STRIDE * self.config.family.draw
+
+    @property
+    def trunk_steps(self) -> int:
+        """Leading steps that do not depend on the budget: warmup and the constant rate of wsd."""
+        return steps_before_decay(self.steps, self.batch_tokens, self.config.schedule)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The scientific config: all that can change the result, and nothing else.
+
+        Raises:
+            DataError: if the corpus or the tokenizer's file is not there.
+        """
+        config = self.config
+        return {
+            "family": config.family.name,
+            "shape": self.shape.as_dict(),
+            "parametrization": self._parametrization,
+            "rope_theta": config.model.rope_theta,
+            "norm_eps": config.model.norm_eps,
+            "attention": config.model.attention,
+            "document_mask": config.model.document_mask,
+            "data": data_identity(config),
+            "tokenizer": tokenizer_identity(config),
+            "optimizer": asdict(config.optimizer),
+            "schedule": self._schedule,
+            "tokens": self.tokens,
+            "precision": config.trainer.precision,
+            "seed": config.seed,
+            # Not there at 0, so that runs from before them keep their ids.
+            **({"dropout": config.model.dropout} if config.model.dropout else {}),
+            **({"draw": config.family.draw} if config.family.draw else {}),
+        }
+
+    @property
+    def _parametrization(self) -> dict[str, Any]:
+        """Only the base values that this kind reads."""
+        config = self.config.parametrization
+        read = {"standard": (), "mup": ("base_width",), "completep": ("base_width", "base_depth")}
+        return {"kind": config.kind, **{key: getattr(config, key) for key in read[config.kind]}}
+
+    @property
+    def _schedule(self) -> dict[str, Any]:
+        schedule = asdict(self.config.schedule)
+        del schedule["warmup_budget_tokens"]  # what it comes to counts
+        if self.config.schedule.kind == "cosine":
+            del schedule["decay_fraction"]  # means nothing there
+        return {**schedule, "warmup_tokens": self.warmup_tokens}
+
+    @property
+    def recipe_id(self) -> str:
+        """Hash of the identity without architecture, budget and seed: what comparable runs share.
+
+        Nor with the peak rate and the batch, which a study may set by rule for a shape or a rung.
+        """
+        varied = {"family", "shape", "tokens", "seed", "draw"}
+        recipe = {key: value for key, value in self.identity.items() if key not in varied}
+        recipe["optimizer"] = _without(recipe["optimizer"], "lr", "global_batch_tokens")
+        recipe["schedule"] = _without(recipe["schedule"], "warmup_tokens")  # follows the budget
+        context = {key: getattr(self.shape, key) for key in ("vocab_size", "seq_len")}
+        return canonical_hash({**recipe, **context})[:ID_HASH_LENGTH]
+
+    @property
+    def trunk_id(self) -> str | None:
+        """Slug and hash of all that decides the first `trunk_steps`; None without a constant rate.
+
+        Runs that share it took the same steps up to where the shorter one decays, whether or not
+        one of them began from the other's checkpoint, so their losses are not independent.
+        """
+        if self.config.schedule.kind != "wsd":
+            return None
+        schedule = _without(self.identity["schedule"], "decay_fraction", "final_lr_fraction")
+        digest = canonical_hash({**_without(self.identity, "tokens"), "schedule": schedule})
+        return f"{self._slug}-s{self.config.seed}-{digest[:ID_HASH_LENGTH]}"
+
+    @property
+    def _slug(self) -> str:
+        return f"{self.config.family.name}-{self.shape.label}"
+
+    @property
+    def tokens_per_param(self) -> float:
+        """The multiplier that was asked for, or what another budget amounts to."""
+        asked = self.config.budget.tokens_per_param
+        return asked or self.tokens / flop_equivalent_params(self.reference_flops_per_token)
+
+    @property
+    def run_id(self) -> str:
+        """Readable slug plus a hash of the identity; names the directory and the W&B run."""
+        digest = canonical_hash(self.identity)[:ID_HASH_LENGTH]
+        tokens = f"{self.tokens / 1e6:.3g}Mtok"
+        return f"{self._slug}-{tokens}-s{self.config.seed}-{digest}"
+
+
+def _without(table: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key not in keys}
+
+
+def resolve(config: Config) -> RunSpec:
+    """Work out the run a config asks for.
+
+    Raises:
+        ConfigError: if no shape of that size exists, or the table is smaller than the vocabulary.
+    """
+    shape, reference_flops, shift = _resolve_shape(config)
+    batch_tokens = config.optimizer.global_batch_tokens
+    steps = max(1, round(_budget_tokens(config, shape, reference_flops) / batch_tokens))
+    warmup_budget = config.schedule.warmup_budget_tokens
+    if warmup_budget is not None and warmup_budget > steps * batch_tokens:
+        rule = f"is more than the run's own budget of {steps * batch_tokens}"
+        fix = "null takes that"
+        raise ConfigError([Problem("schedule.warmup_budget_tokens", warmup_budget, rule, fix)])
+    return RunSpec(config, shape, reference_flops, shift, steps, batch_tokens // shape.seq_len)
+
+
+def branch_specs(config: Config) -> list[RunSpec]:
+    """The runs of a config, shortest first: one, or one for each of `budget.branches` and the whole.
+
+    Branches have one trunk, whose warmup follows the shortest of them.
+    """
+    if not config.budget.branches:
+        return [resolve(config)]
+    ends = sorted({*config.budget.branches, config.budget.amount})
+    budgets = [BudgetConfig.of(config.budget.unit, end) for end in ends]
+    trainer = replace(config.trainer, share_trunk=True)
+    shortest = resolve(replace(config, budget=budgets[0]))
+    schedule = replace(config.schedule, warmup_budget_tokens=shortest.tokens)
+    return [
+        resolve(replace(config, budget=budget, schedule=schedule, trainer=trainer))
+        for budget in budgets
+    ]
+
+
+def _resolve_shape(config: Config) -> tuple[ModelShape, int, float | None]:
+    """The shape, the f that turns tokens_per_param into tokens (the rung's, or its own), the shift."""
+    ladder, aspect_ratio = config.ladder, config.family.aspect_ratio
+    if config.size is None or aspect_ratio is None:
+        shape = _explicit_shape(config)
+        flops = training_flops_per_token(shape)
+        if aspect_ratio is not None:
+            frame = ShapeFrame.of(shape, ladder.d_ff_multiple)
+            with _told_as("model.preset", config.model.preset):
+                shape = solve_shape(frame, aspect_ratio, flops)
+        return shape, flops, None
+    frame = _frame(config)
+    aspect_ratios = tuple(sorted({a for a in ladder.aspect_ratios.values() if a is not None}))
+    reference = ladder.reference_aspect_ratio
+    rung = rung_of(frame, reference, aspect_ratios, config.size, ladder.size_counts)
+    with _told_as("size", config.size):
+        shape = solve_shape(frame, aspect_ratio, rung.target, rung.measure)
+    return shape, rung.flops_per_token, rung.shift
+
+
+@contextmanager
+def _told_as(key: str, value: object) -> Iterator[None]:
+    """Errors of the solver name the key and the value that the user gave."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([replace(p, key=key, value=value) for p in error.problems]) from None
+
+
+def _frame(config: Config) -> ShapeFrame:
+    ladder = config.ladder
+    return ShapeFrame(
+        d_head=ladder.d_head,
+        gqa_ratio=ladder.gqa_ratio,
+        ff_ratio=ladder.ff_ratio,
+        d_ff_multiple=ladder.d_ff_multiple,
+        **_common_to_shapes(config),
+    )
+
+
+def _common_to_shapes(config: Config) -> dict[str, Any]:
+    """What an explicit shape and the frame of solved ones take from the config alike."""
+    keys = ("seq_len", "tied", "mlp", "qk_norm", "layer_sharing")
+    return {"vocab_size": _vocab_size(config), **{k: getattr(config.model, k) for k in keys}}
+
+
+def _explicit_shape(config: Config) -> ModelShape:
+    model = config.model
+    if model.n_layers is None or model.d_model is None or model.n_heads is None:
+        raise ConfigError(
+            [Problem("model", None, "an explicit shape needs n_layers, d_model, n_heads")]
+        )
+    swiglu_d_ff = model.d_ff or max(8, round(MLP_RATIO * model.d_model / 8) * 8)
+    return ModelShape(
+        n_layers=model.n_layers,
+        d_model=model.d_model,
+        n_heads=model.n_heads,
+        n_kv_heads=model.n_kv_heads or model.n_heads,
+        d_head=model.d_head or model.d_model // model.n_heads,
+        d_ff=round(swiglu_d_ff * MLP_MATRICES["swiglu"] / MLP_MATRICES[model.mlp]),
+        **_common_to_shapes(config),
+    )
+
+
+def _vocab_size(config: Config) -> int:
+    needed = known_vocabulary(config).size
+    rows = config.model.vocab_size or needed
+    if rows < needed:
+        rule = f"smaller than the tokenizer's vocabulary of {needed}"
+        raise ConfigError([Problem("model.vocab_size", rows, rule, f"use {needed} or null")])
+    return rows
+
+
+def _budget_tokens(config: Config, shape: ModelShape, reference_flops: int) -> float:
+    unit, amount = config.budget.unit, config.budget.amount
+    if unit == "tokens_per_param":
+        return amount * flop_equivalent_params(reference_flops)
+    return amount if unit == "tokens" else amount / training_flops_per_token(shape)

@@ -1,0 +1,157 @@
+"""The learning rate of each shape: a grid of factor 2 at the shortest budget, until the optimum is inside.
+
+For studies whose families no parametrization makes share one rate. What each shape's curve says is kept
+in `lr_tuning.json` beside the runs: the best rate, the curvature of the loss in ln lr and the residual
+penalty, curvature / 2 * (ln(lr / vertex))^2, that stays because rates are a factor of 2 apart.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from slm.config.schema import Config
+from slm.errors import RunError
+from slm.files import read_json, write_json
+from slm.studies.cells import Cell
+from slm.studies.expand import Arm, Rates, shortest_cell
+from slm.tracking.result import RunResult
+
+log = logging.getLogger("slm")
+FILE = "lr_tuning.json"
+FACTOR = 2.0
+FIRST_STEPS = (-1, 0, 1)  # doublings from optimizer.lr that every shape begins with
+MAX_DOUBLINGS = 6  # from optimizer.lr; an optimum beyond is a recipe that is wrong, not a rate
+Key = tuple[str, int | str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What the rates of one shape say. `penalty_nats` is left by the grid's coarseness."""
+
+    family: str
+    rung: int | str
+    varied: tuple[str, ...]
+    shape: str
+    lr: float
+    is_interior: bool
+    vertex: float
+    curvature_nats: float
+    penalty_nats: float
+    cost_of_2x_nats: float
+    losses: dict[str, float]
+    """Final loss at each rate, nats per token."""
+
+    @property
+    def key(self) -> Key:
+        return self.family, self.rung, self.varied
+
+
+def tune(
+    arms: Sequence[Arm],
+    recorded: Mapping[str, RunResult],
+    run: Callable[[Sequence[Cell]], None],
+) -> list[Tuned]:
+    """Run rates until every arm's best one lies between two others; write and return what was found.
+
+    Raises:
+        RunError: if a run failed, or an optimum lies more than `MAX_DOUBLINGS` from optimizer.lr.
+    """
+    steps: dict[Key, list[int]] = {arm.key: list(FIRST_STEPS) for arm in arms}
+    while True:
+        cells = {
+            (arm.key, step): shortest_cell(_at(arm, step), recorded)
+            for arm in arms
+            for step in steps[arm.key]
+        }
+        missing = [cell for cell in cells.values() if not cell.is_done]
+        if missing:
+            log.info("learning rates: %d runs of %d to do", len(missing), len(cells))
+            run(missing)
+        is_extended = False
+        for arm in arms:
+            own = steps[arm.key]
+            best = min(own, key=lambda step: _loss(cells[arm.key, step]))
+            further = (
+                min(own) - 1 if best == min(own) else max(own) + 1 if best == max(own) else None
+            )
+            if further is None:
+                continue
+            if abs(further) > MAX_DOUBLINGS:
+                raise RunError(
+                    f"{arm.family} on {arm.rung}: the best rate is still {_rate(arm, best):.2g}, the "
+                    f"last of {len(own)}; start from another optimizer.lr"
+                )
+            own.append(further)
+            is_extended = True
+        if not is_extended:
+            break
+    found = [
+        _tuned(arm, {_rate(arm, step): cells[arm.key, step] for step in sorted(steps[arm.key])})
+        for arm in arms
+    ]
+    _write(arms[0].config, found)
+    return found
+
+
+def known_rates(config: Config) -> Rates:
+    """Rates by arm, of those that were tuned; the others keep optimizer.lr in a plan."""
+    path = _path(config)
+    if not path.exists():
+        return {}
+    rows = read_json(path)["shapes"]
+    return {(row["family"], row["rung"], tuple(row["varied"])): row["lr"] for row in rows}
+
+
+def _tuned(arm: Arm, cells: Mapping[float, Cell]) -> Tuned:
+    rates = sorted(cells)
+    losses = [_loss(cells[rate]) for rate in rates]
+    best = losses.index(min(losses))
+    left, middle, right = losses[best - 1 : best + 2]
+    step = math.log(FACTOR)
+    curvature = (left - 2 * middle + right) / step**2
+    slope = (right - left) / (2 * step)
+    offset = -slope / curvature  # of the vertex, in ln lr
+    return Tuned(
+        family=arm.family,
+        rung=arm.rung,
+        varied=arm.varied,
+        shape=cells[rates[best]].spec.shape.label,
+        lr=rates[best],
+        is_interior=True,
+        vertex=rates[best] * math.exp(offset),
+        curvature_nats=curvature,
+        penalty_nats=curvature / 2 * offset**2,
+        cost_of_2x_nats=curvature / 2 * step**2,
+        losses={f"{rate:.6g}": loss for rate, loss in zip(rates, losses, strict=True)},
+    )
+
+
+def _at(arm: Arm, step: int) -> Arm:
+    return arm.deciding({"lr": _rate(arm, step)})
+
+
+def _rate(arm: Arm, step: int) -> float:
+    return float(f"{arm.config.optimizer.lr * FACTOR**step:.6g}")
+
+
+def _loss(cell: Cell) -> float:
+    """Of a rate at which training diverges, infinite."""
+    result = cell.result
+    loss = None if result is None else result.val_loss_nats_per_token
+    return math.inf if loss is None else loss
+
+
+def _path(config: Config) -> Path:
+    return Path(config.runs_dir) / config.study.name / FILE
+
+
+def _write(config: Config, found: Sequence[Tuned]) -> None:
+    shapes: list[dict[str, Any]] = [asdict(tuned) for tuned in found]
+    path = _path(config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"schema_version": 1, "factor": FACTOR, "shapes": shapes})

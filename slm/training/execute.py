@@ -1,0 +1,96 @@
+"""Trains the run of a config, or all branches of its trunk, unless they are finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from slm.config.schema import Config
+from slm.errors import Diverged, Interrupted, SlmError
+from slm.logs import log, log_to_file
+from slm.run.spec import RunSpec, branch_specs
+from slm.tracking.result import RunResult
+from slm.tracking.run_dir import RunDirectory
+from slm.tracking.trunk import Trunk
+from slm.training.launch import check_launch
+from slm.training.team import ALONE, Team
+
+
+def train_all(config: Config, team: Team = ALONE) -> float | None:
+    """The run of a config, or all branches of its trunk; a branch that fails does not stop others.
+
+    Returns the final loss of the longest, in nats per token, where this process leads.
+
+    Raises:
+        InUse: if somebody else is at this run or this trunk.
+        SlmError: the first failure, after all branches.
+    """
+    with team.together():
+        check_launch(config.trainer, team.world_size, team.local_rank)
+        specs = branch_specs(config)
+        runs = [RunDirectory.of(spec) for spec in specs]
+    trunk = Trunk.of(specs[0])
+    with ExitStack() as held:
+        if trunk is not None and len(specs) > 1:
+            team.decide(lambda: _hold(trunk, held))
+        if trunk is not None and config.rerun:
+            team.decide(trunk.forget)
+        _train_each(specs, runs, team)
+    result = runs[-1].result() if team.leads else None
+    return None if result is None else result.val_loss_nats_per_token
+
+
+def _hold(trunk: Trunk, held: ExitStack) -> None:
+    held.callback(trunk.lease.take().release)
+
+
+def _train_each(specs: Sequence[RunSpec], runs: Sequence[RunDirectory], team: Team) -> None:
+    failures: list[SlmError] = []
+    for spec, run in zip(specs, runs, strict=True):
+        try:
+            _train(spec, run, team)
+        except Interrupted:
+            raise
+        except SlmError as error:
+            if len(specs) > 1:
+                log.error("%s: %s", spec.run_id, error)
+            failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+def _train(spec: RunSpec, run: RunDirectory, team: Team) -> None:
+    if not team.decide(lambda: _is_to_do(spec, run)):
+        return
+    with ExitStack() as held:
+        team.decide(lambda: _claim(spec, run, held))
+        from slm.training.runner import train  # torch and lightning take seconds to import
+
+        result = train(spec, run, team)
+    if result is not None:
+        log.info("finished: validation %s; everything is in %s", _measured(result), run.path)
+
+
+def _is_to_do(spec: RunSpec, run: RunDirectory) -> bool:
+    state = run.state()
+    if state == "finished" and not spec.config.rerun:
+        run.result()  # raises if it cannot be read
+        log.info("already finished, nothing to do (rerun=true starts over): %s", run.path)
+        return False
+    if state == "diverged" and not spec.config.rerun:
+        raise Diverged(f"this run diverged before (rerun=true starts over): {run.path}")
+    return True
+
+
+def _claim(spec: RunSpec, run: RunDirectory, held: ExitStack) -> None:
+    held.enter_context(run.claim(spec, rerun=spec.config.rerun))
+    held.enter_context(log_to_file(run.path / "log.txt"))
+    log.info("%s: %s steps, %.3g FLOPs", spec.run_id, f"{spec.steps:,}", spec.flops)
+
+
+def _measured(result: RunResult) -> str:
+    said = [f"{result.val_loss_nats_per_token:.4f} nats/token"]
+    if result.val_bits_per_byte is not None:
+        said.append(f"{result.val_bits_per_byte:.4f} bits/byte")
+    errors = result.val_errors or {}
+    return ", ".join([*said, *(f"error {share:.2%} at {group}" for group, share in errors.items())])

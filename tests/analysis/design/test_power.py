@@ -1,0 +1,227 @@
+"""Power against published arithmetic, against simulation, and its refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis.design.linear import Design, Law, seed_noise
+from analysis.design.power import design_power, most_valuable_next, t_power
+from slm.errors import DataError
+from tests.conftest import ROOT
+
+MULTIPLIERS = (5.0, 20.0, 80.0)
+
+
+def designed(
+    sizes: int,
+    seeds: int,
+    multipliers: Sequence[float],
+    families: Sequence[str] = ("deep", "wide"),
+    *,
+    low: float = 10e6,
+    high: float = 316e6,
+) -> Design:
+    rows = [
+        (family, rung, f"{family}{rung}", n, m * n, seed, 6 * n * m * n, m)
+        for family in families
+        for rung, n in enumerate(np.geomspace(low, high, sizes))
+        for m in multipliers
+        for seed in range(seeds)
+    ]
+    return Design(*map(list, zip(*rows, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("counts", "multipliers", "sigma", "tau", "expected"),
+    [
+        ((4, 1), MULTIPLIERS, 0.005, 0, 0.0017),
+        ((4, 1), MULTIPLIERS, 0.01, 0, 0.0035),
+        ((4, 1), MULTIPLIERS, 0.02, 0, 0.0069),
+        ((6, 1), MULTIPLIERS, 0.005, 0, 0.0015),
+        ((6, 1), MULTIPLIERS, 0.01, 0, 0.0030),
+        ((6, 1), MULTIPLIERS, 0.02, 0, 0.0060),
+        ((6, 3), MULTIPLIERS, 0.005, 0, 0.0009),
+        ((6, 3), MULTIPLIERS, 0.01, 0, 0.0017),
+        ((6, 3), MULTIPLIERS, 0.02, 0, 0.0035),
+        ((6, 1), MULTIPLIERS, 0.005, 0.01, 0.0055),
+        ((8, 3), (5.0, 10.0, 20.0, 80.0), 0.005, 0.01, 0.0048),
+    ],
+)
+def test_standard_errors_of_known_designs(
+    counts: tuple[int, int],
+    multipliers: tuple[float, ...],
+    sigma: float,
+    tau: float,
+    expected: float,
+) -> None:
+    sizes, seeds = counts
+    design = designed(sizes, seeds, multipliers)
+    power = design_power(design, "deep", "wide", sigma=sigma, tau=tau, simulations=0)
+    assert not power.refusals
+    assert power.se_exponent == pytest.approx(expected, rel=0.05)
+    shapes = 2 * sizes
+    assert power.df == (len(design) - 7 if tau == 0 else shapes - 5)
+    quantiles = stats.t.ppf(0.975, power.df) + stats.t.ppf(0.8, power.df)
+    assert power.mde80_exponent == pytest.approx(quantiles * power.se_exponent)
+
+
+def test_one_token_multiplier_is_refused_at_any_number_of_seeds() -> None:
+    for seeds in (1, 10):
+        power = design_power(designed(4, seeds, (20.0,)), "deep", "wide")
+        assert "single token budget" in power.refusals[0]
+        assert power.se_exponent is None and power.power_t is None and power.power_verdict is None
+        assert power.se_difference is not None  # a difference at matched FLOPs needs no exponent
+
+
+def test_each_rule_refuses_and_says_what_to_run() -> None:
+    three = design_power(designed(3, 1, MULTIPLIERS), "deep", "wide")
+    assert "3 sizes, at least 4 are needed; run 1 more" in three.refusals[0]
+    alone = design_power(designed(6, 1, MULTIPLIERS, ("deep",)), "deep", "wide")
+    assert "one family, deep" in alone.refusals[0] and alone.se_difference is None
+    narrow = designed(6, 1, (20.0, 21.0, 22.0))
+    assert "correlated at 0.99" in design_power(narrow, "deep", "wide").refusals[0]
+    small, large = (
+        designed(6, 1, MULTIPLIERS, ("deep",)),
+        designed(6, 1, MULTIPLIERS, ("wide",), low=1e9, high=9e9),
+    )
+    apart = Design(**{key: [*getattr(small, key), *getattr(large, key)] for key in vars(small)})
+    assert "overlap" in design_power(apart, "deep", "wide").refusals[0]
+    with pytest.raises(DataError, match="n_flop=-1"):
+        design_power(Design(["a"], [0], ["s"], [-1.0], [1.0], [0], [1.0], [1.0]), "a", "b")
+    with pytest.raises(DataError, match="one entry a run"):
+        Design(["a"], [0, 1], ["s"], [1.0], [1.0], [0], [1.0], [1.0])
+    with pytest.raises(DataError, match="sigma=0"):
+        design_power(narrow, "deep", "wide", sigma=0)
+
+
+def test_warnings_of_a_weak_design() -> None:
+    power = design_power(designed(5, 1, (5.0, 20.0), low=1e6, high=5e6), "deep", "wide")
+    said = "\n".join(power.warnings)
+    assert "0.062" in said and "0.7 decades" in said and "2 per size" in said and "one seed" in said
+    tiny = design_power(designed(6, 2, MULTIPLIERS, low=1e3, high=1e5), "deep", "wide")
+    assert any("far outside" in warning for warning in tiny.warnings)
+    json.dumps(tiny.to_dict())
+
+
+def test_t_power_agrees_with_scipy_and_survives_large_effects() -> None:
+    for df in (3, 7, 29):
+        critical = stats.t.ppf(0.975, df)
+        for size in (0.0, 1.0, 3.0, 7.0):
+            exact = stats.nct.sf(critical, df, size) + stats.nct.cdf(-critical, df, size)
+            assert t_power(-size, df) == pytest.approx(exact, abs=1e-7)
+    assert t_power(0, 7) == pytest.approx(0.05)
+    # From the noncentral t to the normal: both are certain there unless df is tiny.
+    assert t_power(12.0, 7) == pytest.approx(t_power(12.01, 7), abs=1e-6)
+    assert t_power(1e6, 7) == 1.0 and t_power(40, 101) == 1.0
+
+
+def test_power_of_the_t_test_is_that_of_simulated_studies() -> None:
+    """2000 studies of 36 runs with seed noise alone, tested by weighted least squares."""
+    design, sigma, effect, law = designed(6, 1, MULTIPLIERS), 0.01, 0.008, Law()
+    n, tokens = np.array(design.n_flop), np.array(design.tokens)
+    deep = np.array(design.family) == "deep"
+    terms = law.terms(n, tokens)
+    loss, share = terms.sum(axis=1), terms / terms.sum(axis=1, keepdims=True)
+    x, z = np.log(n), np.log(tokens)
+    a = share[:, 1]
+    jacobian = np.stack(
+        [
+            share[:, 0],
+            a * deep,
+            a * ~deep,
+            share[:, 2],
+            -a * x * deep,
+            -a * x * ~deep,
+            -share[:, 2] * z,
+        ],
+        1,
+    )
+    whitened = jacobian * (loss / sigma)[:, None]
+    inverse = np.linalg.pinv(whitened)
+    mean = whitened[:, 4] * effect
+    y = mean[:, None] + np.random.default_rng(0).normal(size=(len(n), 2000))
+    theta = inverse @ y
+    variance = ((y - whitened @ theta) ** 2).sum(axis=0) / (len(n) - 7)
+    contrast = inverse[4] - inverse[5]
+    t = (theta[4] - theta[5]) / np.sqrt(variance * (contrast @ contrast))
+    rejected = float((np.abs(t) > stats.t.ppf(0.975, len(n) - 7)).mean())
+    power = design_power(
+        design, "deep", "wide", sigma=sigma, tau=0, effects=[effect], simulations=0
+    )
+    assert power.power_t is not None
+    assert rejected == pytest.approx(power.power_t[effect], abs=0.035)  # 3 sd of 2000 studies
+
+
+def test_the_whole_verdict_is_harder_than_its_t_test() -> None:
+    five = design_power(designed(5, 3, MULTIPLIERS), "deep", "wide").power_verdict
+    assert five is not None and set(five.values()) == {0.0}  # 2/32 can never be below .05
+    eight = design_power(designed(8, 1, MULTIPLIERS), "deep", "wide", effects=(0.0, 0.01, 0.05))
+    assert eight.power_verdict is not None and eight.power_t is not None
+    assert eight.power_verdict[0.0] <= 0.05 + 0.033  # 3 sd of 400 studies
+    assert eight.power_verdict[0.01] < eight.power_t[0.01]
+    assert eight.power_verdict[0.05] > 0.95
+
+
+def test_the_paired_difference_is_a_regression_at_its_largest_flops() -> None:
+    sizes, seeds, sigma, tau = 8, 2, 0.01, 0.02
+    power = design_power(designed(sizes, seeds, MULTIPLIERS), "deep", "wide", sigma=sigma, tau=tau)
+    x = np.linspace(0, 1, sizes)
+    leverage = 1 / sizes + (1 - x.mean()) ** 2 / ((x - x.mean()) ** 2).sum()
+    expected = math.sqrt(leverage * (2 * tau**2 + 2 * sigma**2 / seeds))
+    assert power.se_difference == pytest.approx(expected)
+    assert (power.difference_pairs, power.difference_multiplier) == (sizes, 80.0)
+    quantiles = stats.t.ppf(0.975, sizes - 2) + stats.t.ppf(0.8, sizes - 2)
+    assert power.mde80_difference == pytest.approx(quantiles * expected)
+
+
+def test_a_third_family_informs_but_has_its_own_law() -> None:
+    two = design_power(designed(6, 1, MULTIPLIERS), "deep", "wide", simulations=0)
+    three = design_power(
+        designed(6, 1, MULTIPLIERS, ("deep", "mid", "wide")), "deep", "wide", simulations=0
+    )
+    assert two.se_exponent is not None and three.se_exponent is not None
+    assert three.se_exponent < two.se_exponent < 1.1 * three.se_exponent
+    assert (two.df, three.df) == (12 - 5, 18 - 7)
+
+
+def test_the_next_run_lowers_the_error_by_what_it_says() -> None:
+    design = designed(6, 1, MULTIPLIERS)
+    candidates = designed(8, 1, MULTIPLIERS)
+    ranked = most_valuable_next(design, candidates, "deep", "wide", sigma=0.01, count=3)
+    assert len(ranked) == 3 and len({run.index for run in ranked}) == 3
+    added = [run.index for run in ranked]
+    joined = Design(
+        **{
+            key: [*getattr(design, key), *(getattr(candidates, key)[i] for i in added)]
+            for key in vars(design)
+        }
+    )
+    after = design_power(joined, "deep", "wide", sigma=0.01, simulations=0)
+    assert after.se_exponent == pytest.approx(ranked[-1].se_exponent, rel=1e-3)
+    # A candidate that cannot be identified yet is ranked all the same.
+    assert most_valuable_next(designed(4, 1, (20.0,)), candidates, "deep", "wide", count=1)
+
+
+def test_seed_noise_grows_for_tiny_runs() -> None:
+    assert seed_noise(np.array([3.0, 4.5, 7.0])).tolist() == [0.005, 0.01, 0.02]
+
+
+def test_the_planner_waits_less_than_a_second() -> None:
+    code = (
+        "import sys, time\nstart = time.perf_counter()\n"
+        "from analysis.design.power import Design, design_power\n"
+        "rows = [(f, r, f'{f}{r}', 2.0**r * 1e7, m * 2.0**r * 1e7, s, 6e14 * m * 4.0**r, m)"
+        " for f in ('deep', 'wide') for r in range(5) for m in (5, 20, 80) for s in range(3)]\n"
+        "design_power(Design(*map(list, zip(*rows))), 'deep', 'wide')\n"
+        "assert time.perf_counter() - start < 1\n"
+        "assert not {'pandas', 'scipy.stats'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

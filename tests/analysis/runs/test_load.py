@@ -1,0 +1,203 @@
+"""Runs from tables and from W&B: the same columns, and every run that is left out counted."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from analysis.compare.families import compare_families
+from analysis.runs.load import load_runs
+from analysis.runs.wandb import TrackedRun, is_decayed, offline_runs, read_offline, tracked_table
+from slm.errors import DataError
+from slm.run.spec import RunSpec
+from slm.tracking.wandb import mirror
+from slm.training.outcome import counts_of
+from tests.benchmarks.simulated_studies import SIGMA, Truth, simulate
+
+THEIRS = {
+    "n_flop": "N",
+    "tokens": "D",
+    "loss_nats_per_token": "L",
+    "family": "kind",
+    "shape": "model",
+}
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    return simulate(Truth(0, 0.05), 0.005, SIGMA, 1).drop(columns=["flops"])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_table_with_names_of_its_own(table: pd.DataFrame, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"runs{suffix}"
+    foreign = table.rename(columns=THEIRS)
+    if suffix == ".csv":
+        foreign.to_csv(path, index=False)
+    else:
+        foreign.to_json(path, orient="records", lines=True)
+    runs = load_runs(path, columns=THEIRS)
+    assert len(runs.table) == 48 and not runs.dropped and runs.families == ["deep", "wide"]
+    found = compare_families(runs.table, bootstrap=0)
+    assert found.difference == pytest.approx(compare_families(table, bootstrap=0).difference)
+
+
+def test_rows_are_left_out_with_a_reason(table: pd.DataFrame, tmp_path: Path) -> None:
+    table = table.assign(status="finished", decayed=True, val_fingerprint="v", seed=0)
+    table.loc[0, "status"] = "crashed"
+    table.loc[1, "loss_nats_per_token"] = float("nan")
+    table.loc[2, "decayed"] = False
+    table.loc[3, "val_fingerprint"] = "other"
+    pd.concat([table, table.iloc[[10]]]).to_csv(tmp_path / "runs.csv", index=False)
+    runs = load_runs(tmp_path / "runs.csv")
+    assert len(runs.table) == 44
+    assert runs.dropped == {
+        "not finished (crashed)": 1, "no final loss, or diverged": 1, "undecayed": 1,
+        "other validation set": 1, "duplicate": 1,
+    }  # fmt: skip
+
+
+def test_a_table_that_lacks_something_says_what(table: pd.DataFrame, tmp_path: Path) -> None:
+    table.drop(columns=["n_flop"]).to_csv(tmp_path / "runs.csv", index=False)
+    with pytest.raises(DataError, match="lacks n_flop; pass columns="):
+        load_runs(tmp_path / "runs.csv")
+    with pytest.raises(DataError, match="did you mean tokens"):
+        load_runs(tmp_path / "runs.csv", columns={"tokens": "tokns"})
+    with pytest.raises(DataError, match="not a readable table"):
+        load_runs(tmp_path / "absent.csv")
+    table.iloc[:0].to_csv(tmp_path / "empty.csv", index=False)
+    with pytest.raises(DataError, match="no finished run"):
+        load_runs(tmp_path / "empty.csv")
+
+
+@pytest.fixture
+def offline(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> Callable[[str, float], Path]:
+    """An offline W&B run as training leaves one, away from its run directory."""
+
+    def write(family: str, loss: float) -> Path:
+        spec = tiny_spec(family={"name": family}, tracking={"wandb": "offline"})
+        folder = tmp_path / "offline" / family
+        folder.mkdir(parents=True)
+        with mirror(
+            spec.config.tracking, run_id=spec.run_id, folder=folder, group="study", tags=[family, "size-100"],
+            content={**spec.identity, "run": counts_of(spec)},
+        ) as mirrored:  # fmt: skip
+            mirrored.summarize({**counts_of(spec), "val/loss": loss})
+        for _ in range(200):  # W&B's own process writes the file, and may still be at it
+            if [run.state for run in offline_runs(folder)] == ["finished"]:
+                break
+            time.sleep(0.1)
+        return folder
+
+    return write
+
+
+def test_offline_runs_of_wandb_are_read(
+    offline: Callable[[str, float], Path], tmp_path: Path
+) -> None:
+    for family, loss in (("deep", 2.0), ("wide", 2.5)):
+        offline(family, loss)
+    runs = load_runs(tmp_path / "offline")
+    assert runs.table["loss_nats_per_token"].tolist() == [2.0, 2.5], runs.dropped
+    assert runs.table["family"].tolist() == ["deep", "wide"]
+    assert set(runs.table["size"]) == {100} and (runs.table["flops"] > 0).all()
+    # Cut where a kill would: nothing is invented, the run counts as running.
+    file = next((tmp_path / "offline" / "wide").rglob("*.wandb"))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    cut = read_offline(file)
+    assert cut is None or cut.state == "running"
+    assert len(list(offline_runs(tmp_path / "offline"))) >= 1
+    assert len(load_runs(tmp_path / "offline").table) == 1
+
+
+def test_online_runs_come_through_the_public_interface(
+    offline: Callable[[str, float], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = next(offline_runs(offline("deep", 2.0)))
+    summary = {key: value for key, value in known.summary.items() if key != "val/loss"}
+
+    class Run(SimpleNamespace):
+        def scan_history(self, keys: list[str]) -> Iterator[dict[str, Any]]:
+            assert keys == ["val/loss"]
+            yield from ({"val/loss": loss} for loss in (3.0, 2.25))
+
+    def run(state: str) -> Run:
+        return Run(
+            id=f"run-{state}", group="study", state=state, tags=["size-100"], config=known.config, summary=summary
+        )  # fmt: skip
+
+    api = SimpleNamespace(
+        Api=lambda: SimpleNamespace(runs=lambda project: [run("finished"), run("crashed")])
+    )
+    monkeypatch.setitem(sys.modules, "wandb", api)
+    runs = load_runs("wandb:me/slm")
+    assert runs.table["loss_nats_per_token"].tolist() == [2.25]
+    assert runs.dropped == {"not finished (crashed)": 1}
+
+    def unreachable() -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Api=unreachable))
+    with pytest.raises(DataError, match=r"cannot read the W&B project 'me/slm': no route"):
+        load_runs("wandb:me/slm")
+
+
+def test_runs_that_are_no_answer_are_counted() -> None:
+    runs = [
+        TrackedRun("a", "", "finished", (), {}, {}),
+        TrackedRun("b", "", "finished", (), {}, {"val/loss": float("nan")}),
+        TrackedRun("c", "", "finished", (), {}, {"val/loss": 2.0}),
+    ]
+    _, dropped = tracked_table(iter(runs))
+    assert dropped == {"no final loss": 1, "diverged": 1, "not a run of slm": 1}
+
+
+def test_a_schedule_that_does_not_come_down_is_undecayed() -> None:
+    assert is_decayed({"kind": "wsd", "decay_fraction": 0.2}) and is_decayed({"kind": "cosine"})
+    assert not is_decayed({"kind": "wsd", "decay_fraction": 0.0})
+    assert not is_decayed({"kind": "cosine", "final_lr_fraction": 1.0})
+
+
+def test_a_shape_has_one_learning_rate(table: pd.DataFrame, tmp_path: Path) -> None:
+    """What was tried at its shortest budget is no replicate of what it is judged by."""
+    shortest = table[table["tokens"] == table.groupby("shape")["tokens"].transform("min")]
+    tried = shortest.assign(peak_lr=8e-3, loss_nats_per_token=shortest["loss_nats_per_token"] - 0.3)
+    pd.concat([tried, table.assign(peak_lr=4e-3)]).to_csv(tmp_path / "runs.csv", index=False)
+    runs = load_runs(tmp_path / "runs.csv")
+    assert runs.dropped["other learning rate of its shape"] == len(tried)
+    assert set(runs.table["peak_lr"]) == {4e-3} and len(runs.table) == len(table)
+    only = pd.concat([tried, shortest.assign(peak_lr=4e-3)])  # as many budgets each: the better
+    only.to_csv(tmp_path / "tried.csv", index=False)
+    assert set(load_runs(tmp_path / "tried.csv").table["peak_lr"]) == {8e-3}
+
+
+def test_rows_without_seeds_are_replicates_unless_they_are_equal(
+    table: pd.DataFrame, tmp_path: Path
+) -> None:
+    bare = table.drop(columns=["seed"], errors="ignore")
+    again = bare.assign(loss_nats_per_token=bare["loss_nats_per_token"] + 0.01)
+    pd.concat([bare, again, bare.iloc[:3]]).to_csv(tmp_path / "runs.csv", index=False)
+    runs = load_runs(tmp_path / "runs.csv")
+    assert len(runs.table) == 2 * len(bare) and runs.dropped == {"duplicate": 3}
+
+
+def test_a_garbled_loss_and_an_unknown_kind_of_file_are_named(
+    table: pd.DataFrame, tmp_path: Path
+) -> None:
+    garbled = table.astype({"loss_nats_per_token": object})
+    garbled.loc[3, "loss_nats_per_token"] = "2,51"
+    garbled.to_csv(tmp_path / "runs.csv", index=False)
+    with pytest.raises(DataError, match="'2,51' in 1 rows: not a number"):
+        load_runs(tmp_path / "runs.csv")
+    (tmp_path / "runs.xlsx").write_text("")
+    with pytest.raises(DataError, match=r"known are \.csv, \.parquet, \.jsonl"):
+        load_runs(tmp_path / "runs.xlsx")
+    with pytest.raises(DataError, match=r"load_runs\(\.\.\.\)\.table"):
+        compare_families({"family": []})  # type: ignore[arg-type]

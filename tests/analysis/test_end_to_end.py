@@ -1,0 +1,302 @@
+"""Analysis against known answers, and its refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.__main__ import main
+from analysis.compare.matched_pairs import holm, paired_differences
+from analysis.controls.khop import write_khop_report
+from analysis.report.write import write_report
+from analysis.runs.load import load_runs
+from slm.errors import DataError
+from slm.run.spec import RunSpec
+from slm.tracking.result import SCHEMA_VERSION, RunResult
+from slm.tracking.run_dir import RunDirectory
+
+SIZES = (50_000, 100_000, 200_000, 400_000, 800_000)
+BUDGETS = (4.0, 16.0)
+
+
+def simulated(
+    alpha: dict[str, float], gap: float = 0.0, noise: float = 0.0, sizes: tuple[int, ...] = SIZES
+) -> pd.DataFrame:
+    """Runs that follow ln L = 3 - alpha ln N - 0.1 ln D, `deep` lower by `gap` nats."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for family, exponent in alpha.items():
+        for size in sizes:
+            for budget in BUDGETS:
+                n_flop = size * 1.3 * (1.01 if family == "deep" else 1.0)
+                tokens = budget * size * 1.3
+                loss = math.exp(3 - exponent * math.log(n_flop) - 0.1 * math.log(tokens))
+                loss += generator.normal(0, noise) - (gap if family == "deep" else 0)
+                rows.append(
+                    {
+                        "family": family, "rung": str(size), "size": size, "budget": budget, "tokens": tokens, "seed": 0,
+                        "n_flop": n_flop, "flops": 6 * n_flop * tokens, "loss_nats_per_token": loss,
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_a_level_difference_is_found_at_equal_flops() -> None:
+    contrast = paired_differences(simulated({"deep": 0.08, "wide": 0.08}, gap=0.05), "deep", "wide")
+    assert len(contrast.pairs) == 10 and contrast.matched
+    assert (contrast.pairs["flops_mismatch"] - 0.01).abs().max() < 1e-12
+    # Without noise: the gap, once the deep runs' 1% more FLOPs are corrected for. Uncorrected it
+    # would be off by 1% * .08 * 7 nats = .006; a gap in nats is no gap in ln loss, which leaves .0002.
+    assert contrast.pairs["difference_at_equal_flops"].to_numpy() == pytest.approx(-0.05, abs=3e-4)
+    assert (contrast.summary["mean_high"] < 0).all()
+    assert contrast.summary["deep_lower"].tolist() == [5, 5]
+
+
+def test_families_that_differ_in_nothing_rarely_differ() -> None:
+    """Type-I error of the mean over pairs, 5% nominal: 200 null studies with seed noise."""
+    rejected = 0
+    for seed in range(200):
+        table = simulated({"deep": 0.08, "wide": 0.08})
+        table["flops"] = table["flops"].where(table["family"] == "wide", table["flops"] / 1.01)
+        table["n_flop"] = 1.3 * table["size"]
+        same = table["size"].map(lambda s: math.exp(3 - 0.08 * math.log(1.3 * s)))
+        noise = np.random.default_rng(seed).normal(0, 0.01, len(table))
+        table["loss_nats_per_token"] = same * table["tokens"] ** -0.1 + noise
+        row = paired_differences(table, "deep", "wide").summary.iloc[0]
+        rejected += not row["mean_low"] <= 0 <= row["mean_high"]
+    assert rejected <= 19  # 10 expected; 20 or more has a probability of .003
+
+
+def test_one_pair_has_no_interval() -> None:
+    table = simulated({"deep": 0.08, "wide": 0.08}, gap=0.05, sizes=SIZES[:1])
+    summary = paired_differences(table, "deep", "wide").summary
+    assert summary["mean_low"].isna().all() and summary["largest"].isna().all()
+
+
+@pytest.fixture
+def written(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> Callable[..., RunDirectory]:
+    """Write a run directory with a given result, as training would."""
+
+    def write(
+        family: str, size: int, run_tokens: int, loss: float | None, **changes: object
+    ) -> RunDirectory:
+        spec = tiny_spec(family={"name": family}, budget={"tokens": run_tokens})
+        run = RunDirectory.of(spec)
+        result = RunResult(
+            schema_version=SCHEMA_VERSION, run_id=spec.run_id, study="single", recipe_id="r", status="finished",
+            family=family, tokens_per_param=float(f"{run_tokens / size:.2g}"),
+            size=size, rung=str(size), shape=spec.shape.as_dict(), parametrization="mup", params_total=2,
+            params_non_embedding=1, params_embedding=1, flops_per_token=6 * size,
+            flops_convention="c", reference_flops_per_token=6 * size, tokens=run_tokens, epochs=0.1,
+            flops=6 * size * run_tokens, steps=1, batch_tokens=256, seed=0, peak_lr=1e-2,
+            schedule={"kind": "wsd"}, trunk_id=None, taken_over_steps=0, loss_spikes=[], divergence=None, precision="fp32", val_loss_nats_per_token=loss,
+            val_bits_per_byte=1.0, val_perplexity=1.0, val_errors=None, val_tokens=9, val_bytes=9, val_fingerprint="v",
+            data_fingerprint="d", tokenizer_fingerprint="t", train_loss_nats_per_token=1.0,
+            wall_seconds=1.0, tokens_per_second=1.0, mfu=None, peak_memory_bytes=1, commit=None,
+            wandb_id=None,
+        )  # fmt: skip
+        with run.claim(spec):
+            run.write_result(replace(result, **changes))  # type: ignore[arg-type]
+        return run
+
+    return write
+
+
+def test_every_dropped_run_is_counted(written: Callable[..., RunDirectory], tmp_path: Path) -> None:
+    for tokens in (512, 1024, 1536):
+        written("deep", 100, tokens, 2.0)
+    written("deep", 100, 2048, 2.0, val_fingerprint="other")
+    written("deep", 100, 2560, 2.0).write_status("failed")
+    written("deep", 100, 3072, None, status="diverged").write_status("diverged")
+    (written("deep", 100, 3584, 2.0).path / "result.json").write_text("{")
+    runs = load_runs(tmp_path / "runs")
+    assert len(runs.table) == 3
+    assert runs.dropped == {
+        "other validation set": 1, "not finished (failed)": 1, "not finished (diverged)": 1,
+        "unreadable result.json": 1,
+    }  # fmt: skip
+
+
+def test_one_recipe_is_kept_for_the_whole_table(
+    written: Callable[..., RunDirectory], tmp_path: Path
+) -> None:
+    for tokens in (512, 1024, 1536):
+        written("deep", 100, tokens, 2.0)
+    for tokens in (2048, 2560):
+        written("wide", 100, tokens, 1.0, recipe_id="another learning rate")
+    runs = load_runs(tmp_path / "runs")
+    assert runs.table["loss_nats_per_token"].tolist() == [2.0, 2.0, 2.0]
+    assert runs.dropped == {"other recipe": 2}
+
+
+def test_one_architecture_is_kept_per_family(
+    written: Callable[..., RunDirectory], tmp_path: Path
+) -> None:
+    shape = json.loads((written("deep", 100, 512, 2.0).path / "result.json").read_text())["shape"]
+    written("deep", 100, 1024, 2.0)
+    written("deep", 100, 1536, 2.0, shape={**shape, "tied": False})
+    written("wide", 100, 512, 2.0, shape={**shape, "tied": False})
+    runs = load_runs(tmp_path / "runs")
+    assert runs.dropped == {"other architecture in its family": 1}
+    assert sorted(runs.table["family"]) == ["deep", "deep", "wide"]
+
+
+def test_a_run_in_two_studies_counts_once(
+    written: Callable[..., RunDirectory], tmp_path: Path
+) -> None:
+    run = written("deep", 100, 512, 2.0)
+    shutil.copytree(run.path, tmp_path / "runs" / "copy" / run.path.name)
+    runs = load_runs(tmp_path / "runs")
+    assert len(runs.table) == 1 and runs.dropped == {"same run in another study": 1}
+
+
+def test_families_without_a_common_cell(
+    written: Callable[..., RunDirectory], tmp_path: Path
+) -> None:
+    written("deep", 100, 512, 2.0)
+    written("wide", 200, 1024, 2.0)
+    write_report(tmp_path / "runs", tmp_path / "out")
+    assert "nothing can be compared" in (tmp_path / "out" / "report.md").read_text()
+    with pytest.raises(DataError, match="did you mean deep"):
+        write_report(tmp_path / "runs", tmp_path / "out", deep="dep", wide="wide")
+
+
+def test_holm_steps_down() -> None:
+    adjusted = holm(np.array([0.04, 0.01, math.nan, 0.03]))
+    assert adjusted[[0, 1, 3]] == pytest.approx([0.06, 0.03, 0.06])
+    assert math.isnan(adjusted[2])
+
+
+def test_the_endpoint_rejects_a_true_null_at_its_nominal_rate() -> None:
+    """Families that differ by shape noise alone: 300 studies of two budgets, Holm over them."""
+    rejected = 0
+    for seed in range(300):
+        table = simulated({"deep": 0.08, "wide": 0.08})
+        table["flops"] = table["flops"].where(table["family"] == "wide", table["flops"] / 1.01)
+        loss = table["size"].map(lambda s: math.exp(3 - 0.08 * math.log(1.3 * s)))
+        shape = {
+            key: np.random.default_rng([seed, i]).normal(0, 0.02)
+            for i, key in enumerate(table.groupby(["family", "size"]).groups)
+        }
+        noise = [shape[f, s] for f, s in zip(table["family"], table["size"], strict=True)]
+        table["loss_nats_per_token"] = loss * table["tokens"] ** -0.1 + noise
+        summary = paired_differences(table, "deep", "wide").summary
+        rejected += bool((summary["largest_p_holm"] < 0.05).any())
+    assert rejected <= 25  # at most 15 expected; 26 or more has a probability of .005
+
+
+def test_the_report_is_written(written: Callable[..., RunDirectory], tmp_path: Path) -> None:
+    for family, gap in (("deep", -0.1), ("wide", 0.0)):
+        for size in (100, 200, 400):
+            for budget in (5.12, 10.24):
+                written(family, size, int(budget * size) // 256 * 256 or 256, 3 - size / 1000 + gap)
+    write_report(tmp_path / "runs", tmp_path / "out", deep="deep", wide="wide")
+    text = (tmp_path / "out" / "report.md").read_text()
+    saved = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (tmp_path / "out" / "loss_vs_flops.png").stat().st_size > 10_000
+    assert "What this cannot say" in text and "REFUSED" in text
+    found = saved["comparison"]
+    assert found["matched"]["summary"][0]["mean"] == pytest.approx(-0.1, abs=1e-6)
+    assert {law["status"] for law in found["exponents"].values()} == {"REFUSED"}
+    assert set(found["exponents"]) == {"n_flop", "params_non_embedding", "params_total"}
+
+
+def test_nothing_to_analyse_says_what_to_do(
+    written: Callable[..., RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with pytest.raises(DataError, match="no such folder"):
+        load_runs(tmp_path / "nowhere")
+    written("deep", 100, 512, 2.0).write_status("failed")
+    with pytest.raises(DataError, match=r"1 not finished \(failed\)"):
+        load_runs(tmp_path / "runs")
+    monkeypatch.setattr(
+        "sys.argv", ["analysis", str(tmp_path / "runs"), "--out", str(tmp_path / "o")]
+    )
+    assert main() == 1
+    assert "no finished run" in capsys.readouterr().err
+
+
+def test_one_family_is_reported_without_a_comparison(
+    written: Callable[..., RunDirectory], tmp_path: Path
+) -> None:
+    run = written("deep", 100, 512, 2.0)
+    write_report(tmp_path / "runs", tmp_path / "out")
+    assert "nothing can be compared" in (tmp_path / "out" / "report.md").read_text()
+    assert asdict(run.result())["family"] == "deep"  # type: ignore[arg-type]
+
+
+def test_runs_of_other_validation_sets_are_pooled_only_when_told_to(
+    written: Callable[..., RunDirectory], tmp_path: Path
+) -> None:
+    for tokens in (512, 1024):
+        written("deep", 100, tokens, 2.0)
+    written("deep", 100, 1536, 2.0, val_fingerprint="other")
+    apart = load_runs(tmp_path / "runs")
+    assert len(apart.table) == 2
+    assert any("--pool-validation-sets" in warning for warning in apart.warnings)
+    pooled = load_runs(tmp_path / "runs", pool_validation_sets=True)
+    assert len(pooled.table) == 3 and not pooled.dropped
+    assert any("differ in val_fingerprint" in warning for warning in pooled.warnings)
+
+
+def test_the_khop_report_names_the_family_that_follows_more_hops(
+    written: Callable[..., RunDirectory],
+    tiny_spec: Callable[..., RunSpec],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shapes = {"deep": {"n_layers": 6, "d_model": 64}, "wide": {"n_layers": 2, "d_model": 112}}
+    for seed, (family, error) in enumerate(
+        [("deep", 0.0), ("wide", 0.2), ("deep", 0.1), ("wide", 0.3)]
+    ):
+        shape = {**tiny_spec().shape.as_dict(), **shapes[family]}
+        written(
+            family, 100, 1024 * (1 + seed), 1.0, seed=seed // 2, shape=shape, tokens=1024,
+            flops=10, run_id=f"{family}{seed}", val_errors={"k=1": 0.0, "k=2": error},
+        )  # fmt: skip
+    write_khop_report(tmp_path / "runs", tmp_path / "report")
+    said = capsys.readouterr().out
+    assert "deep errs in 5.00% and wide in 25.00%" in said and "depth shows" in said
+    saved = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert [shape["k=2"] for shape in saved["shapes"]] == pytest.approx([0.05, 0.25])
+    assert "k=2" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_an_audit_of_learning_rates_guards_the_report(
+    written: Callable[..., RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for family in ("deep", "wide"):
+        for index, size in enumerate((100, 200, 400)):
+            written(family, size, 1024 * (1 + index), 3 - size / 1000)
+    (tmp_path / "runs").rename(tmp_path / "study")
+    best = {"deep": 1e-2, "wide": 4e-3}  # the study trained at 1e-2
+    for family, optimum in best.items():
+        for step in range(-3, 4):
+            rate = 1e-2 * 2.0**step
+            loss = 2 + 0.02 * math.log(rate / optimum) ** 2
+            run_id = f"{family}{step}"
+            written(family, 100, 1024 * (5 + step), loss, peak_lr=rate, run_id=run_id, tokens=1024)
+    arguments = [
+        str(tmp_path / "study"),
+        "--audit",
+        str(tmp_path / "runs"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    monkeypatch.setattr("sys.argv", ["analysis", *arguments])
+    assert main() == 0
+    saved = json.loads((tmp_path / "o" / "results.json").read_text())["comparison"]
+    assert saved["verdict"]["word"] == "audit_failed" and list(saved["audit"]["failed"]) == ["wide"]
+    for wrong in ([], ["x", "--wandb", "a/b"], ["--wandb", "a/b", "--of", "khop"]):
+        monkeypatch.setattr("sys.argv", ["analysis", *wrong, "--out", str(tmp_path / "o")])
+        with pytest.raises(SystemExit):
+            main()

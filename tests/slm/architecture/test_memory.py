@@ -1,0 +1,333 @@
+"""The memory plan against what torch keeps for the backward pass, and what a step holds at most."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from slm.architecture import memory
+from slm.architecture.memory import (
+    CHECKPOINT,
+    Execution,
+    kept_activations,
+    plan_memory,
+    plan_moments,
+)
+from slm.architecture.shapes import ModelShape
+from slm.config.hydra import compose_config
+from slm.data.tokens.prepare import prepare
+from slm.model import loss
+from slm.model.transformer import Transformer
+from slm.run.micro_batch import execution_of, micro_batch_of
+from slm.run.spec import RunSpec, resolve
+from slm.training.module import LanguageModule
+from slm.training.parallel import spread
+from tests.conftest import ROOT, cli_env
+from tests.running import run_to_end
+
+Spec = Callable[..., RunSpec]
+DEEP = ModelShape(2, 32, 4, 2, 8, 80, 101, 16)
+WIDE = ModelShape(1, 64, 4, 4, 16, 170, 300, 32, layer_sharing=2)
+SWITCHES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "gelu": {"mlp": "gelu"},
+    "untied": {"tied": False},
+    "qk_norm": {"qk_norm": True},
+}
+
+
+def model_of(shape: ModelShape, how: Execution) -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(
+        shape,
+        attention=how.attention,
+        branch_multiplier=0.5,
+        logit_multiplier=0.5,
+        dropout=how.dropout,
+        activation_checkpointing=how.activation_checkpointing,
+    )
+
+
+def kept_by_autograd(shape: ModelShape, how: Execution, sequences: int) -> tuple[int, int]:
+    """Bytes of the storages that a forward pass of the real module saves, parameters aside.
+
+    Those of bf16 copies of weights come apart, as the second number.
+    """
+    model = model_of(shape, how)
+    known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    activations: dict[int, Any] = {}
+    copies: dict[int, Any] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            is_copy = tensor.grad_fn is not None and tensor.grad_fn.name() == "TBackward0"
+            (copies if is_copy else activations)[storage._cdata] = (
+                storage  # held: no other gets its place
+            )
+        return tensor
+
+    tokens = torch.randint(shape.vocab_size, (sequences, shape.seq_len))
+    documents = (tokens == 0).cumsum(1) if how.document_mask else None
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=how.precision == "bf16")
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
+        model(tokens, documents, targets=tokens)
+    total, copied = (
+        sum(storage.nbytes() for storage in found.values()) for found in (activations, copies)
+    )
+    return total, copied
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("attention", ["sdpa", "reference", "matmul"])
+def test_autograd_keeps_what_the_table_says(attention: str, precision: str, switch: str) -> None:
+    """To the byte, over shapes with and without grouped queries and shared layers."""
+    switched = [replace(shape, **SWITCHES[switch]) for shape in (DEEP, WIDE)]
+    for shape, sequences, documents, dropout, checkpointing in product(
+        switched, (1, 3), (False, True), (0.0, 0.1), (False, True)
+    ):
+        how = Execution(precision, attention, documents, dropout, checkpointing)
+        activations, copies = kept_by_autograd(shape, how, sequences)
+        tokens, d_model = sequences * shape.seq_len, shape.d_model
+        by_loss = (4 * shape.vocab_size + how.number_bytes * tokens) * d_model
+        assert kept_activations(shape, how, sequences) == activations - by_loss, how
+        if not checkpointing:
+            assert plan_memory(shape, how, sequences).weight_copies_bytes == copies
+
+
+class Live(TorchDispatchMode):
+    """The largest sum of bytes of all tensors that operations made and that were alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak_bytes = 0
+        self._storages: dict[int, weakref.ref[Any]] = {}
+
+    def add(self, tensor: Tensor) -> None:
+        tensor = getattr(tensor, "_local_tensor", tensor)  # of a sharded one
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._storages:
+            self._storages[key] = weakref.ref(storage)
+            weakref.finalize(storage, self._storages.pop, key)
+
+    @property
+    def bytes(self) -> int:
+        """Storages may have been resized: fsdp empties those that it will fill again."""
+        alive = (reference() for reference in list(self._storages.values()))
+        return sum(storage.nbytes() for storage in alive if storage is not None)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.add(leaf)
+        self.peak_bytes = max(self.peak_bytes, self.bytes)
+        return out
+
+
+def peak_of_a_step(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> int:
+    """What the second step of a real run holds, parameters and moments included."""
+    original, peaks = LanguageModule.take_step, []
+
+    def take(self: LanguageModule, step: int, batch: Tensor) -> dict[str, Any]:
+        if step != 1:
+            return original(self, step, batch)
+        gc.collect()
+        with Live() as live:
+            states = self._optimizer.state.values()
+            moments = [v for state in states for v in state.values()]
+            for tensor in (*self.model.parameters(), *self.model.buffers(), *moments):
+                live.add(tensor)
+            outputs = original(self, step, batch)
+        peaks.append(live.peak_bytes)
+        return outputs
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LanguageModule, "take_step", take)
+        run_to_end(spec)
+    return peaks[0]
+
+
+STEPS: dict[str, dict[str, Any]] = {
+    "whole batch": {},
+    "micro-batches": {"trainer": {"micro_batch_sequences": 2}},
+    "bf16": {"trainer": {"precision": "bf16"}},
+    "bf16, micro-batches": {"trainer": {"precision": "bf16", "micro_batch_sequences": 1}},
+    "checkpointing": {"trainer": {"activation_checkpointing": True}},
+    "checkpointing, micro-batches": {
+        "trainer": {"activation_checkpointing": True, "micro_batch_sequences": 2}
+    },
+    "scores": {"model": {"attention": "reference"}},
+    "scores, checkpointing": {
+        "model": {"attention": "reference"},
+        "trainer": {"activation_checkpointing": True},
+    },
+    "switches": {"model": {"mlp": "gelu", "qk_norm": True, "document_mask": True, "dropout": 0.1}},
+    "shared layers, untied": {"model": {"layer_sharing": 2, "tied": False}},
+    "wide": {"model": {"n_layers": 1, "d_model": 256, "n_heads": 8}},
+    "large vocabulary": {"model": {"vocab_size": 20_000, "d_model": 64, "n_heads": 8}},
+    "few tokens": {
+        "model": {"d_model": 256, "n_heads": 8, "n_layers": 4},
+        "trainer": {"micro_batch_sequences": 1},
+    },
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_holds_what_is_predicted(
+    tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """In tensors. A plan is not below by more than 2%, nor above by more than 6%."""
+    base = {"n_layers": 4, "d_model": 64, "n_heads": 4, "n_kv_heads": 2, "seq_len": 128}
+    changes = STEPS[name]
+    spec = tiny_spec(
+        **{**changes, "model": {**base, **changes.get("model", {})}},
+        data={"val_tokens": 256},
+        optimizer={"global_batch_tokens": 1024},
+        budget={"tokens": 2048},
+    )
+    held_bytes = peak_of_a_step(spec, monkeypatch)
+    how, micro_batch = execution_of(spec.config, "cpu"), micro_batch_of(spec, "cpu")
+    moments = plan_moments(spec.shape, how, micro_batch.sequences, micro_batch.count)
+    predicted_bytes = max(plan.total_bytes for plan in moments if plan.moment != CHECKPOINT)
+    assert 0.98 < predicted_bytes / held_bytes < 1.06
+
+
+@pytest.fixture
+def team_of_one(tmp_path: Path) -> Iterator[None]:
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.usefixtures("team_of_one")
+def test_a_process_of_several_holds_what_is_predicted(
+    strategy: Any, precision: str, micro_batches: int
+) -> None:
+    """Of a team of one: buckets, blocks put together and gradients are as large as in any team."""
+    shape = ModelShape(8, 64, 4, 2, 16, 176, 512, 64)
+    how = Execution(precision, strategy=strategy)
+    tokens = torch.randint(512, (4 * micro_batches, 64))
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    with Live() as live:
+        model = model_of(shape, how)
+        parallel = spread(model, strategy, torch.device("cpu"))
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+        def step() -> None:
+            with autocast:
+                for number in range(micro_batches):
+                    micro = tokens[4 * number : 4 * number + 4]
+                    with parallel.passes(is_last=number == micro_batches - 1):
+                        parallel.call(micro, targets=micro).objective.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            torch.clear_autocast_cache()
+
+        step()
+        gc.collect()
+        live.peak_bytes = 0
+        step()
+    moments = plan_moments(shape, how, 4, micro_batches)
+    predicted_bytes = max(plan.total_bytes for plan in moments if plan.moment != CHECKPOINT)
+    assert 0.98 < predicted_bytes / live.peak_bytes < 1.05
+
+
+GROWTH = """
+import re, sys
+from pathlib import Path
+from slm.app import compose_config
+from slm.run_spec import resolve
+from slm.tracking.record import RunDirectory
+from slm.training.runner import train
+
+def resident_bytes(which):
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(which + r":\\s+(\\d+)", status)[1])
+
+spec = resolve(compose_config(sys.argv[1:]))
+run = RunDirectory.of(spec)
+with run.claim(spec):
+    before_bytes = resident_bytes("VmRSS")
+    train(spec, run)
+print(resident_bytes("VmHWM") - before_bytes)
+"""
+PRESET = ["model=mobilellm_125m", "trainer.compile=off", "trainer.threads=2", "tracking=disabled"]
+RUNS = {
+    "23 million, 4 x 1024": [
+        *PRESET, "model.n_layers=12", "model.d_model=384", "model.n_heads=6", "model.d_ff=1024",
+        "model.vocab_size=8192", "model.seq_len=1024", "optimizer.global_batch_tokens=4096",
+        "budget=tokens", "budget.tokens=12288", "data.val_tokens=1024",
+    ],
+    "125 million, 1 x 2048": [
+        *PRESET, "optimizer.global_batch_tokens=2048", "budget=tokens", "budget.tokens=4096",
+        "data.val_tokens=2048",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+@pytest.mark.parametrize("name", RUNS)
+def test_a_process_grows_as_predicted(tmp_path: Path, cache_dir: Path, name: str) -> None:
+    """Resident, with a malloc that returns what is freed; by itself glibc's keeps up to half as much again."""
+    places = [f"runs_dir={tmp_path / 'runs'}", f"cache_dir={cache_dir}"]
+    spec = resolve(compose_config([*RUNS[name], *places]))
+    prepare(spec.config)
+    child = subprocess.run(
+        [sys.executable, "-c", GROWTH, *RUNS[name], *places],
+        cwd=ROOT,
+        env={**cli_env(), "MALLOC_MMAP_THRESHOLD_": str(2**20)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    plan = micro_batch_of(spec, "cpu").plan
+    print(name, int(child.stdout), plan.total_bytes, plan.moment)
+    assert 0.85 < plan.total_bytes / int(child.stdout) < 1.15
+
+
+def test_shards_are_a_processs_part() -> None:
+    shape = ModelShape(8, 64, 4, 2, 16, 176, 512, 64)
+    whole, cut = (plan_memory(shape, Execution(strategy="fsdp", processes=n), 1) for n in (1, 8))
+    turns = 2 * 4 * shape.seq_len * shape.d_head
+    assert cut.parameters_bytes - turns == (whole.parameters_bytes - turns) // 8
+    assert cut.optimizer_bytes == whole.optimizer_bytes // 8
+    assert cut.activations_bytes == whole.activations_bytes
+
+
+def test_chunks_of_the_loss_are_those_of_the_loss() -> None:
+    assert memory.CHUNK_LOGITS == loss.CHUNK_LOGITS
+    assert memory.MIN_CHUNK_TOKENS == loss.MIN_CHUNK_TOKENS
+
+
+def test_a_gpu_keeps_less_but_where_torch_has_no_fused_attention() -> None:
+    grouped = ModelShape(8, 64, 4, 2, 16, 176, 512, 1024)
+    bf16 = Execution("bf16", on_gpu=True)
+    kept = kept_activations(grouped, bf16, 1)
+    assert kept < kept_activations(grouped, Execution("bf16"), 1)
+    scores = 4 * grouped.n_heads * grouped.seq_len**2 * grouped.depth
+    for fallback in (replace(bf16, document_mask=True), replace(bf16, precision="fp32")):
+        assert kept_activations(grouped, fallback, 1) > scores
+        heads = replace(grouped, n_kv_heads=grouped.n_heads)
+        assert kept_activations(heads, fallback, 1) < scores

@@ -1,0 +1,115 @@
+"""Every file in conf/ composes, is valid, and asks for a run that can be worked out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from slm.config.hydra import Composer, config_of, register_schema
+from slm.config.schema import Config
+from slm.data.tokenizers.hf_files import train_bpe
+from slm.run.spec import RunSpec, resolve
+from slm.studies.checks import check_study
+from slm.studies.expand import cells_of
+from slm.studies.plan_tables import rung_mismatch
+from tests.conftest import ROOT
+
+CONF = ROOT / "conf"
+# What an option needs besides itself to be a whole config.
+COMPANIONS = {
+    ("family", "arm_a"): ["ladder.aspect_ratios.arm=11"],
+    ("family", "arm_b"): ["ladder.aspect_ratios.arm=11"],
+    ("family", "thinnest"): ["ladder.aspect_ratios.thinnest=2"],
+    ("family", "widest"): ["ladder.aspect_ratios.widest=50", "size=800k"],
+    ("family", "gqa_4"): ["size=800k"],
+    ("family", "shared"): ["size=200k"],
+    ("family", "custom"): ["model=tiny"],
+    ("family", "mobilellm"): ["model=mobilellm_125m"],
+    ("family", "tied"): ["model=d512"],
+    ("family", "tied_deeper"): ["model=d512"],
+    ("family", "untied"): ["model=d512"],
+    ("study", "sub1b"): ["size=140m"],
+    ("study", "small"): ["size=2m"],
+    ("study", "gqa"): ["size=1.6m"],
+    ("study", "layer_sharing"): ["size=1.6m"],
+    ("data", "text_files"): [f"data.files=[{ROOT}/*.md]"],
+    ("data", "jsonl"): [f"data.files=[{ROOT}/*.md]"],  # read when it is prepared, not before
+    ("data", "parquet"): [f"data.files=[{ROOT}/*.md]"],
+    ("data", "hub"): ["data.repo=owner/name", f"data.revision={'0' * 40}"],
+    ("tokenizer", "file"): ["tokenizer.path={tokenizer}"],
+    ("tokenizer", "symbols"): ["data=khop"],
+    ("ladder", "sub1b"): ["size=125m", "model.seq_len=2048"],
+}
+
+# Their arms differ in cost on purpose.
+MATCHED_OTHERWISE = {"tied_embeddings"}
+
+
+def options() -> Iterator[tuple[str, str]]:
+    for path in sorted(CONF.glob("*/*.yaml")):
+        yield path.parent.name, path.stem
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _hydra() -> Iterator[None]:
+    register_schema()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str, name: str = "train") -> Config:
+    cfg = compose(name, list(overrides))
+    assert isinstance(cfg, DictConfig)
+    return config_of(cfg)
+
+
+def composer(study: str) -> Composer:
+    def compose_study(overrides: list[str]) -> DictConfig:
+        cfg = compose("sweep", [f"study={study}", *overrides])
+        assert isinstance(cfg, DictConfig)
+        return cfg
+
+    return Composer(compose_study)
+
+
+@pytest.mark.parametrize(("group", "option"), options())
+def test_each_option_is_a_valid_run(group: str, option: str, tmp_path: Path) -> None:
+    if option == "file":
+        train_bpe(["some text"], 258).save(str(tmp_path / "tokenizer.json"))
+    companions = [c.format(tokenizer=tmp_path) for c in COMPANIONS.get((group, option), [])]
+    config = composed(f"{group}={option}", *companions)
+    spec = resolve(config)
+    assert isinstance(spec, RunSpec) and spec.steps > 0
+
+
+def studies() -> list[str]:
+    return [option for group, option in options() if group == "study" and option != "single"]
+
+
+@pytest.mark.parametrize("study", studies())
+def test_each_study_has_matched_cells(study: str) -> None:
+    config = composed(f"study={study}", name="sweep")
+    check_study(config)
+    cells = cells_of(config, composer(study))
+    assert len({cell.spec.run_id for cell in cells}) == len(cells)
+    if study not in MATCHED_OTHERWISE:
+        assert max(rung_mismatch(cells).values()) <= 0.03
+
+
+@pytest.mark.parametrize("study", studies())
+def test_a_cell_is_a_train_command(study: str) -> None:
+    """The overrides that a launcher gets compose to the very run that the plan shows."""
+    config = composed(f"study={study}", name="sweep")
+    cells = cells_of(config, composer(study))
+    for cell in cells[:: max(1, len(cells) // 4)]:
+        again = resolve(composed(f"study={study}", *cell.overrides))
+        assert again.run_id == cell.spec.run_id
+
+
+def test_an_experiment_yields_to_the_command_line() -> None:
+    assert composed("experiment=smoke", "size=128k").size == 128_000
+    assert composed("experiment=smoke").size == 80_000

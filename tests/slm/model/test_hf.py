@@ -1,0 +1,279 @@
+"""Llama-format checkpoints: equal to transformers' own model, there and back."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import slm
+from slm.__main__ import main
+from slm.architecture.shapes import ModelShape
+from slm.config.schema import Config, ParametrizationConfig
+from slm.data.tokenizers.tokenizer import load_tokenizer
+from slm.errors import DataError, RunError
+from slm.evaluation.load import export_run
+from slm.files import write_json
+from slm.model.build import build_model
+from slm.model.hf import export_llama
+from slm.model.parametrization import Parametrization, initialize
+from slm.model.transformer import Transformer
+from slm.run.spec import RunSpec
+from slm.tracking.run_dir import RunDirectory
+from slm.training.runner import train
+
+transformers = pytest.importorskip("transformers")
+
+# (n_layers, heads, kv heads, d_head, d_ff, vocabulary, context, tied, rope theta, eps); odd on purpose.
+LLAMAS = [
+    (1, 4, 4, 8, 48, 64, 16, True, 10_000.0, 1e-5),
+    (3, 6, 2, 10, 77, 101, 33, False, 500_000.0, 1e-6),
+    (2, 5, 1, 6, 41, 257, 20, True, 100.0, 1e-5),
+    (4, 9, 3, 8, 130, 99, 12, True, 10_000.0, 1e-2),
+    (2, 3, 3, 14, 55, 1000, 40, False, 10_000.0, 1e-5),
+    (5, 8, 4, 4, 96, 31, 64, True, 10_000.0, 1e-5),
+]
+
+
+def hf_llama(layers: int, heads: int, kv: int, d_head: int, d_ff: int, *rest: Any) -> Any:
+    vocab_size, seq_len, tied, theta, eps = rest
+    config = transformers.LlamaConfig(
+        vocab_size=vocab_size, hidden_size=heads * d_head, intermediate_size=d_ff,
+        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv,
+        head_dim=d_head, max_position_embeddings=seq_len, tie_word_embeddings=tied,
+        rms_norm_eps=eps, initializer_range=0.2,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+    )  # fmt: skip
+    torch.manual_seed(layers)
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def assert_same_logits(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    # fp32 sums in another order; relative to the size of the logits.
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("dimensions", LLAMAS, ids=str)
+def test_imports_equal_transformers_and_come_back_bit_exact(
+    dimensions: tuple[Any, ...], tmp_path: Path
+) -> None:
+    theirs = hf_llama(*dimensions)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = slm.load(tmp_path / "theirs")
+    assert not ours.training
+    batch = torch.randint(dimensions[5], (2, dimensions[6]))
+    with torch.no_grad():
+        assert_same_logits(ours(batch), theirs(batch).logits)
+    export_llama(ours, tmp_path / "ours")
+    saved, again = (load_file(tmp_path / n / "model.safetensors") for n in ("theirs", "ours"))
+    assert saved.keys() == again.keys()
+    assert all(torch.equal(saved[name], again[name]) for name in saved)
+    reopened = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    with torch.no_grad():
+        assert torch.equal(reopened(batch).logits, theirs(batch).logits)
+
+
+@pytest.mark.parametrize("kind", ["standard", "mup", "completep"])
+@pytest.mark.parametrize("layer_sharing", [1, 2])
+def test_multipliers_and_shared_blocks_survive_the_export(
+    kind: str, layer_sharing: int, tmp_path: Path
+) -> None:
+    shape = ModelShape(3, 48, 6, 2, 8, 100, 61, 20, layer_sharing=layer_sharing)
+    config = ParametrizationConfig(kind=kind, base_width=20, base_depth=4)  # type: ignore[arg-type]
+    rules = Parametrization.of(config, shape)
+    ours = build_model(Config(parametrization=config), shape).eval()
+    initialize(ours, rules, seed=0)
+    export_llama(ours, tmp_path)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    assert theirs.config.num_hidden_layers == shape.depth
+    batch = torch.randint(61, (2, 20))
+    with torch.no_grad():
+        assert_same_logits(slm.load(tmp_path)(batch), ours(batch))
+        assert_same_logits(theirs(batch).logits, ours(batch))
+
+
+def test_what_llama_cannot_be_is_refused(tmp_path: Path) -> None:
+    shape = ModelShape(1, 16, 2, 2, 8, 24, 31, 8)
+    for change in ({"mlp": "gelu"}, {"qk_norm": True}):
+        with pytest.raises(DataError, match="no place in Llama's format"):
+            export_llama(Transformer(ModelShape(**{**shape.as_dict(), **change})), tmp_path)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    hf_llama(*LLAMAS[1]).save_pretrained(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+def as_torch_shards(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    index = {}
+    for part, names in enumerate((list(weights)[::2], list(weights)[1::2])):
+        shard = f"pytorch_model-{part + 1:05d}-of-00002.bin"
+        torch.save({name: weights[name] for name in names}, folder / shard)
+        index |= dict.fromkeys(names, shard)
+    write_json(folder / "pytorch_model.bin.index.json", {"weight_map": index})
+
+
+def test_shards_and_torch_files_are_the_same_model(llama: Path, tmp_path: Path) -> None:
+    theirs = transformers.LlamaForCausalLM.from_pretrained(llama).eval()
+    theirs.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    assert (tmp_path / "sharded" / "model.safetensors.index.json").exists()
+    batch = torch.randint(101, (2, 33))
+    with torch.no_grad():
+        expected = slm.load(llama)(batch)
+        assert torch.equal(slm.load(tmp_path / "sharded")(batch), expected)
+        as_torch_shards(llama)
+        assert torch.equal(slm.load(llama)(batch), expected)
+
+
+def test_mobilellms_own_keys(tmp_path: Path) -> None:
+    """share_embedding ties whatever tie_word_embeddings says; layer_sharing runs each block twice."""
+    theirs = hf_llama(*LLAMAS[3])
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    mobile = {"model_type": "mobilellm", "share_embedding": True, "tie_word_embeddings": False}
+    write_json(tmp_path / "config.json", {**config, **mobile, "layer_sharing": True})
+    ours = slm.load(tmp_path)
+    assert ours.shape.tied and ours.shape.layer_sharing == 2 and ours.shape.n_layers == 4
+    export_llama(ours, tmp_path / "unrolled")
+    unrolled = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "unrolled").eval()
+    assert unrolled.config.num_hidden_layers == 8
+    batch = torch.randint(99, (2, 12))
+    with torch.no_grad():
+        assert_same_logits(ours(batch), unrolled(batch).logits)
+
+
+def test_no_pickle_is_executed(llama: Path, tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, (f"touch {tmp_path / 'executed'}",)
+
+    (llama / "model.safetensors").unlink()
+    (llama / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(), protocol=2))
+    with pytest.raises(DataError, match="more than tensors"):
+        slm.load(llama)
+    assert not (tmp_path / "executed").exists()
+
+
+def changed_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**config, **changes})
+
+
+def without_a_tensor(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors")
+
+
+def with_a_strange_tensor(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "model.extra": torch.ones(2)}, folder / "model.safetensors")
+
+
+def broken_index(folder: Path) -> None:
+    as_torch_shards(folder)
+    write_json(folder / "pytorch_model.bin.index.json", {"weights": {}})
+
+
+BROKEN: list[tuple[Callable[[Path], object], str]] = [
+    (lambda f: changed_config(f, model_type="gpt2"), "model_type=gpt2"),
+    (lambda f: changed_config(f, attention_bias=True), "attention_bias=True"),
+    (lambda f: changed_config(f, rope_parameters={"rope_type": "yarn"}), "yarn"),
+    (lambda f: changed_config(f, intermediate_size=78), r"\(77, 60\).*asks for \(78, 60\)"),
+    (lambda f: changed_config(f, num_hidden_layers=4), "9 tensors are missing"),
+    (lambda f: write_json(f / "config.json", [1]), "not a table"),
+    (lambda f: changed_config(f, hidden_size="60"), "not a whole number"),
+    (lambda f: changed_config(f, num_hidden_layers="3"), "num_hidden_layers"),
+    (lambda f: changed_config(f, vocab_size=None), "vocab_size"),
+    (broken_index, "not an index of shards"),
+    (without_a_tensor, "the first is model.norm.weight"),
+    (with_a_strange_tensor, "the first is model.extra"),
+    (lambda f: (f / "config.json").write_text("{"), "is not JSON"),
+    (lambda f: (f / "model.safetensors").unlink(), "neither model.safetensors nor"),
+    (lambda f: (f / "model.safetensors").write_bytes(b"\x08" * 40), "is damaged"),
+    (lambda f: (f / "config.json").unlink(), "neither a run"),
+]
+
+
+@pytest.mark.parametrize(("breakage", "said"), BROKEN, ids=[said for _, said in BROKEN])
+def test_a_broken_checkpoint_is_named(
+    llama: Path, breakage: Callable[[Path], object], said: str
+) -> None:
+    breakage(llama)
+    with pytest.raises(DataError, match=said):
+        slm.load(llama)
+
+
+@pytest.mark.parametrize("tokenizer", [{"kind": "ascii"}, {"kind": "byte"}, {"kind": "bpe"}])
+def test_a_run_is_exported_with_its_tokenizer(
+    tiny_spec: Callable[..., RunSpec], tokenizer: dict[str, Any], tmp_path: Path
+) -> None:
+    """From training to `transformers`: equal logits, equal ids, equal text."""
+    if tokenizer["kind"] == "bpe":
+        tokenizer = {**tokenizer, "vocab_size": 300}
+    spec = tiny_spec(
+        tokenizer=tokenizer, budget={"tokens": 512}, parametrization={"kind": "completep"}
+    )
+    run = RunDirectory.of(spec)
+    with pytest.raises(DataError, match="no such folder"):
+        slm.load(run.path)
+    with run.claim(spec):
+        train(spec, run)
+    export_run(run.path, tmp_path / "out")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert type(theirs).__name__ == "LlamaForCausalLM"
+    reader = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = "Four score\tand seven — years…\n ago; naïve 日本 <|endoftext|>?"
+    prepared = Path(json.loads((run.path / "data.json").read_text())["folder"])
+    plain = text.replace("<|endoftext|>", "")  # transformers reads it as the token
+    ids = load_tokenizer(prepared).encode_batch([plain])[0].tolist()
+    assert reader.encode(plain, add_special_tokens=False) == ids
+    assert reader.decode(ids) == plain
+    assert reader.eos_token_id == spec.eot_id == theirs.config.eos_token_id
+    batch = torch.tensor([ids[:32]])
+    with torch.no_grad():
+        assert_same_logits(slm.load(run.path)(batch), theirs(batch).logits)
+    with pytest.raises(DataError, match="not empty"):
+        export_run(run.path, tmp_path / "out")
+    with pytest.raises(DataError, match="not a run directory"):
+        export_run(tmp_path / "out", tmp_path / "again")
+    for checkpoint in run.checkpoints.glob("*"):
+        checkpoint.unlink()
+    with pytest.raises(RunError, match="no checkpoint yet"):
+        slm.load(run.path)
+
+
+def test_export_is_one_command(
+    tiny_spec: Callable[..., RunSpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = tiny_spec(budget={"tokens": 256})
+    run = RunDirectory.of(spec)
+    with run.claim(spec):
+        train(spec, run)
+    for arguments, code, said in (
+        ([f"run={run.path}"], 2, "out=null: is needed"),
+        ([f"rn={run.path}", f"out={tmp_path / 'b'}"], 2, "did you mean run?"),
+        ([f"run={tmp_path}", f"out={tmp_path / 'b'}"], 1, "not a run directory"),
+        ([f"run={run.path}", f"out={tmp_path / 'out'}"], 0, "exported"),
+    ):
+        monkeypatch.setattr("sys.argv", ["slm", "export", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        assert ended.value.code == code and said in told.out + told.err
+    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert not (tmp_path / "b").exists()

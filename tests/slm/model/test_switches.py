@@ -1,0 +1,89 @@
+"""Each switch of the model, trained for a few steps and read back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import slm
+from slm.run.spec import RunSpec
+from slm.tracking import run_dir
+from slm.tracking.checkpoints import newest_checkpoint
+from slm.tracking.result import RunResult
+from slm.tracking.run_dir import RunDirectory
+from slm.training.runner import build_module, train
+
+Spec = Callable[..., RunSpec]
+
+
+def run_to_end(spec: RunSpec) -> tuple[RunDirectory, RunResult]:
+    run = RunDirectory.of(spec)
+    with run.claim(spec):
+        return run, train(spec, run)
+
+
+def test_z_loss_holds_the_log_partition_and_stays_out_of_the_record(tiny_spec: Spec) -> None:
+    partition, first_loss = {}, {}
+    for weight in (0.0, 0.1):
+        run, _ = run_to_end(tiny_spec(optimizer={"z_loss": weight}))
+        with torch.no_grad():
+            logits = slm.load(run.path)(torch.arange(99)[None, :32])
+        partition[weight] = logits.logsumexp(-1).square().mean().item()
+        first_loss[weight] = run.read_metrics()[0][run_dir.TRAIN_LOSS]
+    assert partition[0.1] < 0.5 * partition[0.0]
+    assert first_loss[0.1] == first_loss[0.0]  # before any step the models are the same
+
+
+def test_a_document_mask_changes_the_run_and_its_identity(tiny_spec: Spec) -> None:
+    plain, masked = tiny_spec(), tiny_spec(model={"document_mask": True})
+    assert plain.run_id != masked.run_id
+    module = build_module(masked)
+    tokens = torch.randint(98, (1, 32))
+    tokens[0, 10] = masked.eot_id
+    with torch.no_grad():
+        split = module.model(tokens, module.documents(tokens))
+        assert torch.equal(split[:, :10], module.model(tokens)[:, :10])
+        assert not torch.allclose(split[:, 11:], module.model(tokens)[:, 11:])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"mlp": "gelu"}, {"qk_norm": True}, {"layer_sharing": 2}, {"tied": False}, {"n_kv_heads": 1}],
+    ids=str,
+)
+def test_each_switch_trains_and_is_loaded_as_it_was(tiny_spec: Spec, model: dict[str, Any]) -> None:
+    spec = tiny_spec(model=model)
+    run, result = run_to_end(spec)
+    assert result.val_loss_nats_per_token is not None
+    assert result.val_loss_nats_per_token < 0.95 * math.log(99)
+    loaded = slm.load(run.path)
+    found = newest_checkpoint(run.checkpoints)
+    assert found is not None
+    state = torch.load(found[0], weights_only=True)["state_dict"]
+    saved = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    assert all(torch.equal(saved[name], value) for name, value in loaded.state_dict().items())
+    assert result.params_total == sum(p.numel() for p in loaded.parameters())
+
+
+def test_dropout_and_activation_checkpointing_train(tiny_spec: Spec, tmp_path: Path) -> None:
+    curves = {}
+    for name, dropout, checkpointing in (
+        ("plain", 0.0, False),
+        ("saved", 0.0, True),
+        ("d", 0.2, False),
+    ):
+        spec = tiny_spec(
+            runs_dir=str(tmp_path / name),
+            model={"dropout": dropout},
+            trainer={"activation_checkpointing": checkpointing},
+        )
+        run, result = run_to_end(spec)
+        losses = [row[run_dir.TRAIN_LOSS] for row in run.read_metrics()]
+        curves[name] = [*losses, result.val_loss_nats_per_token]
+    assert curves["saved"] == curves["plain"]
+    assert curves["d"][0] != curves["plain"][0]

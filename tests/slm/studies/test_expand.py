@@ -1,0 +1,221 @@
+"""The cells of a study and the rules its plan checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+
+from slm.config.schema import Config
+from slm.errors import ConfigError
+from slm.run.spec import resolve
+from slm.studies.cells import Cell, jobs_of
+from slm.studies.checks import check_study
+from slm.studies.expand import Compose, cells_of
+from slm.studies.plan_tables import design_warnings, rung_mismatch
+from tests.conftest import merged
+
+FAMILIES = {
+    "deep_thin": {"name": "deep_thin", "aspect_ratio": 4.0},
+    "wide_shallow": {"name": "wide_shallow", "aspect_ratio": 32.0},
+    "published": {"name": "published", "aspect_ratio": None},
+}
+PRESETS = {
+    "preset": {
+        "size": None,
+        "model": {"preset": "preset", "n_layers": 8, "d_model": 64, "n_heads": 8, "d_ff": 176},
+    }
+}
+STUDY: dict[str, Any] = {
+    "model": dict.fromkeys(("n_layers", "d_model", "n_heads", "n_kv_heads"), None)
+    | {"seq_len": 128},
+    "size": "80k",
+    "family": {"aspect_ratio": 4.0},
+    "ladder": {"aspect_ratios": {"deep_thin": 4.0, "wide_shallow": 32.0}},
+    "optimizer": {"global_batch_tokens": 1024},
+    "study": {
+        "families": ["deep_thin", "wide_shallow"],
+        "sizes": ["80k", "128k", "256k", "400k"],
+        "tokens_per_param": [2, 6],
+        "seeds": [0, 1],
+    },
+}
+
+
+def composer(tiny_config: Callable[..., Config], **study: Any) -> Compose:
+    """What Hydra does for the sweeper: the study's config with a few overrides."""
+
+    def compose(overrides: Sequence[str], varied: Mapping[str, Any]) -> Config:
+        changes = merged(STUDY, {"study": study})
+        pairs = [tuple(override.split("=", 1)) for override in overrides]
+        for key, value in [*((k, yaml.safe_load(v)) for k, v in pairs), *varied.items()]:
+            if key == "budget":
+                continue
+            if key == "family":
+                changes["family"] = dict(FAMILIES[value])
+            elif key == "model":
+                changes = merged(changes, PRESETS[value])
+            else:
+                nested: Any = value
+                for part in reversed(key.split(".")):
+                    nested = {part: nested}
+                changes = merged(changes, nested)
+        return tiny_config(**changes)
+
+    return compose
+
+
+@pytest.fixture
+def cells(tiny_config: Callable[..., Config]) -> list[Cell]:
+    return cells_of(tiny_config(**STUDY), composer(tiny_config))
+
+
+def test_every_combination_is_one_cell(cells: list[Cell]) -> None:
+    assert len(cells) == len({cell.spec.run_id for cell in cells}) == 2 * 4 * 2 * 2
+    assert [c.spec.flops for c in cells] == sorted(c.spec.flops for c in cells)
+
+
+def test_a_rung_has_equal_tokens_and_matched_flops(cells: list[Cell]) -> None:
+    assert max(rung_mismatch(cells).values()) <= 0.03
+    tokens: dict[tuple[int | str, float], set[int]] = {}
+    for cell in cells:
+        tokens.setdefault((cell.rung, cell.spec.tokens_per_param), set()).add(cell.spec.tokens)
+        wanted = cell.spec.tokens_per_param * cell.spec.reference_flops_per_token / 6
+        assert abs(cell.spec.tokens - wanted) <= cell.spec.batch_tokens / 2
+    assert all(len(values) == 1 for values in tokens.values())
+
+
+def test_overrides_make_the_same_run(cells: list[Cell], tiny_config: Callable[..., Config]) -> None:
+    compose = composer(tiny_config)
+    for cell in cells[::5]:
+        assert resolve(compose(cell.overrides, {})).run_id == cell.spec.run_id
+
+
+def test_design_rules_speak(cells: list[Cell]) -> None:
+    assert design_warnings(cells) == ["WARN 24 of 32 cells take fewer than 1000 optimizer steps"]
+    twin = replace(cells[0], rung=81_000)
+    assert any("are both L2-d56" in line for line in design_warnings([*cells, twin]))
+    named_twice = replace(cells[0], family="renamed")
+    assert any("are the same shape" in line for line in design_warnings([*cells, named_twice]))
+
+
+def test_an_empty_study_says_what_it_lacks(tiny_config: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_study(tiny_config())
+    assert "study.sizes" in str(caught.value) and "try study=demo" in str(caught.value)
+
+
+def test_a_preset_has_counterparts_at_its_own_flops(tiny_config: Callable[..., Config]) -> None:
+    study = {"sizes": [], "models": ["preset"], "families": ["published", "wide_shallow"]}
+    compose = composer(tiny_config, **study)
+    cells = cells_of(compose(["model=preset", "family=published"], {}), compose)
+    shapes = {cell.family: cell.spec.shape for cell in cells}
+    assert shapes["published"].label == "L8-d64"
+    assert shapes["wide_shallow"].depth < 8 and shapes["wide_shallow"].d_head == 8
+    assert max(rung_mismatch(cells).values()) <= 0.03
+    assert len({(c.spec.tokens_per_param, c.spec.tokens) for c in cells}) == 2
+    assert all(c.overrides[:2] == ["model=preset", f"family={c.family}"] for c in cells)
+
+
+def test_a_grid_varies_other_keys(tiny_config: Callable[..., Config]) -> None:
+    grid = {"optimizer.lr": [1e-3, 4e-3], "model.tied": [True, False]}
+    compose = composer(tiny_config, grid=grid, sizes=["80k"], tokens_per_param=[2], seeds=[0])
+    cells = cells_of(compose([], {}), compose)
+    assert len({cell.spec.run_id for cell in cells}) == 2 * 2 * 2
+    settings = {(c.spec.config.optimizer.lr, c.spec.shape.tied) for c in cells}
+    assert settings == {(1e-3, True), (1e-3, False), (4e-3, True), (4e-3, False)}
+    assert "optimizer.lr=0.001" in cells[0].overrides
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        ({"size": ["90k"]}, "study.grid.size"),
+        ({"seed": [1]}, "a place of its own"),
+        ({"budget.tokens": [5]}, "study.grid.budget.tokens"),
+        ({"optimizer.lr": []}, "needs values"),
+    ],
+)
+def test_what_a_grid_may_not_vary(
+    tiny_config: Callable[..., Config], grid: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_study(tiny_config(**merged(STUDY, {"study": {"grid": grid}})))
+
+
+@pytest.mark.parametrize("grid", [{"trainer.threads": [1, 2]}, {"optimizer.lr": [4e-3, 0.004]}])
+def test_two_cells_of_one_run_are_refused(
+    tiny_config: Callable[..., Config], grid: dict[str, Any]
+) -> None:
+    compose = composer(tiny_config, grid=grid)
+    with pytest.raises(ConfigError, match="are the same run"):
+        cells_of(compose([], {}), compose)
+
+
+def test_a_rung_is_a_size_or_a_model_and_not_both(tiny_config: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match="set one of them to"):
+        check_study(tiny_config(**merged(STUDY, {"study": {"models": ["preset"]}})))
+
+
+def test_extra_seeds_go_to_the_ends_and_the_middle_and_come_last(
+    tiny_config: Callable[..., Config],
+) -> None:
+    compose = composer(tiny_config, seeds=[0], anchor_seeds=[1, 2])
+    cells = cells_of(compose([], {}), compose)
+    seeds: dict[int | str, set[int]] = {}
+    for cell in cells:
+        seeds.setdefault(cell.rung, set()).add(cell.spec.config.seed)
+    assert seeds == {80_000: {0, 1, 2}, 128_000: {0}, 256_000: {0, 1, 2}, 400_000: {0, 1, 2}}
+    jobs = jobs_of(cells)
+    assert [job.is_replicate for job in jobs] == sorted(job.is_replicate for job in jobs)
+    first = [job.flops for job in jobs if not job.is_replicate]
+    assert first == sorted(first) and len(first) == 2 * 4
+
+
+def test_the_batch_of_a_rung_shrinks_until_its_shortest_budget_has_enough_steps(
+    tiny_config: Callable[..., Config],
+) -> None:
+    compose = composer(tiny_config, min_steps=300)
+    cells = cells_of(compose([], {}), compose)
+    batches = {}
+    for cell in cells:
+        batches.setdefault(cell.rung, set()).add(cell.spec.batch_tokens)
+        assert cell.spec.steps >= 300
+        assert f"optimizer.global_batch_tokens={cell.spec.batch_tokens}" in cell.overrides
+        assert resolve(compose(cell.overrides, {})).run_id == cell.spec.run_id
+    assert all(len(batch) == 1 for batch in batches.values())  # the same for all families
+    sizes = [min(batches[rung]) for rung in sorted(batches)]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1] == 1024
+    assert len({cell.spec.recipe_id for cell in cells}) == 1
+
+
+def test_a_flop_budget_buys_a_rung_equal_tokens(tiny_config: Callable[..., Config]) -> None:
+    compose = composer(tiny_config, tokens_per_param=[], flops=[2e11, 1e12])
+    tokens: dict[tuple[int | str, float], set[int]] = {}
+    for cell in cells_of(compose([], {}), compose):
+        near = min((2e11, 1e12), key=lambda asked: abs(cell.spec.flops - asked))
+        assert abs(cell.spec.flops / near - 1) < 0.03
+        tokens.setdefault((cell.rung, near), set()).add(cell.spec.tokens)
+    assert len(tokens) == 4 * 2 and all(len(found) == 1 for found in tokens.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"study": {"contrast": ["deep_thin"]}}, "names two families"),
+        ({"study": {"contrast": ["deep_thin", "tall"]}}, "tall is no family of the study"),
+        ({"study": {"lr_policy": "transfer"}, "parametrization": {"kind": "mup"}}, "not by mup"),
+        (
+            {"study": {"lr_policy": "tuned", "grid": {"optimizer.lr": [1e-3]}}},
+            "study.grid varies it too",
+        ),
+    ],
+)
+def test_a_study_that_contradicts_itself(
+    tiny_config: Callable[..., Config], changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_study(tiny_config(**merged(STUDY, changes)))

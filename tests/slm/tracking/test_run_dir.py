@@ -1,0 +1,240 @@
+"""The run directory: identity, locks, what a kill leaves behind, starting over."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slm.errors import Interrupted, RunError
+from slm.run.spec import RunSpec
+from slm.tracking import lease, run_dir
+from slm.tracking.result import SCHEMA_VERSION
+from slm.tracking.run_dir import RunDirectory
+from slm.tracking.wandb import mirror
+
+Spec = Callable[..., RunSpec]
+
+
+def test_identity_is_the_science_and_nothing_else(tiny_spec: Spec) -> None:
+    base = tiny_spec()
+    same: list[dict[str, Any]] = [
+        {"trainer": {"micro_batch_sequences": 2}},
+        {"trainer": {"threads": 2, "num_workers": 1, "log_every_steps": 7}},
+        {"trainer": {"compile": "on", "accelerator": "auto", "checkpoint_every_steps": 3}},
+        {"trainer": {"activation_checkpointing": True}},
+        {"model": {"dropout": 0.0}},
+        {"trainer": {"strategy": "ddp", "devices": 2, "num_nodes": 2}},
+        {"tracking": {"wandb": "offline", "project": "other"}},
+        {"model": {"preset": "another"}, "ladder": {"d_head": 16}},
+        {
+            "runs_dir": "elsewhere",
+            "cache_dir": "elsewhere",
+            "rerun": True,
+            "study": {"name": "other"},
+        },
+    ]
+    other: list[dict[str, Any]] = [
+        {"seed": 1},
+        {"budget": {"tokens": 30 * 256}},
+        {"optimizer": {"lr": 1e-3}},
+        {"schedule": {"kind": "cosine"}},
+        {"model": {"n_layers": 3}},
+        {"model": {"attention": "reference"}},
+        {"model": {"mlp": "gelu"}},
+        {"model": {"dropout": 0.1}},
+        {"model": {"tied": False}},
+        {"model": {"n_kv_heads": 1}},
+        {"model": {"layer_sharing": 2}},
+        {"model": {"qk_norm": True}},
+        {"model": {"rope_theta": 500.0}},
+        {"model": {"norm_eps": 1e-6}},
+        {"model": {"document_mask": True}},
+        {"optimizer": {"z_loss": 1e-4}},
+        {"parametrization": {"base_depth": 2}},
+        {"parametrization": {"base_width": 32}},
+        {"parametrization": {"kind": "mup"}},
+        {"parametrization": {"kind": "standard"}},
+        {"trainer": {"precision": "bf16"}},
+        {"data": {"val_tokens": 999}},
+        {"tokenizer": {"kind": "byte"}},
+        {"family": {"name": "another"}},
+    ]
+    assert {tiny_spec(**changes).run_id for changes in same} == {base.run_id}
+    unread = {"kind": "standard", "base_width": 8, "base_depth": 8}
+    standard = tiny_spec(parametrization={"kind": "standard"})
+    assert tiny_spec(parametrization=unread).run_id == standard.run_id
+    ids = [tiny_spec(**changes).run_id for changes in other]
+    assert len({base.run_id, *ids}) == 1 + len(other)
+
+
+def test_a_budget_in_any_unit_is_the_same_run(tiny_spec: Spec) -> None:
+    by_tokens = tiny_spec()
+    n_flop = by_tokens.flops_per_token / 6
+    by_flops = tiny_spec(budget={"tokens": None, "flops": float(by_tokens.flops)})
+    by_params = tiny_spec(budget={"tokens": None, "tokens_per_param": by_tokens.tokens / n_flop})
+    assert by_tokens.run_id == by_flops.run_id == by_params.run_id
+
+
+def test_endings_are_recorded(tiny_spec: Spec) -> None:
+    spec = tiny_spec()
+    run = RunDirectory.of(spec)
+    assert run.state() == "planned"
+    with run.claim(spec):
+        assert run.state() == "running"
+    assert run.state() == "finished"
+    with pytest.raises(ValueError, match="boom"), run.claim(spec):
+        raise ValueError("boom")
+    assert run.state() == "failed" and "boom" in (run.path / "traceback.txt").read_text()
+    with pytest.raises(Interrupted), run.claim(spec):
+        raise Interrupted("stop", signal.SIGTERM)
+    assert run.state() == "interrupted"
+
+
+def test_two_processes_never_share_a_run(tiny_spec: Spec) -> None:
+    spec = tiny_spec()
+    run = RunDirectory.of(spec)
+    refused = pytest.raises(RunError, match=rf"in use by process {os.getpid()}")
+    with run.claim(spec), refused, RunDirectory.of(spec).claim(spec):
+        pass
+
+
+def test_a_killed_run_is_interrupted_and_free(tiny_spec: Spec) -> None:
+    spec = tiny_spec()
+    run = RunDirectory.of(spec)
+    with run.claim(spec):
+        pass
+    code = (
+        "import sys, time; from pathlib import Path; from slm.files import try_lock\n"
+        "lock = try_lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(run.path / "lock")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    run.write_status("running")
+    assert run.state() == "running" and run.is_busy()
+    process.kill()
+    process.wait()
+    assert run.state() == "interrupted" and not run.is_busy()
+    with run.claim(spec):
+        assert run.state() == "running"
+
+
+def test_the_heart_beats(tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.02)
+    spec = tiny_spec()
+    run = RunDirectory.of(spec)
+    with run.claim(spec):
+        beats = set()
+        for _ in range(10):
+            beats.add(json.loads((run.path / "status.json").read_text())["heartbeat"])
+            time.sleep(0.03)
+    assert len(beats) > 3
+
+
+def test_another_config_in_the_folder_is_refused(tiny_spec: Spec) -> None:
+    spec = tiny_spec()
+    run = RunDirectory.of(spec)
+    with run.claim(spec):
+        pass
+    config = run.path / "config.yaml"
+    config.write_text(config.read_text().replace("lr: 0.004", "lr: 0.5"))
+    with pytest.raises(RunError, match=r"optimizer.lr: 0.5 there, 0.004 here"), run.claim(spec):
+        pass
+    config.write_text("{not yaml")
+    with pytest.raises(RunError, match="not a readable config"), run.claim(spec):
+        pass
+
+
+def test_rerun_sets_the_old_run_aside(tiny_spec: Spec) -> None:
+    spec = tiny_spec()
+    run = RunDirectory.of(spec)
+    for _ in range(3):
+        with run.claim(spec, rerun=True):
+            (run.path / "mark").write_text("x")
+    aside = sorted(p.name for p in (run.path.parent / run_dir.SUPERSEDED).iterdir())
+    assert aside == [f"{run.path.name}-1", f"{run.path.name}-2"]
+    assert all((run.path.parent / run_dir.SUPERSEDED / name / "mark").exists() for name in aside)
+
+
+def test_metrics_survive_a_torn_line_and_repeated_steps(tiny_spec: Spec) -> None:
+    run = RunDirectory.of(tiny_spec())
+    run.path.mkdir(parents=True)
+    with run.open_metrics() as stream:
+        stream.write(
+            '{"progress/step": 1, "train/loss": 3.0}\n{"progress/step": 2, "train/loss": 2.5}\n'
+        )
+        stream.write('{"progress/step": 3, "trai')
+    assert [row[run_dir.STEP] for row in run.read_metrics()] == [1, 2]
+    with run.open_metrics() as stream:
+        stream.write(
+            '{"progress/step": 2, "train/loss": 2.0}\n{"progress/step": 2, "val/loss": 9.0}\n'
+        )
+    assert run.read_metrics()[1] == {"progress/step": 2, "train/loss": 2.0, "val/loss": 9.0}
+
+
+def test_a_result_of_another_version_is_named(tiny_spec: Spec) -> None:
+    run = RunDirectory.of(tiny_spec())
+    run.path.mkdir(parents=True)
+    for content, said in (
+        (f'{{"schema_version": {SCHEMA_VERSION}}}', "run_id"),
+        ('{"schema_version": 0}', f"0, not {SCHEMA_VERSION}"),
+    ):
+        (run.path / "result.json").write_text(content)
+        with pytest.raises(
+            RunError, match=rf"result.json: not a readable result \(KeyError.*{said}"
+        ):
+            run.result()
+
+
+class BrokenWandb:
+    """Stands where wandb is imported; every call fails."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConnectionError("no route to host")
+
+
+def test_wandb_is_never_in_the_way(
+    tiny_config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", BrokenWandb())
+    tracking = tiny_config(tracking={"wandb": "online"}).tracking
+    settings: dict[str, Any] = {"run_id": "r", "group": "g", "tags": [], "content": {}}
+    with mirror(tracking, folder=tmp_path, **settings) as mirrored:
+        mirrored.log({run_dir.STEP: 1})
+        assert mirrored.id is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answers", [False, True], ids=["refuses", "is silent"])
+def test_a_dead_wandb_host_costs_seconds(
+    tiny_config: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: bool,
+) -> None:
+    """A host that nobody listens on, and one that accepts and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        if not answers:
+            server.close()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.delenv("WANDB_MODE")
+        settings: dict[str, Any] = {"run_id": "r", "group": "g", "tags": [], "content": {}}
+        start_seconds = time.monotonic()
+        tracking = tiny_config(tracking={"wandb": "online"}).tracking
+        with mirror(tracking, folder=tmp_path, **settings) as mirrored:
+            mirrored.log({run_dir.STEP: 1, run_dir.TOKENS: 1})
+            assert mirrored.id == "r"
+        assert time.monotonic() - start_seconds < 45
+    assert list(tmp_path.glob("wandb/offline-run-*/run-r.wandb"))

@@ -1,0 +1,108 @@
+"""Modules that must start fast import no torch, and each heavy library has few importers.
+
+The order of layers is checked by import-linter (`make lint`, contracts in pyproject.toml).
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+TORCH_FREE = (
+    "analysis.controls.coordinate_check",
+    "analysis.controls.khop",
+    "analysis.design.power",
+    "analysis.learning_rate.gate",
+    "analysis.learning_rate.transfer",
+    "analysis.report",
+    "analysis.report.write",
+    "analysis.study_actions.plan",
+    "analysis.study_actions.report",
+    "hydra_plugins.slm_study.local",
+    "hydra_plugins.slm_study.ray",
+    "hydra_plugins.slm_study.slurm",
+    "hydra_plugins.slm_study.sweeper",
+    "slm",
+    "slm.__main__",
+    "slm.architecture.describe",
+    "slm.architecture.memory",
+    "slm.cli",
+    "slm.config.hydra",
+    "slm.config.load",
+    "slm.data.blocks",
+    "slm.data.examples",
+    "slm.data.tokens.prepare",
+    "slm.data.tokens.summary",
+    "slm.logs",
+    "slm.run.lr_schedule",
+    "slm.run.micro_batch",
+    "slm.run.spec",
+    "slm.studies.lr_tuning",
+    "slm.studies.plan_tables",
+    "slm.studies.scheduler",
+    "slm.studies.status",
+    "slm.tracking.checkpoints",
+    "slm.tracking.results_file",
+    "slm.tracking.run_dir",
+    "slm.tracking.spikes",
+    "slm.tracking.trunk",
+    "slm.tracking.wandb",
+    "slm.training.execute",
+)
+ONLY_IMPORTERS = {
+    "wandb": {"slm.tracking.wandb", "analysis.runs.wandb"},
+    "lightning": {"slm.data.datamodule", "slm.training"},
+    "hydra": {"slm.cli", "slm.config.hydra", "hydra_plugins"},
+    "datasets": {"slm.data.corpus.sources"},
+    "huggingface_hub": {"slm.data.corpus.sources"},
+    "tokenizers": {"slm.data.tokenizers.hf_files", "slm.data.tokenizers.export"},
+    "torch": {
+        "slm.data.datamodule",
+        "slm.model",
+        "slm.training",
+        "slm.evaluation",
+    },
+    "safetensors": {"slm.model.hf"},
+    "flash_attn": {"slm.model.attention"},
+    "pandas": {"analysis"},
+    "analysis": {"analysis", "hydra_plugins"},
+}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package in ("slm", "analysis", "hydra_plugins"):
+        for path in (ROOT / package).rglob("*.py"):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            yield name.removesuffix(".__init__"), path
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield node.module or ""
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+@pytest.mark.parametrize(("library", "allowed"), ONLY_IMPORTERS.items())
+def test_a_library_has_its_importers(library: str, allowed: set[str]) -> None:
+    for name, path in modules():
+        if any(within(imported, library) for imported in imports(path)):
+            assert any(within(name, place) for place in allowed), f"{name} imports {library}"
+
+
+def test_planning_and_analysis_start_without_torch() -> None:
+    code = f"import sys\nfor m in {TORCH_FREE!r}: __import__(m)\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
