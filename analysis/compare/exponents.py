@@ -9,7 +9,7 @@ within pairs, profile likelihood with a cut widened to the jackknife, and two on
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,9 @@ from analysis.fit.diagnostics import Status
 from analysis.fit.joint import fit_joint
 from analysis.fit.joint_result import JointFit
 from analysis.fit.law import ALPHA, EXPONENT_BOUNDS, Floats, Ints, JointLaw, Points, log_loss
-from analysis.fit.levenberg_marquardt import Minima, Problem, at_bound, minimise, start_grid
+from analysis.fit.levenberg_marquardt import Minima, Problem, at_bound
 from analysis.fit.profile_likelihood import naive_covariance, profile_contrast, quantile_t
-from analysis.fit.resampling import codes, delete_one, jackknife_error
+from analysis.fit.resampling import Solution, codes, jackknife_error, solve
 from analysis.formatting import count
 from analysis.runs.study import Study
 
@@ -47,7 +47,8 @@ class ExponentDifference:
     `permutation`: of the exponent given the levels; `any_permutation`: of any difference at all.
     `without`: the most influential shape, and the difference without it. `equivalence_p`: of the test that
     |difference| >= .02, small if the exponents are the same. `mde80`: a true difference that this study
-    would have found with a probability of 80%.
+    would have found with a probability of 80%. `fitted`: the fit that all of this was computed from; left
+    out of `to_dict`.
     """
 
     n_name: str
@@ -72,6 +73,7 @@ class ExponentDifference:
     equivalence_p: float | None = None
     mde80: float | None = None
     fit: JointFit | None = None
+    fitted: FittedStudy | None = field(default=None, repr=False, compare=False)
 
     @property
     def refused(self) -> bool:
@@ -106,7 +108,8 @@ class ExponentDifference:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        content = asdict(self)
+        content = asdict(replace(self, fit=None, fitted=None))
+        del content["fitted"]
         content["fit"] = None if self.fit is None else self.fit.to_dict()
         return content
 
@@ -116,12 +119,27 @@ class FittedStudy:
     """A study with its law M2 at its minimum: what resampling starts from."""
 
     study: Study
-    problem: Problem
-    theta: Floats
-    shape: Ints
+    solution: Solution
     shape_names: tuple[str, ...]
-    deleted: Minima
     pairs: Pairing
+
+    @property
+    def problem(self) -> Problem:
+        return self.solution.problem
+
+    @property
+    def theta(self) -> Floats:
+        return self.solution.theta
+
+    @property
+    def shape(self) -> Ints:
+        """Code per run of its shape."""
+        return self.solution.cluster
+
+    @property
+    def deleted(self) -> Minima:
+        """The fit without each shape in turn."""
+        return self.solution.deleted
 
     @property
     def law(self) -> JointLaw:
@@ -164,20 +182,24 @@ def fitted(study: Study, n_name: str | None = None) -> FittedStudy:
     index = np.array([study.families.index(name) for name in table["family"]])
     size = table["n" if n_name in (None, study.n_name) else n_name]
     points = Points.of(size, table["tokens"], table["loss_nats_per_token"], index)
-    law = JointLaw("M2", len(study.families))
-    problem = Problem.of(law, points)
-    found = minimise(problem, start_grid(law, points))
-    theta = found.theta[found.best]
-    names = [f"{f} {s}" for f, s in zip(table["family"], table["shape"], strict=True)]
-    shape = codes(np.array(names, dtype=object))
+    problem = Problem.of(JointLaw("M2", len(study.families)), points)
+    return _fitted(study, solve(problem, codes(np.array(_shape_names(table), dtype=object))))
+
+
+def _shape_names(table: pd.DataFrame) -> list[str]:
+    """Family and shape of each run."""
+    return [f"{f} {s}" for f, s in zip(table["family"], table["shape"], strict=True)]
+
+
+def _fitted(study: Study, solution: Solution) -> FittedStudy:
+    table = study.table
     pairs = pairing(
         labels(list(table["rung"])),
         table["tokens"].to_numpy(),
         (table["family"] == study.deep).to_numpy(),
         (table["family"] == study.wide).to_numpy(),
     )
-    deleted = delete_one(problem, theta, shape)
-    return FittedStudy(study, problem, theta, shape, tuple(dict.fromkeys(names)), deleted, pairs)
+    return FittedStudy(study, solution, tuple(dict.fromkeys(_shape_names(table))), pairs)
 
 
 def exponent_difference_of(
@@ -198,9 +220,9 @@ def exponent_difference_of(
         size, table["tokens"], table["loss_nats_per_token"], list(table["family"]),
         cluster=list(table["shape"]),
     )  # fmt: skip
-    if fit.status == "REFUSED":
+    if fit.solution is None:
         return ExponentDifference(status="REFUSED", reasons=fit.reasons, **head)
-    known = fitted(study, called)
+    known = _fitted(study, fit.solution)
     tests: dict[str, Any] = {}
     if permutations and known.pairs.pairs:
         tests = {
@@ -213,8 +235,9 @@ def exponent_difference_of(
             "collapsed": collapsed_f(known.problem.points, known.shape, known.law, known.families),
         }
     return ExponentDifference(
-        status=fit.status, reasons=fit.reasons, fit=fit, **_jackknife(known), **tests, **head
-    )
+        status=fit.status, reasons=fit.reasons, fit=fit, fitted=known,
+        **_jackknife(known), **tests, **head,
+    )  # fmt: skip
 
 
 def _jackknife(known: FittedStudy) -> dict[str, Any]:

@@ -16,12 +16,7 @@ import pandas as pd
 
 from analysis.compare.aspect_ratio import MIN_ASPECTS, ShapeCurve, fit_shape_curve
 from analysis.compare.compute_multiplier import Kappa, compute_multiplier
-from analysis.compare.exponents import (
-    ExponentDifference,
-    exponent_difference_of,
-    fitted,
-    shape_misfit,
-)
+from analysis.compare.exponents import ExponentDifference, exponent_difference_of, shape_misfit
 from analysis.compare.holdout import HoldOut, hold_out
 from analysis.compare.matched_pairs import Contrast, paired_differences
 from analysis.compare.verdict import Findings, Verdict, decide, describe, describe_kappa
@@ -228,8 +223,8 @@ def compare_study(
         if contrast.pairs.empty:
             contrast = None
             refusals = ("no rung and token count is common to both families; run the same ones",)
-    if not primary.refused and not refusals:
-        known = fitted(study)
+    known = primary.fitted
+    if known is not None and not refusals:
         kappa = compute_multiplier(known, bootstrap, seed)
         held_out = hold_out(study, seed)
         tau = shape_misfit(known) * float(table["loss_nats_per_token"].mean())

@@ -86,7 +86,7 @@ def hold_out(study: Study, seed: int = 0) -> HoldOut:
             half = float(np.mean([math.log(cell.high / cell.low) / 2 for cell in mine]))
             if abs(centre) > half:
                 off.append(f"{family} is off by {centre:+.2%} at the largest size")
-    return HoldOut(tuple(cells), not off, tuple(off), tuple(_forward(study, list(rungs))))
+    return HoldOut(tuple(cells), not off, tuple(off), tuple(_forward(study, list(rungs), known)))
 
 
 def _below(study: Study, rungs: Any) -> Study:
@@ -132,14 +132,14 @@ def _predict(known: FittedStudy, rows: pd.DataFrame, seed: int) -> list[HeldOutC
     ]
 
 
-def _forward(study: Study, rungs: list[Any]) -> list[dict[str, Any]]:
+def _forward(study: Study, rungs: list[Any], below_largest: FittedStudy) -> list[dict[str, Any]]:
     """Each rung from those below it, wherever those can be fitted."""
     found = []
     for at in range(1, len(rungs)):
         smaller = _below(study, rungs[:at])
         if refusals_of(smaller):
             continue
-        known = fitted(smaller)
+        known = below_largest if at == len(rungs) - 1 else fitted(smaller)
         rows = study.table[study.table["rung"] == rungs[at]]
         rows = rows[rows["family"].isin(smaller.families)]
         error = (

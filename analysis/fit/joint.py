@@ -17,10 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 from analysis.design.identifiability import exponent_refusals
 from analysis.fit.diagnostics import Evidence, evidence, judge, parameter_names
 from analysis.fit.joint_result import JointFit, Parameters
-from analysis.fit.law import ALPHA, BETA, A, B, E, Floats, Ints, JointLaw, Model, Points, log_loss
-from analysis.fit.levenberg_marquardt import Minima, Problem, at_bound, minimise, start_grid
+from analysis.fit.law import ALPHA, BETA, A, B, E, Floats, JointLaw, Model, Points, log_loss
+from analysis.fit.levenberg_marquardt import Problem, at_bound, minimise
 from analysis.fit.profile_likelihood import Interval, degrees, naive_covariance, profile, quantile_t
-from analysis.fit.resampling import codes, delete_one, jackknife_error
+from analysis.fit.resampling import Solution, codes, jackknife_error, solve
 from analysis.fit.variable_projection import vpnls
 from analysis.formatting import count
 from analysis.runs.validate import label_column, loss_warnings, positive_columns
@@ -86,13 +86,16 @@ def fit_joint(  # noqa: PLR0917 (positions are part of the interface)
         return JointFit(status="REFUSED", reasons=tuple(refusals), **common)
     index = codes(np.array([str(name) for name in named], dtype=object))
     points = Points.of(size, tokens, losses, index)
-    solved = _solve(law, points, common["delta"], families, seed)
-    clusters = None if groups is None else codes(_pairs(named, groups))
+    clusters = np.arange(len(size)) % BLOCKS if groups is None else codes(_pairs(named, groups))
+    problem = Problem.of(law, points, delta=common["delta"])
+    solved = _diagnosed(solve(problem, clusters, seed), families)
     common |= {
         "n_range": (float(size.min()), float(size.max())),
         "d_range": (float(tokens.min()), float(tokens.max())),
     }
-    return _result(solved, families, clusters, named=family is not None, common=common)
+    return _result(
+        solved, families, named=family is not None, clustered=groups is not None, common=common
+    )
 
 
 def _pairs(family: NDArray[Any], cluster: NDArray[Any]) -> NDArray[Any]:
@@ -102,51 +105,44 @@ def _pairs(family: NDArray[Any], cluster: NDArray[Any]) -> NDArray[Any]:
 
 
 @dataclass(frozen=True)
-class _Solved:
-    problem: Problem
-    minima: Minima
+class _Diagnosed:
+    solution: Solution
     least_squares: Floats
     evidence: Evidence
     vpnls: Floats | None
     by_delta: dict[float, Floats]
 
-    @property
-    def theta(self) -> Floats:
-        return self.minima.theta[self.minima.best]
 
-
-def _solve(
-    law: JointLaw, points: Points, delta: float, families: tuple[str, ...], seed: int
-) -> _Solved:
-    starts = start_grid(law, points, seed=seed)
-    problem = Problem.of(law, points, delta=delta)
-    minima = minimise(problem, starts)
+def _diagnosed(solution: Solution, families: tuple[str, ...]) -> _Diagnosed:
+    problem, law = solution.problem, solution.problem.law
     by_delta = {
-        other: minimise(replace(problem, delta=other), minima.theta[[minima.best]]).theta[0]
+        other: minimise(replace(problem, delta=other), solution.theta[None]).theta[0]
         for other in SENSITIVITY
     }
     squares = by_delta[math.inf]
-    projected = vpnls(law, points)
+    projected = vpnls(law, problem.points)
     gap = None
     if projected is not None:
         exponents = law.roles >= ALPHA
         gap = float(np.abs(projected - squares)[exponents].max())
-    found = evidence(problem, minima, starts, parameter_names(law, families), gap)
-    return _Solved(problem, minima, squares, found, projected, by_delta)
+    names = parameter_names(law, families)
+    found = evidence(problem, solution.minima, solution.starts, names, gap)
+    return _Diagnosed(solution, squares, found, projected, by_delta)
 
 
 def _result(
-    solved: _Solved,
+    solved: _Diagnosed,
     families: tuple[str, ...],
-    cluster: Ints | None,
     *,
     named: bool,
+    clustered: bool,
     common: dict[str, Any],
 ) -> JointFit:
-    law, points, theta = solved.problem.law, solved.problem.points, solved.theta
+    solution, problem = solved.solution, solved.solution.problem
+    law, points, theta = problem.law, problem.points, solution.theta
     names = parameter_names(law, families)
-    squares = replace(solved.problem, delta=math.inf)
-    errors, inflation, kind = _errors(solved, squares, cluster, len(families))
+    squares = replace(problem, delta=math.inf)
+    errors, inflation, kind = _errors(solved, squares, len(families), clustered=clustered)
     told = [p for p in range(law.size) if law.roles[p] in (E, ALPHA, BETA)]
     profiles = {
         names[p]: _in_nats(names[p], profile(squares, solved.least_squares, p, float(inflation[p])))
@@ -156,9 +152,7 @@ def _result(
     values = _named(law, theta, names)
     sd = {names[p]: float(errors[p] * (values[names[p]] if law.roles[p] == E else 1)) for p in told}
     intervals = {name: (interval.low, interval.high) for name, interval in profiles.items()}
-    if math.isfinite(
-        solved.problem.delta
-    ):  # the profile is that of least squares, another estimate
+    if math.isfinite(problem.delta):  # the profile is that of least squares, another estimate
         intervals = {
             name: (max(value - NORMAL_95 * sd[name], 0.0), value + NORMAL_95 * sd[name])
             for name, value in values.items()
@@ -168,7 +162,7 @@ def _result(
         status=status,
         reasons=reasons,
         params=_parameters(law, theta, points, families, named=named),
-        objective=float(solved.minima.objective.min()),
+        objective=float(solution.minima.objective.min()),
         rss=float(residual @ residual),
         standard_errors=sd,
         error_kind=kind,
@@ -179,24 +173,24 @@ def _result(
         evidence=solved.evidence,
         vpnls={} if solved.vpnls is None else _named(law, solved.vpnls, names),
         by_delta={key: _named(law, value, names) for key, value in solved.by_delta.items()},
+        solution=solution,
         **common,
     )
 
 
 def _errors(
-    solved: _Solved, squares: Problem, cluster: Ints | None, families: int
+    solved: _Diagnosed, squares: Problem, families: int, *, clustered: bool
 ) -> tuple[Floats, Floats, str]:
     """Standard errors, by how much they widen the profile of least squares (squared), and their kind."""
     naive = np.sqrt(np.diag(naive_covariance(squares, solved.least_squares)))
-    if cluster is None and math.isinf(solved.problem.delta):
+    solution, df = solved.solution, degrees(squares)
+    if not clustered and math.isinf(solution.problem.delta):
         return naive, np.ones(len(naive)), "profile likelihood, runs taken as independent"
-    runs, df = len(solved.problem.points), degrees(squares)
-    if cluster is None:
-        cluster, kind = np.arange(runs) % min(runs, BLOCKS), "jackknife, runs taken as independent"
-    else:
-        kind = f"jackknife over {cluster.max() + 1} shapes"
-        df = max(int(cluster.max()) - 2 * families, 1)
-    errors = jackknife_error(delete_one(solved.problem, solved.theta, cluster).theta)
+    kind = "jackknife, runs taken as independent"
+    if clustered:
+        kind = f"jackknife over {solution.cluster.max() + 1} shapes"
+        df = max(int(solution.cluster.max()) - 2 * families, 1)
+    errors = jackknife_error(solution.deleted.theta)
     wider = quantile_t(df) / quantile_t(degrees(squares)) * errors / np.maximum(naive, 1e-300)
     return errors, _inflation(squares, solved.least_squares, np.maximum(wider**2, 1e-12)), kind
 

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from analysis.fit.diagnostics import Evidence, Status
 from analysis.fit.law import Floats
+from analysis.fit.resampling import Solution
 from analysis.formatting import count
 from slm.errors import DataError
 
@@ -39,7 +40,8 @@ class JointFit:
     `intervals`: 95% by parameter name (`E` in nats, `alpha[deep]`), profile likelihood; with clusters the
     cut is inflated to their jackknife. `standard_errors` likewise; `error_kind` says which.
     `reducible`: nats that size could still save at n0, per family. `by_delta`: exponents and E under
-    other thresholds of Huber's loss, inf being least squares.
+    other thresholds of Huber's loss, inf being least squares. `solution`: the minimum itself, for refits
+    that start from it; left out of `to_dict`.
     """
 
     model: str
@@ -64,6 +66,7 @@ class JointFit:
     evidence: Evidence | None = None
     vpnls: dict[str, float] = field(default_factory=dict)
     by_delta: dict[float, dict[str, float]] = field(default_factory=dict)
+    solution: Solution | None = field(default=None, repr=False, compare=False)
 
     def predict(self, n: ArrayLike, d: ArrayLike, family: Hashable = None) -> Floats:
         """Loss in nats per token; `family` may be left out where there is one.
@@ -110,7 +113,9 @@ class JointFit:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: plain dictionaries, infinities as text."""
-        content = {key: getattr(self, key) for key in self.__dataclass_fields__}
+        content = {
+            key: getattr(self, key) for key in self.__dataclass_fields__ if key != "solution"
+        }
         content["params"] = dict(self.params)
         content["evidence"] = None if self.evidence is None else vars(self.evidence)
         content["by_delta"] = {f"{delta:g}": values for delta, values in self.by_delta.items()}

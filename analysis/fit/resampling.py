@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from analysis.fit.law import Floats, Ints
-from analysis.fit.levenberg_marquardt import Minima, Problem, minimise
+from analysis.fit.levenberg_marquardt import Minima, Problem, minimise, start_grid
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,34 @@ def codes(labels: NDArray[Any]) -> Ints:
     """Labels of any kind as 0, 1, 2, ... in order of appearance."""
     found: dict[Any, int] = {}
     return np.array([found.setdefault(label, len(found)) for label in labels], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A problem minimised once, from the full grid of starts. Jackknife, profile, permutation and bootstrap
+    start from its `theta`. `cluster`: code per run of the runs that are deleted together.
+    """
+
+    problem: Problem
+    starts: Floats
+    minima: Minima
+    cluster: Ints
+
+    @property
+    def theta(self) -> Floats:
+        """Parameters at the lowest minimum, (size,)."""
+        return self.minima.theta[self.minima.best]
+
+    @cached_property
+    def deleted(self) -> Minima:
+        """The fit without each cluster in turn, (clusters, size)."""
+        return delete_one(self.problem, self.theta, self.cluster)
+
+
+def solve(problem: Problem, cluster: Ints, seed: int = 0) -> Solution:
+    """Minimise a problem from the full grid of starts; `seed` draws the random ones."""
+    starts = start_grid(problem.law, problem.points, seed=seed)
+    return Solution(problem, starts, minimise(problem, starts), cluster)
 
 
 def delete_one(problem: Problem, theta: Floats, cluster: Ints) -> Minima:

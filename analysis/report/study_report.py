@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.compare.aspect_ratio import ShapeCurve
-from analysis.compare.exponents import FittedStudy, fitted
+from analysis.compare.exponents import FittedStudy
 from analysis.compare.families import Comparison, compare_study
 from analysis.design.extensions import Extension, candidates, extensions
 from analysis.design.linear import Design, Law
@@ -118,7 +118,7 @@ def answer(
     given = loaded.table
     study = prepare(given, _columns(given), deep, wide)
     found = compare_study(study, audit_of(audit), bootstrap=bootstrap, seed=seed)
-    known = None if found.exponents.refused else fitted(study)
+    known = found.exponents.fitted
     table = _shown(study, given, known)
     return Answer(
         question=question,

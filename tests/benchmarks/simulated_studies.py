@@ -24,7 +24,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.compare.compute_multiplier import compute_multiplier
-from analysis.compare.exponents import fitted
+from analysis.compare.exponents import FittedStudy, fitted
 from analysis.compare.families import compare_families
 from analysis.design.linear import Law
 from analysis.fit.law import JointLaw
@@ -83,6 +83,7 @@ def judge(truth: Truth, tau: float, seed: int, *, bootstrap: int = 0) -> dict[st
     found = compare_families(table, bootstrap=bootstrap)
     one = found.exponents
     assert one.interval is not None and one.profile is not None and found.matched is not None
+    assert one.fitted is not None
     exact = fitted(
         prepare(simulate(truth, 0, 0, seed), Columns(flops="flops", rung="rung"), None, None)
     )
@@ -99,7 +100,7 @@ def judge(truth: Truth, tau: float, seed: int, *, bootstrap: int = 0) -> dict[st
         "collapsed_rejects": one.collapsed is not None and one.collapsed.p < 0.05,
         "hold_out_passes": found.hold_out.passed,
         "hold_out_coverage": found.hold_out.coverage,
-        "naive_f_rejects": naive_f(table) < 0.05,
+        "naive_f_rejects": naive_f(one.fitted) < 0.05,
         "seed_t_rejects": seed_t(table) < 0.05,
     }
     size = SIZES[-1]
@@ -116,9 +117,8 @@ def judge(truth: Truth, tau: float, seed: int, *, bootstrap: int = 0) -> dict[st
     return row
 
 
-def naive_f(table: pd.DataFrame) -> float:
+def naive_f(known: FittedStudy) -> float:
     """p of M1 against M2 with every run taken as independent."""
-    known = fitted(prepare(table, Columns(flops="flops", rung="rung"), None, None))
     points = known.problem.points
     law = JointLaw("M1", 2)
     start = np.array([[known.theta[known.law.slots[r, 0]] for r in law.roles]])

@@ -339,5 +339,5 @@ class TestAudit:
 
 
 def test_the_naive_test_is_wrong_where_shapes_misfit() -> None:
-    rejected = [naive_f(simulate(NOTHING, 0.02, SIGMA, seed)) < 0.05 for seed in range(20)]
+    rejected = [naive_f(fitted(study_of(NOTHING, 0.02, SIGMA, seed))) < 0.05 for seed in range(20)]
     assert sum(rejected) >= 4  # 1 would be right
