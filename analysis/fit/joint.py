@@ -64,10 +64,7 @@ def fit_joint(  # noqa: PLR0917 (positions are part of the interface)
         DataError: if columns differ in length, or hold values that cannot be.
     """
     columns = positive_columns(n=n, d=d, loss=loss)
-    if loss_fn not in ("lsq", "huber"):
-        raise DataError(f"loss_fn={loss_fn!r}: must be 'lsq' or 'huber'")
-    if not delta > 0:
-        raise DataError(f"delta={delta}: Huber's threshold in ln L must be above 0, such as 1e-3")
+    threshold = _threshold(loss_fn, delta)
     size, tokens, losses = columns["n"], columns["d"], columns["loss"]
     named = label_column("family", family if family is not None else [ALL] * len(size), len(size))
     groups = None if cluster is None else label_column("cluster", cluster, len(size))
@@ -75,7 +72,7 @@ def fit_joint(  # noqa: PLR0917 (positions are part of the interface)
     law = JointLaw(model, max(len(families), 1))
     warnings = loss_warnings(losses, vocab_size) if len(losses) else []
     common: dict[str, Any] = {
-        "model": model, "loss_fn": loss_fn, "delta": math.inf if loss_fn == "lsq" else delta,
+        "model": model, "loss_fn": loss_fn, "delta": threshold,
         "families": families, "warnings": tuple(warnings), "runs": len(size),
     }  # fmt: skip
     refusals = exponent_refusals(named, groups, size, tokens)
@@ -87,7 +84,7 @@ def fit_joint(  # noqa: PLR0917 (positions are part of the interface)
     index = codes(np.array([str(name) for name in named], dtype=object))
     points = Points.of(size, tokens, losses, index)
     clusters = np.arange(len(size)) % BLOCKS if groups is None else codes(_pairs(named, groups))
-    problem = Problem.of(law, points, delta=common["delta"])
+    problem = Problem.of(law, points, delta=threshold)
     solved = _diagnosed(solve(problem, clusters, seed), families)
     common |= {
         "n_range": (float(size.min()), float(size.max())),
@@ -96,6 +93,15 @@ def fit_joint(  # noqa: PLR0917 (positions are part of the interface)
     return _result(
         solved, families, named=family is not None, clustered=groups is not None, common=common
     )
+
+
+def _threshold(loss_fn: str, delta: float) -> float:
+    """Huber's threshold in ln L; infinite for least squares."""
+    if loss_fn not in ("lsq", "huber"):
+        raise DataError(f"loss_fn={loss_fn!r}: must be 'lsq' or 'huber'")
+    if not delta > 0:
+        raise DataError(f"delta={delta}: Huber's threshold in ln L must be above 0, such as 1e-3")
+    return math.inf if loss_fn == "lsq" else delta
 
 
 def _pairs(family: NDArray[Any], cluster: NDArray[Any]) -> NDArray[Any]:
