@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
+from slm.errors import DataError
+
 SCHEMA_VERSION = 4  # 4: what branches take over from their trunk, loss spikes, divergence
+OLDEST_VERSION = 4  # that can be read
 
 State = Literal["planned", "running", "finished", "failed", "diverged", "interrupted"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """The content of result.json.
+    """The content of result.json. A field that is added later has a default, so that older results load.
 
     Losses are taken after the whole schedule, on the same validation tokens for all runs of a study.
     If the run diverged they are null, and steps, tokens and flops are those it got to. `recipe_id` is
@@ -73,3 +77,27 @@ class RunResult:
     peak_memory_bytes: int
     commit: str | None
     wandb_id: str | None
+
+
+def result_from(saved: Any) -> RunResult:
+    """Build a result from its JSON: unknown fields are ignored, missing ones take their default.
+
+    Raises:
+        DataError: if it is no object, is older than `OLDEST_VERSION`, or lacks a field without a default.
+    """
+    if not isinstance(saved, Mapping):
+        raise DataError(f"not a result: {type(saved).__name__} instead of an object")
+    version = saved.get("schema_version")
+    if not isinstance(version, int) or version < OLDEST_VERSION:
+        raise DataError(
+            f"schema_version {version!r} cannot be read; {OLDEST_VERSION} is the oldest that can"
+        )
+    required = [
+        field.name
+        for field in fields(RunResult)
+        if field.default is MISSING and field.default_factory is MISSING
+    ]
+    if missing := [name for name in required if name not in saved]:
+        raise DataError(f"schema_version {version} without {', '.join(missing)}")
+    known = {field.name for field in fields(RunResult)}
+    return RunResult(**{name: value for name, value in saved.items() if name in known})

@@ -8,33 +8,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 from slm.errors import DataError
 from slm.files import write_text
-from slm.tracking.result import SCHEMA_VERSION, RunResult
+from slm.tracking.result import RunResult, result_from
 
 
 def read_results(path: Path) -> dict[str, RunResult]:
     """Results by run id; of a file that is not there, none.
 
     Raises:
-        DataError: naming the line that is not a result of this schema version.
+        DataError: naming the line that cannot be read (`result_from`).
     """
     if not path.exists():
         return {}
     found: dict[str, RunResult] = {}
-    names = {field.name for field in fields(RunResult)}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            saved = json.loads(line)
-            if saved["schema_version"] != SCHEMA_VERSION:
-                raise KeyError(f"schema_version {saved['schema_version']}, not {SCHEMA_VERSION}")
-            result = RunResult(**{name: saved[name] for name in names})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            problem = f"not a result ({type(error).__name__}: {error})"
-            raise DataError(f"{path}, line {number}: {problem}; remove the line") from None
+            result = result_from(json.loads(line))
+        except (json.JSONDecodeError, DataError) as error:
+            raise DataError(
+                f"{path}, line {number}: not a readable result: {error}; remove the line, and its run is "
+                "trained again"
+            ) from None
         found[result.run_id] = result
     return found
 

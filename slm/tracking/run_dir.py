@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,7 +33,7 @@ from slm.errors import ConfigError, DataError, Diverged, Interrupted, RunError
 from slm.files import read_json, replacing, write_json, write_text
 from slm.run.spec import RunSpec, resolve
 from slm.tracking.lease import HeldLease, Lease
-from slm.tracking.result import SCHEMA_VERSION, RunResult, State
+from slm.tracking.result import RunResult, State, result_from
 
 TAIL_BYTES = 16_384
 SUPERSEDED = ".superseded"
@@ -92,19 +92,15 @@ class RunDirectory:
         """The result of a finished or diverged run.
 
         Raises:
-            RunError: if result.json exists and is not a result of this schema version.
+            RunError: if result.json exists and cannot be read (`result_from`).
         """
         path = self.path / "result.json"
         if not path.exists():
             return None
         try:
-            saved = read_json(path)
-            if saved["schema_version"] != SCHEMA_VERSION:
-                raise KeyError(f"schema_version {saved['schema_version']}, not {SCHEMA_VERSION}")
-            return RunResult(**{field.name: saved[field.name] for field in fields(RunResult)})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            problem = f"not a readable result ({type(error).__name__}: {error})"
-            raise RunError(f"{path}: {problem}; start over with rerun=true") from None
+            return result_from(read_json(path))
+        except (json.JSONDecodeError, DataError) as error:
+            raise RunError(f"{path}: not a readable result: {error}; {START_OVER}") from None
 
     def spec(self) -> RunSpec:
         """What the run's config.yaml asks for.

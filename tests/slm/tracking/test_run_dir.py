@@ -10,19 +10,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slm.errors import Interrupted, RunError
+from slm.errors import DataError, Interrupted, RunError
 from slm.run.spec import RunSpec
 from slm.tracking import lease, run_dir
-from slm.tracking.result import SCHEMA_VERSION
+from slm.tracking import result as result_module
+from slm.tracking.result import RunResult
+from slm.tracking.results_file import read_results
 from slm.tracking.run_dir import RunDirectory
 from slm.tracking.wandb import mirror
+from tests.conftest import ROOT
 
 Spec = Callable[..., RunSpec]
+MICRO = ROOT / "analysis" / "examples" / "micro" / "results.jsonl"
 
 
 def test_identity_is_the_science_and_nothing_else(tiny_spec: Spec) -> None:
@@ -182,18 +187,75 @@ def test_metrics_survive_a_torn_line_and_repeated_steps(tiny_spec: Spec) -> None
     assert run.read_metrics()[1] == {"progress/step": 2, "train/loss": 2.0, "val/loss": 9.0}
 
 
-def test_a_result_of_another_version_is_named(tiny_spec: Spec) -> None:
-    run = RunDirectory.of(tiny_spec())
-    run.path.mkdir(parents=True)
-    for content, said in (
-        (f'{{"schema_version": {SCHEMA_VERSION}}}', "run_id"),
-        ('{"schema_version": 0}', f"0, not {SCHEMA_VERSION}"),
-    ):
-        (run.path / "result.json").write_text(content)
-        with pytest.raises(
-            RunError, match=rf"result.json: not a readable result \(KeyError.*{said}"
-        ):
-            run.result()
+def saved_result() -> dict[str, Any]:
+    """A committed result of version 4, as result.json and a line of a study's file of results hold it."""
+    saved = json.loads(MICRO.read_text(encoding="utf-8").splitlines()[0])
+    assert saved["schema_version"] == 4
+    return saved
+
+
+def both_readers(folder: Path, saved: object) -> list[Callable[[], RunResult | None]]:
+    """Reads of `saved` as a run's result.json and as the only line of a file of results."""
+    (folder / "result.json").write_text(json.dumps(saved))
+    (folder / "results.jsonl").write_text(json.dumps(saved) + "\n")
+    return [
+        RunDirectory(folder).result,
+        lambda: next(iter(read_results(folder / "results.jsonl").values())),
+    ]
+
+
+def test_a_later_result_loads_without_its_new_fields(tmp_path: Path) -> None:
+    saved = saved_result()
+    for read in both_readers(tmp_path, saved | {"schema_version": 5, "energy_joules": 12.5}):
+        assert read() == RunResult(**saved | {"schema_version": 5})
+
+
+def test_an_older_result_takes_the_default_of_a_field_added_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Later(RunResult):
+        energy_joules: float | None = None
+        cards: list[str] = field(default_factory=list)
+
+    monkeypatch.setattr(result_module, "RunResult", Later)
+    saved = saved_result()
+    for read in both_readers(tmp_path, saved):
+        assert read() == Later(**saved, energy_joules=None, cards=[])
+
+
+@pytest.mark.parametrize(
+    ("changes", "absent", "said"),
+    [
+        ({"schema_version": 3}, (), "schema_version 3 cannot be read; 4 is the oldest that can"),
+        (
+            {"schema_version": "4"},
+            (),
+            "schema_version '4' cannot be read; 4 is the oldest that can",
+        ),
+        ({}, ("run_id", "tokens"), "schema_version 4 without run_id, tokens"),
+    ],
+)
+def test_a_result_that_cannot_be_read_is_refused(
+    tmp_path: Path, changes: dict[str, Any], absent: tuple[str, ...], said: str
+) -> None:
+    changed = {k: v for k, v in (saved_result() | changes).items() if k not in absent}
+    of_run, of_file = both_readers(tmp_path, changed)
+    with pytest.raises(RunError, match=rf"result.json: .*{said}; start over with rerun=true"):
+        of_run()
+    with pytest.raises(DataError, match=rf"results.jsonl, line 1: .*{said}; remove the line"):
+        of_file()
+
+
+def test_a_result_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    of_run, of_file = both_readers(tmp_path, [4])
+    with pytest.raises(RunError, match="list instead of an object"):
+        of_run()
+    with pytest.raises(DataError, match="list instead of an object"):
+        of_file()
+    (tmp_path / "result.json").write_text('{"schema_version": 4, ')
+    with pytest.raises(RunError, match=r"result.json: not a readable result"):
+        of_run()
 
 
 class BrokenWandb:
