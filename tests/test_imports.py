@@ -41,6 +41,7 @@ TORCH_FREE = (
     "slm.data.tokens.prepare",
     "slm.data.tokens.summary",
     "slm.logs",
+    "slm.parabola",
     "slm.run.lr_schedule",
     "slm.run.micro_batch",
     "slm.run.spec",

@@ -19,6 +19,7 @@ from analysis.fit.diagnostics import Status
 from analysis.fit.law import Floats
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import codes, jackknife_error
+from slm.parabola import parabola_minimum
 
 MIN_ASPECTS = 3
 LN2_SQUARED = math.log(2) ** 2
@@ -126,17 +127,15 @@ def _saved(cells: pd.DataFrame) -> float:
 def _curve(rows: pd.DataFrame, slope: float) -> RungCurve:
     x, y = np.log(rows["aspect_ratio"].to_numpy()), rows["corrected"].to_numpy()
     order = np.argsort(x)
-    a, b, _ = np.polyfit(x - x.mean(), y, 2)
-    best = x.mean() - b / (2 * a) if a > 0 else math.nan
-    inside = bool(x.min() < best < x.max())
-    cost = float(a * LN2_SQUARED) if a > 0 else None
+    best = parabola_minimum(x, y)
+    cost = None if best is None else best.cost_of_two
     return RungCurve(
         rung=rows["rung"].iloc[0],
         budget=float(rows["budget"].iloc[0]),
         flops=float(np.exp(np.log(rows["flops"]).mean())),
         aspects=tuple(float(value) for value in np.exp(x[order])),
         losses=tuple(float(value) for value in y[order]),
-        best_aspect=float(np.exp(best)) if inside else None,
+        best_aspect=math.exp(best.x) if best is not None and x.min() < best.x < x.max() else None,
         cost_of_two=cost,
         cost_in_flops=math.exp(cost / slope) if cost is not None and slope > 0 else None,
     )

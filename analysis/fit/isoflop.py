@@ -18,6 +18,7 @@ from analysis.fit.diagnostics import Status
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.formatting import count as told
 from analysis.runs.validate import Floats, positive_columns
+from slm.parabola import parabola_minimum
 
 HALF_DECADE = 0.5 * math.log(10)
 MIN_POINTS = 5
@@ -91,12 +92,9 @@ def _parabola(log_n: Floats, loss: Floats, log_c: Floats) -> Parabola:
             f"{told(count, 'size')} within half a decade of the minimum, {MIN_POINTS} are needed"
         )
         return Parabola(flops, count, reason=reason)
-    a, b, c = np.polyfit(x, y, 2)
-    if a <= 0:
+    best = parabola_minimum(x, y)
+    if best is None:
         return Parabola(flops, count, reason="no minimum: the parabola opens downwards")
-    best = -b / (2 * a)
-    if min((x < best).sum(), (x > best).sum()) < MIN_EACH_SIDE:
+    if min((x < best.x).sum(), (x > best.x).sum()) < MIN_EACH_SIDE:
         return Parabola(flops, count, reason="fewer than 2 sizes on one side of the minimum")
-    return Parabola(
-        flops, count, float(np.exp(centre + best)), float(c - b**2 / (4 * a)), float(2 * a)
-    )
+    return Parabola(flops, count, math.exp(centre + best.x), best.y, best.curvature)

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from slm.errors import DataError
+from slm.parabola import lowest, minimum_on_grid
 
 MAX_PENALTY = 0.01  # nats: as much as the misfit of a shape that the method reckons with
 NEEDED = ("family", "shape", "peak_lr", "loss_nats_per_token")
@@ -101,22 +101,18 @@ def audit_rates(runs: pd.DataFrame, used: Mapping[str, float] | float | None = N
 
 
 def _shape(family: str, shape: str, losses: pd.Series, used: float) -> ShapeAudit:
-    rates = np.log(losses.index.to_numpy(dtype=float))
-    values = losses.to_numpy(dtype=float)
-    lowest = int(values.argmin())
-    if not 0 < lowest < len(values) - 1:
-        return ShapeAudit(family, shape, False, math.exp(rates[lowest]))
-    near = slice(lowest - 1, lowest + 2)
-    a, b, _ = np.polyfit(rates[near] - rates[lowest], values[near], 2)
-    best = rates[lowest] - b / (2 * a)
+    rates, values = [math.log(float(rate)) for rate in losses.index], losses.tolist()
+    best = minimum_on_grid(rates, values)
+    if best is None:
+        return ShapeAudit(family, shape, False, math.exp(rates[lowest(values)]))
     return ShapeAudit(
         family=family,
         shape=shape,
         interior=True,
-        best_lr=float(np.exp(best)),
-        curvature=float(2 * a),
-        cost_of_two=float(a * math.log(2) ** 2),
-        penalty=float(a * (math.log(used) - best) ** 2),
+        best_lr=math.exp(best.x),
+        curvature=best.curvature,
+        cost_of_two=best.cost_of_two,
+        penalty=best.cost(math.log(used) - best.x),
     )
 
 

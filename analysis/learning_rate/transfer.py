@@ -22,6 +22,7 @@ from analysis.plotting import COLOURS, LINES, MARKERS
 from analysis.runs.load import collect_runs
 from slm.errors import DataError
 from slm.files import write_json, write_text
+from slm.parabola import lowest, minimum_on_grid
 
 FIGURE = "lr_transfer.png"
 ORDER = ("standard", "mup", "completep")
@@ -84,15 +85,12 @@ def common_rate(losses: pd.DataFrame) -> float | None:
 
 
 def _vertex(losses: pd.Series) -> tuple[float, float, bool]:
-    rates = np.log(losses.index.to_numpy(dtype=float))
-    values = losses.to_numpy()
-    lowest = int(values.argmin())
-    if not 0 < lowest < len(values) - 1:
-        return float(np.exp(rates[lowest])), float(values[lowest]), False
-    near = slice(lowest - 1, lowest + 2)
-    a, b, c = np.polyfit(rates[near] - rates[lowest], values[near], 2)
-    at = -b / (2 * a)
-    return float(np.exp(rates[lowest] + at)), float(c - b**2 / (4 * a)), True
+    rates, values = [math.log(float(rate)) for rate in losses.index], losses.tolist()
+    best = minimum_on_grid(rates, values)
+    if best is None:
+        at = lowest(values)
+        return math.exp(rates[at]), values[at], False
+    return math.exp(best.x), best.y, True
 
 
 def summaries(found: list[Curve]) -> list[dict[str, object]]:

@@ -2,7 +2,8 @@
 
 For studies whose families no parametrization makes share one rate. What each shape's curve says is kept
 in `lr_tuning.json` beside the runs: the best rate, the curvature of the loss in ln lr and the residual
-penalty, curvature / 2 * (ln(lr / vertex))^2, that stays because rates are a factor of 2 apart.
+penalty, curvature / 2 * (ln(lr / vertex))^2, that stays because rates are a factor of 2 apart (null where a
+neighbour of the best rate diverged).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from slm.config.schema import Config
 from slm.errors import RunError
 from slm.files import read_json, write_json
+from slm.parabola import lowest, minimum_on_grid
 from slm.studies.cells import Cell
 from slm.studies.expand import Arm, Rates, shortest_cell
 from slm.tracking.result import RunResult
@@ -39,12 +41,12 @@ class Tuned:
     shape: str
     lr: float
     is_interior: bool
-    vertex: float
-    curvature_nats: float
-    penalty_nats: float
-    cost_of_2x_nats: float
-    losses: dict[str, float]
-    """Final loss at each rate, nats per token."""
+    vertex: float | None
+    curvature_nats: float | None
+    penalty_nats: float | None
+    cost_of_2x_nats: float | None
+    losses: dict[str, float | None]
+    """Final loss at each rate, nats per token; None where training diverged."""
 
     @property
     def key(self) -> Key:
@@ -74,19 +76,17 @@ def tune(
             run(missing)
         is_extended = False
         for arm in arms:
-            own = steps[arm.key]
-            best = min(own, key=lambda step: _loss(cells[arm.key, step]))
-            further = (
-                min(own) - 1 if best == min(own) else max(own) + 1 if best == max(own) else None
-            )
-            if further is None:
+            own = sorted(steps[arm.key])
+            at = lowest([_loss(cells[arm.key, step]) for step in own])
+            if 0 < at < len(own) - 1:
                 continue
+            further = own[0] - 1 if at == 0 else own[-1] + 1
             if abs(further) > MAX_DOUBLINGS:
                 raise RunError(
-                    f"{arm.family} on {arm.rung}: the best rate is still {_rate(arm, best):.2g}, the "
+                    f"{arm.family} on {arm.rung}: the best rate is still {_rate(arm, own[at]):.2g}, the "
                     f"last of {len(own)}; start from another optimizer.lr"
                 )
-            own.append(further)
+            steps[arm.key].append(further)
             is_extended = True
         if not is_extended:
             break
@@ -110,24 +110,23 @@ def known_rates(config: Config) -> Rates:
 def _tuned(arm: Arm, cells: Mapping[float, Cell]) -> Tuned:
     rates = sorted(cells)
     losses = [_loss(cells[rate]) for rate in rates]
-    best = losses.index(min(losses))
-    left, middle, right = losses[best - 1 : best + 2]
-    step = math.log(FACTOR)
-    curvature = (left - 2 * middle + right) / step**2
-    slope = (right - left) / (2 * step)
-    offset = -slope / curvature  # of the vertex, in ln lr
+    best = rates[lowest(losses)]
+    curve = minimum_on_grid([math.log(rate) for rate in rates], losses)
     return Tuned(
         family=arm.family,
         rung=arm.rung,
         varied=arm.varied,
-        shape=cells[rates[best]].spec.shape.label,
-        lr=rates[best],
+        shape=cells[best].spec.shape.label,
+        lr=best,
         is_interior=True,
-        vertex=rates[best] * math.exp(offset),
-        curvature_nats=curvature,
-        penalty_nats=curvature / 2 * offset**2,
-        cost_of_2x_nats=curvature / 2 * step**2,
-        losses={f"{rate:.6g}": loss for rate, loss in zip(rates, losses, strict=True)},
+        vertex=None if curve is None else math.exp(curve.x),
+        curvature_nats=None if curve is None else curve.curvature,
+        penalty_nats=None if curve is None else curve.cost(math.log(best) - curve.x),
+        cost_of_2x_nats=None if curve is None else curve.cost_of_two,
+        losses={
+            f"{rate:.6g}": loss if math.isfinite(loss) else None
+            for rate, loss in zip(rates, losses, strict=True)
+        },
     )
 
 
@@ -140,7 +139,7 @@ def _rate(arm: Arm, step: int) -> float:
 
 
 def _loss(cell: Cell) -> float:
-    """Of a rate at which training diverges, infinite."""
+    """Final loss in nats per token; infinite for a rate at which training diverged."""
     result = cell.result
     loss = None if result is None else result.val_loss_nats_per_token
     return math.inf if loss is None else loss

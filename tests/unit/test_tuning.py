@@ -1,0 +1,83 @@
+"""Which learning rate a tuned study chooses from given losses, without training."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from slm.config.schema import Config
+from slm.errors import RunError
+from slm.studies.cells import Cell
+from slm.studies.expand import arms_of
+from slm.studies.lr_tuning import Tuned, known_rates, tune
+from slm.tracking.results_file import read_results
+from tests.conftest import ROOT
+from tests.unit.test_sweeps import STUDY, composer
+
+RESULT = next(
+    iter(read_results(ROOT / "analysis" / "examples" / "micro" / "results.jsonl").values())
+)
+Loss = Callable[[float], float | None]
+
+
+def tuned(tiny_config: Callable[..., Config], loss: Loss) -> tuple[Tuned, Config]:
+    """Tune one shape from optimizer.lr = 0.008, whose loss at a rate is given; None: it diverged."""
+    study = {"families": ["deep_thin"], "sizes": ["80k"], "lr_policy": "tuned"}
+    config = tiny_config(**STUDY | {"study": STUDY["study"] | study, "optimizer": {"lr": 8e-3}})
+
+    def run(cells: Sequence[Cell]) -> None:
+        for cell in cells:
+            value = loss(cell.spec.config.optimizer.lr)
+            cell.run.path.mkdir(parents=True)
+            cell.run.write_result(replace(RESULT, val_loss_nats_per_token=value))
+            cell.run.write_status("finished" if value is not None else "diverged")
+
+    (arm,) = arms_of(config, composer(tiny_config))
+    arm = replace(arm, config=replace(arm.config, optimizer=config.optimizer))
+    (found,) = tune([arm], {}, run)
+    return found, config
+
+
+def test_the_grid_grows_until_the_best_rate_is_inside(
+    tiny_config: Callable[..., Config],
+) -> None:
+    found, config = tuned(tiny_config, lambda lr: 2 + 0.05 / 2 * math.log(lr / 2.2e-3) ** 2)
+    assert found.lr == 2e-3 and sorted(found.losses) == [
+        "0.001",
+        "0.002",
+        "0.004",
+        "0.008",
+        "0.016",
+    ]
+    assert found.vertex == pytest.approx(2.2e-3) and found.curvature_nats == pytest.approx(0.05)
+    assert found.penalty_nats == pytest.approx(0.025 * math.log(1.1) ** 2)
+    assert found.cost_of_2x_nats == pytest.approx(0.025 * math.log(2) ** 2)
+    assert known_rates(config) == {found.key: 2e-3}
+
+
+def test_a_rate_that_diverges_is_kept_as_null(tiny_config: Callable[..., Config]) -> None:
+    found, config = tuned(tiny_config, lambda lr: None if lr > 8e-3 else 2 + 8e-3 - lr)
+    assert found.lr == 8e-3 and found.vertex is None and found.penalty_nats is None
+    path = Path(config.runs_dir) / config.study.name / "lr_tuning.json"
+    assert json.loads(path.read_text())["shapes"][0]["losses"]["0.016"] is None
+    assert known_rates(config) == {found.key: 8e-3}
+
+
+def test_a_tie_with_the_end_of_the_grid_extends_it(tiny_config: Callable[..., Config]) -> None:
+    losses = {4e-3: 2.0, 8e-3: 2.1, 1.6e-2: 2.2, 2e-3: 2.0, 1e-3: 2.3}
+    found, _ = tuned(tiny_config, losses.__getitem__)
+    assert found.lr == 2e-3 and len(found.losses) == 5
+    assert found.vertex is not None and 2e-3 < found.vertex < 4e-3
+
+
+@pytest.mark.parametrize(("sign", "last"), [(1, r"0\.00013"), (-1, r"0\.51")])
+def test_an_optimum_far_from_the_first_rates_is_an_error(
+    tiny_config: Callable[..., Config], sign: int, last: str
+) -> None:
+    with pytest.raises(RunError, match=f"the best rate is still {last}, the last of 8"):
+        tuned(tiny_config, lambda lr: 3 + sign * lr)
