@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def extensions(
     choices = {
         "one more seed of every cell": lambda row: single.multiplier[row] <= top,
         f"a {MORE_TOKENS:g}-fold token budget": lambda row: single.multiplier[row] > top,
-        "the next larger size": lambda row: single.rung[row] == LARGER,
+        "the next larger size": lambda row: str(single.rung[row]).startswith(LARGER),
         "a size between each two": lambda row: str(single.rung[row]).startswith(BETWEEN),
     }
     for name, wanted in choices.items():
@@ -64,43 +65,32 @@ def extensions(
 
 def _is_new(single: Design, row: int, name: str) -> bool:
     """Whole sizes come with all budgets; seeds and budgets are of the sizes that there are."""
-    invented = single.rung[row] == LARGER or str(single.rung[row]).startswith(BETWEEN)
+    invented = str(single.rung[row]).startswith((LARGER, BETWEEN))
     return invented == ("size" in name)
 
 
 def candidates(design: Design, deep: str, wide: str) -> Design:
-    """For both families: cells that are missing, one more seed of each cell, the next token budget,
-    the next size, and sizes between.
+    """Runs that could be added to both families: cells that are missing, one more seed of each cell, the
+    next token budget, the next size, and sizes between.
     """
     rows: list[dict[str, Any]] = []
     multipliers = sorted(set(design.multiplier))
-    budgets = [*multipliers, multipliers[-1] * MORE_TOKENS]
     for family in (deep, wide):
         shapes = dict(_shapes(design, family))
         for rung, (shape, size) in shapes.items():
+            cells = [(budget, _tokens(design, rung, size, budget)) for budget in multipliers]
+            cells.append((cells[-1][0] * MORE_TOKENS, cells[-1][1] * MORE_TOKENS))
+            for budget, tokens in cells:
+                seed = _next_seed(design, family, shape, rung, budget)
+                rows.append(_run(family, rung, shape, size, budget, tokens, seed))
+        for rung, size in _new_sizes(shapes):
             rows += [
                 _run(
-                    family,
-                    rung,
-                    shape,
-                    size,
-                    budget,
-                    _next_seed(design, family, shape, rung, budget),
+                    family, rung, f"{family} {rung}", size, budget,
+                    _tokens(design, rung, size, budget), 0,
                 )
-                for budget in budgets
-            ]
-        if len(shapes) > 1:
-            sizes = sorted(size for _, size in shapes.values())
-            larger = sizes[-1] * float(np.exp(np.diff(np.log(sizes)).mean()))
-            new = [(LARGER, larger)]
-            new += [
-                (f"{BETWEEN} {at}", math.sqrt(a * b)) for at, (a, b) in enumerate(pairwise(sizes))
-            ]
-            rows += [
-                _run(family, rung, f"{family} {rung}", size, budget, 0)
-                for rung, size in new
                 for budget in multipliers
-            ]
+            ]  # fmt: skip
     return Design(**{key: [row[key] for row in rows] for key in vars(design)})
 
 
@@ -108,6 +98,34 @@ def _shapes(design: Design, family: str) -> Iterator[tuple[Any, tuple[str, float
     for row, name in enumerate(design.family):
         if name == family:
             yield design.rung[row], (design.shape[row], design.n_flop[row])
+
+
+def _new_sizes(shapes: Mapping[Any, tuple[str, float]]) -> Iterator[tuple[str, float]]:
+    """The next size and a size between each two, with the name of their rung, the same for all families."""
+    ladder = sorted(((size, rung) for rung, (_, size) in shapes.items()), key=itemgetter(0))
+    if len(ladder) < 2:
+        return
+    sizes = [size for size, _ in ladder]
+    names = [f"{rung:,}" if isinstance(rung, int) else str(rung) for _, rung in ladder]
+    yield f"{LARGER} than {names[-1]}", sizes[-1] * float(np.exp(np.diff(np.log(sizes)).mean()))
+    for at, (below, above) in enumerate(pairwise(sizes)):
+        yield f"{BETWEEN} {names[at]} and {names[at + 1]}", math.sqrt(below * above)
+
+
+def _tokens(design: Design, rung: Any, size: float, budget: float) -> float:
+    """Tokens of a budget in its rung; at a size without it, as many per N as at the nearest size with it."""
+    known = [
+        (r, n, tokens)
+        for r, n, tokens, own in zip(
+            design.rung, design.n_flop, design.tokens, design.multiplier, strict=True
+        )
+        if own == budget
+    ]
+    for r, _, tokens in known:
+        if r == rung:
+            return tokens
+    _, n, tokens = min(known, key=lambda cell: abs(math.log(cell[1] / size)))
+    return tokens * size / n
 
 
 def _next_seed(design: Design, family: str, shape: str, rung: Any, budget: float) -> int:
@@ -121,9 +139,8 @@ def _next_seed(design: Design, family: str, shape: str, rung: Any, budget: float
 
 
 def _run(  # noqa: PLR0917 (a row, in the order of its columns)
-    family: str, rung: Any, shape: str, size: float, budget: float, seed: int
+    family: str, rung: Any, shape: str, size: float, budget: float, tokens: float, seed: int
 ) -> dict[str, Any]:
-    tokens = budget * size
     return {
         "family": family, "rung": rung, "shape": shape, "n_flop": size, "tokens": tokens, "seed": seed,
         "flops": 6 * size * tokens, "multiplier": budget,

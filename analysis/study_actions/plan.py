@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -208,14 +207,18 @@ def _share(value: float | None) -> str:
 
 
 def _next_runs(cells: Sequence[Cell], power: DesignPower) -> Iterator[str]:
+    from analysis.design.extensions import candidates
     from analysis.design.power import most_valuable_next
 
     config = cells[0].spec.config
-    candidates = _candidates(cells, (power.deep, power.wide))
-    if power.refusals or not len(candidates.family):
+    plain = [cell for cell in cells if not cell.varied]
+    if power.refusals or not plain:
+        return
+    single = candidates(design_of(plain), power.deep, power.wide)
+    if not len(single):
         return
     chosen = most_valuable_next(
-        design_of(cells), candidates, power.deep, power.wide, law=_law(config),
+        design_of(cells), single, power.deep, power.wide, law=_law(config),
         sigma=config.plan.sigma, tau=config.plan.tau, count=NEXT_RUNS,
     )  # fmt: skip
     yield "the runs that would lower its SE most per FLOP, each given those before it:"
@@ -225,46 +228,6 @@ def _next_runs(cells: Sequence[Cell], power: DesignPower) -> Iterator[str]:
             f"  {run.family}, {rung}, {run.tokens:,.0f} tokens, seed {run.seed}: {run.flops:.2g} FLOPs, "
             f"SE {run.se_exponent:.4f}"
         )
-
-
-def _candidates(cells: Sequence[Cell], families: tuple[str, str]) -> Design:
-    """A seed more of every cell, three times the largest budget, and sizes between and beyond."""
-    design = design_of([cell for cell in cells if cell.family in families and not cell.varied])
-    rows: list[dict[str, Any]] = [
-        {key: getattr(design, key)[i] for key in vars(design)} for i in range(len(design))
-    ]
-    seeds = max(row["seed"] for row in rows) + 1
-    more = [{**row, "seed": seeds} for row in rows if row["seed"] == 0]
-    for family in families:
-        own = [row for row in rows if row["family"] == family and row["seed"] == rows[0]["seed"]]
-        longest = {row["rung"]: row for row in sorted(own, key=lambda row: row["tokens"])}
-        more += [_scaled(row, tokens=3.0, label=1e3) for row in longest.values()]
-        sizes = sorted(longest.values(), key=lambda row: row["n_flop"])
-        steps = [
-            (below, (above["n_flop"] / below["n_flop"]) ** 0.5) for below, above in pairwise(sizes)
-        ]
-        if steps:
-            steps.append((sizes[-1], steps[-1][1] ** 2))
-        for base, factor in steps:
-            for row in (row for row in own if row["rung"] == base["rung"]):
-                more.append(_scaled(row, size=factor, tokens=factor))
-    return type(design)(**{key: [row[key] for row in more] for key in vars(design)})
-
-
-def _scaled(
-    row: dict[str, Any], *, size: float = 1.0, tokens: float, label: float | None = None
-) -> dict[str, Any]:
-    """A run at another size or budget; a new size is a shape of its own."""
-    n_flop = row["n_flop"] * size
-    new = {
-        "n_flop": n_flop,
-        "tokens": row["tokens"] * tokens,
-        "flops": row["flops"] * size * tokens,
-    }
-    if size != 1.0:
-        rung = f"a size with N_flop near {n_flop:.3g}"
-        new |= {"rung": rung, "shape": f"{row['family']} {rung}"}
-    return {**row, **new, "multiplier": label or row["multiplier"]}
 
 
 def _tuning_said(cells: Sequence[Cell]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from analysis.design.extensions import candidates
 from analysis.design.linear import Design, Law, seed_noise
 from analysis.design.power import design_power, most_valuable_next, t_power
 from slm.errors import DataError
@@ -194,20 +195,20 @@ def test_a_third_family_informs_but_has_its_own_law() -> None:
 
 def test_the_next_run_lowers_the_error_by_what_it_says() -> None:
     design = designed(6, 1, MULTIPLIERS)
-    candidates = designed(8, 1, MULTIPLIERS)
-    ranked = most_valuable_next(design, candidates, "deep", "wide", sigma=0.01, count=3)
+    single = designed(8, 1, MULTIPLIERS)
+    ranked = most_valuable_next(design, single, "deep", "wide", sigma=0.01, count=3)
     assert len(ranked) == 3 and len({run.index for run in ranked}) == 3
     added = [run.index for run in ranked]
     joined = Design(
         **{
-            key: [*getattr(design, key), *(getattr(candidates, key)[i] for i in added)]
+            key: [*getattr(design, key), *(getattr(single, key)[i] for i in added)]
             for key in vars(design)
         }
     )
     after = design_power(joined, "deep", "wide", sigma=0.01, simulations=0)
     assert after.se_exponent == pytest.approx(ranked[-1].se_exponent, rel=1e-3)
     # A candidate that cannot be identified yet is ranked all the same.
-    assert most_valuable_next(designed(4, 1, (20.0,)), candidates, "deep", "wide", count=1)
+    assert most_valuable_next(designed(4, 1, (20.0,)), single, "deep", "wide", count=1)
 
 
 def test_seed_noise_grows_for_tiny_runs() -> None:
@@ -225,3 +226,29 @@ def test_the_planner_waits_less_than_a_second() -> None:
         "assert not {'pandas', 'scipy.stats'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_candidates_are_cells_seeds_budgets_and_sizes_that_are_not_there() -> None:
+    """Budgets are labelled by rank, as in a study of fixed token counts, and one cell of `wide` is missing."""
+    cells = [
+        (family, rung, f"{family}{rung}", n, tokens, 0, 6 * n * tokens, rank)
+        for family, off in (("deep", 1.0), ("wide", 1.02))
+        for rung, n in ((100, 1e6 * off), (200, 4e6 * off))
+        for rank, tokens in ((1.0, 2e7), (2.0, 6e7))
+        if (family, rung, rank) != ("wide", 200, 2.0)
+    ]
+    found = candidates(Design(*map(list, zip(*cells, strict=True))), "deep", "wide")
+    rows = {
+        (family, rung, rank): (seed, tokens)
+        for family, rung, rank, seed, tokens in zip(
+            found.family, found.rung, found.multiplier, found.seed, found.tokens, strict=True
+        )
+    }
+    assert len(rows) == len(found) == 2 * (2 * 3 + 2 * 2)
+    assert rows["deep", 200, 2.0] == (1, 6e7) and rows["wide", 200, 2.0] == (0, 6e7)
+    assert rows["wide", 200, 6.0] == (0, 18e7)
+    assert rows["deep", "between 100 and 200", 1.0][0] == 0
+    assert rows["deep", "larger than 200", 2.0] == (0, pytest.approx(6e7 * 16e6 / 4e6))
+    assert found.flops == pytest.approx(
+        [6 * n * tokens for n, tokens in zip(found.n_flop, found.tokens, strict=True)]
+    )
