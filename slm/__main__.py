@@ -19,7 +19,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
-from slm.errors import ConfigError, Problem
+from slm.errors import ConfigError, Problem, nearest
 
 
 def describe(arguments: Sequence[str]) -> None:
@@ -139,8 +139,7 @@ def main() -> NoReturn:
         print(__doc__)
         sys.exit(0)
     if command not in COMMANDS:
-        near = get_close_matches(command, COMMANDS, n=1)
-        fix = f"did you mean {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
+        fix = nearest(command, COMMANDS)
         print(f"python -m slm {command}: no such command; {fix}", file=sys.stderr)
         sys.exit(ConfigError.exit_code)
     from slm.cli import guarded

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 
@@ -101,3 +102,10 @@ class ConfigError(SlmError):
         title = "1 problem" if count == 1 else f"{count} problems"
         lines = [f"{title} in the configuration:"]
         super().__init__("\n".join([*lines, *(f"  - {problem}" for problem in self.problems)]))
+
+
+def nearest(asked: str, known: Iterable[object]) -> str:
+    """`did you mean NAME?`, or where no known name is near, all of them."""
+    names = [str(name) for name in known]
+    near = get_close_matches(asked, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"

@@ -200,8 +200,5 @@ def _levels_alone(known: FittedStudy) -> Floats:
     """Losses of the study's runs as the law with one exponent for all families predicts them."""
     law = JointLaw("M1", known.law.families)
     points = known.problem.points
-    start = np.empty((1, law.size))
-    for role in range(5):
-        start[0, law.slots[role]] = known.theta[known.law.slots[role]]
-    found = minimise(Problem.of(law, points), start).theta
+    found = minimise(Problem.of(law, points), law.spread(known.law, known.theta[None])).theta
     return np.exp(log_loss(law, found, points)[0][0])

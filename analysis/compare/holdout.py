@@ -96,13 +96,8 @@ def _below(study: Study, rungs: Any) -> Study:
 
 def _log_predictions(known: FittedStudy, rows: pd.DataFrame, theta: Floats) -> Floats:
     """ln L of other runs under parameter vectors (sets, size), (sets, rows)."""
-    base = known.problem.points
-    points = replace(
-        base,
-        x=np.log(rows["n"].to_numpy()) - base.log_n0,
-        z=np.log(rows["tokens"].to_numpy()) - base.log_d0,
-        family=np.array([known.study.families.index(name) for name in rows["family"]]),
-    )
+    family = [known.study.families.index(name) for name in rows["family"]]
+    points = known.problem.points.at(rows["n"], rows["tokens"], family)
     return log_loss(known.law, theta, points)[0]
 
 

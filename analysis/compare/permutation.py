@@ -100,10 +100,7 @@ def exponent_difference(
     """
     law, points = problem.law, problem.points
     tied = replace(law, tied=families)
-    start = np.empty((1, tied.size))
-    for role in range(5):
-        start[0, tied.slots[role]] = theta[law.slots[role]]
-    common = minimise(Problem.of(tied, points), start).theta
+    common = minimise(Problem.of(tied, points), tied.spread(law, theta[None])).theta
     predicted = log_loss(tied, common, points)[0][0]
     residual = points.y - predicted
     signs = pairs.signs_of(sign_patterns(pairs.pairs, np.random.default_rng(seed)))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from analysis.fit.law import Floats
 from analysis.formatting import count as told
 from slm.architecture.shape_solver import MATCH_TOLERANCE
 
@@ -27,7 +28,6 @@ WANTED_BUDGET_SPAN = 8.0
 SAME = 1e-3  # token counts this close are one budget: they are rounded to whole batches
 
 Labels = Sequence[Hashable] | NDArray[Any]
-Floats = NDArray[np.float64]
 
 
 def exponent_refusals(

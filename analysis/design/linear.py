@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.design.identifiability import labels
+from analysis.fit.law import Floats
 from slm.errors import DataError
-
-Floats = NDArray[np.float64]
 
 SEED_NOISE = (
     (4.0, 0.005),

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 
 from analysis.design.identifiability import (
@@ -28,8 +27,6 @@ from analysis.design.identifiability import (
 )
 from analysis.design.linear import Design, Law, LinearDesign
 from analysis.design.simulate import LinearVerdict
-
-Floats = NDArray[np.float64]
 
 NORMAL_ABOVE = 12.0  # noncentrality at which the noncentral t loses its digits
 MAX_CONDITION = 1e7  # of the column-scaled J

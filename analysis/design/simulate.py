@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy import special
 
 from analysis.design.linear import LinearDesign
+from analysis.fit.law import Floats
 
-Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 ALL_LABELINGS_UP_TO = 12  # pairs; above, a random sample of 4095 labelings and the observed one

@@ -15,9 +15,10 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from analysis.fit.diagnostics import Status
+from analysis.fit.law import Floats
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.formatting import count as told
-from analysis.runs.validate import Floats, positive_columns
+from analysis.runs.validate import positive_columns
 from slm.parabola import parabola_minimum
 
 HALF_DECADE = 0.5 * math.log(10)

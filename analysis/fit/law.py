@@ -73,11 +73,13 @@ class JointLaw:
         return roles
 
     def spread(self, other: JointLaw, theta: Floats) -> Floats:
-        """Parameters of this law that predict what those of a law nested in it do, (..., size)."""
-        wider = np.empty((*theta.shape[:-1], self.size))
+        """Parameters of another law as those of this one, (..., size): the same predictions where that law
+        is nested in this one; where this one shares a parameter, it takes that of the last family.
+        """
+        own = np.empty((*theta.shape[:-1], self.size))
         for role in range(5):
-            wider[..., self.slots[role]] = theta[..., other.slots[role]]
-        return wider
+            own[..., self.slots[role]] = theta[..., other.slots[role]]
+        return own
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,16 @@ class Points:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def at(self, n: ArrayLike, d: ArrayLike, family: ArrayLike) -> Points:
+        """Other sizes, tokens and families in the same units, for predictions: their y is not that of runs."""
+        x, z = (
+            np.log(np.asarray(n, float)) - self.log_n0,
+            np.log(np.asarray(d, float)) - self.log_d0,
+        )
+        return replace(
+            self, x=x, z=z, family=np.broadcast_to(np.asarray(family, np.int64), x.shape)
+        )
 
     def chosen(self, sets: Any) -> Points:
         """What some of the parameter vectors, by index or slice, are compared with."""

@@ -94,9 +94,7 @@ def profile_contrast(
     low[:, shared] = np.maximum(problem.low[second], problem.low[first] - values)
     high[:, shared] = np.minimum(problem.high[second], problem.high[first] - values)
     null = replace(null, low=low, high=high)
-    starts = np.empty((len(values), tied.size))
-    for role in range(5):
-        starts[:, tied.slots[role]] = theta[law.slots[role]]
+    starts = np.repeat(tied.spread(law, theta[None]), len(values), 0)
     starts[:, shared] = theta[second]
     least = max(float(problem.objective(theta[None])[0]), EXACT * len(problem.points))
     objective = minimise(null, starts).objective

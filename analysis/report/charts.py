@@ -14,18 +14,18 @@ from analysis.compare.exponents import EQUIVALENT
 from analysis.compare.matched_pairs import Contrast
 from analysis.formatting import p_value, power_of_ten, short_count
 from analysis.plotting import NEUTRAL
+from analysis.report.overview_png import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 from analysis.report.study_report import Answer
 from analysis.report.svg import INK, WIDTH, Axis, Plot, shape
 from analysis.report.text import difference_text
 
-# Okabe and Ito's palette, told apart by colour-blind readers; markers and dashes differ too.
 STYLES = (
-    ("#0072B2", "o", ""),
-    ("#D55E00", "s", "7 4"),
-    ("#009E73", "^", "2 3"),
-    ("#CC79A7", "D", "9 3 2 3"),
-    ("#E69F00", "v", "4 2"),
-    ("#56B4E9", "o", "1 2"),
+    (BLUE, "o", ""),
+    (VERMILLION, "s", "7 4"),
+    (GREEN, "^", "2 3"),
+    (PURPLE, "D", "9 3 2 3"),
+    (ORANGE, "v", "4 2"),
+    (SKY, "o", "1 2"),
 )
 BUDGET_MARKERS = ("^", "D", "s", "v", "o")
 LIGHTEST, DARKEST = 176, 24  # grey of the smallest and the largest token budget

@@ -14,7 +14,9 @@ from analysis.report import charts as drawn
 from analysis.report import charts_diagnostics as more
 from analysis.report import tables, text
 from analysis.report.charts import Figure, legend
+from analysis.report.overview_png import BLUE, VERMILLION
 from analysis.report.study_report import Answer
+from analysis.report.svg import FAINT, INK
 from analysis.report.tables import Rows
 
 TITLE = "Deep or wide, at matched compute"
@@ -28,8 +30,13 @@ GOOD = (
     "width_level_better",
 )
 
-STYLE = """
-:root{--ink:#1f2933;--soft:#52606d;--line:#d9dee4;--back:#fff;--tint:#f5f7f9;--accent:#0b4f7a}
+PALETTE = (
+    f":root{{--ink:{INK};--soft:#52606d;--line:{FAINT};--back:#fff;--tint:#f5f7f9;--accent:#0b4f7a;"
+    f"--good:{BLUE};--bad:{VERMILLION}}}"
+)
+STYLE = (
+    f"\n{PALETTE}"
+    + """
 *{box-sizing:border-box}
 body{margin:0;background:var(--back);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",
 Roboto,"DejaVu Sans",sans-serif}
@@ -42,7 +49,7 @@ p{margin:6px 0}
 .number{font-size:1.15rem;font-weight:600;margin:0 0 10px}
 .because{color:var(--soft);max-width:80ch}
 .answer{background:var(--tint);border-left:6px solid var(--soft);padding:20px 24px 16px;margin:10px 0 16px}
-.answer.good{border-color:#0072B2}.answer.bad{border-color:#D55E00}
+.answer.good{border-color:var(--good)}.answer.bad{border-color:var(--bad)}
 .tag{display:inline-block;font:600 .78rem/1 ui-monospace,Menlo,"DejaVu Sans Mono",monospace;padding:5px 8px;
 border:1px solid currentColor;border-radius:4px;margin:0 8px 8px 0;color:var(--soft)}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(205px,1fr));gap:12px;margin:0 0 8px}
@@ -79,6 +86,7 @@ gap:14px 20px}.answer,.card{break-inside:avoid}h2{break-after:avoid;margin:14px 
 #tip{display:none!important}.scroll{overflow:visible}table{font-size:8pt}a{color:inherit}
 @page{margin:14mm}}
 """
+)
 
 SCRIPT = """
 const tip=document.getElementById('tip');

@@ -168,13 +168,7 @@ def _curves(known: FittedStudy) -> list[Curve]:
         n = np.geomspace(rows["n"].min(), rows["n"].max(), 25)
         tokens = n * float(np.exp(np.log(rows["tokens"] / rows["n"]).mean()))
         flops = n * tokens * float((rows["flops"] / (rows["n"] * rows["tokens"])).mean())
-        base = known.problem.points
-        at = replace(
-            base,
-            x=np.log(n) - base.log_n0,
-            z=np.log(tokens) - base.log_d0,
-            family=np.full(len(n), known.study.families.index(str(family))),
-        )
+        at = known.problem.points.at(n, tokens, known.study.families.index(str(family)))
         middle = log_loss(known.law, known.theta[None], at)[0][0]
         half = quantile_t(known.df) * jackknife_error(
             log_loss(known.law, known.deleted.theta, at)[0]

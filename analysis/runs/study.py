@@ -11,14 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.runs.validate import label_column, loss_warnings, positive_columns
-from slm.errors import DataError
+from slm.errors import DataError, nearest
 
 OTHER_DEFINITIONS = ("n_flop", "params_non_embedding", "params_total")
 SAME_SIZE = math.log(1.25)  # shapes of two families are paired if N differs by less than this
@@ -115,9 +114,7 @@ def prepare(
 def _check_columns(table: pd.DataFrame, names: Sequence[str | None]) -> None:
     for name in names:
         if name is not None and name not in table:
-            near = get_close_matches(name, [str(column) for column in table.columns], n=1)
-            fix = f"did you mean {near[0]}?" if near else f"there are {', '.join(table.columns)}"
-            raise DataError(f"no column {name!r}; {fix}")
+            raise DataError(f"no column {name!r}; {nearest(name, table.columns)}")
 
 
 def _matched_rungs(made: pd.DataFrame) -> list[Any]:
@@ -158,9 +155,7 @@ def _told_apart(made: pd.DataFrame, deep: str | None, wide: str | None) -> tuple
     families = list(dict.fromkeys(made["family"]))
     for asked in (deep, wide):
         if asked is not None and asked not in families:
-            near = get_close_matches(asked, families, n=1)
-            fix = f"did you mean {near[0]}?" if near else f"there are: {', '.join(families)}"
-            raise DataError(f"no runs of a family named {asked!r} here; {fix}")
+            raise DataError(f"no runs of a family named {asked!r} here; {nearest(asked, families)}")
     if deep and wide:
         if deep == wide:
             raise DataError(f"deep and wide are both {deep!r}; name two families")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 
 import pandas as pd
 
-from slm.errors import DataError
+from slm.errors import DataError, nearest
 
 NEEDED = ("family", "shape", "tokens", "loss_nats_per_token")
 SUFFIXES = (".csv", ".parquet", ".jsonl")
@@ -37,8 +36,7 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
     wanted = dict(columns or {})
     for ours, theirs in wanted.items():
         if theirs not in table:
-            near = get_close_matches(theirs, [str(name) for name in table.columns], n=1)
-            fix = f"did you mean {near[0]}?" if near else f"there are {', '.join(table.columns)}"
+            fix = nearest(theirs, table.columns)
             raise DataError(f"{path}: no column {theirs!r} for {ours}; {fix}")
     table = table.rename(columns={theirs: ours for ours, theirs in wanted.items()})
     missing = [name for name in NEEDED if name not in table]

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from analysis.fit.law import Floats
 from slm.errors import DataError
-
-Floats = NDArray[np.float64]
 
 LARGEST_VOCABULARY = 2**18
 SUSPICIOUS_LOSS = math.log(50_257)  # nats; a uniform guess among GPT-2's tokens

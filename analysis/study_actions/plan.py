@@ -17,7 +17,7 @@ from analysis.learning_rate.gate import audit_of_study
 from slm.architecture.flops import flop_equivalent_params
 from slm.config.schema import Config
 from slm.errors import Refused
-from slm.studies.cells import Cell, Rung, contrast_of
+from slm.studies.cells import ArmKey, Cell, RungKey, contrast_of
 from slm.studies.lr_tuning import FIRST_STEPS
 from slm.studies.plan_tables import (
     cells_table,
@@ -152,11 +152,11 @@ def design_of(cells: Sequence[Cell]) -> Design:
     )
 
 
-def _budget_labels(cells: Sequence[Cell]) -> dict[tuple[Rung, int], float]:
+def _budget_labels(cells: Sequence[Cell]) -> dict[tuple[RungKey, int], float]:
     """Tokens per parameter as asked for; of other budgets their rank within the rung."""
     if cells[0].spec.config.study.tokens_per_param:
         return {(c.rung, c.spec.tokens): c.spec.tokens_per_param for c in cells}
-    ranks: dict[tuple[Rung, int], float] = {}
+    ranks: dict[tuple[RungKey, int], float] = {}
     for rung in {cell.rung for cell in cells}:
         tokens = sorted({cell.spec.tokens for cell in cells if cell.rung == rung})
         ranks |= {(rung, count): float(rank) for rank, count in enumerate(tokens, start=1)}
@@ -232,7 +232,7 @@ def _next_runs(cells: Sequence[Cell], power: DesignPower) -> Iterator[str]:
 
 def _tuning_said(cells: Sequence[Cell]) -> str:
     """What finding the rates costs before, at the least."""
-    shortest: dict[tuple[str, Rung, tuple[str, ...]], int] = {}
+    shortest: dict[ArmKey, int] = {}
     for cell in cells:
         arm, flops = (cell.family, cell.rung, cell.varied), cell.spec.flops
         shortest[arm] = min(flops, shortest.get(arm, flops))

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slm.config.schema import DataConfig
+from slm.config.schema.types import IGNORED
 from slm.data.shuffle import mix
 
-IGNORED = -100  # as in slm.model.loss
 NOWHERE = -1
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / the golden ratio: SplitMix64 steps by it
 Ids = NDArray[np.int64]

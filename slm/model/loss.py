@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORED = -100  # a target that is not scored and counts as 0 nats
+from slm.config.schema.types import IGNORED
+
 # Measured on two CPU cores with vocabularies of 99 to 32,000: chunks of this many logits (16 MiB) stay
 # in the cache; with fewer tokens than this, adding up the head's gradient costs more than that saves.
 CHUNK_LOGITS = 2**22

@@ -14,7 +14,8 @@ from slm.tracking.result import RunResult, State
 from slm.tracking.run_dir import RunDirectory
 from slm.tracking.trunk import Trunk
 
-Rung = int | str
+RungKey = int | str  # a size or the name of a preset
+ArmKey = tuple[str, RungKey, tuple[str, ...]]  # family, rung, the grid's keys with values
 DONE: frozenset[State] = frozenset({"finished", "diverged"})  # a divergence is a result
 
 
@@ -28,7 +29,7 @@ class Cell:
 
     spec: RunSpec
     family: str
-    rung: Rung
+    rung: RungKey
     varied: tuple[str, ...] = ()
     decided: tuple[str, ...] = ()
     recorded: RunResult | None = None
@@ -141,7 +142,7 @@ def budget_overrides(budget: BudgetConfig) -> list[str]:
     ]
 
 
-def rung_overrides(rung: Rung) -> list[str]:
+def rung_overrides(rung: RungKey) -> list[str]:
     return [f"size={rung}"] if isinstance(rung, int) else [f"model={rung}"]
 
 

@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from slm.architecture.flops import flop_equivalent_params
 from slm.config.schema import BudgetConfig, Config, StudyConfig
 from slm.errors import ConfigError, Problem
 from slm.run.spec import branch_specs, resolve
-from slm.studies.cells import Cell, Rung, rung_overrides, written
+from slm.studies.cells import ArmKey, Cell, RungKey, rung_overrides, written
 from slm.tracking.result import RunResult
 
 # Composes a config from overrides such as family=deep_thin and from keys with values, on top of the
 # study's own.
 Compose = Callable[[Sequence[str], Mapping[str, Any]], Config]
-Rates = Mapping[tuple[str, Rung, tuple[str, ...]], float]
+Rates = Mapping[ArmKey, float]
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,12 @@ class Arm:
 
     config: Config
     family: str
-    rung: Rung
+    rung: RungKey
     varied: tuple[str, ...]
     decided: tuple[str, ...] = ()
 
     @property
-    def key(self) -> tuple[str, Rung, tuple[str, ...]]:
+    def key(self) -> ArmKey:
         return self.family, self.rung, self.varied
 
     def deciding(self, optimizer: Mapping[str, Any]) -> Arm:
@@ -72,7 +73,7 @@ def cells_of(
 def arms_of(config: Config, compose: Compose) -> Iterator[Arm]:
     study = config.study
     for family, point in product(study.families, grid_points(study)):
-        configs: Mapping[Rung, Config] = {
+        configs: Mapping[RungKey, Config] = {
             model: compose([*rung_overrides(model), f"family={family}"], point)
             for model in study.models
         }
@@ -102,7 +103,7 @@ def _cells_of_arm(arm: Arm, recorded: Mapping[str, RunResult]) -> Iterator[Cell]
 
 def _seeds(arm: Arm) -> tuple[int, ...]:
     study = arm.config.study
-    rungs: list[Rung] = [*sorted(study.sizes), *study.models]
+    rungs: list[RungKey] = [*sorted(study.sizes), *study.models]
     anchors = {rungs[0], rungs[len(rungs) // 2], rungs[-1]}
     further = study.anchor_seeds if arm.rung in anchors else ()
     return tuple(dict.fromkeys([*study.seeds, *further]))
@@ -148,7 +149,11 @@ def with_own_batch(arm: Arm) -> Arm:
     one = resolve(replace(config, budget=BudgetConfig(tokens=1)))
     tokens = min(
         budget.amount
-        * (one.reference_flops_per_token / 6 if budget.unit == "tokens_per_param" else 1)
+        * (
+            flop_equivalent_params(one.reference_flops_per_token)
+            if budget.unit == "tokens_per_param"
+            else 1
+        )
         for budget in _budgets_of(config)
     )
     sequences = batch // config.model.seq_len

@@ -19,7 +19,7 @@ from slm.config.schema import Config
 from slm.errors import RunError
 from slm.files import read_json, write_json
 from slm.parabola import lowest, minimum_on_grid
-from slm.studies.cells import Cell
+from slm.studies.cells import ArmKey, Cell, RungKey
 from slm.studies.expand import Arm, Rates, shortest_cell
 from slm.tracking.result import RunResult
 
@@ -28,7 +28,6 @@ FILE = "lr_tuning.json"
 FACTOR = 2.0
 FIRST_STEPS = (-1, 0, 1)  # doublings from optimizer.lr that every shape begins with
 MAX_DOUBLINGS = 6  # from optimizer.lr; an optimum beyond is a recipe that is wrong, not a rate
-Key = tuple[str, int | str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Tuned:
     """What the rates of one shape say. `penalty_nats` is left by the grid's coarseness."""
 
     family: str
-    rung: int | str
+    rung: RungKey
     varied: tuple[str, ...]
     shape: str
     lr: float
@@ -49,7 +48,7 @@ class Tuned:
     """Final loss at each rate, nats per token; None where training diverged."""
 
     @property
-    def key(self) -> Key:
+    def key(self) -> ArmKey:
         return self.family, self.rung, self.varied
 
 
@@ -63,7 +62,7 @@ def tune(
     Raises:
         RunError: if a run failed, or an optimum lies more than `MAX_DOUBLINGS` from optimizer.lr.
     """
-    steps: dict[Key, list[int]] = {arm.key: list(FIRST_STEPS) for arm in arms}
+    steps: dict[ArmKey, list[int]] = {arm.key: list(FIRST_STEPS) for arm in arms}
     while True:
         cells = {
             (arm.key, step): shortest_cell(_at(arm, step), recorded)

@@ -14,16 +14,16 @@ from slm.architecture.shape_solver import MATCH_TOLERANCE, aspect_is_kept
 from slm.architecture.shapes import ModelShape, count_parameters
 from slm.run.micro_batch import micro_batch_of, planned_accelerator
 from slm.run.spec import RunSpec
-from slm.studies.cells import Cell, Rung, jobs_of
+from slm.studies.cells import Cell, RungKey, jobs_of
 from slm.studies.throughput import Throughput, in_hours, jobs_at_once, train_tokens_of, wall_seconds
 
 MAX_EMBEDDING_SHARE = 0.20  # above this the vocabulary taxes wide shapes (method: what to count)
 MIN_STEPS = 1000
 
 
-def rung_mismatch(cells: Sequence[Cell]) -> dict[Rung, float]:
+def rung_mismatch(cells: Sequence[Cell]) -> dict[RungKey, float]:
     """Per rung, the largest relative difference of FLOPs per token between two shapes."""
-    flops: dict[Rung, set[int]] = defaultdict(set)
+    flops: dict[RungKey, set[int]] = defaultdict(set)
     for cell in cells:
         flops[cell.rung].add(cell.spec.flops_per_token)
     return {rung: max(found) / min(found) - 1 for rung, found in flops.items()}
@@ -69,13 +69,13 @@ def _shape_warnings(cells: Sequence[Cell]) -> Iterator[str]:
             )
 
 
-def named(rung: Rung) -> str:
+def named(rung: RungKey) -> str:
     return f"size {_rung_label(rung)}" if isinstance(rung, int) else rung
 
 
 def _twin_families(cells: Sequence[Cell]) -> Iterator[str]:
     """Two families of one shape have nothing to compare."""
-    families: dict[tuple[Rung, ModelShape], set[str]] = defaultdict(set)
+    families: dict[tuple[RungKey, ModelShape], set[str]] = defaultdict(set)
     for cell in cells:
         families[cell.rung, cell.spec.shape].add(cell.family)
     for (rung, shape), twins in families.items():
@@ -86,7 +86,7 @@ def _twin_families(cells: Sequence[Cell]) -> Iterator[str]:
 
 def _twin_rungs(cells: Sequence[Cell]) -> Iterator[str]:
     """Two rungs of (nearly) one shape are one rung: they replicate, they do not add a size."""
-    rungs: dict[tuple[str, str], dict[Rung, None]] = defaultdict(dict)
+    rungs: dict[tuple[str, str], dict[RungKey, None]] = defaultdict(dict)
     for cell in cells:
         rungs[cell.family, cell.spec.shape.label][cell.rung] = None
     for (family, label), twins in rungs.items():
@@ -176,7 +176,7 @@ def _moved(spec: RunSpec) -> str:
     return "" if spec.rung_shift is None else f"{spec.rung_shift:+.0%}"
 
 
-def _rung_label(rung: Rung) -> str:
+def _rung_label(rung: RungKey) -> str:
     return f"{rung:,}" if isinstance(rung, int) else rung
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from slm.config.schema import Config, TokenizerConfig
 from slm.data.khop import KHop
 from slm.data.tokenizers.hf_files import (
+    LIBRARY_FILE,
     byte_characters,
     end_of_text_of,
     known_file,
@@ -32,7 +33,7 @@ from slm.files import read_json, replacing, write_json
 
 Ids = NDArray[np.integer]
 ASCII_ALPHABET = bytes([*b"\t\n", *range(32, 127)])
-FILE_NAME = "tokenizer.json"
+FILE_NAME = LIBRARY_FILE  # of a tokenizer of bytes or characters too
 PIECE_CHARACTERS = 1 << 20
 # Between two words GPT-2's pattern always cuts, so text may be cut there before it is encoded.
 BETWEEN_WORDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
