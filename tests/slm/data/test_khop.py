@@ -11,7 +11,6 @@ from slm.config.schema import Config
 from slm.data.examples import KHopExamples
 from slm.data.khop import IGNORED, KHop, follow
 from slm.errors import ConfigError
-from slm.model import loss
 from slm.run.spec import RunSpec
 from slm.tracking.run_dir import RunDirectory
 from slm.training.runner import train
@@ -73,10 +72,6 @@ def test_validation_is_not_trained_on() -> None:
     val = {pair[0].tobytes() for pair in examples.val.windows}
     trained = examples.batch(seed=0, step=0, batch_sequences=200, rows=slice(0, 200))
     assert len(val) == 200 and val.isdisjoint(pair[0].tobytes() for pair in trained)
-
-
-def test_ignored_is_the_same_everywhere() -> None:
-    assert loss.IGNORED == IGNORED
 
 
 def test_a_run_reports_errors_by_k(tiny_spec: Callable[..., RunSpec]) -> None:
