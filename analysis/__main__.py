@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
-from analysis.controls.coordinate_check import write_coordinate_report
-from analysis.controls.khop import write_khop_report
-from analysis.learning_rate.transfer import write_lr_report
+from analysis.kinds import Kind, write_report_of
 from analysis.report.write import write_report
 from analysis.runs.load import WANDB
 from slm.errors import SlmError
@@ -22,12 +21,8 @@ def main() -> int:
     if arguments.wandb is not None and arguments.of != "families":
         parser.error(f"--of {arguments.of} reads a folder of runs")
     try:
-        if arguments.of == "lr_transfer":
-            write_lr_report(arguments.runs, arguments.out)
-        elif arguments.of == "khop":
-            write_khop_report(arguments.runs, arguments.out)
-        elif arguments.of == "coordinates":
-            write_coordinate_report(arguments.runs, arguments.out)
+        if arguments.of != "families":
+            write_report_of(arguments.of, arguments.runs, arguments.out)
         else:
             deep, wide = arguments.contrast or (arguments.deep, arguments.wide)
             write_report(
@@ -76,11 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--question", default="", help="what was asked, for the head of the report")
     parser.add_argument(
         "--of",
-        choices=("families", "lr_transfer", "khop", "coordinates"),
+        choices=("families", *get_args(Kind)),
         default="families",
         help="what to read from them: which family is better; where each shape's best learning rate "
-        "lies; how many hops each follows; or, from the file of a coordinate check instead of runs, "
-        "whose updates grow",
+        "lies; whether the middle rate of the grid serves every family; how many hops each follows; or, "
+        "from the file of a coordinate check instead of runs, whose updates grow",
     )
     parser.add_argument(
         "--pool-validation-sets",

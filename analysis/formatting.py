@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 LEAST_P = 0.001  # the smallest that is worth telling
 
 
@@ -19,6 +21,16 @@ def span(ends: tuple[float, float], *, signed: bool = False) -> str:
     """A range."""
     sign = "+" if signed else ""
     return f"{ends[0]:{sign}.3f} to {ends[1]:{sign}.3f}"
+
+
+def nats(value: float | None) -> str:
+    """Four decimals, or a dash."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def left_out(dropped: Mapping[str, int]) -> str:
+    """`2 not finished (failed), 1 duplicate`, or `none`."""
+    return ", ".join(f"{number} {reason}" for reason, number in dropped.items()) or "none"
 
 
 SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")

@@ -8,7 +8,7 @@ is curvature / 2 * (ln lr - ln lr_best)^2.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +114,12 @@ def _shape(family: str, shape: str, losses: pd.Series, used: float) -> ShapeAudi
         cost_of_two=best.cost_of_two,
         penalty=best.cost(math.log(used) - best.x),
     )
+
+
+def middle_rate(rates: Iterable[float]) -> float:
+    """The rate in the middle of a grid: the one that the audited study uses."""
+    grid = sorted(set(rates))
+    return grid[len(grid) // 2]
 
 
 def audit_of(given: pd.DataFrame | Mapping[str, Mapping[str, Any]] | Audit | None) -> Audit | None:

@@ -15,8 +15,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.formatting import count
-from analysis.learning_rate.audit import MAX_PENALTY, Audit, ShapeAudit, audit_rates
+from analysis.formatting import count, left_out, nats
+from analysis.learning_rate.audit import MAX_PENALTY, Audit, ShapeAudit, audit_rates, middle_rate
 from analysis.plotting import COLOURS, LINES, MARKERS
 from analysis.runs.load import collect_runs
 from slm.errors import DataError
@@ -28,14 +28,17 @@ SCHEMA_VERSION = 1
 
 
 def write_lr_audit(
-    folder: Path, out: Path, only: Collection[str] | None, common_lr: float
+    folder: Path, out: Path, only: Collection[str] | None = None, common_lr: float | None = None
 ) -> Audit:
-    """Judge one common rate by the runs below a folder; write the gate, a text and a figure to `out`.
+    """Judge one common rate, by default the middle one of the grid, by the runs below a folder; write the
+    gate, a text and a figure to `out`.
 
     Raises:
         DataError: if there is no finished run, or runs of several recipes.
     """
     table, dropped = collect_runs(folder, only)
+    if common_lr is None:
+        common_lr = middle_rate(table["peak_lr"].tolist())
     recipes = table["recipe_id"].unique()
     if len(recipes) > 1:
         listed = ", ".join(map(str, recipes))
@@ -96,7 +99,6 @@ def markdown(
     runs: int,
     dropped: Counter[str],
 ) -> str:
-    left_out = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"
     lines = [
         f"# Does a learning rate of {common_lr:g} serve every family?",
         "",
@@ -111,20 +113,16 @@ def markdown(
     for name, found in families.items():
         verdict = "passed" if found["passed"] else f"FAILED: {audit.failed.get(name, '')}"
         lines.append(
-            f"| {name} | {verdict} | {_nats(found['penalty'])} | {_nats(found['cost_of_2x'])} |"
+            f"| {name} | {verdict} | {nats(found['penalty'])} | {nats(found['cost_of_2x'])} |"
         )
     lines += ["", "| family | shape | best rate | the common rate costs | a rate twice off costs |"]
     lines += ["| --- | --- | --- | --- | --- |", *(_row(shape) for shape in audit.shapes)]
-    return "\n".join([*lines, "", f"{count(runs, 'run')}; left out: {left_out}.", ""])
+    return "\n".join([*lines, "", f"{count(runs, 'run')}; left out: {left_out(dropped)}.", ""])
 
 
 def _row(shape: ShapeAudit) -> str:
     edge = "" if shape.interior else " (edge)"
     return (
-        f"| {shape.family} | {shape.shape} | {shape.best_lr:.2e}{edge} | {_nats(shape.penalty)} "
-        f"| {_nats(shape.cost_of_two)} |"
+        f"| {shape.family} | {shape.shape} | {shape.best_lr:.2e}{edge} | {nats(shape.penalty)} "
+        f"| {nats(shape.cost_of_two)} |"
     )
-
-
-def _nats(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

@@ -11,15 +11,17 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from analysis.formatting import count
+from analysis.formatting import count, left_out, nats
 from analysis.plotting import COLOURS, LINES, MARKERS
 from analysis.runs.load import collect_runs
+from slm.architecture.shapes import shape_label
 from slm.errors import DataError
 from slm.files import write_json, write_text
 from slm.parabola import lowest, minimum_on_grid
@@ -58,7 +60,7 @@ def curves(table: pd.DataFrame) -> list[Curve]:
             found.append(
                 Curve(
                     parametrization=str(kind),
-                    shape=f"L{n_layers}-d{d_model}",
+                    shape=shape_label(n_layers, d_model),
                     n_layers=int(n_layers),
                     d_model=int(d_model),
                     best_lr=best_lr,
@@ -93,9 +95,9 @@ def _vertex(losses: pd.Series) -> tuple[float, float, bool]:
     return math.exp(best.x), best.y, True
 
 
-def summaries(found: list[Curve]) -> list[dict[str, object]]:
+def summaries(found: list[Curve]) -> list[dict[str, Any]]:
     """Per parametrization: how far the best rates lie apart, and the worst regret."""
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for kind in dict.fromkeys(curve.parametrization for curve in found):
         own = [curve for curve in found if curve.parametrization == kind]
         rates = [curve.best_lr for curve in own]
@@ -126,7 +128,7 @@ def draw(table: pd.DataFrame) -> Figure:
             losses.index, cycle(COLOURS), cycle(MARKERS), cycle(LINES), strict=False
         ):
             row = losses.loc[(n_layers, d_model)].dropna()
-            label = f"L{n_layers}-d{d_model}"
+            label = shape_label(n_layers, d_model)
             axes.plot(row.index, row, color=colour, marker=marker, ls=line, ms=4, label=label)
             best = row.idxmin()
             axes.plot([best], [row[best]], marker, color=colour, ms=9, mfc="none")
@@ -169,7 +171,6 @@ def write_lr_report(folder: Path, out: Path, only: Collection[str] | None = None
 
 
 def markdown(found: list[Curve], runs: int, dropped: Counter[str]) -> str:
-    left_out = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"
     lines = [
         "# Where the best learning rate lies, shape by shape",
         "",
@@ -182,7 +183,7 @@ def markdown(found: list[Curve], runs: int, dropped: Counter[str]) -> str:
         edge = "" if row["all_interior"] else ", some at the grid's edge"
         lines.append(
             f"| {row['parametrization']} | {row['lowest_best_lr']:.1e} to {row['highest_best_lr']:.1e}{edge} "
-            f"| {row['spread_doublings']:.1f} doublings | {_nats(row['worst_regret_nats'])} nats/token "
+            f"| {row['spread_doublings']:.1f} doublings | {nats(row['worst_regret_nats'])} nats/token "
             f"| {row['mean_best_loss']:.4f} |"
         )
     lines += ["", "| parametrization | shape | best rate | best loss | cost of the common rate |"]
@@ -191,14 +192,10 @@ def markdown(found: list[Curve], runs: int, dropped: Counter[str]) -> str:
         edge = "" if curve.interior else " (edge)"
         lines.append(
             f"| {curve.parametrization} | {curve.shape} | {curve.best_lr:.1e}{edge} "
-            f"| {curve.best_loss:.4f} | {_nats(curve.regret)} |"
+            f"| {curve.best_loss:.4f} | {nats(curve.regret)} |"
         )
-    lines += ["", f"{count(runs, 'run')}; left out: {left_out}.", ""]
+    lines += ["", f"{count(runs, 'run')}; left out: {left_out(dropped)}.", ""]
     return "\n".join(lines)
-
-
-def _nats(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else "-"
 
 
 def _rank(kind: str) -> int:

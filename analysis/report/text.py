@@ -7,7 +7,7 @@ from typing import Any
 
 from analysis.compare.compute_multiplier import Kappa
 from analysis.compare.exponents import ExponentDifference
-from analysis.formatting import LEAST_P, count, p_value, power_of_ten, span
+from analysis.formatting import LEAST_P, count, left_out, p_value, power_of_ten, span
 from analysis.report.study_report import Answer
 
 SIGNIFICANCE = 0.05
@@ -220,11 +220,10 @@ def audit_sentence(answer: Answer) -> str:
 
 
 def dropped_text(answer: Answer) -> str:
-    reasons = [f"{count} {reason}" for reason, count in answer.dropped.items()]
-    matched = answer.comparison.matched
+    reasons, matched = dict(answer.dropped), answer.comparison.matched
     if matched is not None and matched.unpaired:
-        reasons.append(f"{matched.unpaired} without a partner (from the differences only)")
-    return ", ".join(reasons) or "none"
+        reasons["without a partner (from the differences only)"] = matched.unpaired
+    return left_out(reasons)
 
 
 def p_text(p: float | None) -> str:

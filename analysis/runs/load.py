@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.formatting import count
-from analysis.runs.tables import SUFFIXES, is_table, read_table
-from analysis.runs.wandb import is_decayed, offline_runs, online_runs, tracked_table
+from analysis.runs.tables import SUFFIXES, is_table, read_table, run_row
+from analysis.runs.wandb import offline_runs, online_runs, tracked_table
 from slm.architecture.flops import flop_equivalent_params
 from slm.errors import DataError, RunError
 from slm.tracking.result import RunResult
@@ -218,7 +218,6 @@ def _run_directories(folder: Path) -> Iterator[RunDirectory]:
 
 
 def _row(result: RunResult) -> dict[str, object]:
-    shape = result.shape
     return {
         "run_id": result.run_id,
         "study": result.study,
@@ -227,23 +226,11 @@ def _row(result: RunResult) -> dict[str, object]:
         "rung": result.rung,
         "size": result.size or round(flop_equivalent_params(result.reference_flops_per_token)),
         "architecture": _architecture(result),
-        "shape": f"L{shape['n_layers']}-d{shape['d_model']}",
-        "n_layers": shape["n_layers"],
-        "d_model": shape["d_model"],
-        "aspect_ratio": shape["d_model"] / (shape["n_layers"] * shape["layer_sharing"]),
-        "params_total": result.params_total,
-        "params_non_embedding": result.params_non_embedding,
-        "flops_per_token": result.flops_per_token,
-        "n_flop": flop_equivalent_params(result.flops_per_token),
-        "tokens": result.tokens,
-        "budget": float(f"{result.tokens_per_param:.3g}"),
-        "flops": result.flops,
+        **run_row(result.shape, vars(result), result.schedule),
         "epochs": result.epochs,
         "seed": result.seed,
         "peak_lr": result.peak_lr,
         "parametrization": result.parametrization,
-        "schedule": result.schedule["kind"],
-        "decayed": is_decayed(result.schedule),
         "taken_over_steps": result.taken_over_steps,
         "loss_spikes": len(result.loss_spikes),
         "batch_tokens": result.batch_tokens,

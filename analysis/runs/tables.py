@@ -1,12 +1,17 @@
-"""Any table of runs, whoever trained them: CSV, Parquet or JSON lines, with its columns renamed."""
+"""Rows of the tidy table of runs: of a run of slm, or of any file (CSV, Parquet, JSON lines) with its columns
+renamed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from slm.architecture.flops import flop_equivalent_params
+from slm.architecture.shapes import shape_label
 from slm.errors import DataError, nearest
 
 NEEDED = ("family", "shape", "tokens", "loss_nats_per_token")
@@ -54,3 +59,34 @@ def _read(path: Path) -> pd.DataFrame:
     if path.suffix == ".csv":
         return pd.read_csv(path)
     return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path, lines=True)
+
+
+def run_row(
+    shape: Mapping[str, Any], counts: Mapping[str, Any], schedule: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The columns that follow from a run's shape, its counts and its schedule.
+
+    Args:
+        shape: n_layers, d_model and layer_sharing.
+        counts: params_total, params_non_embedding, flops_per_token, tokens, tokens_per_param and flops.
+    """
+    layers, width, sharing = shape["n_layers"], shape["d_model"], shape.get("layer_sharing", 1)
+    same = ("params_total", "params_non_embedding", "flops_per_token", "tokens", "flops")
+    return {
+        "shape": shape_label(layers, width, sharing),
+        "n_layers": layers,
+        "d_model": width,
+        "aspect_ratio": width / (layers * sharing),
+        **{name: counts[name] for name in same},
+        "n_flop": flop_equivalent_params(counts["flops_per_token"]),
+        "budget": float(f"{counts['tokens_per_param']:.3g}"),
+        "schedule": schedule["kind"],
+        "decayed": is_decayed(schedule),
+    }
+
+
+def is_decayed(schedule: Mapping[str, Any]) -> bool:
+    """Whether the learning rate came down before the final loss was taken."""
+    return (
+        schedule.get("decay_fraction", 1.0) != 0 and schedule.get("final_lr_fraction", 0.0) <= 0.5
+    )

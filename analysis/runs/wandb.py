@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.runs.tables import run_row
 from slm.architecture.flops import flop_equivalent_params
 from slm.errors import DataError
 
@@ -140,7 +141,7 @@ def tracked_table(runs: Iterator[TrackedRun]) -> tuple[pd.DataFrame, Counter[str
 
 
 def _row(run: TrackedRun) -> dict[str, Any]:
-    config, counts, shape = run.config, run.summary, run.config["shape"]
+    config, counts = run.config, run.summary
     sizes = [tag.removeprefix("size-") for tag in run.tags if tag.startswith("size-")]
     size = (
         int(sizes[0])
@@ -153,31 +154,12 @@ def _row(run: TrackedRun) -> dict[str, Any]:
         "family": config["family"],
         "rung": str(size),
         "size": size,
-        "shape": f"L{shape['n_layers']}-d{shape['d_model']}",
-        "n_layers": shape["n_layers"],
-        "d_model": shape["d_model"],
-        "aspect_ratio": shape["d_model"] / (shape["n_layers"] * shape.get("layer_sharing", 1)),
-        "params_total": counts["params_total"],
-        "params_non_embedding": counts["params_non_embedding"],
-        "flops_per_token": counts["flops_per_token"],
-        "n_flop": flop_equivalent_params(counts["flops_per_token"]),
-        "tokens": counts["tokens"],
-        "budget": float(f"{counts['tokens_per_param']:.3g}"),
-        "flops": counts["flops"],
+        **run_row(config["shape"], counts, config["schedule"]),
         "seed": config["seed"],
         "peak_lr": config["optimizer"]["lr"],
         "parametrization": config["parametrization"]["kind"],
-        "schedule": config["schedule"]["kind"],
-        "decayed": is_decayed(config["schedule"]),
         "loss_nats_per_token": counts[FINAL_LOSS],
         "val_fingerprint": json.dumps(
             [config.get("data"), config.get("tokenizer")], sort_keys=True
         ),
     }
-
-
-def is_decayed(schedule: Mapping[str, Any]) -> bool:
-    """Whether the learning rate came down before the final loss was taken."""
-    return (
-        schedule.get("decay_fraction", 1.0) != 0 and schedule.get("final_lr_fraction", 0.0) <= 0.5
-    )

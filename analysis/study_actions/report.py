@@ -16,22 +16,18 @@ log = logging.getLogger("slm")
 
 def write_report(cells: Sequence[Cell]) -> None:
     """Write it beside the runs, and say which cells are not in it."""
-    from analysis.controls.khop import write_khop_report  # pandas and matplotlib take a second
-    from analysis.learning_rate.audit_report import write_lr_audit
-    from analysis.learning_rate.transfer import write_lr_report
+    from analysis.kinds import write_report_of  # pandas and matplotlib take a second
+    from analysis.learning_rate.audit import middle_rate
 
     config = cells[0].spec.config
     study = Path(config.runs_dir) / config.study.name
     out, ids = study / "report", {cell.spec.run_id for cell in cells}
     kind = config.study.analysis
-    if kind == "lr_transfer":
-        write_lr_report(study, out, ids)
-    elif kind == "lr_audit":
-        write_lr_audit(study, out, ids, _common_rate(cells))
-    elif kind == "khop":
-        write_khop_report(study, out, ids)
-    else:
+    if kind == "families":
         _report_on_families(cells, out)
+    else:
+        rates = [cell.spec.config.optimizer.lr for cell in cells]
+        write_report_of(kind, study, out, ids, common_lr=middle_rate(rates))
     missing = Counter(cell.state for cell in cells if cell.state != "finished")
     if missing:
         states = ", ".join(f"{count} {state}" for state, count in missing.most_common())
@@ -52,9 +48,3 @@ def _report_on_families(cells: Sequence[Cell], out: Path) -> None:
     deep, wide = contrast_of(cells)
     audit = audit_of_study(cells)
     report_on(runs_of(results), out, deep=deep, wide=wide, audit=audit, question=study.question)
-
-
-def _common_rate(cells: Sequence[Cell]) -> float:
-    """The rate in the middle of the grid: the one that the audited study uses."""
-    rates = sorted({cell.spec.config.optimizer.lr for cell in cells})
-    return rates[len(rates) // 2]

@@ -48,11 +48,16 @@ class ModelShape:
 
     @property
     def label(self) -> str:
-        shared = f"x{self.layer_sharing}" if self.layer_sharing > 1 else ""
-        return f"L{self.n_layers}{shared}-d{self.d_model}"
+        return shape_label(self.n_layers, self.d_model, self.layer_sharing)
 
     def as_dict(self) -> dict[str, int | bool | str]:
         return asdict(self)
+
+
+def shape_label(n_layers: int, d_model: int, layer_sharing: int = 1) -> str:
+    """Such as L12-d128, or L6x2-d128 where each block runs twice."""
+    shared = f"x{layer_sharing}" if layer_sharing > 1 else ""
+    return f"L{n_layers}{shared}-d{d_model}"
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from analysis.__main__ import main
+from analysis.learning_rate import audit_report
 from analysis.learning_rate.audit import audit_of, audit_rates
 from analysis.learning_rate.audit_report import _worst, markdown
 from analysis.learning_rate.gate import gate_of_recipe, read_gate
@@ -61,3 +65,16 @@ def test_an_audit_of_another_recipe_is_no_gate(tmp_path: Path) -> None:
     assert gate_of_recipe(path, "theirs")["families"] == {}
     with pytest.raises(DataError, match="made in recipe theirs, and this study's is ours"):
         gate_of_recipe(path, "ours")
+
+
+def test_the_middle_rate_of_the_grid_is_judged_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = runs({"deep": 5e-3, "wide": 1.2e-2}).assign(shape="L2-d8", recipe_id="r", budget=4.0)
+    monkeypatch.setattr(audit_report, "collect_runs", lambda *_: (table, Counter()))
+    command = ["analysis", str(tmp_path), "--of", "lr_audit", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", command)
+    assert main() == 0
+    gate = read_gate(tmp_path / "out" / "lr_audit.json")
+    assert gate["common_lr"] == 4e-3 and not gate["families"]["wide"]["passed"]
+    assert gate["families"]["deep"]["passed"]

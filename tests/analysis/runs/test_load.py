@@ -14,7 +14,8 @@ import pytest
 
 from analysis.compare.families import compare_families
 from analysis.runs.load import load_runs
-from analysis.runs.wandb import TrackedRun, is_decayed, offline_runs, read_offline, tracked_table
+from analysis.runs.tables import is_decayed, run_row
+from analysis.runs.wandb import TrackedRun, offline_runs, read_offline, tracked_table
 from slm.errors import DataError
 from slm.run.spec import RunSpec
 from slm.tracking.wandb import mirror
@@ -201,3 +202,16 @@ def test_a_garbled_loss_and_an_unknown_kind_of_file_are_named(
         load_runs(tmp_path / "runs.xlsx")
     with pytest.raises(DataError, match=r"load_runs\(\.\.\.\)\.table"):
         compare_families({"family": []})  # type: ignore[arg-type]
+
+
+def test_a_shared_block_counts_in_the_shape_and_its_aspect() -> None:
+    counts = {
+        "params_total": 3, "params_non_embedding": 2, "flops_per_token": 12.0, "tokens": 100,
+        "tokens_per_param": 50.04, "flops": 1200.0,
+    }  # fmt: skip
+    schedule = {"kind": "wsd", "decay_fraction": 0.2}
+    row = run_row({"n_layers": 3, "d_model": 24, "layer_sharing": 2}, counts, schedule)
+    assert row["shape"] == "L3x2-d24" and row["aspect_ratio"] == 4
+    assert row["n_flop"] == 2 and row["budget"] == 50 and row["decayed"]
+    alone = run_row({"n_layers": 3, "d_model": 24}, counts, schedule)
+    assert alone["shape"] == "L3-d24" and alone["aspect_ratio"] == 8

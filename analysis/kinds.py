@@ -1,0 +1,39 @@
+"""Which report answers which question (`study.analysis`, `python -m analysis --of`)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
+
+from analysis.controls.coordinate_check import write_coordinate_report
+from analysis.controls.khop import write_khop_report
+from analysis.learning_rate.audit_report import write_lr_audit
+from analysis.learning_rate.transfer import write_lr_report
+
+Kind = Literal["lr_transfer", "lr_audit", "khop", "coordinates"]
+
+
+def write_report_of(
+    kind: Kind,
+    source: Path,
+    out: Path,
+    only: Collection[str] | None = None,
+    *,
+    common_lr: float | None = None,
+) -> None:
+    """Write the report of any kind but `families`, which compares families (`analysis.report.write`).
+
+    Args:
+        source: a folder of runs; for coordinates the file of a coordinate check.
+        only: ids of the runs to read; None: all.
+        common_lr: for lr_audit, the rate that is judged; None: the middle one of the grid.
+    """
+    if kind == "lr_transfer":
+        write_lr_report(source, out, only)
+    elif kind == "lr_audit":
+        write_lr_audit(source, out, only, common_lr)
+    elif kind == "khop":
+        write_khop_report(source, out, only)
+    else:
+        write_coordinate_report(source, out)
