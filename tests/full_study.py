@@ -1,4 +1,4 @@
-"""A simulated study of full size, as `load_runs` would give it: known law, seed noise, misfit of shapes.
+"""A simulated study of full size, as `load_runs` would give it: known law, sigma and tau.
 
 python -m tests.full_study OUT writes the report of one in which depth gains with scale.
 """
@@ -38,7 +38,7 @@ def full_study(
         alpha: exponent of a family added to the law's. level: ln of its A over the law's at CENTRE.
         shape_cost: nats per (ln of the aspect ratio over BEST_ASPECT) squared.
         anchor_seeds: further seeds of the smallest, the middle and the largest size.
-        sigma, tau: seed noise, and misfit that all runs of a shape share, in nats.
+        sigma, tau: seed standard deviation and random effect of a shape, in nats.
     """
     generator = np.random.default_rng(seed)
     anchors = {0, len(sizes) // 2, len(sizes) - 1}
@@ -65,7 +65,7 @@ def full_study(
                             "shape": f"L{layers}-d{width}", "n_layers": layers, "d_model": width,
                             "aspect_ratio": width / layers, "n_flop": n,
                             "params_non_embedding": 0.93 * n, "params_total": 0.98 * n,
-                            "tokens": tokens, "budget": multiplier, "flops": 6 * n * tokens,
+                            "tokens": tokens, "tokens_per_param": multiplier, "flops": 6 * n * tokens,
                             "seed": number, "tokens_per_second": 4e12 / (6 * n),
                             "loss_nats_per_token": predicted + generator.normal(0, sigma),
                         }

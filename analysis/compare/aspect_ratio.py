@@ -36,7 +36,7 @@ class RungCurve:
     """
 
     rung: Any
-    budget: float
+    tokens_per_param: float
     flops: float
     aspects: tuple[float, ...]
     losses: tuple[float, ...]
@@ -81,20 +81,20 @@ class ShapeCurve:
 
 
 def fit_shape_curve(table: pd.DataFrame) -> ShapeCurve:
-    """Fit the curve to runs of a prepared table with `aspect_ratio`, `rung`, `budget`, `tokens`, `flops`,
-    `n`, `shape`, `family` and `loss_nats_per_token`. Seeds are averaged.
+    """Fit the curve to runs of a prepared table with `aspect_ratio`, `rung`, `tokens_per_param`, `tokens`,
+    `flops`, `n`, `shape`, `family` and `loss_nats_per_token`. Seeds are averaged.
     """
-    keys = ["family", "shape", "rung", "budget", "tokens"]
+    keys = ["family", "shape", "rung", "tokens_per_param", "tokens"]
     cells = table.groupby(keys, as_index=False, sort=False).agg(
         {"aspect_ratio": "mean", "flops": "mean", "n": "mean", "loss_nats_per_token": "mean"}
     )
-    counts = cells.groupby(["rung", "budget"])["aspect_ratio"].transform("nunique")
+    counts = cells.groupby(["rung", "tokens_per_param"])["aspect_ratio"].transform("nunique")
     cells = cells[counts >= MIN_ASPECTS].reset_index(drop=True)
     if cells.empty:
         reason = f"no rung has {MIN_ASPECTS} aspect ratios at one token budget; run a third family"
         return ShapeCurve("REFUSED", (reason,))
     slope = _saved(cells)
-    cells["group"] = cells.groupby(["rung", "budget"], sort=False).ngroup()
+    cells["group"] = cells.groupby(["rung", "tokens_per_param"], sort=False).ngroup()
     middle = cells.groupby("group")["flops"].transform(lambda c: np.exp(np.log(c).mean()))
     cells["corrected"] = cells["loss_nats_per_token"] + slope * np.log(cells["flops"] / middle)
     curves = tuple(_curve(rows, slope) for _, rows in cells.groupby("group", sort=False))
@@ -131,7 +131,7 @@ def _curve(rows: pd.DataFrame, slope: float) -> RungCurve:
     cost = None if best is None else best.cost_of_two
     return RungCurve(
         rung=rows["rung"].iloc[0],
-        budget=float(rows["budget"].iloc[0]),
+        tokens_per_param=float(rows["tokens_per_param"].iloc[0]),
         flops=float(np.exp(np.log(rows["flops"]).mean())),
         aspects=tuple(float(value) for value in np.exp(x[order])),
         losses=tuple(float(value) for value in y[order]),

@@ -35,7 +35,7 @@ class Kappa:
     `at_largest`: at the loss of the worse family where the envelopes' common FLOPs end. Above 1 deep needs
     fewer FLOPs: 1 / kappa of those of wide. `slope`: d ln kappa / d ln C, `drift`: the same as M1 predicts
     it for these runs. `by_law`: between the frontiers of M2 at `at_flops`, the largest FLOPs that both
-    families were run at, which averages the misfit of single shapes; `interval` is its 95% by the
+    families were run at, which averages the random effects of shapes; `interval` is its 95% by the
     jackknife over shapes, `bootstrap_interval` by the bootstrap of shapes (`replicates`, of them
     `discarded`), which is a little too narrow for few shapes. Without a law `at_flops` is that of at_largest.
     """

@@ -1,6 +1,6 @@
 """The difference of two families' exponents under one definition of N, with inference over shapes.
 
-Shapes (family x size) are the units: runs of a shape share its misfit, so checkpoints, budgets and seeds
+Shapes (family x size) are the units: runs of a shape share its random effect, so checkpoints, budgets and seeds
 of one are not independent. Delete-one-shape jackknife (Efron and Stein 1981) with t(G - 5), permutation
 within pairs, profile likelihood with a cut widened to the jackknife, and two one-sided tests
 (Schuirmann 1987) for equivalence.
@@ -297,7 +297,7 @@ def equivalence_p(estimate: float, error: float, df: float, margin: float) -> fl
 
 
 def shape_misfit(known: FittedStudy) -> float:
-    """sd over shapes of the mean residual of ln L: seeds, learning rate, rounding, all that a shape has."""
+    """Random effect of a shape in ln L: sd over shapes of the mean residual (seeds, learning rate, rounding)."""
     predicted = log_loss(known.law, known.theta[None], known.problem.points)[0][0]
     means = pd.Series(known.problem.points.y - predicted).groupby(known.shape).mean()
     return float(np.sqrt((means**2).sum() / max(known.df, 1)))

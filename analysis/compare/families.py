@@ -34,8 +34,8 @@ class Comparison:
 
     `exponents`: under the primary definition of N, `by_definition` under the others too. `matched`: paired
     differences at equal FLOPs, the primary endpoint. `kappa`: the compute multiplier. `shape_curve`: loss
-    against aspect ratio, where three families or more are there. `sigma`, `tau`: seed noise and shape misfit
-    found in the runs, in nats (None where there is nothing to tell them from).
+    against aspect ratio, where three families or more are there. `sigma`, `tau`: seed standard
+    deviation and random effect of a shape in nats, estimated from the runs (None where they cannot be).
     """
 
     deep: str
@@ -52,7 +52,7 @@ class Comparison:
     runs: int
     sigma: float | None
     tau: float | None
-    tokens_per_n: tuple[float, float]
+    tokens_per_param: tuple[float, float]
     largest_flops: float
 
     @property
@@ -117,7 +117,7 @@ class Comparison:
                 "runs",
                 "sigma",
                 "tau",
-                "tokens_per_n",
+                "tokens_per_param",
                 "largest_flops",
             )
         }
@@ -255,7 +255,7 @@ def compare_study(
         runs=len(table),
         sigma=_seed_noise(table),
         tau=tau,
-        tokens_per_n=(float(ratio.min()), float(ratio.max())),
+        tokens_per_param=(float(ratio.min()), float(ratio.max())),
         largest_flops=float(table["flops"].max()),
     )
 

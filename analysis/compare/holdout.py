@@ -68,7 +68,7 @@ class HoldOut:
 def hold_out(study: Study, seed: int = 0) -> HoldOut:
     """Refit without the largest rung of all families and predict it; then roll forward.
 
-    The interval has the law's uncertainty (bootstrap of shapes) and the misfit of a new shape, with t of
+    The interval has the law's uncertainty (bootstrap of shapes) and the random effect of a new shape, with t of
     the shapes' degrees of freedom.
     """
     rungs = study.table.groupby("rung", sort=False)["n"].mean().sort_values().index

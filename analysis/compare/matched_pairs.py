@@ -67,7 +67,7 @@ def paired_differences(
     """
     keys = ["rung", "tokens"]
     values = {
-        "size": "mean", "budget": "mean", "flops": "mean", "loss_nats_per_token": "mean",
+        "size": "mean", "tokens_per_param": "mean", "flops": "mean", "loss_nats_per_token": "mean",
         "seed": "count",
     }  # fmt: skip
     if "n" in table:
@@ -76,9 +76,14 @@ def paired_differences(
     pairs = sides[0].join(sides[1], lsuffix="_deep", rsuffix="_wide", how="inner").reset_index()
     members = int(table["family"].isin([deep, wide]).sum())
     unpaired = members - int(pairs["seed_deep"].sum() + pairs["seed_wide"].sum())
-    for column in ("size", "budget"):  # of one rung they are equal, but for presets' own variants
+    for column in (
+        "size",
+        "tokens_per_param",
+    ):  # of one rung they are equal, but for presets' own variants
         middle = pairs[[f"{column}_deep", f"{column}_wide"]].mean(axis=1)
-        pairs[column] = [float(f"{value:.3g}") if column == "budget" else value for value in middle]
+        pairs[column] = [
+            float(f"{value:.3g}") if column == "tokens_per_param" else value for value in middle
+        ]
     pairs["flops"] = np.sqrt(pairs["flops_deep"] * pairs["flops_wide"])
     pairs["flops_mismatch"] = pairs["flops_deep"] / pairs["flops_wide"] - 1
     pairs["difference"] = pairs["loss_nats_per_token_deep"] - pairs["loss_nats_per_token_wide"]
@@ -90,8 +95,10 @@ def paired_differences(
     )
     correction = slope * np.log1p(pairs["flops_mismatch"])
     pairs["difference_at_equal_flops"] = pairs["difference"] - correction
-    pairs = pairs.sort_values(["budget", "flops"], ignore_index=True)
-    summary = pd.DataFrame([_summarize(budget, rows) for budget, rows in pairs.groupby("budget")])
+    pairs = pairs.sort_values(["tokens_per_param", "flops"], ignore_index=True)
+    summary = pd.DataFrame(
+        [_summarize(value, rows) for value, rows in pairs.groupby("tokens_per_param")]
+    )
     if len(summary):
         p_values = summary["largest_p"].to_numpy()
         summary["largest_p_holm"] = holm(p_values)
@@ -130,7 +137,7 @@ def _slope_at_equal_tokens(pairs: pd.DataFrame) -> float:
     return float(np.linalg.lstsq(design, np.log(losses.to_numpy()) / 2)[0][1])
 
 
-def _summarize(budget: object, rows: pd.DataFrame) -> dict[str, float | int]:
+def _summarize(tokens_per_param: object, rows: pd.DataFrame) -> dict[str, float | int]:
     differences = rows["difference_at_equal_flops"].to_numpy()
     log_flops = np.log(rows["flops"].to_numpy())
     k = len(differences)
@@ -140,7 +147,7 @@ def _summarize(budget: object, rows: pd.DataFrame) -> dict[str, float | int]:
     largest, standard_error = _at_largest(log_flops, differences)
     largest_half = _half_width(standard_error, k - 2)
     return {
-        "budget": float(str(budget)),
+        "tokens_per_param": float(str(tokens_per_param)),
         "pairs": k,
         "deep_lower": int((differences < 0).sum()),
         "mean": mean,

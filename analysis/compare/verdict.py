@@ -130,7 +130,7 @@ def _levels(found: Findings, doubts: list[str]) -> Verdict | None:
     sentence = (
         f"At equal FLOPs {winner} has the lower loss: {found.deep} minus {found.wide} is "
         f"{row['largest']:+.4f} nats [{row['largest_low_holm']:+.4f}, {row['largest_high_holm']:+.4f}] at "
-        f"{row['largest_flops']:.2g} FLOPs and {row['budget']:g} tokens per parameter "
+        f"{row['largest_flops']:.2g} FLOPs and tokens_per_param {row['tokens_per_param']:g} "
         f"({count(int(row['pairs']), 'pair')}, Holm {p_value(row['largest_p_holm'])}); no difference of exponents from {loser} is shown."
     )
     return Verdict(word, sentence)

@@ -35,10 +35,10 @@ def extensions(
 ) -> Iterator[Extension]:
     """One more seed of every cell, the next token budget, the next size, a size between all others."""
     single = candidates(design, deep, wide)
-    top = max(design.multiplier)
+    top = max(design.tokens_per_param)
     choices = {
-        "one more seed of every cell": lambda row: single.multiplier[row] <= top,
-        f"a {MORE_TOKENS:g}-fold token budget": lambda row: single.multiplier[row] > top,
+        "one more seed of every cell": lambda row: single.tokens_per_param[row] <= top,
+        f"a {MORE_TOKENS:g}-fold token budget": lambda row: single.tokens_per_param[row] > top,
         "the next larger size": lambda row: str(single.rung[row]).startswith(LARGER),
         "a size between each two": lambda row: str(single.rung[row]).startswith(BETWEEN),
     }
@@ -74,11 +74,11 @@ def candidates(design: Design, deep: str, wide: str) -> Design:
     next token budget, the next size, and sizes between.
     """
     rows: list[dict[str, Any]] = []
-    multipliers = sorted(set(design.multiplier))
+    budgets = sorted(set(design.tokens_per_param))
     for family in (deep, wide):
         shapes = dict(_shapes(design, family))
         for rung, (shape, size) in shapes.items():
-            cells = [(budget, _tokens(design, rung, size, budget)) for budget in multipliers]
+            cells = [(budget, _tokens(design, rung, size, budget)) for budget in budgets]
             cells.append((cells[-1][0] * MORE_TOKENS, cells[-1][1] * MORE_TOKENS))
             for budget, tokens in cells:
                 seed = _next_seed(design, family, shape, rung, budget)
@@ -89,7 +89,7 @@ def candidates(design: Design, deep: str, wide: str) -> Design:
                     family, rung, f"{family} {rung}", size, budget,
                     _tokens(design, rung, size, budget), 0,
                 )
-                for budget in multipliers
+                for budget in budgets
             ]  # fmt: skip
     return Design(**{key: [row[key] for row in rows] for key in vars(design)})
 
@@ -117,7 +117,7 @@ def _tokens(design: Design, rung: Any, size: float, budget: float) -> float:
     known = [
         (r, n, tokens)
         for r, n, tokens, own in zip(
-            design.rung, design.n_flop, design.tokens, design.multiplier, strict=True
+            design.rung, design.n_flop, design.tokens, design.tokens_per_param, strict=True
         )
         if own == budget
     ]
@@ -129,7 +129,7 @@ def _tokens(design: Design, rung: Any, size: float, budget: float) -> float:
 
 
 def _next_seed(design: Design, family: str, shape: str, rung: Any, budget: float) -> int:
-    columns = (design.family, design.shape, design.rung, design.multiplier, design.seed)
+    columns = (design.family, design.shape, design.rung, design.tokens_per_param, design.seed)
     taken = [
         int(seed)
         for *cell, seed in zip(*columns, strict=True)
@@ -143,5 +143,5 @@ def _run(  # noqa: PLR0917 (a row, in the order of its columns)
 ) -> dict[str, Any]:
     return {
         "family": family, "rung": rung, "shape": shape, "n_flop": size, "tokens": tokens, "seed": seed,
-        "flops": 6 * size * tokens, "multiplier": budget,
+        "flops": 6 * size * tokens, "tokens_per_param": budget,
     }  # fmt: skip

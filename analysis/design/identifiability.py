@@ -135,7 +135,7 @@ def design_warnings(
     ):
         found.append(
             f"token budgets: {max(few, default=0)} per size over "
-            f"{per_token.max() / per_token.min():.1f}x of D/N; {WANTED_BUDGETS} over "
+            f"{per_token.max() / per_token.min():.1f}x of tokens_per_param; {WANTED_BUDGETS} over "
             f"{WANTED_BUDGET_SPAN:g}x are wanted"
         )
     for name in sorted(common, key=str):
@@ -144,7 +144,9 @@ def design_warnings(
         if mismatch > MATCH_TOLERANCE:
             found.append(f"rung {name}: its shapes differ by {mismatch:.1%} in FLOPs per token")
     if seed is not None and len(np.unique(np.asarray(seed))) < 2:
-        found.append("no size has more than one seed, so seed noise is assumed and not measured")
+        found.append(
+            "no size has more than one seed, so the seed standard deviation is assumed, not measured"
+        )
     return found
 
 

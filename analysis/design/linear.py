@@ -30,7 +30,7 @@ class Design:
     """A set of runs, one entry a run, trained or only planned.
 
     `shape` is unique per family and rung. `n_flop` = FLOPs per token / 6; `flops` = f * D;
-    `multiplier` labels the token budget and is equal across the families of a rung.
+    `tokens_per_param` labels the token budget: the same number for all families of a rung.
     """
 
     family: Sequence[str]
@@ -40,7 +40,7 @@ class Design:
     tokens: Sequence[float]
     seed: Sequence[int]
     flops: Sequence[float]
-    multiplier: Sequence[float]
+    tokens_per_param: Sequence[float]
 
     def __post_init__(self) -> None:
         lengths = {name: len(column) for name, column in vars(self).items()}
@@ -50,7 +50,7 @@ class Design:
             raise DataError(
                 "the design has no runs; a comparison needs two families at several sizes"
             )
-        for name in ("n_flop", "tokens", "flops", "multiplier"):
+        for name in ("n_flop", "tokens", "flops", "tokens_per_param"):
             column = np.asarray(getattr(self, name), float)
             bad = column[~(np.isfinite(column) & (column > 0))]
             if len(bad):
@@ -78,7 +78,7 @@ class Law:
 
 
 def seed_noise(loss: Floats) -> Floats:
-    """Standard deviation of the final loss over seeds, in nats: .005 below 4 nats, .01 from 4 to 5,
+    """Seed standard deviation of the final loss in nats: .005 below 4 nats, .01 from 4 to 5,
     .02 above. Models of 100M parameters vary by .001 to .005, tiny ones by .01 to .02.
     """
     return np.select(
@@ -117,7 +117,7 @@ class LinearDesign:
         self.is_deep, self.is_wide = family == contrast[0], family == contrast[1]
         rung = labels(design.rung)
         self.common_rungs = sorted(set(rung[self.is_deep]) & set(rung[self.is_wide]), key=str)
-        self.rung, self.multiplier = rung, np.asarray(design.multiplier, float)
+        self.rung, self.tokens_per_param = rung, np.asarray(design.tokens_per_param, float)
         keys: dict[Hashable, int] = {}
         self.shape = np.array(
             [
@@ -144,7 +144,7 @@ class LinearDesign:
 
     @property
     def degrees_of_freedom(self) -> int:
-        """Of the runs without misfit of shapes, else of the shapes: G - 5 with two families."""
+        """Of the runs without a random effect of a shape, else of the shapes: G - 5 with two families."""
         if self.tau == 0:
             return len(self.loss) - self.jacobian.shape[1]
         return int(self.shape.max()) + 1 - (1 + 2 * self.families)
@@ -167,8 +167,10 @@ class LinearDesign:
 
 def check_noise(sigma: float | None, tau: float) -> None:
     if sigma is not None and not (math.isfinite(sigma) and sigma > 0):
-        raise DataError(f"sigma={sigma}: seed noise in nats must be above 0, for example 0.005")
+        raise DataError(
+            f"sigma={sigma}: the seed standard deviation in nats must be above 0, such as 0.005"
+        )
     if not (math.isfinite(tau) and tau >= 0):
         raise DataError(
-            f"tau={tau}: misfit of a shape in nats must be at least 0, for example 0.01"
+            f"tau={tau}: the random effect of a shape in nats must be at least 0, such as 0.01"
         )

@@ -41,9 +41,9 @@ class DesignPower:
     `se_exponent`, `mde80_exponent`: of alpha_deep - alpha_wide (loss in nats against N_flop), `df` of
     its t. `power_t` and `power_verdict`: probability of a significant difference by true difference,
     for the t test and for jackknife and permutation together. `se_difference`, `mde80_difference`:
-    nats per token, of the matched-FLOP difference at the largest FLOPs of the multiplier
-    `difference_multiplier`, whose regression has `difference_pairs` pairs. `sigma`: the runs' median
-    seed noise, `tau`: misfit of a shape, both in nats.
+    nats per token, of the matched-FLOP difference at the largest FLOPs of the tokens_per_param
+    `difference_tokens_per_param`, whose regression has `difference_pairs` pairs. `sigma`: the runs' median
+    seed standard deviation, `tau`: random effect of a shape, both in nats.
     """
 
     deep: str
@@ -63,7 +63,7 @@ class DesignPower:
     se_difference: float | None = None
     mde80_difference: float | None = None
     difference_pairs: int | None = None
-    difference_multiplier: float | None = None
+    difference_tokens_per_param: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -101,8 +101,8 @@ def design_power(
 
     Args:
         law: the base law around which everything is linearised.
-        sigma: seed noise of the final loss in nats; None: by the law's loss (`seed_noise`).
-        tau: misfit in nats that all runs of a shape share (untuned learning rate, rounding).
+        sigma: seed standard deviation of the final loss in nats; None: by the law's loss (`seed_noise`).
+        tau: random effect of a shape in nats: its runs share it (untuned learning rate, rounding).
         effects: true differences of alpha for which the power is wanted.
         simulations: simulated studies for the power of the whole verdict; 0 leaves it out.
 
@@ -232,27 +232,27 @@ def t_power(noncentrality: float, df: float, level: float = 0.05) -> float:
 
 
 def _difference_power(design: Design, linear: LinearDesign, deep: str, wide: str) -> dict[str, Any]:
-    """The paired difference at the largest FLOPs, at the multiplier with most pairs (the largest of
+    """The paired difference at the largest FLOPs, at the tokens_per_param with most pairs (the largest of
     them): Delta_j regressed on ln C over k pairs; Var Delta_j from seeds and from both shapes.
     """
     rows: dict[float, list[tuple[float, float]]] = {}
     flops = np.log(np.asarray(design.flops, float))
-    for multiplier in sorted(set(linear.multiplier)):
+    for tokens_per_param in sorted(set(linear.tokens_per_param)):
         for rung in linear.common_rungs:
-            cell = (linear.multiplier == multiplier) & (linear.rung == rung)
+            cell = (linear.tokens_per_param == tokens_per_param) & (linear.rung == rung)
             sides = [cell & linear.is_deep, cell & linear.is_wide]
             if all(side.any() for side in sides):
                 variance = sum(
                     linear.tau**2 + (linear.sigma[s] ** 2).mean() / s.sum() for s in sides
                 )
-                rows.setdefault(multiplier, []).append(
+                rows.setdefault(tokens_per_param, []).append(
                     (flops[sides[0] | sides[1]].mean(), variance)
                 )
     if not rows:
         return {}
-    multiplier = max(rows, key=lambda key: (len(rows[key]), key))
-    x, variance = np.array(rows[multiplier]).T
-    known = {"difference_pairs": len(x), "difference_multiplier": float(multiplier)}
+    tokens_per_param = max(rows, key=lambda key: (len(rows[key]), key))
+    x, variance = np.array(rows[tokens_per_param]).T
+    known = {"difference_pairs": len(x), "difference_tokens_per_param": float(tokens_per_param)}
     df = len(x) - 2
     if df < 1 or np.ptp(x) == 0:
         return known

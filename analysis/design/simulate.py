@@ -57,12 +57,12 @@ class LinearVerdict:
 
     def _pair_maps(self, design: LinearDesign) -> Iterator[Floats]:
         """Per pair, the map from residuals to the part of the estimate whose sign it flips."""
-        budget = design.multiplier
+        label = design.tokens_per_param
         for name in design.common_rungs:
             rung = design.rung == name
-            row = np.zeros(len(budget))
-            for amount in np.unique(budget[rung]):
-                cell = rung & (budget == amount)
+            row = np.zeros(len(label))
+            for one in np.unique(label[rung]):
+                cell = rung & (label == one)
                 sides = [np.flatnonzero(cell & side) for side in (design.is_deep, design.is_wide)]
                 if not all(len(side) for side in sides):
                     continue

@@ -141,7 +141,7 @@ def _few(sizes: int) -> list[str]:
     if sizes >= GOOD_SIZES:
         return []
     return [
-        f"{count(sizes, 'size')}: the interval rests on {sizes - 2} residuals and knows no seed noise"
+        f"{count(sizes, 'size')}: the interval rests on {sizes - 2} residuals and no seed standard deviation"
     ]
 
 

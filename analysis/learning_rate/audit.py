@@ -17,7 +17,7 @@ import pandas as pd
 from slm.errors import DataError
 from slm.parabola import lowest, minimum_on_grid
 
-MAX_PENALTY = 0.01  # nats: as much as the misfit of a shape that the method reckons with
+MAX_PENALTY = 0.01  # nats: the default random effect of a shape
 NEEDED = ("family", "shape", "peak_lr", "loss_nats_per_token")
 
 

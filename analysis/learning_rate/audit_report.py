@@ -43,8 +43,8 @@ def write_lr_audit(
     if len(recipes) > 1:
         listed = ", ".join(map(str, recipes))
         raise DataError(f"{folder}: runs of {len(recipes)} recipes ({listed}); an audit is of one")
-    budgets = table["budget"].map("{:g}".format)
-    table["shape"] = table["shape"] + " at " + budgets + " tokens per parameter"
+    budgets = table["tokens_per_param"].map(" at tokens_per_param {:g}".format)
+    table["shape"] += budgets
     audit = audit_rates(table, common_lr)
     families = {name: _worst(audit, name) for name in audit.families}
     out.mkdir(parents=True, exist_ok=True)
@@ -77,10 +77,9 @@ def draw(table: pd.DataFrame, audit: Audit, common_lr: float) -> Figure:
         for shape, colour, marker, line in styles:
             rows = table[(table["family"] == family) & (table["shape"] == shape.shape)]
             losses = rows.groupby("peak_lr")["loss_nats_per_token"].mean()
-            label = shape.shape.replace(" tokens per parameter", " tok/par")
             axes.plot(
                 losses.index, losses - losses.min(), color=colour, marker=marker, ls=line, ms=4,
-                label=label,
+                label=shape.shape,
             )  # fmt: skip
         axes.axvline(common_lr, color="black", lw=1.2)
         axes.set(xscale="log", xlabel="peak learning rate (black: the common one)")

@@ -55,7 +55,7 @@ charts.differences(found)
 #
 # ## Runs of your own
 #
-# Columns by any name; rungs and budgets are matched by N and by D/N.
+# Columns by any name; rungs and budgets are matched by N and by tokens_per_param.
 
 # %%
 mine = runs.table.rename(
@@ -68,7 +68,8 @@ compared = compare_families(
     deep=families[0], wide=families[-1], bootstrap=0,
 )  # fmt: skip
 print(compared.verdict.word)
-print(compared.matched.summary[["budget", "pairs", "mean", "mean_low", "mean_high"]].round(4))
+shown = ["tokens_per_param", "pairs", "mean", "mean_low", "mean_high"]
+print(compared.matched.summary[shown].round(4))
 
 # %% [markdown]
 # ## A contrast that nobody has written yet
@@ -98,7 +99,7 @@ else:
 # ## Is the test honest?
 #
 # Before a contrast is believed: how often does it reject where nothing differs? Families drawn from one law,
-# with a misfit of .01 nats that all runs of a shape share, once with cells and once with sizes as the units.
+# with a random effect of a shape of .01 nats, once with cells and once with sizes as the units.
 
 # %%
 generator = np.random.default_rng(0)

@@ -85,7 +85,7 @@ def run_title(row: Mapping[Any, Any]) -> str:
 
 def loss_against_flops(answer: Answer) -> Figure:
     table, kinds = answer.table, styles(answer.families)
-    curves = answer.curves if len(answer.budgets) <= MOST_CURVES else ()
+    curves = answer.curves if len(answer.tokens_per_param) <= MOST_CURVES else ()
     losses = [*table["loss_nats_per_token"], *(v for c in curves for v in (*c.low, *c.high))]
     span = Axis.around(losses, "loss (nats per token)", log=True)
     plot = Plot(
@@ -99,8 +99,8 @@ def loss_against_flops(answer: Answer) -> Figure:
         style = kinds[curve.family]
         plot.band(list(curve.flops), list(curve.low), list(curve.high), style.colour)
         plot.line(list(curve.flops), list(curve.loss), style.colour, style.dash, 1.6)
-    if not curves and len(answer.budgets) <= MOST_CURVES:
-        for (family, _), rows in table.groupby(["family", "budget"], sort=False):
+    if not curves and len(answer.tokens_per_param) <= MOST_CURVES:
+        for (family, _), rows in table.groupby(["family", "tokens_per_param"], sort=False):
             cells = rows.groupby("shape", sort=False)[["flops", "loss_nats_per_token"]].mean()
             cells = cells.sort_values("flops")
             style = kinds[str(family)]
@@ -111,14 +111,14 @@ def loss_against_flops(answer: Answer) -> Figure:
             row["flops"], row["loss_nats_per_token"], style.colour, style.marker, run_title(row),
             3.6,
         )  # fmt: skip
-    if len(answer.budgets) <= MOST_CURVES:
+    if len(answer.tokens_per_param) <= MOST_CURVES:
         _name_budgets(plot, table)
     band = "lines and bands: the joint law and its 95% interval (jackknife over shapes); " * bool(
         curves
     )
     return Figure(
         "loss", "Loss against compute",
-        f"A mark a run, {band}D/N: training tokens per N. Hover a mark for its shape and run id.",
+        f"A mark a run, {band}D/N: tokens_per_param. Hover a mark for its shape and run id.",
         plot.svg(), kinds,
     )  # fmt: skip
 
@@ -129,7 +129,7 @@ def _name_budgets(plot: Plot, table: pd.DataFrame) -> None:
         (plot.px(x), plot.py(y))
         for x, y in zip(table["flops"], table["loss_nats_per_token"], strict=True)
     ]
-    for budget, rows in table.groupby("budget"):
+    for budget, rows in table.groupby("tokens_per_param"):
         ordered = rows.sort_values("flops")[["flops", "loss_nats_per_token"]].to_numpy()
         first, last = ((plot.px(x), plot.py(y)) for x, y in ordered[[0, -1]])
         said = f"D/N {float(str(budget)):g}"
@@ -156,7 +156,7 @@ def differences(answer: Answer) -> Figure | None:
     matched = answer.comparison.matched
     if matched is None:
         return None
-    kinds, grey = styles(answer.families), budget_styles(answer.budgets)
+    kinds, grey = styles(answer.families), budget_styles(answer.tokens_per_param)
     summary = matched.summary
     shown = [*matched.pairs["difference_at_equal_flops"], 0.0]
     limits = summary[["largest_low", "largest_high"]].to_numpy().ravel()
@@ -180,7 +180,7 @@ def differences(answer: Answer) -> Figure | None:
         kinds[matched.deep].colour, pixels=True,
     )  # fmt: skip
     ends: list[float] = []
-    for budget, rows in matched.pairs.groupby("budget"):
+    for budget, rows in matched.pairs.groupby("tokens_per_param"):
         ends.append(plot.px(rows["flops"].max()))
         beside = sum(
             abs(ends[-1] - other) < 6 for other in ends
@@ -205,12 +205,14 @@ def _one_budget(
     for row in pairs.to_dict("records"):
         at_equal = row["difference_at_equal_flops"]
         title = (
-            f"size {short_count(row['size'])}, {row['budget']:g} tokens per N\n{matched.deep} "
+            f"size {short_count(row['size'])}, tokens_per_param {row['tokens_per_param']:g}\n{matched.deep} "
             f"{row['loss_nats_per_token_deep']:.4f}, {matched.wide} "
             f"{row['loss_nats_per_token_wide']:.4f}: {at_equal:+.4f} at equal FLOPs"
         )
         plot.point(row["flops"], at_equal, style.colour, style.marker, title)
-    end = matched.summary[matched.summary["budget"] == pairs["budget"].iloc[0]].iloc[0]
+    end = matched.summary[
+        matched.summary["tokens_per_param"] == pairs["tokens_per_param"].iloc[0]
+    ].iloc[0]
     if not math.isfinite(end["largest_low"]):
         return
     at, value, low, high = (
@@ -218,7 +220,7 @@ def _one_budget(
     )
     plot.interval(at, value, low, high, style.colour, shift=shift)
     title = (
-        f"D/N {end['budget']:g}, at the largest FLOPs: {value:+.4f} [{low:+.4f}, {high:+.4f}], "
+        f"D/N {end['tokens_per_param']:g}, at the largest FLOPs: {value:+.4f} [{low:+.4f}, {high:+.4f}], "
         f"{p_value(end['largest_p_holm'])} by Holm"
     )
     plot.point(at, value, style.colour, "o", title, 3, shift=(shift, 0))

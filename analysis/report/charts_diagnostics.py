@@ -54,7 +54,7 @@ def shape_curve(answer: Answer) -> Figure | None:
         for one in sorted(found.rungs, key=lambda one: one.flops)
     ]
     grey = budget_styles([one.flops for one, _ in curves])  # from light to dark with FLOPs
-    markers = budget_styles(answer.budgets)
+    markers = budget_styles(answer.tokens_per_param)
     plot = Plot(
         Axis.around([a for one, _ in curves for a in one.aspects], "d_model / n_layers", log=True),
         Axis.around([v for _, values in curves for v in values], "loss less its mean (nats)"),
@@ -62,11 +62,11 @@ def shape_curve(answer: Answer) -> Figure | None:
     )
     plot.rule(y=0)
     for one, values in curves:
-        colour, marker = grey[one.flops].colour, markers[one.budget].marker
+        colour, marker = grey[one.flops].colour, markers[one.tokens_per_param].marker
         plot.line(one.aspects, values, colour, "", 1.1)
         for aspect, value in zip(one.aspects, values, strict=True):
             title = (
-                f"rung {one.rung}, D/N {one.budget:g}, {power_of_ten(one.flops)} FLOPs: {value:+.4f} nats at "
+                f"rung {one.rung}, D/N {one.tokens_per_param:g}, {power_of_ten(one.flops)} FLOPs: {value:+.4f} nats at "
                 f"an aspect of {aspect:.3g}"
             )
             plot.point(aspect, value, colour, marker, title, 3.5)
@@ -77,7 +77,7 @@ def shape_curve(answer: Answer) -> Figure | None:
         plot.interval(found.best_aspect, at, low, high, INK, across=True)
         title = f"best aspect {found.best_aspect:.3g} [{low:.3g}, {high:.3g}]"
         plot.point(found.best_aspect, at, INK, "D", title)
-    few = len(answer.budgets) <= MOST_CURVES
+    few = len(answer.tokens_per_param) <= MOST_CURVES
     return Figure(
         "shape", "Which shape is best",
         f"{found.status}: {found.sentence} A line a size and token budget, at equal FLOPs; the darker, the more "

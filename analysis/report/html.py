@@ -159,7 +159,7 @@ def _cards(answer: Answer) -> Iterator[str]:
     yield _card(
         f"{_count(len(table), 'run')}, {_count(shapes, 'shape')}",
         f"{_count(len(answer.families), 'family', 'families')}, "
-        f"{_count(len(answer.budgets), 'token budget')}, {spent} FLOPs",
+        f"{_count(len(answer.tokens_per_param), 'token budget')}, {spent} FLOPs",
     )
 
 

@@ -34,12 +34,12 @@ def save_overview(
 
 def plot_loss_against_flops(axes: Axes, table: pd.DataFrame, families: list[str]) -> None:
     """One line per family and token budget, along the sizes; every run is a point."""
-    budgets = sorted(table["budget"].unique())
+    budgets = sorted(table["tokens_per_param"].unique())
     for family, colour, marker in zip(families, cycle(COLOURS), cycle(MARKERS), strict=False):
         for budget, line in zip(budgets, cycle(LINES), strict=False):
-            rows = table[(table["family"] == family) & (table["budget"] == budget)]
+            rows = table[(table["family"] == family) & (table["tokens_per_param"] == budget)]
             means = rows.groupby("size").agg({"flops": "mean", "loss_nats_per_token": "mean"})
-            label = f"{family}, {budget:g} tokens per parameter"
+            label = f"{family}, tokens_per_param {budget:g}"
             x, y = means["flops"], means["loss_nats_per_token"]
             axes.plot(x, y, color=colour, ls=line, marker=marker, ms=5, lw=1.3, label=label)
             axes.plot(rows["flops"], rows["loss_nats_per_token"], marker, color=colour, ms=3)
@@ -55,14 +55,14 @@ def plot_loss_against_flops(axes: Axes, table: pd.DataFrame, families: list[str]
 def plot_differences(axes: Axes, contrast: Contrast) -> None:
     """Each pair's difference and, per token budget, the endpoint with its 95% interval."""
     axes.axhline(0, color=NEUTRAL, lw=0.8)
-    budgets = contrast.pairs.groupby("budget")
+    budgets = contrast.pairs.groupby("tokens_per_param")
     for (budget, rows), colour, marker in zip(
         budgets, cycle(COLOURS[2:]), cycle(MARKERS[2:]), strict=False
     ):
-        label = f"{budget:g} tokens per parameter"
+        label = f"tokens_per_param {budget:g}"
         y = rows["difference_at_equal_flops"]
         axes.plot(rows["flops"], y, marker, color=colour, ms=6, ls=":", lw=0.8, label=label)
-        summary = contrast.summary[contrast.summary["budget"] == budget].iloc[0]
+        summary = contrast.summary[contrast.summary["tokens_per_param"] == budget].iloc[0]
         if pd.notna(summary["largest_low"]):
             half = summary["largest_high"] - summary["largest"]
             at = summary["largest_flops"] * 1.08

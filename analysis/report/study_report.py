@@ -26,7 +26,7 @@ from analysis.learning_rate.audit import Audit, audit_of
 from analysis.runs.load import Runs
 from analysis.runs.study import Columns, Study, prepare
 
-TAU = 0.01  # nats of misfit of a shape where the runs cannot tell
+TAU = 0.01  # random effect of a shape in nats, where the runs do not identify it
 NEXT = 5
 IDENTIFIED = ("OK", "WEAK")
 NO_LAW = "no law is identified in these runs, so what they can find cannot be told beforehand"
@@ -39,12 +39,12 @@ AuditLike = pd.DataFrame | Mapping[str, Mapping[str, Any]] | Audit | None
 
 @dataclass(frozen=True)
 class Curve:
-    """The fitted law of one family at one budget (tokens per N), over its sizes; 95% band by the
-    jackknife over shapes. Arrays of one length: FLOPs, and loss in nats per token.
+    """The fitted law of one family at one token budget, over its sizes; 95% band by the jackknife over
+    shapes. Arrays of one length: FLOPs, and loss in nats per token.
     """
 
     family: str
-    budget: float
+    tokens_per_param: float
     flops: Floats
     loss: Floats
     low: Floats
@@ -85,8 +85,8 @@ class Answer:
         return self.comparison.shape_curve
 
     @property
-    def budgets(self) -> list[float]:
-        return sorted(float(value) for value in self.table["budget"].unique())
+    def tokens_per_param(self) -> list[float]:
+        return sorted(float(value) for value in self.table["tokens_per_param"].unique())
 
 
 def answer(
@@ -162,7 +162,9 @@ def _shown(study: Study, given: pd.DataFrame, known: FittedStudy | None) -> pd.D
 def _curves(known: FittedStudy) -> list[Curve]:
     table = known.study.table
     curves = []
-    for (family, budget), rows in table.groupby(["family", "budget"], sort=False):
+    for (family, tokens_per_param), rows in table.groupby(
+        ["family", "tokens_per_param"], sort=False
+    ):
         if rows["shape"].nunique() < 2:
             continue
         n = np.geomspace(rows["n"].min(), rows["n"].max(), 25)
@@ -176,7 +178,7 @@ def _curves(known: FittedStudy) -> list[Curve]:
         curves.append(
             Curve(
                 str(family),
-                float(str(budget)),
+                float(str(tokens_per_param)),
                 flops,
                 np.exp(middle),
                 np.exp(middle - half),
@@ -228,7 +230,7 @@ def design_of(table: pd.DataFrame) -> Design:
         key: list(table[key]) for key in ("family", "rung", "shape", "tokens", "seed", "flops")
     }
     per_token = (table["flops"] / table["tokens"] / 6).tolist()
-    return Design(n_flop=per_token, multiplier=list(table["budget"]), **columns)
+    return Design(n_flop=per_token, tokens_per_param=list(table["tokens_per_param"]), **columns)
 
 
 def _isoflop(table: pd.DataFrame) -> dict[str, IsoFlop]:

@@ -18,7 +18,7 @@ def pair_rows(answer: Answer) -> Rows:
         return []
     return [
         {
-            "D/N_flop": f"{row['budget']:g}",
+            "tokens_per_param": f"{row['tokens_per_param']:g}",
             "size": f"{row['size']:,.0f}",
             "tokens": f"{row['tokens']:,.0f}",
             "FLOPs": f"{row['flops']:.3g}",
@@ -39,7 +39,7 @@ def summary_rows(answer: Answer) -> Rows:
         return []
     return [
         {
-            "D/N_flop": f"{row['budget']:g}",
+            "tokens_per_param": f"{row['tokens_per_param']:g}",
             "pairs": str(int(row["pairs"])),
             "deep lower in": str(int(row["deep_lower"])),
             "mean [95%]": interval(row["mean"], row["mean_low"], row["mean_high"]),
@@ -235,7 +235,7 @@ def shape_rows(answer: Answer) -> Rows:
             "runs": str(len(own)),
             "sizes": str(own["shape"].nunique()),
             "N": f"{short_count(own['n'].min())} to {short_count(own['n'].max())}",
-            "D/N": f"{ratio.min():.3g} to {ratio.max():.3g}",
+            "tokens_per_param": f"{ratio.min():.3g} to {ratio.max():.3g}",
             "seeds": str(own["seed"].nunique()),
         }
         if "aspect_ratio" in own:

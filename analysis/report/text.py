@@ -62,7 +62,7 @@ def uncertainty(answer: Answer) -> str:
     row = endpoint(answer)
     if row is None:
         return "too few pairs for an interval"
-    holm = "" if len(answer.budgets) == 1 else ", adjusted for several budgets"
+    holm = "" if len(answer.tokens_per_param) == 1 else ", adjusted for several budgets"
     return (
         f"{found.deep} minus {found.wide}: "
         f"{interval(row['largest'], row['largest_low_holm'], row['largest_high_holm'])} nats per token "
@@ -125,20 +125,19 @@ def exponent_sentence(answer: Answer) -> str:
     if one.fit is not None and one.status != "UNIDENTIFIED":
         level = f"E shared = {one.fit.params['E']:.3f}; "
     permuted = "" if one.permutation is None else f"permutation {p_value(one.permutation.p)}; "
-    low, high = found.tokens_per_n
+    low, high = found.tokens_per_param
     return (
         f"{alphas}; difference {difference_text(one)} (loss in nats against {one.n_name}; {level}jackknife "
-        f"over {one.shapes} shapes; {permuted}{noise_text(answer)}; {count(found.runs, 'run')}; D/N {low:.3g} to "
+        f"over {one.shapes} shapes; {permuted}{noise_text(answer)}; {count(found.runs, 'run')}; tokens_per_param {low:.3g} to "
         f"{high:.3g}; status {one.status})."
     )
 
 
 def noise_text(answer: Answer) -> str:
     found = answer.comparison
-    sigma = "seed noise not measured" if found.sigma is None else f"seed noise {found.sigma:.4f}"
-    return (
-        f"{sigma}, misfit of a shape {'unknown' if found.tau is None else f'{found.tau:.4f}'} nats"
-    )
+    sigma = "not measured" if found.sigma is None else f"{found.sigma:.4f} nats"
+    tau = "unknown" if found.tau is None else f"{found.tau:.4f} nats"
+    return f"seed standard deviation {sigma}, random effect of a shape {tau}"
 
 
 def kappa_sentence(kappa: Kappa | None, deep: str, wide: str) -> str:
@@ -172,9 +171,7 @@ def budget_sentences(answer: Answer) -> list[str]:
         )
         rows = known[-1:]
     for row in rows:
-        start = (
-            f"At {row['budget']:g} tokens per parameter, {contrast.deep} minus {contrast.wide} is"
-        )
+        start = f"At tokens_per_param {row['tokens_per_param']:g}, {contrast.deep} minus {contrast.wide} is"
         pairs = int(row["pairs"])
         if not math.isfinite(row["largest_p_holm"]):
             many = "pair is" if pairs == 1 else "pairs are"

@@ -8,9 +8,9 @@
     schema_version, question
     runs          how many went in; `dropped`: {reason: runs left out}; `warnings`: [sentence]
     headline, uncertainty         the answer as the report says it
-    families      [{family, runs, sizes, N, D/N, seeds, ..}] as text
+    families      [{family, runs, sizes, N, tokens_per_param, seeds, ..}] as text
     comparison    `analysis.compare.families.Comparison`: deep, wide, verdict {word, sentence, reasons}, sigma, tau,
-                  runs, tokens_per_n, largest_flops, warnings,
+                  runs, tokens_per_param, largest_flops, warnings,
                   exponents {definition of N: `ExponentDifference` with its joint fit; read `status` first},
                   matched (`Contrast`: summary per token budget, pairs), kappa (`Kappa`), hold_out, audit,
                   shape_curve (`ShapeCurve`, or null below three aspect ratios)
@@ -44,7 +44,9 @@ from analysis.report.tables import Rows
 from analysis.runs.load import Runs, load_runs
 from slm.files import write_json, write_text
 
-SCHEMA_VERSION = 3  # 2: the whole comparison; 3: power, extensions, shape curve, isoFLOP, residuals
+# 2: the whole comparison; 3: power, extensions, shape curve, isoFLOP, residuals; 4: tokens_per_param instead of
+# budget (matched, shape_curve), tokens_per_n (comparison) and difference_multiplier (power).
+SCHEMA_VERSION = 4
 FIGURE = "loss_vs_flops.png"
 EXPONENTS = (
     "Joint law `loss = E + A N^-alpha + B D^-beta` with E, B and beta shared and A, alpha of each family, "

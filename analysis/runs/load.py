@@ -66,7 +66,7 @@ def load_runs(
 
     Columns carry their units: `loss_nats_per_token` after decay, `flops` of training in the
     convention of `flops_convention`, `n_flop` = flops_per_token / 6, `tokens`,
-    `budget` = tokens_per_param as asked for, equal across the families of a rung. `size` is the one
+    `tokens_per_param` as asked for, equal across the families of a rung. `size` is the one
     asked for, or of a preset's rung its N_flop.
 
     Raises:

@@ -1,9 +1,10 @@
 """A table of finished runs made ready to be compared: columns named, cells matched, families told apart.
 
 The prepared table has one row a run and the columns `family`, `shape` (unique within a family), `rung`,
-`n` (N in the primary definition), `tokens`, `flops`, `budget` (tokens per N, equal within a rung),
+`n` (N in the primary definition), `tokens`, `flops`, `tokens_per_param` (tokens / n, equal within a rung),
 `loss_nats_per_token`, `seed`, `size` (a label of the rung in numbers), `aspect_ratio` if known, and any
-further definitions of N. `budget` and `size` are taken from the table where it has them.
+further definitions of N. `tokens_per_param` (or its older name `budget`) and `size` are taken from the table
+where it has them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from slm.errors import DataError, nearest
 
 OTHER_DEFINITIONS = ("n_flop", "params_non_embedding", "params_total")
 SAME_SIZE = math.log(1.25)  # shapes of two families are paired if N differs by less than this
-SAME_BUDGET = math.log(1.3)  # tokens per N closer than this are one budget
+SAME_BUDGET = math.log(1.3)  # ln tokens_per_param closer than this is one token budget
+BUDGET_COLUMNS = ("tokens_per_param", "budget")  # of a given table, the first that it has
 DEEP_WORDS, WIDE_WORDS = ("deep", "thin"), ("wide", "shallow")
 
 
@@ -102,10 +104,11 @@ def prepare(
     made["rung"] = list(table[columns.rung]) if columns.rung else _matched_rungs(made)
     mean = made.groupby("rung", sort=False)["n"].transform("mean")
     made["size"] = table["size"].to_numpy() if "size" in table else mean
-    made["budget"] = (
-        table["budget"].to_numpy(dtype=float)
-        if "budget" in table
-        else _budgets(np.log((made["tokens"] / mean).to_numpy()))
+    given = next((table[name] for name in BUDGET_COLUMNS if name in table), None)
+    made["tokens_per_param"] = (
+        _tokens_per_param(np.log((made["tokens"] / mean).to_numpy()))
+        if given is None
+        else given.to_numpy(dtype=float)
     )
     deep, wide = _told_apart(made, deep, wide)
     return Study(made, deep, wide, columns.n, tuple(others), tuple(warnings))
@@ -140,15 +143,15 @@ def _matched_rungs(made: pd.DataFrame) -> list[Any]:
     return [place[key] for key in zip(made["family"], made["shape"], strict=True)]
 
 
-def _budgets(log_ratio: np.ndarray) -> np.ndarray:
-    """Tokens per N, the same number for all runs of about one ratio: their geometric mean."""
+def _tokens_per_param(log_ratio: np.ndarray) -> np.ndarray:
+    """The same number for all runs of about one tokens / n: their geometric mean."""
     order = np.argsort(log_ratio, kind="stable")
     groups = np.concatenate([[0], np.cumsum(np.diff(log_ratio[order]) > SAME_BUDGET)])
-    budgets = np.empty(len(log_ratio))
+    values = np.empty(len(log_ratio))
     for group in range(groups[-1] + 1):
         mine = order[groups == group]
-        budgets[mine] = float(f"{math.exp(log_ratio[mine].mean()):.3g}")
-    return budgets
+        values[mine] = float(f"{math.exp(log_ratio[mine].mean()):.3g}")
+    return values
 
 
 def _told_apart(made: pd.DataFrame, deep: str | None, wide: str | None) -> tuple[str, str]:

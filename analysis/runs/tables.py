@@ -28,7 +28,7 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
     Args:
         columns: the file's name of each of our columns, such as {"tokens": "D", "n_flop": "N"}. Needed:
             family, shape, tokens, loss_nats_per_token and one of n_flop, params_non_embedding,
-            params_total. Used where present: flops, rung, budget, seed, aspect_ratio, run_id, status
+            params_total. Used where present: flops, rung, tokens_per_param, seed, aspect_ratio, run_id, status
             (finished, or why not), decayed (true or false), val_fingerprint, peak_lr.
 
     Raises:
@@ -79,7 +79,7 @@ def run_row(
         "aspect_ratio": width / (layers * sharing),
         **{name: counts[name] for name in same},
         "n_flop": flop_equivalent_params(counts["flops_per_token"]),
-        "budget": float(f"{counts['tokens_per_param']:.3g}"),
+        "tokens_per_param": float(f"{counts['tokens_per_param']:.3g}"),
         "schedule": schedule["kind"],
         "decayed": is_decayed(schedule),
     }

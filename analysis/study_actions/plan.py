@@ -148,12 +148,12 @@ def design_of(cells: Sequence[Cell]) -> Design:
         tokens=[cell.spec.tokens for cell in cells],
         seed=[cell.spec.config.seed for cell in cells],
         flops=[cell.spec.flops for cell in cells],
-        multiplier=[labels[cell.rung, cell.spec.tokens] for cell in cells],
+        tokens_per_param=[labels[cell.rung, cell.spec.tokens] for cell in cells],
     )
 
 
 def _budget_labels(cells: Sequence[Cell]) -> dict[tuple[RungKey, int], float]:
-    """Tokens per parameter as asked for; of other budgets their rank within the rung."""
+    """tokens_per_param as asked for; the rank within the rung of budgets in tokens or FLOPs."""
     if cells[0].spec.config.study.tokens_per_param:
         return {(c.rung, c.spec.tokens): c.spec.tokens_per_param for c in cells}
     ranks: dict[tuple[RungKey, int], float] = {}
@@ -172,7 +172,7 @@ def _law(config: Config) -> Law:
 def power_table(power: DesignPower, config: Config) -> Table:
     table = Table(
         title=f"what the design can find: {power.deep} against {power.wide}, {power.shapes} shapes, "
-        f"seed noise {power.sigma:g} and shape misfit {power.tau:g} nats",
+        f"seed standard deviation {power.sigma:g} and random effect of a shape {power.tau:g} nats",
         title_justify="left",
     )
     for heading in ("", "SE", "found with 80% power", *(f"power at {e:g}" for e in EFFECTS)):
@@ -187,8 +187,9 @@ def power_table(power: DesignPower, config: Config) -> Table:
     table.add_row(
         "... by the whole verdict, simulated", "", "", *(_share(verdict.get(e)) for e in EFFECTS)
     )
-    at = power.difference_multiplier
-    where = f" (budget {at:g}, {power.difference_pairs} pairs)" if at is not None else ""
+    at = power.difference_tokens_per_param
+    budget = "tokens_per_param" if config.study.tokens_per_param else "token budget number"
+    where = f" ({budget} {at:g}, {power.difference_pairs} pairs)" if at is not None else ""
     table.add_row(
         f"loss at equal FLOPs, at the largest{where}, nats",
         _shown(power.se_difference),

@@ -161,7 +161,7 @@ class RunSpec:
 
     @property
     def tokens_per_param(self) -> float:
-        """The multiplier that was asked for, or what another budget amounts to."""
+        """D / N_flop as asked for, or what a budget in tokens or FLOPs amounts to."""
         asked = self.config.budget.tokens_per_param
         return asked or self.tokens / flop_equivalent_params(self.reference_flops_per_token)
 

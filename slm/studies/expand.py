@@ -113,7 +113,7 @@ def _budgets_of(arm: Config) -> list[BudgetConfig]:
     """The study's budgets; FLOPs as the tokens that they buy, so that a rung's families get as many."""
     study = arm.study
     plain = [
-        *(BudgetConfig(tokens_per_param=multiplier) for multiplier in study.tokens_per_param),
+        *(BudgetConfig(tokens_per_param=amount) for amount in study.tokens_per_param),
         *(BudgetConfig(tokens=tokens) for tokens in study.tokens),
     ]
     if not study.flops:

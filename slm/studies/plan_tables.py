@@ -186,7 +186,17 @@ def cells_table(cells: Sequence[Cell], throughput: Throughput) -> Table:
     table = _table(
         "cells in their order of running; hours are those of a trunk with all its branches",
         left=("family", "shape", *(["varied"] if cells[0].varied else []), "state"),
-        right=("tokens", "D/N_flop", "epochs", "batch", "steps", "FLOPs", "seed", "lr", "hours"),
+        right=(
+            "tokens",
+            "tokens_per_param",
+            "epochs",
+            "batch",
+            "steps",
+            "FLOPs",
+            "seed",
+            "lr",
+            "hours",
+        ),
     )
     for job in jobs_of(cells):
         seconds = throughput.seconds(job)

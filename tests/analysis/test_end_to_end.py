@@ -42,7 +42,7 @@ def simulated(
                 loss += generator.normal(0, noise) - (gap if family == "deep" else 0)
                 rows.append(
                     {
-                        "family": family, "rung": str(size), "size": size, "budget": budget, "tokens": tokens, "seed": 0,
+                        "family": family, "rung": str(size), "size": size, "tokens_per_param": budget, "tokens": tokens, "seed": 0,
                         "n_flop": n_flop, "flops": 6 * n_flop * tokens, "loss_nats_per_token": loss,
                     }
                 )  # fmt: skip

@@ -107,7 +107,7 @@ def judge(truth: Truth, tau: float, seed: int, *, bootstrap: int = 0) -> dict[st
     deltas = [
         truth.loss("deep", size, m * size) - truth.loss("wide", size, m * size) for m in BUDGETS
     ]
-    summary = found.matched.summary.sort_values("budget")
+    summary = found.matched.summary.sort_values("tokens_per_param")
     ends = zip(summary["largest_low"], summary["largest_high"], deltas, strict=True)
     row["matched"] = float(np.mean([low <= delta <= high for low, high, delta in ends]))
     for name in ("interval", "bootstrap_interval"):

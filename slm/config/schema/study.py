@@ -77,10 +77,10 @@ class PlanConfig:
     devices: Count | None = None
     """Jobs at once that the hours are for; null takes what the local launcher would run here."""
     sigma: NonNegative | None = None
-    """Standard deviation of a final loss over seeds, nats; null takes .005 below a loss of 4, .015 above."""
+    """Seed standard deviation of the final loss, nats; null takes .005 below a loss of 4, .01 below 5, .02 above."""
     law: dict[Literal["E", "A", "B", "alpha", "beta"], Positive] = dataclasses.field(
         default_factory=dict
     )
     """The law L = E + A N_flop^-alpha + B D^-beta, in nats per token, that power is worked out around; what is not given is that of 2404.10102."""
     tau: NonNegative = 0.01
-    """Standard deviation of what all runs of one shape share beyond the law, nats."""
+    """Random effect of a shape, nats: the standard deviation of what all its runs share beyond the law."""

@@ -254,7 +254,7 @@ def shapes(best: float, drift: float, noise: float = 0.0, aspects: int = 3) -> p
         "family",
         "shape",
         "rung",
-        "budget",
+        "tokens_per_param",
         "tokens",
         "flops",
         "n",

@@ -178,7 +178,7 @@ def test_the_paired_difference_is_a_regression_at_its_largest_flops() -> None:
     leverage = 1 / sizes + (1 - x.mean()) ** 2 / ((x - x.mean()) ** 2).sum()
     expected = math.sqrt(leverage * (2 * tau**2 + 2 * sigma**2 / seeds))
     assert power.se_difference == pytest.approx(expected)
-    assert (power.difference_pairs, power.difference_multiplier) == (sizes, 80.0)
+    assert (power.difference_pairs, power.difference_tokens_per_param) == (sizes, 80.0)
     quantiles = stats.t.ppf(0.975, sizes - 2) + stats.t.ppf(0.8, sizes - 2)
     assert power.mde80_difference == pytest.approx(quantiles * expected)
 
@@ -241,7 +241,7 @@ def test_candidates_are_cells_seeds_budgets_and_sizes_that_are_not_there() -> No
     rows = {
         (family, rung, rank): (seed, tokens)
         for family, rung, rank, seed, tokens in zip(
-            found.family, found.rung, found.multiplier, found.seed, found.tokens, strict=True
+            found.family, found.rung, found.tokens_per_param, found.seed, found.tokens, strict=True
         )
     }
     assert len(rows) == len(found) == 2 * (2 * 3 + 2 * 2)

@@ -24,7 +24,7 @@ RATES = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
 def runs(optima: dict[str, float], curvature: float = 0.05) -> pd.DataFrame:
     rows = [
         {
-            "family": family, "shape": "L2-d8 at 4 tokens per parameter", "peak_lr": rate,
+            "family": family, "shape": "L2-d8 at tokens_per_param 4", "peak_lr": rate,
             "loss_nats_per_token": 2 + curvature / 2 * math.log(rate / optimum) ** 2,
         }
         for family, optimum in optima.items()
@@ -70,7 +70,9 @@ def test_an_audit_of_another_recipe_is_no_gate(tmp_path: Path) -> None:
 def test_the_middle_rate_of_the_grid_is_judged_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = runs({"deep": 5e-3, "wide": 1.2e-2}).assign(shape="L2-d8", recipe_id="r", budget=4.0)
+    table = runs({"deep": 5e-3, "wide": 1.2e-2}).assign(
+        shape="L2-d8", recipe_id="r", tokens_per_param=4.0
+    )
     monkeypatch.setattr(audit_report, "collect_runs", lambda *_: (table, Counter()))
     command = ["analysis", str(tmp_path), "--of", "lr_audit", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", command)

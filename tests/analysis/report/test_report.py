@@ -109,7 +109,7 @@ def test_the_page_loads_nothing(identified: Answer) -> None:
 
 def test_results_are_complete_and_plain(identified: Answer) -> None:
     saved = json.loads(json.dumps(results(identified), allow_nan=False))
-    assert saved["schema_version"] == 3 and saved["runs"] == len(identified.table)
+    assert saved["schema_version"] == 4 and saved["runs"] == len(identified.table)
     assert saved["comparison"]["verdict"]["word"] == "depth_exponent_better"
     assert saved["comparison"]["exponents"]["n_flop"]["status"] == "OK"
     assert {row["run_id"] for row in saved["residuals"]} == set(identified.table["run_id"])
@@ -123,7 +123,7 @@ def test_the_text_says_the_same(identified: Answer) -> None:
     text = markdown(identified)
     for said in (
         "deep_thin scales better than wide_shallow", "depth_exponent_better", "loss in nats against n_flop",
-        "What would settle it", "a size between each two", "Hold-out: Passed", "No audit", "D/N 7.9",
+        "What would settle it", "a size between each two", "Hold-out: Passed", "No audit", "tokens_per_param 7.9",
     ):  # fmt: skip
         assert said in text
 
@@ -135,9 +135,11 @@ def test_curves_follow_the_law_and_hold_it_in_their_band(identified: Answer) -> 
     for curve in identified.curves:
         assert (curve.low < curve.loss).all() and (curve.loss < curve.high).all()
         if curve.family == "balanced":
-            n = (curve.flops / 6 / curve.budget) ** 0.5
+            n = (curve.flops / 6 / curve.tokens_per_param) ** 0.5
             loss = (
-                truth["E"] + 482.01 * n**-0.3478 + truth["B"] * (curve.budget * n) ** -truth["beta"]
+                truth["E"]
+                + 482.01 * n**-0.3478
+                + truth["B"] * (curve.tokens_per_param * n) ** -truth["beta"]
             )
             inside += list((curve.low < loss) & (loss < curve.high))
     assert sum(inside) / len(inside) > 0.7
@@ -218,12 +220,10 @@ def test_an_isoflop_design_has_its_chart() -> None:
     assert all(one.exponent == pytest.approx(0.51, abs=0.03) for one in found.isoflop.values())
     read = Page(page(found))
     assert "isoflop" in read.figures and "best N grows as C to the 0.5" in read.text
-    assert len(found.budgets) == 9 and "9 of 9 token budgets have enough pairs" in read.text
     assert (
-        read.text.count("At 488 tokens per parameter")
-        == 1
-        == read.text.count("tokens per parameter, deep")
+        len(found.tokens_per_param) == 9 and "9 of 9 token budgets have enough pairs" in read.text
     )
+    assert read.text.count("At tokens_per_param 488") == 1 == read.text.count("At tokens_per_param")
 
 
 def test_names_are_escaped() -> None:

@@ -15,12 +15,14 @@ import pytest
 from analysis.compare.families import compare_families
 from analysis.runs.load import load_runs
 from analysis.runs.tables import is_decayed, run_row
+from analysis.runs.study import Columns, prepare
 from analysis.runs.wandb import TrackedRun, offline_runs, read_offline, tracked_table
 from slm.errors import DataError
 from slm.run.spec import RunSpec
 from slm.tracking.wandb import mirror
 from slm.training.outcome import counts_of
 from tests.benchmarks.simulated_studies import SIGMA, Truth, simulate
+from tests.full_study import full_study
 
 THEIRS = {
     "n_flop": "N",
@@ -212,6 +214,24 @@ def test_a_shared_block_counts_in_the_shape_and_its_aspect() -> None:
     schedule = {"kind": "wsd", "decay_fraction": 0.2}
     row = run_row({"n_layers": 3, "d_model": 24, "layer_sharing": 2}, counts, schedule)
     assert row["shape"] == "L3x2-d24" and row["aspect_ratio"] == 4
-    assert row["n_flop"] == 2 and row["budget"] == 50 and row["decayed"]
+    assert row["n_flop"] == 2 and row["tokens_per_param"] == 50 and row["decayed"]
     alone = run_row({"n_layers": 3, "d_model": 24}, counts, schedule)
     assert alone["shape"] == "L3-d24" and alone["aspect_ratio"] == 8
+
+
+def test_the_older_name_of_tokens_per_param_is_read() -> None:
+    table = full_study(families=("deep_thin", "wide_shallow"), anchor_seeds=0)
+    table["tokens_per_param"] += 0.5  # not what tokens / N would give
+    columns = Columns(flops="flops", rung="rung")
+    new = prepare(table, columns, None, None).table["tokens_per_param"]
+    assert new.tolist() == table["tokens_per_param"].tolist()
+    renamed = table.rename(columns={"tokens_per_param": "budget"})
+    assert prepare(renamed, columns, None, None).table["tokens_per_param"].equals(new)
+    both = table.assign(budget=1.0)
+    assert prepare(both, columns, None, None).table["tokens_per_param"].equals(new)
+    neither = table.drop(columns="tokens_per_param")
+    assert set(prepare(neither, columns, None, None).table["tokens_per_param"]) == {
+        7.99,
+        24.0,
+        71.9,
+    }
