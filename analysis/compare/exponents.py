@@ -31,7 +31,7 @@ from analysis.fit.joint_result import JointFit
 from analysis.fit.law import ALPHA, EXPONENT_BOUNDS, Floats, Ints, JointLaw, Points, log_loss
 from analysis.fit.levenberg_marquardt import Minima, Problem, at_bound
 from analysis.fit.profile_likelihood import naive_covariance, profile_contrast, quantile_t
-from analysis.fit.resampling import Solution, codes, jackknife_error, solve
+from analysis.fit.resampling import Solution, jackknife_error, solve
 from analysis.formatting import count
 from analysis.runs.study import Study
 
@@ -183,23 +183,21 @@ def fitted(study: Study, n_name: str | None = None) -> FittedStudy:
     size = table["n" if n_name in (None, study.n_name) else n_name]
     points = Points.of(size, table["tokens"], table["loss_nats_per_token"], index)
     problem = Problem.of(JointLaw("M2", len(study.families)), points)
-    return _fitted(study, solve(problem, codes(np.array(_shape_names(table), dtype=object))))
-
-
-def _shape_names(table: pd.DataFrame) -> list[str]:
-    """Family and shape of each run."""
-    return [f"{f} {s}" for f, s in zip(table["family"], table["shape"], strict=True)]
+    shape = table.groupby(["family", "shape"], sort=False).ngroup().to_numpy(np.int64)
+    return _fitted(study, solve(problem, shape))
 
 
 def _fitted(study: Study, solution: Solution) -> FittedStudy:
     table = study.table
+    shapes = table[["family", "shape"]].drop_duplicates()
     pairs = pairing(
         labels(list(table["rung"])),
         table["tokens"].to_numpy(),
         (table["family"] == study.deep).to_numpy(),
         (table["family"] == study.wide).to_numpy(),
     )
-    return FittedStudy(study, solution, tuple(dict.fromkeys(_shape_names(table))), pairs)
+    names = tuple(f"{f} {s}" for f, s in zip(shapes["family"], shapes["shape"], strict=True))
+    return FittedStudy(study, solution, names, pairs)
 
 
 def exponent_difference_of(
