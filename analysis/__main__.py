@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from analysis.kinds import Kind, write_report_of
+from analysis.report.by_kind import Kind, write_report_of
 from analysis.report.write import write_report
 from analysis.runs.load import WANDB
 from slm.errors import SlmError

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.arrays import Floats
 from analysis.fit.diagnostics import Status
-from analysis.fit.law import Floats
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import codes, jackknife_error
 from slm.parabola import parabola_minimum

@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 from scipy.interpolate import PchipInterpolator
 
+from analysis.arrays import Floats
 from analysis.compare.exponents import FittedStudy
 from analysis.fit.frontier import Frontier, largest_common, log_multiplier
-from analysis.fit.law import Floats, JointLaw, log_loss
+from analysis.fit.law import JointLaw, log_loss
 from analysis.fit.levenberg_marquardt import Problem, minimise
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import bootstrap_interval, cluster_bootstrap, codes, jackknife_error

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
+from analysis.arrays import Floats, Ints
 from analysis.compare.permutation import (
     Pairing,
     Permutation,
@@ -28,7 +29,7 @@ from analysis.design.identifiability import comparison_refusals, exponent_refusa
 from analysis.fit.diagnostics import Status
 from analysis.fit.joint import fit_joint
 from analysis.fit.joint_result import JointFit
-from analysis.fit.law import ALPHA, EXPONENT_BOUNDS, Floats, Ints, JointLaw, Points, log_loss
+from analysis.fit.law import ALPHA, EXPONENT_BOUNDS, JointLaw, Points, log_loss
 from analysis.fit.levenberg_marquardt import Minima, Problem, at_bound
 from analysis.fit.profile_likelihood import naive_covariance, profile_contrast, quantile_t
 from analysis.fit.resampling import Solution, jackknife_error, solve
@@ -183,7 +184,7 @@ def fitted(study: Study, n_name: str | None = None) -> FittedStudy:
     size = table["n" if n_name in (None, study.n_name) else n_name]
     points = Points.of(size, table["tokens"], table["loss_nats_per_token"], index)
     problem = Problem.of(JointLaw("M2", len(study.families)), points)
-    shape = table.groupby(["family", "shape"], sort=False).ngroup().to_numpy(np.int64)
+    shape = np.asarray(table.groupby(["family", "shape"], sort=False).ngroup(), dtype=np.int64)
     return _fitted(study, solve(problem, shape))
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.arrays import Floats
 from analysis.compare.exponents import FittedStudy, fitted, refusals_of, shape_misfit
-from analysis.fit.law import Floats, log_loss
+from analysis.fit.law import log_loss
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import cluster_bootstrap
 from analysis.runs.study import Study

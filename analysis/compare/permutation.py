@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.arrays import Floats, Ints
 from analysis.design.simulate import ALL_LABELINGS_UP_TO, sign_patterns
-from analysis.fit.law import ALPHA, Floats, Ints, log_loss
+from analysis.fit.law import ALPHA, log_loss
 from analysis.fit.levenberg_marquardt import Problem, minimise
 
 TIE = 1e-9  # relative: a statistic this close to the observed one counts as reaching it

@@ -12,7 +12,8 @@ import numpy as np
 from scipy import special
 from scipy.optimize import minimize_scalar
 
-from analysis.fit.law import BETA, B, Floats, Ints, JointLaw, Points
+from analysis.arrays import Floats, Ints
+from analysis.fit.law import BETA, B, JointLaw, Points
 from analysis.fit.levenberg_marquardt import Problem, minimise, start_grid
 
 ABSENT = -60.0  # ln of a term that is left out

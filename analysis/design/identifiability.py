@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.fit.law import Floats
+from analysis.arrays import Floats
 from analysis.formatting import count as told
 from slm.architecture.shape_solver import MATCH_TOLERANCE
 

@@ -14,8 +14,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.arrays import Floats
 from analysis.design.identifiability import labels
-from analysis.fit.law import Floats
 from slm.errors import DataError
 
 SEED_NOISE = (

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from analysis.arrays import Floats
 from analysis.design.linear import LinearDesign
-from analysis.fit.law import Floats
 
 Mask = NDArray[np.bool_]
 

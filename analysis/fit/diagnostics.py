@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from analysis.fit.law import ALPHA, ROLES, Floats, JointLaw, jacobian, log_loss
+from analysis.arrays import Floats
+from analysis.fit.law import ALPHA, ROLES, JointLaw, jacobian, log_loss
 from analysis.fit.levenberg_marquardt import EXACT, Minima, Problem, at_bound
 from analysis.fit.profile_likelihood import Interval
 

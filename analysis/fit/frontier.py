@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.fit.law import ALPHA, BETA, A, B, E, Floats, JointLaw, Points
+from analysis.arrays import Floats
+from analysis.fit.law import ALPHA, BETA, A, B, E, JointLaw, Points
 
 HALVINGS = 60  # of the range of ln C
 

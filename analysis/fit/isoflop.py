@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from analysis.arrays import Floats
 from analysis.fit.diagnostics import Status
-from analysis.fit.law import Floats
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.formatting import count as told
 from analysis.runs.validate import positive_columns

@@ -14,10 +14,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from analysis.arrays import Floats
 from analysis.design.identifiability import exponent_refusals
 from analysis.fit.diagnostics import Evidence, evidence, judge, parameter_names
 from analysis.fit.joint_result import JointFit, Parameters
-from analysis.fit.law import ALPHA, BETA, A, B, E, Floats, JointLaw, Model, Points, log_loss
+from analysis.fit.law import ALPHA, BETA, A, B, E, JointLaw, Model, Points, log_loss
 from analysis.fit.levenberg_marquardt import Problem, at_bound, minimise
 from analysis.fit.profile_likelihood import Interval, degrees, naive_covariance, profile, quantile_t
 from analysis.fit.resampling import Solution, codes, jackknife_error, solve

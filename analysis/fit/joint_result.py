@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from analysis.arrays import Floats
 from analysis.fit.diagnostics import Evidence, Status
-from analysis.fit.law import Floats
 from analysis.fit.resampling import Solution
 from analysis.formatting import count
 from slm.errors import DataError

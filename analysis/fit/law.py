@@ -14,12 +14,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from analysis.arrays import Floats, Ints
 from slm.errors import DataError
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 Model = Literal["M0", "M1", "M2", "M3", "M4"]
 ROLES = ("e", "a", "b", "alpha", "beta")

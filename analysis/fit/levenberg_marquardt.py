@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.fit.law import Floats, Ints, JointLaw, Points, bounds, jacobian, log_loss
+from analysis.arrays import Floats, Ints
+from analysis.fit.law import JointLaw, Points, bounds, jacobian, log_loss
 
 MAX_STEPS = 400
 FIRST_DAMPING = 1e-2

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
+from analysis.arrays import Floats
 from analysis.design.identifiability import MIN_SIZES, distinct
 from analysis.fit.diagnostics import Status
-from analysis.fit.law import ALPHA, A, B, E, Floats, JointLaw, Points
+from analysis.fit.law import ALPHA, A, B, E, JointLaw, Points
 from analysis.fit.levenberg_marquardt import Problem, minimise, start_grid
 from analysis.fit.profile_likelihood import Interval, profile, quantile_t
 from analysis.formatting import count

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import special
 
-from analysis.fit.law import ALPHA, BETA, Floats, jacobian, log_loss
+from analysis.arrays import Floats
+from analysis.fit.law import ALPHA, BETA, jacobian, log_loss
 from analysis.fit.levenberg_marquardt import EXACT, Problem, minimise
 
 STEPS = (0.5, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)  # in half widths of the naive interval

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from analysis.fit.law import Floats, Ints
+from analysis.arrays import Floats, Ints
 from analysis.fit.levenberg_marquardt import Minima, Problem, minimise, start_grid
 
 

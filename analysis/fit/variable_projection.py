@@ -13,7 +13,8 @@ import math
 import numpy as np
 from scipy.optimize import minimize, nnls
 
-from analysis.fit.law import ALPHA, BETA, A, B, E, Floats, JointLaw, Points
+from analysis.arrays import Floats
+from analysis.fit.law import ALPHA, BETA, A, B, E, JointLaw, Points
 
 GRID = 7
 

@@ -13,8 +13,7 @@ import pandas as pd
 from analysis.compare.exponents import EQUIVALENT
 from analysis.compare.matched_pairs import Contrast
 from analysis.formatting import p_value, power_of_ten, short_count
-from analysis.plotting import NEUTRAL
-from analysis.report.overview_png import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
+from analysis.plotting import BLUE, GREEN, NEUTRAL, ORANGE, PURPLE, SKY, VERMILLION
 from analysis.report.study_report import Answer
 from analysis.report.svg import INK, WIDTH, Axis, Plot, shape
 from analysis.report.text import difference_text

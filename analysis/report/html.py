@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from html import escape
 
 from analysis.formatting import count, power_of_ten
+from analysis.plotting import BLUE, VERMILLION
 from analysis.report import charts as drawn
 from analysis.report import charts_diagnostics as more
 from analysis.report import tables, text
 from analysis.report.charts import Figure, legend
-from analysis.report.overview_png import BLUE, VERMILLION
 from analysis.report.study_report import Answer
 from analysis.report.svg import FAINT, INK
 from analysis.report.tables import Rows

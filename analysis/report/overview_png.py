@@ -13,11 +13,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from analysis.compare.matched_pairs import Contrast
 from analysis.plotting import COLOURS, LINES, MARKERS, NEUTRAL
 
-# Okabe and Ito's palette, told apart by colour-blind readers; markers and dashes differ too.
-BLUE, ORANGE, GREEN, PURPLE, VERMILLION, SKY = (
-    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9",
-)  # fmt: skip
-
 
 def save_overview(
     table: pd.DataFrame, families: list[str], contrast: Contrast | None, path: Path

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.arrays import Floats
 from analysis.compare.aspect_ratio import ShapeCurve
 from analysis.compare.exponents import FittedStudy
 from analysis.compare.families import Comparison, compare_study
@@ -19,7 +20,7 @@ from analysis.design.linear import Design, Law
 from analysis.design.power import DesignPower, NextRun, design_power, most_valuable_next
 from analysis.fit.isoflop import MIN_BUDGETS, MIN_POINTS, IsoFlop, fit_isoflop
 from analysis.fit.joint import fit_joint
-from analysis.fit.law import Floats, log_loss
+from analysis.fit.law import log_loss
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import jackknife_error
 from analysis.learning_rate.audit import Audit, audit_of

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.fit.law import Floats
+from analysis.arrays import Floats
 from slm.errors import DataError
 
 LARGEST_VOCABULARY = 2**18

@@ -16,8 +16,8 @@ log = logging.getLogger("slm")
 
 def write_report(cells: Sequence[Cell]) -> None:
     """Write it beside the runs, and say which cells are not in it."""
-    from analysis.kinds import write_report_of  # pandas and matplotlib take a second
     from analysis.learning_rate.audit import middle_rate
+    from analysis.report.by_kind import write_report_of  # pandas and matplotlib take a second
 
     config = cells[0].spec.config
     study = Path(config.runs_dir) / config.study.name

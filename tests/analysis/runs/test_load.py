@@ -14,8 +14,8 @@ import pytest
 
 from analysis.compare.families import compare_families
 from analysis.runs.load import load_runs
-from analysis.runs.tables import is_decayed, run_row
 from analysis.runs.study import Columns, prepare
+from analysis.runs.tables import is_decayed, run_row
 from analysis.runs.wandb import TrackedRun, offline_runs, read_offline, tracked_table
 from slm.errors import DataError
 from slm.run.spec import RunSpec

@@ -17,7 +17,7 @@ from slm.studies.expand import arms_of
 from slm.studies.lr_tuning import Tuned, known_rates, tune
 from slm.tracking.results_file import read_results
 from tests.conftest import ROOT
-from tests.unit.test_sweeps import STUDY, composer
+from tests.slm.studies.test_expand import STUDY, composer
 
 RESULT = next(
     iter(read_results(ROOT / "analysis" / "examples" / "micro" / "results.jsonl").values())
