@@ -42,6 +42,7 @@ TORCH_FREE = (
     "slm.data.tokens.summary",
     "slm.logs",
     "slm.parabola",
+    "slm.rounding",
     "slm.run.lr_schedule",
     "slm.run.micro_batch",
     "slm.run.spec",

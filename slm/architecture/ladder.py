@@ -21,6 +21,7 @@ from slm.architecture.shape_solver import (
     SIDE_TOLERANCE,
     ShapeFrame,
     Window,
+    apart,
     around,
     shape_grid,
 )
@@ -100,7 +101,7 @@ def _ideal(frame: ShapeFrame, aspect_ratio: float, d_model: float) -> dict[str, 
     # Of one block, in units of d_model^2: query and output, key and value, three MLP matrices.
     params_per_d2 = 2 + 2 / frame.gqa_ratio + 3 * frame.ff_ratio
     depth = d_model / aspect_ratio
-    active = params_per_d2 * d_model**2 * depth
+    active = params_per_d2 * d_model * d_model * depth
     table = d_model * frame.vocab_size
     scores = 2 * frame.seq_len * d_model * depth
     blocks = active / frame.layer_sharing
@@ -157,7 +158,7 @@ def _intersection(left: Sequence[Window], right: Sequence[Window]) -> list[Windo
 
 def _nearest(spans: Sequence[Window], to: float) -> float:
     points = (min(max(to, low), high) for low, high in spans)
-    return min(points, key=lambda point: abs(math.log(point / to)))
+    return min(points, key=lambda point: apart(point, to))
 
 
 def _no_rung(

@@ -147,6 +147,11 @@ def _allowed_layers(frame: ShapeFrame, aspect_ratio: float, n_heads: int) -> ran
     return range(max(1, fewest), math.floor(exact / (1 - ASPECT_TOLERANCE) * SLACK) + 1)
 
 
+def apart(a: float, b: float) -> float:
+    """Return the larger of two positive numbers over the smaller: division rounds alike on every CPU."""
+    return max(a, b) / min(a, b)
+
+
 def around(value: float, share: float) -> Window:
     return value / (1 + share), value * (1 + share)
 
@@ -175,7 +180,9 @@ def _penalty(
     steps = [CLOSE_TOLERANCE, SIDE_TOLERANCE, MATCH_TOLERANCE]
     rounding = 1 / target  # targets are whole numbers
     step = next((i for i, limit in enumerate(steps) if mismatch <= limit + rounding), len(steps))
-    aspect_error = abs(math.log(shape.aspect_ratio / aspect_ratio))
+    aspect_error = round(
+        apart(shape.aspect_ratio, aspect_ratio), 9
+    )  # of equal ones, the match decides
     return (step, mismatch if step == len(steps) else aspect_error, mismatch)
 
 
@@ -188,7 +195,7 @@ def _no_shape(frame: ShapeFrame, aspect_ratio: float, measure: str, target: int)
         window = (target / widening, target * widening)
         near = list(_candidates(frame, aspect_ratio, measure, window, target))
         if near:
-            best = min(near, key=lambda shape: abs(math.log(MEASURES[measure](shape) / target)))
+            best = min(near, key=lambda shape: apart(MEASURES[measure](shape), target))
             fix = f"nearest: {best.label} with {MEASURES[measure](best):,}"
             return Problem("size", target, rule, fix)
     return Problem("size", target, rule, "try a larger size")

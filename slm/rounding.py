@@ -1,0 +1,56 @@
+"""Comparisons that the last bits of a number cannot decide.
+
+These bits differ between CPUs, whose vector instructions compute logarithms and sums in another way, and
+with the order of the terms of a sum. Numbers that are equal up to them count as equal here, and of equally
+good choices the first is taken.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+# Far above the 1e-16 of one operation, and far below any difference that is measured.
+ROUNDING = 1e-9
+ITERATED = 1e-6  # the same for results of iterations and of inverse matrices
+
+
+def exceeds(value: float, limit: float) -> bool:
+    """Return whether a number is above a limit by more than rounding."""
+    return value > limit + ROUNDING * abs(limit)
+
+
+def settled(values: Any) -> Any:
+    """Return 0 for what differs from 0 by rounding alone, in sums and differences of numbers of order 1.
+
+    Nats per token, exponents and logarithms are such numbers. A float for a float, else an array.
+    """
+    found = np.where(np.abs(values) <= ROUNDING, 0.0, values)
+    return found if found.ndim else float(found)
+
+
+def first_least(values: ArrayLike, tolerance: float = ROUNDING) -> int:
+    """Return the index of the first value that equals the least up to a relative tolerance."""
+    array = np.asarray(values, dtype=np.float64)
+    least = array.min()
+    return int(np.argmax(array <= least + tolerance * abs(least)))
+
+
+def merged(values: ArrayLike, tolerance: float = ROUNDING) -> Floats:
+    """Return finite values with those that are equal up to a relative tolerance made equal, to their least."""
+    array = np.asarray(values, dtype=np.float64)
+    order = np.argsort(array, kind="stable")
+    ordered = array[order]
+    is_new = np.diff(ordered, prepend=-np.inf) > tolerance * np.abs(ordered)
+    result = np.empty_like(array)
+    result[order] = ordered[is_new][np.cumsum(is_new) - 1]
+    return result
+
+
+def three_digits(value: float) -> float:
+    """Return a positive number rounded to three significant digits, halves up."""
+    return float(f"{value * (1 + ROUNDING):.3g}")
