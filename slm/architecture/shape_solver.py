@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Context, Decimal
 from functools import lru_cache
 from itertools import count
 
@@ -24,6 +25,7 @@ ASPECT_TOLERANCE = 1 / 3  # a shape may not leave its family's aspect ratio by m
 SIDE_TOLERANCE = MATCH_TOLERANCE / (2 + MATCH_TOLERANCE)
 CLOSE_TOLERANCE = 0.005  # a shape this near to its target counts as exact
 SLACK = 1 + 1e-9  # for comparisons of rounded numbers
+EXACT = Context(prec=28)
 
 MEASURES = {
     "flops_per_token": training_flops_per_token,
@@ -148,8 +150,12 @@ def _allowed_layers(frame: ShapeFrame, aspect_ratio: float, n_heads: int) -> ran
 
 
 def apart(a: float, b: float) -> float:
-    """Return the larger of two positive numbers over the smaller: division rounds alike on every CPU."""
-    return max(a, b) / min(a, b)
+    """Return |ln(a / b)|, correctly rounded.
+
+    The C library's logarithm is not on every machine, and its last bit would choose between two shapes
+    that lie as far from what is asked for on either side.
+    """
+    return abs(float(EXACT.ln(Decimal(a / b))))
 
 
 def around(value: float, share: float) -> Window:
@@ -180,9 +186,7 @@ def _penalty(
     steps = [CLOSE_TOLERANCE, SIDE_TOLERANCE, MATCH_TOLERANCE]
     rounding = 1 / target  # targets are whole numbers
     step = next((i for i, limit in enumerate(steps) if mismatch <= limit + rounding), len(steps))
-    aspect_error = round(
-        apart(shape.aspect_ratio, aspect_ratio), 9
-    )  # of equal ones, the match decides
+    aspect_error = apart(shape.aspect_ratio, aspect_ratio)
     return (step, mismatch if step == len(steps) else aspect_error, mismatch)
 
 
