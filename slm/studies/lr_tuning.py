@@ -1,5 +1,7 @@
 """The learning rate of each shape: a grid of factor 2 at the shortest budget, until the optimum is inside.
 
+Of rates with equal losses the lowest counts as the best.
+
 For studies whose families no parametrization makes share one rate. What each shape's curve says is kept
 in `lr_tuning.json` beside the runs: the best rate, the curvature of the loss in ln lr and the residual
 penalty, curvature / 2 * (ln(lr / vertex))^2, that stays because rates are a factor of 2 apart (null where a

@@ -12,6 +12,7 @@ from slm.architecture.flops import flop_equivalent_params
 from slm.architecture.memory import in_units
 from slm.architecture.shape_solver import MATCH_TOLERANCE, aspect_is_kept
 from slm.architecture.shapes import ModelShape, count_parameters
+from slm.rounding import exceeds
 from slm.run.micro_batch import micro_batch_of, planned_accelerator
 from slm.run.spec import RunSpec
 from slm.studies.cells import Cell, RungKey, jobs_of
@@ -54,7 +55,7 @@ def design_warnings(cells: Sequence[Cell]) -> list[str]:
 
 def _shape_warnings(cells: Sequence[Cell]) -> Iterator[str]:
     for rung, mismatch in rung_mismatch(cells).items():
-        if mismatch > MATCH_TOLERANCE:
+        if exceeds(mismatch, MATCH_TOLERANCE):
             yield f"WARN {named(rung)}: its shapes differ by {mismatch:.1%} in FLOPs per token"
     for cell in _shapes(cells):
         shape, aspect = cell.spec.shape, cell.spec.config.family.aspect_ratio

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from slm.rounding import settled
+
 NEIGHBOURS = 25
 LIMIT = 3.0
 NORMAL_MAD = 1.4826  # standard deviations of a normal law per median absolute deviation
@@ -21,8 +23,8 @@ def loss_spikes(losses: Sequence[float]) -> list[int]:
     """Indices of the losses that are spikes; of neighbouring ones the first."""
     values = np.asarray(losses, dtype=np.float64)
     reach = [min(NEIGHBOURS, i, len(values) - 1 - i) for i in range(len(values))]
-    trend = [np.median(values[i - r : i + r + 1]) for i, r in enumerate(reach)]
-    above = values - np.asarray(trend)
+    trend = np.array([np.median(values[i - r : i + r + 1]) for i, r in enumerate(reach)])
+    above = settled(values - trend)
     inner = above[np.asarray(reach, dtype=int) > 0]  # the first and the last are their own trend
     if not len(inner):
         return []
