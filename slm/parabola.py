@@ -6,9 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-ROUNDING = (
-    1e-12  # relative: losses closer than this are tied, a curve flatter than this is straight
-)
+from slm.rounding import ROUNDING, first_least
 
 
 @dataclass(frozen=True)
@@ -56,18 +54,12 @@ def parabola_minimum(x: Iterable[float], y: Iterable[float]) -> Minimum | None:
     return Minimum(centre + at, value, 2 * half)
 
 
-def lowest(y: Sequence[float]) -> int:
-    """Index of the least value; of values tied with it the first."""
-    least = min(y)
-    return next(i for i, value in enumerate(y) if value <= least + ROUNDING * abs(least))
-
-
 def minimum_on_grid(x: Sequence[float], y: Sequence[float]) -> Minimum | None:
     """Minimum of the parabola through the lowest point of an ascending grid and its two neighbours.
 
     None if the lowest point is an end of the grid, or a neighbour is not finite.
     """
-    at = lowest(y)
+    at = first_least(y)
     near = slice(at - 1, at + 2)
     return parabola_minimum(x[near], y[near]) if 0 < at < len(y) - 1 else None
 

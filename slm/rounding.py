@@ -19,8 +19,8 @@ ROUNDING = 1e-9
 ITERATED = 1e-6  # the same for results of iterations and of inverse matrices
 
 
-def exceeds(value: float, limit: float) -> bool:
-    """Return whether a number is above a limit by more than rounding."""
+def exceeds(value: Any, limit: float) -> Any:
+    """Return whether a number, or each of an array, is above a limit by more than rounding."""
     return value > limit + ROUNDING * abs(limit)
 
 
@@ -33,6 +33,11 @@ def settled(values: Any) -> Any:
     return found if found.ndim else float(found)
 
 
+def opposite(a: float, b: float) -> bool:
+    """Return whether two numbers of order 1 differ in sign; one that rounding alone keeps from 0 has none."""
+    return bool(settled(a) * settled(b) < 0)
+
+
 def first_least(values: ArrayLike, tolerance: float = ROUNDING) -> int:
     """Return the index of the first value that equals the least up to a relative tolerance."""
     array = np.asarray(values, dtype=np.float64)
@@ -41,14 +46,30 @@ def first_least(values: ArrayLike, tolerance: float = ROUNDING) -> int:
 
 
 def merged(values: ArrayLike, tolerance: float = ROUNDING) -> Floats:
-    """Return finite values with those that are equal up to a relative tolerance made equal, to their least."""
+    """Return the values, with those that are equal up to a relative tolerance replaced by the least of them."""
     array = np.asarray(values, dtype=np.float64)
     order = np.argsort(array, kind="stable")
     ordered = array[order]
-    is_new = np.diff(ordered, prepend=-np.inf) > tolerance * np.abs(ordered)
+    is_new = ~(np.diff(ordered, prepend=-np.inf) <= tolerance * np.abs(ordered))
     result = np.empty_like(array)
     result[order] = ordered[is_new][np.cumsum(is_new) - 1]
     return result
+
+
+def order_of(values: ArrayLike, tolerance: float = ROUNDING) -> NDArray[np.int64]:
+    """Return the indices that sort the values; those that are equal up to rounding keep their order."""
+    return np.argsort(merged(values, tolerance), kind="stable")
+
+
+def pseudoinverse(matrix: Floats) -> Floats:
+    """Return the pseudoinverse of a matrix of scaled columns, with a rank that rounding does not decide."""
+    return np.asarray(np.linalg.pinv(matrix, rcond=ROUNDING), dtype=np.float64)
+
+
+def condition_number(matrix: Floats) -> float:
+    """Return the condition number of a matrix of scaled columns; inf if its rank is not full."""
+    values = np.linalg.svd(matrix, compute_uv=False)
+    return float(values[0] / values[-1]) if values[-1] > ROUNDING * values[0] else np.inf
 
 
 def three_digits(value: float) -> float:

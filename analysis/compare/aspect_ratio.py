@@ -16,10 +16,12 @@ import numpy as np
 import pandas as pd
 
 from analysis.arrays import Floats
+from analysis.design.identifiability import distinct
 from analysis.fit.diagnostics import Status
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import codes, jackknife_error
 from slm.parabola import parabola_minimum
+from slm.rounding import ROUNDING, condition_number, order_of, settled
 
 MIN_ASPECTS = 3
 LN2_SQUARED = math.log(2) ** 2
@@ -88,8 +90,10 @@ def fit_shape_curve(table: pd.DataFrame) -> ShapeCurve:
     cells = table.groupby(keys, as_index=False, sort=False).agg(
         {"aspect_ratio": "mean", "flops": "mean", "n": "mean", "loss_nats_per_token": "mean"}
     )
-    counts = cells.groupby(["rung", "tokens_per_param"])["aspect_ratio"].transform("nunique")
-    cells = cells[counts >= MIN_ASPECTS].reset_index(drop=True)
+    cells = cells.groupby(["rung", "tokens_per_param"], sort=False).filter(
+        lambda rows: distinct(rows["aspect_ratio"].to_numpy()) >= MIN_ASPECTS
+    )
+    cells = cells.reset_index(drop=True)
     if cells.empty:
         reason = f"no rung has {MIN_ASPECTS} aspect ratios at one token budget; run a third family"
         return ShapeCurve("REFUSED", (reason,))
@@ -111,7 +115,7 @@ def fit_shape_curve(table: pd.DataFrame) -> ShapeCurve:
     if any(one is None for one in deleted):
         reason = "without one shape the curve has no minimum"
         return ShapeCurve("UNIDENTIFIED", (reason,), curves, len(deleted))
-    half = quantile_t(df) * jackknife_error(np.array(deleted))
+    half = quantile_t(df) * settled(jackknife_error(np.array(deleted)))
     return _result(cells, found, half, curves, slope)
 
 
@@ -119,14 +123,14 @@ def _saved(cells: pd.DataFrame) -> float:
     """Nats saved per unit of ln FLOPs at equal tokens, over all cells."""
     x, z = np.log(cells["n"].to_numpy()), np.log(cells["tokens"].to_numpy())
     design = np.column_stack([np.ones(len(x)), x - x.mean(), z - z.mean()])
-    if np.linalg.matrix_rank(design) < 3:
+    if math.isinf(condition_number(design)):
         return 0.0
     return -float(np.linalg.lstsq(design, cells["loss_nats_per_token"].to_numpy())[0][1])
 
 
 def _curve(rows: pd.DataFrame, slope: float) -> RungCurve:
     x, y = np.log(rows["aspect_ratio"].to_numpy()), rows["corrected"].to_numpy()
-    order = np.argsort(x)
+    order = order_of(rows["aspect_ratio"])
     best = parabola_minimum(x, y)
     cost = None if best is None else best.cost_of_two
     return RungCurve(
@@ -151,21 +155,26 @@ def _pooled(cells: pd.DataFrame, kept: Any) -> Floats | None:
     group = cells["group"].to_numpy()
     levels = (group[:, None] == np.unique(group)).astype(float)
     design = np.column_stack([levels, x, x * w, x**2])[kept]
-    (b, d, a) = np.linalg.lstsq(design, cells["corrected"].to_numpy()[kept])[0][-3:]
+    losses = cells["corrected"].to_numpy()[kept]
+    (b, d, a) = settled(np.linalg.lstsq(design, losses, rcond=ROUNDING)[0][-3:])
     if a <= 0:
         return None
     centre = float(np.log(cells["aspect_ratio"]).mean())
-    return np.array([centre - b / (2 * a), -d / (2 * a), a])
+    return np.array([centre - b / (2 * a), settled(-d / (2 * a)), a])
+
+
+def _is_inside(best: float, x: Floats) -> bool:
+    """Whether the optimum lies between the ends of what was measured, and not at one of them."""
+    return bool(settled(best - x.min()) > 0 and settled(x.max() - best) > 0)
 
 
 def _result(
     cells: pd.DataFrame, found: Floats, half: Floats, curves: tuple[RungCurve, ...], slope: float
 ) -> ShapeCurve:
     low, high = found - half, found + half
-    x = np.log(cells["aspect_ratio"])
-    interior = bool(x.min() < found[0] < x.max())
+    interior = _is_inside(found[0], np.log(cells["aspect_ratio"].to_numpy()))
     cost = float(found[2] * LN2_SQUARED)
-    flat = low[2] <= 0
+    flat = settled(low[2]) <= 0
     reasons = [] if interior else ["the optimum lies outside of the aspects measured"]
     if flat:
         reasons.append("the curvature is not shown to differ from 0: shape hardly matters here")

@@ -18,11 +18,13 @@ from scipy.interpolate import PchipInterpolator
 
 from analysis.arrays import Floats
 from analysis.compare.exponents import FittedStudy
+from analysis.design.identifiability import distinct
 from analysis.fit.frontier import Frontier, largest_common, log_multiplier
 from analysis.fit.law import JointLaw, log_loss
 from analysis.fit.levenberg_marquardt import Problem, minimise
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import bootstrap_interval, cluster_bootstrap, codes, jackknife_error
+from slm.rounding import exceeds, merged, settled
 
 LEVELS = 9  # losses at which the slope is taken
 ENOUGH_FOR_BCA = 10  # shapes of a family
@@ -78,24 +80,27 @@ def envelope(flops: Floats, loss: Floats, n: Floats) -> Envelope:
     Runs that no cheaper run beats, less those that lie above a line between two others: a frontier is
     convex, and a run barely better than a cheaper one would make the inverse nearly vertical.
     """
-    order = np.lexsort((loss, flops))
+    flops = merged(flops)
+    order = np.lexsort((n, merged(loss), flops))
     best, kept = math.inf, []
     for row in order:
-        if loss[row] < best:
+        if exceeds(best, loss[row]):
             best = float(loss[row])
             kept.append(row)
     log_c, log_loss = np.log(flops[kept]), np.log(loss[kept])
     hull = _lower_hull(log_c, log_loss)
-    return Envelope(log_c[hull], log_loss[hull], len(kept), len(np.unique(n[kept])))
+    return Envelope(log_c[hull], log_loss[hull], len(kept), distinct(n[kept]))
 
 
 def _lower_hull(x: Floats, y: Floats) -> list[int]:
-    """Indices of the points below which none lies, for x ascending (Andrew's monotone chain)."""
+    """Indices of the points below which none lies, for x ascending (Andrew's monotone chain); of points on
+    one line the ends.
+    """
     hull: list[int] = []
     for at in range(len(x)):
         while len(hull) > 1:
             i, j = hull[-2:]
-            if (y[j] - y[i]) * (x[at] - x[i]) < (y[at] - y[i]) * (x[j] - x[i]):
+            if exceeds((y[at] - y[i]) * (x[j] - x[i]), (y[j] - y[i]) * (x[at] - x[i])):
                 break
             hull.pop()
         hull.append(at)
@@ -110,7 +115,7 @@ def multiplier(deep: Envelope, wide: Envelope) -> Kappa | None:
     end = min(one.log_c[-1] for one in sides)
     low = max(float(PchipInterpolator(one.log_c, one.log_loss)(end)) for one in sides)
     high = min(one.log_loss[0] for one in sides)
-    if not low < high:
+    if not settled(high - low) > 0:
         return None
     levels = np.linspace(low, high, LEVELS)
     costs = [PchipInterpolator(one.log_loss[::-1], one.log_c[::-1])(levels) for one in sides]

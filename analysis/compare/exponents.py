@@ -35,6 +35,7 @@ from analysis.fit.profile_likelihood import naive_covariance, profile_contrast, 
 from analysis.fit.resampling import Solution, jackknife_error, solve
 from analysis.formatting import count
 from analysis.runs.study import Study
+from slm.rounding import ITERATED, first_least, opposite, settled
 
 EQUIVALENT = 0.02  # exponents closer than this are the same for any use
 POWER = 0.8
@@ -92,7 +93,7 @@ class ExponentDifference:
     def is_fragile(self) -> bool:
         """Whether the sign hangs on one shape."""
         return self.without is not None and self.difference is not None and (
-            self.without[1] * self.difference < 0
+            opposite(self.without[1], self.difference)
         )  # fmt: skip
 
     def accepted_alpha(self, family: str) -> tuple[float, float]:
@@ -240,11 +241,11 @@ def exponent_difference_of(
 
 
 def _jackknife(known: FittedStudy) -> dict[str, Any]:
-    difference = float(known.contrast(known.theta))
+    difference = settled(known.contrast(known.theta))
     without = known.contrast(known.deleted.theta)
-    error, df = float(jackknife_error(without)), known.df
+    error, df = settled(jackknife_error(without)), known.df
     half = quantile_t(df) * error
-    farthest = int(np.argmax(np.abs(without - difference)))
+    farthest = first_least(-np.abs(settled(without - difference)), ITERATED)
     covariance = naive_covariance(known.problem, known.theta)
     deep, wide = known.law.slots[ALPHA][list(known.families)]
     naive = math.sqrt(
@@ -299,4 +300,4 @@ def shape_misfit(known: FittedStudy) -> float:
     """Random effect of a shape in ln L: sd over shapes of the mean residual (seeds, learning rate, rounding)."""
     predicted = log_loss(known.law, known.theta[None], known.problem.points)[0][0]
     means = pd.Series(known.problem.points.y - predicted).groupby(known.shape).mean()
-    return float(np.sqrt((means**2).sum() / max(known.df, 1)))
+    return settled(np.sqrt((means**2).sum() / max(known.df, 1)))

@@ -15,6 +15,7 @@ from analysis.fit.law import log_loss
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import cluster_bootstrap
 from analysis.runs.study import Study
+from slm.rounding import exceeds, order_of, settled
 
 REPLICATES = 200
 
@@ -43,7 +44,7 @@ class HeldOutCell:
 
     @property
     def inside(self) -> bool:
-        return self.low <= self.observed <= self.high
+        return not exceeds(self.low, self.observed) and not exceeds(self.observed, self.high)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def hold_out(study: Study, seed: int = 0) -> HoldOut:
     The interval has the law's uncertainty (bootstrap of shapes) and the random effect of a new shape, with t of
     the shapes' degrees of freedom.
     """
-    rungs = study.table.groupby("rung", sort=False)["n"].mean().sort_values().index
+    sizes = study.table.groupby("rung", sort=False)["n"].mean()
+    rungs = sizes.index[order_of(sizes)]
     smaller = _below(study, rungs[:-1])
     refusals = refusals_of(smaller)
     if refusals:
@@ -85,7 +87,7 @@ def hold_out(study: Study, seed: int = 0) -> HoldOut:
         if mine:
             centre = float(np.mean([math.log(cell.observed / cell.predicted) for cell in mine]))
             half = float(np.mean([math.log(cell.high / cell.low) / 2 for cell in mine]))
-            if abs(centre) > half:
+            if abs(settled(centre)) > half:
                 off.append(f"{family} is off by {centre:+.2%} at the largest size")
     return HoldOut(tuple(cells), not off, tuple(off), tuple(_forward(study, list(rungs), known)))
 

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.design.identifiability import MAX_CORRELATION
+from analysis.design.identifiability import collinearity
 from slm.architecture.shape_solver import MATCH_TOLERANCE
+from slm.rounding import ITERATED, ROUNDING, exceeds, order_of, settled, three_digits
 
 CONFIDENCE = 0.95
 
@@ -38,7 +39,13 @@ class Contrast:
 
     @property
     def matched(self) -> bool:
-        return bool((self.pairs["flops_mismatch"].abs() <= MATCH_TOLERANCE).all())
+        return not exceeds(self.pairs["flops_mismatch"].abs(), MATCH_TOLERANCE).any()
+
+    @property
+    def by_flops(self) -> list[dict[str, Any]]:
+        """Rows of the summary by the FLOPs of their endpoint, of equal ones the smaller budget first."""
+        rows: list[Any] = self.summary.to_dict("records")
+        return [rows[row] for row in order_of([row["largest_flops"] for row in rows])]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, a record a row."""
@@ -82,11 +89,13 @@ def paired_differences(
     ):  # of one rung they are equal, but for presets' own variants
         middle = pairs[[f"{column}_deep", f"{column}_wide"]].mean(axis=1)
         pairs[column] = [
-            float(f"{value:.3g}") if column == "tokens_per_param" else value for value in middle
+            three_digits(value) if column == "tokens_per_param" else value for value in middle
         ]
     pairs["flops"] = np.sqrt(pairs["flops_deep"] * pairs["flops_wide"])
     pairs["flops_mismatch"] = pairs["flops_deep"] / pairs["flops_wide"] - 1
-    pairs["difference"] = pairs["loss_nats_per_token_deep"] - pairs["loss_nats_per_token_wide"]
+    pairs["difference"] = settled(
+        pairs["loss_nats_per_token_deep"] - pairs["loss_nats_per_token_wide"]
+    )
     mean_loss = (pairs["loss_nats_per_token_deep"] + pairs["loss_nats_per_token_wide"]) / 2
     slope = (
         mean_loss * _slope_at_equal_tokens(pairs)
@@ -94,7 +103,7 @@ def paired_differences(
         else -saved(pairs[["n_deep", "n_wide"]].mean(axis=1).to_numpy())
     )
     correction = slope * np.log1p(pairs["flops_mismatch"])
-    pairs["difference_at_equal_flops"] = pairs["difference"] - correction
+    pairs["difference_at_equal_flops"] = settled(pairs["difference"] - correction)
     pairs = pairs.sort_values(["tokens_per_param", "flops"], ignore_index=True)
     summary = pd.DataFrame(
         [_summarize(value, rows) for value, rows in pairs.groupby("tokens_per_param")]
@@ -116,7 +125,7 @@ def paired_differences(
 def holm(p_values: np.ndarray) -> np.ndarray:
     """Holm's step-down adjustment; undefined p-values stay undefined and are not counted."""
     adjusted = np.full(len(p_values), math.nan)
-    defined = [int(i) for i in np.argsort(p_values, kind="stable") if not math.isnan(p_values[i])]
+    defined = _from_least(p_values)
     running = 0.0
     for rank, index in enumerate(defined):
         running = max(running, min(1.0, (len(defined) - rank) * float(p_values[index])))
@@ -124,16 +133,19 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return adjusted
 
 
+def _from_least(p_values: np.ndarray) -> list[int]:
+    """Indices of the defined p-values, the least first; of equal ones the first budget."""
+    return [int(i) for i in order_of(p_values, ITERATED) if not math.isnan(p_values[i])]
+
+
 def _slope_at_equal_tokens(pairs: pd.DataFrame) -> float:
     """d ln loss / d ln FLOPs per token at equal tokens, over all pairs, both families together."""
     log_tokens = np.log(pairs["tokens"].to_numpy(dtype=float))
     log_f = np.log(pairs["flops"].to_numpy(dtype=float)) - log_tokens
     losses = pairs["loss_nats_per_token_deep"] * pairs["loss_nats_per_token_wide"]
+    if any(collinearity(log_f, log_tokens)):
+        return 0.0
     design = np.column_stack([np.ones_like(log_f), log_f, log_tokens])
-    if np.linalg.matrix_rank(design) < design.shape[1]:
-        return 0.0
-    if abs(np.corrcoef(log_f, log_tokens)[0, 1]) > MAX_CORRELATION:
-        return 0.0
     return float(np.linalg.lstsq(design, np.log(losses.to_numpy()) / 2)[0][1])
 
 
@@ -141,8 +153,8 @@ def _summarize(tokens_per_param: object, rows: pd.DataFrame) -> dict[str, float 
     differences = rows["difference_at_equal_flops"].to_numpy()
     log_flops = np.log(rows["flops"].to_numpy())
     k = len(differences)
-    mean = float(differences.mean())
-    sd = float(differences.std(ddof=1)) if k > 1 else math.nan
+    mean = settled(differences.mean())
+    sd = settled(differences.std(ddof=1)) if k > 1 else math.nan
     half = _half_width(sd / math.sqrt(k), k - 1)
     largest, standard_error = _at_largest(log_flops, differences)
     largest_half = _half_width(standard_error, k - 2)
@@ -166,7 +178,7 @@ def _summarize(tokens_per_param: object, rows: pd.DataFrame) -> dict[str, float 
 def _at_largest(log_flops: np.ndarray, differences: np.ndarray) -> tuple[float, float]:
     """The regression line of the differences at the largest FLOPs, and its standard error."""
     k = len(differences)
-    if k < 3:
+    if k < 3 or np.ptp(log_flops) <= ROUNDING:
         return math.nan, math.nan
     line = stats.linregress(log_flops, differences)
     at = log_flops.max()
@@ -176,7 +188,7 @@ def _at_largest(log_flops: np.ndarray, differences: np.ndarray) -> tuple[float, 
     )
     centred = log_flops - log_flops.mean()
     leverage = 1 / k + (at - log_flops.mean()) ** 2 / float((centred**2).sum())
-    return estimate, residual_sd * math.sqrt(leverage)
+    return settled(estimate), settled(residual_sd * math.sqrt(leverage))
 
 
 def _half_width(
@@ -188,14 +200,16 @@ def _half_width(
 
 
 def _two_sided_p(estimate: float, standard_error: float, degrees_of_freedom: int) -> float:
-    if degrees_of_freedom < 1 or not standard_error > 0:
+    if degrees_of_freedom < 1 or math.isnan(standard_error):
         return math.nan
+    if standard_error == 0:
+        return 0.0 if estimate else 1.0
     return float(2 * stats.t.sf(abs(estimate) / standard_error, degrees_of_freedom))
 
 
 def holm_limits(p_values: np.ndarray, level: float = 1 - CONFIDENCE) -> np.ndarray:
     """Error rate of each interval that matches Holm's steps: level / (m - rank), rank from 0."""
-    defined = [int(i) for i in np.argsort(p_values, kind="stable") if not math.isnan(p_values[i])]
+    defined = _from_least(p_values)
     rates = np.full(len(p_values), math.nan)
     for rank, index in enumerate(defined):
         rates[index] = level / (len(defined) - rank)

@@ -1,6 +1,7 @@
 """Permutation tests within matched pairs of shapes: what differs if labels, or signs, were exchanged.
 
-Exact where all 2^k labelings of k pairs are tried, else a random sample with the observed one in it.
+Exact where all 2^k labelings of k pairs are tried, else a random sample with the observed one in it. A
+statistic that equals the observed one as closely as a fit converges counts as reaching it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from numpy.typing import NDArray
 from analysis.arrays import Floats, Ints
 from analysis.design.simulate import ALL_LABELINGS_UP_TO, sign_patterns
 from analysis.fit.law import ALPHA, log_loss
-from analysis.fit.levenberg_marquardt import Problem, minimise
-
-TIE = 1e-9  # relative: a statistic this close to the observed one counts as reaching it
+from analysis.fit.levenberg_marquardt import NOISE_FREE, Problem, minimise
+from slm.rounding import ITERATED, settled
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def any_difference(
     starts = np.repeat(theta[None], len(labels), 0)
     objective = minimise(relabeled, starts).objective
     objective = np.minimum(objective, _of_opposite(objective, pairs))
-    as_extreme = objective <= objective[0] * (1 + TIE)
+    as_extreme = objective <= objective[0] * (1 + ITERATED) + NOISE_FREE * len(problem.points)
     return _permutation(as_extreme, pairs)
 
 
@@ -110,9 +110,9 @@ def exponent_difference(
     starts = np.repeat(law.spread(tied, common), len(signs), 0)
     found = minimise(refit, starts).theta
     first, second = law.slots[ALPHA][list(families)]
-    statistic = np.abs(found[:, first] - found[:, second])
+    statistic = np.abs(settled(found[:, first] - found[:, second]))
     statistic = np.maximum(statistic, _of_opposite(statistic, pairs))
-    return _permutation(statistic >= statistic[0] * (1 - TIE), pairs)
+    return _permutation(statistic >= statistic[0] * (1 - ITERATED), pairs)
 
 
 def _of_opposite(statistic: Floats, pairs: Pairing) -> Floats:

@@ -15,8 +15,10 @@ from scipy.optimize import minimize_scalar
 from analysis.arrays import Floats, Ints
 from analysis.fit.law import BETA, B, JointLaw, Points
 from analysis.fit.levenberg_marquardt import Problem, minimise, start_grid
+from slm.rounding import ITERATED, ROUNDING
 
 ABSENT = -60.0  # ln of a term that is left out
+LEAST = ITERATED**2  # sums of squares up to this are the error of the iteration for beta
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,14 @@ def shape_losses(log_d: Floats, loss: Floats, shape: Ints) -> tuple[Floats, floa
 
     def solve(beta: float) -> tuple[float, Floats]:
         design = np.column_stack([member, np.exp(-beta * centred)])
-        coefficients, *_ = np.linalg.lstsq(design, loss)
+        coefficients, *_ = np.linalg.lstsq(design, loss, rcond=ROUNDING)
         residual = loss - design @ coefficients
         return float(residual @ residual), coefficients[:-1]
 
-    found = minimize_scalar(lambda beta: solve(beta)[0], bounds=(0.02, 1.5), method="bounded")
+    options = {"xatol": ROUNDING}
+    found = minimize_scalar(
+        lambda beta: solve(beta)[0], bounds=(0.02, 1.5), method="bounded", options=options
+    )
     return solve(float(found.x))[1], float(found.x)
 
 
@@ -60,5 +65,6 @@ def collapsed_f(
         for role, value in ((B, ABSENT), (BETA, 0.5)):
             problem.low[one.roles == role] = problem.high[one.roles == role] = value
         squares.append(2 * float(minimise(problem, starts).objective.min()))
-    f = max(squares[0] - squares[1], 0.0) / max(squares[1] / df, 1e-300)
+    gain = squares[0] - squares[1]
+    f = gain / max(squares[1] / df, LEAST) if gain > LEAST else 0.0
     return CollapsedF(f, float(special.fdtrc(1, df, f)), df)

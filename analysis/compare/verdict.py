@@ -16,6 +16,7 @@ from analysis.compare.holdout import HoldOut
 from analysis.compare.matched_pairs import Contrast
 from analysis.formatting import count, p_value, span
 from analysis.learning_rate.audit import Audit
+from slm.rounding import exceeds, opposite, settled
 
 Word = Literal[
     "depth_exponent_better", "width_exponent_better", "depth_level_better", "width_level_better",
@@ -82,7 +83,7 @@ def _exponents(found: Findings, doubts: list[str]) -> Verdict | None:
     estimate = describe(one)
     other_sign = [
         other for other in found.others
-        if other.difference is not None and other.difference * one.difference < 0
+        if other.difference is not None and opposite(other.difference, one.difference)
     ]  # fmt: skip
     if other_sign:
         sentence = f"{estimate}; with N as {other_sign[0].n_name} the sign is the other one."
@@ -90,7 +91,7 @@ def _exponents(found: Findings, doubts: list[str]) -> Verdict | None:
     if one.is_fragile and one.without is not None:
         shape, without = one.without
         return Verdict("fragile", f"{estimate}; without {shape} it is {without:+.4f}.")
-    if found.kappa is not None and found.kappa.excess_slope * one.difference < 0:
+    if found.kappa is not None and opposite(found.kappa.excess_slope, one.difference):
         doubts.append(
             f"{estimate}, but the compute multiplier changes with scale the other way "
             f"(slope {found.kappa.excess_slope:+.3f})"
@@ -112,7 +113,7 @@ def _levels(found: Findings, doubts: list[str]) -> Verdict | None:
     """A matched-FLOP difference at the largest FLOPs of some budget, adjusted over budgets."""
     if found.contrast is None or found.contrast.summary.empty:
         return None
-    rows = found.contrast.summary.sort_values("largest_flops").to_dict("records")
+    rows = found.contrast.by_flops
     lower = [
         row for row in rows if row["largest_high_holm"] < 0 and row["largest_p_holm"] < SIGNIFICANCE
     ]
@@ -142,7 +143,7 @@ def _equivalence(found: Findings) -> Verdict | None:
     ends = (
         None if kappa is None or kappa.interval is None else [math.log(x) for x in kappa.interval]
     )
-    if ends is not None and not ends[0] <= 0 <= ends[1]:
+    if ends is not None and not settled(ends[0]) <= 0 <= settled(ends[1]):
         return None
     identified = one.status != "UNIDENTIFIED"
     if identified and one.equivalence_p is not None and one.equivalence_p < SIGNIFICANCE:
@@ -151,7 +152,7 @@ def _equivalence(found: Findings) -> Verdict | None:
             f"{p_value(one.equivalence_p)}), and no difference at equal FLOPs was found."
         )
         return Verdict("no_difference", sentence)
-    if kappa is not None and ends is not None and max(-ends[0], ends[1]) < SAME_COST:
+    if kappa is not None and ends is not None and exceeds(SAME_COST, max(-ends[0], ends[1])):
         told = describe_kappa(kappa, found.deep)
         return Verdict("no_difference", f"Equal losses cost the same FLOPs within 5%: {told}.")
     return None

@@ -18,6 +18,7 @@ from analysis.formatting import count
 from analysis.runs.load import load_runs
 from slm.errors import DataError
 from slm.files import write_json, write_text
+from slm.rounding import order_of, settled
 
 
 def write_khop_report(folder: Path, out: Path, only: Collection[str] | None = None) -> None:
@@ -72,8 +73,9 @@ def errors_by_k(runs: pd.DataFrame) -> pd.DataFrame:
 
 def verdict(runs: pd.DataFrame) -> str:
     """Whether the deepest family beats the widest where both saw the same tokens."""
-    depth = runs.groupby("family")["n_layers"].mean().sort_values()
-    deep, wide = str(depth.index[-1]), str(depth.index[0])
+    depth = runs.groupby("family")["n_layers"].mean()
+    order = order_of(depth)
+    deep, wide = str(depth.index[order[-1]]), str(depth.index[order[0]])
     common = runs[runs["family"].isin([deep, wide])].groupby("tokens")["family"].nunique()
     shared = common[common == 2].index
     if not len(shared):
@@ -86,7 +88,7 @@ def verdict(runs: pd.DataFrame) -> str:
     ).dropna()
     if pairs.empty:
         return f"{deep} and {wide} share no seed: nothing to compare."
-    better = int((pairs[deep] < pairs[wide]).sum())
+    better = int((settled(pairs[wide] - pairs[deep]) > 0).sum())
     reading = "depth shows" if better == len(pairs) else "depth does not show in every seed"
     return (
         f"At {hardest} {deep} errs in {pairs[deep].mean():.2%} and {wide} in {pairs[wide].mean():.2%} "

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from analysis.arrays import Floats
 from analysis.formatting import count as told
 from slm.architecture.shape_solver import MATCH_TOLERANCE
+from slm.rounding import ROUNDING, exceeds
 
 MIN_SIZES = 4
 MIN_PAIRS = 6  # below, no labeling of the pairs is rarer than 1 in 20
@@ -61,18 +62,19 @@ def exponent_refusals(
                 f"data cannot be told apart; run each size at {WANTED_BUDGETS} budgets that span "
                 f"{WANTED_BUDGET_SPAN:g}x"
             )
-    return [*found, *_collinearity(np.log(n), np.log(tokens))]
+    return [*found, *collinearity(np.log(n), np.log(tokens))]
 
 
-def _collinearity(log_n: Floats, log_d: Floats) -> Iterator[str]:
-    if len(log_n) < 2 or np.ptp(log_n) == 0 or np.ptp(log_d) == 0:
+def collinearity(log_n: Floats, log_d: Floats) -> Iterator[str]:
+    """Why size and data cannot be told apart; nothing if they can."""
+    if len(log_n) < 2 or min(np.ptp(log_n), np.ptp(log_d)) <= ROUNDING:
         yield (
             "the correlation of ln N and ln D is undefined, since one of them does not vary; run "
             "several sizes, each at several token budgets"
         )
         return
     correlation = float(np.corrcoef(log_n, log_d)[0, 1])
-    if abs(correlation) > MAX_CORRELATION:
+    if exceeds(abs(correlation), MAX_CORRELATION):
         yield (
             f"ln N and ln D are correlated at {correlation:.3f}, above {MAX_CORRELATION}; run more "
             "token budgets per size"
@@ -95,7 +97,7 @@ def comparison_refusals(
     if lost:
         return [f"no runs of {' or '.join(lost)}; there are {', '.join(map(str, present))}"]
     overlap = range_overlap(np.log(f[family == deep]), np.log(f[family == wide]))
-    if overlap < MIN_OVERLAP:
+    if exceeds(MIN_OVERLAP, overlap):
         return [
             f"{deep} and {wide} overlap in FLOPs per token over {overlap:.0%} of their range, below "
             f"{MIN_OVERLAP:.0%}; run the sizes that one of them lacks"
@@ -107,7 +109,7 @@ def range_overlap(a: Floats, b: Floats) -> float:
     """Length of the common part of two ranges of logarithms as a share of what both cover together."""
     covered = max(a.max(), b.max()) - min(a.min(), b.min())
     common = min(a.max(), b.max()) - max(a.min(), b.min())
-    if covered <= np.log1p(MATCH_TOLERANCE):  # one size each, matched
+    if not exceeds(covered, np.log1p(MATCH_TOLERANCE)):  # one size each, matched
         return 1.0
     return float(max(common, 0.0) / covered)
 
@@ -128,20 +130,17 @@ def design_warnings(
             f"{smallest:.2g}; {MIN_PAIRS} sizes make it {2 / 2**MIN_PAIRS:.2g}"
         )
     per_token = tokens / n
-    few = {distinct(tokens[rung == r]) for r in set(rung)}
-    if (
-        max(few, default=0) < WANTED_BUDGETS
-        or per_token.max() / per_token.min() < WANTED_BUDGET_SPAN
-    ):
+    most = max((distinct(tokens[rung == r]) for r in set(rung)), default=0)
+    span = per_token.max() / per_token.min()
+    if most < WANTED_BUDGETS or exceeds(WANTED_BUDGET_SPAN, span):
         found.append(
-            f"token budgets: {max(few, default=0)} per size over "
-            f"{per_token.max() / per_token.min():.1f}x of tokens_per_param; {WANTED_BUDGETS} over "
+            f"token budgets: {most} per size over {span:.1f}x of tokens_per_param; {WANTED_BUDGETS} over "
             f"{WANTED_BUDGET_SPAN:g}x are wanted"
         )
     for name in sorted(common, key=str):
         sides = [float(n[(rung == name) & (family == one)].mean()) for one in families]
         mismatch = max(sides) / min(sides) - 1
-        if mismatch > MATCH_TOLERANCE:
+        if exceeds(mismatch, MATCH_TOLERANCE):
             found.append(f"rung {name}: its shapes differ by {mismatch:.1%} in FLOPs per token")
     if seed is not None and len(np.unique(np.asarray(seed))) < 2:
         found.append(
@@ -154,7 +153,7 @@ def _range_warnings(family: NDArray[Any], families: list[Any], n: Floats) -> Ite
     for name in families:
         own = n[family == name]
         decades = math.log10(own.max() / own.min())
-        if decades < MIN_DECADES:
+        if exceeds(MIN_DECADES, decades):
             yield f"{name}: sizes span {decades:.1f} decades, less than {MIN_DECADES:g}"
 
 
@@ -163,7 +162,7 @@ def distinct(values: Floats) -> int:
     if not len(values):
         return 0
     ordered = np.sort(values)
-    return 1 + int((ordered[1:] / ordered[:-1] - 1 > SAME).sum())
+    return 1 + int(exceeds(ordered[1:] / ordered[:-1], 1 + SAME).sum())
 
 
 def labels(values: Labels) -> NDArray[Any]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from analysis.arrays import Floats
 from analysis.design.identifiability import labels
 from slm.errors import DataError
+from slm.rounding import condition_number, merged
 
 SEED_NOISE = (
     (4.0, 0.005),
@@ -117,7 +118,7 @@ class LinearDesign:
         self.is_deep, self.is_wide = family == contrast[0], family == contrast[1]
         rung = labels(design.rung)
         self.common_rungs = sorted(set(rung[self.is_deep]) & set(rung[self.is_wide]), key=str)
-        self.rung, self.tokens_per_param = rung, np.asarray(design.tokens_per_param, float)
+        self.rung, self.tokens_per_param = rung, merged(design.tokens_per_param)
         keys: dict[Hashable, int] = {}
         self.shape = np.array(
             [
@@ -140,7 +141,7 @@ class LinearDesign:
         norms = np.linalg.norm(self.jacobian, axis=0)
         if not (norms > 0).all():
             return math.inf
-        return float(np.linalg.cond(self.jacobian / norms))
+        return condition_number(self.jacobian / norms)
 
     @property
     def degrees_of_freedom(self) -> int:

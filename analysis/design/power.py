@@ -27,6 +27,7 @@ from analysis.design.identifiability import (
 )
 from analysis.design.linear import Design, Law, LinearDesign
 from analysis.design.simulate import LinearVerdict
+from slm.rounding import ITERATED, ROUNDING, exceeds, first_least
 
 NORMAL_ABOVE = 12.0  # noncentrality at which the noncentral t loses its digits
 MAX_CONDITION = 1e7  # of the column-scaled J
@@ -115,7 +116,7 @@ def design_power(
     named = labels(design.family)
     comparison = comparison_refusals(named, design.n_flop, deep, wide)
     refusals = comparison + exponent_refusals(named, design.rung, design.n_flop, design.tokens)
-    if not refusals and linear.condition > MAX_CONDITION:
+    if not refusals and exceeds(linear.condition, MAX_CONDITION):
         refusals.append(
             f"the exponents are collinear with the other parameters (condition {linear.condition:.1g})"
         )
@@ -161,7 +162,8 @@ def most_valuable_next(
     tau: float = 0.01,
     count: int = 5,
 ) -> list[NextRun]:
-    """The candidates that lower SE^2 of d-alpha most per FLOP, greedily, each given those before it.
+    """The candidates that lower SE^2 of d-alpha most per FLOP, greedily, each given those before it; of
+    equally good ones the first.
 
     Adding a run changes the information by a rank-one term: of a run in a shape that has others, only
     what they do not predict is new. A weak prior (sd 1 on every parameter) ranks the candidates even
@@ -184,7 +186,7 @@ def most_valuable_next(
             for j, v in news
         ]
         gains = [drop / joined.flops[run] for drop, run in zip(drops, left, strict=True)]
-        best = int(np.argmax(gains))
+        best = first_least([-gain for gain in gains], ITERATED)
         run, (j, variance) = left.pop(best), news[best]
         step = covariance @ j
         covariance = covariance - np.outer(step, step) / (variance + j @ step)
@@ -254,7 +256,7 @@ def _difference_power(design: Design, linear: LinearDesign, deep: str, wide: str
     x, variance = np.array(rows[tokens_per_param]).T
     known = {"difference_pairs": len(x), "difference_tokens_per_param": float(tokens_per_param)}
     df = len(x) - 2
-    if df < 1 or np.ptp(x) == 0:
+    if df < 1 or np.ptp(x) <= ROUNDING:
         return known
     centred = x - x.mean()
     weights = 1 / len(x) + (x.max() - x.mean()) * centred / (centred @ centred)

@@ -14,6 +14,7 @@ from scipy import special
 
 from analysis.arrays import Floats
 from analysis.design.linear import LinearDesign
+from slm.rounding import ROUNDING, pseudoinverse
 
 Mask = NDArray[np.bool_]
 
@@ -40,17 +41,17 @@ class LinearVerdict:
 
     def __init__(self, design: LinearDesign, generator: np.random.Generator):
         jacobian, contrast, shape = design.jacobian, design.contrast, design.shape
-        self.estimator = contrast @ np.linalg.pinv(jacobian)
+        self.estimator = contrast @ pseudoinverse(jacobian)
         self.shapes = int(shape.max()) + 1
         self.df = self.shapes - (1 + 2 * design.families)
         self.deletions = np.zeros((self.shapes, len(jacobian)))
         for one in range(self.shapes):
             keep = shape != one
-            self.deletions[one, keep] = contrast @ np.linalg.pinv(jacobian[keep])
+            self.deletions[one, keep] = contrast @ pseudoinverse(jacobian[keep])
         deep, wide = int(np.argmax(contrast)), int(np.argmin(contrast))
         common = np.delete(jacobian, wide, axis=1)
         common[:, deep - (wide < deep)] = jacobian[:, deep] + jacobian[:, wide]
-        self.residual = np.eye(len(jacobian)) - common @ np.linalg.pinv(common)
+        self.residual = np.eye(len(jacobian)) - common @ pseudoinverse(common)
         self.swaps = np.array(list(self._pair_maps(design)))
         self.signs = sign_patterns(len(self.swaps), generator)
         self.deep_effect = jacobian[:, deep]
@@ -87,5 +88,5 @@ class LinearVerdict:
         observed = self.estimator @ residuals
         flipped = self.swaps @ residuals
         values = np.abs(observed - flipped.sum(axis=0) + self.signs @ flipped)
-        as_extreme = values >= np.abs(observed) * (1 - 1e-9)
+        as_extreme = values >= np.abs(observed) * (1 - ROUNDING)
         return as_extreme.mean(axis=0) < LEVEL

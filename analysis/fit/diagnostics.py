@@ -15,8 +15,9 @@ import numpy as np
 
 from analysis.arrays import Floats
 from analysis.fit.law import ALPHA, ROLES, JointLaw, jacobian, log_loss
-from analysis.fit.levenberg_marquardt import EXACT, Minima, Problem, at_bound
+from analysis.fit.levenberg_marquardt import NOISE_FREE, Minima, Problem, at_bound, free_gradient
 from analysis.fit.profile_likelihood import Interval
+from slm.rounding import condition_number
 
 Status = Literal["OK", "WEAK", "UNIDENTIFIED", "REFUSED"]
 
@@ -69,21 +70,22 @@ def evidence(
 ) -> Evidence:
     best = minima.best
     theta, least = minima.theta[best], float(minima.objective[best])
-    near = minima.objective <= least * (1 + AGREE) + EXACT * len(problem.points)
+    noise_free = NOISE_FREE * len(problem.points)
+    near = minima.objective <= least * (1 + AGREE) + noise_free
     exponents = minima.theta[near][:, problem.law.roles >= ALPHA]
     moved = np.abs(theta - starts[best]) > 1e-10
     predicted, shares = log_loss(problem.law, theta[None], problem.points)
     slope = jacobian(problem.law, shares, problem.points)[0]
     norms = np.linalg.norm(slope, axis=1, keepdims=True)
-    condition = float(np.linalg.cond(slope / norms)) if (norms > 0).all() else math.inf
-    scale = max(least, EXACT * len(problem.points))
+    condition = condition_number(slope / norms) if (norms > 0).all() else math.inf
+    steepest = float(np.abs(free_gradient(problem, theta[None])).max())
     return Evidence(
         starts=len(starts),
         agreeing=int(near.sum()),
         exponent_spread=float(np.ptp(exponents, axis=0).max()),
         unmoved=tuple(np.array(names)[~moved]),
         at_bound=tuple(np.array(names)[at_bound(problem, theta)]),
-        gradient=float(minima.gradient[best]) / math.sqrt(scale),
+        gradient=0.0 if least <= noise_free else steepest / math.sqrt(least),
         condition=condition,
         vpnls_gap=vpnls_gap,
         residual_sd=float(np.sqrt(np.mean((problem.points.y - predicted[0]) ** 2))),

@@ -15,11 +15,13 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from analysis.arrays import Floats
+from analysis.design.identifiability import distinct
 from analysis.fit.diagnostics import Status
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.formatting import count as told
 from analysis.runs.validate import positive_columns
 from slm.parabola import parabola_minimum
+from slm.rounding import exceeds, first_least, merged, settled
 
 HALF_DECADE = 0.5 * math.log(10)
 MIN_POINTS = 5
@@ -59,8 +61,8 @@ def fit_isoflop(n: ArrayLike, flops: ArrayLike, loss: ArrayLike) -> IsoFlop:
     """
     columns = positive_columns(n=n, flops=flops, loss=loss)
     log_n, log_c = np.log(columns["n"]), np.log(columns["flops"])
-    order = np.argsort(log_c, kind="stable")
-    group = np.concatenate([[0], np.cumsum(np.diff(log_c[order]) > SAME_BUDGET)])
+    order = np.lexsort((log_n, merged(columns["flops"])))
+    group = np.concatenate([[0], np.cumsum(exceeds(np.diff(log_c[order]), SAME_BUDGET))])
     parabolas = tuple(
         _parabola(
             log_n[order][group == g], columns["loss"][order][group == g], log_c[order][group == g]
@@ -84,10 +86,10 @@ def fit_isoflop(n: ArrayLike, flops: ArrayLike, loss: ArrayLike) -> IsoFlop:
 
 def _parabola(log_n: Floats, loss: Floats, log_c: Floats) -> Parabola:
     flops = float(np.exp(log_c.mean()))
-    centre = log_n[np.argmin(loss)]
-    near = np.abs(log_n - centre) <= HALF_DECADE
+    centre = log_n[first_least(loss)]
+    near = ~exceeds(np.abs(log_n - centre), HALF_DECADE)
     x, y = log_n[near] - centre, loss[near]
-    count = len(np.unique(x))
+    count = distinct(np.exp(x))
     if count < MIN_POINTS:
         reason = (
             f"{told(count, 'size')} within half a decade of the minimum, {MIN_POINTS} are needed"
@@ -96,6 +98,7 @@ def _parabola(log_n: Floats, loss: Floats, log_c: Floats) -> Parabola:
     best = parabola_minimum(x, y)
     if best is None:
         return Parabola(flops, count, reason="no minimum: the parabola opens downwards")
-    if min((x < best.x).sum(), (x > best.x).sum()) < MIN_EACH_SIDE:
+    beside = settled(x - best.x)
+    if min((beside < 0).sum(), (beside > 0).sum()) < MIN_EACH_SIDE:
         return Parabola(flops, count, reason="fewer than 2 sizes on one side of the minimum")
     return Parabola(flops, count, math.exp(centre + best.x), best.y, best.curvature)

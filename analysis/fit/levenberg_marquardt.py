@@ -17,28 +17,30 @@ from numpy.typing import NDArray
 
 from analysis.arrays import Floats, Ints
 from analysis.fit.law import JointLaw, Points, bounds, jacobian, log_loss
+from slm.rounding import ROUNDING, first_least
 
 MAX_STEPS = 400
 FIRST_DAMPING = 1e-2
 LEAST_DAMPING, MOST_DAMPING = 1e-12, 1e9
 LONGEST_STEP = 2.0  # of any parameter, in ln units or in an exponent
 TOLERANCE = 1e-13  # of the objective: the decrease that a step still promises
-EXACT = 1e-28  # squared residual per point of a fit without noise
+EXACT = 1e-28  # squared residual per point at which the descent ends
+NOISE_FREE = ROUNDING**2  # squared residual per point below which residuals are rounding
 AT_ONCE = 4_000_000  # numbers in a Jacobian: sets are solved in chunks of no more
 
 
 @dataclass(frozen=True)
 class Minima:
-    """`theta` (sets, size); `objective`, largest free `gradient` and `converged` (sets,)."""
+    """`theta` (sets, size); `objective` and `converged` (sets,)."""
 
     theta: Floats
     objective: Floats
-    gradient: Floats
     converged: NDArray[np.bool_]
 
     @property
     def best(self) -> int:
-        return int(np.argmin(self.objective))
+        """The first start that reached the least objective."""
+        return first_least(self.objective)
 
 
 @dataclass(frozen=True)
@@ -127,14 +129,12 @@ def _minimise(problem: Problem, starts: Floats) -> Minima:
     theta = np.clip(starts, problem.low, problem.high)
     objective = problem.objective(theta)
     damping = np.full(len(theta), FIRST_DAMPING)
-    gradient = np.full(len(theta), math.inf)
     converged = np.zeros(len(theta), dtype=bool)
     active = np.arange(len(theta))
     for _ in range(MAX_STEPS):
         part = problem.chosen(active)
         here, before = theta[active], objective[active]
         slope, step = _damped_step(part, here, damping[active])
-        gradient[active] = np.abs(slope).max(axis=1)
         there = np.clip(here + step, part.low, part.high)
         after = part.objective(there)
         better = after < before
@@ -150,13 +150,23 @@ def _minimise(problem: Problem, starts: Floats) -> Minima:
         active = active[~done]
         if not len(active):
             break
-    return Minima(theta, objective, gradient, converged)
+    return Minima(theta, objective, converged)
+
+
+def free_gradient(problem: Problem, theta: Floats) -> Floats:
+    """Derivatives by the parameters of each vector, 0 for those that the gradient holds at a bound."""
+    gradient, _ = problem.derivatives(theta)
+    return np.where(_held(problem, theta, gradient), 0.0, gradient)
+
+
+def _held(problem: Problem, theta: Floats, gradient: Floats) -> NDArray[np.bool_]:
+    return ((theta <= problem.low) & (gradient > 0)) | ((theta >= problem.high) & (gradient < 0))
 
 
 def _damped_step(problem: Problem, theta: Floats, damping: Floats) -> tuple[Floats, Floats]:
     """Free gradient and step; a bounded parameter that the gradient holds there does not move."""
     gradient, curvature = problem.derivatives(theta)
-    held = ((theta <= problem.low) & (gradient > 0)) | ((theta >= problem.high) & (gradient < 0))
+    held = _held(problem, theta, gradient)
     free = np.where(held, 0.0, gradient)
     diagonal = np.diagonal(curvature, axis1=1, axis2=2)
     scale = diagonal + 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-300

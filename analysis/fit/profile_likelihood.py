@@ -14,7 +14,8 @@ from scipy import special
 
 from analysis.arrays import Floats
 from analysis.fit.law import ALPHA, BETA, jacobian, log_loss
-from analysis.fit.levenberg_marquardt import EXACT, Problem, minimise
+from analysis.fit.levenberg_marquardt import NOISE_FREE, Problem, minimise
+from slm.rounding import pseudoinverse
 
 STEPS = (0.5, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)  # in half widths of the naive interval
 
@@ -44,7 +45,10 @@ def naive_covariance(problem: Problem, theta: Floats) -> Floats:
     slope = jacobian(problem.law, shares, problem.points)[0]
     residual = problem.points.y - predicted[0]
     variance = float(residual @ residual) / max(len(problem.points) - len(theta), 1)
-    return variance * np.linalg.pinv(slope @ slope.T, hermitian=True)
+    norms = np.linalg.norm(slope, axis=1)
+    norms[norms == 0] = 1.0
+    inverse = pseudoinverse(slope.T / norms) / norms[:, None]
+    return variance * inverse @ inverse.T
 
 
 def profile(problem: Problem, theta: Floats, parameter: int, inflation: float = 1.0) -> Interval:
@@ -60,7 +64,7 @@ def profile(problem: Problem, theta: Floats, parameter: int, inflation: float = 
     low[:, parameter] = high[:, parameter] = values
     starts = np.repeat(theta[None], sets, 0)
     starts[:, parameter] = values
-    least = max(float(problem.objective(theta[None])[0]), EXACT * len(problem.points))
+    least = max(float(problem.objective(theta[None])[0]), NOISE_FREE * len(problem.points))
     objective = minimise(replace(problem, low=low, high=high), starts).objective
     return _accepted(problem, float(theta[parameter]), values, objective / least, inflation)
 
@@ -97,7 +101,7 @@ def profile_contrast(
     null = replace(null, low=low, high=high)
     starts = np.repeat(tied.spread(law, theta[None]), len(values), 0)
     starts[:, shared] = theta[second]
-    least = max(float(problem.objective(theta[None])[0]), EXACT * len(problem.points))
+    least = max(float(problem.objective(theta[None])[0]), NOISE_FREE * len(problem.points))
     objective = minimise(null, starts).objective
     return _accepted(problem, estimate, values, objective / least, inflation)
 
@@ -134,7 +138,7 @@ def _interval(at: float, values: Floats, excess: Floats, cut: float) -> Interval
     for sign in (-1, 1):
         side = values[(values - at) * sign > 0]
         roots = root[(values - at) * sign > 0]
-        order = np.argsort(np.abs(side - at))
+        order = np.argsort(np.abs(side - at), kind="stable")
         xs, ys = np.concatenate([[at], side[order]]), np.concatenate([[0.0], roots[order]])
         beyond = np.flatnonzero(ys > cut)
         if not len(beyond):

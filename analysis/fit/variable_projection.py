@@ -15,6 +15,7 @@ from scipy.optimize import minimize, nnls
 
 from analysis.arrays import Floats
 from analysis.fit.law import ALPHA, BETA, A, B, E, JointLaw, Points
+from slm.rounding import first_least
 
 GRID = 7
 
@@ -47,7 +48,7 @@ def vpnls(law: JointLaw, points: Points) -> Floats | None:
     is_alpha = law.roles[exponents] == ALPHA
     tried = np.linspace(0.08, 1.0, GRID)
     grid = [np.where(is_alpha, alpha, beta) for alpha in tried for beta in tried]
-    start = min(grid, key=misfit)
+    start = grid[first_least([misfit(values) for values in grid])]
     options = {"xatol": 1e-6, "fatol": 1e-10, "maxiter": 400 * len(start)}
     found = minimize(misfit, start, method="Nelder-Mead", options=options)
     if not math.isfinite(found.fun):

@@ -2,7 +2,7 @@
 
 An audit trains some shapes of each family over a grid of learning rates. Each shape's loss is a parabola
 in ln lr through its lowest point and the neighbours; the residual penalty of the rate that the study used
-is curvature / 2 * (ln lr - ln lr_best)^2.
+is curvature / 2 * (ln lr - ln lr_best)^2. Of rates with equal losses the lowest counts as the best.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import pandas as pd
 
 from slm.errors import DataError
-from slm.parabola import lowest, minimum_on_grid
+from slm.parabola import minimum_on_grid
+from slm.rounding import exceeds, first_least, settled
 
 MAX_PENALTY = 0.01  # nats: the default random effect of a shape
 NEEDED = ("family", "shape", "peak_lr", "loss_nats_per_token")
@@ -73,7 +74,8 @@ def audit_rates(runs: pd.DataFrame, used: Mapping[str, float] | float | None = N
     grid = runs.pivot_table(index=["family", "shape"], columns="peak_lr", values=NEEDED[-1])
     if grid.shape[1] < 3:
         raise DataError(f"the audit has {grid.shape[1]} learning rates; at least 3 are needed")
-    common = (grid.sub(grid.min(axis=1), axis=0)).max().idxmin()
+    excess = settled(grid.sub(grid.min(axis=1), axis=0).max())
+    common = grid.columns[first_least(excess)]
     shapes = []
     for key, row in grid.iterrows():
         family, shape = str(key[0]), str(key[1])  # type: ignore[index]
@@ -92,7 +94,7 @@ def audit_rates(runs: pd.DataFrame, used: Mapping[str, float] | float | None = N
                 f"the best rate of {audited.shape}, {audited.best_lr:.2g}, is at the edge of the grid; "
                 "widen it"
             )
-        elif audited.penalty is not None and audited.penalty > MAX_PENALTY:
+        elif audited.penalty is not None and exceeds(audited.penalty, MAX_PENALTY):
             failed[audited.family] = (
                 f"{audited.shape} loses {audited.penalty:.3f} nats to its learning rate (best "
                 f"{audited.best_lr:.2g}); run it again there"
@@ -104,7 +106,7 @@ def _shape(family: str, shape: str, losses: pd.Series, used: float) -> ShapeAudi
     rates, values = [math.log(float(rate)) for rate in losses.index], losses.tolist()
     best = minimum_on_grid(rates, values)
     if best is None:
-        return ShapeAudit(family, shape, False, math.exp(rates[lowest(values)]))
+        return ShapeAudit(family, shape, False, math.exp(rates[first_least(values)]))
     return ShapeAudit(
         family=family,
         shape=shape,
@@ -141,6 +143,6 @@ def audit_of(given: pd.DataFrame | Mapping[str, Mapping[str, Any]] | Audit | Non
         penalty = found.get("penalty", found.get("residual_penalty"))
         if not found["interior"]:
             failed[str(family)] = "its best learning rate is not inside the grid; widen it"
-        elif penalty is not None and penalty > MAX_PENALTY:
+        elif penalty is not None and exceeds(penalty, MAX_PENALTY):
             failed[str(family)] = f"its learning rate costs {penalty:.3f} nats; run it at its best"
     return Audit(tuple(str(family) for family in given), failed)

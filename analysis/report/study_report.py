@@ -146,9 +146,10 @@ def _columns(table: pd.DataFrame) -> Columns:
 
 
 def _shown(study: Study, given: pd.DataFrame, known: FittedStudy | None) -> pd.DataFrame:
-    """The prepared table, whose rows stand in the order of the given one, with what identifies a run."""
+    """The prepared table with what identifies a run."""
     table = study.table.copy()
-    ids = given["run_id"] if "run_id" in given else [f"row {row}" for row in range(len(given))]
+    given = given.iloc[table.index]
+    ids = given["run_id"] if "run_id" in given else [f"row {row}" for row in table.index]
     table["run_id"] = [str(one) for one in ids]
     for name in KEPT:
         if name in given:

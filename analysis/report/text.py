@@ -75,8 +75,7 @@ def endpoint(answer: Answer) -> dict[str, Any] | None:
     matched = answer.comparison.matched
     if matched is None:
         return None
-    rows = matched.summary.sort_values("largest_flops").to_dict("records")
-    rows = [row for row in rows if math.isfinite(row["largest_p_holm"])]
+    rows = [row for row in matched.by_flops if math.isfinite(row["largest_p_holm"])]
     word = answer.comparison.verdict.word
     if "level" in word:  # the budget that the verdict speaks of
         sign = -1 if word.startswith("depth") else 1
@@ -85,7 +84,7 @@ def endpoint(answer: Answer) -> dict[str, Any] | None:
             for row in rows
             if row["largest"] * sign > 0 and row["largest_p_holm"] < SIGNIFICANCE
         ]
-    return {str(key): value for key, value in rows[-1].items()} if rows else None
+    return rows[-1] if rows else None
 
 
 def reasons(answer: Answer) -> list[str]:

@@ -19,6 +19,7 @@ from analysis.runs.tables import SUFFIXES, is_table, read_table, run_row
 from analysis.runs.wandb import offline_runs, online_runs, tracked_table
 from slm.architecture.flops import flop_equivalent_params
 from slm.errors import DataError, RunError
+from slm.rounding import merged, order_of
 from slm.tracking.result import RunResult
 from slm.tracking.results_file import read_results
 from slm.tracking.run_dir import RunDirectory
@@ -44,8 +45,8 @@ class Runs:
         """From the thinnest to the widest, by mean aspect ratio; by name where that is unknown."""
         if "aspect_ratio" not in self.table:
             return sorted(self.table["family"].unique())
-        order = self.table.groupby("family")["aspect_ratio"].mean().sort_values()
-        return [str(name) for name in order.index]
+        aspects = self.table.groupby("family")["aspect_ratio"].mean()
+        return [str(name) for name in aspects.index[order_of(aspects)]]
 
 
 def load_runs(
@@ -261,7 +262,8 @@ def _comparable(
     else:
         # Without seeds, rows that differ in their loss are runs with different ones.
         same = ONE_RUN if "seed" in table else [*ONE_RUN, "loss_nats_per_token"]
-        repeated = table.duplicated([name for name in same if name in table])
+        rounded = table.assign(loss_nats_per_token=merged(table["loss_nats_per_token"]))
+        repeated = rounded.duplicated([name for name in same if name in table])
         _count(dropped, "duplicate", int(repeated.sum()))
         table = table[~repeated]
     if "decayed" in table:
@@ -281,7 +283,7 @@ def _comparable(
 
 
 def _at_own_rate(table: pd.DataFrame, dropped: Counter[str]) -> pd.DataFrame:
-    """One learning rate a shape: that of most of its budgets, else the best.
+    """One learning rate a shape: that of most of its budgets, else the best, of equally good ones the lowest.
 
     A shape that was tuned has runs at other rates, at its shortest budget; they are no replicates.
     """
@@ -291,7 +293,8 @@ def _at_own_rate(table: pd.DataFrame, dropped: Counter[str]) -> pd.DataFrame:
     rates = table.groupby([*shape, "peak_lr"], dropna=False).agg(
         budgets=("tokens", "nunique"), loss=("loss_nats_per_token", "min")
     )
-    ranked = rates.reset_index().sort_values(["budgets", "loss"], ascending=[False, True])
+    ranked = rates.assign(loss=merged(rates["loss"])).reset_index()
+    ranked = ranked.sort_values(["budgets", "loss", "peak_lr"], ascending=[False, True, True])
     own = ranked.drop_duplicates(shape)[[*shape, "peak_lr"]]
     kept = table.merge(own, on=[*shape, "peak_lr"], how="inner")
     _count(dropped, "other learning rate of its shape", len(table) - len(kept))

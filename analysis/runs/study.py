@@ -4,7 +4,7 @@ The prepared table has one row a run and the columns `family`, `shape` (unique w
 `n` (N in the primary definition), `tokens`, `flops`, `tokens_per_param` (tokens / n, equal within a rung),
 `loss_nats_per_token`, `seed`, `size` (a label of the rung in numbers), `aspect_ratio` if known, and any
 further definitions of N. `tokens_per_param` (or its older name `budget`) and `size` are taken from the table
-where it has them.
+where it has them. Its index is the row of the given table, and its order is by family, FLOPs, tokens, shape and seed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pandas as pd
 
 from analysis.runs.validate import label_column, loss_warnings, positive_columns
 from slm.errors import DataError, nearest
+from slm.rounding import exceeds, merged, order_of, three_digits
 
 OTHER_DEFINITIONS = ("n_flop", "params_non_embedding", "params_total")
 SAME_SIZE = math.log(1.25)  # shapes of two families are paired if N differs by less than this
@@ -83,7 +84,7 @@ def prepare(
         **{name: table[name] for name in (columns.n, columns.tokens, columns.loss)}
     )
     size, tokens, loss = (numbers[name] for name in (columns.n, columns.tokens, columns.loss))
-    made = pd.DataFrame({"n": size, "tokens": tokens, "loss_nats_per_token": loss})
+    made = pd.DataFrame({"n": size, "tokens": merged(tokens), "loss_nats_per_token": loss})
     made["family"] = [
         str(x) for x in label_column(columns.family, table[columns.family], len(table))
     ]
@@ -108,10 +109,21 @@ def prepare(
     made["tokens_per_param"] = (
         _tokens_per_param(np.log((made["tokens"] / mean).to_numpy()))
         if given is None
-        else given.to_numpy(dtype=float)
+        else merged(given)
     )
+    made = _in_order(made)
     deep, wide = _told_apart(made, deep, wide)
     return Study(made, deep, wide, columns.n, tuple(others), tuple(warnings))
+
+
+def _in_order(made: pd.DataFrame) -> pd.DataFrame:
+    """The rows in an order of their own, so that nothing depends on how they came; the index keeps that."""
+    names = ["family", "flops", "tokens", "shape", "seed", "loss_nats_per_token"]
+    keys = made[names].copy()
+    keys["flops"] = merged(keys["flops"])
+    if keys["seed"].dtype == object:
+        keys["seed"] = keys["seed"].map(str)
+    return made.loc[keys.sort_values(names).index]
 
 
 def _check_columns(table: pd.DataFrame, names: Sequence[str | None]) -> None:
@@ -122,16 +134,17 @@ def _check_columns(table: pd.DataFrame, names: Sequence[str | None]) -> None:
 
 def _matched_rungs(made: pd.DataFrame) -> list[Any]:
     """Shapes of about one N are a rung: from the smallest, each family's next joins if it is near."""
-    sizes = made.groupby(["family", "shape"], sort=False)["n"].mean().sort_values()
+    sizes = made.groupby(["family", "shape"])["n"].mean()
+    sizes = sizes.iloc[order_of(sizes)]
     rungs: list[tuple[float, set[str]]] = []
     place: dict[tuple[str, str], int] = {}
     for key, size in sizes.items():
         family, shape = str(key[0]), str(key[1])  # type: ignore[index]
         log_size = math.log(size)
         near = [
-            (abs(log_size - centre), index)
+            (round(abs(log_size - centre), 9), index)
             for index, (centre, members) in enumerate(rungs)
-            if family not in members and abs(log_size - centre) < SAME_SIZE
+            if family not in members and exceeds(SAME_SIZE, abs(log_size - centre))
         ]
         if near:
             index = min(near)[1]
@@ -146,11 +159,11 @@ def _matched_rungs(made: pd.DataFrame) -> list[Any]:
 def _tokens_per_param(log_ratio: np.ndarray) -> np.ndarray:
     """The same number for all runs of about one tokens / n: their geometric mean."""
     order = np.argsort(log_ratio, kind="stable")
-    groups = np.concatenate([[0], np.cumsum(np.diff(log_ratio[order]) > SAME_BUDGET)])
+    groups = np.concatenate([[0], np.cumsum(exceeds(np.diff(log_ratio[order]), SAME_BUDGET))])
     values = np.empty(len(log_ratio))
     for group in range(groups[-1] + 1):
         mine = order[groups == group]
-        values[mine] = float(f"{math.exp(log_ratio[mine].mean()):.3g}")
+        values[mine] = three_digits(math.exp(log_ratio[mine].mean()))
     return values
 
 
@@ -167,7 +180,8 @@ def _told_apart(made: pd.DataFrame, deep: str | None, wide: str | None) -> tuple
     if len(families) == 1:
         return families[0], families[0]
     if "aspect_ratio" in made:
-        rest = list(made.groupby("family")["aspect_ratio"].mean().sort_values().index)
+        aspects = made.groupby("family")["aspect_ratio"].mean()
+        rest = list(aspects.index[order_of(aspects)])
         rest = [name for name in rest if name not in (deep, wide)]
         return deep or rest[0], wide or rest[-1]
     if len(families) == 2 and (deep or wide):
