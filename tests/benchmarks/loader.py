@@ -1,9 +1,9 @@
-"""Batches per second against a plain DataLoader over the same memory map, and what a model can take.
+"""Loading throughput of slm, of a plain DataLoader on the same memory map, and of a training model.
 
     python -m tests.benchmarks.loader [--repeats 5]
 
-The peer reads one window a call, shuffled by torch, and collates: what most training scripts do.
-Printed are medians of tokens/s over repeats in turn, after a warm-up, and their ratio.
+The plain DataLoader reads one window per item, shuffles with torch and collates, as most training scripts
+do. Prints medians of tokens/s over alternating repeats, after a warm-up batch, and their ratio.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ STEPS = 100
 
 
 class PlainWindows(Dataset[torch.Tensor]):
+    """Windows of a memory-mapped shard, one pair (2, seq_len) per item."""
+
     def __init__(self, path: Path, seq_len: int):
         self._tokens = np.memmap(path, dtype="<u2", mode="r")
         self._seq_len = seq_len
@@ -48,7 +50,9 @@ class PlainWindows(Dataset[torch.Tensor]):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="measurements per loader (default 5)"
+    )
     repeats = parser.parse_args().repeats
     config = load_config(
         {
@@ -68,44 +72,51 @@ def main() -> None:
             compare(examples, plain, seq_len, workers=workers, repeats=repeats)
     spec = resolve(config)
     model = build_model(config, spec.shape)
-    rate = training_rate(model, spec.shape.vocab_size, config.model.seq_len)
-    print(f"the default model trains on {rate:,.0f} tokens/s here, without its optimizer")
+    rate = measure_training_rate(model, spec.shape.vocab_size, config.model.seq_len)
+    print(f"forward and backward pass of the default model on this machine: {rate:,.0f} tokens/s")
 
 
 def compare(
     examples: TextExamples, plain: PlainWindows, seq_len: int, *, workers: int, repeats: int
 ) -> None:
+    """Print the median tokens/s of both loaders and their ratio."""
     batch = BATCH_TOKENS // seq_len
 
-    def ours() -> Iterable[torch.Tensor]:
+    def slm_loader() -> Iterable[torch.Tensor]:
         batches = GlobalBatches(examples, 0, batch)
         return DataLoader(batches, batch_size=None, sampler=range(STEPS), num_workers=workers)
 
-    def peer() -> Iterable[torch.Tensor]:
+    def plain_loader() -> Iterable[torch.Tensor]:
         return DataLoader(
             plain, batch_size=batch, shuffle=True, drop_last=True, num_workers=workers
         )
 
-    rates: dict[str, list[float]] = {"ours": [], "peer": []}
+    rates: dict[str, list[float]] = {"slm": [], "plain": []}
     for _ in range(repeats):
-        for name, make in (("ours", ours), ("peer", peer)):
-            rates[name].append(tokens_per_second(make, batch * seq_len))
-    mine, other = (statistics.median(rates[name]) for name in ("ours", "peer"))
+        for name, build_loader in (("slm", slm_loader), ("plain", plain_loader)):
+            rates[name].append(measure_tokens_per_second(build_loader, batch * seq_len))
+    slm, plain_rate = (statistics.median(rates[name]) for name in ("slm", "plain"))
     print(
-        f"seq_len {seq_len:5}, {workers} workers: {mine / 1e6:6.1f}M tokens/s, "
-        f"plain DataLoader {other / 1e6:6.1f}M, ratio {mine / other:.2f}"
+        f"seq_len {seq_len:5}, {workers} workers: slm {slm / 1e6:6.1f}M tokens/s, "
+        f"plain DataLoader {plain_rate / 1e6:6.1f}M tokens/s, ratio {slm / plain_rate:.2f}"
     )
 
 
-def tokens_per_second(make: Callable[[], Iterable[torch.Tensor]], batch_tokens: int) -> float:
-    batches = iter(make())
+def measure_tokens_per_second(
+    build_loader: Callable[[], Iterable[torch.Tensor]], batch_tokens: int
+) -> float:
+    """Return the tokens/s of STEPS - 1 batches, after a first batch that starts the workers."""
+    batches = iter(build_loader())
     next(batches)
     start_seconds = time.perf_counter()
     steps = sum(1 for _ in islice(batches, STEPS - 1))
     return steps * batch_tokens / (time.perf_counter() - start_seconds)
 
 
-def training_rate(model: torch.nn.Module, vocab_size: int, seq_len: int, steps: int = 10) -> float:
+def measure_training_rate(
+    model: torch.nn.Module, vocab_size: int, seq_len: int, steps: int = 10
+) -> float:
+    """Return the tokens/s of forward and backward passes with 4096 tokens each, after 2 for warm-up."""
     tokens = torch.randint(vocab_size, (4096 // seq_len, seq_len + 1))
     start_seconds = 0.0
     for step in range(steps + 2):

@@ -1,10 +1,10 @@
-"""Preparing the whole prose corpus with a BPE of 4096, against a plain loop over `tokenizers`.
+"""Time to prepare the prose corpus with a BPE of 4096 entries: slm and a plain loop over `tokenizers`.
 
     python -m tests.benchmarks.prepare [--repeats 3]
 
-Both read the same documents and write their tokens with the same, trained tokenizer; times are of the
-work, without starting Python and its libraries. slm also counts, splits, removes duplicates, indexes,
-hashes and measures the overlap of its splits. Each runs in a process of its own, in turn; printed are
+Both encode the same documents with the same trained tokenizer and write the tokens. Times exclude the
+start of Python and its imports. slm also counts, splits, deduplicates, indexes and hashes the documents
+and measures the overlap of the splits. Each measurement runs in a separate process, alternating; prints
 medians and the median of the ratios.
 """
 
@@ -26,8 +26,8 @@ import numpy as np
 VOCAB_SIZE = 4096
 
 
-def plain(tokenizer_file: Path, out: Path) -> dict[str, float]:
-    """One thread, one document after the other."""
+def prepare_plain(tokenizer_file: Path, out: Path) -> dict[str, float]:
+    """Encode and write one document after another in one thread; return tokens and seconds."""
     from tokenizers import Tokenizer
 
     from slm.config.schema import DataConfig
@@ -35,7 +35,7 @@ def plain(tokenizer_file: Path, out: Path) -> dict[str, float]:
 
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     open_parts(DataConfig())
-    import datasets  # noqa: F401  both start with it loaded
+    import datasets  # noqa: F401  import time is not measured
 
     start_seconds = time.perf_counter()
     tokens = 0
@@ -49,9 +49,9 @@ def plain(tokenizer_file: Path, out: Path) -> dict[str, float]:
     return {"tokens": tokens, "seconds": time.perf_counter() - start_seconds}
 
 
-def ours(tokenizer_file: Path, out: Path) -> dict[str, float]:
-    """`slm prepare` on every core."""
-    import datasets  # noqa: F401
+def prepare_slm(tokenizer_file: Path, out: Path) -> dict[str, float]:
+    """Run slm's preparation with one thread per core; return tokens and seconds."""
+    import datasets  # noqa: F401  import time is not measured
 
     from slm.config.load import load_config
     from slm.data.tokens.prepare import prepare
@@ -74,32 +74,41 @@ def ours(tokenizer_file: Path, out: Path) -> dict[str, float]:
     }
 
 
-WORKERS = {"plain": plain, "ours": ours}
+METHODS = {"plain": prepare_plain, "slm": prepare_slm}
 
 
-def measured(name: str, tokenizer_file: Path) -> dict[str, float]:
+def measure(name: str, tokenizer_file: Path) -> dict[str, float]:
+    """Run a method in a new process; return tokens, seconds and peak_bytes."""
     with TemporaryDirectory() as out:
         command = [sys.executable, "-m", __spec__.name, "--worker", name, str(tokenizer_file), out]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+        process = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--worker", nargs=3, metavar=("NAME", "TOKENIZER", "OUT"))
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="measurements per method (default 3)"
+    )
+    parser.add_argument(
+        "--worker",
+        nargs=3,
+        metavar=("NAME", "TOKENIZER", "OUT"),
+        help="internal: run one measurement in this process",
+    )
     arguments = parser.parse_args()
     if arguments.worker:
         name, tokenizer_file, out = arguments.worker
-        result: dict[str, Any] = WORKERS[name](Path(tokenizer_file), Path(out))
+        result: dict[str, Any] = METHODS[name](Path(tokenizer_file), Path(out))
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps({**result, "peak_bytes": peak_bytes}))
         return
     with TemporaryDirectory() as folder:
-        report(trained_tokenizer(Path(folder)), arguments.repeats)
+        print_comparison(write_tokenizer(Path(folder)), arguments.repeats)
 
 
-def trained_tokenizer(folder: Path) -> Path:
+def write_tokenizer(folder: Path) -> Path:
+    """Train a BPE on the prose corpus and return the path of its tokenizer.json."""
     from slm.config.schema import DataConfig
     from slm.data.corpus.sources import open_parts
     from slm.data.tokenizers.hf_files import train_bpe
@@ -110,20 +119,20 @@ def trained_tokenizer(folder: Path) -> Path:
     return path
 
 
-def report(tokenizer_file: Path, repeats: int) -> None:
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in WORKERS}
+def print_comparison(tokenizer_file: Path, repeats: int) -> None:
+    """Measure each method `repeats` times, alternating, and print medians."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}
     for _ in range(repeats):
         for name, results in runs.items():
-            results.append(measured(name, tokenizer_file))
+            results.append(measure(name, tokenizer_file))
     for name, results in runs.items():
         rate = statistics.median(r["tokens"] / r["seconds"] for r in results)
         peak = statistics.median(r["peak_bytes"] for r in results)
         tokens = results[0]["tokens"]
         print(f"{name:6} {tokens:,.0f} tokens, {rate:,.0f} tokens/s, peak {peak / 1e6:,.0f} MB")
-    ratios = [p["seconds"] / o["seconds"] for p, o in zip(runs["plain"], runs["ours"], strict=True)]
-    print(
-        f"ours is {statistics.median(ratios):.2f} times as fast ({', '.join(f'{r:.2f}' for r in ratios)})"
-    )
+    ratios = [p["seconds"] / s["seconds"] for p, s in zip(runs["plain"], runs["slm"], strict=True)]
+    listed = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    print(f"time ratio plain/slm: median {statistics.median(ratios):.2f} ({listed})")
 
 
 if __name__ == "__main__":
