@@ -45,7 +45,7 @@ def describe(arguments: Sequence[str]) -> None:
 def prepare(arguments: Sequence[str]) -> None:
     from slm.config.hydra import compose_config
     from slm.data.tokens.prepare import prepare as prepared
-    from slm.data.tokens.summary import described_data, print_data
+    from slm.data.tokens.summary import print_data_summary, summarize_data
 
     config = compose_config([a for a in arguments if a != "--json"])
     if config.data.source == "khop":
@@ -53,9 +53,9 @@ def prepare(arguments: Sequence[str]) -> None:
         return
     data = prepared(config, _say, progress=True)
     if "--json" in arguments:
-        print(json.dumps(described_data(data), indent=2))
+        print(json.dumps(summarize_data(data), indent=2))
     else:
-        print_data(data)
+        print_data_summary(data)
 
 
 def evaluate(arguments: Sequence[str]) -> None:

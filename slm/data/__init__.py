@@ -1,1 +1,1 @@
-"""From a corpus to batches: sources, tokenizers, shards on disk, and the order of training."""
+"""Data: corpora, tokenizers, shards on disk, and training batches in a reproducible order."""

@@ -1,6 +1,6 @@
-"""What a model is trained and measured on, as pairs of inputs and targets. Torch-free.
+"""Training batches and the validation set as pairs of inputs and targets, without importing torch.
 
-Text and tasks look alike from here on: the global batch of a step, and a fixed validation set.
+Text and synthetic tasks share one interface: the global batch of a step and a fixed validation set.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from slm.files import canonical_hash
 
 Pairs = NDArray[np.int64]
 FINGERPRINT_DIGITS = 16
-STEPS_AT_ONCE = 32
-KHOP_VALIDATION = 0  # the stream that no seed trains on
+ORDER_BLOCK_STEPS = 32
+KHOP_VALIDATION_STREAM = 0  # seed s trains on stream s + 1
 
 
 class Examples(Protocol):
-    """Inputs and targets; a target of `IGNORED` is not scored."""
+    """Source of inputs and targets; targets equal to `IGNORED` do not enter the loss."""
 
     fingerprint: str
     tokenizer_fingerprint: str
@@ -38,72 +38,75 @@ class Examples(Protocol):
 
     @property
     def folder(self) -> Path | None:
-        """Where prepared tokens lie; None for what is computed."""
+        """Folder of the prepared tokens; None for synthetic tasks."""
 
     @property
     def train_sequences(self) -> int | None:
-        """Sequences of an epoch; None for a stream that never ends."""
+        """Sequences per epoch; None for an endless stream."""
 
     def batch(self, seed: int, step: int, batch_sequences: int, rows: slice) -> Pairs:
-        """Rows of the global batch of a step: (rows, 2, seq_len)."""
+        """Return `rows` of the global batch of a step, shape (rows, 2, seq_len)."""
 
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """The same for every run of a study. `groups` names parts whose errors are told apart."""
+    """Validation data, the same for every run of a study.
+
+    Error rates are also reported for each of the named `groups`, if there are any.
+    """
 
     windows: ValidationWindows | Pairs
     tokens: int
-    """Targets that are scored."""
+    """Number of targets that enter the loss."""
     text_bytes: int | None
-    """UTF-8 bytes that they stand for; None where there is no text."""
+    """UTF-8 bytes of text of these targets; None if the data are not text."""
     fingerprint: str
     groups: tuple[str, ...] = ()
     group_of: NDArray[np.int64] | None = None
-    """Index into `groups` for each window."""
+    """Index into `groups`, shape (windows,)."""
 
 
 def open_examples(
-    config: Config, seq_len: int, announce: Callable[[str], None] = lambda _: None
+    config: Config, seq_len: int, log: Callable[[str], None] = lambda _: None
 ) -> Examples:
-    """What a run is trained and measured on; a corpus is prepared first if need be.
+    """Open the training and validation data of a run; prepare the corpus first if necessary.
 
     Raises:
-        DataError: if it cannot be read, or is not what it was.
+        DataError: if the corpus cannot be read, or its prepared tokens are damaged or too few.
     """
     data = config.data
     if data.source == "khop":
-        assert data.val_tokens is not None, "load_config sees to it"
-        return KHopExamples(KHop.of(data, seq_len), data.val_tokens)
-    return TextExamples(prepare(config, announce), seq_len, data.val_tokens)
+        assert data.val_tokens is not None, "checked by load_config"
+        return KHopExamples(KHop.from_config(data, seq_len), data.val_tokens)
+    return TextExamples(prepare(config, log), seq_len, data.val_tokens)
 
 
 class TrainingWindows:
-    """Windows of seq_len + 1 tokens, each beginning where the one before it ended.
+    """Consecutive windows of seq_len + 1 tokens; neighbouring windows share one token.
 
-    A window never crosses a shard; the remainder at a shard's end is left out.
+    A window lies within one shard; the remaining tokens at the end of each shard are not used.
     """
 
     def __init__(self, shards: Sequence[NDArray[Any]], seq_len: int):
         self._shards = shards
-        self._arrays = [np.asarray(shard) for shard in shards]  # a memmap costs more to slice
+        self._arrays = [np.asarray(shard) for shard in shards]  # faster to slice than a memmap
         self._seq_len = seq_len
         self._ends = np.cumsum([max(0, (len(shard) - 1) // seq_len) for shard in shards])
         self._before = np.concatenate([[0], self._ends[:-1]])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A loader's process that is spawned opens memory maps anew instead of copying the corpus."""
-        places = [
+        """Pickle the paths of memory maps, so that spawned DataLoader workers do not copy the corpus."""
+        sources = [
             (shard.filename, shard.dtype) if isinstance(shard, np.memmap) else shard
             for shard in self._shards
         ]
-        return _reopened, (places, self._seq_len)
+        return _reopen, (sources, self._seq_len)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def pairs(self, indices: NDArray[np.int64]) -> Pairs:
-        """Inputs and targets (len(indices), 2, seq_len) of these windows."""
+        """Return inputs and targets of the windows `indices`, shape (len(indices), 2, seq_len)."""
         shard_of = np.searchsorted(self._ends, indices, side="right")
         starts = (indices - self._before[shard_of]) * self._seq_len
         pairs = np.empty((len(indices), 2, self._seq_len), dtype=np.int64)
@@ -113,19 +116,19 @@ class TrainingWindows:
         return pairs
 
 
-def _reopened(places: list[Any], seq_len: int) -> TrainingWindows:
+def _reopen(sources: list[Any], seq_len: int) -> TrainingWindows:
     shards = [
-        np.memmap(place[0], dtype=place[1], mode="r") if isinstance(place, tuple) else place
-        for place in places
+        np.memmap(source[0], dtype=source[1], mode="r") if isinstance(source, tuple) else source
+        for source in sources
     ]
     return TrainingWindows(shards, seq_len)
 
 
 class ValidationWindows:
-    """Item i is a pair (2, seq_len); together they score every token of a stream but the first once.
+    """Windows of a token stream, each a pair (2, seq_len), in which every token but the first is a target.
 
-    The stream begins with end-of-text, so each byte of text is predicted exactly once. Targets past
-    its end are `IGNORED`.
+    The stream starts with end-of-text, so each byte of text is predicted exactly once. Targets after
+    the end of the stream are `IGNORED`.
     """
 
     def __init__(self, stream: NDArray[Any], seq_len: int):
@@ -145,10 +148,14 @@ class ValidationWindows:
 
 
 class TextExamples:
-    """Packed documents of a prepared corpus."""
+    """Windows of a prepared corpus, whose documents are concatenated."""
 
     def __init__(self, data: PreparedData, seq_len: int, val_tokens: int | None):
-        """Raises DataError if a split holds less than one sequence."""
+        """Open both splits.
+
+        Raises:
+            DataError: if the training split is shorter than one sequence.
+        """
         self.fingerprint = data.fingerprint
         self.tokenizer_fingerprint = data.manifest["tokenizer_sha256"][:FINGERPRINT_DIGITS]
         self.folder = data.folder
@@ -156,11 +163,13 @@ class TextExamples:
         if not len(self._windows):
             tokens = data.manifest["splits"]["train"]["tokens"]
             raise DataError(
-                f"{data.folder}: {tokens:,} training tokens hold no sequence of model.seq_len={seq_len}; "
-                "use a shorter one or more text"
+                f"{data.folder}: {tokens:,} training tokens are too few for one sequence of "
+                f"model.seq_len={seq_len}; use more text or reduce model.seq_len"
             )
         self._order_of: tuple[int, int, int] | None = None
-        stream = _beginning(data.split("val"), None if val_tokens is None else val_tokens + 1)
+        stream = _read_first_tokens(
+            data.split("val"), None if val_tokens is None else val_tokens + 1
+        )
         self.val = ValidationSet(
             windows=ValidationWindows(stream, seq_len),
             tokens=len(stream) - 1,
@@ -173,30 +182,30 @@ class TextExamples:
         return len(self._windows)
 
     def batch(self, seed: int, step: int, batch_sequences: int, rows: slice) -> Pairs:
-        # The order of many steps costs numpy hardly more than that of one.
-        block, within = divmod(step, STEPS_AT_ONCE)
+        # Computing the order of many steps at once takes hardly longer than that of one step.
+        block, within = divmod(step, ORDER_BLOCK_STEPS)
         if self._order_of != (seed, block, batch_sequences):
-            sequences = batch_sequences * STEPS_AT_ONCE
+            sequences = batch_sequences * ORDER_BLOCK_STEPS
             self._order = sequences_of_step(seed, block, sequences, len(self._windows))
             self._order_of = (seed, block, batch_sequences)
         first = within * batch_sequences
         return self._windows.pairs(self._order[first + rows.start : first + rows.stop])
 
 
-def _beginning(shards: Sequence[NDArray[Any]], tokens: int | None) -> NDArray[Any]:
-    """The first tokens of a split, or all, in memory."""
-    parts, left = [], tokens
+def _read_first_tokens(shards: Sequence[NDArray[Any]], tokens: int | None) -> NDArray[Any]:
+    """Read the first tokens of a split into memory; all of them if `tokens` is None."""
+    parts, remaining = [], tokens
     for shard in shards:
-        part = np.array(shard[:left])
+        part = np.array(shard[:remaining])
         parts.append(part)
-        left = None if left is None else left - len(part)
-        if left == 0:
+        remaining = None if remaining is None else remaining - len(part)
+        if remaining == 0:
             break
     return np.concatenate(parts)
 
 
 class KHopExamples:
-    """k-hop induction: a fresh sequence each time, and errors told apart by k."""
+    """Sequences of k-hop induction, none repeated in training; validation errors are grouped by k."""
 
     folder = None
     train_sequences = None
@@ -204,7 +213,7 @@ class KHopExamples:
     def __init__(self, task: KHop, val_tokens: int):
         self._task = task
         count = max(1, val_tokens // task.seq_len)
-        inputs, targets, hops = task.sequences(KHOP_VALIDATION, 0, count)
+        inputs, targets, hops = task.sequences(KHOP_VALIDATION_STREAM, 0, count)
         pairs = np.stack([inputs, targets], axis=1)
         identity = canonical_hash(["khop", 1, task.alphabet, task.max_hops])
         self.fingerprint = self.tokenizer_fingerprint = identity[:FINGERPRINT_DIGITS]
@@ -219,6 +228,6 @@ class KHopExamples:
 
     def batch(self, seed: int, step: int, batch_sequences: int, rows: slice) -> Pairs:
         first = step * batch_sequences + rows.start
-        stream = KHOP_VALIDATION + 1 + seed
+        stream = KHOP_VALIDATION_STREAM + 1 + seed
         inputs, targets, _ = self._task.sequences(stream, first, rows.stop - rows.start)
         return np.stack([inputs, targets], axis=1)

@@ -9,8 +9,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from slm.data.tokenizers.hf_files import open_library
-from slm.data.tokenizers.tokenizer import LibraryTokenizer, Tokenizer
+from slm.data.tokenizers.hf_files import load_hf_tokenizer
+from slm.data.tokenizers.tokenizer import HFTokenizer, Tokenizer
 from slm.errors import ConfigError, DataError, Problem
 from slm.evaluation.load import load_model, load_tokenizer_of
 from slm.evaluation.perplexity import Score, score_texts, total
@@ -91,7 +91,7 @@ def _opened(given: Mapping[str, str]) -> tuple[Transformer, Tokenizer]:
             )
         return load_model(run), load_tokenizer_of(run)
     folder = Path(given["hf"])
-    return load_model(folder), LibraryTokenizer(open_library(folder), _first_token(folder))
+    return load_model(folder), HFTokenizer(load_hf_tokenizer(folder), _first_token(folder))
 
 
 def _first_token(folder: Path) -> str | None:

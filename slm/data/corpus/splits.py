@@ -1,4 +1,4 @@
-"""The documents of a corpus that are kept, each once, and which of them are held out."""
+"""Filtering of a corpus (no empty or repeated documents) and its division into train and val."""
 
 from __future__ import annotations
 
@@ -16,47 +16,49 @@ from slm.data.corpus.documents import Document, Stream
 Split = Literal["train", "val"]
 Parts = Mapping[str, Callable[[], Stream]]
 RANK_LIMIT = 1 << 64
-MAX_EXACT_DOCUMENTS = 100_000  # beyond, a share of the ranks is a share of the documents
+MAX_EXACT_DOCUMENTS = 100_000  # in larger corpora the held-out share is approximate
 SQLITE_CACHE_KIB = 65_536
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A document that goes into the shards of a split."""
+class KeptDocument:
+    """Document that is written to the shards of a split."""
 
     split: Split
     text: str
     text_bytes: int
     rank: int
-    """Where it comes in validation, and whether it does: a hash of its id."""
+    """Hash of the document's id: decides its split and its position in validation."""
 
 
 @dataclass(frozen=True)
 class Census:
-    """What a first pass over a corpus found; of the hub's, which is not read twice, nothing."""
+    """Counts of a first pass over a corpus; a hub dataset is not read twice and has only cuts."""
 
     cuts: dict[str, int]
     """Highest rank that is held out, by source."""
     documents: int | None = None
+    """None if not counted."""
     text_bytes: int | None = None
+    """UTF-8 bytes; None if not counted."""
     distinct: dict[str, int] = field(default_factory=dict)
-    """Documents with text of their own in each part, counted among the first ones."""
+    """Non-empty distinct documents by part, among the first MAX_EXACT_DOCUMENTS documents."""
 
 
 def rank_of(document: Document) -> int:
-    """A hash of the id as an integer below 2^64, the same whatever else is in the corpus."""
+    """Return a hash of the document's id as an integer below 2^64."""
     digest = hashlib.sha256(f"{document.source}/{document.id}".encode()).digest()
     return int.from_bytes(digest[:8], "big")
 
 
-def count(parts: Parts, val_fraction: float, *, to_the_end: bool = True) -> Census:
-    """Read everything once, and find the ranks that hold out `val_fraction` of each source.
+def count_documents(parts: Parts, val_fraction: float, *, count_all: bool = True) -> Census:
+    """Read the corpus once and find the cuts that hold out `val_fraction` of each source.
 
-    In a small corpus this share is exact, and at least one document. Unless `to_the_end`, a large
-    one is not counted.
+    Up to MAX_EXACT_DOCUMENTS documents the share is exact, and at least one document. With
+    `count_all=False`, reading stops there and the counts of documents and bytes are None.
 
     Raises:
-        DataError: for the first row that cannot be used.
+        DataError: for the first file or row that cannot be used.
     """
     documents = text_bytes = 0
     ranks: dict[str, list[int]] = defaultdict(list)
@@ -65,7 +67,7 @@ def count(parts: Parts, val_fraction: float, *, to_the_end: bool = True) -> Cens
     for part, open_part in parts.items():
         for document in open_part():
             documents += 1
-            if documents > MAX_EXACT_DOCUMENTS and not to_the_end:
+            if documents > MAX_EXACT_DOCUMENTS and not count_all:
                 cuts = dict.fromkeys(ranks, expected_cut(val_fraction))
                 return Census(cuts, distinct=distinct)
             encoded = (document.text or "").encode()
@@ -77,31 +79,32 @@ def count(parts: Parts, val_fraction: float, *, to_the_end: bool = True) -> Cens
                     distinct[part] += 1
                     ranks[document.source].append(rank_of(document))
     cuts = {}
-    for source, found in ranks.items():
-        share = math.ceil(val_fraction * len(found))
-        exact = sorted(found)[share - 1]
+    for source, source_ranks in ranks.items():
+        held_out = math.ceil(val_fraction * len(source_ranks))
+        exact = sorted(source_ranks)[held_out - 1]
         is_small = documents <= MAX_EXACT_DOCUMENTS
         cuts[source] = exact if is_small else expected_cut(val_fraction)
     return Census(cuts, documents, text_bytes, distinct)
 
 
 def expected_cut(val_fraction: float) -> int:
-    """The rank below which a share of a large corpus lies."""
+    """Return the cut that holds out `val_fraction` of the documents on average."""
     return int(val_fraction * RANK_LIMIT)
 
 
-class Seen:
-    """Hashes of the texts met so far, on disk, so that memory does not grow with the corpus.
+class SeenTexts:
+    """Set of hashes of the texts read so far, in an SQLite file so that memory use stays constant.
 
-    What was added after the last `commit` is forgotten if the process dies.
+    Entries added after the last `commit` are lost if the process is killed.
     """
 
     def __init__(self, path: Path, *, documents: int = 0):
-        """`documents`: how many of the corpus are known to be done; later ones are forgotten."""
+        """Open or create the file and delete the entries that come after the first `documents`."""
         self._path = path
-        # The trainer of a bpe pulls its texts from a thread of its own; there is never more than one user.
+        # BPE training reads its texts from another thread; only one thread uses the set at a time.
         self._database = sqlite3.connect(path, check_same_thread=False)
-        self._database.execute("PRAGMA synchronous = OFF")  # after a power cut a count finds out
+        # A power failure can lose entries; a resumed preparation detects this by their number.
+        self._database.execute("PRAGMA synchronous = OFF")
         self._database.execute(f"PRAGMA cache_size = -{SQLITE_CACHE_KIB}")
         self._database.execute(
             "CREATE TABLE IF NOT EXISTS seen (hash BLOB PRIMARY KEY, document INTEGER) WITHOUT ROWID"
@@ -113,7 +116,7 @@ class Seen:
         return int(self._database.execute("SELECT COUNT(*) FROM seen").fetchone()[0])
 
     def add(self, text: bytes, document: int) -> bool:
-        """Whether the text is new."""
+        """Add a text and return whether it is new. `document` is its 1-based position in the corpus."""
         row = (hashlib.sha256(text).digest()[:16], document)
         return self._database.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", row).rowcount == 1
 
@@ -124,41 +127,45 @@ class Seen:
         self._database.close()
 
     def discard(self) -> None:
+        """Close the set and delete its files."""
         self.close()
         for path in self._path.parent.glob(f"{self._path.name}*"):
             path.unlink()
 
 
-class KeptDocuments:
-    """The documents of a corpus in order, without empty and repeated ones, each with its split."""
+class CorpusReader:
+    """Reads a corpus in order, leaves out empty and repeated documents, assigns the rest to splits."""
 
     def __init__(
         self,
         parts: Parts,
         cuts: Mapping[str, int],
-        seen: Seen | None,
+        seen: SeenTexts | None,
         state: Mapping[str, Any] | None = None,
     ):
-        """`seen` None keeps repeated documents. `state`: of another object, to go on after it."""
+        """Read from the beginning, or after the `state()` of an earlier reader.
+
+        With `seen=None`, repeated documents are kept.
+        """
         self._parts = parts
         self._cuts = cuts
         self._seen = seen
-        self._resumed = state
+        self._resume_state = state
         self._part = next(iter(parts))
         self._stream: Stream | None = None
         self.read = 0 if state is None else state["read"]
         self.left_out: Counter[str] = Counter({} if state is None else state["left_out"])
 
-    def __iter__(self) -> Iterator[Kept]:
+    def __iter__(self) -> Iterator[KeptDocument]:
         names = list(self._parts)
-        first = 0 if self._resumed is None else names.index(self._resumed["part"])
+        first = 0 if self._resume_state is None else names.index(self._resume_state["part"])
         for name in names[first:]:
             self._part, self._stream = name, self._parts[name]()
-            if self._resumed is not None and name == self._resumed["part"]:
-                self._stream.restore(self._resumed["stream"])
-            yield from self._kept_of(self._stream)
+            if self._resume_state is not None and name == self._resume_state["part"]:
+                self._stream.restore(self._resume_state["stream"])
+            yield from self._filter(self._stream)
 
-    def _kept_of(self, stream: Iterable[Document]) -> Iterator[Kept]:
+    def _filter(self, stream: Iterable[Document]) -> Iterator[KeptDocument]:
         for document in stream:
             self.read += 1
             if document.text is None:
@@ -171,17 +178,17 @@ class KeptDocuments:
                 self.left_out["duplicates"] += 1
             else:
                 rank = rank_of(document)
-                split = self._split_of(document, rank)
-                yield Kept(split, document.text, len(encoded), rank)
+                split = self._choose_split(document, rank)
+                yield KeptDocument(split, document.text, len(encoded), rank)
 
-    def _split_of(self, document: Document, rank: int) -> Split:
+    def _choose_split(self, document: Document, rank: int) -> Split:
         if self._part != "all":
             return "val" if self._part == "val" else "train"
         return "val" if rank <= self._cuts[document.source] else "train"
 
     def state(self) -> dict[str, Any]:
-        """JSON; `read` documents are behind it."""
-        assert self._stream is not None, "iteration has begun"
+        """Return the current position and counts as a JSON value, from which a reader can continue."""
+        assert self._stream is not None, "iteration has not begun"
         return {
             "part": self._part,
             "stream": self._stream.state(),
@@ -190,9 +197,11 @@ class KeptDocuments:
         }
 
 
-def batches(documents: Iterable[Kept], characters: int) -> Iterator[list[Kept]]:
-    """Lists of documents of about this many characters together."""
-    batch: list[Kept] = []
+def batch_documents(
+    documents: Iterable[KeptDocument], characters: int
+) -> Iterator[list[KeptDocument]]:
+    """Group documents into lists of at least this many characters (the last may be shorter)."""
+    batch: list[KeptDocument] = []
     size = 0
     for document in documents:
         batch.append(document)

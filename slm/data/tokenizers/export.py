@@ -1,8 +1,7 @@
-"""Our tokenizers in the format of the library `tokenizers`, which `transformers` opens.
+"""Export of tokenizers to the format of the library `tokenizers`, which `transformers` loads.
 
-A byte-level BPE is in that format already. The byte tokenizers become a BPE without merges over
-GPT-2's alphabet of bytes, in which each byte is one printable character; the escape of the ascii one
-is a rewriting of the text before and after.
+A BPE is already in that format. A byte tokenizer becomes a BPE without merges over GPT-2's byte
+characters. The escapes of the ascii tokenizer become replacements in its normalizer and decoder.
 """
 
 from __future__ import annotations
@@ -11,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from slm.data.tokenizers.hf_files import END_OF_TEXT, byte_characters
-from slm.data.tokenizers.tokenizer import FILE_NAME, ByteTokenizer, LibraryTokenizer, Tokenizer
+from slm.data.tokenizers.tokenizer import FILE_NAME, ByteTokenizer, HFTokenizer, Tokenizer
 from slm.files import write_json
 
-ESCAPE = "\ue000"  # of Unicode's private area, so that no text spells it
-HALVES = 16
+ESCAPE = "\ue000"  # Unicode private use area: does not occur in text
+HALF_BYTE_VALUES = 16
 
 
 def save_for_transformers(tokenizer: Tokenizer, out: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json to the folder `out`."""
     end_of_text = END_OF_TEXT
     if isinstance(tokenizer, ByteTokenizer):
-        byte_library_tokenizer(tokenizer).save(str(out / FILE_NAME))
-    elif isinstance(tokenizer, LibraryTokenizer):
+        build_hf_byte_tokenizer(tokenizer).save(str(out / FILE_NAME))
+    elif isinstance(tokenizer, HFTokenizer):
         tokenizer.save(out)
         end_of_text = tokenizer.end_of_text
     settings = {
@@ -35,23 +34,23 @@ def save_for_transformers(tokenizer: Tokenizer, out: Path) -> None:
     write_json(out / "tokenizer_config.json", settings)
 
 
-def byte_library_tokenizer(ours: ByteTokenizer) -> Any:
-    """A `tokenizers.Tokenizer` with the ids of ours."""
+def build_hf_byte_tokenizer(tokenizer: ByteTokenizer) -> Any:
+    """Build a `tokenizers.Tokenizer` that gives the same ids as a byte tokenizer."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
     character = byte_characters()
-    vocabulary = {character[byte]: index for index, byte in enumerate(ours.alphabet)}
-    before: list[Any] = [normalizers.ByteLevel()]
-    after: list[Any] = [decoders.Fuse()]
-    if ours.escapes:
-        vocabulary[ESCAPE] = ours.escape_id
-        digit = [character[byte] for byte in ours.alphabet[:HALVES]]
-        for byte in sorted(set(range(256)) - set(ours.alphabet)):
-            spelled = ESCAPE + digit[byte >> 4] + digit[byte & 15]
-            before.append(normalizers.Replace(character[byte], spelled))
-            after.append(decoders.Replace(spelled, character[byte]))
-    library = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    library.normalizer = normalizers.Sequence(before)
-    library.decoder = decoders.Sequence([*after, decoders.ByteLevel()])
-    library.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
-    return library
+    vocabulary = {character[byte]: index for index, byte in enumerate(tokenizer.alphabet)}
+    normalizing: list[Any] = [normalizers.ByteLevel()]
+    decoding: list[Any] = [decoders.Fuse()]
+    if tokenizer.escapes:
+        vocabulary[ESCAPE] = tokenizer.escape_id
+        digit = [character[byte] for byte in tokenizer.alphabet[:HALF_BYTE_VALUES]]
+        for byte in sorted(set(range(256)) - set(tokenizer.alphabet)):
+            escaped = ESCAPE + digit[byte >> 4] + digit[byte & 15]
+            normalizing.append(normalizers.Replace(character[byte], escaped))
+            decoding.append(decoders.Replace(escaped, character[byte]))
+    hf_tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    hf_tokenizer.normalizer = normalizers.Sequence(normalizing)
+    hf_tokenizer.decoder = decoders.Sequence([*decoding, decoders.ByteLevel()])
+    hf_tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    return hf_tokenizer

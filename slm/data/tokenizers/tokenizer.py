@@ -1,7 +1,7 @@
-"""Text to token ids and back: bytes, ASCII with an escape, or what the library `tokenizers` reads.
+"""Tokenizers: bytes, ASCII with an escape, and those of the library `tokenizers`.
 
-Every tokenizer is lossless and knows how many bytes of text a run of its tokens stands for, so
-that bits per byte are exact. Each document starts with the end-of-text token.
+Every tokenizer is lossless and counts the bytes of text of a sequence of its tokens, so that bits per
+byte are exact. Each document starts with the end-of-text token.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from slm.data.khop import KHop
 from slm.data.tokenizers.hf_files import (
     LIBRARY_FILE,
     byte_characters,
-    end_of_text_of,
-    known_file,
-    open_library,
+    find_end_of_text,
+    load_hf_tokenizer,
+    read_tokenizer_file,
     train_bpe,
 )
 from slm.errors import ConfigError, Problem
@@ -35,11 +35,13 @@ Ids = NDArray[np.integer]
 ASCII_ALPHABET = bytes([*b"\t\n", *range(32, 127)])
 FILE_NAME = LIBRARY_FILE  # of a tokenizer of bytes or characters too
 PIECE_CHARACTERS = 1 << 20
-# Between two words GPT-2's pattern always cuts, so text may be cut there before it is encoded.
+# GPT-2's pre-tokenizer always splits here, so splitting before encoding does not change the ids.
 BETWEEN_WORDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
 
 
 class Tokenizer(ABC):
+    """Converts text to token ids and back without loss."""
+
     vocab_size: int
     eot_id: int
 
@@ -51,14 +53,14 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def count_bytes(self, ids: Ids) -> int:
-        """UTF-8 bytes of text that these consecutive tokens stand for; end-of-text is 0."""
+        """Return the number of UTF-8 bytes of text in consecutive tokens; end-of-text counts 0."""
 
-    def holds(self, text: str, ids: Ids) -> bool:
-        """Whether the tokens of a text give it back."""
+    def round_trips(self, text: str, ids: Ids) -> bool:
+        """Return whether the ids decode to exactly this text."""
         return True
 
     def decode_documents(self, ids: Ids) -> list[bytes]:
-        """The text of each document in a run of tokens that begins with end-of-text."""
+        """Return the UTF-8 text of each document in a sequence of ids that starts with end-of-text."""
         ends = np.flatnonzero(np.asarray(ids) == self.eot_id)[1:]
         return [self.decode(document[1:]).encode() for document in np.split(ids, ends)]
 
@@ -67,18 +69,18 @@ class Tokenizer(ABC):
 
 
 class ByteTokenizer(Tokenizer):
-    """Ids are bytes, or positions in an alphabet of bytes.
+    """Tokenizer whose ids are bytes (kind "byte") or positions in an alphabet of bytes ("ascii").
 
-    With an alphabet, a byte outside of it becomes three tokens: an escape and the two halves of the
-    byte, written with the first 16 ids. Prose is 99.94% printable ASCII, so this is nearly one
-    token a byte at 99 entries instead of 257; small models spend fewer parameters on the table.
+    A byte outside the alphabet becomes three tokens: an escape and the two halves of the byte, as ids
+    0 to 15. Prose is 99.94% printable ASCII, so "ascii" needs about one token per byte with 99
+    vocabulary entries instead of 257, which saves embedding parameters in small models.
     """
 
     def __init__(self, kind: str):
         self.kind = kind
         self.alphabet = ASCII_ALPHABET if kind == "ascii" else bytes(range(256))
         self.escapes = kind == "ascii"
-        self.escape_id = len(self.alphabet)  # in use only if self.escapes
+        self.escape_id = len(self.alphabet)  # used only if self.escapes
         self.vocab_size = len(self.alphabet) + self.escapes + 1
         self.eot_id = self.vocab_size - 1
         self._id_of_byte = np.full(256, self.escape_id, dtype=np.uint16)
@@ -109,7 +111,7 @@ class ByteTokenizer(Tokenizer):
         return raw[kept].tobytes().decode(errors="replace")
 
     def _is_text(self, ids: Ids) -> NDArray[np.bool_]:
-        """Tokens that stand for one byte; the two halves after an escape stand for none."""
+        """Return a mask of the tokens that count as one byte: all but the two halves after an escape."""
         is_escape = np.asarray(ids) == self.escape_id if self.escapes else np.zeros(len(ids), bool)
         is_half = np.zeros(len(ids), dtype=bool)
         is_half[1:] |= is_escape[:-1]
@@ -123,47 +125,51 @@ class ByteTokenizer(Tokenizer):
         write_json(folder / FILE_NAME, {"kind": self.kind, "vocab_size": self.vocab_size})
 
 
-class LibraryTokenizer(Tokenizer):
-    """A tokenizer of the library `tokenizers`: a BPE of ours, GPT-2's, Llama's ..."""
+class HFTokenizer(Tokenizer):
+    """Tokenizer of the library `tokenizers`: a BPE trained by `train_bpe`, GPT-2's, Llama's ..."""
 
-    def __init__(self, library: Any, end_of_text: str | None = None):
-        """`end_of_text` names the token that begins a document; None finds it.
+    def __init__(self, hf_tokenizer: Any, end_of_text: str | None = None):
+        """Wrap a `tokenizers.Tokenizer`; `end_of_text=None` finds the token under its common names.
 
         Raises:
-            DataError: if there is no such token.
+            DataError: if the vocabulary has no such token.
         """
-        self._library = library
-        self._library.encode_special_tokens = True  # a document that spells one spells text
-        vocabulary = library.get_vocab(with_added_tokens=True)
+        self._hf_tokenizer = hf_tokenizer
+        # A document that contains the characters of a special token is encoded as ordinary text.
+        self._hf_tokenizer.encode_special_tokens = True
+        vocabulary = hf_tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
-        self.end_of_text = end_of_text_of(vocabulary, end_of_text)
+        self.end_of_text = find_end_of_text(vocabulary, end_of_text)
         self.eot_id = vocabulary[self.end_of_text]
-        self._is_byte_level = _is_plain_byte_level(library)
+        self._is_byte_level = _is_plain_byte_level(hf_tokenizer)
         if self._is_byte_level:
-            self._tabulate(vocabulary)
+            self._build_byte_tables(vocabulary)
 
-    def _tabulate(self, vocabulary: Mapping[str, int]) -> None:
-        """Byte-level BPE spells each byte as one character: entries are runs of bytes."""
+    def _build_byte_tables(self, vocabulary: Mapping[str, int]) -> None:
+        """Build tables of the bytes of each id; byte-level BPE writes each byte as one character."""
         byte_of = {character: byte for byte, character in enumerate(byte_characters())}
         entries = [b""] * self.vocab_size
         for entry, index in vocabulary.items():
             if index != self.eot_id and all(character in byte_of for character in entry):
                 entries[index] = bytes(byte_of[character] for character in entry)
-            elif index != self.eot_id:  # an added token stands for what it spells
+            elif index != self.eot_id:  # an added token, written as plain text
                 entries[index] = entry.encode()
         self._bytes_of_id = np.array([len(entry) for entry in entries])
         self._offset_of_id = np.cumsum(self._bytes_of_id) - self._bytes_of_id
         self._entries = np.frombuffer(b"".join(entries), dtype=np.uint8)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        cuts = [self._pieces(text) for text in texts]
-        pieces = [piece for cut in cuts for piece in cut]
-        encodings = self._library.encode_batch_fast(pieces, add_special_tokens=False)
+        split_texts = [self._split_long_text(text) for text in texts]
+        pieces = [piece for split_text in split_texts for piece in split_text]
+        encodings = self._hf_tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
         ids = iter([np.asarray(encoding.ids, dtype=np.uint32) for encoding in encodings])
-        return [np.concatenate([next(ids) for _ in cut]) for cut in cuts]
+        return [np.concatenate([next(ids) for _ in split_text]) for split_text in split_texts]
 
-    def _pieces(self, text: str) -> list[str]:
-        """A long text in pieces that encode to the same ids: the library needs 100 times its size."""
+    def _split_long_text(self, text: str) -> list[str]:
+        """Split a long text into pieces that encode to the same ids.
+
+        `tokenizers` needs memory of about 100 times the size of one text.
+        """
         if len(text) <= PIECE_CHARACTERS or not self._is_byte_level:
             return [text]
         pieces, start = [], 0
@@ -174,10 +180,12 @@ class LibraryTokenizer(Tokenizer):
 
     def decode(self, ids: Ids) -> str:
         ids = np.asarray(ids)
-        return self._library.decode(ids[ids != self.eot_id].tolist(), skip_special_tokens=False)
+        return self._hf_tokenizer.decode(
+            ids[ids != self.eot_id].tolist(), skip_special_tokens=False
+        )
 
-    def holds(self, text: str, ids: Ids) -> bool:
-        if self._is_byte_level:  # it drops a byte that is not in its vocabulary, and changes none
+    def round_trips(self, text: str, ids: Ids) -> bool:
+        if self._is_byte_level:  # can only drop bytes (those missing in the vocabulary)
             return self.count_bytes(ids) == len(text.encode())
         return self.decode(ids) == text
 
@@ -201,12 +209,12 @@ class LibraryTokenizer(Tokenizer):
 
     def save(self, folder: Path) -> None:
         with replacing(folder / FILE_NAME) as temporary:
-            self._library.save(str(temporary))
+            self._hf_tokenizer.save(str(temporary))
 
 
-def _is_plain_byte_level(library: Any) -> bool:
-    """Whether text is cut by GPT-2's pattern and nothing rewrites it before or after."""
-    saved = json.loads(library.to_str())
+def _is_plain_byte_level(hf_tokenizer: Any) -> bool:
+    """Return whether this is byte-level BPE with GPT-2's pattern and without any normalizer."""
+    saved = json.loads(hf_tokenizer.to_str())
     first = saved["pre_tokenizer"] or {}
     return (
         saved["normalizer"] is None
@@ -219,51 +227,52 @@ def _is_plain_byte_level(library: Any) -> bool:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the shape of a model and its document mask need to know of a tokenizer."""
+    """Properties of a tokenizer that a model's shape and document mask depend on."""
 
     size: int
     eot_id: int | None
-    """None where there are no documents."""
+    """End-of-text id; None for data without documents (khop)."""
 
 
-def known_vocabulary(config: Config) -> Vocabulary:
-    """The vocabulary that a run will have, known before any text is read.
+def resolve_vocabulary(config: Config) -> Vocabulary:
+    """Return the vocabulary of a run from its config, without reading any text.
 
     Raises:
-        ConfigError: for a bpe without a size.
-        DataError: if the file of a tokenizer cannot be read.
+        ConfigError: if tokenizer.kind=bpe has no tokenizer.vocab_size.
+        DataError: if the tokenizer's file cannot be read.
     """
     tokenizer = config.tokenizer
     if tokenizer.kind == "symbols":
-        return Vocabulary(KHop.of(config.data, config.model.seq_len).vocab_size, None)
+        return Vocabulary(KHop.from_config(config.data, config.model.seq_len).vocab_size, None)
     if tokenizer.kind == "bpe":
         if tokenizer.vocab_size is None:
-            raise ConfigError([Problem("tokenizer.vocab_size", None, "is needed for a bpe")])
+            rule = "is required with tokenizer.kind=bpe"
+            raise ConfigError([Problem("tokenizer.vocab_size", None, rule)])
         return Vocabulary(tokenizer.vocab_size, tokenizer.vocab_size - 1)
     if tokenizer.kind == "file":
-        known = known_file(tokenizer)
-        return Vocabulary(known.vocab_size, known.eot_id)
-    ours = ByteTokenizer(tokenizer.kind)
-    return Vocabulary(ours.vocab_size, ours.eot_id)
+        file = read_tokenizer_file(tokenizer)
+        return Vocabulary(file.vocab_size, file.eot_id)
+    byte_tokenizer = ByteTokenizer(tokenizer.kind)
+    return Vocabulary(byte_tokenizer.vocab_size, byte_tokenizer.eot_id)
 
 
-def fixed_tokenizer(config: TokenizerConfig) -> ByteTokenizer | LibraryTokenizer:
-    """A tokenizer that needs no training."""
+def fixed_tokenizer(config: TokenizerConfig) -> ByteTokenizer | HFTokenizer:
+    """Return a tokenizer that needs no training: kind "ascii", "byte" or "file"."""
     if config.kind == "file":
-        assert config.path is not None, "load_config sees to it"
-        return LibraryTokenizer(open_library(Path(config.path)), config.end_of_text)
+        assert config.path is not None, "checked by load_config"
+        return HFTokenizer(load_hf_tokenizer(Path(config.path)), config.end_of_text)
     return ByteTokenizer(config.kind)
 
 
 def build_tokenizer(config: TokenizerConfig, train_texts: Iterator[str], folder: Path) -> Tokenizer:
-    """Make the tokenizer (a bpe is trained on the training split alone) and save it to `folder`.
+    """Build the tokenizer, train it on `train_texts` if it is a BPE, and save it to `folder`.
 
     Raises:
-        DataError: if the text does not support the vocabulary, or a file cannot be read.
+        DataError: if the text is too small for the vocabulary, or a file cannot be read.
     """
     if config.kind == "bpe":
         assert config.vocab_size is not None
-        tokenizer: Tokenizer = LibraryTokenizer(train_bpe(train_texts, config.vocab_size))
+        tokenizer: Tokenizer = HFTokenizer(train_bpe(train_texts, config.vocab_size))
     else:
         tokenizer = fixed_tokenizer(config)
     tokenizer.save(folder)
@@ -271,8 +280,8 @@ def build_tokenizer(config: TokenizerConfig, train_texts: Iterator[str], folder:
 
 
 def load_tokenizer(folder: Path, end_of_text: str | None = None) -> Tokenizer:
-    """The tokenizer that was saved to `folder`."""
+    """Load the tokenizer that was saved to `folder`."""
     saved = read_json(folder / FILE_NAME)
     if "kind" in saved:
         return ByteTokenizer(saved["kind"])
-    return LibraryTokenizer(open_library(folder / FILE_NAME), end_of_text)
+    return HFTokenizer(load_hf_tokenizer(folder / FILE_NAME), end_of_text)

@@ -1,4 +1,4 @@
-"""From kept documents to the shards of both splits: in parallel, in order, and able to go on."""
+"""Encoding of documents into the shards of both splits: parallel, in order, and resumable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from slm.data.corpus.splits import Kept, KeptDocuments, Seen, batches
+from slm.data.corpus.splits import CorpusReader, KeptDocument, SeenTexts, batch_documents
 from slm.data.tokenizers.tokenizer import Ids, Tokenizer
 from slm.data.tokens.shards import SplitWriter, token_dtype
 from slm.errors import DataError
@@ -22,35 +22,36 @@ PROGRESS = "progress.json"
 SPLITS = ("train", "val")
 BATCH_CHARACTERS = 1 << 19
 SAVE_SECONDS = 1.0
-NEVER_FULL = 1 << 62  # tokens
-SHOWN_CHARACTERS = 20
+UNLIMITED_TOKENS = 1 << 62
+MAX_QUOTED_CHARACTERS = 20
 
 
 @dataclass
-class Done:
-    """What is whole on disk."""
+class EncodingProgress:
+    """Contents of progress.json: how much of the encoding is complete on disk."""
 
     seconds: float = 0.0
     complete: bool = False
-    """Nothing is left to encode."""
+    """Whether all documents are encoded."""
     state: dict[str, Any] | None = None
-    """Of the documents."""
+    """State of the CorpusReader."""
     points: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Of the writers."""
+    """Resume point of each SplitWriter."""
     counts: dict[str, dict[str, int]] = field(
         default_factory=lambda: {s: {"documents": 0, "tokens": 0, "bytes": 0} for s in SPLITS}
     )
 
     @classmethod
-    def saved_at(cls, path: Path) -> Done:
+    def load(cls, path: Path) -> EncodingProgress:
+        """Load progress.json, or return zero progress if there is none."""
         return cls(**read_json(path)) if path.exists() else cls()
 
 
 class Encoder:
-    """Writes documents to train shards, and to `unsorted` those of validation with their ranks.
+    """Encodes documents and writes them: training to `train` shards, validation to `unsorted`.
 
-    After `max_train_tokens` it `stops`, or reads on for validation alone, which is then the same
-    whatever the limit.
+    After `max_train_tokens` training tokens it stops if `stop_at_limit`. Otherwise it continues with
+    validation documents only, so that the validation split does not depend on the limit.
     """
 
     def __init__(
@@ -60,108 +61,113 @@ class Encoder:
         *,
         workers: int,
         max_train_tokens: int | None,
-        stops: bool,
-        show: Callable[[Done], None],
+        stop_at_limit: bool,
+        on_progress: Callable[[EncodingProgress], None],
     ):
         self.folder = folder
         self._tokenizer = tokenizer
         self._workers = workers
         self._limit = max_train_tokens
-        self._stops = stops
-        self._show = show
+        self._stop_at_limit = stop_at_limit
+        self._on_progress = on_progress
         self._start_seconds = time.perf_counter()
-        self._saved = folder / PROGRESS
-        self.done = Done.saved_at(self._saved)
-        self._seconds_before = self.done.seconds
-        dtype, points = token_dtype(tokenizer.vocab_size), self.done.points
-        train = SplitWriter(folder, "train", dtype, point=points.get("train"))
+        self._progress_file = folder / PROGRESS
+        self.progress = EncodingProgress.load(self._progress_file)
+        self._seconds_before = self.progress.seconds
+        dtype, points = token_dtype(tokenizer.vocab_size), self.progress.points
+        train = SplitWriter(folder, "train", dtype, resume_point=points.get("train"))
         val = SplitWriter(
-            folder, "unsorted", dtype, shard_tokens=NEVER_FULL, point=points.get("val")
+            folder, "unsorted", dtype, shard_tokens=UNLIMITED_TOKENS, resume_point=points.get("val")
         )
         self.writers = {"train": train, "val": val}
 
-    def run(self, documents: KeptDocuments, seen: Seen) -> None:
-        """Encode what is left, until the corpus ends or holds enough.
+    def run(self, documents: CorpusReader, seen: SeenTexts) -> None:
+        """Encode the remaining documents, up to the end of the corpus or the token limit.
 
         Raises:
-            DataError: if the tokenizer does not give the text back.
+            DataError: if the tokenizer is not lossless on a document.
         """
         last_saved = time.perf_counter()
-        for batch, state, encoded in self._encoded(documents):
+        for batch, state, encoded in self._encode_batches(documents):
             self._write(batch, encoded)
-            self.done.state = state
-            self._show(self.done)
-            if self._is_enough() and self._stops:
+            self.progress.state = state
+            self._on_progress(self.progress)
+            if self._limit_reached() and self._stop_at_limit:
                 break
             if time.perf_counter() - last_saved > SAVE_SECONDS:
                 self._save(seen)
                 last_saved = time.perf_counter()
         else:
-            self.done.state = documents.state()  # what was left out after the last batch, too
-        self.done.complete = True
+            # Includes the documents that were left out after the last batch.
+            self.progress.state = documents.state()
+        self.progress.complete = True
         self._save(seen)
 
     def close(self) -> None:
         for writer in self.writers.values():
             writer.close()
 
-    def _encoded(
-        self, documents: KeptDocuments
-    ) -> Iterator[tuple[list[Kept], dict[str, Any], list[Ids]]]:
-        """Batches in order, with the state of the documents after each; threads encode ahead."""
-        waiting: deque[tuple[list[Kept], dict[str, Any], Future[list[Ids]]]] = deque()
+    def _encode_batches(
+        self, documents: CorpusReader
+    ) -> Iterator[tuple[list[KeptDocument], dict[str, Any], list[Ids]]]:
+        """Yield (documents, state after them, ids) in order, while threads encode later batches."""
+        pending: deque[tuple[list[KeptDocument], dict[str, Any], Future[list[Ids]]]] = deque()
         with ThreadPoolExecutor(self._workers) as pool:
             try:
-                for read in batches(documents, BATCH_CHARACTERS):
-                    batch = [d for d in read if d.split == "val" or not self._is_enough()]
+                for read in batch_documents(documents, BATCH_CHARACTERS):
+                    batch = [d for d in read if d.split == "val" or not self._limit_reached()]
                     texts = [document.text for document in batch]
-                    encoding = pool.submit(encode_checked, self._tokenizer, texts)
-                    waiting.append((batch, documents.state(), encoding))
-                    if len(waiting) > 2 * self._workers:
-                        ready, state, encoding = waiting.popleft()
+                    encoding = pool.submit(encode_and_check, self._tokenizer, texts)
+                    pending.append((batch, documents.state(), encoding))
+                    if len(pending) > 2 * self._workers:
+                        ready, state, encoding = pending.popleft()
                         yield ready, state, encoding.result()
-                while waiting:
-                    ready, state, encoding = waiting.popleft()
+                while pending:
+                    ready, state, encoding = pending.popleft()
                     yield ready, state, encoding.result()
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _write(self, batch: list[Kept], encoded: list[Ids]) -> None:
+    def _write(self, batch: list[KeptDocument], encoded: list[Ids]) -> None:
         separator = np.array([self._tokenizer.eot_id])
         for document, ids in zip(batch, encoded, strict=True):
-            if self._is_enough() and (document.split == "train" or self._stops):
+            if self._limit_reached() and (document.split == "train" or self._stop_at_limit):
                 continue
             self.writers[document.split].append(np.concatenate([separator, ids]), document.rank)
-            counts = self.done.counts[document.split]
+            counts = self.progress.counts[document.split]
             counts["documents"] += 1
             counts["tokens"] += 1 + len(ids)
             counts["bytes"] += document.text_bytes
 
-    def _is_enough(self) -> bool:
-        return self._limit is not None and self.done.counts["train"]["tokens"] >= self._limit
+    def _limit_reached(self) -> bool:
+        return self._limit is not None and self.progress.counts["train"]["tokens"] >= self._limit
 
-    def _save(self, seen: Seen) -> None:
+    def _save(self, seen: SeenTexts) -> None:
         seen.commit()
-        self.done.points = {split: writer.point() for split, writer in self.writers.items()}
-        self.done.seconds = self._seconds_before + time.perf_counter() - self._start_seconds
-        write_json(self._saved, asdict(self.done))
+        self.progress.points = {
+            split: writer.save_resume_point() for split, writer in self.writers.items()
+        }
+        self.progress.seconds = self._seconds_before + time.perf_counter() - self._start_seconds
+        write_json(self._progress_file, asdict(self.progress))
 
 
-def encode_checked(tokenizer: Tokenizer, texts: list[str]) -> list[Ids]:
-    """The tokens of each text, once they are known to hold it: else bits per byte mean nothing.
+def encode_and_check(tokenizer: Tokenizer, texts: list[str]) -> list[Ids]:
+    """Encode texts and check that the ids decode to the same texts.
+
+    Bits per byte would be wrong with a tokenizer that loses text.
 
     Raises:
-        DataError: showing what comes back other than it was.
+        DataError: if a text does not round-trip.
     """
     encoded = tokenizer.encode_batch(texts)
     for text, ids in zip(texts, encoded, strict=True):
-        if not tokenizer.holds(text, ids):
-            back = tokenizer.decode(ids)
-            pairs = enumerate(zip(text, back, strict=False))
-            at = next((i for i, (a, b) in pairs if a != b), min(len(text), len(back)))
-            there, here = text[at : at + SHOWN_CHARACTERS], back[at : at + SHOWN_CHARACTERS]
+        if not tokenizer.round_trips(text, ids):
+            decoded = tokenizer.decode(ids)
+            pairs = enumerate(zip(text, decoded, strict=False))
+            start = next((i for i, (a, b) in pairs if a != b), min(len(text), len(decoded)))
+            quoted = slice(start, start + MAX_QUOTED_CHARACTERS)
             raise DataError(
-                f"tokenizer: its tokens do not hold the text ({there!r} comes back as {here!r}), so bits "
-                "per byte would be wrong; use one that is lossless"
+                f"tokenizer: not lossless: {text[quoted]!r} is decoded as {decoded[quoted]!r}, so bits "
+                "per byte would be wrong; use a lossless tokenizer"
             )
     return encoded

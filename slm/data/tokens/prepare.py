@@ -1,9 +1,9 @@
-"""From a corpus to shards of tokens: once, exactly, in bounded memory, and going on after a kill.
+"""Preparation of a corpus as shards of tokens: done once, resumable, in bounded memory.
 
-Work happens in a hidden folder beside the final one. Every second or so the files are put on disk and
-`progress.json` says how far they are whole; a later call cuts off what came after and goes on. The
-folder is renamed when everything is there. Tokens depend on the corpus and the tokenizer alone: not
-on threads, interruptions or the machine.
+Files are written to a hidden folder `.<name>.partial`, which is renamed when it is complete. About once
+a second the files are flushed to disk and their sizes are saved in `progress.json`. After an
+interruption, the next call truncates the files to these sizes and continues. The tokens depend only on
+the corpus and the tokenizer, not on the number of threads, on interruptions or on the machine.
 """
 
 from __future__ import annotations
@@ -23,26 +23,33 @@ from typing import Any
 from slm.config.schema import Config, DataConfig
 from slm.data.corpus.identity import (
     MANIFEST,
-    asked_for,
-    content_of,
+    corpus_content,
     corpus_settings,
-    manifest_of,
+    load_prepared_manifest,
+    requested_paths,
     tokenizer_identity,
 )
 from slm.data.corpus.sources import open_parts
-from slm.data.corpus.splits import Census, KeptDocuments, Parts, Seen, count, expected_cut
+from slm.data.corpus.splits import (
+    Census,
+    CorpusReader,
+    Parts,
+    SeenTexts,
+    count_documents,
+    expected_cut,
+)
 from slm.data.tokenizers.tokenizer import (
     FILE_NAME,
-    LibraryTokenizer,
+    HFTokenizer,
     Tokenizer,
     build_tokenizer,
     load_tokenizer,
 )
 from slm.data.tokens.contamination import validation_overlap
-from slm.data.tokens.encode import SPLITS, Done, Encoder
+from slm.data.tokens.encode import SPLITS, Encoder, EncodingProgress
 from slm.data.tokens.shards import (
-    Incomplete,
     PreparedData,
+    ResumeError,
     SplitWriter,
     expected_hashes,
     open_prepared,
@@ -51,19 +58,18 @@ from slm.data.tokens.shards import (
 from slm.errors import DataError
 from slm.files import canonical_hash, file_hash, read_json, waiting_lock, write_json
 
-SCHEMA_VERSION = 2  # 2: an index of documents, what was left out, the overlap of the splits
+SCHEMA_VERSION = 2  # 2 added the document index, `left_out` and `overlap`
 BYTES_PER_INDEX_ENTRY = 16
 CENSUS = "census.json"
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-Announce = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-def prepare(
-    config: Config, announce: Announce = lambda _: None, *, progress: bool = False
-) -> PreparedData:
-    """Open the prepared data of a config, making them first if need be.
+def prepare(config: Config, log: Log = lambda _: None, *, progress: bool = False) -> PreparedData:
+    """Open the prepared data of a config; prepare them first if they do not exist.
 
-    Two processes that ask at once share one preparation: the second waits for the first.
+    A lock ensures that only one process prepares the same data; others block until it is done. `log`
+    receives one line per stage, and `progress` shows a progress bar.
 
     Raises:
         DataError: if the corpus cannot be read, the disk is full, or a shard fails its checksum.
@@ -73,164 +79,167 @@ def prepare(
         return open_prepared(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.parent / f".{folder.name}.lock"
-    with waiting_lock(lock, lambda: announce(f"waiting for another process to prepare {folder}")):
+    with waiting_lock(lock, lambda: log(f"waiting for another process to prepare {folder}")):
         if not (folder / MANIFEST).exists():
             kind = config.tokenizer.kind
-            announce(f"preparing data={_name(config)} with tokenizer={kind} ...")
-            with _full_disk_told(folder):
-                _make(config, folder, announce, progress)
+            log(f"preparing data={_corpus_name(config)} with tokenizer={kind} ...")
+            with _report_full_disk(folder):
+                _prepare_folder(config, folder, log, progress)
     return open_prepared(folder)
 
 
 def prepared_folder(config: Config) -> Path:
-    """Where the tokens of a config are kept; named by what they depend on.
+    """Return the folder for the tokens of a config; its name contains a hash of their identity.
 
     Raises:
-        DataError: if the corpus or the tokenizer's file is not there.
+        DataError: if the corpus or the tokenizer's file is missing.
     """
     if config.data.prepared is not None:
-        manifest_of(config)
+        load_prepared_manifest(config)
         return Path(config.data.prepared)
     tokenizer = config.tokenizer
-    what = [corpus_settings(config.data), content_of(config), tokenizer_identity(config)]
+    identity = [corpus_settings(config.data), corpus_content(config), tokenizer_identity(config)]
     size = tokenizer.vocab_size if tokenizer.kind == "bpe" else ""
-    name = f"{_name(config)}-{tokenizer.kind}{size}"
-    return Path(config.cache_dir) / f"{name}-{canonical_hash([SCHEMA_VERSION, what])[:8]}"
+    name = f"{_corpus_name(config)}-{tokenizer.kind}{size}"
+    return Path(config.cache_dir) / f"{name}-{canonical_hash([SCHEMA_VERSION, identity])[:8]}"
 
 
-def _name(config: Config) -> str:
-    """What a person calls the corpus."""
+def _corpus_name(config: Config) -> str:
+    """Return a short name of the corpus for folder names and log lines."""
     data = config.data
     return Path(data.repo).name if data.source == "hub" and data.repo else data.source
 
 
 @contextmanager
-def _full_disk_told(folder: Path) -> Iterator[None]:
+def _report_full_disk(folder: Path) -> Iterator[None]:
+    """Raise DataError instead of the various errors that a full disk causes."""
     try:
         yield
     except (OSError, sqlite3.OperationalError) as error:
         if getattr(error, "errno", None) not in NO_SPACE and "is full" not in str(error):
             raise
         raise DataError(
-            f"{folder.parent}: no space left while preparing data ({error}); free some, or set "
-            "cache_dir to another disk. What is done is kept: the same command goes on from there"
+            f"{folder.parent}: no space left on the disk while preparing data ({error}); free some space "
+            "and run the same command again to continue, or set cache_dir to another disk"
         ) from None
 
 
-def _make(config: Config, folder: Path, announce: Announce, progress: bool) -> None:
+def _prepare_folder(config: Config, folder: Path, log: Log, progress: bool) -> None:
     partial = folder.with_name(f".{folder.name}.partial")
     try:
-        _make_partial(config, partial, announce, progress)
-    except Incomplete as error:
-        announce(f"starting over: {error}")
+        _write_partial(config, partial, log, progress)
+    except ResumeError as error:
+        log(f"restarting the preparation: {error}")
         shutil.rmtree(partial)
-        _make_partial(config, partial, announce, progress)
-    shutil.rmtree(folder, ignore_errors=True)  # a folder without a manifest is not a preparation
+        _write_partial(config, partial, log, progress)
+    shutil.rmtree(folder, ignore_errors=True)  # has no manifest, so it holds no prepared data
     partial.rename(folder)
 
 
-def _make_partial(config: Config, partial: Path, announce: Announce, progress: bool) -> None:
-    """Everything up to the manifest, which comes last; what it does not name is removed then."""
+def _write_partial(config: Config, partial: Path, log: Log, progress: bool) -> None:
+    """Write all files, the manifest last; then remove the files that the manifest does not list."""
     partial.mkdir(exist_ok=True)
     if not (partial / MANIFEST).exists():
         start_seconds = time.perf_counter()
-        content = content_of(config)
+        content = corpus_content(config)
         parts = open_parts(config.data)
-        census = _census(config, parts, partial)
+        census = _load_or_count_census(config, parts, partial)
         _check_space(config, census, partial)
-        tokenizer = _tokenizer(config, parts, census, partial, announce)
-        with _progress_bar(config, census, progress) as show:
-            workers = config.data.workers or os.cpu_count() or 1
-            limit = config.data.max_train_tokens
-            stops = config.data.source == "hub"  # reading on would cost a download
+        tokenizer = _load_or_build_tokenizer(config, parts, census, partial, log)
+        with _progress_bar(config, census, progress) as update_bar:
             encoder = Encoder(
-                partial, tokenizer, workers=workers, max_train_tokens=limit, stops=stops, show=show
+                partial,
+                tokenizer,
+                workers=config.data.workers or os.cpu_count() or 1,
+                max_train_tokens=config.data.max_train_tokens,
+                stop_at_limit=config.data.source == "hub",  # avoids downloading the rest
+                on_progress=update_bar,
             )
-            seconds_before = encoder.done.seconds
-            _encode(config, parts, census, encoder, announce)
-        manifest = _manifest(config, content, partial, tokenizer, encoder.done)
-        if content_of(config) != content:
+            seconds_before = encoder.progress.seconds
+            _encode(config, parts, census, encoder, log)
+        manifest = _build_manifest(config, content, tokenizer, encoder)
+        if corpus_content(config) != content:
             shutil.rmtree(partial)
-            raise DataError("the corpus changed while it was read; run again")
+            raise DataError("the corpus changed during preparation; run the same command again")
         seconds = seconds_before + time.perf_counter() - start_seconds
         write_json(partial / MANIFEST, {**manifest, "wall_seconds": round(seconds, 2)})
-    named = {MANIFEST, *dict(expected_hashes(read_json(partial / MANIFEST)))}
+    listed = {MANIFEST, *dict(expected_hashes(read_json(partial / MANIFEST)))}
     for path in partial.iterdir():
-        if path.name not in named:
+        if path.name not in listed:
             path.unlink()
 
 
-def _census(config: Config, parts: Parts, partial: Path) -> Census:
-    """What a first pass finds.
-
-    Raises:
-        DataError: if a part holds no text, or one document that would have to be split.
-    """
+def _load_or_count_census(config: Config, parts: Parts, partial: Path) -> Census:
+    """Load census.json, or count and check the documents in a first pass and write it."""
     data, path = config.data, partial / CENSUS
     if path.exists():
         return Census(**read_json(path))
     if data.source == "hub":
         census = Census({"hub": expected_cut(data.val_fraction)})
     else:
-        census = count(parts, data.val_fraction, to_the_end=data.max_train_tokens is None)
+        census = count_documents(parts, data.val_fraction, count_all=data.max_train_tokens is None)
         _check_documents(data, census)
     write_json(path, asdict(census))
     return census
 
 
 def _check_documents(data: DataConfig, census: Census) -> None:
-    places = {"val": data.val_files, "train": data.files, "all": data.files}
+    """Raise DataError if a part has no text, or there are too few documents to hold one out."""
     for part, distinct in census.distinct.items():
-        where = ", ".join(places[part]) or f"data.source={data.source}"
+        key, files = ("val_files", data.val_files) if part == "val" else ("files", data.files)
+        setting = f"data.{key}={','.join(files)}" if files else f"data.source={data.source}"
         if not distinct:
-            other = " that is not in data.val_files" if part == "train" else ""
-            raise DataError(f"{where}: no text in there{other}")
+            condition = " that is not also in data.val_files" if part == "train" else ""
+            raise DataError(f"{setting}: no text found{condition}; name other files")
         if part == "all" and distinct == 1:
             raise DataError(
-                f"{where}: one document, so none can be held out; name others as data.val_files, or "
-                "cut it with data.document=paragraph"
+                f"{setting}: only one distinct document, but a validation split needs a second one; "
+                "name other files as data.val_files, or split it with data.document=paragraph"
             )
 
 
 def _check_space(config: Config, census: Census, partial: Path) -> None:
-    """An estimate before work is done: a token for two bytes of text with a bpe, else for one."""
+    """Raise DataError if the shards will not fit on the disk.
+
+    Their size is estimated with 2 bytes of text per token for a BPE or a tokenizer file, otherwise 1.
+    """
     text_tokens = math.inf
     if census.text_bytes is not None:
         text_tokens = census.text_bytes / (2 if config.tokenizer.kind in {"bpe", "file"} else 1)
     tokens = min(text_tokens, config.data.max_train_tokens or math.inf)
     if tokens == math.inf:
-        return  # of the hub's, nobody knows
+        return  # the size of a hub dataset is unknown
     needed = tokens * (4 if config.tokenizer.kind == "file" else 2)
     needed += (census.documents or 0) * BYTES_PER_INDEX_ENTRY
     free = shutil.disk_usage(partial).free + sum(p.stat().st_size for p in partial.iterdir())
     if needed > free:
         raise DataError(
-            f"{partial.parent}: about {needed / 1e9:.2g} GB are needed and {free / 1e9:.2g} GB are "
-            "free; free some, or set cache_dir to another disk"
+            f"{partial.parent}: the tokens need about {needed / 1e9:.2g} GB, but only "
+            f"{free / 1e9:.2g} GB are free; free some space, or set cache_dir to another disk"
         )
 
 
-def _tokenizer(
-    config: Config, parts: Parts, census: Census, partial: Path, announce: Announce
+def _load_or_build_tokenizer(
+    config: Config, parts: Parts, census: Census, partial: Path, log: Log
 ) -> Tokenizer:
-    """The tokenizer, trained on the first training documents if it needs to be, and saved."""
+    """Load the saved tokenizer, or build and save it; a BPE is trained on the training split."""
     settings = config.tokenizer
     if (partial / FILE_NAME).exists():
         return load_tokenizer(partial, settings.end_of_text)
     if settings.kind != "bpe":
         return build_tokenizer(settings, iter(()), partial)
-    announce(f"training a bpe of {settings.vocab_size:,} entries ...")
-    seen = Seen(partial / "seen-for-tokenizer.sqlite")
-    documents = KeptDocuments(parts, census.cuts, seen if config.data.deduplicate else None)
+    log(f"training a BPE tokenizer with vocab_size={settings.vocab_size} ...")
+    seen = SeenTexts(partial / "seen-for-tokenizer.sqlite")
+    documents = CorpusReader(parts, census.cuts, seen if config.data.deduplicate else None)
     with closing(seen):
-        texts = _texts(documents, settings.train_text_bytes)
+        texts = _train_texts(documents, settings.train_text_bytes)
         tokenizer = build_tokenizer(settings, texts, partial)
     seen.discard()
     return tokenizer
 
 
-def _texts(documents: KeptDocuments, limit_bytes: int) -> Iterator[str]:
-    """Texts of training documents, until there are so many bytes."""
+def _train_texts(documents: CorpusReader, limit_bytes: int) -> Iterator[str]:
+    """Yield the texts of the first training documents, up to `limit_bytes`."""
     size = 0
     for document in documents:
         if document.split == "train":
@@ -240,98 +249,97 @@ def _texts(documents: KeptDocuments, limit_bytes: int) -> Iterator[str]:
                 return
 
 
-def _encode(
-    config: Config, parts: Parts, census: Census, encoder: Encoder, announce: Announce
-) -> None:
+def _encode(config: Config, parts: Parts, census: Census, encoder: Encoder, log: Log) -> None:
     with closing(encoder):
-        if encoder.done.complete:
+        if encoder.progress.complete:
             return
-        state = encoder.done.state
+        state = encoder.progress.state
         if state is not None:
-            announce(f"going on after {state['read']:,} documents")
-        seen = _seen(encoder.folder / "seen.sqlite", state, config.data.deduplicate)
+            log(f"continuing after {state['read']:,} documents")
+        seen = _open_seen_texts(encoder.folder / "seen.sqlite", state, config.data.deduplicate)
         with closing(seen):
-            repeated = seen if config.data.deduplicate else None
-            encoder.run(KeptDocuments(parts, census.cuts, repeated, state), seen)
+            duplicates = seen if config.data.deduplicate else None
+            encoder.run(CorpusReader(parts, census.cuts, duplicates, state), seen)
 
 
-def _seen(path: Path, state: dict[str, Any] | None, deduplicate: bool) -> Seen:
-    """The texts met before; a document that was kept is one of them."""
+def _open_seen_texts(path: Path, state: dict[str, Any] | None, deduplicate: bool) -> SeenTexts:
+    """Open the set of texts read so far; raise ResumeError unless its size equals the saved count."""
     read = 0 if state is None else state["read"]
     kept = read - sum(state["left_out"].values()) if state is not None and deduplicate else 0
     try:
-        seen = Seen(path, documents=read)
-        is_whole = len(seen) == kept
+        seen = SeenTexts(path, documents=read)
+        is_complete = len(seen) == kept
     except sqlite3.DatabaseError as error:
         if "is full" in str(error):
             raise
-        is_whole = False
-    if not is_whole:
-        raise Incomplete(f"{path} is not what it was when it was last saved")
+        is_complete = False
+    if not is_complete:
+        raise ResumeError(f"{path} does not match the saved progress")
     return seen
 
 
 @contextmanager
-def _progress_bar(config: Config, census: Census, shown: bool) -> Iterator[Callable[[Done], None]]:
-    """A bar over bytes of text, or over tokens where they are limited, with the time left."""
+def _progress_bar(
+    config: Config, census: Census, enabled: bool
+) -> Iterator[Callable[[EncodingProgress], None]]:
+    """Show a progress bar (bytes of text, or training tokens if limited); yield its update function."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     limit = config.data.max_train_tokens
-    columns = (
-        TextColumn("encoding"), BarColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, disable=not shown) as progress:
-        task = progress.add_task("", total=limit or census.text_bytes, said="")
+    counts_column, time_column = TextColumn("{task.fields[counts]}"), TimeRemainingColumn()
+    columns = (TextColumn("encoding"), BarColumn(), counts_column, time_column)
+    with Progress(*columns, disable=not enabled) as bar:
+        task = bar.add_task("", total=limit or census.text_bytes, counts="")
         start_seconds = time.perf_counter()
 
-        def show(done: Done) -> None:
-            counts = done.counts.values()
+        def update(progress: EncodingProgress) -> None:
+            counts = progress.counts.values()
             size, tokens = (sum(split[key] for split in counts) for key in ("bytes", "tokens"))
-            rate = tokens / (time.perf_counter() - start_seconds + done.seconds)
-            said = f"{size / 1e6:,.0f} MB, {tokens / 1e6:,.1f}M tokens, {rate / 1e6:.2f}M tokens/s"
-            reached = done.counts["train"]["tokens"] if limit else size
-            progress.update(task, completed=reached, said=said)
+            rate = tokens / (time.perf_counter() - start_seconds + progress.seconds)
+            text = f"{size / 1e6:,.0f} MB, {tokens / 1e6:,.1f}M tokens, {rate / 1e6:.2f}M tokens/s"
+            completed = progress.counts["train"]["tokens"] if limit else size
+            bar.update(task, completed=completed, counts=text)
 
-        yield show
+        yield update
 
 
-def _finished_splits(partial: Path, tokenizer: Tokenizer, done: Done) -> dict[str, Any]:
-    """Validation in the order of its ranks, which mixes its sources; then the manifest's entries."""
-    dtype = token_dtype(tokenizer.vocab_size)
-    train = SplitWriter(partial, "train", dtype, point=done.points["train"])
-    unsorted = SplitWriter(partial, "unsorted", dtype, point=done.points["val"])
-    val = SplitWriter(partial, "val", dtype)
+def _finish_splits(tokenizer: Tokenizer, encoder: Encoder) -> dict[str, Any]:
+    """Sort validation documents by rank, which mixes their sources, and return the manifest entries."""
+    dtype, folder, progress = token_dtype(tokenizer.vocab_size), encoder.folder, encoder.progress
+    train = SplitWriter(folder, "train", dtype, resume_point=progress.points["train"])
+    unsorted = SplitWriter(folder, "unsorted", dtype, resume_point=progress.points["val"])
+    val = SplitWriter(folder, "val", dtype)
     with closing(train), closing(unsorted), closing(val):
         unsorted.sort_into(val)
     for split in SPLITS:
-        if not done.counts[split]["documents"]:
+        if not progress.counts[split]["documents"]:
             raise DataError(
-                f"the corpus leaves the {split} split without documents; change data.val_fraction, or "
-                "name a validation split (data.val_files, data.val_split)"
+                f"the {split} split has no documents; change data.val_fraction, or set a "
+                "validation split with data.val_files or data.val_split"
             )
     writers = {"train": train, "val": val}
-    return {s: {**done.counts[s], "shards": writers[s].shards()} for s in SPLITS}
+    return {s: {**progress.counts[s], "shards": writers[s].shards()} for s in SPLITS}
 
 
-def _manifest(
-    config: Config, content: dict[str, Any], partial: Path, tokenizer: Tokenizer, done: Done
+def _build_manifest(
+    config: Config, content: dict[str, Any], tokenizer: Tokenizer, encoder: Encoder
 ) -> dict[str, Any]:
-    splits = _finished_splits(partial, tokenizer, done)
-    tokenizer_hash = file_hash(partial / FILE_NAME)
+    splits = _finish_splits(tokenizer, encoder)
+    tokenizer_hash = file_hash(encoder.folder / FILE_NAME)
     hashes = [shard["sha256"] for split in splits.values() for shard in split["shards"]]
-    assert done.state is not None
+    assert encoder.progress.state is not None
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "corpus": corpus_settings(config.data),
-        "asked_for": asked_for(config.data),
+        "asked_for": requested_paths(config.data),
         "content": content,
         "tokenizer": tokenizer_identity(config),
         "tokenizer_sha256": tokenizer_hash,
         "vocab_size": tokenizer.vocab_size,
-        "end_of_text": tokenizer.end_of_text if isinstance(tokenizer, LibraryTokenizer) else None,
+        "end_of_text": tokenizer.end_of_text if isinstance(tokenizer, HFTokenizer) else None,
         "dtype": token_dtype(tokenizer.vocab_size).str,
         "fingerprint": canonical_hash([tokenizer_hash, *hashes])[:16],
         "splits": splits,
-        "left_out": done.state["left_out"],
+        "left_out": encoder.progress.state["left_out"],
     }
-    return {**manifest, "overlap": validation_overlap(PreparedData(partial, manifest))}
+    return {**manifest, "overlap": validation_overlap(PreparedData(encoder.folder, manifest))}

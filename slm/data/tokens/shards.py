@@ -1,12 +1,14 @@
-"""Prepared tokens on disk: checked on opening, memory-mapped after.
+"""Prepared tokens on disk: checked when opened, then memory-mapped.
 
 <cache_dir>/<name>-<tokenizer>-<hash>/
-  manifest.json     what was read and how, and per split: documents, tokens, bytes, shards + sha256
-  tokenizer.json    what made the tokens
-  train-00000.bin   ids, little endian, uint16 where the vocabulary fits; each document starts with
-  train-00000.idx   end-of-text. The index holds the documents' starts in the shard, as uint64
-  val-00000.bin  val-00000.idx
-  verified.json     sizes and times of the files when they were last hashed on this machine
+  manifest.json     settings and content of the corpus; per split: counts of documents, tokens and bytes,
+                    and the shards with their sha256
+  tokenizer.json    the tokenizer
+  train-00000.bin   token ids, little-endian uint16 (uint32 for vocabularies above 65,536); each document
+                    starts with end-of-text
+  train-00000.idx   offset of each document in the shard, in tokens, little-endian uint64
+  val-00000.bin, val-00000.idx
+  verified.json     size and modification time of each file when it was last hashed on this machine
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ from slm.files import file_hash, read_json, stamp_of, write_json
 
 VERIFIED = "verified.json"
 INDEX_DTYPE = np.dtype("<u8")
-SHARD_TOKENS = 1 << 26  # 128 MiB a file of uint16
-ALWAYS_HASHED_BYTES = 1 << 30  # half a second; more is hashed again only if its time has changed
+SHARD_TOKENS = 1 << 26  # 128 MiB per shard of uint16
+# Hashing this much takes half a second. Larger data are hashed again only where a file has changed.
+ALWAYS_HASHED_BYTES = 1 << 30
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -39,7 +42,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A checked folder of shards."""
+    """Folder of prepared tokens whose files match their manifest."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -53,18 +56,18 @@ class PreparedData:
         return load_tokenizer(self.folder, self.manifest["end_of_text"])
 
     def split(self, name: str) -> list[NDArray[Any]]:
-        """Memory maps of a split's shards, in order."""
-        return list(self._maps(name))
+        """Return memory maps of a split's shards, in order."""
+        return list(self._memory_maps(name))
 
     def document_starts(self, name: str) -> list[NDArray[np.uint64]]:
-        """For each shard of a split, where its documents begin."""
+        """Return the document offsets in tokens, one array per shard of a split."""
         return list(self._starts(name))
 
     def shards(self, name: str) -> Iterator[tuple[NDArray[Any], NDArray[np.uint64]]]:
-        """Tokens and documents' starts of one shard at a time, each forgotten before the next."""
-        return zip(self._maps(name), self._starts(name), strict=True)
+        """Yield (tokens, document offsets) of each shard, one shard at a time to limit memory use."""
+        return zip(self._memory_maps(name), self._starts(name), strict=True)
 
-    def _maps(self, name: str) -> Iterator[NDArray[Any]]:
+    def _memory_maps(self, name: str) -> Iterator[NDArray[Any]]:
         dtype = np.dtype(self.manifest["dtype"])
         return (np.memmap(path, dtype=dtype, mode="r") for path in self._files(name, "file"))
 
@@ -81,25 +84,27 @@ def open_prepared(folder: Path) -> PreparedData:
     Raises:
         DataError: naming the file that is missing, truncated or altered.
     """
-    remedy = f"delete {folder} and prepare it anew"
+    fix = f"delete {folder} and prepare the data again"
     try:
         manifest = read_json(folder / MANIFEST)
         expected = dict(expected_hashes(manifest))
         dtype = np.dtype(manifest["dtype"])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / MANIFEST}: not readable ({error}); {remedy}") from None
+        raise DataError(f"{folder / MANIFEST}: not readable ({error}); {fix}") from None
     for split in manifest["splits"].values():
         for shard in split["shards"]:
             path, size = folder / shard["file"], shard["tokens"] * dtype.itemsize
             if path.is_file() and path.stat().st_size != size:
-                found = path.stat().st_size
-                raise DataError(f"{path}: {found} bytes, but its manifest says {size}; {remedy}")
-    _verify(folder, expected, remedy)
+                raise DataError(
+                    f"{path}: size is {path.stat().st_size:,} bytes, but {size:,} bytes according to "
+                    f"{MANIFEST}; {fix}"
+                )
+    _verify(folder, expected, fix)
     return PreparedData(folder, manifest)
 
 
 def expected_hashes(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The name and sha256 of every file beside the manifest."""
+    """Yield the name and sha256 of every file that the manifest lists."""
     yield FILE_NAME, manifest["tokenizer_sha256"]
     for split in manifest["splits"].values():
         for shard in split["shards"]:
@@ -107,32 +112,32 @@ def expected_hashes(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield shard["index"], shard["index_sha256"]
 
 
-def _verify(folder: Path, expected: dict[str, str], remedy: str) -> None:
+def _verify(folder: Path, expected: dict[str, str], fix: str) -> None:
     for name in expected:
         if not (folder / name).is_file():
-            raise DataError(f"{folder / name}: the file is missing; {remedy}")
-    now = {name: stamp_of(folder / name) for name in expected}
-    before = {}
-    if sum(size for size, _ in now.values()) > ALWAYS_HASHED_BYTES:
+            raise DataError(f"{folder / name}: the file is missing; {fix}")
+    stamps = {name: stamp_of(folder / name) for name in expected}
+    verified = {}
+    if sum(size for size, _ in stamps.values()) > ALWAYS_HASHED_BYTES:
         with suppress(OSError, ValueError):
-            before = read_json(folder / VERIFIED)
-    changed = [name for name in expected if before.get(name) != now[name]]
+            verified = read_json(folder / VERIFIED)
+    changed = [name for name in expected if verified.get(name) != stamps[name]]
     for name in changed:
         if file_hash(folder / name) != expected[name]:
-            raise DataError(f"{folder / name}: the checksum differs from its manifest's; {remedy}")
-    if before != now:
-        with suppress(OSError):  # a folder that is only lent for reading is hashed each time
-            write_json(folder / VERIFIED, now)
+            raise DataError(f"{folder / name}: the checksum differs from {MANIFEST}; {fix}")
+    if verified != stamps:
+        with suppress(OSError):  # files in a read-only folder are hashed each time
+            write_json(folder / VERIFIED, stamps)
 
 
-class Incomplete(Exception):
-    """What an earlier call left behind cannot be gone on from."""
+class ResumeError(Exception):
+    """The files of an interrupted preparation do not match its saved progress."""
 
 
 class SplitWriter:
-    """Appends documents to the shards of a split; can go on from a point it was known to be at.
+    """Appends documents to the shards of a split, from the beginning or from a resume point.
 
-    Ranks are kept beside the documents where they are to be sorted afterwards.
+    The rank of each document is written beside the shard, for sorting the documents later.
     """
 
     def __init__(
@@ -142,18 +147,22 @@ class SplitWriter:
         dtype: np.dtype[Any],
         *,
         shard_tokens: int = SHARD_TOKENS,
-        point: dict[str, int] | None = None,
+        resume_point: dict[str, int] | None = None,
     ):
         self._folder = folder
         self._name = name
         self._dtype = dtype
         self._shard_tokens = shard_tokens
-        at = point or {"shard": 0, "tokens": 0, "documents": 0}
-        self._shard, self._tokens, self._documents = at["shard"], at["tokens"], at["documents"]
+        start = resume_point or {"shard": 0, "tokens": 0, "documents": 0}
+        self._shard, self._tokens, self._documents = (
+            start["shard"],
+            start["tokens"],
+            start["documents"],
+        )
         self._open()
 
     def append(self, ids: NDArray[Any], rank: int) -> None:
-        """A document: end-of-text first. A shard that is full gives way to the next."""
+        """Write one document, which starts with end-of-text; open a new shard if this one is full."""
         if self._tokens >= self._shard_tokens:
             self.close()
             self._shard, self._tokens, self._documents = self._shard + 1, 0, 0
@@ -164,8 +173,8 @@ class SplitWriter:
         self._tokens += len(ids)
         self._documents += 1
 
-    def point(self) -> dict[str, int]:
-        """Put everything on disk; what a writer needs to go on from here."""
+    def save_resume_point(self) -> dict[str, int]:
+        """Flush all files to disk and return the position from which a writer can continue."""
         for stream in (self._data, self._index, self._ranks):
             stream.flush()
             os.fsync(stream.fileno())
@@ -176,7 +185,7 @@ class SplitWriter:
             stream.close()
 
     def shards(self) -> list[dict[str, Any]]:
-        """The manifest's entries of what was written, after `close`."""
+        """Return the manifest entries of the shards. Call after `close`."""
         entries = []
         for number in range(self._shard + 1):
             path = self._path(number, "bin")
@@ -193,7 +202,7 @@ class SplitWriter:
         return entries
 
     def sort_into(self, other: SplitWriter) -> None:
-        """Append the documents of the only shard to another writer, lowest rank first."""
+        """Append the documents to another writer, lowest rank first. There must be only one shard."""
         data = self._path(0, "bin")
         if not data.stat().st_size:
             return
@@ -206,15 +215,15 @@ class SplitWriter:
 
     def _open(self) -> None:
         item = INDEX_DTYPE.itemsize
-        self._data = self._cut("bin", self._tokens * self._dtype.itemsize)
-        self._index = self._cut("idx", self._documents * item)
-        self._ranks = self._cut("rank", self._documents * item)
+        self._data = self._open_truncated("bin", self._tokens * self._dtype.itemsize)
+        self._index = self._open_truncated("idx", self._documents * item)
+        self._ranks = self._open_truncated("rank", self._documents * item)
 
-    def _cut(self, suffix: str, size_bytes: int) -> IO[bytes]:
-        """A file opened for appending after its first bytes; later ones were not known to be whole."""
+    def _open_truncated(self, suffix: str, size_bytes: int) -> IO[bytes]:
+        """Open a file for appending after its first `size_bytes` and remove the bytes after them."""
         path = self._path(self._shard, suffix)
         if size_bytes and (not path.exists() or path.stat().st_size < size_bytes):
-            raise Incomplete(f"{path} is not what it was when it was last saved")
+            raise ResumeError(f"{path} is shorter than when progress was saved")
         stream = path.open("r+b" if path.exists() else "w+b")
         stream.truncate(size_bytes)
         stream.seek(size_bytes)

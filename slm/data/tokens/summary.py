@@ -1,17 +1,21 @@
-"""What was prepared, in numbers: as data and as text."""
+"""Summary of prepared data, as a dictionary and as a printed table."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from slm.data.tokens.shards import PreparedData
 
 
-def described_data(data: PreparedData) -> dict[str, Any]:
-    """Counts of both splits; plain values, ready for JSON. `tokens` hold a separator a document."""
+def summarize_data(data: PreparedData) -> dict[str, Any]:
+    """Return the counts of both splits as plain values for JSON.
+
+    `tokens` include the end-of-text token of each document, `text_tokens` do not.
+    """
     manifest = data.manifest
     splits = {
         name: {
@@ -22,18 +26,20 @@ def described_data(data: PreparedData) -> dict[str, Any]:
         }
         for name, split in manifest["splits"].items()
     }
-    kept = ("fingerprint", "vocab_size", "dtype", "left_out", "overlap", "wall_seconds")
-    return {"folder": str(data.folder), **{key: manifest[key] for key in kept}, "splits": splits}
+    copied = ("fingerprint", "vocab_size", "dtype", "left_out", "overlap", "wall_seconds")
+    return {"folder": str(data.folder), **{key: manifest[key] for key in copied}, "splits": splits}
 
 
-def print_data(data: PreparedData) -> None:
-    described = described_data(data)
-    Console().print(str(data.folder), soft_wrap=True)
+def print_data_summary(data: PreparedData) -> None:
+    """Print the folder, a table of both splits, and a few totals."""
+    summary = summarize_data(data)
+    console = Console()
+    console.print(str(data.folder), soft_wrap=True)
     table = Table()
     table.add_column("split")
-    for heading in ("documents", "bytes of text", "tokens", "bytes/token"):
+    for heading in ("documents", "text bytes", "tokens", "bytes/token"):
         table.add_column(heading, justify="right")
-    for name, split in described["splits"].items():
+    for name, split in summary["splits"].items():
         table.add_row(
             name,
             f"{split['documents']:,}",
@@ -41,21 +47,29 @@ def print_data(data: PreparedData) -> None:
             f"{split['tokens']:,}",
             f"{split['bytes_per_token']:.3f}",
         )
-    console = Console()
     console.print(table)
-    separators = sum(split["documents"] for split in described["splits"].values())
-    held_out = described["splits"]["val"]["bytes"]
-    share = held_out / sum(split["bytes"] for split in described["splits"].values())
-    console.print(f"tokens: {separators:,} of them separators; held out: {share:.1%} of the bytes")
-    left_out = [f"{number:,} {reason}" for reason, number in described["left_out"].items()]
-    console.print(f"left out: {', '.join(left_out) or 'nothing'}")
-    overlap = described["overlap"]
+    lines = _total_lines(summary)
+    console.print("\n".join(lines), soft_wrap=True)
+
+
+def _total_lines(summary: dict[str, Any]) -> list[str]:
+    splits, overlap = summary["splits"].values(), summary["overlap"]
+    documents = sum(split["documents"] for split in splits)
+    val_share = summary["splits"]["val"]["bytes"] / sum(split["bytes"] for split in splits)
+    left_out = [f"{reason} {number:,}" for reason, number in summary["left_out"].items()]
+    lines = [
+        f"end-of-text tokens: {documents:,} (one per document, included in tokens)",
+        f"validation share: {val_share:.1%} of the text bytes",
+        f"left out: {', '.join(left_out) or 'none'}",
+    ]
     if overlap["share"] is not None:
-        console.print(
-            f"{overlap['share']:.2%} of validation's {overlap['ngrams']:,} {overlap['words']}-grams of "
-            "words are in the training text too"
+        lines.append(
+            f"overlap: {overlap['share']:.2%} of the {overlap['ngrams']:,} validation "
+            f"{overlap['words']}-grams (of words) also occur in training"
         )
-    console.print(
-        f"vocabulary {described['vocab_size']:,}, {described['dtype'].lstrip('<')}, "
-        f"fingerprint {described['fingerprint']}, made in {described['wall_seconds']:,.1f} s"
-    )
+    return [
+        *lines,
+        f"vocabulary size: {summary['vocab_size']:,} (dtype {np.dtype(summary['dtype']).name})",
+        f"fingerprint: {summary['fingerprint']}",
+        f"preparation time: {summary['wall_seconds']:,.1f} s",
+    ]

@@ -1,4 +1,4 @@
-"""The same tokens at (seed, step) for every way of dividing the work, and every token once an epoch."""
+"""Batches depend only on (seed, step), not on processes or workers; an epoch has every token once."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def examples(request: pytest.FixtureRequest, prose: PreparedData) -> Examples:
     return TextExamples(prose, SEQ_LEN, 1024)
 
 
-def steps_of(
+def read_global_batches(
     examples: Examples, world_size: int, micro_batches: int, workers: int, steps: range
 ) -> list[torch.Tensor]:
-    """Global batches put together again from what each process gets in each micro-batch."""
+    """Read the micro-batches of every rank and concatenate them to global batches."""
     loaders = [
         DataLoader(
             GlobalBatches(examples, 5, BATCH, rank, world_size),
@@ -53,55 +53,55 @@ def steps_of(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_same_tokens_for_every_division_of_the_work(examples: Examples, workers: int) -> None:
+def test_batches_do_not_depend_on_world_size_micro_batches_or_workers(
+    examples: Examples, workers: int
+) -> None:
     expected = [torch.from_numpy(examples.batch(5, s, BATCH, slice(0, BATCH))) for s in range(4)]
     for world_size, micro_batches in product((1, 2, 3, 4), (1, 2, 4)):
-        got = steps_of(examples, world_size, micro_batches, workers, range(4))
-        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-    resumed = steps_of(examples, 3, 2, workers, range(2, 4))
+        found = read_global_batches(examples, world_size, micro_batches, workers, range(4))
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    resumed = read_global_batches(examples, 3, 2, workers, range(2, 4))
     assert all(torch.equal(a, b) for a, b in zip(resumed, expected[2:], strict=True))
 
 
-def test_rows_that_do_not_divide_are_made_up_with_one_that_counts_for_nothing(
-    examples: Examples,
-) -> None:
+def test_ranks_with_fewer_rows_get_a_padding_row_without_targets(examples: Examples) -> None:
     expected = torch.from_numpy(examples.batch(5, 3, BATCH, slice(0, BATCH)))
     shares = [GlobalBatches(examples, 5, BATCH, rank, 5)[3] for rank in range(5)]
     assert [len(share) for share in shares] == [10] * 5
     rows = torch.cat(shares)
-    is_made_up = (rows[:, 1] == IGNORED).all(dim=1)
-    assert is_made_up.sum() == 2 and torch.equal(rows[~is_made_up], expected)
+    is_padding = (rows[:, 1] == IGNORED).all(dim=1)
+    assert is_padding.sum() == 2 and torch.equal(rows[~is_padding], expected)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_every_window_is_measured_once(examples: Examples, world_size: int) -> None:
+def test_every_validation_window_is_evaluated_once(examples: Examples, world_size: int) -> None:
     n, batch = len(examples.val.windows), 3
     shares = [list(BatchesOfRank(n, batch, rank, world_size)) for rank in range(world_size)]
-    assert len({len(share) for share in shares}) == 1, "all go through as many batches"
+    assert len({len(share) for share in shares}) == 1, "all ranks have the same number of batches"
     assert len(shares[0]) == len(BatchesOfRank(n, batch, 0, world_size))
-    in_turn = [share[turn] for turn in range(len(shares[0])) for share in shares]
-    measured = [window for batch in in_turn for window in batch if window != NOTHING]
-    assert measured == list(range(n))
+    batches = [share[index] for index in range(len(shares[0])) for share in shares]
+    windows = [window for batch in batches for window in batch if window != NOTHING]
+    assert windows == list(range(n))
     pair, group = Windows(examples.val)[NOTHING]
     assert group == 0 and pair.shape == (2, SEQ_LEN) and (pair[1] == IGNORED).all()
 
 
-def test_a_spawned_process_opens_the_corpus_instead_of_copying_it(prose: PreparedData) -> None:
+def test_pickled_windows_hold_paths_instead_of_tokens(prose: PreparedData) -> None:
     windows = TrainingWindows(prose.split("train"), SEQ_LEN)
-    sent = pickle.dumps(windows)
-    assert len(sent) < 5000
-    asked = np.array([0, 5, len(windows) - 1])
-    assert np.array_equal(pickle.loads(sent).pairs(asked), windows.pairs(asked))
+    pickled = pickle.dumps(windows)
+    assert len(pickled) < 5000
+    indices = np.array([0, 5, len(windows) - 1])
+    assert np.array_equal(pickle.loads(pickled).pairs(indices), windows.pairs(indices))
 
 
-def test_rows_are_divided_whole_and_evenly() -> None:
+def test_rows_of_ranks_partition_the_batch_evenly() -> None:
     for n_rows, world_size in product((1, 7, 12), (1, 2, 3, 4, 5)):
         shares = [range(n_rows)[rows_of_rank(n_rows, r, world_size)] for r in range(world_size)]
         assert [row for share in shares for row in share] == list(range(n_rows))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_every_token_of_an_epoch_once_and_epochs_differ(prose: PreparedData) -> None:
+def test_every_epoch_has_each_window_once_in_a_different_order(prose: PreparedData) -> None:
     seq_len, batch = 1024, 16
     examples = TextExamples(prose, seq_len, 1024)
     stream = np.concatenate(prose.split("train"))
@@ -111,17 +111,17 @@ def test_every_token_of_an_epoch_once_and_epochs_differ(prose: PreparedData) -> 
         [examples.batch(1, step, batch, slice(0, batch))[:, 1] for step in range(steps)]
     )
     orders = []
-    starts_of = {
+    index_of = {
         window.tobytes(): index
         for index, window in enumerate(stream[1 : 1 + n * seq_len].astype(np.int64).reshape(n, -1))
     }
     for epoch in (targets[:n], targets[n : 2 * n]):
-        orders.append([starts_of[window.tobytes()] for window in epoch])
+        orders.append([index_of[window.tobytes()] for window in epoch])
         assert sorted(orders[-1]) == list(range(n))
     assert np.mean(np.array(orders[0]) == np.array(orders[1])) < 0.02
 
 
-def test_windows_of_several_shards() -> None:
+def test_windows_do_not_cross_shards() -> None:
     shards = [np.arange(11, dtype=np.uint16), np.arange(100, 108, dtype=np.uint16)]
     windows = TrainingWindows(shards, seq_len=3)
     assert len(windows) == 3 + 2
@@ -131,12 +131,12 @@ def test_windows_of_several_shards() -> None:
     ]
 
 
-def test_validation_scores_every_token_but_the_first_once() -> None:
+def test_validation_targets_are_every_token_but_the_first_once() -> None:
     stream = np.arange(50, 61, dtype=np.uint16)
     windows = ValidationWindows(stream, seq_len=4)
     pairs = [windows[i] for i in range(len(windows))]
     targets = [t for _, row in pairs for t in row.tolist() if t != IGNORED]
     assert targets == stream[1:].tolist()
-    for inputs, wanted in pairs:
-        scored = wanted != IGNORED
-        assert (inputs[scored] + 1 == wanted[scored]).all()
+    for inputs, window_targets in pairs:
+        scored = window_targets != IGNORED
+        assert (inputs[scored] + 1 == window_targets[scored]).all()

