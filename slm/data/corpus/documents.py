@@ -32,6 +32,8 @@ class Document:
 
 
 class Stream(Protocol):
+    """Documents in a fixed order, with a position that can be saved and restored."""
+
     def __iter__(self) -> Iterator[Document]: ...
 
     def state(self) -> Any:
@@ -155,8 +157,8 @@ class RowStream:
         """Return the path of the file being read, or the name of the hub dataset."""
         if not self._files:
             return f"data.repo={self._config.repo}"
-        number = _shard_index(self._dataset.state_dict())
-        return str(self._files[number if number < len(self._files) else 0])
+        index = _shard_index(self._dataset.state_dict())
+        return str(self._files[index if index < len(self._files) else 0])
 
 
 def missing_column_error(column: str, source: str, names: Iterable[str]) -> DataError:

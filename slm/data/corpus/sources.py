@@ -118,7 +118,7 @@ def _check_columns(files: Sequence[Path], column: str) -> None:
         try:
             names = read_schema(path).names
         except (ArrowException, OSError) as error:
-            raise DataError(_unreadable(path, "parquet", error)) from None
+            raise DataError(_unreadable_message(path, "parquet", error)) from None
         if column not in names:
             raise missing_column_error(column, str(path), names)
 
@@ -135,10 +135,10 @@ def _load(builder: str, files: Sequence[Path], **options: Any) -> Any:
             **options,
         )
     except Exception as error:  # `datasets` raises many exception types
-        raise DataError(_unreadable(files[0], builder, error)) from error
+        raise DataError(_unreadable_message(files[0], builder, error)) from error
 
 
-def _unreadable(path: Path, expected_format: str, error: Exception) -> str:
+def _unreadable_message(path: Path, expected_format: str, error: Exception) -> str:
     return (
         f"{path}: not readable as {expected_format} ({root_cause(error)}); fix the file, or set "
         "data.source to its format"

@@ -98,7 +98,7 @@ class Encoder:
                 self._save(seen)
                 last_saved = time.perf_counter()
         else:
-            # Includes the documents that were left out after the last batch.
+            # This state also counts the documents left out after the last batch.
             self.progress.state = documents.state()
         self.progress.complete = True
         self._save(seen)
@@ -129,11 +129,11 @@ class Encoder:
                 pool.shutdown(cancel_futures=True)
 
     def _write(self, batch: list[KeptDocument], encoded: list[Ids]) -> None:
-        separator = np.array([self._tokenizer.eot_id])
+        end_of_text = np.array([self._tokenizer.eot_id])
         for document, ids in zip(batch, encoded, strict=True):
             if self._limit_reached() and (document.split == "train" or self._stop_at_limit):
                 continue
-            self.writers[document.split].append(np.concatenate([separator, ids]), document.rank)
+            self.writers[document.split].append(np.concatenate([end_of_text, ids]), document.rank)
             counts = self.progress.counts[document.split]
             counts["documents"] += 1
             counts["tokens"] += 1 + len(ids)
@@ -167,7 +167,7 @@ def encode_and_check(tokenizer: Tokenizer, texts: list[str]) -> list[Ids]:
             start = next((i for i, (a, b) in pairs if a != b), min(len(text), len(decoded)))
             quoted = slice(start, start + MAX_QUOTED_CHARACTERS)
             raise DataError(
-                f"tokenizer: not lossless: {text[quoted]!r} is decoded as {decoded[quoted]!r}, so bits "
-                "per byte would be wrong; use a lossless tokenizer"
+                f"the tokenizer is not lossless: {text[quoted]!r} is decoded as {decoded[quoted]!r}, so "
+                "bits per byte would be wrong; use a lossless tokenizer"
             )
     return encoded

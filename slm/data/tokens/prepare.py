@@ -193,8 +193,8 @@ def _check_documents(data: DataConfig, census: Census) -> None:
             raise DataError(f"{setting}: no text found{condition}; name other files")
         if part == "all" and distinct == 1:
             raise DataError(
-                f"{setting}: only one distinct document, but a validation split needs a second one; "
-                "name other files as data.val_files, or split it with data.document=paragraph"
+                f"{setting}: only one distinct document, but holding one out for validation needs two; "
+                "set data.val_files to other files, or split text files with data.document=paragraph"
             )
 
 

@@ -32,7 +32,7 @@ from slm.files import file_hash, read_json, stamp_of, write_json
 VERIFIED = "verified.json"
 INDEX_DTYPE = np.dtype("<u8")
 SHARD_TOKENS = 1 << 26  # 128 MiB per shard of uint16
-# Hashing this much takes half a second. Larger data are hashed again only where a file has changed.
+# Hashing 1 GiB takes half a second. In larger folders, only files with a new size or time are hashed.
 ALWAYS_HASHED_BYTES = 1 << 30
 
 
@@ -96,8 +96,8 @@ def open_prepared(folder: Path) -> PreparedData:
             path, size = folder / shard["file"], shard["tokens"] * dtype.itemsize
             if path.is_file() and path.stat().st_size != size:
                 raise DataError(
-                    f"{path}: size is {path.stat().st_size:,} bytes, but {size:,} bytes according to "
-                    f"{MANIFEST}; {fix}"
+                    f"{path}: the file has {path.stat().st_size:,} bytes, but {MANIFEST} lists "
+                    f"{size:,} bytes; {fix}"
                 )
     _verify(folder, expected, fix)
     return PreparedData(folder, manifest)
@@ -124,7 +124,7 @@ def _verify(folder: Path, expected: dict[str, str], fix: str) -> None:
     changed = [name for name in expected if verified.get(name) != stamps[name]]
     for name in changed:
         if file_hash(folder / name) != expected[name]:
-            raise DataError(f"{folder / name}: the checksum differs from {MANIFEST}; {fix}")
+            raise DataError(f"{folder / name}: the checksum differs from that in {MANIFEST}; {fix}")
     if verified != stamps:
         with suppress(OSError):  # files in a read-only folder are hashed each time
             write_json(folder / VERIFIED, stamps)
@@ -154,11 +154,8 @@ class SplitWriter:
         self._dtype = dtype
         self._shard_tokens = shard_tokens
         start = resume_point or {"shard": 0, "tokens": 0, "documents": 0}
-        self._shard, self._tokens, self._documents = (
-            start["shard"],
-            start["tokens"],
-            start["documents"],
-        )
+        self._shard, self._tokens = start["shard"], start["tokens"]
+        self._documents = start["documents"]
         self._open()
 
     def append(self, ids: NDArray[Any], rank: int) -> None:

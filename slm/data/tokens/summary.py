@@ -48,24 +48,23 @@ def print_data_summary(data: PreparedData) -> None:
             f"{split['bytes_per_token']:.3f}",
         )
     console.print(table)
-    lines = _total_lines(summary)
-    console.print("\n".join(lines), soft_wrap=True)
+    console.print("\n".join(_format_totals(summary)), soft_wrap=True)
 
 
-def _total_lines(summary: dict[str, Any]) -> list[str]:
+def _format_totals(summary: dict[str, Any]) -> list[str]:
     splits, overlap = summary["splits"].values(), summary["overlap"]
     documents = sum(split["documents"] for split in splits)
     val_share = summary["splits"]["val"]["bytes"] / sum(split["bytes"] for split in splits)
     left_out = [f"{reason} {number:,}" for reason, number in summary["left_out"].items()]
     lines = [
-        f"end-of-text tokens: {documents:,} (one per document, included in tokens)",
+        f"end-of-text tokens: {documents:,} (one per document; counted in tokens, not in bytes/token)",
         f"validation share: {val_share:.1%} of the text bytes",
-        f"left out: {', '.join(left_out) or 'none'}",
+        f"documents left out: {', '.join(left_out) or 'none'}",
     ]
     if overlap["share"] is not None:
         lines.append(
-            f"overlap: {overlap['share']:.2%} of the {overlap['ngrams']:,} validation "
-            f"{overlap['words']}-grams (of words) also occur in training"
+            f"overlap: {overlap['share']:.2%} of the {overlap['ngrams']:,} word {overlap['words']}-grams "
+            "in validation also occur in training"
         )
     return [
         *lines,

@@ -1,4 +1,4 @@
-"""Preparation of data: atomic, resumable, reproducible, and checked by checksum when opened."""
+"""Preparation of data: atomic, resumable, reproducible, and verified by checksum when opened."""
 
 from __future__ import annotations
 
