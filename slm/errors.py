@@ -39,13 +39,13 @@ class InUse(RunError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: it may be free later
 
 
-class Refused(SlmError):
+class DesignRefused(SlmError):
     """The design of a study cannot answer what the study asks."""
 
     exit_code = 4
 
 
-class Unfinished(SlmError):
+class StudyUnfinished(SlmError):
     """A study still has cells to run."""
 
     exit_code = 3
@@ -69,7 +69,7 @@ class Interrupted(SlmError):
         self.exit_code = 128 + signal_number
 
 
-class Followed(SlmError):
+class PeerFailed(SlmError):
     """Another process of the run met an error, and this one ends with it."""
 
     def __init__(self, message: str, exit_code: int):

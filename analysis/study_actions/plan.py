@@ -16,7 +16,7 @@ from rich.table import Table
 from analysis.learning_rate.gate import audit_of_study
 from slm.architecture.flops import flop_equivalent_params
 from slm.config.schema import Config
-from slm.errors import Refused
+from slm.errors import DesignRefused
 from slm.studies.cells import ArmKey, Cell, RungKey, contrast_of
 from slm.studies.lr_tuning import FIRST_STEPS
 from slm.studies.plan_tables import (
@@ -46,7 +46,7 @@ def show_plan(cells: Sequence[Cell]) -> None:
     """Print it.
 
     Raises:
-        Refused: if the design cannot estimate what the study claims, after everything is shown.
+        DesignRefused: if the design cannot estimate what the study claims, after everything is shown.
     """
     console = Console(width=None if Console().is_terminal else WIDTH)
     config = cells[0].spec.config
@@ -74,7 +74,7 @@ def show_plan(cells: Sequence[Cell]) -> None:
     for line in refusals:
         console.print(f"REFUSED {line}", soft_wrap=True)
     if refusals:
-        raise Refused(refused(config))
+        raise DesignRefused(refused(config))
 
 
 def refusals_of(cells: Sequence[Cell], power: DesignPower | None) -> list[str]:

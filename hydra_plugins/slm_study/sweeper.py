@@ -156,7 +156,7 @@ def _refuse_a_design_that_cannot(cells: Sequence[Any]) -> None:
     """Before compute is spent on it; a study that is done may be reported on whatever it is."""
     from analysis.learning_rate.gate import audit_of_study
     from analysis.study_actions.plan import power_of, refusals_of, refused
-    from slm.errors import Refused
+    from slm.errors import DesignRefused
 
     audit_of_study(cells)  # raises where it is not there
     if all(cell.is_done for cell in cells):
@@ -164,7 +164,7 @@ def _refuse_a_design_that_cannot(cells: Sequence[Any]) -> None:
     refusals = refusals_of(cells, power_of(cells))
     if refusals:
         said = [f"REFUSED {line}" for line in refusals]
-        raise Refused("\n".join([*said, refused(cells[0].spec.config)]))
+        raise DesignRefused("\n".join([*said, refused(cells[0].spec.config)]))
 
 
 def _recorded(config: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from slm.errors import Unfinished
+from slm.errors import StudyUnfinished
 from slm.studies.cells import Cell
 from slm.studies.throughput import Throughput, in_hours, known_throughput
 from slm.tracking import run_dir
@@ -68,7 +68,7 @@ def show_status(cells: Sequence[Cell]) -> None:
     """Print the table; on a terminal keep it up to date until nothing runs any more.
 
     Raises:
-        Unfinished: if cells are left to run.
+        StudyUnfinished: if cells are left to run.
     """
     console = Console(width=None if Console().is_terminal else 150)
     if console.is_terminal:
@@ -82,7 +82,7 @@ def show_status(cells: Sequence[Cell]) -> None:
         console.print(status_table(cells))
     left = [cell for cell in cells if not cell.is_done]
     if left:
-        raise Unfinished(f"{len(left)} of {len(cells)} cells are not done")
+        raise StudyUnfinished(f"{len(left)} of {len(cells)} cells are not done")
 
 
 def status_table(cells: Sequence[Cell]) -> Table:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from slm.errors import Followed, RunError, SlmError
+from slm.errors import PeerFailed, RunError, SlmError
 from slm.training.launch import Place
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Team:
         Nothing inside of the block may wait for the others.
 
         Raises:
-            Followed: if the error is another process's.
+            PeerFailed: if the error is another process's.
         """
         if self.world_size == 1:
             yield
@@ -69,7 +69,7 @@ class Team:
             raise own
         for rank, words in enumerate(said):
             if words is not None:
-                raise Followed(f"process {rank}: {words[0]}", words[1])
+                raise PeerFailed(f"process {rank}: {words[0]}", words[1])
 
     def decide(self, question: Callable[[], Answer]) -> Answer:
         """The leader's answer, or its error, in every process."""

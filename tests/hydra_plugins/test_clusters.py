@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import pytest
 
 from hydra_plugins.slm_study.ray import check_reachable
-from slm.errors import ConfigError, Diverged, Followed, Interrupted, Problem, RunError, SlmError
+from slm.errors import ConfigError, Diverged, Interrupted, PeerFailed, Problem, RunError, SlmError
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -22,7 +22,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
         ConfigError([Problem("size", 3, "too small", "128k"), Problem("seed", None, "missing")]),
         Interrupted("stopped", signal.SIGTERM),
         Diverged("nan", {"step": 5}),
-        Followed("another", 3),
+        PeerFailed("another", 3),
         RunError("busy"),
     ],
 )

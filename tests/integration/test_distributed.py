@@ -167,12 +167,12 @@ def test_all_hear_what_one_meets(tiny_config: Make, tmp_path: Path) -> None:
         assert all("step 5: loss nan" in e.message for e in ended)
         result = run_of(job.config).result() if job is not jobs[0] else None
         assert result is None or (result.status, result.steps) == ("diverged", 5)
-    assert [e.error for e in again] == ["Diverged", "Followed"]
+    assert [e.error for e in again] == ["Diverged", "PeerFailed"]
     assert all("diverged before" in e.message and not e.steps for e in again)
-    assert [e.error for e in busy] == ["InUse", "Followed"]
+    assert [e.error for e in busy] == ["InUse", "PeerFailed"]
     assert all(f"in use by process {os.getpid()}" in e.message for e in busy)
     assert run_of(used).read_metrics() == []
-    assert [(e.error, e.exit_code) for e in disk] == [("FileExistsError", 1), ("Followed", 1)]
+    assert [(e.error, e.exit_code) for e in disk] == [("FileExistsError", 1), ("PeerFailed", 1)]
     assert over == [Ending(steps=list(range(20)))] * 2 and done == [Ending()] * 2
 
 
