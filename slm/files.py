@@ -15,7 +15,7 @@ CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary neighbour of `path` to write; on success it replaces `path`, durably.
 
     Raises:
@@ -43,7 +43,7 @@ def _sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -70,7 +70,7 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def stamp_of(path: Path) -> list[int]:
+def size_and_mtime(path: Path) -> list[int]:
     """Size and time of a file: while they stay, so does its content."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
@@ -91,7 +91,7 @@ def try_lock(path: Path, *, shared: bool = False) -> IO[str] | None:
 
 
 @contextmanager
-def waiting_lock(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+def blocking_lock(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold an exclusive lock; if another process has it, say so once and wait."""
     stream = try_lock(path)
     if stream is None:

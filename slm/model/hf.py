@@ -24,7 +24,7 @@ from torch import Tensor
 
 from slm.architecture.shapes import ModelShape
 from slm.errors import DataError
-from slm.files import read_json, replacing, write_json
+from slm.files import atomic_write, read_json, write_json
 from slm.model.transformer import Transformer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -66,7 +66,7 @@ def export_llama(model: Transformer, folder: Path, eot_id: int | None = None) ->
                 f"{key} has no place in Llama's format; only this run's own can hold it"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / WEIGHTS) as temporary:
+    with atomic_write(folder / WEIGHTS) as temporary:
         save_file(dict(_llama_tensors(model)), temporary, metadata={"format": "pt"})
         temporary.chmod(0o644)  # the library lets nobody else read it
     write_json(folder / CONFIG, llama_config(model, eot_id))

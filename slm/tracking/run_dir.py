@@ -30,7 +30,7 @@ from slm.config.load import load_config
 from slm.config.schema import to_tree
 from slm.data.tokenizers.hf_files import LIBRARY_FILE as TOKENIZER_FILE
 from slm.errors import ConfigError, DataError, Diverged, Interrupted, RunError
-from slm.files import read_json, replacing, write_json, write_text
+from slm.files import atomic_write, read_json, write_json, write_text
 from slm.run.spec import RunSpec, resolve
 from slm.tracking.lease import HeldLease, Lease
 from slm.tracking.result import RunResult, State, result_from
@@ -218,7 +218,7 @@ class RunDirectory:
         path = self.path / "metrics.jsonl"
         if path.exists() and not path.read_bytes().endswith(b"\n"):
             whole = path.read_bytes().rpartition(b"\n")
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_bytes(whole[0] + whole[1])
         return path.open("a", encoding="utf-8", buffering=1)
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slm.files import replacing, write_text
+from slm.files import atomic_write, write_text
 from slm.run.spec import RunSpec
 from slm.tracking.checkpoints import (
     checkpoint_path,
@@ -73,7 +73,7 @@ class Trunk:
             return
         write_text(path.with_suffix(".jsonl"), "".join(rows))
         shutil.copyfile(checksum_path(checkpoint), checksum_path(path))
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             try:
                 os.link(checkpoint, temporary)  # no second copy of what may be gigabytes
             except OSError:

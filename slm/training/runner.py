@@ -21,7 +21,7 @@ from slm.data.datamodule import TokenData
 from slm.data.examples import Examples, open_examples
 from slm.data.tokenizers.tokenizer import FILE_NAME as TOKENIZER_FILE
 from slm.errors import ConfigError, Diverged, Problem, RunError
-from slm.files import read_json, replacing, write_json
+from slm.files import atomic_write, read_json, write_json
 from slm.model.build import build_model
 from slm.model.parametrization import Parametrization, initialize
 from slm.run.micro_batch import MicroBatch, asked_sequences
@@ -147,7 +147,7 @@ def _beginning(spec: RunSpec, run: RunDirectory) -> Beginning | None:
     start = None if trunk is None else trunk.start(spec.trunk_steps)
     if start is None:
         return None
-    with replacing(run.path / "metrics.jsonl") as temporary:
+    with atomic_write(run.path / "metrics.jsonl") as temporary:
         shutil.copyfile(start.rows, temporary)
     share = start.step / spec.steps
     log.info(

@@ -19,7 +19,7 @@ from slm.config.schema import Config, DataConfig
 from slm.config.schema.data import FILE_SOURCES, READ_BY_SOURCE
 from slm.data.tokenizers.hf_files import read_tokenizer_file
 from slm.errors import DataError
-from slm.files import canonical_hash, file_hash, read_json, stamp_of, write_json
+from slm.files import canonical_hash, file_hash, read_json, size_and_mtime, write_json
 
 MANIFEST = "manifest.json"
 HASHES = "hashes.json"
@@ -202,7 +202,7 @@ def _cached_hashes(files: Sequence[Path], cache_dir: str) -> dict[Path, str]:
     hashes: dict[Path, str] = {}
     computed: dict[str, list[Any]] = {}
     for path in files:
-        stamp = stamp_of(path)
+        stamp = size_and_mtime(path)
         entry = cached.get(str(path.resolve()))
         if entry is None or entry[:2] != stamp:
             entry = computed[str(path.resolve())] = [*stamp, file_hash(path)]

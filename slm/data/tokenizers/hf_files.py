@@ -11,7 +11,7 @@ from typing import Any
 
 from slm.config.schema import TokenizerConfig
 from slm.errors import DataError
-from slm.files import stamp_of
+from slm.files import size_and_mtime
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_NAMES = (
@@ -90,7 +90,7 @@ def read_tokenizer_file(config: TokenizerConfig) -> TokenizerFile:
     """
     assert config.path is not None, "checked by load_config"
     path = Path(config.path)
-    stamps = tuple((file, *stamp_of(file)) for file in find_tokenizer_files(path))
+    stamps = tuple((file, *size_and_mtime(file)) for file in find_tokenizer_files(path))
     return _read_cached(path, config.end_of_text, stamps)
 
 

@@ -29,7 +29,7 @@ from slm.data.tokenizers.hf_files import (
     train_bpe,
 )
 from slm.errors import ConfigError, Problem
-from slm.files import read_json, replacing, write_json
+from slm.files import atomic_write, read_json, write_json
 
 Ids = NDArray[np.integer]
 ASCII_ALPHABET = bytes([*b"\t\n", *range(32, 127)])
@@ -208,7 +208,7 @@ class HFTokenizer(Tokenizer):
         return [text[start:end] for start, end in pairwise(cuts)]
 
     def save(self, folder: Path) -> None:
-        with replacing(folder / FILE_NAME) as temporary:
+        with atomic_write(folder / FILE_NAME) as temporary:
             self._hf_tokenizer.save(str(temporary))
 
 

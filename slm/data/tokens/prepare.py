@@ -56,7 +56,7 @@ from slm.data.tokens.shards import (
     token_dtype,
 )
 from slm.errors import DataError
-from slm.files import canonical_hash, file_hash, read_json, waiting_lock, write_json
+from slm.files import blocking_lock, canonical_hash, file_hash, read_json, write_json
 
 SCHEMA_VERSION = 2  # 2 added the document index, `left_out` and `overlap`
 BYTES_PER_INDEX_ENTRY = 16
@@ -79,7 +79,7 @@ def prepare(config: Config, log: Log = lambda _: None, *, progress: bool = False
         return open_prepared(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.parent / f".{folder.name}.lock"
-    with waiting_lock(lock, lambda: log(f"waiting for another process to prepare {folder}")):
+    with blocking_lock(lock, lambda: log(f"waiting for another process to prepare {folder}")):
         if not (folder / MANIFEST).exists():
             kind = config.tokenizer.kind
             log(f"preparing data={_corpus_name(config)} with tokenizer={kind} ...")

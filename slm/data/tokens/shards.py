@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from slm.data.corpus.identity import MANIFEST
 from slm.data.tokenizers.tokenizer import FILE_NAME, Tokenizer, load_tokenizer
 from slm.errors import DataError
-from slm.files import file_hash, read_json, stamp_of, write_json
+from slm.files import file_hash, read_json, size_and_mtime, write_json
 
 VERIFIED = "verified.json"
 INDEX_DTYPE = np.dtype("<u8")
@@ -116,7 +116,7 @@ def _verify(folder: Path, expected: dict[str, str], fix: str) -> None:
     for name in expected:
         if not (folder / name).is_file():
             raise DataError(f"{folder / name}: the file is missing; {fix}")
-    stamps = {name: stamp_of(folder / name) for name in expected}
+    stamps = {name: size_and_mtime(folder / name) for name in expected}
     verified = {}
     if sum(size for size, _ in stamps.values()) > ALWAYS_HASHED_BYTES:
         with suppress(OSError, ValueError):

@@ -14,7 +14,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from slm.errors import RunError
-from slm.files import file_hash, replacing, write_text
+from slm.files import atomic_write, file_hash, write_text
 from slm.tracking.checkpoints import (
     checkpoint_path,
     checksum_path,
@@ -93,7 +93,7 @@ class Checkpoints(Callback):
 
     def _write(self, trainer: Trainer, path: Path) -> None:
         try:
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 trainer.save_checkpoint(temporary)
                 write_text(checksum_path(path), file_hash(temporary))
         except (OSError, RuntimeError) as error:
