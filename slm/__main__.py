@@ -142,9 +142,9 @@ def main() -> NoReturn:
         fix = nearest(command, COMMANDS)
         print(f"python -m slm {command}: no such command; {fix}", file=sys.stderr)
         sys.exit(ConfigError.exit_code)
-    from slm.cli import guarded
+    from slm.cli import run_and_exit
 
-    guarded(lambda: COMMANDS[command](arguments))
+    run_and_exit(lambda: COMMANDS[command](arguments))
 
 
 if __name__ == "__main__":

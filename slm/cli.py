@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from slm.config.hydra import CONF_DIR, config_of, let_through, register_schema
+from slm.config.hydra import CONF_DIR, add_force_prefix, load_composed_config, register_schema
 from slm.errors import ConfigError, Interrupted, Problem, SlmError
 from slm.logs import log, log_to_console
 from slm.training.execute import train_all
@@ -28,12 +28,12 @@ from slm.training.team import assembled
 def run_app(main: Callable[[], Any]) -> NoReturn:
     """Run a Hydra app and exit: 0 done, 1 failed, 2 wrong config, 128 + n stopped by signal n."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us instead of Hydra's printer
-    sys.argv[1:] = [let_through(argument, CONF_DIR) for argument in sys.argv[1:]]
+    sys.argv[1:] = [add_force_prefix(argument, CONF_DIR) for argument in sys.argv[1:]]
     register_schema()
-    guarded(main)
+    run_and_exit(main)
 
 
-def guarded(main: Callable[[], Any]) -> NoReturn:
+def run_and_exit(main: Callable[[], Any]) -> NoReturn:
     """Run `main` and exit with a message and a code where it fails."""
     log_to_console()
     try:
@@ -69,7 +69,7 @@ def train_job(cfg: DictConfig) -> float | None:
             if not team.leads:
                 log.setLevel(logging.CRITICAL)
             with team.together():
-                config = config_of(cfg)
+                config = load_composed_config(cfg)
             return train_all(config, team)
     except SlmError as error:
         if isinstance(error, Interrupted):

@@ -53,12 +53,12 @@ class StudySweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Do what `action` asks for; without one, run the study and report on it."""
-        from slm.config.hydra import config_of
+        from slm.config.hydra import load_composed_config
         from slm.studies.checks import check_study
 
         check_alone(os.environ)
         _refuse_what_the_study_decides(arguments)
-        config = config_of(self._compose(arguments))
+        config = load_composed_config(self._compose(arguments))
         self.arguments = [a for a in arguments if not a.lstrip("+").startswith("action=")]
         check_study(config)
         action = config.action

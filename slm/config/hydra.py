@@ -36,8 +36,8 @@ def compose_config(overrides: Sequence[str]) -> Config:
     """
     register_schema()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        passed = [let_through(override, CONF_DIR) for override in overrides]
-        return config_of(compose("train", overrides=passed))
+        passed = [add_force_prefix(override, CONF_DIR) for override in overrides]
+        return load_composed_config(compose("train", overrides=passed))
 
 
 class Composer:
@@ -54,16 +54,16 @@ class Composer:
         groups = {key for key in varied if (CONF_DIR / key).is_dir()}
         asked = (*overrides, *(f"{key}={varied[key]}" for key in varied if key in groups))
         if asked not in self._composed:
-            passed = [let_through(override, CONF_DIR) for override in asked]
+            passed = [add_force_prefix(override, CONF_DIR) for override in asked]
             self._composed[asked] = self._compose(passed)
         cfg = copy.deepcopy(self._composed[asked])
         for key, value in varied.items():
             if key not in groups:
                 OmegaConf.update(cfg, key, value, force_add=True)
-        return config_of(cfg)
+        return load_composed_config(cfg)
 
 
-def let_through(argument: str, conf_dir: Path) -> str:
+def add_force_prefix(argument: str, conf_dir: Path) -> str:
     """`model.n_layer=3` -> `++model.n_layer=3`; groups, flags and Hydra's own keys stay."""
     match = OVERRIDE.match(argument)
     if match is None or match["key"].startswith("hydra") or (conf_dir / match["key"]).is_dir():
@@ -97,7 +97,7 @@ def register_schema() -> None:
     store.store(group="hydra/help", name="slm", node=node)
 
 
-def config_of(cfg: DictConfig) -> Config:
+def load_composed_config(cfg: DictConfig) -> Config:
     """The typed config of what Hydra composed.
 
     Raises:

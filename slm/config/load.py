@@ -14,7 +14,7 @@ from typing import Any
 import pydantic
 from pydantic import TypeAdapter
 
-from slm.config.rules import check
+from slm.config.rules import check_rules
 from slm.config.schema import (
     Config,
     field_descriptions,
@@ -42,7 +42,7 @@ def load_config(tree: Mapping[str, Any]) -> Config:
                 problems.append(_describe(error, tree))
                 _remove(pruned, error["loc"])
     suspect = {problem.key for problem in problems}
-    problems += [p for p in check(config) if not _involves(p, suspect)]
+    problems += [p for p in check_rules(config) if not _involves(p, suspect)]
     if problems:
         raise ConfigError(problems)
     return config

@@ -14,7 +14,7 @@ from slm.config.schema import (
     ScheduleConfig,
     TokenizerConfig,
 )
-from slm.config.schema.data import FILE_SOURCES, READ_BY_SOURCE
+from slm.config.schema.data import FILE_SOURCES, KEYS_READ_BY_SOURCE
 from slm.errors import Problem
 
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -23,13 +23,13 @@ COMMIT = re.compile("[0-9a-f]{40}")
 HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 
 
-MIN_BPE = 257  # every byte, and end-of-text
+MIN_BPE_VOCAB_SIZE = 257  # every byte, and end-of-text
 
 
 SHAPE_KEYS = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_ff")
 
 
-def check(config: Config) -> list[Problem]:
+def check_rules(config: Config) -> list[Problem]:
     """Rules between keys."""
     return [
         *_check_budget(config.budget),
@@ -173,9 +173,9 @@ def _check_tokenizer(tokenizer: TokenizerConfig) -> Iterator[Problem]:
     kind, size = tokenizer.kind, tokenizer.vocab_size
     if kind == "bpe" and size is None:
         yield Problem("tokenizer.vocab_size", None, "is needed for a bpe", "for example 2048")
-    if kind == "bpe" and size is not None and size < MIN_BPE:
-        rule = f"a byte-level bpe has at least {MIN_BPE} entries"
-        yield Problem("tokenizer.vocab_size", size, rule, f"nearest: {MIN_BPE}")
+    if kind == "bpe" and size is not None and size < MIN_BPE_VOCAB_SIZE:
+        rule = f"a byte-level bpe has at least {MIN_BPE_VOCAB_SIZE} entries"
+        yield Problem("tokenizer.vocab_size", size, rule, f"nearest: {MIN_BPE_VOCAB_SIZE}")
     if kind != "bpe" and size is not None:
         yield Problem(
             "tokenizer.vocab_size", size, f"tokenizer {kind} fixes its own", "set it to null"
@@ -196,10 +196,12 @@ def _check_data(config: Config) -> Iterator[Problem]:
         example = "data.files=[corpus/*.txt]" if needed == "files" else "data.repo=owner/name"
         rule = f"is needed for data.source={data.source}"
         yield Problem(f"data.{needed}", None, rule, f"for example {example}")
-    for key in sorted({key for keys in READ_BY_SOURCE.values() for key in keys}):
+    for key in sorted({key for keys in KEYS_READ_BY_SOURCE.values() for key in keys}):
         value = getattr(data, key)
-        if key not in READ_BY_SOURCE[data.source] and value != getattr(DataConfig(), key):
-            readers = ", ".join(source for source, keys in READ_BY_SOURCE.items() if key in keys)
+        if key not in KEYS_READ_BY_SOURCE[data.source] and value != getattr(DataConfig(), key):
+            readers = ", ".join(
+                source for source, keys in KEYS_READ_BY_SOURCE.items() if key in keys
+            )
             shown = list(value) if isinstance(value, tuple) else value
             rule = f"is not read by data.source={data.source}"
             yield Problem(f"data.{key}", shown, rule, f"data={readers} reads it")

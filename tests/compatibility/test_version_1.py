@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 import slm
 from analysis import load_runs
-from slm.config.hydra import Composer, config_of, register_schema
+from slm.config.hydra import Composer, load_composed_config, register_schema
 from slm.run.spec import branch_specs, resolve
 from slm.studies.cells import Cell
 from slm.studies.expand import cells_of
@@ -51,7 +51,9 @@ def cells_of_version_1(study: str, results: Path | None = None) -> list[Cell]:
         return compose("sweep", [copies, f"+studies_v1={study}", *overrides])
 
     recorded = {} if results is None else read_results(results)
-    return cells_of(config_of(compose_study([])), Composer(compose_study), recorded=recorded)
+    return cells_of(
+        load_composed_config(compose_study([])), Composer(compose_study), recorded=recorded
+    )
 
 
 @pytest.mark.parametrize("study", SAVED["run_ids"])

@@ -9,7 +9,7 @@ from slm.config.schema.types import Count, Index, Names, OpenFraction, Positive,
 Source = Literal["prose", "text_files", "jsonl", "parquet", "hub", "khop"]
 FILE_SOURCES = ("text_files", "jsonl", "parquet")
 # Keys that not every source reads.
-READ_BY_SOURCE: dict[Source, tuple[str, ...]] = {
+KEYS_READ_BY_SOURCE: dict[Source, tuple[str, ...]] = {
     "prose": (),
     "text_files": ("files", "val_files", "document", "new_document"),
     "jsonl": ("files", "val_files", "column", "new_document"),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.config.schema import Config, DataConfig
-from slm.config.schema.data import FILE_SOURCES, READ_BY_SOURCE
+from slm.config.schema.data import FILE_SOURCES, KEYS_READ_BY_SOURCE
 from slm.data.tokenizers.hf_files import read_tokenizer_file
 from slm.errors import DataError
 from slm.files import canonical_hash, file_hash, read_json, size_and_mtime, write_json
@@ -63,7 +63,7 @@ def tokenizer_identity(config: Config) -> dict[str, Any]:
 
 def corpus_settings(data: DataConfig) -> dict[str, Any]:
     """Return the settings that, together with its content, determine the documents of a corpus."""
-    read = [key for key in READ_BY_SOURCE[data.source] if key not in LOCATION_KEYS]
+    read = [key for key in KEYS_READ_BY_SOURCE[data.source] if key not in LOCATION_KEYS]
     keys = ["source", *read, "max_train_tokens", "deduplicate"]
     if not has_validation(data):
         keys.append("val_fraction")

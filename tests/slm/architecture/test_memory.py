@@ -256,9 +256,9 @@ def test_a_process_of_several_holds_what_is_predicted(
 GROWTH = """
 import re, sys
 from pathlib import Path
-from slm.app import compose_config
-from slm.run_spec import resolve
-from slm.tracking.record import RunDirectory
+from slm.config.hydra import compose_config
+from slm.run.spec import resolve
+from slm.tracking.run_dir import RunDirectory
 from slm.training.runner import train
 
 def resident_bytes(which):

@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from slm.config.hydra import Composer, config_of, register_schema
+from slm.config.hydra import Composer, load_composed_config, register_schema
 from slm.config.schema import Config
 from slm.data.tokenizers.hf_files import train_bpe
 from slm.run.spec import RunSpec, resolve
@@ -64,7 +64,7 @@ def _hydra() -> Iterator[None]:
 def composed(*overrides: str, name: str = "train") -> Config:
     cfg = compose(name, list(overrides))
     assert isinstance(cfg, DictConfig)
-    return config_of(cfg)
+    return load_composed_config(cfg)
 
 
 def composer(study: str) -> Composer:

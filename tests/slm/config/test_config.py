@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from slm.config.hydra import let_through
+from slm.config.hydra import add_force_prefix
 from slm.config.load import load_config
 from slm.config.schema import Config, default_tree, field_descriptions, to_tree
 from slm.errors import ConfigError
@@ -108,7 +108,7 @@ def test_defaults_lack_only_a_budget_and_a_shape() -> None:
     ],
 )
 def test_overrides_reach_the_schema(argument: str, passed_on: str) -> None:
-    assert let_through(argument, ROOT / "conf") == passed_on
+    assert add_force_prefix(argument, ROOT / "conf") == passed_on
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,9 @@ def test_auto_takes_what_a_limit_leaves(tmp_path: Path, cache_dir: Path) -> None
 
 LIMITED_FROM_STEP_2 = """
 import resource, sys
-from slm.app import compose_config, guarded, train_all
+from slm.cli import run_and_exit
+from slm.config.hydra import compose_config
+from slm.training.execute import train_all
 from slm.training.module import LanguageModule
 
 take_step = LanguageModule.take_step
@@ -179,7 +181,7 @@ def limited(self, step, batch):
     return take_step(self, step, batch)
 
 LanguageModule.take_step = limited
-guarded(lambda: train_all(compose_config(sys.argv[1:])))
+run_and_exit(lambda: train_all(compose_config(sys.argv[1:])))
 """
 
 
