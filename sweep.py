@@ -1,4 +1,4 @@
-"""Plan, run or report a study: `python sweep.py study=demo action=plan|run|status|report`."""
+"""Plan, run or report a study: `python sweep.py study=demo action=plan|run|status|report|collect`."""
 
 import hydra
 from omegaconf import DictConfig
@@ -8,9 +8,8 @@ from slm.cli import run_app, train_job
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sweep")
 def main(cfg: DictConfig) -> None:
-    train_job(
-        cfg
-    )  # one cell; which cells there are is the sweeper's work (hydra_plugins/slm_study)
+    # Hydra calls this once per cell; hydra_plugins/slm_study/sweeper.py makes the cells.
+    train_job(cfg)
 
 
 if __name__ == "__main__":

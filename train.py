@@ -1,4 +1,4 @@
-"""Train one run, or a grid of runs with -m. `python train.py --help` lists every key."""
+"""Train one run, or with -m a grid of runs. `python train.py --help` lists every key."""
 
 import hydra
 from omegaconf import DictConfig

@@ -1,4 +1,4 @@
-"""Deep or wide, below one billion parameters, under matched compute."""
+"""Compare deep and wide language models below one billion parameters at matched compute."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __version__ = "0.1.0"
 
 
 def load(folder: str | Path) -> Transformer:
-    """The model of a run directory or of a local Llama-format checkpoint, in eval mode.
+    """Load the model of a run directory or of a local Llama-format checkpoint, in eval mode.
 
-    tokens (B, T) -> logits (B, T, V). See `slm.evaluation.load.load_model`.
+    It maps tokens (B, T) to logits (B, T, V). See `slm.evaluation.load.load_model`.
     """
     from slm.evaluation.load import load_model  # torch takes seconds to import
 

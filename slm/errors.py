@@ -1,4 +1,4 @@
-"""The errors a user may meet, and how a list of config problems is worded."""
+"""Errors that are reported to the user, and the text of a list of configuration problems."""
 
 from __future__ import annotations
 
@@ -9,59 +9,62 @@ from typing import Any
 
 
 class SlmError(Exception):
-    """Something the user can mend; shown as its message alone, without a traceback."""
+    """Error that the user can fix; printed as its message, without a traceback."""
 
     exit_code = 1
-    was_shown = False  # set by a multirun that has already told of it
+    was_shown = False  # True once the message has been printed, so that no caller prints it again
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled whole, whatever a subclass is made from: launchers hand errors between processes."""
-        return _restored, (type(self), self.args, self.__dict__)
+        """Pickle any subclass with all its attributes, whatever its constructor takes.
+
+        Launchers send errors between processes.
+        """
+        return _unpickle, (type(self), self.args, self.__dict__)
 
 
-def _restored(kind: type[SlmError], args: tuple[Any, ...], state: dict[str, Any]) -> SlmError:
+def _unpickle(kind: type[SlmError], args: tuple[Any, ...], state: dict[str, Any]) -> SlmError:
     error = kind.__new__(kind, *args)
     error.__dict__.update(state)
     return error
 
 
 class DataError(SlmError):
-    """A corpus, tokenizer or prepared shard is absent, unreadable or not what it was."""
+    """A corpus, tokenizer or prepared shard is missing, unreadable or has changed."""
 
 
 class RunError(SlmError):
-    """A run directory cannot be used: busy, damaged, or written by another config."""
+    """A run directory cannot be used: it is in use, damaged, or written by another config."""
 
 
 class InUse(RunError):
-    """A live process works on the run, here or on another machine."""
+    """Another live process holds the lease of the run, on this or another machine."""
 
-    exit_code = 75  # EX_TEMPFAIL of sysexits.h: it may be free later
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class DesignRefused(SlmError):
-    """The design of a study cannot answer what the study asks."""
+    """The design of a study cannot estimate what `study.claim` requires."""
 
     exit_code = 4
 
 
 class StudyUnfinished(SlmError):
-    """A study still has cells to run."""
+    """A study has cells that are not finished."""
 
     exit_code = 3
 
 
 class Diverged(SlmError):
-    """Training reached a loss or gradient that is not finite; a result, not a crash."""
+    """Training reached a non-finite loss or gradient; recorded as the result of the run."""
 
     def __init__(self, message: str, evidence: Mapping[str, Any] | None = None):
         super().__init__(message)
         self.evidence = evidence
-        """The step that was not taken, its batch, and the gradient norm of each tensor group."""
+        """The step that was skipped, its batch, and the gradient norm of each tensor group."""
 
 
 class Interrupted(SlmError):
-    """Training was asked to stop; its state is saved."""
+    """A signal stopped training; the state is saved."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
@@ -70,7 +73,7 @@ class Interrupted(SlmError):
 
 
 class PeerFailed(SlmError):
-    """Another process of the run met an error, and this one ends with it."""
+    """Another rank of the run raised an error, so this rank stops too."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
@@ -79,7 +82,7 @@ class PeerFailed(SlmError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong in a config."""
+    """One error in a config: the key, its value, the rule that it breaks, and how to fix it."""
 
     key: str
     value: object

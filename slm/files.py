@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, checksums, and locks between processes."""
+"""Atomic writes, checksums, and locks between processes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CHUNK_BYTES = 1 << 20
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary neighbour of `path` to write; on success it replaces `path`, durably.
+    """Yield a temporary path in the same folder; on success rename it to `path` and sync to disk.
 
     Raises:
-        OSError: naming `path`, which a full disk's own error does not.
+        OSError: with `path` as its filename, also where the original error has none (a full disk).
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -56,13 +56,13 @@ def read_json(path: Path) -> Any:
 
 
 def canonical_hash(value: Any) -> str:
-    """sha256 of a value's canonical JSON."""
+    """Return the SHA-256 of a value's canonical JSON, in hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a file's bytes."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):
@@ -71,15 +71,19 @@ def file_hash(path: Path) -> str:
 
 
 def size_and_mtime(path: Path) -> list[int]:
-    """Size and time of a file: while they stay, so does its content."""
+    """Return a file's size in bytes and its time of modification in ns.
+
+    While both are unchanged, the content counts as unchanged.
+    """
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
 
 
 def try_lock(path: Path, *, shared: bool = False) -> IO[str] | None:
-    """An open file that holds a lock until closed or its process dies; None if it is taken.
+    """Lock a file and return it open; return None if another process holds the lock.
 
-    A `shared` lock keeps out an exclusive one alone.
+    The lock is released when the file is closed or the process dies. `shared` locks exclude only
+    exclusive ones.
     """
     stream = path.open("a+", encoding="utf-8")
     try:
@@ -92,7 +96,7 @@ def try_lock(path: Path, *, shared: bool = False) -> IO[str] | None:
 
 @contextmanager
 def blocking_lock(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold an exclusive lock; if another process has it, say so once and wait."""
+    """Hold an exclusive lock; if another process holds it, call `on_wait` once and block."""
     stream = try_lock(path)
     if stream is None:
         on_wait()

@@ -1,4 +1,4 @@
-"""The logger of slm, on the console and in a run's log.txt."""
+"""The logger of slm: messages go to stderr and, during a run, to its log.txt."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ log = logging.getLogger("slm")
 
 
 def log_to_console() -> None:
+    """Send log messages of level INFO and above to stderr; do nothing if already set up."""
     if log.handlers:
         return
     handler = logging.StreamHandler()
@@ -22,6 +23,7 @@ def log_to_console() -> None:
 
 @contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
+    """Append log messages to `path` too, with time and level, within the context."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)

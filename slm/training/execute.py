@@ -1,4 +1,4 @@
-"""Trains the run of a config, or all branches of its trunk, unless they are finished."""
+"""Train the run of a config, or all branches of its trunk, and skip finished runs."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from slm.training.team import ALONE, Team
 
 
 def train_all(config: Config, team: Team = ALONE) -> float | None:
-    """The run of a config, or all branches of its trunk; a branch that fails does not stop others.
+    """Train the run of a config, or all branches of its trunk; a failed branch does not stop the others.
 
-    Returns the final loss of the longest, in nats per token, where this process leads.
+    Returns the validation loss of the longest run in nats per token on rank 0, else None.
 
     Raises:
-        InUse: if somebody else is at this run or this trunk.
-        SlmError: the first failure, after all branches.
+        InUse: if another process holds the lease of the run or of the trunk.
+        SlmError: the first failure, raised after all branches.
     """
     with team.together():
         check_launch(config.trainer, team.world_size, team.local_rank)
         specs = branch_specs(config)
         runs = [RunDirectory.of(spec) for spec in specs]
     trunk = Trunk.of(specs[0])
-    with ExitStack() as held:
+    with ExitStack() as leases:
         if trunk is not None and len(specs) > 1:
-            team.decide(lambda: _hold(trunk, held))
+            team.decide(lambda: _acquire_trunk(trunk, leases))
         if trunk is not None and config.rerun:
             team.decide(trunk.forget)
         _train_each(specs, runs, team)
@@ -40,8 +40,8 @@ def train_all(config: Config, team: Team = ALONE) -> float | None:
     return None if result is None else result.val_loss_nats_per_token
 
 
-def _hold(trunk: Trunk, held: ExitStack) -> None:
-    held.callback(trunk.lease.take().release)
+def _acquire_trunk(trunk: Trunk, leases: ExitStack) -> None:
+    leases.callback(trunk.lease.take().release)
 
 
 def _train_each(specs: Sequence[RunSpec], runs: Sequence[RunDirectory], team: Team) -> None:
@@ -60,37 +60,37 @@ def _train_each(specs: Sequence[RunSpec], runs: Sequence[RunDirectory], team: Te
 
 
 def _train(spec: RunSpec, run: RunDirectory, team: Team) -> None:
-    if not team.decide(lambda: _is_to_do(spec, run)):
+    if not team.decide(lambda: _needs_training(spec, run)):
         return
-    with ExitStack() as held:
-        team.decide(lambda: _claim(spec, run, held))
+    with ExitStack() as resources:
+        team.decide(lambda: _claim(spec, run, resources))
         from slm.training.runner import train  # torch and lightning take seconds to import
 
         result = train(spec, run, team)
     if result is not None:
-        log.info("finished: validation %s; everything is in %s", _measured(result), run.path)
+        log.info("finished: validation %s; run directory: %s", _format_scores(result), run.path)
 
 
-def _is_to_do(spec: RunSpec, run: RunDirectory) -> bool:
+def _needs_training(spec: RunSpec, run: RunDirectory) -> bool:
     state = run.state()
     if state == "finished" and not spec.config.rerun:
-        run.result()  # raises if it cannot be read
-        log.info("already finished, nothing to do (rerun=true starts over): %s", run.path)
+        run.result()  # raises if result.json is unreadable
+        log.info("already finished: %s (set rerun=true to train it again)", run.path)
         return False
     if state == "diverged" and not spec.config.rerun:
-        raise Diverged(f"this run diverged before (rerun=true starts over): {run.path}")
+        raise Diverged(f"already diverged: {run.path} (set rerun=true to train it again)")
     return True
 
 
-def _claim(spec: RunSpec, run: RunDirectory, held: ExitStack) -> None:
-    held.enter_context(run.claim(spec, rerun=spec.config.rerun))
-    held.enter_context(log_to_file(run.path / "log.txt"))
+def _claim(spec: RunSpec, run: RunDirectory, resources: ExitStack) -> None:
+    resources.enter_context(run.claim(spec, rerun=spec.config.rerun))
+    resources.enter_context(log_to_file(run.path / "log.txt"))
     log.info("%s: %s steps, %.3g FLOPs", spec.run_id, f"{spec.steps:,}", spec.flops)
 
 
-def _measured(result: RunResult) -> str:
-    said = [f"{result.val_loss_nats_per_token:.4f} nats/token"]
+def _format_scores(result: RunResult) -> str:
+    scores = [f"{result.val_loss_nats_per_token:.4f} nats/token"]
     if result.val_bits_per_byte is not None:
-        said.append(f"{result.val_bits_per_byte:.4f} bits/byte")
+        scores.append(f"{result.val_bits_per_byte:.4f} bits/byte")
     errors = result.val_errors or {}
-    return ", ".join([*said, *(f"error {share:.2%} at {group}" for group, share in errors.items())])
+    return ", ".join([*scores, *(f"error {share:.2%} at {group}" for group, share in errors.items())])

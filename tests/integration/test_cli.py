@@ -42,7 +42,7 @@ def test_smoke_runs_and_a_second_call_does_not(cli: Cli, tmp_path: Path) -> None
     first = cli("train.py", "experiment=smoke")
     assert first.returncode == 0, first.stderr
     run = the_run(tmp_path / "runs")
-    assert f"everything is in {run.path}" in first.stderr.splitlines()[-1]
+    assert f"run directory: {run.path}" in first.stderr.splitlines()[-1]
     result = finished(run)
     assert result.wandb_id == run.path.name == result.run_id
     assert list(run.path.glob(f"wandb/offline-run-*/run-{result.run_id}.wandb"))

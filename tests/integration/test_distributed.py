@@ -168,7 +168,7 @@ def test_all_hear_what_one_meets(tiny_config: Make, tmp_path: Path) -> None:
         result = run_of(job.config).result() if job is not jobs[0] else None
         assert result is None or (result.status, result.steps) == ("diverged", 5)
     assert [e.error for e in again] == ["Diverged", "PeerFailed"]
-    assert all("diverged before" in e.message and not e.steps for e in again)
+    assert all("already diverged" in e.message and not e.steps for e in again)
     assert [e.error for e in busy] == ["InUse", "PeerFailed"]
     assert all(f"in use by process {os.getpid()}" in e.message for e in busy)
     assert run_of(used).read_metrics() == []
