@@ -1,14 +1,15 @@
-"""Composes configs with Hydra and registers the schema and the help page.
+"""Compose configs with Hydra; register the schema and the text of `--help`.
 
-Hydra stops at the first override that it does not know. Here every override is passed on
-(`key=value` becomes `++key=value`), and `slm.config.load` reports all problems at once, each with the
-nearest valid name; `+typo=1` is refused like a plain typo.
+Hydra stops at the first unknown key. `add_force_prefix` turns `key=value` into `++key=value`, which Hydra
+accepts for any key, so that `slm.config.load` reports all problems at once, each with the nearest valid
+name. It reports `+typo=1` like `typo=1`.
 """
 
 from __future__ import annotations
 
 import copy
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,15 @@ from slm.config.schema import Config, default_tree, field_descriptions
 from slm.errors import ConfigError, Problem
 
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
-
-
 OVERRIDE = re.compile(r"^\+{0,2}(?P<key>[A-Za-z_][\w.]*)=")
+HELP_TEXT = textwrap.TextWrapper(width=100, initial_indent=" " * 6, subsequent_indent=" " * 6)
 
 
 def compose_config(overrides: Sequence[str]) -> Config:
-    """The config of `python train.py` with these overrides, composed without running it.
+    """Return the config that `python train.py` would use with these overrides.
 
     Raises:
-        ConfigError: listing everything that is wrong with it.
+        ConfigError: listing all problems of the config.
     """
     register_schema()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
@@ -41,22 +41,23 @@ def compose_config(overrides: Sequence[str]) -> Config:
 
 
 class Composer:
-    """Configs of the cells of a study: overrides, then the grid's keys and values.
+    """Composer of the configs of a study's cells: overrides, then the keys and values that vary.
 
-    Hydra takes a tenth of a second to compose, so what differs in plain keys alone is composed once.
+    Composing takes Hydra 0.1 s, so the results are cached: configs that differ only in plain keys, not in
+    options of config groups, are composed once.
     """
 
     def __init__(self, compose: Callable[[list[str]], DictConfig]):
         self._compose = compose
-        self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._cache: dict[tuple[str, ...], DictConfig] = {}
 
     def __call__(self, overrides: Sequence[str], varied: Mapping[str, Any]) -> Config:
         groups = {key for key in varied if (CONF_DIR / key).is_dir()}
-        asked = (*overrides, *(f"{key}={varied[key]}" for key in varied if key in groups))
-        if asked not in self._composed:
-            passed = [add_force_prefix(override, CONF_DIR) for override in asked]
-            self._composed[asked] = self._compose(passed)
-        cfg = copy.deepcopy(self._composed[asked])
+        requested = (*overrides, *(f"{key}={varied[key]}" for key in varied if key in groups))
+        if requested not in self._cache:
+            passed = [add_force_prefix(override, CONF_DIR) for override in requested]
+            self._cache[requested] = self._compose(passed)
+        cfg = copy.deepcopy(self._cache[requested])
         for key, value in varied.items():
             if key not in groups:
                 OmegaConf.update(cfg, key, value, force_add=True)
@@ -64,7 +65,7 @@ class Composer:
 
 
 def add_force_prefix(argument: str, conf_dir: Path) -> str:
-    """`model.n_layer=3` -> `++model.n_layer=3`; groups, flags and Hydra's own keys stay."""
+    """Return `++model.n_layer=3` for `model.n_layer=3`; return groups, flags and Hydra's keys unchanged."""
     match = OVERRIDE.match(argument)
     if match is None or match["key"].startswith("hydra") or (conf_dir / match["key"]).is_dir():
         return argument
@@ -72,36 +73,38 @@ def add_force_prefix(argument: str, conf_dir: Path) -> str:
 
 
 def register_schema() -> None:
-    """Give Hydra every key with its default, and a help page made from the schema."""
+    """Register every key with its default, and a help text generated from the schema, with Hydra."""
     store = ConfigStore.instance()
     store.store(name="schema", node=default_tree())
     keys = "\n".join(
-        f"  {key}={_shown(value)}\n      {text}" for key, value, text in field_descriptions()
+        f"  {key}={_format_value(value)}\n{HELP_TEXT.fill(' '.join(text.split()))}"
+        for key, value, text in field_descriptions()
     )
     template = (
         "${hydra.help.header}\n\n"
-        "Choose one option of a group (group=option):\n$APP_CONFIG_GROUPS\n\n"
-        "Set any key (key=value). The values are the schema's; conf/ changes some of them, and\n"
-        f"--cfg job shows the result:\n{keys}\n\n"
+        "Config groups; choose an option with group=option:\n$APP_CONFIG_GROUPS\n\n"
+        "Keys; set one with key=value. The values below are the defaults of the schema, and the files in\n"
+        f"conf/ change some of them. To print the values of a command, add --cfg job to it.\n{keys}\n\n"
         "${hydra.help.footer}"
     )
     header = (
-        "slm: deep or wide, below one billion parameters, under matched compute.\n\n"
-        "  python train.py                               one deep-thin run, a minute or two on a laptop\n"
-        "  python train.py experiment=smoke              every part of a run in seconds\n"
-        "  python train.py -m family=deep_thin,wide_shallow size=128k,256k    a grid of runs\n"
-        "  python sweep.py study=demo                    a matched-compute study, then its report"
+        "slm compares deep and wide language models below one billion parameters at matched compute.\n\n"
+        "  python train.py                       train one deep-thin model, 1 to 2 minutes on a laptop\n"
+        "  python train.py experiment=smoke      train a tiny model in seconds, to test the installation\n"
+        "  python train.py -m family=deep_thin,wide_shallow size=128k,256k\n"
+        "                                        train a grid of models\n"
+        "  python sweep.py study=demo            run a matched-compute study and write its report"
     )
-    footer = "--hydra-help is about Hydra itself."
+    footer = "--hydra-help prints the help of Hydra."
     node = {"app_name": "slm", "header": header, "footer": footer, "template": template}
     store.store(group="hydra/help", name="slm", node=node)
 
 
 def load_composed_config(cfg: DictConfig) -> Config:
-    """The typed config of what Hydra composed.
+    """Convert a config that Hydra composed into the typed config.
 
     Raises:
-        ConfigError: listing everything that is wrong with it.
+        ConfigError: listing all problems of the config.
     """
     try:
         tree = OmegaConf.to_container(cfg, resolve=True)
@@ -115,7 +118,7 @@ def load_composed_config(cfg: DictConfig) -> Config:
     return load_config({str(key): value for key, value in tree.items()})
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,8 +1,8 @@
-"""Reads a composed config strictly and reports everything that is wrong with it at once.
+"""Load a composed config strictly and report all its problems at once.
 
-Hydra composes YAML and overrides into a plain tree; `load_config` turns that tree into the frozen
-dataclasses of `slm.config.schema`. An unknown key, a wrong value and a broken rule between keys each
-become one line that names the key, the value, the rule and the nearest fix.
+Hydra composes YAML files and overrides into a plain tree; `load_config` converts it to the frozen
+dataclasses of `slm.config.schema`. Each unknown key, wrong value and broken rule between keys becomes
+one line with the key, the value, the rule and a fix.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ import pydantic
 from pydantic import TypeAdapter
 
 from slm.config.rules import check_rules
-from slm.config.schema import (
-    Config,
-    field_descriptions,
-)
+from slm.config.schema import Config, field_descriptions
 from slm.errors import ConfigError, Problem
 
 
 def load_config(tree: Mapping[str, Any]) -> Config:
-    """Read a composed, resolved tree strictly.
+    """Convert a composed tree without interpolations to a `Config`.
 
     Raises:
         ConfigError: listing every unknown key, wrong value and broken rule between keys.
@@ -36,20 +33,20 @@ def load_config(tree: Mapping[str, Any]) -> Config:
             config = adapter.validate_python(pruned)
             break
         except pydantic.ValidationError as failure:
-            # What is wrong is noted and taken out, so that the rules between the other keys still
-            # get their say; each pass removes a key, so the loop ends.
+            # Remove each wrong key, which then has its default, so that the rules between the other
+            # keys are still checked. Each pass removes at least one key, so the loop terminates.
             for error in failure.errors():
-                problems.append(_describe(error, tree))
+                problems.append(_to_problem(error))
                 _remove(pruned, error["loc"])
     suspect = {problem.key for problem in problems}
-    problems += [p for p in check_rules(config) if not _involves(p, suspect)]
+    problems += [p for p in check_rules(config) if not _depends_on(p, suspect)]
     if problems:
         raise ConfigError(problems)
     return config
 
 
-def _describe(error: Any, tree: Mapping[str, Any]) -> Problem:
-    """One pydantic error in our words, with the nearest valid name or value."""
+def _to_problem(error: Any) -> Problem:
+    """Convert a pydantic error to a Problem, with the nearest valid name or value as its fix."""
     key = ".".join(str(part) for part in error["loc"] if not _is_type_tag(part))
     value = error["input"]
     if error["type"] == "unexpected_keyword_argument":
@@ -64,12 +61,12 @@ def _describe(error: Any, tree: Mapping[str, Any]) -> Problem:
 
 
 def _is_type_tag(part: object) -> bool:
-    """Pydantic adds the branch of a union to the location, e.g. `constrained-int`."""
+    """Return True for the union members, such as `constrained-int`, that pydantic adds to a location."""
     return isinstance(part, str) and ("[" in part or part.startswith("constrained-"))
 
 
 def _nearest_key(key: str) -> str:
-    """The same leaf elsewhere, else a similar leaf of the same section, else a similar one anywhere."""
+    """Suggest the same name in another section, else a similar name in this section, else any similar name."""
     known = [name for name, _, _ in field_descriptions()]
     parent, _, leaf = key.rpartition(".")
     sections = sorted({name.partition(".")[0] for name in known})
@@ -84,10 +81,10 @@ def _similar(word: str, names: Mapping[str, str]) -> list[str]:
     return [names[match] for match in difflib.get_close_matches(word, names, n=1, cutoff=0.7)]
 
 
-def _involves(problem: Problem, suspect: set[str]) -> bool:
-    """Whether a rule was broken only because a wrong value had been taken out.
+def _depends_on(problem: Problem, suspect: set[str]) -> bool:
+    """Return True if the rule may be broken only because the value of a suspect key was removed.
 
-    A rule spells the other keys it reads, so a suspect key in it is one of them.
+    Messages of rules contain the names of the other keys that they read.
     """
     if problem.key in suspect or any(key in problem.rule for key in suspect):
         return True
@@ -100,7 +97,7 @@ def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _remove(tree: dict[str, Any], location: tuple[Any, ...]) -> None:
-    """Delete the deepest existing mapping key on a pydantic location."""
+    """Delete the deepest key of a pydantic location that exists in the tree."""
     parent, key = tree, location[0]
     for part in location[1:]:
         if not isinstance(parent.get(key), dict) or part not in parent[key]:

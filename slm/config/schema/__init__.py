@@ -1,9 +1,8 @@
-"""The schema of `conf/`: every key, its default, its unit and its rule.
+"""Schema of `conf/`: every key with its type, default and documentation.
 
-Defaults live here alone: `slm.cli` shows this tree to Hydra, and the files in `conf/` state only
-what they change. Rules between keys, and the wording of errors, are in `slm.config.load`.
-
-The string under a field is its documentation; `python train.py --help` prints it.
+Defaults are defined only here; the files in `conf/` state what they change. `slm.config.rules` checks
+rules between keys, and `slm.config.load` words the errors. The string under a field is its
+documentation, which `python train.py --help` prints.
 """
 
 from __future__ import annotations
@@ -54,17 +53,18 @@ __all__ = [
 @section
 class Config:
     seed: Index = 0
-    """Seed of initialisation and data order; 0 is a seed like any other."""
+    """Seed of the initial weights and of the data order."""
     size: Size | None = None
-    """Non-embedding parameters of the ideal balanced shape, such as 200k or 1.5m; null for explicit shapes."""
+    """Size of the model, such as 200k or 1.5m; null for an explicit shape. ladder.size_counts says what it
+    counts: by default the non-embedding parameters of the ideal balanced shape."""
     runs_dir: str = "runs"
-    """Where run directories are written."""
+    """Folder of the run directories."""
     cache_dir: str = ".cache"
-    """Where prepared data are kept and reused."""
+    """Folder of prepared data, which runs share."""
     rerun: bool = False
-    """Start over; the old run directory is set aside, not deleted."""
+    """Train finished or started runs again; the old run directory is moved to .superseded/, not deleted."""
     action: Literal["plan", "run", "status", "report", "collect"] | None = None
-    """What sweep.py does with the study; null runs it, then reports. train.py ignores it."""
+    """What sweep.py does with the study; null runs it and then writes the report. train.py ignores this key."""
     family: FamilyConfig = FamilyConfig()
     ladder: LadderConfig = LadderConfig()
     model: ModelConfig = ModelConfig()
@@ -81,12 +81,12 @@ class Config:
 
 
 def default_tree() -> dict[str, Any]:
-    """Every key with its default, as plain containers for Hydra's ConfigStore."""
+    """Return every key with its default as plain dicts and lists, for Hydra's ConfigStore."""
     return _plain(Config())
 
 
 def to_tree(config: Config) -> dict[str, Any]:
-    """The config as plain containers; `load_config(to_tree(c)) == c`."""
+    """Return the config as plain dicts and lists; `load_config(to_tree(c)) == c`."""
     return _plain(config)
 
 
@@ -97,15 +97,15 @@ def _plain(value: Any) -> Any:
 
 
 def field_descriptions() -> Iterator[tuple[str, object, str]]:
-    """(dotted key, default, documentation) of every leaf, in the order of the schema."""
-    for name, default, text in _described(Config):
+    """Yield (dotted key, default, documentation) of every key, in the order of the schema."""
+    for name, default, text in _fields(Config):
         if dataclasses.is_dataclass(default):
-            for leaf, leaf_default, leaf_text in _described(type(default)):
+            for leaf, leaf_default, leaf_text in _fields(type(default)):
                 yield f"{name}.{leaf}", leaf_default, leaf_text
         else:
             yield name, default, text
 
 
-def _described(cls: Any) -> Iterator[tuple[str, object, str]]:
+def _fields(cls: Any) -> Iterator[tuple[str, object, str]]:
     for name, field in cls.__pydantic_fields__.items():
         yield name, field.get_default(call_default_factory=True), field.description or ""

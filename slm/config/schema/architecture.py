@@ -1,4 +1,4 @@
-"""Families, the ladder of sizes, explicit shapes, and how learning rates follow a shape."""
+"""Keys of the families, the ladder of sizes, explicit shapes and the parametrization."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from slm.config.schema.types import (
 @section
 class FamilyConfig:
     name: Name = "custom"
-    """Name of the architecture family, as it appears in records and figures."""
+    """Name of the architecture family in result files, tables and figures."""
     aspect_ratio: Positive | None = None
-    """d_model / n_layers that the family holds at every size; null for explicit shapes."""
+    """d_model / n_layers of the family at every size; null for explicit shapes."""
     draw: Index = 0
-    """Another draw of initial weights at the same seed and data, so that two families of one shape differ by chance alone; part of a run's identity when above 0."""
+    """Index of the draw of the initial weights at the same seed and data. Two families with the same shape
+    and different draws differ only by chance. Part of a run's identity when above 0."""
 
 
 @section
@@ -31,66 +32,78 @@ class LadderConfig:
     size_counts: Literal[
         "balanced_params", "params_non_embedding", "params_total", "flops_per_token"
     ] = "balanced_params"
-    """What `size` is. balanced_params: non-embedding parameters of the ideal balanced shape, whose FLOPs per token all families meet; flops_per_token: these FLOPs themselves; params_*: a count that every shape meets, so that FLOPs differ."""
+    """What `size` counts. balanced_params: non-embedding parameters of the ideal balanced shape; every
+    family matches the FLOPs per token of that shape. flops_per_token: training FLOPs per token, matched by
+    every family. params_non_embedding, params_total: parameters, matched by every family, so that FLOPs
+    differ between families."""
     reference_aspect_ratio: Positive = 11.0
     """Aspect ratio of the ideal balanced shape."""
     d_head: Count = 8
-    """Width of one attention head, equal in all families."""
+    """Width of one attention head, the same in all families."""
     gqa_ratio: Count = 1
-    """Query heads per key/value head, equal in all families; 1 is multi-head attention."""
+    """Query heads per key/value head, the same in all families; 1 is multi-head attention."""
     ff_ratio: Positive = 8 / 3
-    """Common d_ff / d_model of a SwiGLU; the solver moves d_ff within 10% of it to match FLOPs."""
+    """Target d_ff / d_model of a SwiGLU; the shape solver may change d_ff by up to 10% to match FLOPs."""
     d_ff_multiple: Count = 2
-    """d_ff is a multiple of this."""
+    """d_ff must be a multiple of this."""
     aspect_ratios: dict[str, Positive | None] = dataclasses.field(default_factory=dict)
-    """Aspect ratio of each family that every rung must have a shape for; null takes one out."""
+    """Aspect ratio of each family; every rung must have a matched shape for each of them. null removes a
+    family from this requirement."""
 
 
 @section
 class ModelConfig:
     preset: Name | None = None
-    """Name of the explicit shape; a family with an aspect ratio then gives its counterpart at equal FLOPs per token."""
+    """Name of the explicit shape. With a family that has an aspect ratio, the run takes the shape of that
+    family at the same FLOPs per token."""
     n_layers: Count | None = None
-    """Transformer blocks; null lets `family` and `size` decide all dimensions."""
+    """Number of transformer blocks; null computes all dimensions from `family` and `size`."""
     d_model: Count | None = None
-    """Width of the residual stream; n_heads * d_head."""
+    """Width of the residual stream, equal to n_heads * d_head."""
     n_heads: Count | None = None
-    """Query heads."""
+    """Number of query heads."""
     n_kv_heads: Count | None = None
-    """Key/value heads, a divisor of n_heads; null means n_heads (multi-head attention), 1 is multi-query."""
+    """Number of key/value heads, a divisor of n_heads; null means n_heads (multi-head attention), 1 is
+    multi-query attention."""
     d_head: Count | None = None
-    """Width of one head, even because rotary embeddings turn pairs; null means d_model / n_heads."""
+    """Width of one head; must be even, because RoPE rotates pairs of dimensions. null means d_model /
+    n_heads."""
     d_ff: Count | None = None
-    """Inner width of the SwiGLU; null means 8/3 d_model rounded to a multiple of 8. A GELU MLP has two matrices for three and gets 3/2 of it, so that both cost the same."""
+    """Inner width of the SwiGLU; null means 8/3 d_model, rounded to a multiple of 8. A GELU MLP gets 3/2 of
+    this width, because it has two matrices and not three: both cost the same."""
     mlp: Literal["swiglu", "gelu"] = "swiglu"
-    """Kind of MLP: gated by SiLU with three matrices, or GELU with two."""
+    """Kind of MLP: swiglu (SiLU-gated, three matrices) or gelu (two matrices)."""
     layer_sharing: Count = 1
-    """Times each block runs in a row with the same weights; 1 shares nothing, 2 is MobileLLM-LS."""
+    """Number of times that each block runs in a row with the same weights; 1 is no sharing, 2 is
+    MobileLLM-LS."""
     qk_norm: bool = False
-    """RMSNorm of queries and keys over each head, before the rotary turn."""
+    """Apply RMSNorm to the queries and keys of each head, before RoPE."""
     vocab_size: Count | None = None
-    """Rows of the embedding table; null means the tokenizer's vocabulary."""
+    """Rows of the embedding table; null means the size of the tokenizer's vocabulary."""
     seq_len: Count = 128
-    """Training context in tokens."""
+    """Length of a training sequence in tokens."""
     tied: bool = True
-    """Share one table between the input embedding and the output head."""
+    """Use one weight matrix for the input embedding and the output head."""
     rope_theta: Positive = 10_000.0
-    """Base of the rotary frequencies."""
+    """Base of the RoPE frequencies."""
     norm_eps: Positive = 1e-5
     """Epsilon of RMSNorm."""
     attention: Literal["sdpa", "flash", "matmul", "reference"] = "sdpa"
-    """Attention backend; flash needs the extra `gpu`, matmul is for CPUs and fastest there in bf16. Part of a run's identity because rounding differs."""
+    """Attention backend. flash needs the extra `gpu`; matmul is for CPUs, where it is the fastest in bf16.
+    Part of a run's identity, because rounding differs."""
     dropout: FractionBelowOne = 0.0
-    """Share of the embedding's and of each residual branch's outputs set to 0 in training, the rest scaled up. Part of a run's identity when above 0."""
+    """Dropout probability, applied in training to the outputs of the embedding and of each residual branch.
+    Part of a run's identity when above 0."""
     document_mask: bool = False
-    """Keep attention within each document of a packed sequence."""
+    """Mask attention between different documents of a packed sequence."""
 
 
 @section
 class ParametrizationConfig:
     kind: ParametrizationKind = "completep"
-    """How initialisation and learning rates follow the shape: not, its width, or width and depth; table in slm/model/parametrization.py."""
+    """How initial weights and learning rates scale with the shape: standard (learning rates do not scale), mup
+    (with width), completep (with width and depth). Table: slm/model/parametrization.py."""
     base_width: Count = 64
-    """d_model at which mup equals standard, so that optimizer.lr means the same there."""
+    """d_model at which mup equals standard; optimizer.lr is the learning rate at this width."""
     base_depth: Count = 4
-    """Blocks passed at which completep equals mup."""
+    """Depth at which completep equals mup: blocks that a token passes, shared blocks counted each time."""

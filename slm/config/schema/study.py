@@ -1,4 +1,4 @@
-"""The cells of a study."""
+"""Keys of a study and of its plan."""
 
 from __future__ import annotations
 
@@ -21,66 +21,84 @@ from slm.config.schema.types import (
 @section
 class StudyConfig:
     name: Name = "single"
-    """Folder under runs_dir, and the W&B group."""
+    """Name of the study: its folder under runs_dir, and its W&B group."""
     question: str = ""
-    """What the study asks, in a sentence; its plan and its report begin with it."""
+    """Research question in one sentence; printed at the top of the plan and the report."""
     families: tuple[Name, ...] = ()
-    """Families compared on every rung; names of files in conf/family."""
+    """Families to compare on every rung; names of files in conf/family."""
     contrast: tuple[Name, ...] = ()
-    """The two of them whose difference is tested, the deeper first; none takes the thinnest and the widest."""
+    """The two families whose difference is tested, the deeper one first; if empty, the families with the
+    lowest and the highest aspect ratio."""
     claim: Literal["exponents", "differences", "none"] = "differences"
-    """What the design must be able to estimate, else it is refused: exponents per family, differences at matched FLOPs, or nothing."""
+    """What the design must be able to estimate: scaling exponents per family, loss differences at matched
+    FLOPs, or nothing. A design that cannot is refused (exit code 4)."""
     sizes: tuple[Size, ...] = ()
-    """Rungs, each a `size`."""
+    """Rungs of the study as values of `size`."""
     models: tuple[Name, ...] = ()
-    """Rungs, each a preset in conf/model; families with an aspect ratio give its counterparts."""
+    """Rungs of the study as presets in conf/model. A family with an aspect ratio takes its own shape at the
+    FLOPs per token of the preset."""
     tokens_per_param: tuple[Positive, ...] = ()
-    """Token budgets of every rung, as budget.tokens_per_param."""
+    """Budgets of every rung as values of budget.tokens_per_param."""
     tokens: tuple[Size, ...] = ()
-    """Or token budgets as budget.tokens, the same for all rungs."""
+    """Alternative to tokens_per_param: budgets as values of budget.tokens, the same for all rungs."""
     flops: tuple[Positive, ...] = ()
-    """Or training FLOPs, the same for all rungs: each gets the tokens that they buy at its FLOPs per token, equal in all families."""
+    """Alternative to tokens_per_param: budgets in training FLOPs, the same for all rungs. Each rung trains on
+    FLOPs / (FLOPs per token) tokens, the same number in all families."""
     seeds: tuple[Index, ...] = (0,)
-    """Seeds of every cell."""
+    """Seeds of every rung, family and budget."""
     anchor_seeds: tuple[Index, ...] = ()
-    """Further seeds of the smallest, the middle and the largest rung, for the noise between seeds."""
+    """Additional seeds of the smallest, the middle and the largest rung, to estimate the seed standard
+    deviation."""
     min_steps: Count | None = None
-    """Halve a rung's global batch, from optimizer.global_batch_tokens down to a sequence, until its shortest budget takes so many optimizer steps; null keeps one batch for all."""
+    """Minimum number of optimizer steps: the global batch of a rung is halved, from
+    optimizer.global_batch_tokens down to one sequence, until the shortest budget has this many steps. null
+    uses one batch size for all rungs."""
     share_trunks: bool = True
-    """Decay all budgets of a shape and seed from one wsd trunk, instead of training each from its first step."""
+    """Train the constant-learning-rate part (trunk) of a wsd schedule once per shape and seed, and decay every
+    budget from it, instead of training each budget from step 0."""
     grid: dict[str, tuple[Scalar, ...]] = dataclasses.field(default_factory=dict)
-    """Further keys to vary, each with its values; every combination makes cells of its own."""
+    """Additional keys to vary, each with its list of values; every combination adds cells."""
     lr_policy: Literal["fixed", "transfer", "tuned"] = "fixed"
-    """Where a cell's learning rate comes from: optimizer.lr for all as it is; the same, carried over shapes by completep, to be verified by study=lr_audit; or the best of each shape, found on a grid of factor 2 at the shortest budget."""
+    """How the learning rate of a cell is chosen. fixed: optimizer.lr for every shape. transfer: optimizer.lr
+    for every shape, scaled by completep; verify it with study=lr_audit. tuned: the best rate of each shape
+    at the shortest budget, found on a grid of rates a factor of 2 apart."""
     lr_audit: str | None = None
-    """lr_audit.json of a study of learning rates in this recipe; the report takes a verdict only behind it."""
+    """Path of the lr_audit.json that a learning-rate study with the same recipe wrote; if the audit failed, the
+    report gives the verdict audit_failed."""
     results: str | None = None
-    """File of results, a JSON line each, whose cells count as finished here; action=collect adds to it those that finished here."""
+    """JSON-lines file of results, whose cells count as finished; action=collect adds the results of the
+    study's finished runs to it."""
     max_failures: Count | None = None
-    """Start no further cell once so many have failed; null runs them all."""
+    """Start no further cell after this many failures in this call; null runs all cells."""
     retry_failed: bool = False
-    """Run cells again that failed in an earlier call."""
+    """Run cells that failed in an earlier call again."""
     analysis: Literal["families", "lr_transfer", "lr_audit", "khop"] = "families"
-    """What the report answers: which family is better, where each shape's best learning rate lies, whether one rate serves each family, or how many hops each follows."""
+    """Type of report. families: comparison of the families. lr_transfer: best learning rate of each shape.
+    lr_audit: whether one learning rate is near the best one of every family. khop: error by number of
+    hops."""
 
 
 @section
 class PlanConfig:
     probe: bool = False
-    """Measure the throughput of every shape first, some seconds each; it is stored with the study."""
+    """Measure and store the throughput of every shape before planning; takes some seconds per shape."""
     probe_seconds: Positive = 2.0
-    """Training time per shape of a probe."""
+    """Measuring time of the probe per shape, in seconds."""
     device_flops: Positive | None = None
-    """Dense peak FLOP/s of one device, from which hours follow where no throughput is stored; an H100 has 989e12 in bf16."""
+    """Dense peak FLOP/s of one device (H100 in bf16: 989e12). Gives the hours where no throughput is stored."""
     mfu: Fraction = 0.4
-    """Share of device_flops that training is assumed to reach."""
+    """Assumed model FLOPs utilization: the share of device_flops that training reaches."""
     devices: Count | None = None
-    """Jobs at once that the hours are for; null takes what the local launcher would run here."""
+    """Number of jobs that run at the same time, for the estimate of hours; null means as many as the local
+    launcher would run on this machine."""
     sigma: NonNegative | None = None
-    """Seed standard deviation of the final loss, nats; null takes .005 below a loss of 4, .01 below 5, .02 above."""
+    """Seed standard deviation of the final loss in nats; null means 0.005 for losses below 4, 0.01 below 5 and
+    0.02 above."""
     law: dict[Literal["E", "A", "B", "alpha", "beta"], Positive] = dataclasses.field(
         default_factory=dict
     )
-    """The law L = E + A N_flop^-alpha + B D^-beta, in nats per token, that power is worked out around; what is not given is that of 2404.10102."""
+    """Parameters of the law L = E + A N_flop^-alpha + B D^-beta in nats per token, for the power of the
+    design; missing ones are taken from arXiv 2404.10102."""
     tau: NonNegative = 0.01
-    """Random effect of a shape, nats: the standard deviation of what all its runs share beyond the law."""
+    """Standard deviation of the random effect of a shape (misfit of the law that all runs of the shape share)
+    in nats."""

@@ -1,4 +1,4 @@
-"""What a value in `conf/` may be, and how a section of it is declared."""
+"""Types of the values in `conf/`, and the decorator that declares a section of the schema."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ SIZE_SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9}
 
 
 def parse_size(value: object) -> object:
-    """`200k`, `1.5m`, `1b` -> an integer; other strings must be plain numbers."""
+    """Convert `200k`, `1.5m` or `1b` to an integer; return values that are not strings unchanged.
+
+    Raises:
+        ValueError: for a string that is neither a number nor a number with a suffix.
+    """
     if not isinstance(value, str):
         return value
     factor = SIZE_SUFFIXES.get(value[-1:].lower(), 1)
@@ -25,10 +29,10 @@ def parse_size(value: object) -> object:
 
 
 def _count_or_auto(value: object) -> object:
-    """One message for a union of which each member would have its own."""
+    """Validate the union in one function: pydantic would report one error for each of its members."""
     is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
     if not is_count and value != "auto":
-        raise ValueError("must be a count from 1 on, or auto")
+        raise ValueError("must be a whole number from 1, or auto")
     return value
 
 
@@ -40,15 +44,15 @@ def _no_bool(value: object) -> object:
 
 def _scalar(value: object) -> object:
     if not isinstance(value, (bool, int, float, str)):
-        raise ValueError("must be one number, word, true or false")
+        raise ValueError("must be one number, one word, true or false")
     return value
 
 
-def _listed(value: object) -> object:
+def _to_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_to_tuple)]
 Scalar = Annotated[Any, BeforeValidator(_scalar)]
 Count = Annotated[int, BeforeValidator(_no_bool), Field(gt=0)]
 CountOrAuto = Annotated[int | Literal["auto"], PlainValidator(_count_or_auto)]
@@ -68,6 +72,6 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def section(cls: type) -> Any:
-    """A frozen, strict part of the schema; the strings under its fields become descriptions."""
+    """Declare a frozen, strict section of the schema; the strings under its fields become descriptions."""
     strict = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     return pydantic_dataclass(frozen=True, kw_only=True, config=strict)(cls)
