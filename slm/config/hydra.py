@@ -25,7 +25,9 @@ from slm.errors import ConfigError, Problem
 
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 OVERRIDE = re.compile(r"^\+{0,2}(?P<key>[A-Za-z_][\w.]*)=")
-HELP_TEXT = textwrap.TextWrapper(width=100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+HELP_TEXT = textwrap.TextWrapper(
+    width=100, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
+)
 
 
 def compose_config(overrides: Sequence[str]) -> Config:

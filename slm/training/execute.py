@@ -93,4 +93,6 @@ def _format_scores(result: RunResult) -> str:
     if result.val_bits_per_byte is not None:
         scores.append(f"{result.val_bits_per_byte:.4f} bits/byte")
     errors = result.val_errors or {}
-    return ", ".join([*scores, *(f"error {share:.2%} at {group}" for group, share in errors.items())])
+    return ", ".join(
+        [*scores, *(f"error {share:.2%} at {group}" for group, share in errors.items())]
+    )

@@ -178,7 +178,7 @@ def test_jobs_of_a_multirun_do_not_meet(cli: Cli, tmp_path: Path) -> None:
             2,
             "model.d_model=63: must be a multiple of n_heads=8",
         ),
-        (["model=tiny", "size=80k"], 2, "an explicit shape beside size=80000"),
+        (["model=tiny", "size=80k"], 2, "conflicts with size=80000, from which"),
         (["budget.tokens=5"], 2, "more than one budget"),
         (["budget.tokens_per_param=null"], 2, "no budget is given"),
         (["budget=tokens", "budget.tokens=1,2"], 2, "Ambiguous value"),

@@ -1,4 +1,4 @@
-"""The strict reader: everything wrong at once, with the nearest fix."""
+"""Strict loading of configs: all problems are reported at once, each with a fix."""
 
 from __future__ import annotations
 
@@ -20,26 +20,25 @@ def problems_of(**changes: Any) -> dict[str, str]:
     return {problem.key: str(problem) for problem in caught.value.problems}
 
 
-def test_a_config_survives_its_own_tree(tiny_config: Callable[..., Config]) -> None:
+def test_config_round_trips_through_a_tree(tiny_config: Callable[..., Config]) -> None:
     config = tiny_config(seed=3, study={"sizes": ["80k", "1.5m"]})
     assert load_config(to_tree(config)) == config
     assert config.study.sizes == (80_000, 1_500_000)
 
 
-def test_all_problems_come_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     found = problems_of(
         seed=-1,
         lr=3,
         model={"n_layer": 3, "attention": "flsh", "d_model": 33},
         trainer={"threads": 0},
     )
-    assert set(found) == {
-        "seed", "lr", "model.n_layer", "model.attention", "model.d_model", "trainer.threads"
-    }  # fmt: skip
+    model_keys = {"model.n_layer", "model.attention", "model.d_model"}
+    assert set(found) == {"seed", "lr", "trainer.threads", *model_keys}
 
 
 @pytest.mark.parametrize(
-    ("changes", "key", "said"),
+    ("changes", "key", "message"),
     [
         ({"model": {"n_layer": 3}}, "model.n_layer", "did you mean model.n_layers?"),
         ({"n_layers": 3}, "n_layers", "did you mean model.n_layers?"),
@@ -47,14 +46,18 @@ def test_all_problems_come_at_once() -> None:
         ({"trainer": {"precision": "bf17"}}, "trainer.precision", "did you mean bf16?"),
         ({"model": {"d_model": 34}}, "model.d_model", "multiple of n_heads=4 (nearest: 32)"),
         ({"model": {"n_kv_heads": 3}}, "model.n_kv_heads", "must divide n_heads=4 (nearest: 2)"),
-        ({"model": {"d_model": 36}}, "model.d_head", "even head width (nearest: 10)"),
+        (
+            {"model": {"d_model": 36}},
+            "model.d_head",
+            "must be even, because RoPE rotates pairs of dimensions (nearest: 10)",
+        ),
         ({"model": {"d_head": 16}}, "model.d_head", "must equal d_model=32 (nearest: 8)"),
         ({"model": {"n_layers": 0}}, "model.n_layers", "greater than 0"),
         ({"model": {"d_ff": -8}}, "model.d_ff", "greater than 0"),
         ({"budget": {"flops": 1e9}}, "budget", "more than one budget (keep one"),
         ({"budget": {"tokens": None}}, "budget", "no budget is given"),
         ({"budget": {"tokens": 0}}, "budget.tokens", "greater than 0"),
-        ({"size": "80k"}, "model.n_layers", "an explicit shape beside size=80000"),
+        ({"size": "80k"}, "model.n_layers", "conflicts with size=80000, from which"),
         ({"size": "80q"}, "size", "a number such as 200000, 200k or 1.5m"),
         ({"seed": True}, "seed", "must be a number"),
         (
@@ -63,39 +66,53 @@ def test_all_problems_come_at_once() -> None:
             "nearest: 96",
         ),
         ({"trainer": {"micro_batch_sequences": 3}}, "trainer.micro_batch_sequences", "nearest: 2"),
-        ({"tokenizer": {"kind": "bpe"}}, "tokenizer.vocab_size", "is needed for a bpe"),
-        ({"schedule": {"warmup_fraction": 0.9}}, "schedule.warmup_fraction", "at most 0.8"),
+        (
+            {"tokenizer": {"kind": "bpe"}},
+            "tokenizer.vocab_size",
+            "is needed for tokenizer.kind=bpe",
+        ),
+        (
+            {"schedule": {"warmup_fraction": 0.9}},
+            "schedule.warmup_fraction",
+            "leaves less than this for warmup (use at most 0.8)",
+        ),
         ({"optimizer": {"beta2": 1.0}}, "optimizer.beta2", "less than 1"),
         ({"ladder": {"aspect_ratios": {"x": 0}}}, "ladder.aspect_ratios.x", "greater than 0"),
         ({"model": {"attention": "flash"}}, "trainer.precision", "trainer=gpu, or"),
         ({"model": {"mlp": "relu"}}, "model.mlp", "'swiglu' or 'gelu'"),
         ({"model": {"layer_sharing": 0}}, "model.layer_sharing", "greater than 0"),
         ({"study": {"grid": {"seed": [[1]]}}}, "study.grid.seed.0", "one number"),
-        ({"tokenizer": {"vocab_size": 300}}, "tokenizer.vocab_size", "fixes its own"),
+        (
+            {"tokenizer": {"vocab_size": 300}},
+            "tokenizer.vocab_size",
+            "vocabulary of tokenizer.kind=ascii is fixed",
+        ),
     ],
 )
-def test_each_problem_names_key_rule_and_fix(changes: dict[str, Any], key: str, said: str) -> None:
-    assert said in problems_of(**changes)[key]
+def test_each_problem_names_the_key_the_rule_and_a_fix(
+    changes: dict[str, Any], key: str, message: str
+) -> None:
+    assert message in problems_of(**changes)[key]
 
 
-def test_a_wrong_value_causes_no_second_complaint() -> None:
+def test_a_wrong_value_is_reported_once() -> None:
     assert set(problems_of(budget={"tokens": "many"})) == {"budget.tokens"}
     wrong_batch = problems_of(optimizer={"global_batch_tokens": "abc"}, model={"seq_len": 1000})
     assert set(wrong_batch) == {"optimizer.global_batch_tokens"}
 
 
-def test_every_key_is_documented() -> None:
+def test_every_key_has_documentation() -> None:
     assert not [key for key, _, text in field_descriptions() if not text]
 
 
-def test_defaults_lack_only_a_budget_and_a_shape() -> None:
+def test_defaults_are_complete_except_budget_and_size() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(default_tree())
     assert {problem.key for problem in caught.value.problems} == {"budget", "size"}
 
 
 @pytest.mark.parametrize(
-    ("argument", "passed_on"),
+    ("argument", "expected"),
     [
         ("model.n_layer=3", "++model.n_layer=3"),
         ("+model.typo=1", "++model.typo=1"),
@@ -107,55 +124,64 @@ def test_defaults_lack_only_a_budget_and_a_shape() -> None:
         ("~seed", "~seed"),
     ],
 )
-def test_overrides_reach_the_schema(argument: str, passed_on: str) -> None:
-    assert add_force_prefix(argument, ROOT / "conf") == passed_on
+def test_overrides_get_the_force_prefix(argument: str, expected: str) -> None:
+    assert add_force_prefix(argument, ROOT / "conf") == expected
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
+    ("changes", "message"),
     [
         ({"data": {"source": "jsonl"}}, r"data\.files=null: is needed for data\.source=jsonl"),
-        ({"data": {"files": ["a.txt"]}}, r"data\.files=.*is not read by data\.source=prose"),
+        ({"data": {"files": ["a.txt"]}}, r"data\.files=.*has no effect with data\.source=prose"),
         ({"data": {"source": "hub"}}, r"data\.repo=null: is needed"),
         (
             {"data": {"source": "hub", "repo": "owner/name", "revision": "main"}},
-            r"data\.revision=main: must be a commit",
+            r"data\.revision=main: must be a commit hash",
         ),
-        ({"data": {"new_document": "("}}, r"data\.new_document=\(: is not a regular expression"),
-        ({"tokenizer": {"kind": "file"}}, r"tokenizer\.path=null: is needed for kind=file"),
-        ({"tokenizer": {"path": "x"}}, r"tokenizer\.path=x: is read by kind=file alone"),
+        (
+            {"data": {"new_document": "("}},
+            r"data\.new_document=\(: is not a valid regular expression",
+        ),
+        (
+            {"tokenizer": {"kind": "file"}},
+            r"tokenizer\.path=null: is needed for tokenizer\.kind=file",
+        ),
+        (
+            {"tokenizer": {"path": "x"}},
+            r"tokenizer\.path=x: has no effect with tokenizer\.kind=ascii \(set tokenizer=file",
+        ),
         (
             {"tokenizer": {"kind": "bpe", "vocab_size": 100}},
-            r"tokenizer\.vocab_size=100: .*nearest: 257",
+            r"tokenizer\.vocab_size=100: is too small .*nearest: 257",
         ),
     ],
 )
-def test_data_and_tokenizer_must_go_together(
-    tiny_config: Callable[..., Config], changes: dict[str, object], complaint: str
+def test_data_and_tokenizer_keys_must_match(
+    tiny_config: Callable[..., Config], changes: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=complaint):
+    with pytest.raises(ConfigError, match=message):
         tiny_config(**changes)
 
 
 @pytest.mark.parametrize(
-    ("trainer", "complaint"),
+    ("trainer", "message"),
     [
-        ({"devices": 2}, r"trainer\.devices=2: trainer\.strategy=single is one process"),
-        ({"num_nodes": 2}, r"trainer\.num_nodes=2: trainer\.strategy=single is one process"),
+        ({"devices": 2}, r"trainer\.devices=2: trainer\.strategy=single runs one process"),
+        ({"num_nodes": 2}, r"trainer\.num_nodes=2: trainer\.strategy=single runs one process"),
         (
             {"strategy": "ddp", "devices": 5, "num_nodes": 2},
-            r"trainer\.devices=5: 10 processes have no sequence each of a global batch of 8 \(at most 8",
+            r"trainer\.devices=5: 10 processes, but optimizer\.global_batch_tokens=256 is only 8 sequences \(use at most 8",
         ),
         (
             {"strategy": "ddp", "devices": 3, "micro_batch_sequences": 5},
-            r"must divide the 8 sequences of a global batch, or the 3 of one process \(nearest: 3",
+            r"must divide the 8 sequences of optimizer\.global_batch_tokens=256, or the 3 sequences of one process \(nearest: 3",
         ),
     ],
 )
-def test_processes_have_each_a_share_of_a_batch(
-    tiny_config: Callable[..., Config], trainer: dict[str, object], complaint: str
+def test_processes_and_micro_batches_must_fit_the_global_batch(
+    tiny_config: Callable[..., Config], trainer: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=complaint):
+    with pytest.raises(ConfigError, match=message):
         tiny_config(trainer=trainer)
-    for micro in (1, 2, 3, 4, 8):  # of three rows each
+    for micro in (1, 2, 3, 4, 8):  # each divides 8 or 3
         tiny_config(trainer={"strategy": "ddp", "devices": 3, "micro_batch_sequences": micro})

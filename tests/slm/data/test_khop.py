@@ -92,8 +92,8 @@ def test_run_reports_errors_by_k(tiny_spec: Callable[..., RunSpec]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": {"source": "khop"}}, r"tokenizer\.kind=ascii: .*data=khop"),
-        ({"tokenizer": {"kind": "symbols"}}, r"tokenizer\.kind=symbols: .*data=khop"),
+        ({"data": {"source": "khop"}}, r"tokenizer\.kind=ascii: data\.source=khop needs"),
+        ({"tokenizer": {"kind": "symbols"}}, r"tokenizer\.kind=symbols: .*data\.source=khop only"),
         (
             {"data": {"source": "khop", "khop_alphabet": 2}, "tokenizer": {"kind": "symbols"}},
             r"data\.khop_alphabet=2: .*nearest: 3",
