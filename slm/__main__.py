@@ -1,13 +1,18 @@
-"""python -m slm COMMAND: what is done with shapes and trained models, beside training them.
+"""python -m slm COMMAND: describe shapes, prepare data, evaluate and export trained models.
 
-describe [key=value ...] [--json]    a shape's parameters, FLOPs and memory; keys as for train.py
-prepare [key=value ...] [--json]     data=... tokenizer=...: the tokens of a corpus, once; keys as for train.py
-evaluate run=DIR text=FILES          perplexity and bits per byte of any text (.txt, .jsonl, .parquet)
+describe [key=value ...] [--json]    print the parameters, FLOPs and memory of a shape; keys as for train.py
+prepare [key=value ...] [--json]     tokenize a corpus (data=... tokenizer=...); keys as for train.py
+evaluate run=DIR text=FILES          print perplexity and bits per byte of .txt, .jsonl or .parquet files
     hf=DIR                           instead of run=: a Llama-format folder with its tokenizer.json
-    window=1024 stride=512           tokens a window, and between their beginnings (run's seq_len, half of it)
-    document=file|paragraph|line  column=text  start_token=true|false  --documents  --json
-export run=DIR out=DIR               a run's model and tokenizer, for transformers
-coordinates out=FILE                 coordinate checks of all parametrizations, as JSON
+    window=1024                      length of a window in tokens (default: seq_len of the model)
+    stride=512                       distance between the starts of two windows in tokens (default: half a window)
+    document=file|paragraph|line     unit of .txt files that is scored as one document (default: file)
+    column=text                      column with the text in .jsonl and .parquet files
+    start_token=true|false           put the end-of-text token before each document (default: true)
+    --documents                      print the scores of every document too
+    --json                           print JSON
+export run=DIR out=DIR               save the model and tokenizer of a run in the format of transformers
+coordinates out=FILE                 run the coordinate checks of all parametrizations, write JSON
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from slm.errors import ConfigError, Problem, nearest
 
 
 def describe(arguments: Sequence[str]) -> None:
-    from slm.architecture.describe import describe as described
+    from slm.architecture.describe import describe as describe_shape
     from slm.architecture.describe import print_description
     from slm.config.hydra import compose_config
     from slm.run.micro_batch import micro_batch_of, planned_accelerator
@@ -34,24 +39,24 @@ def describe(arguments: Sequence[str]) -> None:
     micro_batch = micro_batch_of(spec, planned_accelerator(config))
     if "--json" in arguments:
         memory = micro_batch.as_dict()
-        described_all = {"family": config.family.name, **described(spec.shape), "memory": memory}
-        print(json.dumps(described_all, indent=2))
+        description = {"family": config.family.name, **describe_shape(spec.shape), "memory": memory}
+        print(json.dumps(description, indent=2))
     else:
         print_description(
-            config.family.name, described(spec.shape), micro_batch.plan, micro_batch.in_words
+            config.family.name, describe_shape(spec.shape), micro_batch.plan, micro_batch.in_words
         )
 
 
 def prepare(arguments: Sequence[str]) -> None:
     from slm.config.hydra import compose_config
-    from slm.data.tokens.prepare import prepare as prepared
+    from slm.data.tokens.prepare import prepare as prepare_data
     from slm.data.tokens.summary import print_data_summary, summarize_data
 
     config = compose_config([a for a in arguments if a != "--json"])
     if config.data.source == "khop":
-        print("data=khop is computed when it is needed: there is nothing to prepare")
+        print("data=khop is generated during training: nothing to prepare")
         return
-    data = prepared(config, _say, progress=True)
+    data = prepare_data(config, _print_to_stderr, progress=True)
     if "--json" in arguments:
         print(json.dumps(summarize_data(data), indent=2))
     else:
@@ -60,7 +65,7 @@ def prepare(arguments: Sequence[str]) -> None:
 
 def evaluate(arguments: Sequence[str]) -> None:
     flags = {"--documents", "--json"}
-    given = _settings(
+    given = _parse_settings(
         [a for a in arguments if a not in flags],
         needed=("text",),
         optional=("run", "hf", "window", "stride", "document", "column", "start_token"),
@@ -75,7 +80,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 
 def export(arguments: Sequence[str]) -> None:
-    given = _settings(arguments, needed=("run", "out"))
+    given = _parse_settings(arguments, needed=("run", "out"))
     from slm.evaluation.load import export_run
 
     export_run(Path(given["run"]), Path(given["out"]))
@@ -83,11 +88,11 @@ def export(arguments: Sequence[str]) -> None:
 
 
 def coordinates(arguments: Sequence[str]) -> None:
-    out = Path(_settings(arguments, needed=("out",))["out"])
+    out = Path(_parse_settings(arguments, needed=("out",))["out"])
     from slm.training.coordinates import write_coordinates
 
     write_coordinates(out)
-    print(f"wrote {out}; python -m analysis {out} --of coordinates --out DIR draws it")
+    print(f"wrote {out}; to plot it, run: python -m analysis {out} --of coordinates --out DIR")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -99,32 +104,33 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 }
 
 
-def _say(text: str) -> None:
+def _print_to_stderr(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _settings(
+def _parse_settings(
     arguments: Sequence[str], *, needed: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, str]:
-    """key=value of the given keys, and of no others.
+    """Parse key=value arguments.
 
     Raises:
-        ConfigError: listing everything that is wrong with them.
+        ConfigError: listing unknown keys, keys without a value, and missing keys.
     """
     keys = (*needed, *optional)
     given = {}
     problems = []
     for argument in arguments:
         key, _, value = argument.partition("=")
-        near = get_close_matches(key, keys, n=1) or keys
+        near = get_close_matches(key, keys, n=1)
         if key in keys and value:
             given[key] = value
         elif key in keys:
-            problems.append(Problem(key, value, "needs a value"))
+            problems.append(Problem(key, value, "has no value", f"set {key}=VALUE"))
         else:
-            problems.append(Problem(key, value, "unknown key", f"did you mean {near[0]}?"))
+            fix = f"did you mean {near[0]}?" if near else f"keys: {', '.join(keys)}"
+            problems.append(Problem(key, value, "unknown key", fix))
     problems += [
-        Problem(key, None, "is needed", f"for example {key}=some/folder")
+        Problem(key, None, "is needed", f"add {key}=PATH")
         for key in needed
         if key not in given and key not in {p.key for p in problems}
     ]
@@ -140,7 +146,7 @@ def main() -> NoReturn:
         sys.exit(0)
     if command not in COMMANDS:
         fix = nearest(command, COMMANDS)
-        print(f"python -m slm {command}: no such command; {fix}", file=sys.stderr)
+        print(f"python -m slm {command}: unknown command; {fix}", file=sys.stderr)
         sys.exit(ConfigError.exit_code)
     from slm.cli import run_and_exit
 

@@ -1,4 +1,4 @@
-"""Entry points of train.py and sweep.py: command line to Hydra, errors to exit codes."""
+"""Entry points of train.py and sweep.py: start Hydra, print errors and set exit codes."""
 
 from __future__ import annotations
 
@@ -26,44 +26,47 @@ from slm.training.team import assembled
 
 
 def run_app(main: Callable[[], Any]) -> NoReturn:
-    """Run a Hydra app and exit: 0 done, 1 failed, 2 wrong config, 128 + n stopped by signal n."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us instead of Hydra's printer
+    """Run a Hydra app and exit the process.
+
+    Exit codes: 0 done, 1 failed, 2 wrong config, 3 status unfinished, 4 refused design, 75 run in use,
+    128 + n stopped by signal n.
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints errors and exits itself
     sys.argv[1:] = [add_force_prefix(argument, CONF_DIR) for argument in sys.argv[1:]]
     register_schema()
     run_and_exit(main)
 
 
 def run_and_exit(main: Callable[[], Any]) -> NoReturn:
-    """Run `main` and exit with a message and a code where it fails."""
+    """Run `main` and exit with code 0; on an error print its message and exit with its code."""
     log_to_console()
     try:
         main()
     except SlmError as error:
         _exit("" if error.was_shown else str(error), error.exit_code)
     except yaml.YAMLError as error:
-        _exit(f"a file of conf/ is not YAML: {error}", ConfigError.exit_code)
+        _exit(f"a file in conf/ is not valid YAML: {error}", ConfigError.exit_code)
     except MissingConfigException as error:
         _exit(_missing_option(error), ConfigError.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
-        _exit(f"the configuration could not be composed: {error}", ConfigError.exit_code)
+        _exit(f"the configuration cannot be composed: {error}", ConfigError.exit_code)
     except OSError as error:
         _exit(_file_error(error), 1)
     except KeyboardInterrupt as stop:
-        # Of a job in a grid the signal that stopped it: schedulers requeue by the exit code.
+        # A job of a multirun exits with the code of its signal: schedulers requeue by exit code.
         cause = stop.__cause__
         _exit("stopped", cause.exit_code if isinstance(cause, Interrupted) else 130)
     sys.exit(0)
 
 
 def train_job(cfg: DictConfig) -> float | None:
-    """Train what a composed config asks for, unless it is done; say where everything is.
+    """Train the runs of a composed config, skip finished ones, and log the run directories.
 
-    Returns the validation loss of its longest run, which a sweeper such as Optuna's makes small.
+    Returns the validation loss of the longest run in nats per token, for sweepers that minimize it.
 
-    In a multirun an error is shown and raised, so that the other jobs go on, but a request to stop
-    ends them all.
+    In a multirun an error is logged and raised, so that the other jobs continue; a signal stops all jobs.
     """
-    log_to_console()  # again, for a job in a process of its launcher's
+    log_to_console()  # needed in the processes that launchers start
     try:
         with assembled(find_place(os.environ), log.error) as team:
             if not team.leads:
@@ -73,7 +76,7 @@ def train_job(cfg: DictConfig) -> float | None:
             return train_all(config, team)
     except SlmError as error:
         if isinstance(error, Interrupted):
-            _hand_on(error.signal_number)
+            _raise_for_other_handler(error.signal_number)
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             _exit("" if error.was_shown else str(error), error.exit_code)
         if not error.was_shown:
@@ -84,10 +87,10 @@ def train_job(cfg: DictConfig) -> float | None:
         raise
 
 
-def _hand_on(number: int) -> None:
-    """Let whoever listened for a signal before us have it, now that the state is saved.
+def _raise_for_other_handler(number: int) -> None:
+    """Raise the signal again for the handler installed before ours, now that the state is saved.
 
-    That is how a launcher's own handler gets to put the job back into the queue.
+    A launcher's handler then requeues the job.
     """
     if number != signal.SIGINT and callable(signal.getsignal(number)):
         signal.raise_signal(number)
@@ -103,11 +106,12 @@ def _missing_option(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = sorted(error.options or [])
     near = get_close_matches(option, options, n=1)
-    fix = (f"did you mean {near[0]}? " if near else "") + f"there are: {', '.join(options)}"
-    return str(ConfigError([Problem(group or "config", option, "no such option", fix)]))
+    fix = (f"did you mean {near[0]}? " if near else "") + f"options: {', '.join(options)}"
+    return str(ConfigError([Problem(group or "config", option, "unknown option", fix)]))
 
 
 def _file_error(error: OSError) -> str:
     reason = error.strerror or type(error).__name__
-    place = error.filename or "a file"
-    return f"cannot use {place}: {reason}; check runs_dir and cache_dir"
+    if error.filename is None:
+        return f"input/output error: {reason}"
+    return f"cannot read or write {error.filename}: {reason}; check runs_dir and cache_dir"

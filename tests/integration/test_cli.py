@@ -182,7 +182,7 @@ def test_jobs_of_a_multirun_do_not_meet(cli: Cli, tmp_path: Path) -> None:
         (["budget.tokens=5"], 2, "more than one budget"),
         (["budget.tokens_per_param=null"], 2, "no budget is given"),
         (["budget=tokens", "budget.tokens=1,2"], 2, "Ambiguous value"),
-        (["runs_dir=/proc/version/x"], 1, "cannot use /proc/version"),
+        (["runs_dir=/proc/version/x"], 1, "cannot read or write /proc/version"),
         (["experiment=smoke", "budget.tokens=1b"], 2, "data.max_epochs"),
         (["experiment=smoke", "trainer=gpu"], 2, "torch sees no CUDA device"),
     ],
