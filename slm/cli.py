@@ -52,6 +52,10 @@ def run_and_exit(main: Callable[[], Any]) -> NoReturn:
         _exit(f"the configuration cannot be composed: {error}", ConfigError.exit_code)
     except OSError as error:
         _exit(_file_error(error), 1)
+    except ValueError as error:
+        if "Config group override" not in str(error):  # what Hydra raises for family=3
+            raise
+        _exit(f"the configuration cannot be composed: {error}", ConfigError.exit_code)
     except KeyboardInterrupt as stop:
         # A job of a multirun exits with the code of its signal: schedulers requeue by exit code.
         cause = stop.__cause__

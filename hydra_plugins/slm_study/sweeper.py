@@ -1,4 +1,4 @@
-"""A Hydra sweeper that hands a launcher the unfinished cells of a study, and says what became of them."""
+"""Hydra sweeper of sweep.py: plans a study, launches its unfinished cells, and reports on them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from slm.errors import ConfigError, Problem, RunError
 from slm.training.launch import check_alone
 
 log = logging.getLogger("slm")
-DECIDED_BY_STUDY = {
+KEYS_SET_BY_STUDY = {
     "family": "study.families",
     "size": "study.sizes",
     "model": "study.models",
     "seed": "study.seeds",
     "budget": "study.tokens_per_param, study.tokens or study.flops",
 }
-ONE_PROCESS = "hydra._internal.core_plugins.basic_launcher"  # runs its jobs one after the other
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher"  # runs its jobs one after the other
 
 ConfigStore.instance().store(
     group="hydra/sweeper",
@@ -37,7 +37,10 @@ ConfigStore.instance().store(
 
 
 class StudySweeper(Sweeper):
-    """`max_batch_size` jobs are handed over at a time; null is all, and one to the basic launcher."""
+    """Sweeper that sends `max_batch_size` jobs at a time to the launcher.
+
+    None means all jobs at once, or one at a time with the basic launcher.
+    """
 
     def __init__(self, max_batch_size: int | None = None):
         self.max_batch_size = max_batch_size
@@ -52,12 +55,12 @@ class StudySweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Do what `action` asks for; without one, run the study and report on it."""
+        """Run the requested `action`; without one, run the study and write the report."""
         from slm.config.hydra import load_composed_config
         from slm.studies.checks import check_study
 
         check_alone(os.environ)
-        _refuse_what_the_study_decides(arguments)
+        _check_overrides(arguments)
         config = load_composed_config(self._compose(arguments))
         self.arguments = [a for a in arguments if not a.lstrip("+").startswith("action=")]
         check_study(config)
@@ -72,20 +75,20 @@ class StudySweeper(Sweeper):
 
             return show_status(cells)
         if action == "collect":
-            return _collect(config, cells)
-        failed = None
+            return _collect_results(config, cells)
+        error = None
         if action in (None, "run"):
-            _refuse_a_design_that_cannot(cells)
+            _check_design(cells)
             if config.study.lr_policy == "tuned":
                 self._tune(config)
                 cells = self._cells(config)
-            failed = self._run(cells)
+            error = self._run(cells)
         if action == "report" or (action is None and any(c.state == "finished" for c in cells)):
             from analysis.study_actions.report import write_report
 
             write_report(cells)
-        if failed is not None:
-            raise failed
+        if error is not None:
+            raise error
         return None
 
     def _compose(self, overrides: list[str]) -> DictConfig:
@@ -97,23 +100,23 @@ class StudySweeper(Sweeper):
     def _composer(self) -> Any:
         from slm.config.hydra import Composer
 
-        return Composer(lambda more: self._compose([*self.arguments, *more]))
+        return Composer(lambda overrides: self._compose([*self.arguments, *overrides]))
 
     def _cells(self, config: Any) -> list[Any]:
         from slm.studies.expand import cells_of
         from slm.studies.lr_tuning import known_rates
 
         rates = known_rates(config) if config.study.lr_policy == "tuned" else None
-        return cells_of(config, self._composer(), recorded=_recorded(config), rates=rates)
+        return cells_of(config, self._composer(), recorded=_load_recorded(config), rates=rates)
 
     def _tune(self, config: Any) -> None:
-        """Find the learning rate of each shape before any cell that needs it is run."""
+        """Tune the learning rate of each shape, before the cells that use it run."""
         from slm.studies.expand import arms_of
         from slm.studies.lr_tuning import tune
 
-        tune(list(arms_of(config, self._composer())), _recorded(config), self._run_to_end)
+        tune(list(arms_of(config, self._composer())), _load_recorded(config), self._run_cells)
 
-    def _run_to_end(self, cells: Sequence[Any]) -> None:
+    def _run_cells(self, cells: Sequence[Any]) -> None:
         from slm.studies.scheduler import run_study
 
         study = cells[0].spec.config.study
@@ -127,79 +130,90 @@ class StudySweeper(Sweeper):
         )
 
     def _run(self, cells: Sequence[Any]) -> Exception | None:
-        """Launch what is not done; the error that says which cells failed, if any did."""
+        """Run the unfinished cells; return an error that lists the failed cells, or None."""
         from slm.studies.plan_tables import design_warnings, totals
 
         config = cells[0].spec.config
-        left = sum(not cell.is_done for cell in cells)
-        log.info("%s; %d to run", totals(cells), len(cells) if config.rerun else left)
+        remaining = sum(not cell.is_done for cell in cells)
+        log.info("%s; %d to run", totals(cells), len(cells) if config.rerun else remaining)
         for warning in design_warnings(cells):
             log.info("%s", warning)
         try:
-            self._run_to_end(cells)
+            self._run_cells(cells)
         except RunError as error:
             return error
         return None
 
     def _launch(self, jobs: Sequence[Any]) -> None:
-        launched = [[*self.arguments, *job.overrides] for job in jobs]
-        self.launcher.launch(launched, initial_job_idx=0)
+        overrides = [[*self.arguments, *job.overrides] for job in jobs]
+        self.launcher.launch(overrides, initial_job_idx=0)
 
     @property
     def _batch(self) -> int | None:
         if self.max_batch_size is not None:
             return self.max_batch_size
-        return 1 if type(self.launcher).__module__ == ONE_PROCESS else None
+        return 1 if type(self.launcher).__module__ == BASIC_LAUNCHER else None
 
 
-def _refuse_a_design_that_cannot(cells: Sequence[Any]) -> None:
-    """Before compute is spent on it; a study that is done may be reported on whatever it is."""
+def _check_design(cells: Sequence[Any]) -> None:
+    """Refuse a design that cannot estimate `study.claim`, unless all its cells are finished.
+
+    Raises:
+        DesignRefused: listing the reasons.
+        DataError: if study.lr_audit is missing or belongs to another recipe.
+    """
     from analysis.learning_rate.gate import audit_of_study
     from analysis.study_actions.plan import power_of, refusals_of, refused
     from slm.errors import DesignRefused
 
-    audit_of_study(cells)  # raises where it is not there
+    audit_of_study(cells)  # raises the DataError
     if all(cell.is_done for cell in cells):
         return
     refusals = refusals_of(cells, power_of(cells))
     if refusals:
-        said = [f"REFUSED {line}" for line in refusals]
-        raise DesignRefused("\n".join([*said, refused(cells[0].spec.config)]))
+        lines = [f"REFUSED {line}" for line in refusals]
+        raise DesignRefused("\n".join([*lines, refused(cells[0].spec.config)]))
 
 
-def _recorded(config: Any) -> dict[str, Any]:
+def _load_recorded(config: Any) -> dict[str, Any]:
     from slm.tracking.results_file import read_results
 
     return {} if config.study.results is None else read_results(Path(config.study.results))
 
 
-def _collect(config: Any, cells: Sequence[Any]) -> None:
-    """Add what finished here to the study's file of results."""
+def _collect_results(config: Any, cells: Sequence[Any]) -> None:
+    """Add the results of finished runs to the file `study.results`.
+
+    Raises:
+        ConfigError: if study.results is null.
+    """
     from slm.tracking.results_file import write_results
 
     if config.study.results is None:
-        fix = f"for example study.results=results/{config.study.name}.jsonl"
-        rule = "names the file that action=collect writes"
+        fix = f"set it, for example study.results=results/{config.study.name}.jsonl"
+        rule = "is needed for action=collect, which writes this file"
         raise ConfigError([Problem("study.results", None, rule, fix)])
-    known = _recorded(config)
-    found = {c.spec.run_id: c.run.result() for c in cells if c.run.state() == "finished"}
-    new = {run_id: result for run_id, result in found.items() if run_id not in known}
-    write_results(Path(config.study.results), {**known, **new})
-    log.info(
-        "%s: %d results, %d of them new", config.study.results, len(known) + len(new), len(new)
-    )
+    recorded = _load_recorded(config)
+    finished = {c.spec.run_id: c.run.result() for c in cells if c.run.state() == "finished"}
+    new = {run_id: result for run_id, result in finished.items() if run_id not in recorded}
+    write_results(Path(config.study.results), {**recorded, **new})
+    count = len(recorded) + len(new)
+    log.info("%s: %d results, %d of them new", config.study.results, count, len(new))
 
 
-def _refuse_what_the_study_decides(arguments: list[str]) -> None:
+def _check_overrides(arguments: list[str]) -> None:
+    """Raise a ConfigError for overrides of keys that the study sets, and for several values of a key."""
     problems = []
     for override in OverridesParser.create().parse_overrides(arguments):
         key = str(override.key_or_group)
-        given = (override.input_line or "").partition("=")[2]
-        decided = DECIDED_BY_STUDY.get(key if key == "model" else key.partition(".")[0])
-        if decided and not key.startswith("model."):
-            fix = f"set {decided}"
-            problems.append(Problem(key, given, "the study decides this for each cell", fix))
+        value = (override.input_line or "").partition("=")[2]
+        study_key = KEYS_SET_BY_STUDY.get(key if key == "model" else key.partition(".")[0])
+        if study_key and not key.startswith("model."):
+            rule = "is set by the study for each cell"
+            problems.append(Problem(key, value, rule, f"set {study_key}"))
         elif override.is_sweep_override():
-            problems.append(Problem(key, given, "a study makes its own cells", "give one value"))
+            rule = "the study defines its cells, so a key has one value"
+            fix = f"give one value, or set 'study.grid={{{key}:[...]}}'"
+            problems.append(Problem(key, value, rule, fix))
     if problems:
         raise ConfigError(problems)

@@ -56,6 +56,9 @@ def _to_problem(error: Any) -> Problem:
         choices = [word.strip("'") for word in allowed.replace(" or ", ", ").split(", ")]
         near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
         return Problem(key, value, f"must be {allowed}", f"did you mean {near[0]}?" if near else "")
+    if error["type"] == "tuple_type":
+        is_scalar = isinstance(value, (str, int, float))
+        return Problem(key, value, "must be a list", f"for example [{value}]" if is_scalar else "")
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     return Problem(key, value, message.replace("should be", "must be"))
 

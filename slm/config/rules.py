@@ -192,9 +192,10 @@ def _check_data(config: Config) -> Iterator[Problem]:
     data = config.data
     needed = "files" if data.source in FILE_SOURCES else "repo" if data.source == "hub" else None
     if needed and not getattr(data, needed) and data.prepared is None:
-        example = "data.files=[corpus/*.txt]" if needed == "files" else "data.repo=owner/name"
+        suffix = "txt" if data.source == "text_files" else data.source
+        example = f"files=[corpus/*.{suffix}]" if needed == "files" else "repo=owner/name"
         rule = f"is needed for data.source={data.source}"
-        yield Problem(f"data.{needed}", None, rule, f"set it, for example {example}")
+        yield Problem(f"data.{needed}", None, rule, f"set it, for example data.{example}")
     for key in sorted({key for keys in KEYS_READ_BY_SOURCE.values() for key in keys}):
         value = getattr(data, key)
         if key not in KEYS_READ_BY_SOURCE[data.source] and value != getattr(DataConfig(), key):

@@ -173,6 +173,7 @@ def test_jobs_of_a_multirun_do_not_meet(cli: Cli, tmp_path: Path) -> None:
     [
         (["model.n_layer=3", "+model.typo=1", "seed=-1"], 2, "3 problems"),
         (["family=deep_thn"], 2, "did you mean deep_thin?"),
+        (["family=3"], 2, "Config group override must be a string"),
         (
             ["model=tiny", "model.d_model=63"],
             2,
@@ -215,7 +216,7 @@ def test_a_study_is_planned_without_running(cli: Cli, tmp_path: Path) -> None:
     assert "16 cells" in plan.stdout and "L6-d32" in plan.stdout
     assert not (tmp_path / "runs" / "demo").exists()
     grid = cli("sweep.py", "study=demo", "optimizer.lr=1e-3,2e-3", "action=plan")
-    assert grid.returncode == 2 and "a study makes its own cells" in grid.stderr
+    assert grid.returncode == 2 and "a key has one value" in grid.stderr
     decided = cli("sweep.py", "study=demo", "seed=5", "family=balanced", "action=plan")
     assert decided.returncode == 2
     assert "set study.seeds" in decided.stderr and "set study.families" in decided.stderr

@@ -80,7 +80,7 @@ def test_failures_are_told_counted_and_retried_on_request(cli: Cli, tmp_path: Pa
 def test_a_file_of_results_counts_as_done_elsewhere(cli: Cli, tmp_path: Path) -> None:
     kept = f"study.results={tmp_path / 'results' / 'smoke.jsonl'}"
     assert cli("sweep.py", *TINY, "action=run").returncode == 0
-    assert "names the file" in cli("sweep.py", *TINY, "action=collect").stderr
+    assert "is needed for action=collect" in cli("sweep.py", *TINY, "action=collect").stderr
     collected = cli("sweep.py", *TINY, kept, "action=collect")
     assert collected.returncode == 0 and "2 results, 2 of them new" in collected.stderr
     shutil.rmtree(tmp_path / "runs")
