@@ -1,4 +1,4 @@
-# Everything runs in .venv, which is made on first use and remade when dependencies change.
+# All targets use .venv, which is created on first use and updated when pyproject.toml or constraints.txt change.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,41 +7,41 @@ READY := $(VENV)/.ready
 .PHONY: help demo test test-slow test-gpu test-clusters clusters notebooks lint format clean
 .DEFAULT_GOAL := help
 
-help: ## Show this list
+help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
-demo: $(READY) ## Deep against wide on real text: trains the demo study, writes its report
+demo: $(READY) ## Train the demo study (deep against wide on real text) and write its report
 	$(BIN)/python sweep.py study=demo
 
-test: $(READY) lint ## Lint, then the fast tests
+test: $(READY) lint ## Run lint and the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu" -n 2 --dist loadscope
 
-test-slow: $(READY) ## The slow tests
+test-slow: $(READY) ## Run the slow tests
 	$(BIN)/pytest -m "slow and not gpu"
 
-test-gpu: $(READY) ## The tests that need a CUDA device
+test-gpu: $(READY) ## Run the tests that need a CUDA device
 	$(BIN)/pytest -m gpu
 
-test-clusters: clusters ## The tests with a Slurm and a Ray of their own (Slurm: as root, apt install slurm-wlm munge)
+test-clusters: clusters ## Run the tests that start a local Slurm and Ray (Slurm: as root, after apt install slurm-wlm munge)
 	$(BIN)/pytest -m cluster
 
-clusters: $(READY) ## Install what hydra/launcher=slurm and ray need
+clusters: $(READY) ## Install the dependencies of hydra/launcher=slurm and ray
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[slurm,ray]'
 
-notebooks: $(READY) ## Execute analysis/notebooks and write their .ipynb anew
+notebooks: $(READY) ## Execute the notebooks in analysis/notebooks and update the .ipynb files
 	$(BIN)/python -m analysis.notebooks.execute
 
-lint: $(READY) ## Style, types and the order of imports
+lint: $(READY) ## Check style, types and import order
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(READY) ## Rewrite the code in the project's style
+format: $(READY) ## Format the code and apply automatic fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## Remove the environment and caches; runs stay
+clean: ## Remove the environment and the caches, but not the runs
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache
 
 $(READY): pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""Fixtures: a session-wide cache of prepared prose, and configs small enough for milliseconds a step."""
+"""Fixtures: a cache of prepared prose for the whole session, and configs with steps of milliseconds."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ TINY: dict[str, Any] = {
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a tree with the changed keys, nested dicts merged."""
     result = copy.deepcopy(base)
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(result.get(key), dict):
@@ -54,11 +55,14 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_config(tmp_path: Path, cache_dir: Path) -> Callable[..., Config]:
-    """tiny_config(model={"n_layers": 3}) -> a config of about 20 thousand parameters and 20 steps."""
+    """Return a function that builds a config of about 20 thousand parameters and 20 steps.
+
+    Its keyword arguments change keys, as in tiny_config(model={"n_layers": 3}).
+    """
 
     def make(**changes: Any) -> Config:
-        places = {"runs_dir": str(tmp_path / "runs"), "cache_dir": str(cache_dir)}
-        return load_config(merged({**TINY, **places}, changes))
+        folders = {"runs_dir": str(tmp_path / "runs"), "cache_dir": str(cache_dir)}
+        return load_config(merged({**TINY, **folders}, changes))
 
     return make
 
@@ -75,7 +79,7 @@ def prose(tiny_config: Callable[..., Config]) -> PreparedData:
 
 @pytest.fixture
 def cli(tmp_path: Path, cache_dir: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run train.py or sweep.py as a user would, with runs in tmp_path."""
+    """Return a function that runs train.py or sweep.py in a subprocess, with runs in tmp_path."""
 
     def run(script: str, *arguments: str, timeout: float = 240) -> Any:
         command = cli_command(script, tmp_path, cache_dir, *arguments)
@@ -93,11 +97,11 @@ def cli(tmp_path: Path, cache_dir: Path) -> Callable[..., subprocess.CompletedPr
 
 
 def cli_command(script: str, tmp_path: Path, cache_dir: Path, *arguments: str) -> list[str]:
-    """The command line, with runs and data in temporary places unless the arguments say otherwise."""
-    places = {"runs_dir": tmp_path / "runs", "cache_dir": cache_dir}
+    """Return a command whose runs_dir and cache_dir are temporary, unless the arguments set them."""
+    folders = {"runs_dir": tmp_path / "runs", "cache_dir": cache_dir}
     given = {argument.partition("=")[0] for argument in arguments}
-    ours = [f"{key}={path}" for key, path in places.items() if key not in given]
-    return [sys.executable, script, *arguments, *ours]
+    temporary = [f"{key}={path}" for key, path in folders.items() if key not in given]
+    return [sys.executable, script, *arguments, *temporary]
 
 
 def cli_env() -> dict[str, str]:

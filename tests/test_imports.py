@@ -1,6 +1,6 @@
-"""Modules that must start fast import no torch, and each heavy library has few importers.
+"""Planning and analysis import no torch, and only listed packages import each heavy library.
 
-The order of layers is checked by import-linter (`make lint`, contracts in pyproject.toml).
+`make lint` checks the order of layers with import-linter (contracts in pyproject.toml).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ TORCH_FREE = (
     "slm.tracking.wandb",
     "slm.training.execute",
 )
-ONLY_IMPORTERS = {
+ALLOWED_IMPORTERS = {
     "wandb": {"slm.tracking.wandb", "analysis.runs.wandb"},
     "lightning": {"slm.data.datamodule", "slm.training"},
     "hydra": {"slm.cli", "slm.config.hydra", "hydra_plugins"},
@@ -98,13 +98,13 @@ def within(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
 
-@pytest.mark.parametrize(("library", "allowed"), ONLY_IMPORTERS.items())
-def test_a_library_has_its_importers(library: str, allowed: set[str]) -> None:
+@pytest.mark.parametrize(("library", "allowed"), ALLOWED_IMPORTERS.items())
+def test_only_allowed_packages_import_a_library(library: str, allowed: set[str]) -> None:
     for name, path in modules():
         if any(within(imported, library) for imported in imports(path)):
-            assert any(within(name, place) for place in allowed), f"{name} imports {library}"
+            assert any(within(name, package) for package in allowed), f"{name} imports {library}"
 
 
-def test_planning_and_analysis_start_without_torch() -> None:
+def test_planning_and_analysis_do_not_import_torch() -> None:
     code = f"import sys\nfor m in {TORCH_FREE!r}: __import__(m)\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,8 +1,8 @@
-"""What earlier versions wrote stays valid: run ids, run directories, trunks and results.
+"""Run ids, run directories, trunks and results of version 1 stay valid.
 
-`tests/data/run_ids_v1.json` lists the run ids of four studies as defined in `tests/data/studies_v1`;
-`tests/data/runs_v1` holds directories written at the same commit. Neither is ever regenerated: a study
-that is redesigned gets a second list beside this one.
+`tests/data/run_ids_v1.json` lists the run ids of the four studies defined in `tests/data/studies_v1`;
+`tests/data/runs_v1` contains run directories written at the same commit. Never regenerate these files: add
+a second list of run ids for a study that is redesigned.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _hydra() -> Iterator[None]:
 
 
 def cells_of_version_1(study: str, results: Path | None = None) -> list[Cell]:
-    """Cells of a committed copy of a study; all other groups come from conf/."""
+    """Return the cells of a committed copy of a study; the other config groups come from conf/."""
 
     def compose_study(overrides: list[str]) -> DictConfig:
         copies = f"hydra.searchpath=[file://{DATA}]"
@@ -67,7 +67,7 @@ def test_finished_cells_of_micro_count_as_done() -> None:
     assert len(SAVED["done_in_micro"]) == 54 and set(SAVED["done_in_micro"]) <= done
 
 
-def test_a_finished_run_loads() -> None:
+def test_finished_run_can_be_loaded() -> None:
     run = RunDirectory(FINISHED)
     result = run.result()
     assert run.state() == "finished" and run.spec().run_id == FINISHED.name
@@ -79,7 +79,7 @@ def test_a_finished_run_loads() -> None:
     assert logits.shape == (1, 8, result.shape["vocab_size"]) and logits.isfinite().all()
 
 
-def test_an_interrupted_run_resumes(
+def test_interrupted_run_resumes_from_its_checkpoint(
     tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "runs" / "single" / INTERRUPTED.name
@@ -93,16 +93,15 @@ def test_an_interrupted_run_resumes(
         )
     )
     assert spec.run_id == INTERRUPTED.name and RunDirectory.of(spec).state() == "interrupted"
-    with counted_steps(monkeypatch) as taken:
+    with counted_steps(monkeypatch) as steps:
         run, result = run_to_end(spec)
-    assert taken == list(range(INTERRUPTED_AFTER, STEPS))
-    rows = run.read_metrics()
-    kept = [row["progress/step"] for row in before]
-    assert [row["train/loss"] for row in rows[: len(kept)]] == [row["train/loss"] for row in before]
+    assert steps == list(range(INTERRUPTED_AFTER, STEPS))
+    rows = run.read_metrics()[: len(before)]
+    assert [row["train/loss"] for row in rows] == [row["train/loss"] for row in before]
     assert run.state() == "finished" and result.steps == STEPS
 
 
-def test_a_branch_begins_from_a_saved_trunk(
+def test_branch_starts_from_a_saved_trunk(
     tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(DATA / "runs_v1" / "smoke", tmp_path / "runs" / "smoke")
@@ -119,6 +118,6 @@ def test_a_branch_begins_from_a_saved_trunk(
     )
     (spec,) = branch_specs(config)
     assert spec.run_id == longest.run_id
-    with counted_steps(monkeypatch) as taken:
+    with counted_steps(monkeypatch) as steps:
         _, result = run_to_end(spec)
-    assert taken[0] == result.taken_over_steps == TRUNK_STEPS
+    assert steps[0] == result.taken_over_steps == TRUNK_STEPS

@@ -1,4 +1,4 @@
-"""Every file in conf/ composes, is valid, and asks for a run that can be worked out."""
+"""Every file in conf/ composes to a valid config whose run can be resolved; every study has matched cells."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from slm.studies.plan_tables import rung_mismatch
 from tests.conftest import ROOT
 
 CONF = ROOT / "conf"
-# What an option needs besides itself to be a whole config.
+# Overrides that an option needs for a complete config.
 COMPANIONS = {
     ("family", "arm_a"): ["ladder.aspect_ratios.arm=11"],
     ("family", "arm_b"): ["ladder.aspect_ratios.arm=11"],
@@ -37,7 +37,7 @@ COMPANIONS = {
     ("study", "gqa"): ["size=1.6m"],
     ("study", "layer_sharing"): ["size=1.6m"],
     ("data", "text_files"): [f"data.files=[{ROOT}/*.md]"],
-    ("data", "jsonl"): [f"data.files=[{ROOT}/*.md]"],  # read when it is prepared, not before
+    ("data", "jsonl"): [f"data.files=[{ROOT}/*.md]"],  # the files are read by prepare, not here
     ("data", "parquet"): [f"data.files=[{ROOT}/*.md]"],
     ("data", "hub"): ["data.repo=owner/name", f"data.revision={'0' * 40}"],
     ("tokenizer", "file"): ["tokenizer.path={tokenizer}"],
@@ -45,8 +45,8 @@ COMPANIONS = {
     ("ladder", "sub1b"): ["size=125m", "model.seq_len=2048"],
 }
 
-# Their arms differ in cost on purpose.
-MATCHED_OTHERWISE = {"tied_embeddings"}
+# Studies whose families differ in FLOPs on purpose.
+UNMATCHED_STUDIES = {"tied_embeddings"}
 
 
 def options() -> Iterator[tuple[str, str]]:
@@ -77,7 +77,7 @@ def composer(study: str) -> Composer:
 
 
 @pytest.mark.parametrize(("group", "option"), options())
-def test_each_option_is_a_valid_run(group: str, option: str, tmp_path: Path) -> None:
+def test_each_option_resolves_to_a_run(group: str, option: str, tmp_path: Path) -> None:
     if option == "file":
         train_bpe(["some text"], 258).save(str(tmp_path / "tokenizer.json"))
     companions = [c.format(tokenizer=tmp_path) for c in COMPANIONS.get((group, option), [])]
@@ -96,20 +96,20 @@ def test_each_study_has_matched_cells(study: str) -> None:
     check_study(config)
     cells = cells_of(config, composer(study))
     assert len({cell.spec.run_id for cell in cells}) == len(cells)
-    if study not in MATCHED_OTHERWISE:
+    if study not in UNMATCHED_STUDIES:
         assert max(rung_mismatch(cells).values()) <= 0.03
 
 
 @pytest.mark.parametrize("study", studies())
-def test_a_cell_is_a_train_command(study: str) -> None:
-    """The overrides that a launcher gets compose to the very run that the plan shows."""
+def test_overrides_of_a_cell_give_its_run_id(study: str) -> None:
+    """The overrides sent to a launcher compose to the run that the plan shows."""
     config = composed(f"study={study}", name="sweep")
     cells = cells_of(config, composer(study))
     for cell in cells[:: max(1, len(cells) // 4)]:
-        again = resolve(composed(f"study={study}", *cell.overrides))
-        assert again.run_id == cell.spec.run_id
+        spec = resolve(composed(f"study={study}", *cell.overrides))
+        assert spec.run_id == cell.spec.run_id
 
 
-def test_an_experiment_yields_to_the_command_line() -> None:
+def test_command_line_overrides_an_experiment() -> None:
     assert composed("experiment=smoke", "size=128k").size == 128_000
     assert composed("experiment=smoke").size == 80_000
