@@ -1,4 +1,4 @@
-"""train.py and sweep.py as a person uses them: in processes of their own."""
+"""train.py, sweep.py and python -m slm, run in subprocesses as a user runs them."""
 
 from __future__ import annotations
 
@@ -20,28 +20,34 @@ from slm.tracking.run_dir import RunDirectory
 from tests.conftest import ROOT, cli_command, cli_env
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
-# Long enough to be hit in the middle: 160 steps of some milliseconds each.
+# 160 steps of some milliseconds each: long enough to be interrupted by a signal.
 LONG = (
-    "experiment=smoke", "optimizer.global_batch_tokens=512", "budget.tokens=81920",
-    "trainer.checkpoint_every_steps=25", "trainer.log_every_steps=1", "tracking=disabled",
-)  # fmt: skip
+    "experiment=smoke",
+    "optimizer.global_batch_tokens=512",
+    "budget.tokens=81920",
+    "trainer.checkpoint_every_steps=25",
+    "trainer.log_every_steps=1",
+    "tracking=disabled",
+)
 
 
-def the_run(runs: Path) -> RunDirectory:
+def only_run(runs: Path) -> RunDirectory:
+    """Return the run directory of a folder that has exactly one."""
     (status,) = runs.glob("*/*/status.json")
     return RunDirectory(status.parent)
 
 
 def finished(run: RunDirectory) -> RunResult:
+    """Return the result of a run; fail if the run is not finished."""
     result = run.result()
     assert run.state() == "finished" and result is not None
     return result
 
 
-def test_smoke_runs_and_a_second_call_does_not(cli: Cli, tmp_path: Path) -> None:
+def test_second_call_skips_a_finished_run(cli: Cli, tmp_path: Path) -> None:
     first = cli("train.py", "experiment=smoke")
     assert first.returncode == 0, first.stderr
-    run = the_run(tmp_path / "runs")
+    run = only_run(tmp_path / "runs")
     assert f"run directory: {run.path}" in first.stderr.splitlines()[-1]
     result = finished(run)
     assert result.wandb_id == run.path.name == result.run_id
@@ -59,7 +65,7 @@ def test_smoke_runs_and_a_second_call_does_not(cli: Cli, tmp_path: Path) -> None
 
 
 def interrupt(tmp_path: Path, cache_dir: Path, number: int, after_step: int) -> tuple[int, str]:
-    """Start the long run, send it a signal once it is past a step, return (exit code, stderr)."""
+    """Start the long run, send it a signal after a step, and return (exit code, stderr)."""
     command = cli_command("train.py", tmp_path, cache_dir, *LONG)
     process = subprocess.Popen(
         command,
@@ -84,11 +90,11 @@ def interrupt(tmp_path: Path, cache_dir: Path, number: int, after_step: int) -> 
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> RunDirectory:
-    path = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> RunDirectory:
+    path = tmp_path_factory.mktemp("uninterrupted")
     command = cli_command("train.py", path, cache_dir, *LONG)
     subprocess.run(command, cwd=ROOT, env=cli_env(), check=True, capture_output=True)
-    return the_run(path / "runs")
+    return only_run(path / "runs")
 
 
 @pytest.mark.parametrize(
@@ -99,30 +105,30 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Ru
         pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
-def test_an_interrupted_run_ends_as_if_nothing_had_happened(
-    cli: Cli, tmp_path: Path, cache_dir: Path, undisturbed: RunDirectory, number: signal.Signals
+def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(
+    cli: Cli, tmp_path: Path, cache_dir: Path, uninterrupted: RunDirectory, number: signal.Signals
 ) -> None:
-    code, said = interrupt(tmp_path, cache_dir, number, after_step=60)
-    run = the_run(tmp_path / "runs")
+    code, stderr = interrupt(tmp_path, cache_dir, number, after_step=60)
+    run = only_run(tmp_path / "runs")
     assert run.state() == "interrupted"
     if number == signal.SIGKILL:
         assert code == -signal.SIGKILL
     else:
         assert code == 128 + number
-        assert f"interrupted by {number.name}" in said and "the same command goes on" in said
+        assert f"interrupted by {number.name}" in stderr and "the same command goes on" in stderr
     resumed = cli("train.py", *LONG)
     assert resumed.returncode == 0, resumed.stderr
     assert "going on after step" in resumed.stderr
-    ours, theirs = finished(run), finished(undisturbed)
-    assert ours.val_loss_nats_per_token == theirs.val_loss_nats_per_token
-    losses = [[row["train/loss"] for row in r.read_metrics()] for r in (run, undisturbed)]
+    result, expected = finished(run), finished(uninterrupted)
+    assert result.val_loss_nats_per_token == expected.val_loss_nats_per_token
+    losses = [[row["train/loss"] for row in r.read_metrics()] for r in (run, uninterrupted)]
     assert losses[0] == losses[1] and len(losses[0]) == 160
-    for ours_saved, theirs_saved in zip(saved(run), saved(undisturbed), strict=True):
-        assert torch.equal(ours_saved, theirs_saved)
+    for tensor, expected_tensor in zip(saved(run), saved(uninterrupted), strict=True):
+        assert torch.equal(tensor, expected_tensor)
 
 
 def saved(run: RunDirectory) -> list[torch.Tensor]:
-    """Weights and optimizer state of the newest checkpoint."""
+    """Return the weights and optimizer states of the newest checkpoint."""
     found = newest_checkpoint(run.checkpoints)
     assert found is not None
     checkpoint: dict[str, Any] = torch.load(found[0], weights_only=True)
@@ -130,7 +136,7 @@ def saved(run: RunDirectory) -> list[torch.Tensor]:
     return [*checkpoint["state_dict"].values(), *(t for state in moments for t in state.values())]
 
 
-def test_a_run_in_use_is_left_alone(cli: Cli, tmp_path: Path, cache_dir: Path) -> None:
+def test_run_in_use_exits_with_75(cli: Cli, tmp_path: Path, cache_dir: Path) -> None:
     command = cli_command("train.py", tmp_path, cache_dir, *LONG)
     process = subprocess.Popen(command, cwd=ROOT, env=cli_env(), stderr=subprocess.DEVNULL)
     try:
@@ -138,7 +144,7 @@ def test_a_run_in_use_is_left_alone(cli: Cli, tmp_path: Path, cache_dir: Path) -
         while not list((tmp_path / "runs").glob("*/*/status.json")) and time.monotonic() < deadline:
             time.sleep(0.02)
         second = cli("train.py", *LONG)
-        assert second.returncode == 75  # EX_TEMPFAIL: it may be free later
+        assert second.returncode == 75  # EX_TEMPFAIL: try again later
         assert f"in use by process {process.pid}" in second.stderr
         assert "Traceback" not in second.stderr
     finally:
@@ -147,8 +153,8 @@ def test_a_run_in_use_is_left_alone(cli: Cli, tmp_path: Path, cache_dir: Path) -
 
 
 @pytest.mark.slow
-def test_jobs_of_a_multirun_do_not_meet(cli: Cli, tmp_path: Path) -> None:
-    """Two good jobs and an impossible one in one process: the good ones equal single runs."""
+def test_jobs_of_a_multirun_do_not_affect_each_other(cli: Cli, tmp_path: Path) -> None:
+    """Run two valid jobs and one impossible job in one process: the valid ones equal single runs."""
     grid = cli("train.py", "-m", "experiment=smoke", "family=deep_thin,wide_shallow", "size=80k,30")
     assert grid.returncode != 0
     assert grid.stderr.count("finished: validation") == 2
@@ -169,7 +175,7 @@ def test_jobs_of_a_multirun_do_not_meet(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["model.n_layer=3", "+model.typo=1", "seed=-1"], 2, "3 problems"),
         (["family=deep_thn"], 2, "did you mean deep_thin?"),
@@ -188,20 +194,20 @@ def test_jobs_of_a_multirun_do_not_meet(cli: Cli, tmp_path: Path) -> None:
         (["experiment=smoke", "trainer=gpu"], 2, "torch sees no CUDA device"),
     ],
 )
-def test_bad_input_gets_one_clear_message(
-    arguments: list[str], code: int, said: str, tmp_path: Path, cache_dir: Path
+def test_wrong_input_prints_a_message_without_traceback(
+    arguments: list[str], code: int, message: str, tmp_path: Path, cache_dir: Path
 ) -> None:
     if "trainer=gpu" in arguments and torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
+        pytest.skip("this machine has a GPU")
     command = cli_command("train.py", tmp_path, cache_dir, *arguments)
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=cli_env(), timeout=120, check=False
     )
-    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert (done.returncode, message in done.stderr) == (code, True), done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_help_and_config_are_worth_reading(cli: Cli) -> None:
+def test_help_lists_keys_and_groups_and_cfg_job_lists_values(cli: Cli) -> None:
     shown = cli("train.py", "--help")
     assert shown.returncode == 0
     assert "optimizer.lr=0.004" in shown.stdout and "Peak learning rate" in shown.stdout
@@ -210,20 +216,20 @@ def test_help_and_config_are_worth_reading(cli: Cli) -> None:
     assert config.returncode == 0 and "tokens_per_param: 10" in config.stdout
 
 
-def test_a_study_is_planned_without_running(cli: Cli, tmp_path: Path) -> None:
+def test_plan_starts_no_run_and_rejects_keys_of_the_study(cli: Cli, tmp_path: Path) -> None:
     plan = cli("sweep.py", "study=demo", "action=plan")
     assert plan.returncode == 0, plan.stderr
     assert "16 cells" in plan.stdout and "L6-d32" in plan.stdout
     assert not (tmp_path / "runs" / "demo").exists()
     grid = cli("sweep.py", "study=demo", "optimizer.lr=1e-3,2e-3", "action=plan")
     assert grid.returncode == 2 and "a key has one value" in grid.stderr
-    decided = cli("sweep.py", "study=demo", "seed=5", "family=balanced", "action=plan")
-    assert decided.returncode == 2
-    assert "set study.seeds" in decided.stderr and "set study.families" in decided.stderr
+    rejected = cli("sweep.py", "study=demo", "seed=5", "family=balanced", "action=plan")
+    assert rejected.returncode == 2
+    assert "set study.seeds" in rejected.stderr and "set study.families" in rejected.stderr
 
 
-def test_the_ladders_are_printed_and_paired(cli: Cli) -> None:
-    """25k to 800k at 4/11/32, 32M to 1B at 24/64/192, and MobileLLM's own shapes with their partners."""
+def test_plans_list_matched_shapes_of_three_families(cli: Cli) -> None:
+    """Check `micro` (25k to 500k), `sub1b` (32M to 1B) and the MobileLLM shapes with their counterparts."""
     for study, rungs in (("micro", 8), ("sub1b", 8), ("mobilellm", 5)):
         plan = cli("sweep.py", f"study={study}", "action=plan")
         assert plan.returncode == 0, plan.stderr
@@ -232,24 +238,26 @@ def test_the_ladders_are_printed_and_paired(cli: Cli) -> None:
         assert len(shapes) == 3 * rungs
         differences = [float(row[-1].strip(" %")) for row in shapes if row[-1].strip()]
         assert len(differences) == rungs and max(differences) <= 3
-        assert "aspect ratio" not in plan.stdout  # the warning about a shape off its family's
+        assert (
+            "aspect ratio" not in plan.stdout
+        )  # no warning about a shape far from the ratio of its family
 
 
-def test_describe_refuses_what_train_would(cli: Cli) -> None:
+def test_describe_reports_config_errors_and_prints_json(cli: Cli) -> None:
     command = [sys.executable, "-m", "slm", "describe", "size=35k", "model.seq_len=64"]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert told.returncode == 2 and "nearest: 20,500 or" in told.stderr
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "nearest: 20,500 or" in done.stderr
     counterpart = ["model=mobilellm_125m", "family=wide_shallow", "--json"]
     command = [sys.executable, "-m", "slm", "describe", *counterpart]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert json.loads(told.stdout)["label"] == "L7-d1152"
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["label"] == "L7-d1152"
 
 
 @pytest.mark.slow
-def test_a_study_waits_for_what_others_run_and_repeats_nothing(
+def test_study_waits_for_runs_of_other_processes_and_repeats_none(
     cli: Cli, tmp_path: Path, cache_dir: Path
 ) -> None:
-    # Each cell a job of its own, and the same run as train.py's by itself.
+    # Without shared trunks each cell is one job, and the same run as that of train.py.
     study = ("study=smoke", "study.share_trunks=false")
     status = cli("sweep.py", *study, "action=status")
     assert status.returncode == 3 and "smoke: 8 planned; 0% of the FLOPs" in status.stdout
@@ -257,13 +265,13 @@ def test_a_study_waits_for_what_others_run_and_repeats_nothing(
         "train.py", "study=smoke", "family=deep_thin", "size=80000", "budget.tokens_per_param=0.2"
     )
     assert single.returncode == 0, single.stderr
-    busy = the_run(tmp_path / "runs")
+    busy = only_run(tmp_path / "runs")
     single_loss = finished(busy).val_loss_nats_per_token
     (busy.path / "status.json").write_text('{"state": "interrupted"}')
     (busy.path / "result.json").unlink()
 
-    # In the hands of a process that lives: the sweep runs the others and waits for this one, until it is
-    # dropped unfinished, and then does it.
+    # Another process holds the lease of one run. The sweep runs the other cells and waits for this one; after
+    # the process is killed, the sweep runs it.
     code = "import sys, time; from pathlib import Path; from slm.tracking.lease import Lease\n"
     code += "Lease(Path(sys.argv[1])).take(); print('held', flush=True); time.sleep(600)"
     command = [sys.executable, "-c", code, str(busy.path / "lock")]
@@ -271,8 +279,11 @@ def test_a_study_waits_for_what_others_run_and_repeats_nothing(
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     sweep = subprocess.Popen(
         cli_command("sweep.py", tmp_path, cache_dir, *study, "action=run"),
-        cwd=ROOT, env=cli_env(), stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=cli_env(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 240
     while len(list((tmp_path / "runs").glob("smoke/*/result.json"))) < 7:
         assert sweep.poll() is None and time.monotonic() < deadline
@@ -281,9 +292,9 @@ def test_a_study_waits_for_what_others_run_and_repeats_nothing(
     assert sweep.poll() is None
     holder.kill()
     holder.wait()
-    _, said = sweep.communicate(timeout=120)
-    assert sweep.returncode == 0, said
-    assert "8 to run" in said and f"run elsewhere: process {holder.pid}" in said
+    _, stderr = sweep.communicate(timeout=120)
+    assert sweep.returncode == 0, stderr
+    assert "8 to run" in stderr and f"run elsewhere: process {holder.pid}" in stderr
     assert finished(busy).val_loss_nats_per_token == single_loss
 
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").glob("smoke/*/result.json")}
@@ -298,20 +309,23 @@ def test_a_study_waits_for_what_others_run_and_repeats_nothing(
 
 
 @pytest.mark.slow
-def test_launchers_agree(cli: Cli, tmp_path: Path, cache_dir: Path) -> None:
-    """The basic launcher runs the cells in one process, ours in one each: the same losses."""
+def test_basic_and_local_launcher_give_equal_losses(
+    cli: Cli, tmp_path: Path, cache_dir: Path
+) -> None:
+    """basic runs all cells in one process, local runs each in its own: the losses are equal."""
     small = ("study=smoke", "study.sizes=[80k]", "study.tokens_per_param=[0.1]", "action=run")
     losses = []
-    for place, launcher in (("basic", "basic"), ("local", "local")):
-        done = cli("sweep.py", *small, f"hydra/launcher={launcher}", f"runs_dir={tmp_path / place}")
+    for launcher in ("basic", "local"):
+        runs = tmp_path / launcher
+        done = cli("sweep.py", *small, f"hydra/launcher={launcher}", f"runs_dir={runs}")
         assert done.returncode == 0, done.stderr
-        results = sorted((tmp_path / place).glob("smoke/*/result.json"))
+        results = sorted(runs.glob("smoke/*/result.json"))
         losses.append([finished(RunDirectory(p.parent)).val_loss_nats_per_token for p in results])
     assert losses[0] == losses[1] and len(losses[0]) == 2
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_a_study_and_keeps_its_work(tmp_path: Path, cache_dir: Path) -> None:
+def test_ctrl_c_stops_a_study_and_saves_its_runs(tmp_path: Path, cache_dir: Path) -> None:
     long = ("study=smoke", "study.sizes=[80k]", "study.tokens_per_param=[20]", "action=run")
     command = cli_command("sweep.py", tmp_path, cache_dir, *long)
     process = subprocess.Popen(
@@ -326,8 +340,8 @@ def test_ctrl_c_stops_a_study_and_keeps_its_work(tmp_path: Path, cache_dir: Path
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and "2 runs save their state" in said
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "2 runs save their state" in stderr
     for path in metrics:
         run = RunDirectory(path.parent)
         assert run.state() == "interrupted" and newest_checkpoint(run.checkpoints) is not None
