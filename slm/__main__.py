@@ -8,7 +8,7 @@ evaluate run=DIR text=FILES          print perplexity and bits per byte of .txt,
     stride=512                       distance between the starts of two windows in tokens (default: half a window)
     document=file|paragraph|line     unit of .txt files that is scored as one document (default: file)
     column=text                      column with the text in .jsonl and .parquet files
-    start_token=true|false           put the end-of-text token before each document (default: true)
+    start_token=true|false           put the end-of-text (or BOS) token before each document (default: true)
     --documents                      print the scores of every document too
     --json                           print JSON
 export run=DIR out=DIR               save the model and tokenizer of a run in the format of transformers
@@ -111,7 +111,7 @@ def _print_to_stderr(text: str) -> None:
 def _parse_settings(
     arguments: Sequence[str], *, needed: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Parse key=value arguments.
+    """Return the key=value arguments as a dict.
 
     Raises:
         ConfigError: listing unknown keys, keys without a value, and missing keys.

@@ -43,7 +43,7 @@ class InUse(RunError):
 
 
 class DesignRefused(SlmError):
-    """The design of a study cannot estimate what `study.claim` requires."""
+    """The design of a study cannot estimate what `study.claim` requires, or repeats the text too often."""
 
     exit_code = 4
 

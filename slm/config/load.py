@@ -33,8 +33,8 @@ def load_config(tree: Mapping[str, Any]) -> Config:
             config = adapter.validate_python(pruned)
             break
         except pydantic.ValidationError as failure:
-            # Remove each wrong key, which then has its default, so that the rules between the other
-            # keys are still checked. Each pass removes at least one key, so the loop terminates.
+            # Remove each wrong key (it then gets its default), so that the rules between the other keys
+            # are still checked. Each pass removes at least one key, so the loop terminates.
             for error in failure.errors():
                 problems.append(_to_problem(error))
                 _remove(pruned, error["loc"])
@@ -87,7 +87,7 @@ def _similar(word: str, names: Mapping[str, str]) -> list[str]:
 def _depends_on(problem: Problem, suspect: set[str]) -> bool:
     """Return True if the rule may be broken only because the value of a suspect key was removed.
 
-    Messages of rules contain the names of the other keys that they read.
+    The message of a rule names the other keys that the rule reads.
     """
     if problem.key in suspect or any(key in problem.rule for key in suspect):
         return True

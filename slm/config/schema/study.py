@@ -71,7 +71,7 @@ class StudyConfig:
     max_failures: Count | None = None
     """Start no further cell after this many failures in this call; null runs all cells."""
     retry_failed: bool = False
-    """Run cells that failed in an earlier call again."""
+    """Retry cells that failed in an earlier call."""
     analysis: Literal["families", "lr_transfer", "lr_audit", "khop"] = "families"
     """Type of report. families: comparison of the families. lr_transfer: best learning rate of each shape.
     lr_audit: whether one learning rate is near the best one of every family. khop: error by number of
@@ -85,7 +85,8 @@ class PlanConfig:
     probe_seconds: Positive = 2.0
     """Measuring time of the probe per shape, in seconds."""
     device_flops: Positive | None = None
-    """Dense peak FLOP/s of one device (H100 in bf16: 989e12). Gives the hours where no throughput is stored."""
+    """Dense peak FLOP/s of one device (H100 in bf16: 989e12), to estimate hours of shapes without a measured
+    throughput."""
     mfu: Fraction = 0.4
     """Assumed model FLOPs utilization: the share of device_flops that training reaches."""
     devices: Count | None = None

@@ -22,7 +22,7 @@ from slm.config.schema.types import (
 
 
 def _switch(value: object) -> object:
-    """Return the strings on and off: YAML parses the unquoted words as booleans."""
+    """Convert booleans to on and off: YAML parses the unquoted words on and off as booleans."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
