@@ -43,7 +43,7 @@ def describe(arguments: Sequence[str]) -> None:
         print(json.dumps(description, indent=2))
     else:
         print_description(
-            config.family.name, describe_shape(spec.shape), micro_batch.plan, micro_batch.in_words
+            config.family.name, describe_shape(spec.shape), micro_batch.plan, micro_batch.summary
         )
 
 

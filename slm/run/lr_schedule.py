@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the tokens seen. Torch-free."""
+"""Learning rate schedules as pure functions of the tokens seen. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from slm.config.schema import ScheduleConfig
 def lr_multiplier(
     tokens: float, total_tokens: float, warmup_tokens: float, schedule: ScheduleConfig
 ) -> float:
-    """Share of the peak learning rate after `tokens` of `total_tokens`.
+    """Return the learning rate after `tokens` of `total_tokens`, as a fraction of its peak.
 
-    wsd: linear warmup, constant, linear decay over the last `decay_fraction` (2405.18392).
-    cosine: linear warmup, then half a cosine to the end (2203.15556).
+    wsd: linear warmup, constant, linear decay over the last `decay_fraction` (arXiv 2405.18392).
+    cosine: linear warmup, then half a cosine period (arXiv 2203.15556).
     Both end at `final_lr_fraction`.
     """
     if tokens < warmup_tokens:
@@ -23,33 +23,34 @@ def lr_multiplier(
         progress = (tokens - warmup_tokens) / max(total_tokens - warmup_tokens, 1)
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     decay_tokens = schedule.decay_fraction * total_tokens
-    left = total_tokens - tokens
-    if left >= decay_tokens:
+    remaining = total_tokens - tokens
+    if remaining >= decay_tokens:
         return 1.0
-    return final + (1 - final) * max(left, 0.0) / decay_tokens
+    return final + (1 - final) * max(remaining, 0.0) / decay_tokens
 
 
 def step_lr_multiplier(
     step: int, steps: int, batch_tokens: int, warmup_tokens: float, schedule: ScheduleConfig
 ) -> float:
-    """The share that step `step` (from 0) is taken at: that in the middle of its tokens.
+    """Return the fraction of the peak learning rate for step `step` (from 0).
 
-    Neither end of a step would do: one wastes the first step at a rate of 0, the other the last.
+    It is evaluated at the middle of the step's tokens: at their start the first step would have a rate of 0,
+    at their end the last one.
     """
     return lr_multiplier((step + 0.5) * batch_tokens, steps * batch_tokens, warmup_tokens, schedule)
 
 
 def steps_before_decay(steps: int, batch_tokens: int, schedule: ScheduleConfig) -> int:
-    """How many steps of wsd are taken before its rate first falls: the trunk of its branches.
+    """Count the steps before the decay of wsd starts, which branches of several token budgets share.
 
-    0 for cosine, whose rate depends on the end from the first step after its warmup.
+    Return 0 for cosine: right after the warmup its rate depends on the token budget.
     """
     if schedule.kind != "wsd":
         return 0
 
     def decays(step: int) -> bool:
-        left = steps * batch_tokens - (step + 0.5) * batch_tokens
-        return left < schedule.decay_fraction * steps * batch_tokens
+        remaining = steps * batch_tokens - (step + 0.5) * batch_tokens
+        return remaining < schedule.decay_fraction * steps * batch_tokens
 
     near = round(steps * (1 - schedule.decay_fraction))
     return next((step for step in range(max(0, near - 2), steps) if decays(step)), steps)

@@ -1,7 +1,7 @@
-"""How many sequences a process computes at once: what the config asks for, or the most that fit. Torch-free.
+"""Choice of the micro-batch size: the configured one, or the largest that fits into memory. Torch-free.
 
-A global batch is cut into micro-batches of equal size, whose gradients are added up; their size changes
-memory, speed and rounding, so it is recorded and is not part of a run's identity.
+Each rank splits its sequences of a global batch into micro-batches of equal size and accumulates their
+gradients. The size changes memory, speed and rounding; it is recorded, but is not part of a run's identity.
 """
 
 from __future__ import annotations
@@ -22,28 +22,31 @@ from slm.config.schema import Config
 from slm.errors import ConfigError, Problem
 from slm.run.spec import RunSpec
 
-# Shares of the free memory that plans leave alone. CUDA's allocator loses a little between tensors, and
-# libraries have buffers of their own. On a CPU malloc kept up to half as much again as the tensors.
+# Fraction of the free memory that a plan leaves unused. The CUDA allocator loses some memory to
+# fragmentation, and libraries allocate buffers. On CPUs, malloc held up to 1.5 times the tensors' size.
 MARGINS = {"gpu": 0.1, "cpu": 1 / 3}
-PLANNED_GPU_BYTES = 80e9  # where there is no device yet to ask
+PLANNED_GPU_BYTES = 80e9  # assumed where no device is present
 
 
 @dataclass(frozen=True)
 class MicroBatch:
+    """Size of a micro-batch on one rank, with the memory that it is predicted to need."""
+
     sequences: int
-    rows: int
-    """Sequences that a process has of a global batch."""
+    rank_sequences: int
+    """Sequences of a global batch that one rank computes."""
     plan: MemoryPlan
 
     @property
     def count(self) -> int:
-        """Of them in a step."""
-        return math.ceil(self.rows / self.sequences)
+        """Micro-batches per optimizer step and rank."""
+        return math.ceil(self.rank_sequences / self.sequences)
 
     @property
-    def in_words(self) -> str:
-        several = f"{self.count} micro-batches" if self.count > 1 else "1 micro-batch"
-        return f"{several} of {self.sequences} sequence{'s' if self.sequences > 1 else ''}"
+    def summary(self) -> str:
+        """For example "4 micro-batches of 8 sequences"."""
+        batches = f"{self.count} micro-batches" if self.count > 1 else "1 micro-batch"
+        return f"{batches} of {self.sequences} sequence{'s' if self.sequences > 1 else ''}"
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -54,77 +57,80 @@ class MicroBatch:
 
 
 def micro_batch_of(spec: RunSpec, accelerator: str, sequences: int | None = None) -> MicroBatch:
-    """One of `sequences`, or of what the config asks for; the largest for 80 GB where that is auto."""
-    how, rows = execution_of(spec.config, accelerator), rows_of_process(spec)
+    """Plan a micro-batch of `sequences`, by default the configured number (auto: the largest for 80 GB)."""
+    execution, rank_sequences = execution_of(spec.config, accelerator), count_rank_sequences(spec)
     if sequences is None:
-        sequences = asked_sequences(spec)
+        sequences = requested_sequences(spec)
     if sequences is None:
-        usable_bytes = usable(PLANNED_GPU_BYTES, accelerator)
-        sequences = largest_micro_batch(spec.shape, how, rows, usable_bytes) or 1
-    plan = plan_memory(spec.shape, how, sequences, math.ceil(rows / sequences))
-    return MicroBatch(sequences, rows, plan)
+        usable_bytes = usable_memory(PLANNED_GPU_BYTES, accelerator)
+        largest = largest_micro_batch(spec.shape, execution, rank_sequences, usable_bytes)
+        sequences = largest or 1
+    plan = plan_memory(spec.shape, execution, sequences, math.ceil(rank_sequences / sequences))
+    return MicroBatch(sequences, rank_sequences, plan)
 
 
 def choose_micro_batch(
     spec: RunSpec, accelerator: str, free_bytes: float, before: int | None = None
 ) -> MicroBatch:
-    """The largest that fits; or the size that an interrupted run had `before`, if it does.
+    """Return the micro-batch of `before` (the size before an interruption) if it fits, else the largest.
 
     Raises:
-        ConfigError: if one sequence does not fit.
+        ConfigError: if not even one sequence fits.
     """
-    usable_bytes = usable(free_bytes, accelerator)
-    how, rows = execution_of(spec.config, accelerator), rows_of_process(spec)
-    sizes: list[int | None] = [before] if before in divisors(rows) else []
-    sizes.append(largest_micro_batch(spec.shape, how, rows, usable_bytes))
+    usable_bytes = usable_memory(free_bytes, accelerator)
+    execution, rank_sequences = execution_of(spec.config, accelerator), count_rank_sequences(spec)
+    sizes: list[int | None] = [before] if before in divisors(rank_sequences) else []
+    sizes.append(largest_micro_batch(spec.shape, execution, rank_sequences, usable_bytes))
     for size in sizes:
         if size is not None:
-            found = micro_batch_of(spec, accelerator, size)
-            if found.plan.total_bytes <= usable_bytes:
-                return found
-    one = micro_batch_of(spec, accelerator, 1)
+            planned = micro_batch_of(spec, accelerator, size)
+            if planned.plan.total_bytes <= usable_bytes:
+                return planned
+    smallest = micro_batch_of(spec, accelerator, 1)
     rule = (
-        f"one sequence of {spec.shape.seq_len} tokens is predicted to need "
-        f"{in_units(one.plan.total_bytes)}, and {in_words(free_bytes, accelerator)}"
+        f"one sequence of {spec.shape.seq_len:,} tokens is predicted to need "
+        f"{in_units(smallest.plan.total_bytes)}, but {format_usable_memory(free_bytes, accelerator)}"
     )
-    fix = remedy(spec, accelerator, one)
+    fix = suggest_less_memory(spec, accelerator, smallest)
     raise ConfigError([Problem("trainer.micro_batch_sequences", "auto", rule, fix)])
 
 
-def asked_sequences(spec: RunSpec) -> int | None:
-    """What the config fixes, of null a process's whole share; None for auto."""
-    asked = spec.config.trainer.micro_batch_sequences
-    if asked == "auto":
+def requested_sequences(spec: RunSpec) -> int | None:
+    """Return the configured micro-batch size: all sequences of the rank for null, None for auto."""
+    requested = spec.config.trainer.micro_batch_sequences
+    if requested == "auto":
         return None
-    return min(asked or spec.batch_sequences, rows_of_process(spec))
+    return min(requested or spec.batch_sequences, count_rank_sequences(spec))
 
 
-def rows_of_process(spec: RunSpec) -> int:
-    """Sequences of a global batch that a process has, the one that has most."""
+def count_rank_sequences(spec: RunSpec) -> int:
+    """Count the sequences of a global batch on the rank that has most of them."""
     trainer = spec.config.trainer
     return math.ceil(spec.batch_sequences / (trainer.devices * trainer.num_nodes))
 
 
-def remedy(spec: RunSpec, accelerator: str, now: MicroBatch) -> str:
-    """What to change for less memory, with what it is predicted to need."""
+def suggest_less_memory(spec: RunSpec, accelerator: str, current: MicroBatch) -> str:
+    """List changes that need less memory than `current`, each with its predicted memory."""
     changes = []
-    smaller = max((n for n in divisors(now.rows) if n < now.sequences), default=None)
+    smaller_sizes = (n for n in divisors(current.rank_sequences) if n < current.sequences)
+    smaller = max(smaller_sizes, default=None)
     if smaller is not None:
         changes.append((f"trainer.micro_batch_sequences={smaller}", spec, smaller))
     if not spec.config.trainer.activation_checkpointing:
         trainer = replace(spec.config.trainer, activation_checkpointing=True)
-        saving = replace(spec, config=replace(spec.config, trainer=trainer))
-        changes.append(("trainer.activation_checkpointing=true", saving, now.sequences))
-    said = [
+        changed_spec = replace(spec, config=replace(spec.config, trainer=trainer))
+        changes.append(("trainer.activation_checkpointing=true", changed_spec, current.sequences))
+    suggestions = [
         f"{change} needs {in_units(micro_batch_of(changed, accelerator, n).plan.total_bytes)}"
         for change, changed, n in changes
     ]
     if accelerator == "gpu" and spec.config.trainer.strategy != "fsdp":
-        said.append("trainer=fsdp cuts the model over several GPUs")
-    return "; ".join([*said, "or a smaller shape"])
+        suggestions.append("trainer=fsdp shards the model over several GPUs")
+    return "; ".join([*suggestions, "or choose a smaller shape"])
 
 
 def execution_of(config: Config, accelerator: str) -> Execution:
+    """Return the settings that the memory of a training step depends on."""
     return Execution(
         precision=config.trainer.precision,
         attention=config.model.attention,
@@ -138,14 +144,14 @@ def execution_of(config: Config, accelerator: str) -> Execution:
 
 
 def planned_accelerator(config: Config) -> str:
-    """`gpu` unless the config rules it out: plans are made on other machines than runs."""
+    """Return `cpu` if the config requires it, else `gpu`, since the planning machine may have no GPU."""
     return "cpu" if config.trainer.accelerator == "cpu" else "gpu"
 
 
-def usable(free_bytes: float, accelerator: str) -> float:
+def usable_memory(free_bytes: float, accelerator: str) -> float:
     return free_bytes * (1 - MARGINS[accelerator])
 
 
-def in_words(free_bytes: float, accelerator: str) -> str:
-    usable_bytes = in_units(usable(free_bytes, accelerator))
-    return f"{usable_bytes} of the {in_units(free_bytes)} that are free may be planned for"
+def format_usable_memory(free_bytes: float, accelerator: str) -> str:
+    usable = in_units(usable_memory(free_bytes, accelerator))
+    return f"{usable} of {in_units(free_bytes)} free memory is usable"

@@ -1,6 +1,6 @@
-"""From a config to the exact run it asks for: shape, steps, tokens, FLOPs and identity.
+"""Resolution of a config into one run: shape, steps, tokens, FLOPs and identity.
 
-Torch-free, so that planning a study and refusing a finished run cost milliseconds.
+Torch-free, so that planning a study or skipping a finished run takes milliseconds.
 """
 
 from __future__ import annotations
@@ -23,22 +23,21 @@ from slm.files import canonical_hash
 from slm.run.lr_schedule import steps_before_decay
 
 ID_HASH_LENGTH = 8
-DRAW_STRIDE = 1_000_003  # beyond any seed in use
-MLP_RATIO = (
-    8 / 3
-)  # d_ff / d_model of an explicit shape that names none, after 2302.13971 section 2.2
+DRAW_STRIDE = 1_000_003  # larger than any seed in use
+# Default d_ff / d_model of an explicit shape (arXiv 2302.13971, section 2.2).
+MLP_RATIO = 8 / 3
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What one run computes; everything here is decided before anything is computed."""
+    """A fully resolved run: everything that is fixed before training starts."""
 
     config: Config
     shape: ModelShape
     reference_flops_per_token: int
-    """f of the rung (or of an explicit shape), which turns tokens_per_param into tokens."""
+    """FLOPs per token of the rung (or of an explicit shape); they convert tokens_per_param to tokens."""
     rung_shift: float | None
-    """Share by which the rung lies above the size asked for, in what it matches; None for a preset."""
+    """Relative deviation of the rung from the requested size, in the matched quantity; None for a preset."""
     steps: int
     batch_sequences: int
     """Sequences of seq_len tokens in a global batch."""
@@ -61,37 +60,38 @@ class RunSpec:
 
     @property
     def rung(self) -> str | None:
-        """What shapes to be compared share: a size or a preset; None for a shape of its own."""
+        """Size or preset shared by the shapes that are compared; None for an explicit shape."""
         config = self.config
         return config.model.preset if config.size is None else str(config.size)
 
     @property
     def eot_id(self) -> int | None:
-        """The token that begins each document; None for a task without documents."""
+        """Id of the token that starts each document; None for a task without documents."""
         return resolve_vocabulary(self.config).eot_id
 
     @property
     def warmup_tokens(self) -> int:
-        """At most one token per parameter: long warmups distort small runs (2406.19146)."""
+        """Warmup in tokens, at most one per parameter: more distorts small runs (arXiv 2406.19146)."""
         schedule = self.config.schedule
-        asked = schedule.warmup_fraction * (schedule.warmup_budget_tokens or self.tokens)
-        return round(min(asked, flop_equivalent_params(self.flops_per_token)))
+        requested = schedule.warmup_fraction * (schedule.warmup_budget_tokens or self.tokens)
+        return round(min(requested, flop_equivalent_params(self.flops_per_token)))
 
     @property
     def init_seed(self) -> int:
+        """Seed of the initial weights; families that differ in `draw` alone get different weights."""
         return self.config.seed + DRAW_STRIDE * self.config.family.draw
 
     @property
     def trunk_steps(self) -> int:
-        """Leading steps that do not depend on the budget: warmup and the constant rate of wsd."""
+        """Number of first steps that do not depend on the token budget: warmup and constant rate of wsd."""
         return steps_before_decay(self.steps, self.batch_tokens, self.config.schedule)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """The scientific config: all that can change the result, and nothing else.
+        """The scientific config: every value that can change the result, and no other.
 
         Raises:
-            DataError: if the corpus or the tokenizer's file is not there.
+            DataError: if the corpus or the tokenizer file is missing.
         """
         config = self.config
         return {
@@ -109,45 +109,45 @@ class RunSpec:
             "tokens": self.tokens,
             "precision": config.trainer.precision,
             "seed": config.seed,
-            # Not there at 0, so that runs from before them keep their ids.
+            # Left out at their default, so that runs made before these keys existed keep their ids.
             **({"dropout": config.model.dropout} if config.model.dropout else {}),
             **({"draw": config.family.draw} if config.family.draw else {}),
         }
 
     @property
     def _parametrization(self) -> dict[str, Any]:
-        """Only the base values that this kind reads."""
+        """Parametrization with the base values that its kind uses, without the others."""
         config = self.config.parametrization
-        read = {"standard": (), "mup": ("base_width",), "completep": ("base_width", "base_depth")}
-        return {"kind": config.kind, **{key: getattr(config, key) for key in read[config.kind]}}
+        used = {"standard": (), "mup": ("base_width",), "completep": ("base_width", "base_depth")}
+        return {"kind": config.kind, **{key: getattr(config, key) for key in used[config.kind]}}
 
     @property
     def _schedule(self) -> dict[str, Any]:
         schedule = asdict(self.config.schedule)
-        del schedule["warmup_budget_tokens"]  # what it comes to counts
+        del schedule["warmup_budget_tokens"]  # replaced by the resulting warmup_tokens
         if self.config.schedule.kind == "cosine":
-            del schedule["decay_fraction"]  # means nothing there
+            del schedule["decay_fraction"]  # unused
         return {**schedule, "warmup_tokens": self.warmup_tokens}
 
     @property
     def recipe_id(self) -> str:
-        """Hash of the identity without architecture, budget and seed: what comparable runs share.
+        """Hash of the identity without architecture, budget and seed; comparable runs share it.
 
-        Nor with the peak rate and the batch, which a study may set by rule for a shape or a rung.
+        The peak learning rate and the batch size are left out too: a study may set them per shape or rung.
         """
         varied = {"family", "shape", "tokens", "seed", "draw"}
         recipe = {key: value for key, value in self.identity.items() if key not in varied}
         recipe["optimizer"] = _without(recipe["optimizer"], "lr", "global_batch_tokens")
-        recipe["schedule"] = _without(recipe["schedule"], "warmup_tokens")  # follows the budget
+        recipe["schedule"] = _without(recipe["schedule"], "warmup_tokens")  # depends on the budget
         context = {key: getattr(self.shape, key) for key in ("vocab_size", "seq_len")}
         return canonical_hash({**recipe, **context})[:ID_HASH_LENGTH]
 
     @property
     def trunk_id(self) -> str | None:
-        """Slug and hash of all that decides the first `trunk_steps`; None without a constant rate.
+        """Slug and hash of everything that determines the first `trunk_steps`; None for cosine.
 
-        Runs that share it took the same steps up to where the shorter one decays, whether or not
-        one of them began from the other's checkpoint, so their losses are not independent.
+        Runs with the same trunk_id take the same steps until the decay of the shorter one, whether or not
+        they share a checkpoint, so their losses are not independent.
         """
         if self.config.schedule.kind != "wsd":
             return None
@@ -161,13 +161,13 @@ class RunSpec:
 
     @property
     def tokens_per_param(self) -> float:
-        """D / N_flop as asked for, or what a budget in tokens or FLOPs amounts to."""
-        asked = self.config.budget.tokens_per_param
-        return asked or self.tokens / flop_equivalent_params(self.reference_flops_per_token)
+        """The configured tokens_per_param, or the one that results from a budget in another unit."""
+        requested = self.config.budget.tokens_per_param
+        return requested or self.tokens / flop_equivalent_params(self.reference_flops_per_token)
 
     @property
     def run_id(self) -> str:
-        """Readable slug plus a hash of the identity; names the directory and the W&B run."""
+        """Readable slug and hash of the identity: the name of the run directory and id of the W&B run."""
         digest = canonical_hash(self.identity)[:ID_HASH_LENGTH]
         tokens = f"{self.tokens / 1e6:.3g}Mtok"
         return f"{self._slug}-{tokens}-s{self.config.seed}-{digest}"
@@ -178,26 +178,27 @@ def _without(table: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def resolve(config: Config) -> RunSpec:
-    """Work out the run a config asks for.
+    """Resolve a config into its run.
 
     Raises:
-        ConfigError: if no shape of that size exists, or the table is smaller than the vocabulary.
+        ConfigError: if no shape of that size exists, the embedding table is smaller than the vocabulary,
+            or the warmup budget exceeds the run's token budget.
     """
     shape, reference_flops, shift = _resolve_shape(config)
     batch_tokens = config.optimizer.global_batch_tokens
     steps = max(1, round(_budget_tokens(config, shape, reference_flops) / batch_tokens))
     warmup_budget = config.schedule.warmup_budget_tokens
     if warmup_budget is not None and warmup_budget > steps * batch_tokens:
-        rule = f"is more than the run's own budget of {steps * batch_tokens}"
-        fix = "null takes that"
+        rule = f"exceeds the token budget of the run, {steps * batch_tokens:,} tokens"
+        fix = "use null for the run's own budget"
         raise ConfigError([Problem("schedule.warmup_budget_tokens", warmup_budget, rule, fix)])
     return RunSpec(config, shape, reference_flops, shift, steps, batch_tokens // shape.seq_len)
 
 
 def branch_specs(config: Config) -> list[RunSpec]:
-    """The runs of a config, shortest first: one, or one for each of `budget.branches` and the whole.
+    """Resolve the runs of a config, shortest first: one per `budget.branches` and one for the full budget.
 
-    Branches have one trunk, whose warmup follows the shortest of them.
+    Branches share one trunk; its warmup is that of the shortest branch.
     """
     if not config.budget.branches:
         return [resolve(config)]
@@ -213,28 +214,28 @@ def branch_specs(config: Config) -> list[RunSpec]:
 
 
 def _resolve_shape(config: Config) -> tuple[ModelShape, int, float | None]:
-    """The shape, the f that turns tokens_per_param into tokens (the rung's, or its own), the shift."""
+    """Return shape, reference_flops_per_token and rung_shift of `RunSpec`."""
     ladder, aspect_ratio = config.ladder, config.family.aspect_ratio
     if config.size is None or aspect_ratio is None:
         shape = _explicit_shape(config)
         flops = training_flops_per_token(shape)
         if aspect_ratio is not None:
             frame = ShapeFrame.of(shape, ladder.d_ff_multiple)
-            with _told_as("model.preset", config.model.preset):
+            with _errors_name("model.preset", config.model.preset):
                 shape = solve_shape(frame, aspect_ratio, flops)
         return shape, flops, None
     frame = _frame(config)
     aspect_ratios = tuple(sorted({a for a in ladder.aspect_ratios.values() if a is not None}))
     reference = ladder.reference_aspect_ratio
     rung = rung_of(frame, reference, aspect_ratios, config.size, ladder.size_counts)
-    with _told_as("size", config.size):
+    with _errors_name("size", config.size):
         shape = solve_shape(frame, aspect_ratio, rung.target, rung.measure)
     return shape, rung.flops_per_token, rung.shift
 
 
 @contextmanager
-def _told_as(key: str, value: object) -> Iterator[None]:
-    """Errors of the solver name the key and the value that the user gave."""
+def _errors_name(key: str, value: object) -> Iterator[None]:
+    """Replace key and value in the solver's errors by those that the user set."""
     try:
         yield
     except ConfigError as error:
@@ -248,12 +249,12 @@ def _frame(config: Config) -> ShapeFrame:
         gqa_ratio=ladder.gqa_ratio,
         ff_ratio=ladder.ff_ratio,
         d_ff_multiple=ladder.d_ff_multiple,
-        **_common_to_shapes(config),
+        **_shared_shape_fields(config),
     )
 
 
-def _common_to_shapes(config: Config) -> dict[str, Any]:
-    """What an explicit shape and the frame of solved ones take from the config alike."""
+def _shared_shape_fields(config: Config) -> dict[str, Any]:
+    """Return the fields that explicit and solved shapes both read from the config."""
     keys = ("seq_len", "tied", "mlp", "qk_norm", "layer_sharing")
     return {"vocab_size": _vocab_size(config), **{k: getattr(config.model, k) for k in keys}}
 
@@ -261,8 +262,9 @@ def _common_to_shapes(config: Config) -> dict[str, Any]:
 def _explicit_shape(config: Config) -> ModelShape:
     model = config.model
     if model.n_layers is None or model.d_model is None or model.n_heads is None:
+        rule = "an explicit shape needs n_layers, d_model and n_heads"
         raise ConfigError(
-            [Problem("model", None, "an explicit shape needs n_layers, d_model, n_heads")]
+            [Problem("model", None, rule, "set all three, or a size such as size=128k")]
         )
     swiglu_d_ff = model.d_ff or max(8, round(MLP_RATIO * model.d_model / 8) * 8)
     return ModelShape(
@@ -272,7 +274,7 @@ def _explicit_shape(config: Config) -> ModelShape:
         n_kv_heads=model.n_kv_heads or model.n_heads,
         d_head=model.d_head or model.d_model // model.n_heads,
         d_ff=round(swiglu_d_ff * MLP_MATRICES["swiglu"] / MLP_MATRICES[model.mlp]),
-        **_common_to_shapes(config),
+        **_shared_shape_fields(config),
     )
 
 
@@ -280,7 +282,7 @@ def _vocab_size(config: Config) -> int:
     needed = resolve_vocabulary(config).size
     rows = config.model.vocab_size or needed
     if rows < needed:
-        rule = f"smaller than the tokenizer's vocabulary of {needed}"
+        rule = f"is smaller than the tokenizer's vocabulary of {needed} tokens"
         raise ConfigError([Problem("model.vocab_size", rows, rule, f"use {needed} or null")])
     return rows
 

@@ -1,1 +1,1 @@
-"""What a run leaves behind: the run directory, and its mirror at Weights & Biases."""
+"""Files that a run writes: the run directory, and its mirror at Weights & Biases."""

@@ -1,4 +1,4 @@
-"""Which files of a run's checkpoints folder may be trusted. Torch-free."""
+"""Paths and checksums of the files in a checkpoint folder. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ log = logging.getLogger(__name__)
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, int] | None:
-    """The newest checkpoint whose checksum holds, and its step; None if there is none at all.
+    """Return the newest checkpoint with a valid checksum and its step; None if the folder has no checkpoint.
 
     Raises:
-        RunError: if there are checkpoints and every one of them is damaged.
+        RunError: if all checkpoints are damaged.
     """
     for path in valid_checkpoints(folder):
         return path, step_of(path)
@@ -26,21 +26,21 @@ def newest_checkpoint(folder: Path) -> tuple[Path, int] | None:
 
 
 def valid_checkpoints(folder: Path) -> Iterator[Path]:
-    """Newest first; a damaged one is told of and passed over."""
+    """Yield the checkpoints with a valid checksum, newest first; log a warning for each damaged one."""
     for path in saved_checkpoints(folder):
         if is_valid(path):
             yield path
         else:
-            log.warning("%s is damaged (its checksum differs); trying the one before it", path)
+            log.warning("%s is damaged (wrong checksum); trying the previous checkpoint", path)
 
 
 def saved_checkpoints(folder: Path) -> list[Path]:
-    """Whatever is there, newest first."""
+    """List all checkpoints, valid or not, newest first."""
     return sorted(folder.glob("step-*.ckpt"), reverse=True)
 
 
 def keep_newest(folder: Path, count: int) -> None:
-    """Delete all but the newest checkpoints."""
+    """Delete all but the `count` newest checkpoints."""
     for old in saved_checkpoints(folder)[count:]:
         old.unlink(missing_ok=True)
         checksum_path(old).unlink(missing_ok=True)
@@ -61,5 +61,5 @@ def checksum_path(path: Path) -> Path:
 def is_valid(path: Path) -> bool:
     try:
         return checksum_path(path).read_text(encoding="utf-8") == file_hash(path)
-    except FileNotFoundError:  # not saved whole, or dropped for newer ones just now
+    except FileNotFoundError:  # saved incompletely, or deleted by keep_newest meanwhile
         return False

@@ -1,4 +1,4 @@
-"""What env.json records: versions, commit and machine. Torch-free."""
+"""Content of env.json: versions, commit and machine. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,12 +12,21 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "torch", "lightning", "hydra-core", "omegaconf", "wandb", "datasets", "tokenizers", "einops",
-    "numpy", "pydantic",
-)  # fmt: skip
+    "torch",
+    "lightning",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+    "datasets",
+    "tokenizers",
+    "einops",
+    "numpy",
+    "pydantic",
+)
 
 
 def describe_environment(*, device: str, threads: int, processes: int = 1) -> dict[str, Any]:
+    """Return the content of env.json."""
     commit, dirty = source_commit()
     return {
         "python": platform.python_version(),
@@ -36,13 +45,13 @@ def describe_environment(*, device: str, threads: int, processes: int = 1) -> di
 
 
 def available_cores() -> int:
-    """Cores that this process may use: fewer than there are in a container or a Slurm job."""
+    """Count the cores that this process may use; a container or a Slurm job may allow fewer than exist."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def source_commit() -> tuple[str | None, bool | None]:
-    """Commit of the checkout that this package runs from, and whether tracked files differ."""
+    """Return the commit of this checkout and whether tracked files differ from it; None outside of git."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None, None

@@ -1,10 +1,10 @@
-"""Sole use of a run, between the processes of one machine and of machines that share its files. Torch-free.
+"""Exclusive use of a run by one process, on one machine or on several that share a file system. Torch-free.
 
-A lock file names its owner and is locked by it. On one machine the lock itself tells whether the owner
-lives: it dies with its process. Of another machine's owner the heartbeat tells, since not every shared
-file system passes locks on: the owner touches the file, and one left untouched for `STALE_SECONDS` is
-dead, so clocks of machines may differ by a minute. An owner who stood still for that long (a suspended
-machine) and finds its file in other hands ends at once, without writing.
+The owner locks a file that contains its host and pid. On the owner's machine the lock itself shows whether
+the owner is alive: the kernel releases it when the process dies. Other machines use a heartbeat instead,
+because not every shared file system passes locks on: the owner touches the file, and an owner whose file
+was not touched for `STALE_SECONDS` counts as dead. Clocks of machines may therefore differ by a minute. An
+owner that was suspended for that long and finds its file taken over exits at once, without writing.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from slm.files import try_lock
 log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
-ATTEMPTS = 5  # someone who only asks for the owner holds the lock for an instant
+ATTEMPTS = 5  # a process that only reads the owner holds a shared lock for an instant
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lease, as its file says; of a file without words, somebody on this machine."""
+    """Process that holds a lease; an unreadable lock file counts as held by an unknown local process."""
 
     host: str
     pid: int | None
     age_seconds: float
+    """Time since the last heartbeat."""
 
     def __str__(self) -> str:
         process = "another process" if self.pid is None else f"process {self.pid}"
@@ -44,70 +45,72 @@ class Owner:
 
 
 class Lease:
-    """The right to work on what a lock file stands for."""
+    """Exclusive right to work on a run or a trunk, represented by a lock file."""
 
     def __init__(self, path: Path, host: str | None = None):
-        """`host`: the name of this machine, if not its own."""
+        """`host` replaces the name of this machine (for tests)."""
         self.path = path
         self.host = host or socket.gethostname()
 
     def owner(self) -> Owner | None:
-        """Who works on it now; None if nobody does, or only one who died."""
+        """Return the live owner, or None if there is no owner or it is dead."""
         if not self.path.exists():
             return None
         lock = try_lock(self.path, shared=True)
-        written = self._written()
+        owner = self._read_owner()
         if lock is not None:
             lock.close()
-        is_held = written is not None and self._lives(written, is_locked=lock is None)
-        return written if is_held else None
+        is_held = owner is not None and self._is_alive(owner, is_locked=lock is None)
+        return owner if is_held else None
 
-    def take(self, on_beat: Callable[[], None] = lambda: None) -> HeldLease:
-        """Hold it; `on_beat` is called from a thread at every heartbeat.
+    def take(self, on_heartbeat: Callable[[], None] = lambda: None) -> HeldLease:
+        """Acquire the lease; a thread calls `on_heartbeat` at every heartbeat.
 
-        If another machine holds it, that takes until its next heartbeat.
+        If the owner is on another machine, this blocks until its next heartbeat or until it counts as dead.
 
         Raises:
-            InUse: if somebody alive holds it.
+            InUse: if a live process holds the lease.
         """
         while True:
             for _ in range(ATTEMPTS):
-                stream = self._create() or self._inherit()
+                stream = self._create() or self._take_over()
                 if stream is not None:
-                    return HeldLease(self.path, stream, on_beat)
+                    return HeldLease(self.path, stream, on_heartbeat)
                 time.sleep(0.1)
             owner = self.owner()
             if owner is None:
-                self._remove_left_lock()
-            elif owner.host == self.host or self._beats():
-                raise InUse(f"{self._what} is in use by {owner}")
+                self._remove_stale_lock()
+            elif owner.host == self.host or self._has_heartbeat():
+                raise InUse(
+                    f"{self._resource} is in use by {owner}; wait until it finishes, or stop it"
+                )
 
-    def _beats(self) -> bool:
-        """Whether another machine's owner touches the file before it counts as dead.
+    def _has_heartbeat(self) -> bool:
+        """Wait for a heartbeat from another machine; return False if its owner counts as dead before.
 
-        A job that a scheduler has moved to this machine may come before its old owner's heart is missed.
+        A scheduler may restart a job on this machine earlier than its killed process counts as dead.
         """
-        seen = self._written()
+        last = self._read_owner()
         while (owner := self.owner()) is not None:
-            if seen is None or owner.age_seconds < seen.age_seconds:
+            if last is None or owner.age_seconds < last.age_seconds:
                 return True
-            seen = owner
+            last = owner
             time.sleep(1.0)
         return False
 
     @property
-    def _what(self) -> Path:
-        """What is locked: the folder of a run, or what the file is named after."""
+    def _resource(self) -> Path:
+        """Path to name in messages: the run directory, or the lock file's path without its suffix."""
         return self.path.with_suffix("") if self.path.suffix else self.path.parent
 
     def _create(self) -> IO[str] | None:
-        """The lock file where there is none, locked and signed before anyone can see it."""
+        """Create the lock file, already locked and with its owner written; None if it exists."""
         new = self.path.with_name(f".{self.path.name}.{self.host}.{os.getpid()}")
         new.unlink(missing_ok=True)
         stream = try_lock(new)
         assert stream is not None
         try:
-            self._sign(stream)
+            self._write_owner(stream)
             os.link(new, self.path)
         except FileExistsError:
             stream.close()
@@ -116,95 +119,100 @@ class Lease:
             new.unlink()
         return stream
 
-    def _inherit(self) -> IO[str] | None:
-        """The lock file of an owner who died."""
+    def _take_over(self) -> IO[str] | None:
+        """Lock the file of a dead owner and write this process into it; None if the owner is alive."""
         stream = try_lock(self.path)
         if stream is None:
             return None
-        written = self._written()
-        if written is not None and not self._lives(written, is_locked=False):
-            self._sign(stream)
+        owner = self._read_owner()
+        if owner is not None and not self._is_alive(owner, is_locked=False):
+            self._write_owner(stream)
             if is_still_at(stream, self.path):
                 return stream
         stream.close()
         return None
 
-    def _remove_left_lock(self) -> None:
-        """A dead machine's lock that a file server still keeps, since nobody can have it otherwise."""
+    def _remove_stale_lock(self) -> None:
+        """Delete the file of a dead machine if the file server still keeps its lock."""
         stream = try_lock(self.path)
-        written = self._written()
+        owner = self._read_owner()
         if stream is not None:
             stream.close()
-        elif written is not None and not self._lives(written, is_locked=True):
+        elif owner is not None and not self._is_alive(owner, is_locked=True):
             self.path.unlink(missing_ok=True)
 
-    def _lives(self, written: Owner, *, is_locked: bool) -> bool:
-        return is_locked if written.host == self.host else written.age_seconds < STALE_SECONDS
+    def _is_alive(self, owner: Owner, *, is_locked: bool) -> bool:
+        return is_locked if owner.host == self.host else owner.age_seconds < STALE_SECONDS
 
-    def _sign(self, stream: IO[str]) -> None:
+    def _write_owner(self, stream: IO[str]) -> None:
         stream.seek(0)
         stream.truncate()
         stream.write(json.dumps({"host": self.host, "pid": os.getpid()}))
         stream.flush()
 
-    def _written(self) -> Owner | None:
+    def _read_owner(self) -> Owner | None:
+        """Return the owner that the file names, alive or dead; None if there is no file."""
         try:
             age = time.time() - self.path.stat().st_mtime
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
         try:
-            signed = json.loads(text)
-            return Owner(signed["host"], signed["pid"], age)
+            saved = json.loads(text)
+            return Owner(saved["host"], saved["pid"], age)
         except (json.JSONDecodeError, KeyError, TypeError):
             return Owner(self.host, None, age)
 
 
 class HeldLease:
-    """A lease in our hands, with its heart; `release` it."""
+    """Lease held by this process, with the thread that sends its heartbeat; call `release` at the end."""
 
-    def __init__(self, path: Path, stream: IO[str], on_beat: Callable[[], None]):
+    def __init__(self, path: Path, stream: IO[str], on_heartbeat: Callable[[], None]):
         self._path = path
         self._stream = stream
-        self._on_beat = on_beat
-        self._signature = path.read_text(encoding="utf-8")
+        self._on_heartbeat = on_heartbeat
+        self._content = path.read_text(encoding="utf-8")
         self._stop = threading.Event()
-        self._heart = threading.Thread(target=self._beat, daemon=True)
-        self._heart.start()
+        self._thread = threading.Thread(target=self._send_heartbeats, daemon=True)
+        self._thread.start()
 
-    def stop_beating(self) -> None:
+    def stop_heartbeat(self) -> None:
         self._stop.set()
-        if self._heart.is_alive():
-            self._heart.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def release(self) -> None:
-        self.stop_beating()
+        self.stop_heartbeat()
         with suppress(OSError):
-            if self.is_ours:
+            if self.is_held:
                 self._path.unlink()
         self._stream.close()
 
     @property
-    def is_ours(self) -> bool:
+    def is_held(self) -> bool:
+        """Whether the lock file is still the one that this process wrote."""
         if not is_still_at(self._stream, self._path):
             return False
-        return self._path.read_text(encoding="utf-8") == self._signature
+        return self._path.read_text(encoding="utf-8") == self._content
 
-    def _beat(self) -> None:
+    def _send_heartbeats(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            with suppress(OSError):  # a full or absent disk is met by the training thread
-                if not self.is_ours:
-                    self._give_up()
+            with suppress(OSError):  # a full or missing disk is reported by the training thread
+                if not self.is_held:
+                    self._exit()
                 os.utime(self._path)
-                self._on_beat()
+                self._on_heartbeat()
 
-    def _give_up(self) -> NoReturn:
-        log.error("%s was taken over while this process stood still; it ends", self._path.parent)
+    def _exit(self) -> NoReturn:
+        log.error(
+            "%s: another process took over the run while this one was suspended; exiting",
+            self._path.parent,
+        )
         os._exit(InUse.exit_code)
 
 
 def is_still_at(stream: IO[str], path: Path) -> bool:
-    """Whether an open file is the one at `path`: its folder may have been set aside meanwhile."""
+    """Whether an open file is still the one at `path`; its folder may have been moved meanwhile."""
     try:
         return os.fstat(stream.fileno()).st_ino == path.stat().st_ino
     except FileNotFoundError:

@@ -18,17 +18,17 @@ State = Literal["planned", "running", "finished", "failed", "diverged", "interru
 class RunResult:
     """The content of result.json. A field that is added later has a default, so that older results load.
 
-    Losses are taken after the whole schedule, on the same validation tokens for all runs of a study.
-    If the run diverged they are null, and steps, tokens and flops are those it got to. `recipe_id` is
-    a hash of what is not shape, budget or seed: runs compare if they share it. Runs that share
+    Validation losses are measured after the whole schedule, on the same tokens for all runs of a study.
+    If the run diverged they are null, and steps, tokens and flops count the completed steps. `recipe_id` is a
+    hash of everything but shape, budget and seed; runs are comparable if they share it. Runs that share
     `trunk_id` took the same first steps, so they are not independent; the first `taken_over_steps` were
-    read from a checkpoint of such a run instead of being computed again. `val_errors` are shares of
-    wrong answers by group, of a task that has groups. `wall_seconds` is the training loop's time over
-    all restarts and over the steps taken over, with data and checkpoints but without start-up and
-    validation; `tokens_per_second` is over that time. `loss_spikes` are the steps of logged training
-    losses far above their neighbours (`slm.tracking.spikes`): a reason to run again with another seed,
-    never one to leave the run out. `divergence` says which step could not be taken: its batch, and the
-    gradient norm of each tensor group, numbers that are not finite as text.
+    not computed again but start from a checkpoint of such a run. `val_errors` are error rates by group (null
+    for data without groups). `wall_seconds` is the time of the training loop over all restarts, including
+    the steps taken over, data loading and checkpoints, without start-up and validation;
+    `tokens_per_second` is averaged over that time. `loss_spikes` lists the steps whose logged training loss
+    is far above its neighbours (`slm.tracking.spikes`): a reason to repeat the run with another seed, never
+    to exclude it. `divergence` describes the step that failed: its batch, and the gradient norm of each
+    tensor group, with non-finite numbers as text.
     """
 
     schema_version: int

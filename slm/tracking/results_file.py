@@ -1,7 +1,7 @@
-"""A study's file of results: cells that finished elsewhere or before, a JSON line each.
+"""Results file of a study: one JSON line for each finished cell.
 
-It is small enough to be committed, so that a study of days goes on in a fresh clone, on another machine,
-and is analysed where its run directories never were.
+The file is small enough to commit. With it, a study can be continued in a fresh clone or on another machine,
+and analysed without its run directories.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from slm.tracking.result import RunResult, result_from
 
 
 def read_results(path: Path) -> dict[str, RunResult]:
-    """Results by run id; of a file that is not there, none.
+    """Read results by run id; a missing file has none.
 
     Raises:
         DataError: naming the line that cannot be read (`result_from`).
@@ -38,7 +38,7 @@ def read_results(path: Path) -> dict[str, RunResult]:
 
 
 def write_results(path: Path, results: Mapping[str, RunResult]) -> None:
-    """Sorted by run id, so that what is committed differs in the lines that were added."""
+    """Write results sorted by run id, so that a new version of the file differs only in the added lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(_lines(results[run_id] for run_id in sorted(results))))
 

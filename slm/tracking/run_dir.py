@@ -1,13 +1,13 @@
-"""The run directory: the contract between training and analysis. Torch-free.
+"""The run directory: the interface between training and analysis. Torch-free.
 
     runs/<study>/<run_id>/
-      config.yaml       resolved; enough to run it again      env.json      versions, commit, machine
-      status.json       state, heartbeat, owner               metrics.jsonl one row a logged step
-      result.json       a RunResult, once finished            checkpoints/  last and previous
-      log.txt           what the run said                     traceback.txt if it failed
+      config.yaml       resolved config, enough to run again  env.json      versions, commit, machine
+      status.json       state, heartbeat, owner               metrics.jsonl one row per logged step
+      result.json       RunResult, once finished              checkpoints/  last and previous
+      log.txt           log lines of the run                  traceback.txt if the run failed
 
-A process holds the lease of the directory (`slm.tracking.lease`) while it works on the run, so a killed
-run is never mistaken for a live one, nor a live one on another machine for a dead one.
+A process holds the lease of the directory (`slm.tracking.lease`) while it works on the run. So a killed run
+is not reported as running, and a run of another machine is not reported as killed.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from slm.tracking.result import RunResult, State, result_from
 
 TAIL_BYTES = 16_384
 SUPERSEDED = ".superseded"
-START_OVER = "start over with rerun=true (the old run is kept aside)"
+START_OVER = "start over with rerun=true (moves the old run to .superseded)"
 
 # Keys of metrics.jsonl and of the W&B history.
 STEP, TOKENS, FLOPS = "progress/step", "progress/tokens", "progress/flops"
 TRAIN_LOSS, LR, GRAD_NORM = "train/loss", "optim/lr", "optim/grad_norm"
 VAL_LOSS, VAL_BITS_PER_BYTE = "val/loss", "val/bits_per_byte"
-VAL_ERROR = "val/error/"  # and the group
+VAL_ERROR = "val/error/"  # prefix of the group's name
 TOKENS_PER_SECOND, MFU = "perf/tokens_per_second", "perf/mfu"
 
 
 class RunDirectory:
-    """One run's folder; `claim` it before writing."""
+    """Directory of one run; call `claim` before writing to it."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -66,30 +66,30 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     def state(self) -> State:
-        """What became of the run; one that claims to run but whose lock is free was killed."""
+        """Return the state of the run; "running" without a live owner means killed, so "interrupted"."""
         try:
             state = read_json(self.path / "status.json")["state"]
         except (FileNotFoundError, json.JSONDecodeError, KeyError):
             return "planned"
-        return "interrupted" if state == "running" and not self.is_busy() else state
+        return "interrupted" if state == "running" and not self.is_in_use() else state
 
     @property
     def lease(self) -> Lease:
         return Lease(self.path / "lock")
 
     def failure(self) -> str:
-        """The error that the run failed with, in a line; empty if it did not fail."""
+        """Return the first line of the error that the run failed with; empty if it did not fail."""
         try:
             return str(read_json(self.path / "status.json").get("failure", ""))
         except (OSError, json.JSONDecodeError):
             return ""
 
-    def is_busy(self) -> bool:
-        """Whether a live process holds the run."""
+    def is_in_use(self) -> bool:
+        """Return whether a live process holds the run's lease."""
         return self.lease.owner() is not None
 
     def result(self) -> RunResult | None:
-        """The result of a finished or diverged run.
+        """Return the result of a finished or diverged run, else None.
 
         Raises:
             RunError: if result.json exists and cannot be read (`result_from`).
@@ -103,32 +103,34 @@ class RunDirectory:
             raise RunError(f"{path}: not a readable result: {error}; {START_OVER}") from None
 
     def spec(self) -> RunSpec:
-        """What the run's config.yaml asks for.
+        """Resolve the run's config.yaml.
 
         Raises:
-            RunError: if it cannot be read.
+            RunError: if config.yaml cannot be read.
         """
         path = self.path / "config.yaml"
         try:
             config = load_config(yaml.safe_load(path.read_text(encoding="utf-8")))
             if config.tokenizer.kind == "file" and (self.path / TOKENIZER_FILE).is_file():
-                # The run has its own copy, which stays when the original is moved.
-                own = replace(config.tokenizer, path=str(self.path / TOKENIZER_FILE))
-                config = replace(config, tokenizer=own)
+                # Use the run's copy: the original may have been moved.
+                copied = replace(config.tokenizer, path=str(self.path / TOKENIZER_FILE))
+                config = replace(config, tokenizer=copied)
             return resolve(config)
         except (OSError, yaml.YAMLError, ConfigError, AttributeError) as error:
             raise RunError(f"{path}: not a readable config; {START_OVER}\n{error}") from None
 
     @contextmanager
     def claim(self, spec: RunSpec, *, rerun: bool = False) -> Iterator[None]:
-        """Hold the run while working on it; record how the work ended.
+        """Hold the lease of the run inside the `with` block, and record the state that the block ends in.
+
+        With `rerun`, first move an existing run to .superseded.
 
         Raises:
-            InUse: if another live process holds it.
-            RunError: if another config wrote it.
+            InUse: if another live process holds the lease.
+            RunError: if the directory contains a run of another config.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        held = self.lease.take(self._beat)
+        held = self.lease.take(self._refresh_status)
         try:
             if rerun and (self.path / "status.json").exists():
                 held = self._set_aside(held)
@@ -143,59 +145,59 @@ class RunDirectory:
             held.release()
 
     def _set_aside(self, held: HeldLease) -> HeldLease:
-        """Move the old run away, whole, and take the lease of a fresh folder in its place."""
+        """Move the whole directory to .superseded, and return the lease of a new, empty one."""
         parent = self.path.parent / SUPERSEDED
         parent.mkdir(exist_ok=True)
-        taken = [int(old.name.rpartition("-")[2]) for old in parent.glob(f"{self.path.name}-*")]
-        attempt = max(taken, default=0) + 1
-        held.stop_beating()
+        numbers = [int(old.name.rpartition("-")[2]) for old in parent.glob(f"{self.path.name}-*")]
+        attempt = max(numbers, default=0) + 1
+        held.stop_heartbeat()
         self.path.rename(parent / f"{self.path.name}-{attempt}")
         held.release()
         self.path.mkdir(exist_ok=True)
-        return self.lease.take(self._beat)
+        return self.lease.take(self._refresh_status)
 
     def _check_config(self, spec: RunSpec) -> None:
-        """A folder that another config wrote is refused, naming the keys that differ."""
+        """Raise a RunError that lists the differing keys if the directory has a run of another config."""
         if not (self.path / "config.yaml").exists():
             return
         saved = self.spec()
         try:
             is_other = saved.run_id != spec.run_id
         except DataError:
-            return  # the corpus was at another place then; the fingerprint of its tokens will tell
+            return  # the saved path of the corpus is gone; the tokens' fingerprint is compared later
         if is_other:
             differing = ", ".join(_differing_keys(saved.identity, spec.identity))
-            raise RunError(f"{self.path} was written by another config; {differing}; {START_OVER}")
+            raise RunError(f"{self.path} has a run of another config: {differing}; {START_OVER}")
 
     @contextmanager
     def _recorded_state(self, held: HeldLease) -> Iterator[None]:
         self.write_status("running")
         self._is_running = True
-        ending: State = "failed"
+        final_state: State = "failed"
         try:
             yield
-            ending = "finished"
+            final_state = "finished"
         except (Interrupted, KeyboardInterrupt):
-            ending = "interrupted"
+            final_state = "interrupted"
             raise
         except Diverged:
-            ending = "diverged"
+            final_state = "diverged"
             raise
-        except ConfigError:  # found late, before any step: nothing has failed
-            ending = "planned"
+        except ConfigError:  # raised before the first step, so the run can still start
+            final_state = "planned"
             raise
         except BaseException as error:
-            self._failure = _in_a_line(error)
-            with suppress(OSError):  # what is to be told is the error itself, be the disk full
+            self._failure = _first_line(error)
+            with suppress(OSError):  # a full disk must not hide the original error
                 write_text(self.path / "traceback.txt", traceback.format_exc())
             raise
         finally:
             self._is_running = False
-            held.stop_beating()
-            with suppress(OSError):  # without a state the run counts as interrupted
-                self.write_status(ending)
+            held.stop_heartbeat()
+            with suppress(OSError):  # if it cannot be written, the run counts as interrupted
+                self.write_status(final_state)
 
-    def _beat(self) -> None:
+    def _refresh_status(self) -> None:
         if self._is_running:
             self.write_status("running")
 
@@ -214,21 +216,21 @@ class RunDirectory:
         write_json(self.path / "result.json", asdict(result))
 
     def open_metrics(self) -> IO[str]:
-        """metrics.jsonl for appending; a line torn by a kill is cut off first."""
+        """Open metrics.jsonl for appending; first remove an incomplete last line, left by a kill."""
         path = self.path / "metrics.jsonl"
         if path.exists() and not path.read_bytes().endswith(b"\n"):
-            whole = path.read_bytes().rpartition(b"\n")
+            complete, newline, _ = path.read_bytes().rpartition(b"\n")
             with atomic_write(path) as temporary:
-                temporary.write_bytes(whole[0] + whole[1])
+                temporary.write_bytes(complete + newline)
         return path.open("a", encoding="utf-8", buffering=1)
 
     def metrics_until(self, step: int) -> list[str]:
-        """The lines of metrics.jsonl up to a step."""
+        """Return the lines of metrics.jsonl up to `step`, inclusive."""
         lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         return [line for line in lines if json.loads(line)[STEP] <= step]
 
     def last_metrics(self) -> dict[str, float]:
-        """The newest value of each key within the last rows, without reading all of a long record."""
+        """Return the newest value of each key in the last `TAIL_BYTES` of metrics.jsonl."""
         latest: dict[str, float] = {}
         path = self.path / "metrics.jsonl"
         if not path.exists():
@@ -237,38 +239,38 @@ class RunDirectory:
             stream.seek(max(0, path.stat().st_size - TAIL_BYTES))
             lines = stream.read().decode("utf-8", errors="replace").splitlines()
         for line in lines:
-            with suppress(json.JSONDecodeError):  # the first was cut, the last is being written
+            with suppress(json.JSONDecodeError):  # the first or last line may be incomplete
                 row = json.loads(line)
                 if isinstance(row, dict):
                     latest.update(row)
         return latest
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """Rows by step; where a resumed run repeated a step, the last row wins."""
+        """Return one row per step, sorted; of values written twice, the last one counts."""
         path = self.path / "metrics.jsonl"
         rows: dict[int, dict[str, float]] = {}
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
-                continue  # the last line of a run that is being written or was killed
+                continue  # incomplete last line of a running or killed run
             rows.setdefault(row[STEP], {}).update(row)
         return [rows[step] for step in sorted(rows)]
 
 
-def _in_a_line(error: BaseException) -> str:
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _differing_keys(
-    saved: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = ""
+    saved: Mapping[str, Any], requested: Mapping[str, Any], prefix: str = ""
 ) -> list[str]:
     lines = []
-    for key in sorted({*saved, *asked}):
-        old, new = saved.get(key), asked.get(key)
+    for key in sorted({*saved, *requested}):
+        old, new = saved.get(key), requested.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             lines += _differing_keys(old, new, f"{prefix}{key}.")
         elif old != new:
-            lines.append(f"{prefix}{key}: {old} there, {new} here")
+            lines.append(f"{prefix}{key}: {old} saved, {new} requested")
     return lines

@@ -1,9 +1,9 @@
-"""The store that branches of one trunk share: checkpoints of its constant rate, and its metrics. Torch-free.
+"""Cache that the branches of a trunk share: checkpoints before the decay, and metrics. Torch-free.
 
     runs/<study>/.trunks/<trunk_id>/  step-N.ckpt  step-N.ckpt.sha256  step-N.jsonl
 
-It is a cache. A run takes from it what it would otherwise compute to the same bits, so nothing is lost
-if it is deleted, and two processes may fill it at once.
+A run that starts from a cached checkpoint computes the same bits as a run trained alone. So the folder can be
+deleted at any time, and two processes may write to it at once.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from slm.tracking.checkpoints import (
 )
 from slm.tracking.lease import Lease
 
-KEPT = 2  # the newest serves the next branch, the one before it stands in if it is damaged
+KEPT_CHECKPOINTS = (
+    2  # the next branch starts from the newest, or from the previous one if that is damaged
+)
 FOLDER = ".trunks"
 
 
 @dataclass(frozen=True)
 class Start:
-    """A checkpoint to begin at, the steps it stands for, and the rows of metrics.jsonl up to it."""
+    """Cached checkpoint to start from, its step, and the file with the rows of metrics.jsonl up to it."""
 
     checkpoint: Path
     step: int
@@ -40,12 +42,14 @@ class Start:
 
 
 class Trunk:
+    """Folder with the cached checkpoints of one trunk."""
+
     def __init__(self, folder: Path):
         self.folder = folder
 
     @classmethod
     def of(cls, spec: RunSpec) -> Trunk | None:
-        """The store of a run that shares its trunk; None for one that does not."""
+        """Return the trunk of a run, or None if the run does not share one."""
         if not spec.config.trainer.share_trunk or spec.trunk_id is None:
             return None
         study = Path(spec.config.runs_dir) / spec.config.study.name
@@ -53,20 +57,20 @@ class Trunk:
 
     @property
     def lease(self) -> Lease:
-        """Held by who trains all branches, so that nobody begins the second while he is at the first."""
+        """Lock held by the process that trains a trunk's branches, so that no other process starts one."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         return Lease(self.folder.with_suffix(".lock"))
 
-    def start(self, at_most: int) -> Start | None:
-        """The latest valid checkpoint that a branch decaying after step `at_most` may begin at."""
+    def find_start(self, max_step: int) -> Start | None:
+        """Return the latest valid checkpoint up to `max_step`, the last step before a branch decays."""
         for path in valid_checkpoints(self.folder):
             rows = path.with_suffix(".jsonl")
-            if step_of(path) <= at_most and rows.exists():
+            if step_of(path) <= max_step and rows.exists():
                 return Start(path, step_of(path), rows)
         return None
 
-    def keep(self, checkpoint: Path, rows: Sequence[str]) -> None:
-        """Store a run's checkpoint with the lines of its metrics.jsonl up to it."""
+    def store(self, checkpoint: Path, rows: Sequence[str]) -> None:
+        """Store a run's checkpoint with the lines of metrics.jsonl up to it; delete all but the newest."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = checkpoint_path(self.folder, step_of(checkpoint))
         if path.exists() and is_valid(path):
@@ -75,14 +79,14 @@ class Trunk:
         shutil.copyfile(checksum_path(checkpoint), checksum_path(path))
         with atomic_write(path) as temporary:
             try:
-                os.link(checkpoint, temporary)  # no second copy of what may be gigabytes
+                os.link(checkpoint, temporary)  # a copy may take gigabytes
             except OSError:
                 shutil.copyfile(checkpoint, temporary)
-        keep_newest(self.folder, KEPT)
+        keep_newest(self.folder, KEPT_CHECKPOINTS)
         kept = {step_of(path) for path in self.folder.glob("*.ckpt")}
         for old in self.folder.glob("step-*.jsonl"):
             if step_of(old) not in kept:
                 old.unlink(missing_ok=True)
 
-    def forget(self) -> None:
+    def delete(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

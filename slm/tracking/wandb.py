@@ -1,7 +1,7 @@
-"""The mirror of a run at Weights & Biases. The run directory is the truth; this is never in the way.
+"""Mirror of a run at Weights & Biases. The run directory is the primary record.
 
-Whatever W&B does (absent package, no key, dead host, full disk), training goes on and a warning
-says what was lost. An unreachable server costs seconds, then the mirror falls back to offline.
+No failure of W&B (missing package or API key, unreachable host, full disk) stops training; each is logged as
+a warning. An unreachable server takes seconds to detect, then the mirror falls back to offline mode.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from slm.tracking.run_dir import STEP, TOKENS
 
 log = logging.getLogger(__name__)
 INIT_TIMEOUT_SECONDS = 8.0
-FINISH_TIMEOUT_SECONDS = 30.0  # what was not uploaded by then is in the folder, for `wandb sync`
+FINISH_TIMEOUT_SECONDS = 30.0  # later, `wandb sync` uploads the rest from the run directory
 
 
 class Mirror:
-    """A W&B run, or nothing at all; calls that fail switch it off."""
+    """A W&B run, or a no-op without one; the first failing call disables it."""
 
     def __init__(self, run: Any = None):
         self._run = run
@@ -39,13 +39,13 @@ class Mirror:
     def finish(self, exit_code: int) -> None:
         self._attempt("finish", lambda run: run.finish(exit_code=exit_code))
 
-    def _attempt(self, what: str, call: Any) -> None:
+    def _attempt(self, operation: str, call: Any) -> None:
         if self._run is None:
             return
         try:
             call(self._run)
         except Exception as error:
-            log.warning("W&B %s failed, the mirror is off: %s", what, error)
+            log.warning("W&B %s failed; training continues without W&B: %s", operation, error)
             self._run = None
 
 
@@ -59,7 +59,7 @@ def mirror(
     tags: list[str],
     content: Mapping[str, Any],
 ) -> Iterator[Mirror]:
-    """A mirror for the time of one run, always finished, with exit code 1 if the run failed."""
+    """Yield the mirror of one run and always finish it, with exit code 1 if the run raised an error."""
     settings = {
         "project": config.project,
         "entity": config.entity,
@@ -80,32 +80,35 @@ def mirror(
 
 
 def _start(mode: Literal["online", "offline"], settings: Mapping[str, Any]) -> Any:
-    """A W&B run in this mode, else offline, else None."""
+    """Start a W&B run in this mode, else offline; None if both fail."""
     try:
         import wandb
     except ImportError:
-        log.warning("tracking.wandb=%s, but wandb is not installed; going on without", mode)
+        log.warning(
+            "tracking.wandb=%s, but wandb is not installed; continuing without it (pip install wandb)",
+            mode,
+        )
         return None
     attempts: list[Literal["online", "offline"]] = (
         [mode] if mode == "offline" else [mode, "offline"]
     )
-    for tried in attempts:
+    for attempt in attempts:
         try:
-            if tried == "online" and not wandb.login(prompt=False):
-                raise PermissionError("no API key; use `wandb login`")
+            if attempt == "online" and not wandb.login(prompt=False):
+                raise PermissionError("no API key; run `wandb login`")
             quiet = wandb.Settings(
                 silent=True,
                 console="off",
                 init_timeout=INIT_TIMEOUT_SECONDS,
                 finish_timeout=FINISH_TIMEOUT_SECONDS,
             )
-            # Offline, each resumption is a folder of its own; `wandb sync` joins them by their id.
-            resume: Literal["allow"] | None = "allow" if tried == "online" else None
-            run = wandb.init(mode=tried, resume=resume, settings=quiet, **settings)
+            # Offline, a resumed run writes a new folder; `wandb sync` merges the folders by run id.
+            resume: Literal["allow"] | None = "allow" if attempt == "online" else None
+            run = wandb.init(mode=attempt, resume=resume, settings=quiet, **settings)
             run.define_metric("*", step_metric=TOKENS)
             return run
         except Exception as error:
             reason = str(error).strip() or type(error).__name__
-            instead = "offline" if tried == "online" else "without"
-            log.warning("W&B could not start %s, going on %s: %s", tried, instead, reason)
+            fallback = "offline" if attempt == "online" else "without W&B"
+            log.warning("W&B could not start %s; continuing %s: %s", attempt, fallback, reason)
     return None

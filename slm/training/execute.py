@@ -34,7 +34,7 @@ def train_all(config: Config, team: Team = ALONE) -> float | None:
         if trunk is not None and len(specs) > 1:
             team.decide(lambda: _acquire_trunk(trunk, leases))
         if trunk is not None and config.rerun:
-            team.decide(trunk.forget)
+            team.decide(trunk.delete)
         _train_each(specs, runs, team)
     result = runs[-1].result() if team.leads else None
     return None if result is None else result.val_loss_nats_per_token

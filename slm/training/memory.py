@@ -17,12 +17,12 @@ from slm.errors import RunError
 from slm.files import read_json
 from slm.run.micro_batch import (
     MicroBatch,
-    asked_sequences,
     choose_micro_batch,
-    in_words,
+    format_usable_memory,
     micro_batch_of,
-    remedy,
-    usable,
+    requested_sequences,
+    suggest_less_memory,
+    usable_memory,
 )
 from slm.run.spec import RunSpec
 from slm.tracking.run_dir import RunDirectory
@@ -51,21 +51,21 @@ def settle_micro_batch(spec: RunSpec, run: RunDirectory, accelerator: str) -> Mi
         ConfigError: if one sequence does not fit.
     """
     free = free_bytes(accelerator)
-    asked = asked_sequences(spec)
+    asked = requested_sequences(spec)
     if asked is None:
         chosen = choose_micro_batch(spec, accelerator, free, _chosen_before(run))
         log.info(
             "micro-batches of %d of %d sequences: %s predicted, %s",
-            chosen.sequences, chosen.rows, in_units(chosen.plan.total_bytes),
-            in_words(free, accelerator),
+            chosen.sequences, chosen.rank_sequences, in_units(chosen.plan.total_bytes),
+            format_usable_memory(free, accelerator),
         )  # fmt: skip
         return chosen
     fixed = micro_batch_of(spec, accelerator, asked)
-    if fixed.plan.total_bytes > usable(free, accelerator):
+    if fixed.plan.total_bytes > usable_memory(free, accelerator):
         log.warning(
             "WARN %d sequences at once are predicted to need %s, and %s; %s",
-            fixed.sequences, in_units(fixed.plan.total_bytes), in_words(free, accelerator),
-            remedy(spec, accelerator, fixed),
+            fixed.sequences, in_units(fixed.plan.total_bytes), format_usable_memory(free, accelerator),
+            suggest_less_memory(spec, accelerator, fixed),
         )  # fmt: skip
     return fixed
 
@@ -106,7 +106,7 @@ def _advice(error: BaseException, spec: RunSpec, accelerator: str, micro_batch: 
         f"out of memory: {reason[0] if reason else type(error).__name__}\n"
         f"predicted for {micro_batch.sequences} sequences at once: {in_units(plan.total_bytes)}, "
         f"for {plan.moment} ({parts})\n"
-        f"for less: {remedy(spec, accelerator, micro_batch)}\n"
+        f"for less: {suggest_less_memory(spec, accelerator, micro_batch)}\n"
         "the same command with such a change goes on from the newest checkpoint"
     )
 

@@ -24,7 +24,7 @@ from slm.errors import ConfigError, Diverged, Problem, RunError
 from slm.files import atomic_write, read_json, write_json
 from slm.model.build import build_model
 from slm.model.parametrization import Parametrization, initialize
-from slm.run.micro_batch import MicroBatch, asked_sequences
+from slm.run.micro_batch import MicroBatch, requested_sequences
 from slm.run.spec import RunSpec
 from slm.tracking.checkpoints import newest_checkpoint
 from slm.tracking.environment import describe_environment
@@ -144,7 +144,7 @@ def _beginning(spec: RunSpec, run: RunDirectory) -> Beginning | None:
         log.info("going on after step %d of %d", found[1], spec.steps)
         return Beginning(*found, is_own=True)
     trunk = Trunk.of(spec)
-    start = None if trunk is None else trunk.start(spec.trunk_steps)
+    start = None if trunk is None else trunk.find_start(spec.trunk_steps)
     if start is None:
         return None
     with atomic_write(run.path / "metrics.jsonl") as temporary:
@@ -181,7 +181,7 @@ def _loop(
 
     def keep(checkpoint: Path) -> None:
         if trunk is not None and team.leads:
-            trunk.keep(checkpoint, run.metrics_until(spec.trunk_steps))
+            trunk.store(checkpoint, run.metrics_until(spec.trunk_steps))
 
     checkpoints = Checkpoints(
         run.checkpoints,
@@ -260,7 +260,7 @@ def build_module(
     parametrization = Parametrization.of(config.parametrization, spec.shape)
     initialize(model, parametrization, spec.init_seed)
     compile_blocks(model, spec, resolve_accelerator(config.trainer))
-    micro_sequences = micro_sequences or asked_sequences(spec)
+    micro_sequences = micro_sequences or requested_sequences(spec)
     return LanguageModule(model, parametrization, spec, team, micro_sequences)
 
 

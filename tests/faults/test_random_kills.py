@@ -38,7 +38,7 @@ def training(folder: Path) -> list[int]:
     pids = []
     for run in all_runs(folder).values():
         rows = run.path / "metrics.jsonl"
-        if rows.exists() and time.time() - rows.stat().st_mtime < 1 and run.is_busy():
+        if rows.exists() and time.time() - rows.stat().st_mtime < 1 and run.is_in_use():
             pids.append(json.loads((run.path / "status.json").read_text())["owner"]["pid"])
     return pids
 
@@ -85,7 +85,7 @@ def test_twenty_random_kills_leave_no_trace(tmp_path: Path, cache_dir: Path) -> 
                     finished[name] = result.stat().st_mtime_ns
         if sweep.returncode == 0:
             break
-        while any(run.is_busy() for run in all_runs(place).values()):
+        while any(run.is_in_use() for run in all_runs(place).values()):
             time.sleep(0.2)
     assert sweep.returncode == 0 and sum(sent.values()) >= KILLS, sent
 

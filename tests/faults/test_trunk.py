@@ -172,7 +172,10 @@ def test_trunks_of_other_recipes_are_apart(tiny_config: Make) -> None:
         ({"budget": {"tokens": 9 * B, "branches": [9 * B]}}, "must be below budget.tokens=2304"),
         ({"budget": BUDGETS, "schedule": {"kind": "cosine"}}, "only wsd has a trunk"),
         ({"budget": {"tokens": 9 * B, "branches": [2.5]}}, "whole numbers"),
-        ({"schedule": {"warmup_budget_tokens": 21 * B}}, "more than the run's own budget of 5120"),
+        (
+            {"schedule": {"warmup_budget_tokens": 21 * B}},
+            "exceeds the token budget of the run, 5,120 tokens",
+        ),
     ],
 )
 def test_impossible_branches_are_refused(

@@ -1,4 +1,4 @@
-"""Who may work on a run: one process, here or on another machine, and the next one when it died."""
+"""Leases: one process per run on one or several machines, and takeover after a process dies."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ time.sleep(60)
 """
 
 
-def holder(path: Path, host: str, beat_seconds: float = 0.05) -> subprocess.Popen[str]:
-    """A process that holds the lease as if it ran on `host`."""
-    command = [sys.executable, "-c", HOLD, str(path), host, str(beat_seconds)]
+def start_holder(path: Path, host: str, heartbeat_seconds: float = 0.05) -> subprocess.Popen[str]:
+    """Start a process that holds the lease as if it ran on `host`."""
+    command = [sys.executable, "-c", HOLD, str(path), host, str(heartbeat_seconds)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     return process
 
 
-def age(path: Path, seconds: float) -> None:
-    then = time.time() - seconds
-    os.utime(path, (then, then))
+def set_age(path: Path, seconds: float) -> None:
+    modified = time.time() - seconds
+    os.utime(path, (modified, modified))
 
 
-def test_one_at_a_time_and_free_afterwards(tmp_path: Path) -> None:
+def test_lease_is_exclusive_until_released(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     held = Lease(path).take()
     owner = Lease(path).owner()
@@ -54,10 +54,10 @@ def test_one_at_a_time_and_free_afterwards(tmp_path: Path) -> None:
     Lease(path).take().release()
 
 
-def test_on_one_machine_the_lock_dies_with_its_process(tmp_path: Path) -> None:
+def test_local_lease_is_free_once_its_process_is_dead(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    process = holder(path, "here", beat_seconds=60)
-    age(path, 10 * lease.STALE_SECONDS)  # stopped or suspended, but alive
+    process = start_holder(path, "here", heartbeat_seconds=60)
+    set_age(path, 10 * lease.STALE_SECONDS)  # suspended, but alive
     assert Lease(path, "here").owner() is not None
     process.kill()
     process.wait()
@@ -65,64 +65,64 @@ def test_on_one_machine_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     Lease(path, "here").take().release()
 
 
-def test_another_machine_lives_by_its_heartbeat(tmp_path: Path) -> None:
-    """Its file without its lock: what a file system shows that does not pass locks on."""
+def test_remote_lease_is_held_while_it_has_a_heartbeat(tmp_path: Path) -> None:
+    """The file is not locked, as on a shared file system that does not pass locks on."""
     path = tmp_path / "lock"
     path.write_text(json.dumps({"host": "there", "pid": 1}))
     assert Lease(path, "here").owner() is not None
     stop = threading.Event()
 
-    def beat() -> None:
+    def send_heartbeats() -> None:
         while not stop.wait(0.2):
             os.utime(path)
 
-    heart = threading.Thread(target=beat)
-    heart.start()
+    thread = threading.Thread(target=send_heartbeats)
+    thread.start()
     with pytest.raises(InUse, match="in use by process 1 on there"):
         Lease(path, "here").take()
     stop.set()
-    heart.join()
-    age(path, lease.STALE_SECONDS - 2)  # killed; its job comes to this machine at once
+    thread.join()
+    set_age(path, lease.STALE_SECONDS - 2)  # killed, and its job is restarted here at once
     assert Lease(path, "here").owner() is not None
     held = Lease(path, "here").take()
-    assert held.is_ours
+    assert held.is_held
     held.release()
 
 
-def test_who_was_taken_over_ends_without_writing(tmp_path: Path) -> None:
-    """A machine that stood still: its lock is still there, its heart has not beaten for long."""
+def test_suspended_owner_exits_without_writing_after_takeover(tmp_path: Path) -> None:
+    """The suspended machine still has its lock, but its heartbeat is stale."""
     path = tmp_path / "lock"
-    process = holder(path, "there")
+    process = start_holder(path, "there")
     process.send_signal(signal.SIGSTOP)
     time.sleep(0.2)
-    age(path, lease.STALE_SECONDS + 1)
+    set_age(path, lease.STALE_SECONDS + 1)
     held = Lease(path, "here").take()
     process.send_signal(signal.SIGCONT)
     assert process.wait(timeout=20) == InUse.exit_code
-    assert held.is_ours
+    assert held.is_held
     held.release()
 
 
-def test_a_race_has_one_winner(tmp_path: Path) -> None:
-    """Eight processes want the file of one that died; each that gets it says so and keeps it."""
+def test_concurrent_takeover_has_one_winner(tmp_path: Path) -> None:
+    """Eight processes try to take the lease of a dead one at once; the winner prints "taken" and holds it."""
     path = tmp_path / "lock"
     code = (
         "import sys, time; from pathlib import Path; from slm.tracking.lease import Lease\n"
         "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"
-        "Lease(Path(sys.argv[1])).take(); print('mine', flush=True); time.sleep(2)"
+        "Lease(Path(sys.argv[1])).take(); print('taken', flush=True); time.sleep(2)"
     )
-    for leftover in (None, "", json.dumps({"host": "elsewhere", "pid": 7})):
+    for content in (None, "", json.dumps({"host": "elsewhere", "pid": 7})):
         path.unlink(missing_ok=True)
-        if leftover is not None:
-            path.write_text(leftover)
-            age(path, lease.STALE_SECONDS + 1)
+        if content is not None:
+            path.write_text(content)
+            set_age(path, lease.STALE_SECONDS + 1)
         command = [sys.executable, "-c", code, str(path), str(time.time() + 1.0)]
-        racers = [
+        processes = [
             subprocess.Popen(
                 command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
             for _ in range(8)
         ]
-        outputs = [racer.communicate(timeout=60) for racer in racers]
-        assert [said for said, _ in outputs].count("mine\n") == 1
+        outputs = [process.communicate(timeout=60) for process in processes]
+        assert [out for out, _ in outputs].count("taken\n") == 1
         assert sum("InUse" in error for _, error in outputs) == 7

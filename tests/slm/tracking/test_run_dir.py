@@ -1,4 +1,4 @@
-"""The run directory: identity, locks, what a kill leaves behind, starting over."""
+"""The run directory: identity, lease, states after a kill, rerun, metrics, and the W&B mirror."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Spec = Callable[..., RunSpec]
 MICRO = ROOT / "analysis" / "examples" / "micro" / "results.jsonl"
 
 
-def test_identity_is_the_science_and_nothing_else(tiny_spec: Spec) -> None:
+def test_run_id_depends_on_the_scientific_config_only(tiny_spec: Spec) -> None:
     base = tiny_spec()
     same: list[dict[str, Any]] = [
         {"trainer": {"micro_batch_sequences": 2}},
@@ -75,14 +75,14 @@ def test_identity_is_the_science_and_nothing_else(tiny_spec: Spec) -> None:
         {"family": {"name": "another"}},
     ]
     assert {tiny_spec(**changes).run_id for changes in same} == {base.run_id}
-    unread = {"kind": "standard", "base_width": 8, "base_depth": 8}
+    unused = {"kind": "standard", "base_width": 8, "base_depth": 8}
     standard = tiny_spec(parametrization={"kind": "standard"})
-    assert tiny_spec(parametrization=unread).run_id == standard.run_id
+    assert tiny_spec(parametrization=unused).run_id == standard.run_id
     ids = [tiny_spec(**changes).run_id for changes in other]
     assert len({base.run_id, *ids}) == 1 + len(other)
 
 
-def test_a_budget_in_any_unit_is_the_same_run(tiny_spec: Spec) -> None:
+def test_same_budget_in_any_unit_has_the_same_run_id(tiny_spec: Spec) -> None:
     by_tokens = tiny_spec()
     n_flop = by_tokens.flops_per_token / 6
     by_flops = tiny_spec(budget={"tokens": None, "flops": float(by_tokens.flops)})
@@ -90,7 +90,7 @@ def test_a_budget_in_any_unit_is_the_same_run(tiny_spec: Spec) -> None:
     assert by_tokens.run_id == by_flops.run_id == by_params.run_id
 
 
-def test_endings_are_recorded(tiny_spec: Spec) -> None:
+def test_final_state_is_recorded(tiny_spec: Spec) -> None:
     spec = tiny_spec()
     run = RunDirectory.of(spec)
     assert run.state() == "planned"
@@ -105,7 +105,7 @@ def test_endings_are_recorded(tiny_spec: Spec) -> None:
     assert run.state() == "interrupted"
 
 
-def test_two_processes_never_share_a_run(tiny_spec: Spec) -> None:
+def test_second_claim_of_a_run_is_refused(tiny_spec: Spec) -> None:
     spec = tiny_spec()
     run = RunDirectory.of(spec)
     refused = pytest.raises(RunError, match=rf"in use by process {os.getpid()}")
@@ -113,7 +113,7 @@ def test_two_processes_never_share_a_run(tiny_spec: Spec) -> None:
         pass
 
 
-def test_a_killed_run_is_interrupted_and_free(tiny_spec: Spec) -> None:
+def test_killed_run_is_interrupted_and_can_be_claimed(tiny_spec: Spec) -> None:
     spec = tiny_spec()
     run = RunDirectory.of(spec)
     with run.claim(spec):
@@ -126,52 +126,55 @@ def test_a_killed_run_is_interrupted_and_free(tiny_spec: Spec) -> None:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     run.write_status("running")
-    assert run.state() == "running" and run.is_busy()
+    assert run.state() == "running" and run.is_in_use()
     process.kill()
     process.wait()
-    assert run.state() == "interrupted" and not run.is_busy()
+    assert run.state() == "interrupted" and not run.is_in_use()
     with run.claim(spec):
         assert run.state() == "running"
 
 
-def test_the_heart_beats(tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_has_a_heartbeat(tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.02)
     spec = tiny_spec()
     run = RunDirectory.of(spec)
     with run.claim(spec):
-        beats = set()
+        heartbeats = set()
         for _ in range(10):
-            beats.add(json.loads((run.path / "status.json").read_text())["heartbeat"])
+            heartbeats.add(json.loads((run.path / "status.json").read_text())["heartbeat"])
             time.sleep(0.03)
-    assert len(beats) > 3
+    assert len(heartbeats) > 3
 
 
-def test_another_config_in_the_folder_is_refused(tiny_spec: Spec) -> None:
+def test_run_of_another_config_in_the_folder_is_refused(tiny_spec: Spec) -> None:
     spec = tiny_spec()
     run = RunDirectory.of(spec)
     with run.claim(spec):
         pass
     config = run.path / "config.yaml"
     config.write_text(config.read_text().replace("lr: 0.004", "lr: 0.5"))
-    with pytest.raises(RunError, match=r"optimizer.lr: 0.5 there, 0.004 here"), run.claim(spec):
+    with (
+        pytest.raises(RunError, match=r"optimizer.lr: 0.5 saved, 0.004 requested"),
+        run.claim(spec),
+    ):
         pass
     config.write_text("{not yaml")
     with pytest.raises(RunError, match="not a readable config"), run.claim(spec):
         pass
 
 
-def test_rerun_sets_the_old_run_aside(tiny_spec: Spec) -> None:
+def test_rerun_moves_the_old_run_to_superseded(tiny_spec: Spec) -> None:
     spec = tiny_spec()
     run = RunDirectory.of(spec)
     for _ in range(3):
         with run.claim(spec, rerun=True):
             (run.path / "mark").write_text("x")
-    aside = sorted(p.name for p in (run.path.parent / run_dir.SUPERSEDED).iterdir())
-    assert aside == [f"{run.path.name}-1", f"{run.path.name}-2"]
-    assert all((run.path.parent / run_dir.SUPERSEDED / name / "mark").exists() for name in aside)
+    moved = sorted((run.path.parent / run_dir.SUPERSEDED).iterdir())
+    assert [path.name for path in moved] == [f"{run.path.name}-1", f"{run.path.name}-2"]
+    assert all((path / "mark").exists() for path in moved)
 
 
-def test_metrics_survive_a_torn_line_and_repeated_steps(tiny_spec: Spec) -> None:
+def test_metrics_with_an_incomplete_line_and_repeated_steps_are_read(tiny_spec: Spec) -> None:
     run = RunDirectory.of(tiny_spec())
     run.path.mkdir(parents=True)
     with run.open_metrics() as stream:
@@ -259,13 +262,13 @@ def test_a_result_that_is_no_object_is_refused(tmp_path: Path) -> None:
 
 
 class BrokenWandb:
-    """Stands where wandb is imported; every call fails."""
+    """Replacement of the wandb module in which every call fails."""
 
     def __getattr__(self, name: str) -> Any:
         raise ConnectionError("no route to host")
 
 
-def test_wandb_is_never_in_the_way(
+def test_wandb_failure_does_not_stop_a_run(
     tiny_config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", BrokenWandb())
@@ -277,17 +280,17 @@ def test_wandb_is_never_in_the_way(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("answers", [False, True], ids=["refuses", "is silent"])
-def test_a_dead_wandb_host_costs_seconds(
+@pytest.mark.parametrize("accepts", [False, True], ids=["refuses", "accepts without a reply"])
+def test_unreachable_wandb_host_is_detected_within_seconds(
     tiny_config: Callable[..., Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    answers: bool,
+    accepts: bool,
 ) -> None:
-    """A host that nobody listens on, and one that accepts and never says a word."""
+    """One port refuses connections; the other accepts them and never replies."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        if not answers:
+        if not accepts:
             server.close()
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
