@@ -1,1 +1,1 @@
-"""What a trained model is worth, measured on text it has not seen."""
+"""Evaluation of trained models on any text, and their export."""

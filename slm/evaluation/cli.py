@@ -1,4 +1,4 @@
-"""python -m slm evaluate: from its settings to a printed table."""
+"""Implementation of `python -m slm evaluate`: settings to scores to a printed table."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ from slm.model.transformer import Transformer
 DOCUMENTS = ("file", "paragraph", "line")
 
 
-def evaluate_text(given: Mapping[str, str]) -> list[Score]:
-    """Scores of all documents that `text` names, and last of all together.
+def evaluate_text(settings: Mapping[str, str]) -> list[Score]:
+    """Score every document of the files that `text` matches; the last score is their sum.
 
     Raises:
-        ConfigError: for settings that cannot be used.
-        DataError, RunError: for a model or a text that cannot be read.
+        ConfigError: if a setting is invalid.
+        DataError, RunError: if the model or a text cannot be read.
     """
-    _check(given)
-    model, tokenizer = _opened(given)
-    window = int(given.get("window", model.shape.seq_len))
-    stride = int(given.get("stride", max(1, window // 2)))
+    _check(settings)
+    model, tokenizer = _load_model_and_tokenizer(settings)
+    window = int(settings.get("window", model.shape.seq_len))
+    stride = int(settings.get("stride", max(1, window // 2)))
     texts = read_texts(
-        given["text"], document=given.get("document", "file"), column=given.get("column", "text")
+        settings["text"],
+        document=settings.get("document", "file"),
+        column=settings.get("column", "text"),
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scores = score_texts(
@@ -42,15 +44,15 @@ def evaluate_text(given: Mapping[str, str]) -> list[Score]:
         texts,
         window=window,
         stride=stride,
-        start_token=given.get("start_token", "true") == "true",
+        start_token=settings.get("start_token", "true") == "true",
     )
     if not scores:
-        raise DataError(f"text={given['text']}: no text in there")
+        raise DataError(f"text={settings['text']}: the files contain no text")
     return [*scores, total(scores)]
 
 
 def print_scores(scores: Sequence[Score], *, documents: bool) -> None:
-    """A table of the total, or of every document too."""
+    """Print a table with the total, and with `documents` one row for each document."""
     table = Table()
     table.add_column("text")
     for heading in ("tokens", "bytes", "nats/token", "perplexity", "bits/byte"):
@@ -67,35 +69,36 @@ def print_scores(scores: Sequence[Score], *, documents: bool) -> None:
     Console().print(table)
 
 
-def _check(given: Mapping[str, str]) -> None:
+def _check(settings: Mapping[str, str]) -> None:
     problems = []
-    if ("run" in given) == ("hf" in given):
-        shown = given.get("run")
-        problems.append(Problem("run", shown, "give a model as either run=DIR or hf=DIR"))
+    if ("run" in settings) == ("hf" in settings):
+        rule = "set exactly one model, as either run=DIR or hf=DIR"
+        problems.append(Problem("run", settings.get("run"), rule))
     for key in ("window", "stride"):
-        if key in given and not given[key].isdecimal():
-            problems.append(Problem(key, given[key], "must be a number of tokens", "1024"))
+        if key in settings and not settings[key].isdecimal():
+            rule = "must be a number of tokens"
+            problems.append(Problem(key, settings[key], rule, f"for example {key}=1024"))
     for key, values in {"document": DOCUMENTS, "start_token": ("true", "false")}.items():
-        if key in given and given[key] not in values:
-            problems.append(Problem(key, given[key], f"must be one of {', '.join(values)}"))
+        if key in settings and settings[key] not in values:
+            problems.append(Problem(key, settings[key], f"must be one of {', '.join(values)}"))
     if problems:
         raise ConfigError(problems)
 
 
-def _opened(given: Mapping[str, str]) -> tuple[Transformer, Tokenizer]:
-    if "run" in given:
-        run = Path(given["run"])
+def _load_model_and_tokenizer(settings: Mapping[str, str]) -> tuple[Transformer, Tokenizer]:
+    if "run" in settings:
+        run = Path(settings["run"])
         if not (run / "config.yaml").is_file():
             raise DataError(
-                f"run={run}: not a run, it has no config.yaml; hf=DIR reads Llama's format"
+                f"run={run}: not a run directory, config.yaml is missing; use hf=DIR for a Llama folder"
             )
         return load_model(run), load_tokenizer_of(run)
-    folder = Path(given["hf"])
-    return load_model(folder), HFTokenizer(load_hf_tokenizer(folder), _first_token(folder))
+    folder = Path(settings["hf"])
+    return load_model(folder), HFTokenizer(load_hf_tokenizer(folder), _read_bos_token(folder))
 
 
-def _first_token(folder: Path) -> str | None:
-    """What the model's texts began with, by its own word; None leaves it to the usual names."""
+def _read_bos_token(folder: Path) -> str | None:
+    """Read the bos_token of tokenizer_config.json; None leaves the choice to the tokenizer's defaults."""
     try:
         token = read_json(folder / "tokenizer_config.json").get("bos_token")
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""A trained model from a run directory or a checkpoint folder, and its way out."""
+"""Loading of trained models from run directories and Llama-format folders, and their export."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ LIGHTNING_PREFIX = "model."
 
 
 def load_model(folder: str | Path) -> Transformer:
-    """The model of a run directory or of a local Llama-format checkpoint, in eval mode.
+    """Load the model of a run directory or of a local Llama-format folder, in eval mode.
 
-    tokens (B, T) -> logits (B, T, V). Of a run it is the newest checkpoint: the final weights once
-    the run has finished.
+    The model maps tokens (B, T) to logits (B, T, V). From a run, the newest checkpoint is loaded: the final
+    weights if the run is finished.
 
     Raises:
-        DataError, RunError: naming what is absent or damaged.
+        DataError, RunError: if a file is missing or damaged; the message names it.
     """
     path = Path(folder)
     if (path / "config.yaml").is_file():
@@ -36,39 +36,41 @@ def load_model(folder: str | Path) -> Transformer:
         return import_llama(path)
     if not path.is_dir():
         raise DataError(f"{path}: no such folder")
-    raise DataError(f"{path}: neither a run (config.yaml) nor a checkpoint (config.json)")
+    raise DataError(
+        f"{path}: neither a run directory (no config.yaml) nor a Llama-format folder (no config.json)"
+    )
 
 
 def export_run(run: Path, out: Path) -> None:
-    """Write a run's model and tokenizer to a folder that `transformers` opens.
+    """Write a run's model and tokenizer to a folder that `transformers` can load.
 
     Raises:
-        DataError, RunError: also if `out` holds something already.
+        DataError, RunError: if the run cannot be read, or `out` is not empty.
     """
     if not (run / "config.yaml").is_file():
-        raise DataError(f"run={run}: not a run directory, it has no config.yaml")
+        raise DataError(f"run={run}: not a run directory, config.yaml is missing")
     if out.exists() and any(out.iterdir()):
-        raise DataError(f"out={out}: not empty; name a new folder")
+        raise DataError(f"out={out}: the folder is not empty; choose a new one")
     tokenizer = load_tokenizer_of(run)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as unfinished:
-        whole = Path(unfinished) / "whole"
-        export_llama(_load_run(run), whole, tokenizer.eot_id)
-        save_for_transformers(tokenizer, whole)
-        whole.replace(out)  # an empty folder gives way
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+        complete = Path(temporary) / "complete"
+        export_llama(_load_run(run), complete, tokenizer.eot_id)
+        save_for_transformers(tokenizer, complete)
+        complete.replace(out)  # allowed if `out` is an empty folder
 
 
 def load_tokenizer_of(run: Path) -> Tokenizer:
-    """The tokenizer that a run was trained with.
+    """Load the tokenizer that a run was trained with.
 
     Raises:
-        RunError: if the run has none yet.
+        RunError: if the run has no tokenizer, or not yet.
     """
     config = RunDirectory(run).spec().config.tokenizer
     if config.kind == "symbols":
-        raise RunError(f"{run}: trained on data=khop, which is not text and has no tokenizer")
+        raise RunError(f"{run}: trained on data=khop, which has no text and no tokenizer")
     if not (run / FILE_NAME).is_file():
-        raise RunError(f"{run / FILE_NAME}: missing; train the run first")
+        raise RunError(f"{run / FILE_NAME}: no such file; train the run first")
     return load_tokenizer(run, config.end_of_text)
 
 
@@ -76,16 +78,16 @@ def _load_run(run: Path) -> Transformer:
     spec = RunDirectory(run).spec()
     found = newest_checkpoint(run / "checkpoints")
     if found is None:
-        raise RunError(f"{run}: no checkpoint yet; train it first")
+        raise RunError(f"{run}: no checkpoint yet; train the run first")
     saved = torch.load(found[0], map_location="cpu", weights_only=True)["state_dict"]
-    # Backends share their weights, and sdpa runs wherever the model is taken.
-    anywhere = replace(spec.config, model=replace(spec.config.model, attention="sdpa"))
-    model = build_model(anywhere, spec.shape)
+    # All attention backends have the same weights, and sdpa runs on every device.
+    config = replace(spec.config, model=replace(spec.config.model, attention="sdpa"))
+    model = build_model(config, spec.shape)
     try:
         model.load_state_dict({k.removeprefix(LIGHTNING_PREFIX): v for k, v in saved.items()})
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
         raise RunError(
-            f"{run}: its weights do not fit {spec.shape.label}, the shape of its config: {reason}"
+            f"{run}: the checkpoint does not fit {spec.shape.label}, the shape in config.yaml: {reason}"
         ) from None
     return model.eval()

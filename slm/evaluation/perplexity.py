@@ -1,9 +1,9 @@
-"""Perplexity and bits per byte of any text, document by document, with every token counted once.
+"""Perplexity and bits per byte of any text, per document, with every token scored once.
 
-A document longer than the window is read in windows of `window` tokens that begin `stride` tokens
-apart; each scores the tokens that no earlier one has, so that all but the first of them are predicted
-from at least window - stride others. This is the usual protocol of published perplexities, such as
-1024/512 on WikiText-2.
+A document longer than the window is split into overlapping windows of `window` tokens, `stride` tokens apart.
+Each window scores only the tokens that no earlier window scored, so that after the first window every token
+has a context of at least window - stride tokens. This is the usual protocol of published perplexities, such
+as 1024/512 on WikiText-2.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BATCH_TOKENS = 16_384
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over the scored tokens of one text or of several."""
+    """Sums over the scored tokens of one or several texts."""
 
     name: str
     tokens: int
@@ -42,7 +42,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """Per token, so it compares within one tokenizer alone."""
+        """Perplexity per token; comparable only between models with the same tokenizer."""
         return math.exp(self.nats_per_token)
 
     @property
@@ -50,7 +50,7 @@ class Score:
         return self.nats / math.log(2) / self.text_bytes if self.text_bytes else math.nan
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, undefined ones as None."""
+        """Return values for JSON; undefined ratios are None."""
         ratios = {
             key: getattr(self, key) for key in ("nats_per_token", "perplexity", "bits_per_byte")
         }
@@ -62,7 +62,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens of a document, of which the last `scored` are."""
+    """Tokens of one document; the last `scored` of them are scored."""
 
     document: int
     tokens: NDArray[np.int64]
@@ -70,6 +70,7 @@ class Window:
 
 
 def total(scores: Iterable[Score]) -> Score:
+    """Sum scores."""
     scores = list(scores)
     return Score(
         "all",
@@ -88,10 +89,10 @@ def score_texts(
     stride: int,
     start_token: bool = True,
 ) -> list[Score]:
-    """Score (name, text) pairs, each by itself.
+    """Score each (name, text) pair on its own.
 
-    With `start_token` end-of-text comes first, so that every byte of a text is predicted; without,
-    its first token is not scored, as in most published figures.
+    With `start_token`, the end-of-text token is put before the text, so that every byte is predicted. Without
+    it, the first token is not scored, as in most published results.
 
     Raises:
         ConfigError: unless 1 <= stride < window <= model.seq_len.
@@ -107,34 +108,38 @@ def score_texts(
         documents.append(np.concatenate([start, ids]).astype(np.int64))
     nats = np.zeros(len(documents))
     tokens = np.zeros(len(documents), dtype=np.int64)
-    windows = (w for i, ids in enumerate(documents) for w in windows_of(i, ids, window, stride))
+    windows = (w for i, ids in enumerate(documents) for w in split_windows(i, ids, window, stride))
     batch_windows = max(1, BATCH_TOKENS // window)
     while batch := list(islice(windows, batch_windows)):
-        which = [w.document for w in batch]
-        np.add.at(nats, which, _nats(model, batch))
-        np.add.at(tokens, which, [w.scored for w in batch])
+        indices = [w.document for w in batch]
+        np.add.at(nats, indices, _sum_nats(model, batch))
+        np.add.at(tokens, indices, [w.scored for w in batch])
     return [
         Score(name, int(n), size, float(total_nats))
         for name, n, size, total_nats in zip(names, tokens, sizes, nats, strict=True)
     ]
 
 
-def windows_of(document: int, ids: NDArray[np.int64], window: int, stride: int) -> Iterator[Window]:
-    """Windows that score every token of `ids` but the first, once."""
-    scored_to = 1
+def split_windows(
+    document: int, ids: NDArray[np.int64], window: int, stride: int
+) -> Iterator[Window]:
+    """Yield windows that together score every token of `ids` but the first, once."""
+    scored_end = 1
     for begin in range(0, max(len(ids) - 1, 0), stride):
         end = min(begin + window, len(ids))
-        yield Window(document, ids[begin:end], end - scored_to)
-        scored_to = end
+        yield Window(document, ids[begin:end], end - scored_end)
+        scored_end = end
         if end == len(ids):
             return
 
 
 @torch.inference_mode()
-def _nats(model: Transformer, batch: list[Window]) -> NDArray[np.float64]:
-    """Sum of nats over the scored tokens of each window."""
+def _sum_nats(model: Transformer, batch: list[Window]) -> NDArray[np.float64]:
+    """Sum the loss over the scored tokens of each window, in nats."""
     width = max(len(w.tokens) for w in batch) - 1
-    inputs = torch.zeros((len(batch), width), dtype=torch.int64)  # padding follows what is scored
+    inputs = torch.zeros(
+        (len(batch), width), dtype=torch.int64
+    )  # padding comes after the scored tokens
     targets = torch.full_like(inputs, IGNORED)
     for row, window in enumerate(batch):
         tokens = torch.from_numpy(window.tokens)
@@ -150,11 +155,13 @@ def _nats(model: Transformer, batch: list[Window]) -> NDArray[np.float64]:
 def _check_windows(window: int, stride: int, seq_len: int) -> None:
     problems = []
     if not 2 <= window <= seq_len:
-        rule = f"must be 2 to {seq_len}, the seq_len that the model was made for"
-        problems.append(Problem("window", window, rule, f"nearest: {min(max(window, 2), seq_len)}"))
+        rule = f"must be 2 to {seq_len:,} tokens, the model's seq_len"
+        problems.append(
+            Problem("window", window, rule, f"use {min(max(window, 2), seq_len)}, the nearest")
+        )
     elif not 1 <= stride < window:
         rule = f"must be at least 1 and less than window={window}"
-        fix = f"for example {max(1, window // 2)}, or {window - 1} to let windows hardly overlap"
+        fix = f"for example {max(1, window // 2)}, or {window - 1} for the smallest overlap"
         problems.append(Problem("stride", stride, rule, fix))
     if problems:
         raise ConfigError(problems)

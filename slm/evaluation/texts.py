@@ -1,4 +1,4 @@
-"""Text to evaluate on, from files named on the command line."""
+"""Reading of evaluation texts from files that are named on the command line."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ READER_OF_SUFFIX: dict[str, Source] = {
 
 
 def read_texts(pattern: str, *, document: str, column: str) -> Iterator[tuple[str, str]]:
-    """(name, text) of every document in the files that a glob matches; any other suffix is text.
+    """Yield (name, text) for each document of the files that a glob matches.
+
+    Files are read as JSONL or Parquet by their suffix, all others as plain text.
 
     Raises:
-        DataError: for files that are missing or cannot be read.
+        DataError: if no file matches, or a file cannot be read.
     """
     if not glob(pattern, recursive=True):  # noqa: PTH207  Path.glob takes no absolute pattern
-        raise DataError(f"text={pattern}: matches no file")
+        raise DataError(f"text={pattern}: matches no file; check the path")
     suffix = next((s for s in READER_OF_SUFFIX if pattern.endswith(s)), "")
     config = DataConfig(
         source=READER_OF_SUFFIX.get(suffix, "text_files"),

@@ -1,4 +1,4 @@
-"""Evaluation of text: every token once, against a loop that scores one window at a time."""
+"""Evaluation of text: every token is scored once, with the result of a loop over single windows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from slm.data.tokenizers.tokenizer import ByteTokenizer
 from slm.errors import ConfigError
 from slm.evaluation.cli import evaluate_text
 from slm.evaluation.load import export_run
-from slm.evaluation.perplexity import score_texts, total, windows_of
+from slm.evaluation.perplexity import score_texts, split_windows, total
 from slm.model.build import build_model
 from slm.model.parametrization import Parametrization, initialize
 from slm.model.transformer import Transformer
@@ -39,8 +39,10 @@ def model(tiny_spec: Callable[..., RunSpec]) -> Transformer:
     return model.eval()
 
 
-def plain_nats(model: Transformer, ids: list[int], window: int, stride: int) -> tuple[float, int]:
-    """The sliding window of published perplexities: labels before `previous` are masked."""
+def score_by_loop(
+    model: Transformer, ids: list[int], window: int, stride: int
+) -> tuple[float, int]:
+    """Score with the sliding window of published perplexities: labels before `previous` are masked."""
     nats, counted, previous = 0.0, 0, 0
     for begin in range(0, len(ids), stride):
         end = min(begin + window, len(ids))
@@ -59,7 +61,7 @@ def plain_nats(model: Transformer, ids: list[int], window: int, stride: int) -> 
 
 @pytest.mark.parametrize("start_token", [True, False])
 @pytest.mark.parametrize(("window", "stride"), [(32, 16), (32, 31), (8, 1), (2, 1)])
-def test_it_equals_a_plain_loop(
+def test_batched_scores_equal_a_loop(
     model: Transformer, window: int, stride: int, start_token: bool
 ) -> None:
     tokenizer = ByteTokenizer("ascii")
@@ -68,24 +70,22 @@ def test_it_equals_a_plain_loop(
     )
     for (name, text), score in zip(TEXTS, scores, strict=True):
         ids = [tokenizer.eot_id] * start_token + tokenizer.encode_batch([text])[0].tolist()
-        nats, counted = plain_nats(model, ids, window, stride) if ids else (0.0, 0)
+        nats, counted = score_by_loop(model, ids, window, stride) if ids else (0.0, 0)
         assert (score.name, score.tokens) == (name, counted)
         assert score.tokens == max(0, len(ids) - 1)
         assert score.text_bytes == max(0, len(text.encode()) - (not start_token))
         assert score.nats == pytest.approx(nats, rel=1e-6)
-    together = total(scores)
-    assert together.tokens == sum(score.tokens for score in scores)
-    assert together.perplexity == pytest.approx(math.exp(together.nats / together.tokens))
-    assert together.bits_per_byte == pytest.approx(
-        together.nats / math.log(2) / together.text_bytes
-    )
+    summed = total(scores)
+    assert summed.tokens == sum(score.tokens for score in scores)
+    assert summed.perplexity == pytest.approx(math.exp(summed.nats / summed.tokens))
+    assert summed.bits_per_byte == pytest.approx(summed.nats / math.log(2) / summed.text_bytes)
 
 
-def test_every_token_is_scored_once_with_enough_before_it() -> None:
+def test_every_token_is_scored_once_with_enough_context() -> None:
     for length in (0, 1, 2, 15, 16, 17, 100):
         ids = np.arange(length)
         scored: list[int] = []
-        for window in windows_of(0, ids, 16, 5):
+        for window in split_windows(0, ids, 16, 5):
             tail = window.tokens[len(window.tokens) - window.scored :].tolist()
             if scored:
                 assert len(window.tokens) - window.scored >= min(11, length - 5)
@@ -94,14 +94,12 @@ def test_every_token_is_scored_once_with_enough_before_it() -> None:
 
 
 @pytest.mark.parametrize(("window", "stride"), [(1, 1), (16, 16), (16, 0), (1024, 512)])
-def test_windows_that_leave_tokens_out_are_refused(
-    model: Transformer, window: int, stride: int
-) -> None:
+def test_invalid_windows_are_refused(model: Transformer, window: int, stride: int) -> None:
     with pytest.raises(ConfigError, match=r"window=|stride="):
         score_texts(model, ByteTokenizer("ascii"), TEXTS, window=window, stride=stride)
 
 
-def test_the_command(
+def test_evaluate_command(
     tiny_spec: Callable[..., RunSpec], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = tiny_spec(tokenizer={"kind": "bpe", "vocab_size": 300})
@@ -111,11 +109,11 @@ def test_the_command(
     text, lines = tmp_path / "a.txt", tmp_path / "b.jsonl"
     text.write_text("The state of the Union is strong. " * 20)
     lines.write_text("".join(json.dumps({"body": t}) + "\n" for t in ["First.", "Second, longer."]))
-    score, everything = evaluate_text({"run": str(run.path), "text": str(text)})
+    score, summed = evaluate_text({"run": str(run.path), "text": str(text)})
     assert (score.name, score.text_bytes) == ("a.txt", 34 * 20)
-    assert 0 < everything.bits_per_byte < 9
-    rows = {"run": str(run.path), "text": str(lines), "column": "body", "window": "16"}
-    assert [s.text_bytes for s in evaluate_text(rows)] == [6, 15, 21]
+    assert 0 < summed.bits_per_byte < 9
+    jsonl = {"run": str(run.path), "text": str(lines), "column": "body", "window": "16"}
+    assert [s.text_bytes for s in evaluate_text(jsonl)] == [6, 15, 21]
 
     out = tmp_path / "exported"
     export_run(run.path, out)
@@ -131,7 +129,7 @@ def test_the_command(
 
 
 @pytest.mark.parametrize(
-    ("given", "complaint"),
+    ("settings", "message"),
     [
         ({"text": "a"}, "either run=DIR or hf=DIR"),
         ({"text": "a", "run": "r", "window": "x"}, "window=x: must be a number"),
@@ -141,6 +139,6 @@ def test_the_command(
         ),
     ],
 )
-def test_settings_that_cannot_be_used(given: dict[str, str], complaint: str) -> None:
-    with pytest.raises(ConfigError, match=complaint):
-        evaluate_text(given)
+def test_invalid_settings_are_refused(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        evaluate_text(settings)
