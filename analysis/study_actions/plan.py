@@ -22,13 +22,13 @@ from slm.studies.lr_tuning import FIRST_STEPS
 from slm.studies.plan_tables import (
     cells_table,
     design_warnings,
-    hours_said,
+    format_rung,
+    format_time_estimate,
+    format_totals,
     ladder_table,
-    named,
-    too_many_epochs,
-    totals,
+    list_epoch_refusals,
 )
-from slm.studies.throughput import known_throughput, store_probe
+from slm.studies.throughput import load_throughput, store_probe
 
 if TYPE_CHECKING:
     from analysis.design.linear import Design, Law
@@ -53,13 +53,13 @@ def show_plan(cells: Sequence[Cell]) -> None:
     audit_of_study(cells)  # raises where it is not there
     if config.plan.probe:
         _probe(cells)
-    throughput = known_throughput(cells)
+    throughput = load_throughput(cells)
     if config.study.question:
         console.print(f"[bold]{config.study.question}[/bold]\n")
     console.print(ladder_table(cells))
     console.print(cells_table(cells, throughput))
-    console.print(totals(cells))
-    console.print(hours_said(cells, throughput), soft_wrap=True)
+    console.print(format_totals(cells))
+    console.print(format_time_estimate(cells, throughput), soft_wrap=True)
     if config.study.lr_policy == "tuned":
         console.print(_tuning_said(cells), soft_wrap=True)
     power = power_of(cells)
@@ -80,7 +80,7 @@ def show_plan(cells: Sequence[Cell]) -> None:
 def refusals_of(cells: Sequence[Cell], power: DesignPower | None) -> list[str]:
     """Why the study must not run as it is: it could not show what it claims, or lacks the text."""
     claim = cells[0].spec.config.study.claim
-    found = too_many_epochs(cells)
+    found = list_epoch_refusals(cells)
     if power is not None and claim == "exponents":
         found += [f"exponents: {line}" for line in power.refusals]
     if power is not None and claim == "differences" and power.se_difference is None:
@@ -224,7 +224,7 @@ def _next_runs(cells: Sequence[Cell], power: DesignPower) -> Iterator[str]:
     )  # fmt: skip
     yield "the runs that would lower its SE most per FLOP, each given those before it:"
     for run in chosen:
-        rung = run.rung if isinstance(run.rung, str) else named(run.rung)  # type: ignore[arg-type]
+        rung = run.rung if isinstance(run.rung, str) else format_rung(run.rung)  # type: ignore[arg-type]
         yield (
             f"  {run.family}, {rung}, {run.tokens:,.0f} tokens, seed {run.seed}: {run.flops:.2g} FLOPs, "
             f"SE {run.se_exponent:.4f}"

@@ -71,9 +71,9 @@ class StudySweeper(Sweeper):
 
             return show_plan(cells)
         if action == "status":
-            from slm.studies.status import show_status
+            from slm.studies.status import print_status
 
-            return show_status(cells)
+            return print_status(cells)
         if action == "collect":
             return _collect_results(config, cells)
         error = None
@@ -131,11 +131,11 @@ class StudySweeper(Sweeper):
 
     def _run(self, cells: Sequence[Any]) -> Exception | None:
         """Run the unfinished cells; return an error that lists the failed cells, or None."""
-        from slm.studies.plan_tables import design_warnings, totals
+        from slm.studies.plan_tables import design_warnings, format_totals
 
         config = cells[0].spec.config
         remaining = sum(not cell.is_done for cell in cells)
-        log.info("%s; %d to run", totals(cells), len(cells) if config.rerun else remaining)
+        log.info("%s; %d to run", format_totals(cells), len(cells) if config.rerun else remaining)
         for warning in design_warnings(cells):
             log.info("%s", warning)
         try:

@@ -1,1 +1,1 @@
-"""A study as a table of matched-compute cells. Torch-free."""
+"""Studies: tables of matched-compute cells, and the scheduling of their runs. Torch-free."""

@@ -1,4 +1,4 @@
-"""A cell of a study, which is a run of train.py, and the job that a launcher is handed."""
+"""Cells of a study (one run of train.py each) and jobs (the units that a launcher executes)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ DONE: frozenset[State] = frozenset({"finished", "diverged"})  # a divergence is 
 class Cell:
     """One run of a study.
 
-    `rung` is a size or a preset, `varied` are the grid's keys and values, `decided` those that a rule
-    of the study sets for the rung or the shape. `recorded` is its result in the study's file of them.
+    `rung` is a size or a preset. `varied` are the overrides of this point of `study.grid`, `decided` those
+    that a rule of the study sets for the rung or the shape. `recorded` is its result in `study.results`.
     """
 
     spec: RunSpec
@@ -34,27 +34,29 @@ class Cell:
     decided: tuple[str, ...] = ()
     recorded: RunResult | None = None
     is_replicate: bool = False
-    """Whether it repeats another cell with another seed."""
+    """Whether the cell repeats another cell with another seed."""
 
     @property
     def overrides(self) -> list[str]:
-        """What `python train.py study=NAME` needs besides to run this cell alone."""
+        """Overrides that make `python train.py study=NAME` run this cell alone."""
         config = self.spec.config
-        trunk = [
+        trunk_overrides = [
             f"schedule.warmup_budget_tokens={config.schedule.warmup_budget_tokens}",
             "trainer.share_trunk=true",
         ]
-        return [*self.arm, *budget_overrides(config.budget), *(trunk if self.has_trunk else ())]
+        budget = budget_overrides(config.budget)
+        return [*self.arm_overrides, *budget, *(trunk_overrides if self.has_trunk else ())]
 
     @property
-    def arm(self) -> list[str]:
+    def arm_overrides(self) -> list[str]:
+        """Overrides of the cell without its token budget."""
         seed = f"seed={self.spec.config.seed}"
         family = f"family={self.family}"
         return [*rung_overrides(self.rung), family, *self.varied, *self.decided, seed]
 
     @property
     def has_trunk(self) -> bool:
-        """Whether it is one of several budgets that are decayed from one trunk."""
+        """Whether the cell is a branch of a trunk that several token budgets share."""
         return self.spec.config.trainer.share_trunk
 
     @cached_property
@@ -81,27 +83,28 @@ class Cell:
 
 @dataclass(frozen=True)
 class Job:
-    """What a launcher is handed: a cell, or the cells of one trunk, shortest first."""
+    """Unit of work of a launcher: one cell, or all cells of one trunk, shortest first."""
 
     cells: tuple[Cell, ...]
 
     @property
     def overrides(self) -> list[str]:
+        """Overrides that make `python train.py study=NAME` run the job."""
         *shorter, longest = self.cells
         if not shorter:
             return longest.overrides
-        ends = ",".join(written(cell.spec.config.budget.amount) for cell in shorter)
+        branches = ",".join(format_override(cell.spec.config.budget.amount) for cell in shorter)
         budget = budget_overrides(longest.spec.config.budget)
-        return [*longest.arm, *budget, f"budget.branches=[{ends}]"]
+        return [*longest.arm_overrides, *budget, f"budget.branches=[{branches}]"]
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that it takes, each step of the trunk once."""
-        taken, shared = 0, 0
+        """Optimizer steps of the job; steps of the trunk are counted once."""
+        total, shared = 0, 0
         for cell in self.cells:
-            taken += cell.spec.steps - min(shared, cell.spec.trunk_steps)
+            total += cell.spec.steps - min(shared, cell.spec.trunk_steps)
             shared = max(shared, cell.spec.trunk_steps)
-        return taken
+        return total
 
     @property
     def tokens(self) -> int:
@@ -113,7 +116,7 @@ class Job:
 
     @property
     def trunk(self) -> Trunk | None:
-        """What its branches share."""
+        """Trunk of the job's branches; None for a job of one cell."""
         return Trunk.of(self.cells[0].spec) if len(self.cells) > 1 else None
 
     @property
@@ -122,14 +125,14 @@ class Job:
 
 
 def jobs_of(cells: Sequence[Cell]) -> list[Job]:
-    """The cells grouped by trunk, cheapest first, so that a study cut short is worth analysing.
+    """Group cells by trunk, and sort the jobs by FLOPs, so that an unfinished study can be analysed.
 
-    Replicates come last: a size more says more than a seed more.
+    Replicates come last, because a further size adds more information than a further seed.
     """
     trunks: dict[tuple[str | None, str], list[Cell]] = defaultdict(list)
     for cell in cells:
-        trunk = cell.spec.trunk_id if cell.has_trunk else cell.spec.run_id
-        trunks[trunk, cell.spec.config.budget.unit].append(cell)
+        group_id = cell.spec.trunk_id if cell.has_trunk else cell.spec.run_id
+        trunks[group_id, cell.spec.config.budget.unit].append(cell)
     jobs = [Job(tuple(sorted(group, key=lambda c: c.spec.steps))) for group in trunks.values()]
     return sorted(jobs, key=lambda job: (job.is_replicate, job.flops))
 
@@ -138,7 +141,7 @@ def budget_overrides(budget: BudgetConfig) -> list[str]:
     amounts = {"tokens": None, "tokens_per_param": None, "flops": None, **budget.given}
     return [
         f"budget={budget.unit}",
-        *(f"budget.{key}={written(amount)}" for key, amount in amounts.items()),
+        *(f"budget.{key}={format_override(amount)}" for key, amount in amounts.items()),
     ]
 
 
@@ -146,15 +149,15 @@ def rung_overrides(rung: RungKey) -> list[str]:
     return [f"size={rung}"] if isinstance(rung, int) else [f"model={rung}"]
 
 
-def written(value: bool | float | str | None) -> str:
-    """A value as an override spells it."""
+def format_override(value: bool | float | str | None) -> str:
+    """Format a value as in an override."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def contrast_of(cells: Sequence[Cell]) -> tuple[str, str]:
-    """The study's two families: those it names, else the thinnest and the widest."""
+    """Return the two families to compare: `study.contrast`, else those of lowest and highest aspect ratio."""
     study = cells[0].spec.config.study
     if study.contrast:
         return study.contrast[0], study.contrast[1]

@@ -1,4 +1,4 @@
-"""The cells of a study: family x rung x token budget x seed, and what its rules decide for each."""
+"""Expansion of a study into cells: family x rung x token budget x seed, with the values set by its rules."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from slm.architecture.flops import flop_equivalent_params
 from slm.config.schema import BudgetConfig, Config, StudyConfig
 from slm.errors import ConfigError, Problem
 from slm.run.spec import branch_specs, resolve
-from slm.studies.cells import ArmKey, Cell, RungKey, rung_overrides, written
+from slm.studies.cells import ArmKey, Cell, RungKey, format_override, rung_overrides
 from slm.tracking.result import RunResult
 
-# Composes a config from overrides such as family=deep_thin and from keys with values, on top of the
-# study's own.
+# Composes the study's config with further overrides, such as family=deep_thin, and values by key.
 Compose = Callable[[Sequence[str], Mapping[str, Any]], Config]
 Rates = Mapping[ArmKey, float]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A family on a rung at one point of the grid: all of a cell but its budget and seed."""
+    """A family on a rung at one point of `study.grid`: a cell without token budget and seed."""
 
     config: Config
     family: str
@@ -34,11 +33,13 @@ class Arm:
     def key(self) -> ArmKey:
         return self.family, self.rung, self.varied
 
-    def deciding(self, optimizer: Mapping[str, Any]) -> Arm:
-        """With keys of the optimizer set by a rule."""
-        said = tuple(f"optimizer.{key}={written(value)}" for key, value in optimizer.items())
+    def with_optimizer(self, optimizer: Mapping[str, Any]) -> Arm:
+        """Return the arm with values of the optimizer that a rule of the study sets."""
+        overrides = tuple(
+            f"optimizer.{key}={format_override(value)}" for key, value in optimizer.items()
+        )
         config = replace(self.config, optimizer=replace(self.config.optimizer, **optimizer))
-        return replace(self, config=config, decided=(*self.decided, *said))
+        return replace(self, config=config, decided=(*self.decided, *overrides))
 
 
 def cells_of(
@@ -48,20 +49,22 @@ def cells_of(
     recorded: Mapping[str, RunResult] | None = None,
     rates: Rates | None = None,
 ) -> list[Cell]:
-    """All cells, cheapest first.
+    """Build all cells of a study, sorted by FLOPs.
 
-    `recorded` are results by run id that need no run here; `rates` are learning rates of arms, by
-    `Arm.key`, where the study tunes them.
+    `recorded` has the results of `study.results` by run id: their cells count as finished. `rates` has tuned
+    learning rates by `Arm.key`.
 
     Raises:
-        ConfigError: listing every family and rung that has no shape.
+        ConfigError: if a family has no shape on a rung (lists all of them), or two cells are the same run.
     """
     cells: list[Cell] = []
-    problems: dict[Problem, None] = {}  # the same mistake shows in many cells
+    problems: dict[
+        Problem, None
+    ] = {}  # a dict without values, because one error repeats in many cells
     for arm in arms_of(config, compose):
-        own = arm.deciding({"lr": rates[arm.key]}) if rates and arm.key in rates else arm
+        lr = {"lr": rates[arm.key]} if rates and arm.key in rates else {}
         try:
-            cells += _cells_of_arm(own, recorded or {})
+            cells += _cells_of_arm(arm.with_optimizer(lr) if lr else arm, recorded or {})
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
@@ -71,6 +74,7 @@ def cells_of(
 
 
 def arms_of(config: Config, compose: Compose) -> Iterator[Arm]:
+    """Yield every combination of family, grid point and rung."""
     study = config.study
     for family, point in product(study.families, grid_points(study)):
         configs: Mapping[RungKey, Config] = {
@@ -80,77 +84,81 @@ def arms_of(config: Config, compose: Compose) -> Iterator[Arm]:
         if study.sizes:
             first = compose([*rung_overrides(study.sizes[0]), f"family={family}"], point)
             configs = {size: replace(first, size=size) for size in study.sizes}
-        varied = tuple(f"{key}={written(value)}" for key, value in point.items())
-        for rung, own in configs.items():
-            _check_name(family, own)
-            yield Arm(own, family, rung, varied)
+        varied = tuple(f"{key}={format_override(value)}" for key, value in point.items())
+        for rung, arm_config in configs.items():
+            _check_name(family, arm_config)
+            yield Arm(arm_config, family, rung, varied)
 
 
 def grid_points(study: StudyConfig) -> list[dict[str, Any]]:
-    """Every combination of the grid's values; without a grid, the empty one."""
+    """Return all combinations of the grid's values; without a grid, one empty combination."""
     return [dict(zip(study.grid, values, strict=True)) for values in product(*study.grid.values())]
 
 
 def _cells_of_arm(arm: Arm, recorded: Mapping[str, RunResult]) -> Iterator[Cell]:
-    arm = with_own_batch(arm)
-    budgets = _shared(_budgets_of(arm.config), arm.config)
+    arm = with_rung_batch(arm)
+    budgets = _merge_branches(_budgets_of(arm.config), arm.config)
     for budget, seed in product(budgets, _seeds(arm)):
         for spec in branch_specs(replace(arm.config, budget=budget, seed=seed)):
-            known = recorded.get(spec.run_id) if recorded else None  # an id costs a hash
-            again = seed != arm.config.study.seeds[0]
-            yield Cell(spec, arm.family, arm.rung, arm.varied, arm.decided, known, again)
+            result = recorded.get(spec.run_id) if recorded else None  # run_id costs a hash
+            is_replicate = seed != arm.config.study.seeds[0]
+            yield Cell(spec, arm.family, arm.rung, arm.varied, arm.decided, result, is_replicate)
 
 
 def _seeds(arm: Arm) -> tuple[int, ...]:
+    """Return study.seeds, with study.anchor_seeds on the first, middle and last rung."""
     study = arm.config.study
     rungs: list[RungKey] = [*sorted(study.sizes), *study.models]
     anchors = {rungs[0], rungs[len(rungs) // 2], rungs[-1]}
-    further = study.anchor_seeds if arm.rung in anchors else ()
-    return tuple(dict.fromkeys([*study.seeds, *further]))
+    anchor_seeds = study.anchor_seeds if arm.rung in anchors else ()
+    return tuple(dict.fromkeys([*study.seeds, *anchor_seeds]))
 
 
 def _budgets_of(arm: Config) -> list[BudgetConfig]:
-    """The study's budgets; FLOPs as the tokens that they buy, so that a rung's families get as many."""
+    """Return the study's budgets; FLOPs become tokens, the same number for all families of a rung."""
     study = arm.study
-    plain = [
-        *(BudgetConfig(tokens_per_param=amount) for amount in study.tokens_per_param),
+    budgets = [
+        *(BudgetConfig(tokens_per_param=value) for value in study.tokens_per_param),
         *(BudgetConfig(tokens=tokens) for tokens in study.tokens),
     ]
     if not study.flops:
-        return plain
+        return budgets
     flops_per_token = resolve(replace(arm, budget=BudgetConfig(tokens=1))).reference_flops_per_token
-    return [*plain, *(BudgetConfig(tokens=round(f / flops_per_token)) for f in study.flops)]
+    return [*budgets, *(BudgetConfig(tokens=round(f / flops_per_token)) for f in study.flops)]
 
 
-def _shared(budgets: list[BudgetConfig], arm: Config) -> list[BudgetConfig]:
-    """As branches of the longest, where they have a trunk in common."""
+def _merge_branches(budgets: list[BudgetConfig], arm: Config) -> list[BudgetConfig]:
+    """If the study shares trunks, return the longest budget of each unit with the others as its branches."""
     if not arm.study.share_trunks or arm.schedule.kind != "wsd":
         return budgets
-    shared = []
+    merged = []
     for unit in dict.fromkeys(budget.unit for budget in budgets):
         *shorter, longest = sorted(b.amount for b in budgets if b.unit == unit)
-        shared.append(BudgetConfig.of(unit, longest, tuple(shorter)))
-    return shared
+        merged.append(BudgetConfig.of(unit, longest, tuple(shorter)))
+    return merged
 
 
 def shortest_cell(arm: Arm, recorded: Mapping[str, RunResult]) -> Cell:
-    """That of its smallest budget and first seed."""
+    """Build the cell of the arm's smallest token budget and first seed."""
     study = replace(arm.config.study, anchor_seeds=(), seeds=arm.config.study.seeds[:1])
-    first = replace(arm, config=replace(arm.config, study=study))
-    return min(_cells_of_arm(first, recorded), key=lambda cell: cell.spec.tokens)
+    one_seed = replace(arm, config=replace(arm.config, study=study))
+    return min(_cells_of_arm(one_seed, recorded), key=lambda cell: cell.spec.tokens)
 
 
-def with_own_batch(arm: Arm) -> Arm:
-    """The arm with the rung's batch by the rule of study.min_steps: the same for all its families."""
+def with_rung_batch(arm: Arm) -> Arm:
+    """Return the arm with the batch size of its rung under `study.min_steps`, the same for all families.
+
+    The batch is optimizer.global_batch_tokens, halved while the shortest budget has fewer steps than that.
+    """
     config = arm.config
     min_steps, batch = config.study.min_steps, config.optimizer.global_batch_tokens
     if min_steps is None:
         return arm
-    one = resolve(replace(config, budget=BudgetConfig(tokens=1)))
+    spec = resolve(replace(config, budget=BudgetConfig(tokens=1)))
     tokens = min(
         budget.amount
         * (
-            flop_equivalent_params(one.reference_flops_per_token)
+            flop_equivalent_params(spec.reference_flops_per_token)
             if budget.unit == "tokens_per_param"
             else 1
         )
@@ -165,22 +173,23 @@ def with_own_batch(arm: Arm) -> Arm:
         trainer = replace(config.trainer, micro_batch_sequences=sequences)
         decided = (*arm.decided, f"trainer.micro_batch_sequences={sequences}")
         arm = replace(arm, config=replace(config, trainer=trainer), decided=decided)
-    return arm.deciding({"global_batch_tokens": batch})
+    return arm.with_optimizer({"global_batch_tokens": batch})
 
 
 def _check_unique(cells: Sequence[Cell]) -> None:
-    """Two cells of one run would wait for each other."""
+    """Raise a ConfigError if two cells are the same run: their processes would wait for each other."""
     first: dict[str, Cell] = {}
     for cell in cells:
         twin = first.setdefault(cell.spec.run_id, cell)
         if twin is not cell:
-            rule = f"and {' '.join(twin.overrides)} are the same run"
-            fix = "vary what changes the result, each value once"
-            raise ConfigError([Problem("study", " ".join(cell.overrides), rule, fix)])
+            pair = " and ".join(f"({' '.join(each.arm_overrides)})" for each in (twin, cell))
+            rule = f"the cells {pair} are the same run, {cell.spec.run_id}"
+            fix = "vary only keys that change the result, and list each value once"
+            raise ConfigError([Problem("study", cell.spec.config.study.name, rule, fix)])
 
 
 def _check_name(family: str, config: Config) -> None:
-    """Results are grouped by the name that a family's file states."""
+    """Raise a ConfigError if family.name differs from its file name: results are grouped by family.name."""
     if config.family.name != family:
         rule = f"differs from its file, conf/family/{family}.yaml"
         raise ConfigError([Problem("family.name", config.family.name, rule, f"use {family}")])

@@ -1,11 +1,9 @@
-"""The learning rate of each shape: a grid of factor 2 at the shortest budget, until the optimum is inside.
+"""Tuning of the learning rate per shape: a grid of factor 2 at the shortest budget, extended to the optimum.
 
-Of rates with equal losses the lowest counts as the best.
-
-For studies whose families no parametrization makes share one rate. What each shape's curve says is kept
-in `lr_tuning.json` beside the runs: the best rate, the curvature of the loss in ln lr and the residual
+It is used by studies whose parametrization does not transfer one rate to all shapes. The results are written
+to `lr_tuning.json` beside the runs: the best rate, the curvature of the loss in ln lr and the residual
 penalty, curvature / 2 * (ln(lr / vertex))^2, that stays because rates are a factor of 2 apart (null where a
-neighbour of the best rate diverged).
+neighbour of the best rate diverged). Of rates with equal losses, the lowest is the best.
 """
 
 from __future__ import annotations
@@ -29,13 +27,13 @@ from slm.tracking.result import RunResult
 log = logging.getLogger("slm")
 FILE = "lr_tuning.json"
 FACTOR = 2.0
-FIRST_STEPS = (-1, 0, 1)  # doublings from optimizer.lr that every shape begins with
-MAX_DOUBLINGS = 6  # from optimizer.lr; an optimum beyond is a recipe that is wrong, not a rate
+FIRST_STEPS = (-1, 0, 1)  # first grid of every shape, in doublings of optimizer.lr
+MAX_DOUBLINGS = 6  # of optimizer.lr; an optimum farther away indicates an error in the recipe
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What the rates of one shape say. `penalty_nats` is left by the grid's coarseness."""
+    """Result of tuning one shape. `penalty_nats` is the loss above the optimum due to the grid spacing."""
 
     family: str
     rung: RungKey
@@ -60,7 +58,7 @@ def tune(
     recorded: Mapping[str, RunResult],
     run: Callable[[Sequence[Cell]], None],
 ) -> list[Tuned]:
-    """Run rates until every arm's best one lies between two others; write and return what was found.
+    """Extend each arm's grid until its best rate is not at the edge; write and return the results.
 
     Raises:
         RunError: if a run failed, or an optimum lies more than `MAX_DOUBLINGS` from optimizer.lr.
@@ -74,7 +72,7 @@ def tune(
         }
         missing = [cell for cell in cells.values() if not cell.is_done]
         if missing:
-            log.info("learning rates: %d runs of %d to do", len(missing), len(cells))
+            log.info("learning rate tuning: %d of %d runs remaining", len(missing), len(cells))
             run(missing)
         is_extended = False
         for arm in arms:
@@ -101,7 +99,7 @@ def tune(
 
 
 def known_rates(config: Config) -> Rates:
-    """Rates by arm, of those that were tuned; the others keep optimizer.lr in a plan."""
+    """Read the tuned learning rates by `Arm.key`; arms without one use optimizer.lr in a plan."""
     path = _path(config)
     if not path.exists():
         return {}
@@ -133,7 +131,7 @@ def _tuned(arm: Arm, cells: Mapping[float, Cell]) -> Tuned:
 
 
 def _at(arm: Arm, step: int) -> Arm:
-    return arm.deciding({"lr": _rate(arm, step)})
+    return arm.with_optimizer({"lr": _rate(arm, step)})
 
 
 def _rate(arm: Arm, step: int) -> float:

@@ -1,4 +1,4 @@
-"""What a study will cost and what is wrong with its design, before anything is computed."""
+"""Tables and warnings of `action=plan`: shapes, cells, cost and problems of a study's design."""
 
 from __future__ import annotations
 
@@ -16,14 +16,22 @@ from slm.rounding import exceeds
 from slm.run.micro_batch import micro_batch_of, planned_accelerator
 from slm.run.spec import RunSpec
 from slm.studies.cells import Cell, RungKey, jobs_of
-from slm.studies.throughput import Throughput, in_hours, jobs_at_once, train_tokens_of, wall_seconds
+from slm.studies.throughput import (
+    Throughput,
+    count_concurrent_jobs,
+    format_hours,
+    load_train_tokens,
+    wall_seconds,
+)
 
-MAX_EMBEDDING_SHARE = 0.20  # above this the vocabulary taxes wide shapes (method: what to count)
+MAX_EMBEDDING_SHARE = (
+    0.20  # above this, vocabulary parameters dominate the difference between shapes
+)
 MIN_STEPS = 1000
 
 
 def rung_mismatch(cells: Sequence[Cell]) -> dict[RungKey, float]:
-    """Per rung, the largest relative difference of FLOPs per token between two shapes."""
+    """Return the largest relative difference in FLOPs per token between two shapes, by rung."""
     flops: dict[RungKey, set[int]] = defaultdict(set)
     for cell in cells:
         flops[cell.rung].add(cell.spec.flops_per_token)
@@ -31,7 +39,7 @@ def rung_mismatch(cells: Sequence[Cell]) -> dict[RungKey, float]:
 
 
 def _shapes(cells: Sequence[Cell]) -> list[Cell]:
-    """One cell per rung, family and shape; rungs in order of their FLOPs per token."""
+    """Return one cell per rung, family and shape, sorted by the FLOPs per token of the rung."""
     first = {(cell.rung, cell.family, cell.spec.shape): cell for cell in reversed(cells)}
     order = list(dict.fromkeys([*cells[0].spec.config.study.families, *(c.family for c in cells)]))
     return sorted(
@@ -43,7 +51,7 @@ def _shapes(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def design_warnings(cells: Sequence[Cell]) -> list[str]:
-    """Broken rules about shapes and budgets, each a sentence."""
+    """List violated rules about shapes, budgets and learning rates, one line each."""
     return [
         *_shape_warnings(cells),
         *_twin_families(cells),
@@ -56,44 +64,44 @@ def design_warnings(cells: Sequence[Cell]) -> list[str]:
 def _shape_warnings(cells: Sequence[Cell]) -> Iterator[str]:
     for rung, mismatch in rung_mismatch(cells).items():
         if exceeds(mismatch, MATCH_TOLERANCE):
-            yield f"WARN {named(rung)}: its shapes differ by {mismatch:.1%} in FLOPs per token"
+            yield f"WARN {format_rung(rung)}: the shapes differ by {mismatch:.1%} in FLOPs per token"
     for cell in _shapes(cells):
         shape, aspect = cell.spec.shape, cell.spec.config.family.aspect_ratio
         counts = count_parameters(shape)
         share = counts.params_embedding / counts.params_total
         if share > MAX_EMBEDDING_SHARE:
-            yield f"WARN {cell.family} {shape.label}: the vocabulary is {share:.0%} of its parameters"
+            yield f"WARN {cell.family} {shape.label}: {share:.0%} of the parameters are vocabulary embeddings"
         if aspect is not None and not aspect_is_kept(shape, aspect):
             yield (
-                f"WARN {cell.family} {shape.label}: aspect ratio {shape.aspect_ratio:.1f} is more than "
-                f"a third off its family's {aspect:g}"
+                f"WARN {cell.family} {shape.label}: aspect ratio {shape.aspect_ratio:.1f} deviates by more "
+                f"than a third from {aspect:g}, the ratio of the family"
             )
 
 
-def named(rung: RungKey) -> str:
+def format_rung(rung: RungKey) -> str:
     return f"size {_rung_label(rung)}" if isinstance(rung, int) else rung
 
 
 def _twin_families(cells: Sequence[Cell]) -> Iterator[str]:
-    """Two families of one shape have nothing to compare."""
+    """Warn of families with the same shape on a rung: they cannot be compared."""
     families: dict[tuple[RungKey, ModelShape], set[str]] = defaultdict(set)
     for cell in cells:
         families[cell.rung, cell.spec.shape].add(cell.family)
     for (rung, shape), twins in families.items():
         if len(twins) > 1:
             listed = " and ".join(sorted(twins))
-            yield f"WARN {named(rung)}: {listed} are the same shape, {shape.label}"
+            yield f"WARN {format_rung(rung)}: {listed} are the same shape, {shape.label}"
 
 
 def _twin_rungs(cells: Sequence[Cell]) -> Iterator[str]:
-    """Two rungs of (nearly) one shape are one rung: they replicate, they do not add a size."""
+    """Warn of rungs with nearly the same shape: they replicate one size instead of adding one."""
     rungs: dict[tuple[str, str], dict[RungKey, None]] = defaultdict(dict)
     for cell in cells:
         rungs[cell.family, cell.spec.shape.label][cell.rung] = None
     for (family, label), twins in rungs.items():
         if len(twins) > 1:
-            listed = " and ".join(named(rung) for rung in twins)
-            yield f"WARN {family}: {listed} are both {label}, apart in d_ff alone"
+            listed = " and ".join(format_rung(rung) for rung in twins)
+            yield f"WARN {family}: {listed} are both {label} and differ only in d_ff"
 
 
 def _short_cells(cells: Sequence[Cell]) -> Iterator[str]:
@@ -106,15 +114,15 @@ def _unverified_rates(cells: Sequence[Cell]) -> Iterator[str]:
     config = cells[0].spec.config
     if config.study.lr_policy == "transfer" and config.study.lr_audit is None:
         yield (
-            "WARN one learning rate for all shapes is not verified in this recipe; run a study such as "
-            "lr_audit in it and name its result in study.lr_audit"
+            "WARN one learning rate for all shapes is not verified in this recipe; run study=lr_audit with the "
+            "same recipe and set study.lr_audit to the lr_audit.json of its report"
         )
 
 
-def too_many_epochs(cells: Sequence[Cell]) -> list[str]:
-    """Cells that would repeat the text more often than data.max_epochs allows, as refusals."""
+def list_epoch_refusals(cells: Sequence[Cell]) -> list[str]:
+    """Return a refusal if cells would repeat the training text more often than data.max_epochs."""
     config = cells[0].spec.config
-    text = train_tokens_of(config)
+    text = load_train_tokens(config)
     if text is None:
         return []
     over = [cell for cell in cells if cell.spec.tokens > config.data.max_epochs * text]
@@ -123,33 +131,42 @@ def too_many_epochs(cells: Sequence[Cell]) -> list[str]:
     most = max(cell.spec.tokens for cell in over) / text
     return [
         f"data.max_epochs={config.data.max_epochs:g}: {len(over)} of {len(cells)} cells would repeat "
-        f"the training text of {text:,} tokens up to {most:.1f} times (more text, smaller budgets, or "
+        f"the training text of {text:,} tokens up to {most:.1f} times (use more text, smaller budgets or "
         f"data.max_epochs={math.ceil(most)})"
     ]
 
 
 def ladder_table(cells: Sequence[Cell]) -> Table:
-    """One row a shape: what it is, what it costs, how well its rung is matched.
+    """Build a table with one row per shape: parameters, N_flop, memory, and the match of its rung.
 
-    Memory is that of one process, and the sequences of its micro-batch.
+    Memory is the prediction for one rank with the micro-batch (in sequences) of the next column.
     """
     table = _table(
-        f"shapes of study {cells[0].spec.config.study.name}",
+        f"shapes of study {cells[0].spec.config.study.name} (micro-batch in sequences)",
         left=("rung", "family", "shape"),
         right=(
-            "aspect", "d_ff", "d_ff/d", "params non-emb.", "params total", "N_flop = f/6", "memory",
-            "from size", "pair diff.",
+            "aspect\nratio",
+            "d_ff",
+            "d_ff /\nd_model",
+            "non-emb.\nparams",
+            "total\nparams",
+            "N_flop",
+            "memory\nper rank",
+            "micro-\nbatch",
+            "size\ndeviation",
+            "FLOPs\nmismatch",
         ),
-    )  # fmt: skip
+    )
     mismatch = rung_mismatch(cells)
-    above = None
+    previous = None
     for cell in _shapes(cells):
         spec, shape, rung = cell.spec, cell.spec.shape, cell.rung
         counts = count_parameters(shape)
-        if above is not None and rung != above:
+        if previous is not None and rung != previous:
             table.add_section()
+        micro_batch = micro_batch_of(spec, planned_accelerator(spec.config))
         table.add_row(
-            "" if rung == above else _rung_label(rung),
+            "" if rung == previous else _rung_label(rung),
             cell.family,
             shape.label,
             f"{shape.aspect_ratio:.1f}",
@@ -158,22 +175,16 @@ def ladder_table(cells: Sequence[Cell]) -> Table:
             f"{counts.params_non_embedding:,}",
             f"{counts.params_total:,}",
             f"{flop_equivalent_params(spec.flops_per_token):,.0f}",
-            _memory(spec),
-            "" if rung == above else _moved(spec),
-            "" if rung == above else f"{mismatch[rung]:.1%}",
+            in_units(micro_batch.plan.total_bytes),
+            f"{micro_batch.sequences:,}",
+            "" if rung == previous else _format_rung_shift(spec),
+            "" if rung == previous else f"{mismatch[rung]:.1%}",
         )
-        above = rung
+        previous = rung
     return table
 
 
-def _memory(spec: RunSpec) -> str:
-    """What a process is predicted to need, and for how many sequences at once."""
-    micro_batch = micro_batch_of(spec, planned_accelerator(spec.config))
-    return f"{in_units(micro_batch.plan.total_bytes)} / {micro_batch.sequences}"
-
-
-def _moved(spec: RunSpec) -> str:
-    """How far the rung lies from the size that was asked for."""
+def _format_rung_shift(spec: RunSpec) -> str:
     return "" if spec.rung_shift is None else f"{spec.rung_shift:+.0%}"
 
 
@@ -182,21 +193,21 @@ def _rung_label(rung: RungKey) -> str:
 
 
 def cells_table(cells: Sequence[Cell], throughput: Throughput) -> Table:
-    """One row a cell in the order of the jobs, those of one trunk together, with the job's hours."""
-    text = train_tokens_of(cells[0].spec.config)
+    """Build a table with one row per cell in execution order; hours are given once per job."""
+    text = load_train_tokens(cells[0].spec.config)
     table = _table(
-        "cells in their order of running; hours are those of a trunk with all its branches",
-        left=("family", "shape", *(["varied"] if cells[0].varied else []), "state"),
+        "cells in execution order (device-hours: a trunk with all its branches)",
+        left=("family", "shape", *(["grid values"] if cells[0].varied else []), "status"),
         right=(
             "tokens",
             "tokens_per_param",
             "epochs",
-            "batch",
+            "batch\ntokens",
             "steps",
             "FLOPs",
             "seed",
             "lr",
-            "hours",
+            "device-\nhours",
         ),
     )
     for job in jobs_of(cells):
@@ -206,7 +217,7 @@ def cells_table(cells: Sequence[Cell], throughput: Throughput) -> Table:
             table.add_row(
                 cell.family,
                 spec.shape.label,
-                *([" ".join(_leaf(o) for o in cell.varied)] if cell.varied else []),
+                *([" ".join(_short_override(o) for o in cell.varied)] if cell.varied else []),
                 cell.state,
                 f"{spec.tokens:,}",
                 f"{spec.tokens_per_param:.3g}",
@@ -216,33 +227,34 @@ def cells_table(cells: Sequence[Cell], throughput: Throughput) -> Table:
                 f"{spec.flops:.2g}",
                 str(spec.config.seed),
                 f"{spec.config.optimizer.lr:.2g}",
-                in_hours(seconds) if cell is job.cells[-1] else "",
+                format_hours(seconds) if cell is job.cells[-1] else "",
             )
     return table
 
 
-def hours_said(cells: Sequence[Cell], throughput: Throughput) -> str:
-    """What the unfinished jobs will take, and on what that rests."""
+def format_time_estimate(cells: Sequence[Cell], throughput: Throughput) -> str:
+    """Format device-hours and wall time of the unfinished jobs, with the throughput they are based on."""
     jobs = [job for job in jobs_of(cells) if not all(cell.is_done for cell in job.cells)]
     seconds = [each for job in jobs if (each := throughput.seconds(job)) is not None]
     if len(seconds) < len(jobs):
         return (
-            "hours are not known: plan.probe=true measures throughput here; plan.device_flops=989e12 "
-            "plan.mfu=0.4 states it (an H100 in bf16)"
+            "time unknown: measure the throughput of this machine with plan.probe=true, or state it, for "
+            "example plan.device_flops=989e12 plan.mfu=0.4 (H100, bf16)"
         )
     if not jobs:
-        return "nothing is left to run"
-    at_once = jobs_at_once(cells[0].spec.config)
-    wall, longest = wall_seconds(seconds, at_once), max(seconds)
-    devices = "one device" if at_once == 1 else f"{at_once} at once"
+        return "all cells are done"
+    concurrent = count_concurrent_jobs(cells[0].spec.config)
+    wall, longest = wall_seconds(seconds, concurrent), max(seconds)
+    at_a_time = "1 job" if concurrent == 1 else f"{concurrent} jobs"
     return (
-        f"{len(jobs)} jobs, {in_hours(sum(seconds))} device-hours by {throughput.source}: "
-        f"{in_hours(wall)} hours with {devices}, the longest job {in_hours(longest)}"
+        f"{len(jobs)} jobs, {format_hours(sum(seconds))} device-hours at the {throughput.source}; "
+        f"wall time {format_hours(wall)} hours with {at_a_time} at a time, longest job "
+        f"{format_hours(longest)} hours"
     )
 
 
-def _leaf(override: str) -> str:
-    """`optimizer.lr=0.004` -> `lr=0.004`."""
+def _short_override(override: str) -> str:
+    """Shorten `optimizer.lr=0.004` to `lr=0.004`."""
     key, _, value = override.partition("=")
     return f"{key.rpartition('.')[2]}={value}"
 
@@ -256,15 +268,14 @@ def _table(title: str, *, left: Sequence[str], right: Sequence[str]) -> Table:
     return table
 
 
-def totals(cells: Sequence[Cell]) -> str:
-    """What the study holds, and what it costs with each step of a trunk taken once."""
-    apart = sum(cell.spec.flops for cell in cells)
+def format_totals(cells: Sequence[Cell]) -> str:
+    """Format number of cells, tokens and FLOPs, and the FLOPs saved by shared trunks."""
+    separate = sum(cell.spec.flops for cell in cells)
     tokens = sum(cell.spec.tokens for cell in cells)
     jobs = jobs_of(cells)
     flops = sum(job.flops for job in jobs)
-    said = f"{len(cells)} cells, {tokens:,} tokens, {apart:.3g} FLOPs in all"
-    if flops == apart:
-        return said
-    return (
-        f"{said}; as branches of {len(jobs)} trunks {flops:.3g} FLOPs, {flops / apart:.0%} of that"
-    )
+    total = f"{len(cells)} cells, {tokens:,} tokens, {separate:.3g} FLOPs"
+    if flops == separate:
+        return f"{total} in total"
+    shared = f"{flops:.3g} FLOPs ({flops / separate:.0%}) with {len(jobs)} shared trunks"
+    return f"{total} if trained separately; {shared}"

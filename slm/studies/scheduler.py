@@ -1,4 +1,4 @@
-"""Runs what a study lacks, together with anybody else who runs the same study, through any launcher."""
+"""Execution of a study's unfinished cells through a launcher; several processes can share one study."""
 
 from __future__ import annotations
 
@@ -24,38 +24,40 @@ def run_study(
     retry_failed: bool = False,
     max_failures: int | None = None,
 ) -> None:
-    """Launch what is not done, `batch` jobs at a time, and wait for what others are at.
+    """Launch all unfinished jobs, `batch` at a time, and wait for those that other processes run.
 
-    A job is launched once; one that turns out to be in other hands is waited for, and launched if they
-    drop it. Cells that failed in an earlier call stay failed unless `retry_failed`.
+    Each job is launched once. If another process takes a job first, this process waits for it, and launches
+    the job if the other process stops early. Cells that failed in an earlier call are skipped unless
+    `retry_failed`.
 
     Raises:
-        RunError: naming every cell that did not finish and why, once nothing is left to try.
+        RunError: if cells are unfinished when no job remains, or after `max_failures` failures; it lists
+            them with their errors.
     """
-    todo = [job for job in jobs_of(cells) if _is_to_do(job, rerun, retry_failed)]
-    earlier = 0 if rerun or retry_failed else _failures(cells)
+    remaining = [job for job in jobs_of(cells) if _is_unfinished(job, rerun, retry_failed)]
+    earlier_failures = 0 if rerun or retry_failed else _count_failed(cells)
     waiting = False
-    while todo:
-        free = [job for job in todo if owner_of(job) is None]
+    while remaining:
+        free = [job for job in remaining if find_owner(job) is None]
         if not free:
             if not waiting:
-                _say_who(todo)
+                _log_owners(remaining)
             waiting = True
             time.sleep(POLL_SECONDS)
         else:
             waiting = False
-            now = free[: batch or len(free)]
-            launch(now)
-            elsewhere = [job for job in now if owner_of(job) is not None]
-            todo = [job for job in todo if job not in now or job in elsewhere]
-        todo = [job for job in todo if rerun or not _is_done(job)]
-        if max_failures is not None and _failures(cells) - earlier >= max_failures:
+            launched = free[: batch or len(free)]
+            launch(launched)
+            elsewhere = [job for job in launched if find_owner(job) is not None]
+            remaining = [job for job in remaining if job not in launched or job in elsewhere]
+        remaining = [job for job in remaining if rerun or not _is_done(job)]
+        if max_failures is not None and _count_failed(cells) - earlier_failures >= max_failures:
             break
-    _tell(cells)
+    _check_finished(cells)
 
 
-def _is_to_do(job: Job, rerun: bool, retry_failed: bool) -> bool:
-    # A trunk with a branch to do is handed over whole: its finished ones are passed over there.
+def _is_unfinished(job: Job, rerun: bool, retry_failed: bool) -> bool:
+    # A trunk with one unfinished branch is launched with all branches; the finished ones are skipped there.
     return rerun or any(
         not cell.is_done and (retry_failed or cell.state != "failed") for cell in job.cells
     )
@@ -65,8 +67,8 @@ def _is_done(job: Job) -> bool:
     return all(cell.is_done for cell in job.cells)
 
 
-def owner_of(job: Job) -> Owner | None:
-    """Who works on the job now."""
+def find_owner(job: Job) -> Owner | None:
+    """Return the live process that works on a cell or on the trunk of the job, if any."""
     for cell in job.cells:
         owner = cell.run.lease.owner()
         if owner is not None:
@@ -75,31 +77,32 @@ def owner_of(job: Job) -> Owner | None:
     return None if trunk is None else trunk.lease.owner()
 
 
-def _say_who(jobs: Sequence[Job]) -> None:
-    owners = {str(owner).partition(" (")[0] for job in jobs if (owner := owner_of(job)) is not None}
-    log.info(
-        "%d jobs are left, all run elsewhere: %s; waiting", len(jobs), ", ".join(sorted(owners))
-    )
+def _log_owners(jobs: Sequence[Job]) -> None:
+    owners = {
+        str(owner).partition(" (")[0] for job in jobs if (owner := find_owner(job)) is not None
+    }
+    log.info("waiting for %d jobs that are run elsewhere: %s", len(jobs), ", ".join(sorted(owners)))
 
 
-def _failures(cells: Sequence[Cell]) -> int:
+def _count_failed(cells: Sequence[Cell]) -> int:
     return sum(cell.state == "failed" for cell in cells)
 
 
-def _tell(cells: Sequence[Cell]) -> None:
+def _check_finished(cells: Sequence[Cell]) -> None:
+    """Log diverged cells; raise a RunError that lists the unfinished ones."""
     for cell in cells:
         if cell.state == "diverged":
             log.warning("diverged: %s", cell.run.path)
-    left = [cell for cell in cells if not cell.is_done]
-    if not left:
+    unfinished = [cell for cell in cells if not cell.is_done]
+    if not unfinished:
         return
-    lines = [f"{len(left)} of {len(cells)} cells did not finish:"]
-    for cell in left:
+    lines = [f"{len(unfinished)} of {len(cells)} cells did not finish:"]
+    for cell in unfinished:
         lines.append(f"  {cell.state}: {cell.run.path}")
         reason = cell.run.failure()
         if cell.state == "failed" and reason:
             lines.append(f"      {reason}")
-    fixes = ["the same command goes on with them"]
-    if _failures(cells):
-        fixes.append("study.retry_failed=true runs failed ones again")
+    fixes = ["run the same command again to continue"]
+    if _count_failed(cells):
+        fixes.append("add study.retry_failed=true to retry the failed cells")
     raise RunError("\n".join([*lines, "; ".join(fixes)]))

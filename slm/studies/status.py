@@ -1,4 +1,4 @@
-"""How far a study is, read from its run directories while they are written, here or elsewhere."""
+"""Progress of a study, read from its run directories, also while other machines write them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from slm.errors import StudyUnfinished
 from slm.studies.cells import Cell
-from slm.studies.throughput import Throughput, in_hours, known_throughput
+from slm.studies.throughput import Throughput, format_hours, load_throughput
 from slm.tracking import run_dir
 
 REFRESH_SECONDS = 2.0
@@ -22,18 +22,19 @@ STYLES = {"running": "cyan", "finished": "green", "failed": "red", "diverged": "
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a cell is. `loss` is of validation once finished, else the last logged of training."""
+    """Progress of one cell. `loss` is the validation loss if finished, else the last training loss."""
 
     cell: Cell
     state: str
     step: int
     loss: float | None
     tokens_per_second: float | None
-    left_seconds: float | None
-    said: str
+    remaining_seconds: float | None
+    note: str
+    """Host and process of a running cell, error of a failed one."""
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         return self.step / self.cell.spec.steps
 
 
@@ -47,14 +48,15 @@ def progress_of(cell: Cell, throughput: Throughput) -> Progress:
     step = int(row.get(run_dir.STEP, 0))
     measured = row.get(run_dir.TOKENS_PER_SECOND) if state == "running" else None
     rate = measured or _expected_rate(cell, throughput)
-    left = None
+    remaining = None
     if rate is not None and state != "diverged":
-        left = (spec.steps - step) * spec.batch_tokens / rate
-    said = cell.run.failure() if state == "failed" else _owner(cell) if state == "running" else ""
-    return Progress(cell, state, step, row.get(run_dir.TRAIN_LOSS), measured, left, said)
+        remaining = (spec.steps - step) * spec.batch_tokens / rate
+    note = cell.run.failure() if state == "failed" else _owner(cell) if state == "running" else ""
+    return Progress(cell, state, step, row.get(run_dir.TRAIN_LOSS), measured, remaining, note)
 
 
 def _expected_rate(cell: Cell, throughput: Throughput) -> float | None:
+    """Return the expected tokens/s; None if unknown."""
     flops = throughput.flops_per_second(cell.spec)
     return None if flops is None else flops / cell.spec.flops_per_token
 
@@ -64,37 +66,46 @@ def _owner(cell: Cell) -> str:
     return "" if owner is None else f"{owner.host}, process {owner.pid}"
 
 
-def show_status(cells: Sequence[Cell]) -> None:
-    """Print the table; on a terminal keep it up to date until nothing runs any more.
+def print_status(cells: Sequence[Cell]) -> None:
+    """Print the status table; on a terminal, refresh it until no cell is running.
 
     Raises:
-        StudyUnfinished: if cells are left to run.
+        StudyUnfinished: if not all cells are finished or diverged.
     """
     console = Console(width=None if Console().is_terminal else 150)
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
             while True:
-                live.update(status_table(cells), refresh=True)
+                live.update(build_status_table(cells), refresh=True)
                 if not any(cell.state == "running" for cell in cells):
                     break
                 time.sleep(REFRESH_SECONDS)
     else:
-        console.print(status_table(cells))
-    left = [cell for cell in cells if not cell.is_done]
-    if left:
-        raise StudyUnfinished(f"{len(left)} of {len(cells)} cells are not done")
+        console.print(build_status_table(cells))
+    unfinished = sum(not cell.is_done for cell in cells)
+    if unfinished:
+        raise StudyUnfinished(
+            f"{unfinished} of {len(cells)} cells are unfinished; run them with action=run"
+        )
 
 
-def status_table(cells: Sequence[Cell]) -> Table:
-    throughput = known_throughput(cells)
+def build_status_table(cells: Sequence[Cell]) -> Table:
+    throughput = load_throughput(cells)
     rows = [progress_of(cell, throughput) for cell in cells]
     table = Table(title=_headline(rows), title_justify="left")
     varies = bool(cells[0].varied)
-    for heading in ("family", "shape", *(["varied"] if varies else []), "state"):
+    for heading in ("family", "shape", *(["grid values"] if varies else []), "status"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("seed", "tokens", "done", "nats/token", "tokens/s", "hours left"):
+    for heading in (
+        "seed",
+        "token budget",
+        "progress",
+        "loss (nats/token)",
+        "tokens/s",
+        "hours remaining",
+    ):
         table.add_column(heading, justify="right")
-    table.add_column("where, or why")
+    table.add_column("host / error")
     for row in rows:
         spec = row.cell.spec
         style = STYLES.get(row.state)
@@ -105,20 +116,20 @@ def status_table(cells: Sequence[Cell]) -> Table:
             f"[{style}]{row.state}[/{style}]" if style else row.state,
             str(spec.config.seed),
             f"{spec.tokens:,}",
-            f"{row.share:.0%}",
+            f"{row.fraction:.0%}",
             "" if row.loss is None else f"{row.loss:.4f}",
             "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
-            in_hours(row.left_seconds) if row.state != "finished" else "",
-            row.said,
+            format_hours(row.remaining_seconds) if row.state != "finished" else "",
+            row.note,
         )
     return table
 
 
 def _headline(rows: Sequence[Progress]) -> str:
-    """What is done, by count and by the FLOPs that it is of the whole."""
+    """Summarize the states of all cells and the completed fraction of the FLOPs."""
     counts = Counter(row.state for row in rows)
     total = sum(row.cell.spec.flops for row in rows)
-    done = sum(row.share * row.cell.spec.flops for row in rows)
+    done = sum(row.fraction * row.cell.spec.flops for row in rows)
     states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     name = rows[0].cell.spec.config.study.name
-    return f"study {name}: {states}; {done / total:.0%} of the FLOPs"
+    return f"study {name}: {states}; {done / total:.0%} of the FLOPs done"

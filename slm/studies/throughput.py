@@ -1,4 +1,4 @@
-"""How long a study will take: from throughput that was measured, or from a stated share of the peak."""
+"""Time estimates for a study, from measured throughput or from an assumed MFU of a device."""
 
 from __future__ import annotations
 
@@ -17,51 +17,52 @@ from slm.studies.cells import Cell, Job
 from slm.tracking.environment import available_cores
 
 SECONDS_PER_HOUR = 3600
-MANY_HOURS = 100  # of which fractions do not matter
-PROBED = "throughput.json"
+MANY_HOURS = 100  # from here on printed without decimals
+PROBE_FILE = "throughput.json"
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """FLOP/s that shapes train at, by their FLOPs per token; None of what is not known."""
+    """Training throughput in FLOP/s; `measured` maps the FLOPs per token of a shape to its FLOP/s."""
 
     measured: Mapping[int, float]
     assumed: float | None
-    """FLOP/s where nothing was measured."""
+    """FLOP/s if no shape was measured; None if unknown."""
 
     @property
     def source(self) -> str:
         if self.measured:
-            return f"the measured throughput of {len(self.measured)} shapes"
-        return f"the stated {self.assumed:.3g} FLOP/s of a device" if self.assumed else ""
+            return f"measured throughput of {len(self.measured)} shapes"
+        return f"stated throughput of {self.assumed:.3g} FLOP/s per device" if self.assumed else ""
 
     def flops_per_second(self, spec: RunSpec) -> float | None:
-        """That of the shape itself, or between those of the nearest smaller and larger ones."""
+        """Return the FLOP/s of a shape, interpolated (log-log) between measured shapes; None if unknown."""
         if not self.measured:
             return self.assumed
         f = spec.flops_per_token
-        below = max((known for known in self.measured if known <= f), default=None)
-        above = min((known for known in self.measured if known >= f), default=None)
+        below = max((measured for measured in self.measured if measured <= f), default=None)
+        above = min((measured for measured in self.measured if measured >= f), default=None)
         if below is None or above is None or below == above:
             return self.measured[below or above or f]
-        share = math.log(f / below) / math.log(above / below)
+        fraction = math.log(f / below) / math.log(above / below)
         low, high = math.log(self.measured[below]), math.log(self.measured[above])
-        return math.exp(low + share * (high - low))
+        return math.exp(low + fraction * (high - low))
 
     def seconds(self, job: Job) -> float | None:
+        """Estimate the seconds of a job on one device; None if the throughput is unknown."""
         rate = self.flops_per_second(job.cells[0].spec)
         return None if rate is None else job.flops / rate
 
 
-def known_throughput(cells: Sequence[Cell]) -> Throughput:
-    """From finished cells and from a probe, both of this study's folder."""
+def load_throughput(cells: Sequence[Cell]) -> Throughput:
+    """Load the throughput of finished cells and of `plan.probe` from the study's folder."""
     config = cells[0].spec.config
     measured: dict[int, float] = {}
     path = probe_path(config)
     if path.exists():
-        probed = read_json(path)
+        probe = read_json(path)
         for cell in cells:
-            tokens_per_second = probed.get(cell.spec.shape.label)
+            tokens_per_second = probe.get(cell.spec.shape.label)
             if tokens_per_second is not None:
                 f = cell.spec.flops_per_token
                 measured[f] = tokens_per_second * f
@@ -74,18 +75,19 @@ def known_throughput(cells: Sequence[Cell]) -> Throughput:
 
 
 def probe_path(config: Config) -> Path:
-    return Path(config.runs_dir) / config.study.name / PROBED
+    return Path(config.runs_dir) / config.study.name / PROBE_FILE
 
 
 def store_probe(config: Config, tokens_per_second: Mapping[str, float]) -> None:
+    """Add tokens/s by shape label to the study's probe file."""
     path = probe_path(config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = read_json(path) if path.exists() else {}
-    write_json(path, {**known, **tokens_per_second})
+    stored = read_json(path) if path.exists() else {}
+    write_json(path, {**stored, **tokens_per_second})
 
 
-def jobs_at_once(config: Config) -> int:
-    """As many as plan.devices says, else as the cores leave room for; of GPUs one."""
+def count_concurrent_jobs(config: Config) -> int:
+    """Return plan.devices, else the number of jobs that the CPU cores allow, or 1 on GPUs."""
     if config.plan.devices is not None:
         return config.plan.devices
     cores = available_cores()
@@ -93,23 +95,24 @@ def jobs_at_once(config: Config) -> int:
     return max(1, cores // (config.trainer.threads or cores)) if on_cpu else 1
 
 
-def in_hours(seconds: float | None) -> str:
+def format_hours(seconds: float | None) -> str:
+    """Format a duration in hours with three digits; "?" if unknown."""
     if seconds is None:
         return "?"
     hours = seconds / SECONDS_PER_HOUR
     return f"{hours:,.0f}" if hours >= MANY_HOURS else f"{hours:.3g}"
 
 
-def wall_seconds(seconds: Sequence[float], at_once: int) -> float:
-    """Of jobs that begin in this order, each where a place is free first."""
-    places = [0.0] * at_once
+def wall_seconds(seconds: Sequence[float], concurrent: int) -> float:
+    """Return the wall time of jobs that start in this order, `concurrent` at a time."""
+    workers = [0.0] * concurrent
     for job in seconds:
-        places[places.index(min(places))] += job
-    return max(places)
+        workers[workers.index(min(workers))] += job
+    return max(workers)
 
 
-def train_tokens_of(config: Config) -> int | None:
-    """Tokens of the training text; None if it is not prepared yet, or a task that never ends."""
+def load_train_tokens(config: Config) -> int | None:
+    """Read the number of training tokens; None if the data is not prepared yet, or is generated (khop)."""
     if config.data.source == "khop":
         return None
     try:

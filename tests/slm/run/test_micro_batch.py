@@ -1,4 +1,4 @@
-"""How large a micro-batch is, what a run says and records of it, and what it says out of memory."""
+"""Choice of the micro-batch size, its record in env.json, and the error message when memory runs out."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Spec = Callable[..., RunSpec]
 ON_LINUX = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 
 
-def child(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+def run_child(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, cwd=ROOT, env=cli_env(), capture_output=True, text=True, check=False, **options
     )
@@ -50,21 +50,21 @@ def test_auto_is_the_largest_divisor_that_fits(tiny_spec: Spec) -> None:
             chosen = choose_micro_batch(spec, "gpu", free)
             assert (chosen.sequences, chosen.count) == (size, 12 // size)
             assert chosen.plan.total_bytes == needed[size]
-    how = execution_of(spec.config, "gpu")
-    assert largest_micro_batch(spec.shape, how, 12, needed[1] - 1) is None
+    execution = execution_of(spec.config, "gpu")
+    assert largest_micro_batch(spec.shape, execution, 12, needed[1] - 1) is None
 
 
-def test_a_run_that_goes_on_keeps_its_micro_batch_while_it_fits(tiny_spec: Spec) -> None:
+def test_resumed_run_keeps_its_micro_batch_while_it_fits(tiny_spec: Spec) -> None:
     spec = tiny_spec(trainer={"micro_batch_sequences": "auto"})
-    plenty = 1e9
-    assert choose_micro_batch(spec, "cpu", plenty).sequences == spec.batch_sequences == 8
-    assert choose_micro_batch(spec, "cpu", plenty, before=2).sequences == 2
-    assert choose_micro_batch(spec, "cpu", plenty, before=3).sequences == 8  # of another batch
-    little = micro_batch_of(spec, "cpu", 1).plan.total_bytes / (1 - MARGINS["cpu"]) + 1
-    assert choose_micro_batch(spec, "cpu", little, before=8).sequences == 1
+    enough = 1e9
+    assert choose_micro_batch(spec, "cpu", enough).sequences == spec.batch_sequences == 8
+    assert choose_micro_batch(spec, "cpu", enough, before=2).sequences == 2
+    assert choose_micro_batch(spec, "cpu", enough, before=3).sequences == 8  # no divisor
+    scarce = micro_batch_of(spec, "cpu", 1).plan.total_bytes / (1 - MARGINS["cpu"]) + 1
+    assert choose_micro_batch(spec, "cpu", scarce, before=8).sequences == 1
 
 
-def test_a_sequence_that_does_not_fit_is_refused_with_what_would_help(tiny_spec: Spec) -> None:
+def test_error_lists_fixes_if_no_sequence_fits(tiny_spec: Spec) -> None:
     model = {"n_layers": 64, "seq_len": 128}
     spec = tiny_spec(model=model, trainer={"micro_batch_sequences": "auto"})
     needed = micro_batch_of(spec, "gpu", 1).plan.total_bytes
@@ -75,29 +75,29 @@ def test_a_sequence_that_does_not_fit_is_refused_with_what_would_help(tiny_spec:
     for n_bytes in (needed, needed * (1 - MARGINS["gpu"])):
         assert in_units(n_bytes) in problem.rule
     trainer = {"micro_batch_sequences": 1, "activation_checkpointing": True}
-    saving = micro_batch_of(tiny_spec(model=model, trainer=trainer), "gpu").plan.total_bytes
-    assert f"activation_checkpointing=true needs {in_units(saving)}" in problem.fix
-    assert saving < needed / 2
+    reduced = micro_batch_of(tiny_spec(model=model, trainer=trainer), "gpu").plan.total_bytes
+    assert f"activation_checkpointing=true needs {in_units(reduced)}" in problem.fix
+    assert reduced < needed / 2
 
 
-@pytest.mark.parametrize(("asked", "said"), [("auto", True), (4, False), (None, False)])
-def test_a_run_records_its_plan(
-    tiny_spec: Spec, caplog: pytest.LogCaptureFixture, asked: Any, said: bool
+@pytest.mark.parametrize(("requested", "is_logged"), [("auto", True), (4, False), (None, False)])
+def test_run_records_its_memory_plan(
+    tiny_spec: Spec, caplog: pytest.LogCaptureFixture, requested: Any, is_logged: bool
 ) -> None:
-    spec = tiny_spec(trainer={"micro_batch_sequences": asked}, budget={"tokens": 512})
+    spec = tiny_spec(trainer={"micro_batch_sequences": requested}, budget={"tokens": 512})
     assert spec.run_id == tiny_spec(budget={"tokens": 512}).run_id
     logging.getLogger("slm").propagate = True
     with caplog.at_level(logging.INFO, logger="slm"):
         run, _ = run_to_end(spec)
-    assert ("micro-batches of 8 of 8 sequences" in caplog.text) is said
+    assert ("micro-batches of 8 of 8 sequences" in caplog.text) is is_logged
     assert "WARN" not in caplog.text
     recorded = json.loads((run.path / "env.json").read_text())["memory"]
-    plan = micro_batch_of(spec, "cpu", asked if asked == 4 else 8).plan
-    assert recorded["micro_batch_sequences"] == (4 if asked == 4 else 8)
+    plan = micro_batch_of(spec, "cpu", requested if requested == 4 else 8).plan
+    assert recorded["micro_batch_sequences"] == (4 if requested == 4 else 8)
     assert recorded["plan"]["total_bytes"] == plan.total_bytes == sum(plan.parts().values())
 
 
-def test_a_fixed_micro_batch_that_will_not_fit_is_warned_of(
+def test_warning_if_configured_micro_batch_does_not_fit(
     tiny_spec: Spec, caplog: pytest.LogCaptureFixture
 ) -> None:
     shape = {"n_layers": 200, "d_model": 4096, "n_heads": 32, "n_kv_heads": 8, "seq_len": 4096}
@@ -110,11 +110,11 @@ def test_a_fixed_micro_batch_that_will_not_fit_is_warned_of(
     assert in_units(settled.plan.total_bytes) in caplog.text
 
 
-def test_the_limit_of_a_control_group_is_read(tmp_path: Path) -> None:
+def test_cgroup_memory_limit_is_read(tmp_path: Path) -> None:
     group = tmp_path / "group"
     group.mkdir()
     names = "memory.max", "memory.current", "inactive_file"
-    assert list(_left_in(group, *names)) == []  # there is none
+    assert list(_left_in(group, *names)) == []  # no files
     (group / "memory.stat").write_text("anon 100\ninactive_file 50\n")
     (group / "memory.current").write_text("400\n")
     (group / "memory.max").write_text("max\n")
@@ -124,43 +124,58 @@ def test_the_limit_of_a_control_group_is_read(tmp_path: Path) -> None:
 
 
 @ON_LINUX
-def test_the_limit_of_the_address_space_is_kept() -> None:
+def test_address_space_limit_bounds_free_bytes() -> None:
     limit = 3 * 2**30
     code = (
         f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))\n"
         "from slm.training.memory import free_bytes\n"
         "print(free_bytes('cpu'))"
     )
-    free = int(child([sys.executable, "-c", code]).stdout)
+    free = int(run_child([sys.executable, "-c", code]).stdout)
     assert 0 < free < limit < free_bytes("cpu")
 
 
-SCORES = [
-    "model=tiny", "model.n_layers=2", "model.d_model=32", "model.n_heads=16", "model.n_kv_heads=16",
-    "model.d_head=null", "model.d_ff=32", "model.seq_len=1024", "model.attention=reference",
-    "optimizer.global_batch_tokens=8192", "budget=tokens", "budget.tokens=32768", "data.val_tokens=1024",
-    "trainer.threads=1", "trainer.compile=off", "trainer.checkpoint_every_steps=1", "tracking=disabled",
-]  # fmt: skip
-"""Four steps of 8 sequences with 134 MB of attention weights each, and next to no work."""
+# Four steps of 8 sequences with 134 MB of attention scores each, and little computation.
+LARGE_SCORES = [
+    "model=tiny",
+    "model.n_layers=2",
+    "model.d_model=32",
+    "model.n_heads=16",
+    "model.n_kv_heads=16",
+    "model.d_head=null",
+    "model.d_ff=32",
+    "model.seq_len=1024",
+    "model.attention=reference",
+    "optimizer.global_batch_tokens=8192",
+    "budget=tokens",
+    "budget.tokens=32768",
+    "data.val_tokens=1024",
+    "trainer.threads=1",
+    "trainer.compile=off",
+    "trainer.checkpoint_every_steps=1",
+    "tracking=disabled",
+]
 
 
 @pytest.mark.slow
 @ON_LINUX
-def test_auto_takes_what_a_limit_leaves(tmp_path: Path, cache_dir: Path) -> None:
+def test_auto_respects_an_address_space_limit(tmp_path: Path, cache_dir: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (7 * 2**29, 7 * 2**29))
 
-    prepare(compose_config([*SCORES, f"cache_dir={cache_dir}"]))  # which takes memory too
+    prepare(
+        compose_config([*LARGE_SCORES, f"cache_dir={cache_dir}"])
+    )  # outside of the limit, because it needs memory too
     command = cli_command(
-        "train.py", tmp_path, cache_dir, *SCORES, "trainer.micro_batch_sequences=auto"
+        "train.py", tmp_path, cache_dir, *LARGE_SCORES, "trainer.micro_batch_sequences=auto"
     )
-    done = child(command, preexec_fn=limit)
+    done = run_child(command, preexec_fn=limit)
     assert done.returncode == 0, done.stderr
-    (said,) = (line for line in done.stderr.splitlines() if line.startswith("micro-batches of"))
+    (logged,) = (line for line in done.stderr.splitlines() if line.startswith("micro-batches of"))
     (env,) = (tmp_path / "runs").glob("*/*/env.json")
     recorded = json.loads(env.read_text())["memory"]
     assert recorded["micro_batch_sequences"] in (1, 2, 4)
-    assert said.startswith(f"micro-batches of {recorded['micro_batch_sequences']} of 8 sequences")
+    assert logged.startswith(f"micro-batches of {recorded['micro_batch_sequences']} of 8 sequences")
     assert json.loads((env.parent / "status.json").read_text())["state"] == "finished"
 
 
@@ -187,48 +202,48 @@ run_and_exit(lambda: train_all(compose_config(sys.argv[1:])))
 
 @pytest.mark.slow
 @ON_LINUX
-def test_a_run_out_of_memory_says_what_to_do_and_goes_on(
+def test_out_of_memory_error_lists_fixes_and_run_resumes(
     tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    places = [f"runs_dir={tmp_path / 'runs'}", f"cache_dir={cache_dir}"]
-    command = [sys.executable, "-c", LIMITED_FROM_STEP_2, *SCORES, *places]
-    failed = child(command)
+    folders = [f"runs_dir={tmp_path / 'runs'}", f"cache_dir={cache_dir}"]
+    command = [sys.executable, "-c", LIMITED_FROM_STEP_2, *LARGE_SCORES, *folders]
+    failed = run_child(command)
     assert failed.returncode == 1, failed.stderr
     message = failed.stderr[failed.stderr.index("out of memory") :]
     assert "DefaultCPUAllocator: can't allocate memory: you tried to allocate" in message
-    plan = micro_batch_of(resolve(compose_config([*SCORES, *places])), "cpu").plan
+    plan = micro_batch_of(resolve(compose_config([*LARGE_SCORES, *folders])), "cpu").plan
     assert f"for 8 sequences at once: {in_units(plan.total_bytes)}" in message
     assert f"activations {in_units(plan.activations_bytes)}" in message
     assert "trainer.micro_batch_sequences=4 needs" in message
     assert "trainer.activation_checkpointing=true needs" in message
     assert "Traceback" not in failed.stderr
 
-    config = compose_config([*SCORES, *places, "trainer.micro_batch_sequences=2"])
+    config = compose_config([*LARGE_SCORES, *folders, "trainer.micro_batch_sequences=2"])
     run = RunDirectory.of(resolve(config))
     assert run.state() == "failed" and "you tried" in (run.path / "traceback.txt").read_text()
-    with counted_steps(monkeypatch) as taken:
+    with counted_steps(monkeypatch) as steps:
         train_all(config)
-    assert taken == [2, 3] and run.state() == "finished"
+    assert steps == [2, 3] and run.state() == "finished"
 
 
-def test_describe_shows_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+def test_describe_prints_the_memory_plan(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["model=mobilellm_125m", "trainer=gpu", "optimizer.global_batch_tokens=524288"]
     describe([*arguments, "trainer.micro_batch_sequences=auto", "--json"])
     described = json.loads(capsys.readouterr().out)["memory"]
     size, limit = described["micro_batch_sequences"], 80e9 * (1 - MARGINS["gpu"])
     assert described["plan"]["total_bytes"] <= limit
     describe([*arguments, f"trainer.micro_batch_sequences={2 * size}", "--json"])
-    twice = json.loads(capsys.readouterr().out)["memory"]
-    assert twice["plan"]["total_bytes"] > limit
+    doubled = json.loads(capsys.readouterr().out)["memory"]
+    assert doubled["plan"]["total_bytes"] > limit
     describe([*arguments, f"trainer.micro_batch_sequences={size}"])
-    shown = capsys.readouterr().out
-    assert in_units(described["plan"]["total_bytes"]) in shown
-    assert f"{256 // size} micro-batches of {size} sequences" in shown
+    printed = capsys.readouterr().out
+    assert in_units(described["plan"]["total_bytes"]) in printed
+    assert f"{256 // size} micro-batches of {size} sequences" in printed
 
 
-def test_the_plan_of_a_study_has_the_memory_of_each_shape(tiny_spec: Spec) -> None:
+def test_study_plan_lists_memory_and_micro_batch_of_each_shape(tiny_spec: Spec) -> None:
     spec = tiny_spec(trainer={"micro_batch_sequences": 2})
     table = ladder_table([Cell(spec, "tiny", "one")])
-    (column,) = (column for column in table.columns if column.header == "memory")
+    columns = {column.header: list(column.cells) for column in table.columns}
     needed = in_units(micro_batch_of(spec, "cpu").plan.total_bytes)
-    assert list(column.cells) == [f"{needed} / 2"]
+    assert columns["memory\nper rank"] == [needed] and columns["micro-\nbatch"] == ["2"]

@@ -1,4 +1,4 @@
-"""The cells of a study and the rules its plan checks."""
+"""Expansion of a study into cells, design warnings, and validation of the study section."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ STUDY: dict[str, Any] = {
 
 
 def composer(tiny_config: Callable[..., Config], **study: Any) -> Compose:
-    """What Hydra does for the sweeper: the study's config with a few overrides."""
+    """Compose the study's config with overrides, as Hydra does for the sweeper."""
 
     def compose(overrides: Sequence[str], varied: Mapping[str, Any]) -> Config:
         changes = merged(STUDY, {"study": study})
@@ -73,42 +73,44 @@ def cells(tiny_config: Callable[..., Config]) -> list[Cell]:
     return cells_of(tiny_config(**STUDY), composer(tiny_config))
 
 
-def test_every_combination_is_one_cell(cells: list[Cell]) -> None:
+def test_each_combination_is_one_cell(cells: list[Cell]) -> None:
     assert len(cells) == len({cell.spec.run_id for cell in cells}) == 2 * 4 * 2 * 2
     assert [c.spec.flops for c in cells] == sorted(c.spec.flops for c in cells)
 
 
-def test_a_rung_has_equal_tokens_and_matched_flops(cells: list[Cell]) -> None:
+def test_families_of_a_rung_have_equal_tokens_and_matched_flops(cells: list[Cell]) -> None:
     assert max(rung_mismatch(cells).values()) <= 0.03
     tokens: dict[tuple[int | str, float], set[int]] = {}
     for cell in cells:
         tokens.setdefault((cell.rung, cell.spec.tokens_per_param), set()).add(cell.spec.tokens)
-        wanted = cell.spec.tokens_per_param * cell.spec.reference_flops_per_token / 6
-        assert abs(cell.spec.tokens - wanted) <= cell.spec.batch_tokens / 2
+        expected = cell.spec.tokens_per_param * cell.spec.reference_flops_per_token / 6
+        assert abs(cell.spec.tokens - expected) <= cell.spec.batch_tokens / 2
     assert all(len(values) == 1 for values in tokens.values())
 
 
-def test_overrides_make_the_same_run(cells: list[Cell], tiny_config: Callable[..., Config]) -> None:
+def test_overrides_reproduce_the_run_id(
+    cells: list[Cell], tiny_config: Callable[..., Config]
+) -> None:
     compose = composer(tiny_config)
     for cell in cells[::5]:
         assert resolve(compose(cell.overrides, {})).run_id == cell.spec.run_id
 
 
-def test_design_rules_speak(cells: list[Cell]) -> None:
+def test_design_warnings(cells: list[Cell]) -> None:
     assert design_warnings(cells) == ["WARN 24 of 32 cells take fewer than 1000 optimizer steps"]
     twin = replace(cells[0], rung=81_000)
     assert any("are both L2-d56" in line for line in design_warnings([*cells, twin]))
-    named_twice = replace(cells[0], family="renamed")
-    assert any("are the same shape" in line for line in design_warnings([*cells, named_twice]))
+    renamed = replace(cells[0], family="renamed")
+    assert any("are the same shape" in line for line in design_warnings([*cells, renamed]))
 
 
-def test_an_empty_study_says_what_it_lacks(tiny_config: Callable[..., Config]) -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_error_of_an_empty_study_lists_missing_keys(tiny_config: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError) as raised:
         check_study(tiny_config())
-    assert "study.sizes" in str(caught.value) and "try study=demo" in str(caught.value)
+    assert "study.sizes" in str(raised.value) and "try study=demo" in str(raised.value)
 
 
-def test_a_preset_has_counterparts_at_its_own_flops(tiny_config: Callable[..., Config]) -> None:
+def test_families_match_the_flops_of_a_preset(tiny_config: Callable[..., Config]) -> None:
     study = {"sizes": [], "models": ["preset"], "families": ["published", "wide_shallow"]}
     compose = composer(tiny_config, **study)
     cells = cells_of(compose(["model=preset", "family=published"], {}), compose)
@@ -120,7 +122,7 @@ def test_a_preset_has_counterparts_at_its_own_flops(tiny_config: Callable[..., C
     assert all(c.overrides[:2] == ["model=preset", f"family={c.family}"] for c in cells)
 
 
-def test_a_grid_varies_other_keys(tiny_config: Callable[..., Config]) -> None:
+def test_grid_varies_other_keys(tiny_config: Callable[..., Config]) -> None:
     grid = {"optimizer.lr": [1e-3, 4e-3], "model.tied": [True, False]}
     compose = composer(tiny_config, grid=grid, sizes=["80k"], tokens_per_param=[2], seeds=[0])
     cells = cells_of(compose([], {}), compose)
@@ -131,23 +133,23 @@ def test_a_grid_varies_other_keys(tiny_config: Callable[..., Config]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("grid", "said"),
+    ("grid", "message"),
     [
         ({"size": ["90k"]}, "study.grid.size"),
-        ({"seed": [1]}, "a place of its own"),
+        ({"seed": [1]}, "a grid cannot vary this key"),
         ({"budget.tokens": [5]}, "study.grid.budget.tokens"),
         ({"optimizer.lr": []}, "needs values"),
     ],
 )
-def test_what_a_grid_may_not_vary(
-    tiny_config: Callable[..., Config], grid: dict[str, Any], said: str
+def test_invalid_grid_is_refused(
+    tiny_config: Callable[..., Config], grid: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         check_study(tiny_config(**merged(STUDY, {"study": {"grid": grid}})))
 
 
 @pytest.mark.parametrize("grid", [{"trainer.threads": [1, 2]}, {"optimizer.lr": [4e-3, 0.004]}])
-def test_two_cells_of_one_run_are_refused(
+def test_two_cells_with_the_same_run_id_are_refused(
     tiny_config: Callable[..., Config], grid: dict[str, Any]
 ) -> None:
     compose = composer(tiny_config, grid=grid)
@@ -155,12 +157,12 @@ def test_two_cells_of_one_run_are_refused(
         cells_of(compose([], {}), compose)
 
 
-def test_a_rung_is_a_size_or_a_model_and_not_both(tiny_config: Callable[..., Config]) -> None:
+def test_sizes_and_models_together_are_refused(tiny_config: Callable[..., Config]) -> None:
     with pytest.raises(ConfigError, match="set one of them to"):
         check_study(tiny_config(**merged(STUDY, {"study": {"models": ["preset"]}})))
 
 
-def test_extra_seeds_go_to_the_ends_and_the_middle_and_come_last(
+def test_anchor_seeds_are_added_to_first_middle_and_last_rung_and_run_last(
     tiny_config: Callable[..., Config],
 ) -> None:
     compose = composer(tiny_config, seeds=[0], anchor_seeds=[1, 2])
@@ -171,11 +173,11 @@ def test_extra_seeds_go_to_the_ends_and_the_middle_and_come_last(
     assert seeds == {80_000: {0, 1, 2}, 128_000: {0}, 256_000: {0, 1, 2}, 400_000: {0, 1, 2}}
     jobs = jobs_of(cells)
     assert [job.is_replicate for job in jobs] == sorted(job.is_replicate for job in jobs)
-    first = [job.flops for job in jobs if not job.is_replicate]
-    assert first == sorted(first) and len(first) == 2 * 4
+    flops = [job.flops for job in jobs if not job.is_replicate]
+    assert flops == sorted(flops) and len(flops) == 2 * 4
 
 
-def test_the_batch_of_a_rung_shrinks_until_its_shortest_budget_has_enough_steps(
+def test_batch_is_halved_until_the_shortest_budget_has_min_steps(
     tiny_config: Callable[..., Config],
 ) -> None:
     compose = composer(tiny_config, min_steps=300)
@@ -186,36 +188,38 @@ def test_the_batch_of_a_rung_shrinks_until_its_shortest_budget_has_enough_steps(
         assert cell.spec.steps >= 300
         assert f"optimizer.global_batch_tokens={cell.spec.batch_tokens}" in cell.overrides
         assert resolve(compose(cell.overrides, {})).run_id == cell.spec.run_id
-    assert all(len(batch) == 1 for batch in batches.values())  # the same for all families
+    assert all(len(batch) == 1 for batch in batches.values())  # all families have the same batch
     sizes = [min(batches[rung]) for rung in sorted(batches)]
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1] == 1024
     assert len({cell.spec.recipe_id for cell in cells}) == 1
 
 
-def test_a_flop_budget_buys_a_rung_equal_tokens(tiny_config: Callable[..., Config]) -> None:
+def test_flop_budget_gives_families_of_a_rung_equal_tokens(
+    tiny_config: Callable[..., Config],
+) -> None:
     compose = composer(tiny_config, tokens_per_param=[], flops=[2e11, 1e12])
     tokens: dict[tuple[int | str, float], set[int]] = {}
     for cell in cells_of(compose([], {}), compose):
-        near = min((2e11, 1e12), key=lambda asked: abs(cell.spec.flops - asked))
-        assert abs(cell.spec.flops / near - 1) < 0.03
-        tokens.setdefault((cell.rung, near), set()).add(cell.spec.tokens)
+        budget = min((2e11, 1e12), key=lambda flops: abs(cell.spec.flops - flops))
+        assert abs(cell.spec.flops / budget - 1) < 0.03
+        tokens.setdefault((cell.rung, budget), set()).add(cell.spec.tokens)
     assert len(tokens) == 4 * 2 and all(len(found) == 1 for found in tokens.values())
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"study": {"contrast": ["deep_thin"]}}, "names two families"),
-        ({"study": {"contrast": ["deep_thin", "tall"]}}, "tall is no family of the study"),
-        ({"study": {"lr_policy": "transfer"}, "parametrization": {"kind": "mup"}}, "not by mup"),
+        ({"study": {"contrast": ["deep_thin"]}}, "must list two families"),
+        ({"study": {"contrast": ["deep_thin", "tall"]}}, "tall is not a family of the study"),
+        ({"study": {"lr_policy": "transfer"}, "parametrization": {"kind": "mup"}}, "not mup"),
         (
             {"study": {"lr_policy": "tuned", "grid": {"optimizer.lr": [1e-3]}}},
-            "study.grid varies it too",
+            "study.grid varies optimizer.lr too",
         ),
     ],
 )
-def test_a_study_that_contradicts_itself(
-    tiny_config: Callable[..., Config], changes: dict[str, Any], said: str
+def test_contradictory_study_is_refused(
+    tiny_config: Callable[..., Config], changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         check_study(tiny_config(**merged(STUDY, changes)))

@@ -1,4 +1,4 @@
-"""Hours of a study: from measured throughput, or from what is stated."""
+"""Time estimates of a study, from measured or stated throughput."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from slm.run.spec import RunSpec
 from slm.studies.cells import Cell, Job
 from slm.studies.throughput import (
     Throughput,
-    in_hours,
-    jobs_at_once,
-    known_throughput,
+    count_concurrent_jobs,
+    format_hours,
+    load_throughput,
     store_probe,
     wall_seconds,
 )
 
 
-def test_jobs_go_where_a_place_is_free_first() -> None:
+def test_wall_time_of_jobs_on_several_workers() -> None:
     assert wall_seconds([1, 1, 5, 1, 1], 1) == 9
     assert wall_seconds([1, 1, 5, 1, 1], 2) == 6
     assert wall_seconds([3], 4) == 3
 
 
-def test_an_unknown_shape_lies_between_its_neighbours(tiny_spec: Callable[..., RunSpec]) -> None:
+def test_throughput_is_interpolated_between_measured_shapes(
+    tiny_spec: Callable[..., RunSpec],
+) -> None:
     spec = tiny_spec()
     f = spec.flops_per_token
     assert Throughput({f: 1e9}, None).flops_per_second(spec) == 1e9
-    between = Throughput({f // 4: 1e9, f * 4: 4e9}, None).flops_per_second(spec)
-    assert between == pytest.approx(2e9, rel=1e-3)
+    interpolated = Throughput({f // 4: 1e9, f * 4: 4e9}, None).flops_per_second(spec)
+    assert interpolated == pytest.approx(2e9, rel=1e-3)
     assert Throughput({f * 4: 4e9}, None).flops_per_second(spec) == 4e9
     assert Throughput({}, 3e9).flops_per_second(spec) == 3e9
     assert Throughput({}, None).flops_per_second(spec) is None
@@ -37,33 +39,33 @@ def test_an_unknown_shape_lies_between_its_neighbours(tiny_spec: Callable[..., R
     assert Throughput({f: 1e9}, None).seconds(job) == pytest.approx(spec.flops / 1e9)
 
 
-def test_a_probe_is_kept_with_the_study_and_a_finished_run_corrects_it(
+def test_probe_is_stored_in_the_study_folder(
     tiny_spec: Callable[..., RunSpec],
 ) -> None:
     spec = tiny_spec()
     cell = Cell(spec, "tiny", 1)
-    assert known_throughput([cell]).measured == {}
+    assert load_throughput([cell]).measured == {}
     store_probe(spec.config, {spec.shape.label: 500.0})
     store_probe(spec.config, {"another": 1.0})
     f = spec.flops_per_token
-    assert known_throughput([cell]).measured == {f: 500.0 * f}
+    assert load_throughput([cell]).measured == {f: 500.0 * f}
 
 
-def test_a_stated_share_of_the_peak(tiny_spec: Callable[..., RunSpec]) -> None:
+def test_stated_mfu_gives_the_throughput(tiny_spec: Callable[..., RunSpec]) -> None:
     spec = tiny_spec(plan={"device_flops": 1e12, "mfu": 0.25, "devices": 8})
-    known = known_throughput([Cell(spec, "tiny", 1)])
-    assert known.flops_per_second(spec) == 2.5e11 and "stated 2.5e+11" in known.source
-    assert jobs_at_once(spec.config) == 8
+    throughput = load_throughput([Cell(spec, "tiny", 1)])
+    assert throughput.flops_per_second(spec) == 2.5e11
+    assert "stated throughput of 2.5e+11 FLOP/s" in throughput.source
+    assert count_concurrent_jobs(spec.config) == 8
 
 
-def test_hours_are_short_to_read() -> None:
-    assert [in_hours(s) for s in (None, 36.0, 3600 * 12.345, 3600 * 4680.2)] == [
-        "?", "0.01", "12.3", "4,680",
-    ]  # fmt: skip
+def test_format_hours() -> None:
+    seconds = (None, 36.0, 3600 * 12.345, 3600 * 4680.2)
+    assert [format_hours(each) for each in seconds] == ["?", "0.01", "12.3", "4,680"]
 
 
 @pytest.mark.slow
-def test_a_probe_trains_for_real_and_leaves_nothing(tiny_spec: Callable[..., RunSpec]) -> None:
+def test_probe_measures_throughput_and_writes_no_files(tiny_spec: Callable[..., RunSpec]) -> None:
     from pathlib import Path
 
     from slm.training.probe import measure_tokens_per_second
