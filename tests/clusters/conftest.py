@@ -1,4 +1,4 @@
-"""A Slurm and a Ray of the tests' own, and what the same studies come to without them."""
+"""Fixtures: a Slurm cluster, a Ray cluster, and reference studies that run without a cluster."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MakeSweep = Callable[..., Sweep]
 
 @pytest.fixture
 def sweep(tmp_path: Path, cache_dir: Path) -> MakeSweep:
-    """sweep(arguments, launcher arguments..., env={...}) -> a study in a folder of the test's."""
+    """sweep(arguments, launcher arguments..., env={...}) -> a Sweep in the folder of the test."""
 
     def make(arguments: tuple[str, ...], *more: str, env: dict[str, str] | None = None) -> Sweep:
         return Sweep(tmp_path, cache_dir, (*arguments, *more), env or {})
@@ -32,19 +32,19 @@ def sweep(tmp_path: Path, cache_dir: Path) -> MakeSweep:
 
 @pytest.fixture(scope="session")
 def basic_smoke(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Sweep:
-    """study=smoke, one run after the other in one process."""
+    """study=smoke, with all runs in one process, one after the other."""
     folder = tmp_path_factory.mktemp("basic")
-    done = Sweep(folder, cache_dir, (*SMOKE, "hydra/launcher=basic"), {})
-    assert done.to_end() == 0, done.said
-    return done
+    finished = Sweep(folder, cache_dir, (*SMOKE, "hydra/launcher=basic"), {})
+    assert finished.run() == 0, finished.output
+    return finished
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Sweep:
-    """The pair of runs that nothing happens to."""
-    done = Sweep(tmp_path_factory.mktemp("undisturbed"), cache_dir, PAIR, {})
-    assert done.to_end() == 0, done.said
-    return done
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Sweep:
+    """The two runs of PAIR, trained without an interruption."""
+    finished = Sweep(tmp_path_factory.mktemp("uninterrupted"), cache_dir, PAIR, {})
+    assert finished.run() == 0, finished.output
+    return finished
 
 
 @pytest.fixture(scope="session")
@@ -55,29 +55,31 @@ def slurm() -> Iterator[Slurm]:
     if reason:
         pytest.skip(reason)
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
-        Path(folder).chmod(0o755)  # munged wants a folder that all may pass through
+        Path(folder).chmod(0o755)  # munged requires a folder that all users can enter
         with one_node_slurm(Path(folder), CORES) as running:
             yield running
 
 
 @pytest.fixture(scope="session")
 def ray_env() -> dict[str, str]:
-    """What lets a process use a Ray of the tests."""
+    """Environment variables for access to the Ray cluster of the tests."""
     if find_spec("ray") is None or find_spec("hydra_plugins.hydra_ray_launcher") is None:
         pytest.skip("pip install -e '.[ray]'")
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as there: everything listens on the loopback alone
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as on those systems, Ray then listens on loopback only
     }
 
 
 @pytest.fixture(scope="session")
 def ray_address(ray_env: dict[str, str]) -> Iterator[str]:
-    """A cluster that somebody has started, in a folder that is not that of the sweep."""
+    """Address of a Ray cluster that was started outside of the sweep's folder."""
     head_script = str(Path(__file__).with_name("ray_head.py"))
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short: it holds sockets
+    with tempfile.TemporaryDirectory(
+        prefix="ray-"
+    ) as folder:  # a short path, because Ray puts sockets into it
         head = subprocess.Popen(
             [sys.executable, head_script, folder, str(CORES)],
             cwd=folder,

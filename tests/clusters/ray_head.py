@@ -1,6 +1,7 @@
-"""A Ray cluster of one node on the loopback, until its standard input is closed: ray_head FOLDER CORES.
+"""Ray cluster of one node on the loopback interface: ray_head FOLDER CORES.
 
-It says where it is. `ray start` would do the same, but `ray stop` stops every Ray of the machine.
+It prints its address and runs until its standard input is closed. `ray start` is not used, because `ray stop`
+stops all Ray clusters of the machine.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""A Slurm of one node for a test: real daemons on the loopback, everything in one folder.
+"""Slurm cluster of one node for tests: real daemons on the loopback interface, all files in one folder.
 
-No accounting, as on many clusters. A job of partition `high` takes the node from one of `low`, which goes back
-into the queue.
+It has no accounting, like many clusters. A job of partition `high` preempts a job of `low`, which Slurm
+requeues.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SlurmctldPort={controller_port}
 SlurmdPort={node_port}
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 AuthType=auth/munge
-# A job that goes back into the queue waits as long as credentials live: by default two minutes.
+# A requeued job waits until its credential expires, by default two minutes.
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 SlurmUser=root
 StateSaveLocation={folder}/state
@@ -49,13 +49,13 @@ PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE St
 
 
 class Slurm:
-    """Commands to a running one; `env` is what makes a process see it."""
+    """Commands to a running cluster; processes use the cluster through `env`."""
 
     def __init__(self, folder: Path):
         self.env = {"SLURM_CONF": str(folder / "slurm.conf")}
 
-    def ask(self, *command: str) -> str:
-        """What a command of Slurm says.
+    def run(self, *command: str) -> str:
+        """Run a Slurm command and return its output.
 
         Raises:
             subprocess.CalledProcessError: if it fails.
@@ -66,27 +66,27 @@ class Slurm:
         ).stdout
 
     def jobs(self, state: str = "all") -> list[str]:
-        """Ids of jobs in a state: RUNNING, PENDING."""
-        return self.ask("squeue", "--array", "-h", f"--states={state}", "-o", "%i").split()
+        """Return the ids of jobs in a state, such as RUNNING or PENDING."""
+        return self.run("squeue", "--array", "-h", f"--states={state}", "-o", "%i").split()
 
     def is_idle(self) -> bool:
         try:
-            return self.ask("sinfo", "-h", "-p", "low", "-o", "%t").strip() == "idle"
+            return self.run("sinfo", "-h", "-p", "low", "-o", "%t").strip() == "idle"
         except subprocess.CalledProcessError:
             return False
 
     def clear(self) -> None:
-        """Cancel all jobs, and wait until none is left."""
-        self.ask("scancel", f"--user={os.environ.get('USER', 'root')}")
+        """Cancel all jobs and wait until the queue is empty."""
+        self.run("scancel", f"--user={os.environ.get('USER', 'root')}")
         wait_until(self.is_idle, 60)
 
 
 def missing() -> str:
-    """Why there can be no Slurm here, or nothing."""
+    """Return the reason why Slurm cannot be started here, or an empty string."""
     absent = [daemon for daemon in DAEMONS if shutil.which(daemon) is None]
     if absent:
         return f"{', '.join(absent)} not installed (Debian: slurm-wlm, munge)"
-    return "" if os.geteuid() == 0 else "slurmd runs jobs as their users, which takes root"
+    return "" if os.geteuid() == 0 else "slurmd needs root to run jobs as their users"
 
 
 @contextmanager
@@ -101,8 +101,8 @@ def one_node_slurm(folder: Path, cpus: int) -> Iterator[Slurm]:
     key = folder / "munge.key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o600)
-    places = ("key-file", "socket", "pid-file", "log-file", "seed-file")
-    files = [f"--{place}={folder}/munge.{place.partition('-')[0]}" for place in places]
+    options = ("key-file", "socket", "pid-file", "log-file", "seed-file")
+    files = [f"--{option}={folder}/munge.{option.partition('-')[0]}" for option in options]
     slurm = Slurm(folder)
     with ExitStack() as running:
         running.enter_context(daemon(folder, "munged", "--foreground", "--force", *files))
@@ -139,10 +139,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(is_so: Callable[[], object], seconds: float) -> None:
-    """Raise a TimeoutError unless something comes true in time."""
+def wait_until(condition: Callable[[], object], seconds: float) -> None:
+    """Wait until a condition is true.
+
+    Raises:
+        TimeoutError: if it is not true within `seconds`.
+    """
     deadline = time.monotonic() + seconds
-    while not is_so():
+    while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{getattr(is_so, '__qualname__', is_so)} after {seconds:.0f} s")
+            name = getattr(condition, "__qualname__", condition)
+            raise TimeoutError(f"{name} is not true after {seconds:.0f} s")
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""Studies that run in the background while a test kills, preempts or stops something."""
+"""Sweeps that run in the background while a test kills, preempts or stops their processes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,23 @@ from tests.conftest import ROOT, cli_command, cli_env
 from tests.running import assert_same_run
 
 SMOKE = ("study=smoke", "action=run")
-# Two runs of some ten seconds.
+# Two runs of about ten seconds each.
 PAIR = (
-    "study=smoke", "action=run", "study.families=[deep_thin]", "study.sizes=[128k]", "study.seeds=[0,1]",
-    "study.tokens_per_param=[2]", "trainer.checkpoint_every_steps=20", "tracking=disabled",
-)  # fmt: skip
+    "study=smoke",
+    "action=run",
+    "study.families=[deep_thin]",
+    "study.sizes=[128k]",
+    "study.seeds=[0,1]",
+    "study.tokens_per_param=[2]",
+    "trainer.checkpoint_every_steps=20",
+    "tracking=disabled",
+)
 ONE = (*PAIR, "study.seeds=[0]")
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A study in `folder`, with what it says in a file."""
+    """Call of sweep.py in `folder`; its output goes to a file there."""
 
     folder: Path
     cache_dir: Path
@@ -37,30 +43,31 @@ class Sweep:
     def start(self) -> subprocess.Popen[bytes]:
         self.folder.mkdir(exist_ok=True)
         command = cli_command("sweep.py", self.folder, self.cache_dir, *self.arguments)
-        with (self.folder / "said.txt").open("w") as said:
+        with (self.folder / "output.txt").open("w") as output:
             return subprocess.Popen(
-                command, cwd=ROOT, env={**cli_env(), **self.env}, stdout=said, stderr=said
+                command, cwd=ROOT, env={**cli_env(), **self.env}, stdout=output, stderr=output
             )
 
-    def to_end(self) -> int:
-        return ended(self.start())
+    def run(self) -> int:
+        """Run the sweep and return its exit code."""
+        return wait_for_exit(self.start())
 
     @property
-    def said(self) -> str:
-        return (self.folder / "said.txt").read_text()
+    def output(self) -> str:
+        return (self.folder / "output.txt").read_text()
 
     def runs(self) -> dict[str, RunDirectory]:
-        """By run id."""
+        """Return the run directories by run id."""
         paths = (self.folder / "runs" / "smoke").glob("[!.]*/status.json")
         return {path.parent.name: RunDirectory(path.parent) for path in sorted(paths)}
 
     def wait_for_checkpoints(self, runs: int) -> None:
-        """Until so many runs are in the middle."""
+        """Wait until this number of runs is running and has a checkpoint."""
         wait_until(lambda: sum(is_underway(run) for run in self.runs().values()) >= runs, 120)
 
 
-def ended(process: subprocess.Popen[bytes]) -> int:
-    """The exit code of a sweep, which is stopped if it does not come to an end."""
+def wait_for_exit(process: subprocess.Popen[bytes]) -> int:
+    """Return the exit code of a sweep; kill it after 240 s."""
     try:
         return process.wait(timeout=240)
     except subprocess.TimeoutExpired:
@@ -74,23 +81,23 @@ def is_underway(run: RunDirectory) -> bool:
 
 
 def kill(run: RunDirectory) -> None:
-    """As the kernel does it when memory is short."""
+    """Kill the run's process with SIGKILL, as the kernel does when memory runs out."""
     os.kill(read_json(run.path / "status.json")["owner"]["pid"], signal.SIGKILL)
 
 
 def saved_state(run: RunDirectory) -> str:
-    """What its process wrote last: `running` if it could not do so in the end."""
+    """Return the state that the process wrote last; `running` if it was killed."""
     return str(read_json(run.path / "status.json")["state"])
 
 
-def times_resumed(run: RunDirectory) -> int:
+def count_resumes(run: RunDirectory) -> int:
     return (run.path / "log.txt").read_text().count("going on after step")
 
 
 def assert_same_study(ours: Sweep, theirs: Sweep) -> None:
-    """The same runs, bit for bit."""
+    """Compare all runs of two studies bit for bit."""
     runs, others = ours.runs(), theirs.runs()
     assert runs and runs.keys() == others.keys()
     for run_id, run in runs.items():
-        assert run.state() == "finished", ours.said
+        assert run.state() == "finished", ours.output
         assert_same_run(run, others[run_id])

@@ -1,4 +1,4 @@
-"""Studies on a Slurm where processes die, jobs are preempted and time runs out."""
+"""Studies on Slurm, with killed processes, preempted jobs and expired time limits."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.clusters.sweeping import (
     PAIR,
     Sweep,
     assert_same_study,
-    ended,
+    count_resumes,
     is_underway,
     kill,
     saved_state,
-    times_resumed,
+    wait_for_exit,
 )
 from tests.running import assert_same_run
 
@@ -32,58 +32,58 @@ def _empty_queue(slurm: Slurm) -> Iterator[None]:
     slurm.clear()
 
 
-def test_a_dead_process_is_told_of_and_the_same_command_does_the_rest(
-    slurm: Slurm, sweep: MakeSweep, undisturbed: Sweep
+def test_killed_run_is_reported_and_the_same_command_continues(
+    slurm: Slurm, sweep: MakeSweep, uninterrupted: Sweep
 ) -> None:
-    """There is no accounting here: only the queue knows that no result will come."""
+    """Without accounting, only the queue shows that a killed job returns no result."""
     study = sweep(PAIR, *ON_SLURM, env=slurm.env)
     running = study.start()
     study.wait_for_checkpoints(2)
     killed, _ = study.runs().values()
     kill(killed)
-    assert ended(running) == 1
-    assert "its process died (Slurm says of job" in study.said and "FAILED" in study.said
-    assert f"interrupted: {killed.path}" in study.said
-    assert "1 of 2 cells did not finish" in study.said
-    assert study.to_end() == 0 and "; 1 to run" in study.said
-    assert [times_resumed(run) for run in study.runs().values()] == [1, 0]
-    assert_same_study(study, undisturbed)
+    assert wait_for_exit(running) == 1
+    assert "its process died (Slurm says of job" in study.output and "FAILED" in study.output
+    assert f"interrupted: {killed.path}" in study.output
+    assert "1 of 2 cells did not finish" in study.output
+    assert study.run() == 0 and "; 1 to run" in study.output
+    assert [count_resumes(run) for run in study.runs().values()] == [1, 0]
+    assert_same_study(study, uninterrupted)
 
 
-def test_a_stopped_sweep_leaves_no_job_and_loses_no_step(
-    slurm: Slurm, sweep: MakeSweep, undisturbed: Sweep
+def test_stopped_sweep_cancels_its_jobs_and_resumes(
+    slurm: Slurm, sweep: MakeSweep, uninterrupted: Sweep
 ) -> None:
     study = sweep(PAIR, *ON_SLURM, "hydra.launcher.array_parallelism=1", env=slurm.env)
     running = study.start()
     study.wait_for_checkpoints(1)
     running.send_signal(signal.SIGINT)
-    assert ended(running) == 130, study.said
+    assert wait_for_exit(running) == 130, study.output
     assert not slurm.jobs("RUNNING,PENDING,COMPLETING")
     (run,) = study.runs().values()
     assert saved_state(run) == "interrupted"
-    assert study.to_end() == 0
-    assert [times_resumed(run) for run in study.runs().values()] == [1, 0]
-    assert_same_study(study, undisturbed)
+    assert study.run() == 0
+    assert [count_resumes(run) for run in study.runs().values()] == [1, 0]
+    assert_same_study(study, uninterrupted)
 
 
-def test_a_job_out_of_time_or_preempted_goes_on_by_itself(
-    slurm: Slurm, sweep: MakeSweep, undisturbed: Sweep
+def test_requeued_job_resumes_after_time_limit_and_preemption(
+    slurm: Slurm, sweep: MakeSweep, uninterrupted: Sweep
 ) -> None:
-    """The signal is the one that Slurm sends ahead of the limit; the sweep just waits."""
+    """SIGUSR2 is the signal that Slurm sends before the time limit; the sweep keeps waiting."""
     study = sweep(ONE, *ON_SLURM, env=slurm.env)
     running = study.start()
     study.wait_for_checkpoints(1)
     ((run_id, run),) = study.runs().items()
-    slurm.ask("scancel", "--signal=USR2", *slurm.jobs("RUNNING"))
-    wait_until(lambda: times_resumed(run) == 1 and is_underway(run), 60)
-    slurm.ask("sbatch", "-p", "high", f"-n{CORES}", "-o/dev/null", "--wrap", "sleep 1")
-    assert ended(running) == 0, study.said
-    assert times_resumed(run) == 2
-    assert_same_run(run, undisturbed.runs()[run_id])
+    slurm.run("scancel", "--signal=USR2", *slurm.jobs("RUNNING"))
+    wait_until(lambda: count_resumes(run) == 1 and is_underway(run), 60)
+    slurm.run("sbatch", "-p", "high", f"-n{CORES}", "-o/dev/null", "--wrap", "sleep 1")
+    assert wait_for_exit(running) == 0, study.output
+    assert count_resumes(run) == 2
+    assert_same_run(run, uninterrupted.runs()[run_id])
 
 
-def test_what_slurm_refuses_is_said_in_its_words(slurm: Slurm, sweep: MakeSweep) -> None:
+def test_error_of_slurm_is_reported(slurm: Slurm, sweep: MakeSweep) -> None:
     study = sweep(ONE, "hydra/launcher=slurm", "hydra.launcher.partition=nowhere", env=slurm.env)
-    assert study.to_end() == 1
-    assert "Slurm did not take the jobs" in study.said and "invalid partition" in study.said
-    assert "Traceback" not in study.said
+    assert study.run() == 1
+    assert "Slurm did not take the jobs" in study.output and "invalid partition" in study.output
+    assert "Traceback" not in study.output

@@ -1,4 +1,4 @@
-"""What of the launchers for clusters needs neither cluster nor extra."""
+"""Cluster launchers: checks that need neither a cluster nor an extra."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
         RunError("busy"),
     ],
 )
-def test_an_error_survives_the_way_from_a_job(error: SlmError) -> None:
+def test_errors_can_be_pickled(error: SlmError) -> None:
     error.was_shown = True
-    back = pickle.loads(pickle.dumps(error))
-    assert type(back) is type(error) and str(back) == str(error)
-    assert vars(back) == vars(error) and back.exit_code == error.exit_code
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error) and str(copy) == str(error)
+    assert vars(copy) == vars(error) and copy.exit_code == error.exit_code
 
 
 @pytest.mark.parametrize(("launcher", "module"), [("slurm", "submitit"), ("ray", "ray")])
-def test_an_extra_that_is_missing_is_named(launcher: str, module: str, cli: Cli) -> None:
-    """Only where it is needed: plans do without."""
+def test_error_names_the_missing_extra(launcher: str, module: str, cli: Cli) -> None:
+    """action=plan works without the extra, action=run does not."""
     if find_spec(module) is not None:
         pytest.skip(f"the extra {launcher} is installed")
     study = ("sweep.py", "study=smoke", f"hydra/launcher={launcher}")
@@ -44,7 +44,7 @@ def test_an_extra_that_is_missing_is_named(launcher: str, module: str, cli: Cli)
     assert f"pip install -e '.[{launcher}]'" in run.stderr and "Traceback" not in run.stderr
 
 
-def test_a_cluster_that_is_not_there_is_told_at_once() -> None:
+def test_unreachable_ray_cluster_is_reported() -> None:
     check_reachable(None)
     check_reachable("auto")
     with pytest.raises(RunError, match=r"127\.0\.0\.1:9"):
