@@ -137,9 +137,7 @@ def split_windows(
 def _sum_nats(model: Transformer, batch: list[Window]) -> NDArray[np.float64]:
     """Sum the loss over the scored tokens of each window, in nats."""
     width = max(len(w.tokens) for w in batch) - 1
-    inputs = torch.zeros(
-        (len(batch), width), dtype=torch.int64
-    )  # padding comes after the scored tokens
+    inputs = torch.zeros((len(batch), width), dtype=torch.int64)  # padded on the right
     targets = torch.full_like(inputs, IGNORED)
     for row, window in enumerate(batch):
         tokens = torch.from_numpy(window.tokens)

@@ -71,7 +71,7 @@ class RunSpec:
 
     @property
     def warmup_tokens(self) -> int:
-        """Warmup in tokens, at most one per parameter: more distorts small runs (arXiv 2406.19146)."""
+        """Warmup tokens, at most one per parameter: longer warmups distort small runs (arXiv 2406.19146)."""
         schedule = self.config.schedule
         requested = schedule.warmup_fraction * (schedule.warmup_budget_tokens or self.tokens)
         return round(min(requested, flop_equivalent_params(self.flops_per_token)))
@@ -83,7 +83,7 @@ class RunSpec:
 
     @property
     def trunk_steps(self) -> int:
-        """Number of first steps that do not depend on the token budget: warmup and constant rate of wsd."""
+        """Number of leading steps that do not depend on the token budget: warmup and constant rate of wsd."""
         return steps_before_decay(self.steps, self.batch_tokens, self.config.schedule)
 
     @cached_property
@@ -221,20 +221,20 @@ def _resolve_shape(config: Config) -> tuple[ModelShape, int, float | None]:
         flops = training_flops_per_token(shape)
         if aspect_ratio is not None:
             frame = ShapeFrame.of(shape, ladder.d_ff_multiple)
-            with _errors_name("model.preset", config.model.preset):
+            with _relabel_errors("model.preset", config.model.preset):
                 shape = solve_shape(frame, aspect_ratio, flops)
         return shape, flops, None
     frame = _frame(config)
     aspect_ratios = tuple(sorted({a for a in ladder.aspect_ratios.values() if a is not None}))
     reference = ladder.reference_aspect_ratio
     rung = rung_of(frame, reference, aspect_ratios, config.size, ladder.size_counts)
-    with _errors_name("size", config.size):
+    with _relabel_errors("size", config.size):
         shape = solve_shape(frame, aspect_ratio, rung.target, rung.measure)
     return shape, rung.flops_per_token, rung.shift
 
 
 @contextmanager
-def _errors_name(key: str, value: object) -> Iterator[None]:
+def _relabel_errors(key: str, value: object) -> Iterator[None]:
     """Replace key and value in the solver's errors by those that the user set."""
     try:
         yield

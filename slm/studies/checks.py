@@ -80,7 +80,7 @@ def _rates(config: Config) -> Iterator[Problem]:
     kind = config.parametrization.kind
     policy = study.lr_policy
     if policy == "transfer" and kind != "completep":
-        rule = f"only completep transfers a learning rate over width and depth, not {kind}"
+        rule = f"only completep transfers a learning rate across width and depth, not {kind}"
         fix = "use parametrization=completep, or study.lr_policy=tuned or fixed"
         yield Problem("study.lr_policy", policy, rule, fix)
     if policy == "tuned" and "optimizer.lr" in study.grid:

@@ -58,9 +58,7 @@ def cells_of(
         ConfigError: if a family has no shape on a rung (lists all of them), or two cells are the same run.
     """
     cells: list[Cell] = []
-    problems: dict[
-        Problem, None
-    ] = {}  # a dict without values, because one error repeats in many cells
+    problems: dict[Problem, None] = {}  # each problem once, although it repeats in many cells
     for arm in arms_of(config, compose):
         lr = {"lr": rates[arm.key]} if rates and arm.key in rates else {}
         try:

@@ -24,9 +24,7 @@ from slm.studies.throughput import (
     wall_seconds,
 )
 
-MAX_EMBEDDING_SHARE = (
-    0.20  # above this, vocabulary parameters dominate the difference between shapes
-)
+MAX_EMBEDDING_SHARE = 0.20  # of all parameters; a larger vocabulary handicaps wide shapes
 MIN_STEPS = 1000
 
 

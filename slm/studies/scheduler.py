@@ -34,7 +34,7 @@ def run_study(
         RunError: if cells are unfinished when no job remains, or after `max_failures` failures; it lists
             them with their errors.
     """
-    remaining = [job for job in jobs_of(cells) if _is_unfinished(job, rerun, retry_failed)]
+    remaining = [job for job in jobs_of(cells) if _needs_launch(job, rerun, retry_failed)]
     earlier_failures = 0 if rerun or retry_failed else _count_failed(cells)
     waiting = False
     while remaining:
@@ -56,7 +56,7 @@ def run_study(
     _check_finished(cells)
 
 
-def _is_unfinished(job: Job, rerun: bool, retry_failed: bool) -> bool:
+def _needs_launch(job: Job, rerun: bool, retry_failed: bool) -> bool:
     # A trunk with one unfinished branch is launched with all branches; the finished ones are skipped there.
     return rerun or any(
         not cell.is_done and (retry_failed or cell.state != "failed") for cell in job.cells

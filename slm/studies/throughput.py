@@ -40,8 +40,8 @@ class Throughput:
         if not self.measured:
             return self.assumed
         f = spec.flops_per_token
-        below = max((measured for measured in self.measured if measured <= f), default=None)
-        above = min((measured for measured in self.measured if measured >= f), default=None)
+        below = max((flops for flops in self.measured if flops <= f), default=None)
+        above = min((flops for flops in self.measured if flops >= f), default=None)
         if below is None or above is None or below == above:
             return self.measured[below or above or f]
         fraction = math.log(f / below) / math.log(above / below)
