@@ -1,1 +1,1 @@
-"""What a model is and what it costs, without torch."""
+"""Shapes of models and their cost in parameters, FLOPs and memory. Torch-free."""

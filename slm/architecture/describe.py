@@ -1,4 +1,4 @@
-"""A shape in numbers: its parameters and FLOPs by component and convention, as data and as text."""
+"""Parameters, FLOPs and memory of a shape, as JSON-ready data and as printed tables."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from slm.architecture.flops import (
     forward_flops_per_token,
     training_flops_per_token,
 )
-from slm.architecture.memory import MemoryPlan, in_units
+from slm.architecture.memory import MemoryPlan, format_bytes
 from slm.architecture.shapes import ModelShape, count_parameters
 
 
 def describe(shape: ModelShape) -> dict[str, Any]:
-    """Everything that is counted of a shape; plain values, ready for JSON."""
+    """Return the parameter and FLOP counts of a shape as plain JSON values."""
     counts = count_parameters(shape)
     causal, full = (forward_flops_per_token(shape, causal=c) for c in (True, False))
     return {
@@ -48,59 +48,64 @@ def describe(shape: ModelShape) -> dict[str, Any]:
 
 
 def print_description(
-    title: str, described: dict[str, Any], plan: MemoryPlan, micro_batch: str
+    family: str, description: dict[str, Any], plan: MemoryPlan, micro_batch: str
 ) -> None:
-    """`plan` is for micro-batches as `micro_batch` says in words."""
-    shape = described["shape"]
-    dimensions = "  ".join(f"{key} {value}" for key, value in shape.items())
-    parameters = _table("parameters", described["params_by_component"], described["params_total"])
+    """Print the result of `describe` and a memory plan.
+
+    `micro_batch` describes the micro-batches of the plan, such as "2 micro-batches of 4 sequences".
+    """
+    shape = description["shape"]
+    dimensions = "  ".join(f"{key}={value}" for key, value in shape.items())
+    parameters = _count_table(
+        "Parameters", "component", description["params_by_component"], description["params_total"]
+    )
     parameters.add_section()
     for key in ("params_non_embedding", "params_embedding", "params_total"):
-        parameters.add_row(key, f"{described[key]:,}", _share(described, key))
-    components = described["forward_flops_per_token_by_component"]
-    forward = _table("forward FLOPs per token, causal", components, sum(components.values()))
-    training = _table(
-        "training FLOPs per token",
-        described["flops_per_token_by_convention"],
-        described["flops_per_token"],
-        heading="to the convention in use",
+        share = description[key] / description["params_total"]
+        parameters.add_row(key, f"{description[key]:,}", f"{share:.1%}")
+    components = description["forward_flops_per_token_by_component"]
+    forward = _count_table(
+        "Forward FLOPs per token (causal)", "component", components, sum(components.values())
+    )
+    training = _count_table(
+        "Training FLOPs per token",
+        "convention",
+        description["flops_per_token_by_convention"],
+        description["flops_per_token"],
+        ratio="ratio to flops_per_token",
     )
     note = (
-        f"flops_per_token = {described['flops_per_token']:,} ({described['flops_convention']}); "
-        f"N_flop = f/6 = {described['flop_equivalent_params']:,.0f}. 6N is there to compare with."
+        f"flops_per_token = {description['flops_per_token']:,} ({description['flops_convention']})\n"
+        f"N_flop = flops_per_token / 6 = {description['flop_equivalent_params']:,.0f}\n"
+        "The other conventions are listed for comparison only."
     )
-    head = f"{title}: {described['label']}, aspect ratio {described['aspect_ratio']:.1f}"
-    needed = (
-        f"Memory is predicted for one process with {micro_batch} a step, of which "
-        f"{plan.moment} needs most."
-    )
-    tables = parameters, forward, training, note, _memory_table(plan), needed
-    Console(highlight=False).print(Group(head, dimensions, *tables))
+    title = f"{family}: {description['label']}, aspect ratio {description['aspect_ratio']:.1f}"
+    memory_note = f"For {micro_batch} per step. The peak is during {plan.moment}."
+    tables = parameters, forward, training, note, _memory_table(plan), memory_note
+    Console(highlight=False).print(Group(title, dimensions, *tables))
 
 
 def _memory_table(plan: MemoryPlan) -> Table:
-    table = _headed("memory of a process", "bytes", "share")
-    for part, n_bytes in plan.parts().items():
-        table.add_row(part, in_units(n_bytes), f"{n_bytes / plan.total_bytes:.1%}")
+    table = _empty_table("Predicted peak memory per process", "component", "size", "share")
+    for component, n_bytes in plan.parts().items():
+        table.add_row(component, format_bytes(n_bytes), f"{n_bytes / plan.total_bytes:.1%}")
     table.add_section()
-    table.add_row("total", in_units(plan.total_bytes), "")
+    table.add_row("total", format_bytes(plan.total_bytes), "100.0%")
     return table
 
 
-def _table(title: str, rows: dict[str, int], whole: int, heading: str = "share") -> Table:
-    table = _headed(title, "count", heading)
-    for name, value in rows.items():
-        table.add_row(name, f"{value:,}", f"{value / whole:.1%}")
+def _count_table(
+    title: str, label: str, counts: dict[str, int], total: int, ratio: str = "share"
+) -> Table:
+    table = _empty_table(title, label, "count", ratio)
+    for name, value in counts.items():
+        table.add_row(name, f"{value:,}", f"{value / total:.1%}")
     return table
 
 
-def _headed(title: str, *headings: str) -> Table:
+def _empty_table(title: str, label: str, *number_columns: str) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    table.add_column(label)
+    for column in number_columns:
+        table.add_column(column, justify="right")
     return table
-
-
-def _share(described: dict[str, Any], key: str) -> str:
-    return f"{described[key] / described['params_total']:.1%}"

@@ -1,8 +1,9 @@
-"""A rung: one size in all families, and the target that every shape of it meets.
+"""The ladder of sizes: each rung is one size with a target that one shape of every family meets.
 
-By default the target is the training FLOPs per token f of the ideal balanced shape: real-valued depth
-and width at the reference aspect ratio, with `size` matrix parameters in its blocks. Integers leave
-gaps, so the target gives way to the nearest value that all families can meet.
+By default the target is the training FLOPs per token f of the ideal balanced shape, which has
+real-valued depth and width, the reference aspect ratio, and `size` matrix parameters in its blocks.
+Integer shapes leave gaps between reachable values, so the rung moves its target to the nearest value
+that all families can meet.
 """
 
 from __future__ import annotations
@@ -21,22 +22,23 @@ from slm.architecture.shape_solver import (
     SIDE_TOLERANCE,
     ShapeFrame,
     Window,
-    apart,
-    around,
+    log_distance,
     shape_grid,
+    window_around,
 )
 from slm.errors import ConfigError, Problem
 
-# (a shape's distance from the rung's target, the target's from what was asked): the first that all
-# families can keep holds. Two shapes on either side of the target are twice its distance apart.
+# (largest deviation of a shape from the target, largest shift of the target from the requested value).
+# The first pair that all families can satisfy is used. Two shapes on opposite sides of the target
+# differ by twice the deviation.
 RUNG_TOLERANCES = ((CLOSE_TOLERANCE, 0.10), (SIDE_TOLERANCE, 0.25))
 
 
 @dataclass(frozen=True)
 class Rung:
-    """What every shape of one size meets: `target` in units of `measure`.
+    """One size of the ladder: every shape of the rung has `measure` within tolerance of `target`.
 
-    `flops_per_token` is the f that turns tokens_per_param into tokens, equal for all families. It is
+    `flops_per_token` is the f that converts tokens_per_param into tokens, the same for all families:
     the target itself, or for a parameter count the f of the ideal balanced shape.
     """
 
@@ -44,61 +46,66 @@ class Rung:
     target: int
     flops_per_token: int
     shift: float
-    """Share by which the target lies above what was asked for."""
+    """Relative deviation of the target from the requested value."""
 
 
 @lru_cache(maxsize=1024)
-def rung_of(
+def solve_rung(
     frame: ShapeFrame,
     reference: float,
     aspect_ratios: tuple[float, ...],
     size: int,
-    counts: str = "balanced_params",
+    size_counts: str = "balanced_params",
 ) -> Rung:
-    """The rung of a size in a ladder with these aspect ratios.
+    """Find the target nearest to `size` that shapes of all aspect ratios can meet.
 
-    `counts` is what `size` counts: `balanced_params`, or a key of MEASURES.
+    `reference` is the aspect ratio of the ideal balanced shape. `size_counts` names the quantity that
+    `size` is: `balanced_params` or a key of MEASURES.
 
     Raises:
-        ConfigError: when the families have no shapes that meet; it names the nearest sizes that do.
+        ConfigError: if there is no common target; the message names the nearest sizes that have one.
     """
-    measure, asked, flops = _asked(frame, reference, size, counts)
+    measure, requested, flops = _requested(frame, reference, size, size_counts)
     for tolerance, shift in RUNG_TOLERANCES:
-        common = _met_by_all(frame, aspect_ratios, measure, around(asked, shift), tolerance)
-        if common:
-            target = round(_nearest(common, asked))
-            own = target if measure == "flops_per_token" else round(flops)
-            return Rung(measure, target, own, target / asked - 1)
-    raise ConfigError([_no_rung(frame, reference, aspect_ratios, size, counts)])
+        window = window_around(requested, shift)
+        targets = _common_targets(frame, aspect_ratios, measure, window, tolerance)
+        if targets:
+            target = round(_nearest(targets, requested))
+            flops_per_token = target if measure == "flops_per_token" else round(flops)
+            return Rung(measure, target, flops_per_token, target / requested - 1)
+    raise ConfigError([_no_rung_problem(frame, reference, aspect_ratios, size, size_counts)])
 
 
-def _asked(frame: ShapeFrame, reference: float, size: int, counts: str) -> tuple[str, float, float]:
-    """The measure that `counts` names, the value asked for, and the ideal shape's FLOPs per token."""
-    flops = ideal(frame, reference, size, counts)["flops_per_token"]
-    return (
-        ("flops_per_token", flops, flops) if counts == "balanced_params" else (counts, size, flops)
-    )
+def _requested(
+    frame: ShapeFrame, reference: float, size: int, size_counts: str
+) -> tuple[str, float, float]:
+    """Return the measure to match, its requested value, and the ideal shape's FLOPs per token."""
+    flops = ideal_measures(frame, reference, size, size_counts)["flops_per_token"]
+    if size_counts == "balanced_params":
+        return "flops_per_token", flops, flops
+    return size_counts, size, flops
 
 
-def ideal(
-    frame: ShapeFrame, aspect_ratio: float, size: float, counts: str = "balanced_params"
+def ideal_measures(
+    frame: ShapeFrame, aspect_ratio: float, size: float, size_counts: str = "balanced_params"
 ) -> dict[str, float]:
-    """All measures of the real-valued shape of `aspect_ratio` that has `size` by one of them.
+    """Return all measures of the real-valued shape of `aspect_ratio` whose `size_counts` is `size`.
 
-    Blocks count their matrices alone; norms are left out.
+    Only the matrices of blocks are counted, without norms.
     """
-    counts = "params_non_embedding" if counts == "balanced_params" else counts
-    low, high = 1e-3, 1e7  # of d_model; every measure grows with it
+    measure = "params_non_embedding" if size_counts == "balanced_params" else size_counts
+    low, high = 1e-3, 1e7  # bounds of d_model for bisection; every measure increases with d_model
     for _ in range(80):
         middle = math.sqrt(low * high)
-        low, high = (
-            (low, middle) if _ideal(frame, aspect_ratio, middle)[counts] > size else (middle, high)
-        )
-    return _ideal(frame, aspect_ratio, low)
+        if _ideal_measures_at(frame, aspect_ratio, middle)[measure] > size:
+            high = middle
+        else:
+            low = middle
+    return _ideal_measures_at(frame, aspect_ratio, low)
 
 
-def _ideal(frame: ShapeFrame, aspect_ratio: float, d_model: float) -> dict[str, float]:
-    # Of one block, in units of d_model^2: query and output, key and value, three MLP matrices.
+def _ideal_measures_at(frame: ShapeFrame, aspect_ratio: float, d_model: float) -> dict[str, float]:
+    # Per block: query and output, key and value, three MLP matrices.
     params_per_d2 = 2 + 2 / frame.gqa_ratio + 3 * frame.ff_ratio
     depth = d_model / aspect_ratio
     active = params_per_d2 * d_model * d_model * depth
@@ -112,34 +119,34 @@ def _ideal(frame: ShapeFrame, aspect_ratio: float, d_model: float) -> dict[str, 
     }
 
 
-def _met_by_all(
+def _common_targets(
     frame: ShapeFrame,
     aspect_ratios: Sequence[float],
     measure: str,
     window: Window,
     tolerance: float,
 ) -> list[Window]:
-    """Targets inside the window that every family meets within the tolerance."""
+    """Return the intervals of targets in the window that every family meets within the tolerance."""
     common = [window]
     for aspect_ratio in aspect_ratios:
-        spans = []
+        intervals = []
         for n_layers, n_heads, widths in shape_grid(frame, aspect_ratio, measure, window):
             first, last = (
                 MEASURES[measure](frame.shape(n_layers, n_heads, d_ff))
                 for d_ff in (widths[0], widths[-1])
             )
             step = (last - first) / max(len(widths) - 1, 1)  # every measure is linear in d_ff
-            if step <= 2 * tolerance * first:  # what one d_ff meets touches what the next one does
-                spans.append((first / (1 + tolerance), last / (1 - tolerance)))
+            if step <= 2 * tolerance * first:  # intervals of adjacent d_ff overlap: use one
+                intervals.append((first / (1 + tolerance), last / (1 - tolerance)))
                 continue
-            met = (first + index * step for index in range(len(widths)))
-            spans += [(value / (1 + tolerance), value / (1 - tolerance)) for value in met]
-        common = _intersection(common, sorted(spans))
+            values = (first + index * step for index in range(len(widths)))
+            intervals += [(value / (1 + tolerance), value / (1 - tolerance)) for value in values]
+        common = _intersection(common, sorted(intervals))
     return common
 
 
 def _intersection(left: Sequence[Window], right: Sequence[Window]) -> list[Window]:
-    """Overlaps of two sorted lists of spans, merged where they touch."""
+    """Intersect two sorted lists of intervals; overlapping intervals of `right` are merged first."""
     merged: list[Window] = []
     for low, high in right:
         if merged and low <= merged[-1][1]:
@@ -156,25 +163,34 @@ def _intersection(left: Sequence[Window], right: Sequence[Window]) -> list[Windo
     return overlaps
 
 
-def _nearest(spans: Sequence[Window], to: float) -> float:
-    points = (min(max(to, low), high) for low, high in spans)
-    return min(points, key=lambda point: apart(point, to))
+def _nearest(intervals: Sequence[Window], value: float) -> float:
+    """Return the point of the intervals nearest to `value` in log distance."""
+    points = (min(max(value, low), high) for low, high in intervals)
+    return min(points, key=lambda point: log_distance(point, value))
 
 
-def _no_rung(
-    frame: ShapeFrame, reference: float, aspect_ratios: Sequence[float], size: int, counts: str
+def _no_rung_problem(
+    frame: ShapeFrame,
+    reference: float,
+    aspect_ratios: Sequence[float],
+    size: int,
+    size_counts: str,
 ) -> Problem:
-    """The nearest sizes below and above at which the families meet."""
-    measure, asked, _ = _asked(frame, reference, size, counts)
-    common = _met_by_all(frame, aspect_ratios, measure, (asked / 8, asked * 8), SIDE_TOLERANCE)
-    below = [high for low, high in common if high < asked][-1:]
-    above = [low for low, high in common if low > asked][:1]
-    unit = "params_non_embedding" if counts == "balanced_params" else counts
-    sizes = [f"{ideal(frame, reference, f, measure)[unit]:.3g}" for f in (*below, *above)]
-    listed = ", ".join(f"{a:g}" for a in aspect_ratios)
+    """Report a size without a rung, and the nearest sizes below and above that have one."""
+    measure, requested, _ = _requested(frame, reference, size, size_counts)
+    window = (requested / 8, requested * 8)
+    targets = _common_targets(frame, aspect_ratios, measure, window, SIDE_TOLERANCE)
+    below = [high for low, high in targets if high < requested][-1:]
+    above = [low for low, high in targets if low > requested][:1]
+    unit = "params_non_embedding" if size_counts == "balanced_params" else size_counts
+    sizes = [
+        f"{ideal_measures(frame, reference, target, measure)[unit]:.3g}"
+        for target in (*below, *above)
+    ]
+    listed = ", ".join(f"{ratio:g}" for ratio in aspect_ratios)
     rule = (
-        f"families of aspect ratio {listed} (d_head {frame.d_head}, GQA ratio {frame.gqa_ratio}) have "
-        f"no shapes there that meet in {measure} within {MATCH_TOLERANCE:.0%}"
+        f"the families (aspect ratios {listed}; d_head {frame.d_head}, GQA ratio {frame.gqa_ratio}) have "
+        f"no shapes of this size whose {measure} agree within {MATCH_TOLERANCE:.0%}"
     )
-    named = " or ".join(f"{float(s):,.0f}" for s in sizes)
-    return Problem("size", size, rule, f"nearest: {named}" if named else "try a larger size")
+    nearest = " or ".join(f"{float(s):,.0f}" for s in sizes)
+    return Problem("size", size, rule, f"nearest: {nearest}" if nearest else "try a larger size")

@@ -1,27 +1,30 @@
-"""Predicted memory of one training process, part by part, before anything is allocated. Torch-free.
+"""Predicted memory of one training process, by component, before anything is allocated. Torch-free.
 
-For the backward pass autograd keeps, of each token in each block that it passes, in bytes (letters as in
-slm/model/transformer.py, T for positions; a is 4 in fp32 and 2 under bf16 autocast):
+Autograd saves the following tensors for the backward pass, in bytes per token and per pass through a
+block. Letters are those of slm/model/transformer.py; T is the sequence length; a is the bytes of an
+element of matrix products: 4 in fp32, 2 under bf16 autocast.
 
-    two norms                  4 D + 4 each     their input, which is fp32, and the inverse root mean square
-    query, key, value          a D              their input
-    qk_norm                    (H + G) (a K + 4)   as above, over heads; on CUDA its input in fp32
-    attention                  2 a (H + G) K    q, k, v and the mixed values
-      fused                    4 H              the log of each softmax's sum
-                               a T              with document_mask: the mask as numbers to add (not of flash)
-      reference                a H T            the weights; T for the documents' mask, T^2 a block for the causal one
-      matmul                   a H (T + n) / 2  the weights, in blocks of n queries that see the past alone
-      fallback                 4 H (T + 3 K)    on CUDA torch's sdpa has no fused kernel for grouped queries in fp32
-                                                or with a mask, and keeps weights, q, k and v in fp32, for all heads
-    gate and up                a D              their input
-    MLP                        4 a F            gate, its silu, up, their product (gelu: 2 a F)
-    dropout                    2 a D            masks of both branches; on CUDA a byte an element
+    two norms            4 D + 4 each        the fp32 input and the inverse root mean square
+    query, key, value    a D                 their input
+    qk_norm              (H + G) (a K + 4)   same as the two norms, per head; on CUDA the input is in fp32
+    attention            2 a (H + G) K       q, k, v and the attention output
+      fused              4 H                 log-sum-exp of each softmax
+                         a T                 with document_mask: the additive mask (not with flash)
+      reference          a H T               attention weights; T more for the document mask, or T^2 per
+                                             block for the causal mask
+      matmul             a H (T + n) / 2     attention weights, in blocks of n queries without future keys
+      fallback           4 H (T + 3 K)       on CUDA, torch's sdpa has no fused kernel for grouped queries
+                                             in fp32 or with a mask: weights, q, k and v of all heads in fp32
+    gate and up          a D                 their input
+    MLP                  4 a F               gate, silu(gate), up and their product (gelu: 2 a F)
+    dropout              2 a D               masks of both branches; on CUDA one byte per element
 
-With activation_checkpointing it keeps 4 D, the block's input, and the rest of one block at a time. Outside of
-blocks it keeps the final norm, the embedding's dropout and the ids; the loss (slm/model/loss.py) keeps its
-gradients by the hidden states and by the table. Blocks that are compiled keep less than this.
+With activation_checkpointing autograd saves only the block's input (4 D per token), and the rest for one
+block at a time. Outside the blocks it saves the input of the final norm, the dropout mask of the embedding
+and the token ids; the loss (slm/model/loss.py) saves its gradients with respect to the hidden states and
+the head. Compiled blocks save less than this.
 
-Memory that only a kernel uses inside is not counted, nor what an allocator loses between tensors.
+Not counted: workspace inside kernels, and fragmentation in the allocator.
 """
 
 from __future__ import annotations
@@ -31,17 +34,17 @@ from dataclasses import asdict, dataclass
 
 from slm.architecture.shapes import ModelShape, ParameterCounts, count_parameters
 
-FP32, BF16 = 4, 2  # bytes of a number
-CHUNK_LOGITS, MIN_CHUNK_TOKENS = 2**22, 256  # of slm/model/loss.py, whose own need torch
-MIN_BLOCK_QUERIES, MAX_BLOCKS = 64, 16  # of slm/model/attention_matmul.py
-WRITTEN_OUT = {"reference", "matmul"}  # attention backends whose weights are tensors
-CHECKPOINT = "a checkpoint"
-BLOCKS_IN_TRANSIT = 3  # of FSDP: the one at work, the next one's weights, the last one's gradients
+FP32, BF16 = 4, 2  # bytes per element
+CHUNK_LOGITS, MIN_CHUNK_TOKENS = 2**22, 256  # copied from slm/model/loss.py, which imports torch
+MIN_BLOCK_QUERIES, MAX_BLOCKS = 64, 16  # copied from slm/model/attention_matmul.py
+UNFUSED_BACKENDS = {"reference", "matmul"}  # attention backends that store the attention weights
+CHECKPOINT = "the checkpoint write"
+FSDP_LIVE_BLOCKS = 3  # the current block, the next one's weights, the previous one's gradients
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How a shape is trained, as far as memory depends on it; values as in the config."""
+    """The settings of a training run that change its memory; values as in the config."""
 
     precision: str = "fp32"
     attention: str = "sdpa"
@@ -53,8 +56,8 @@ class Execution:
     processes: int = 1
 
     @property
-    def number_bytes(self) -> int:
-        """Of what matrix products read and write."""
+    def element_bytes(self) -> int:
+        """Bytes per element of the inputs and outputs of matrix products."""
         return BF16 if self.precision == "bf16" else FP32
 
     @property
@@ -64,31 +67,31 @@ class Execution:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What one process holds in one moment of a step, that in which it holds most unless said otherwise."""
+    """Predicted memory of one process at one moment of a training step, by component."""
 
     moment: str
     parameters_bytes: int
-    """fp32, and the table of rotary turns."""
+    """fp32 parameters and the RoPE table."""
     optimizer_bytes: int
-    """Two moments of each parameter."""
+    """First and second moments of Adam."""
     weight_copies_bytes: int
-    """The blocks' matrices in bf16, kept from the first micro-batch to the end of the step."""
+    """bf16 copies of the blocks' matrices, cached from the first micro-batch to the end of the step."""
     communication_bytes: int
-    """ddp's buckets of gradients; what fsdp has put together of other processes' shards."""
+    """Gradient buckets of ddp; parameters that fsdp has gathered from other ranks."""
     gradients_bytes: int
-    """None in the first micro-batch before its backward pass."""
+    """0 before the backward pass of the first micro-batch."""
     activations_bytes: int
     loss_bytes: int
-    """A chunk of logits, and gradients by the table and by the hidden states."""
+    """One chunk of logits, and the gradients with respect to the head and the hidden states."""
     workspace_bytes: int
-    """What a block needs for its own backward pass; with activation_checkpointing all that it keeps."""
+    """Temporary tensors of one block's backward pass, recomputed activations included."""
 
     @property
     def total_bytes(self) -> int:
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, int]:
-        """Bytes by part, without the unit in their names."""
+        """Return the bytes of each component, without the suffix `_bytes` in the names."""
         fields = asdict(self).items()
         return {k.removesuffix("_bytes"): v for k, v in fields if k.endswith("_bytes")}
 
@@ -97,54 +100,62 @@ class MemoryPlan:
 
 
 def plan_memory(
-    shape: ModelShape, how: Execution, sequences: int, micro_batches: int = 1
+    shape: ModelShape, execution: Execution, sequences: int, micro_batches: int = 1
 ) -> MemoryPlan:
-    """For micro-batches of `sequences`, so many of them in a step of this process."""
-    moments = plan_moments(shape, how, sequences, micro_batches)
+    """Predict the peak memory of a step of `micro_batches` micro-batches of `sequences` sequences."""
+    moments = plan_moments(shape, execution, sequences, micro_batches)
     return max(moments, key=lambda plan: plan.total_bytes)
 
 
 def plan_moments(
-    shape: ModelShape, how: Execution, sequences: int, micro_batches: int = 1
+    shape: ModelShape, execution: Execution, sequences: int, micro_batches: int = 1
 ) -> list[MemoryPlan]:
-    """The moments of which one needs most: in between, activations go as gradients come."""
+    """Predict the memory at each moment of a step that can be its peak.
+
+    Between these moments memory is lower: each backward pass frees activations as it adds gradients.
+    """
     counts, tokens = count_parameters(shape), sequences * shape.seq_len
-    table, stream = FP32 * shape.vocab_size * shape.d_model, FP32 * tokens * shape.d_model
-    kept, by_block = kept_activations(shape, how, sequences), _kept_by_block(shape, how, sequences)
-    work = tokens * _block_workspace(shape, how)
-    if how.activation_checkpointing:
-        work, by_block = work + by_block - stream, 0
-    earlier, nearly_all, complete = _gradients(shape, how, counts, micro_batches)
-    # A tied table's gradient by the head waits for that by the embedding, apart from earlier ones.
+    table, residual = FP32 * shape.vocab_size * shape.d_model, FP32 * tokens * shape.d_model
+    saved = saved_activation_bytes(shape, execution, sequences)
+    saved_by_block = _saved_by_block(shape, execution, sequences)
+    workspace = tokens * _block_workspace(shape, execution)
+    if execution.activation_checkpointing:
+        workspace, saved_by_block = workspace + saved_by_block - residual, 0
+    before, in_first_block, after = _gradients(shape, execution, counts, micro_batches)
+    # With a tied table autograd holds the head's gradient until it adds the embedding's, beside the
+    # gradient that earlier micro-batches accumulated.
     tables = 2 * table if shape.tied and micro_batches > 1 else table
     moments = [
         # gradients, activations, loss, workspace
-        ("the loss", earlier, kept, _loss_bytes(shape, how, tokens), 0),
-        ("the loss's backward pass", earlier, kept, 2 * (table + stream), 0),
-        ("the last block's backward pass", earlier, kept, table, work),
-        ("the first block's backward pass", nearly_all, by_block, 0, work),
-        ("the embedding's backward pass", complete, 0, tables, 0),
+        ("the loss computation", before, saved, _loss_bytes(shape, execution, tokens), 0),
+        ("the backward pass of the loss", before, saved, 2 * (table + residual), 0),
+        ("the backward pass of the last block", before, saved, table, workspace),
+        ("the backward pass of the first block", in_first_block, saved_by_block, 0, workspace),
+        ("the backward pass of the embedding", after, 0, tables, 0),
     ]
-    if not how.on_gpu:  # the file is put together in the memory of the host
+    if not execution.on_gpu:  # checkpoints are serialized in host memory
         moments.append((CHECKPOINT, 0, 0, 0, 3 * FP32 * counts.params_total))
-    fixed = _fixed(shape, how, counts)
-    return [MemoryPlan(moment, *fixed, *parts) for moment, *parts in moments]
+    constant = _constant_bytes(shape, execution, counts)
+    return [MemoryPlan(moment, *constant, *parts) for moment, *parts in moments]
 
 
 def largest_micro_batch(
-    shape: ModelShape, how: Execution, rows: int, available_bytes: float
+    shape: ModelShape, execution: Execution, rows: int, available_bytes: float
 ) -> int | None:
-    """The largest divisor of a process's `rows` of a global batch that fits; None if one row does not."""
+    """Return the largest divisor of `rows` that fits into `available_bytes` as a micro-batch.
+
+    `rows` is the number of sequences of a global batch in this process. None: one sequence does not fit.
+    """
     fitting = (
         size
         for size in divisors(rows)
-        if plan_memory(shape, how, size, rows // size).total_bytes <= available_bytes
+        if plan_memory(shape, execution, size, rows // size).total_bytes <= available_bytes
     )
     return max(fitting, default=None)
 
 
-def in_units(n_bytes: float) -> str:
-    """`61.2 GB`, and smaller ones in MB or KB; a GB is 10^9 bytes."""
+def format_bytes(n_bytes: float) -> str:
+    """Format a size with three digits as `61.2 GB`, MB or KB; 1 GB is 10^9 bytes."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if n_bytes >= size:
             return f"{n_bytes / size:.3g} {unit}"
@@ -155,122 +166,144 @@ def divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def kept_activations(shape: ModelShape, how: Execution, sequences: int) -> int:
-    """Bytes that autograd keeps of a forward pass, those of the loss and copies of weights aside."""
+def saved_activation_bytes(shape: ModelShape, execution: Execution, sequences: int) -> int:
+    """Count the bytes that autograd saves in a forward pass, without the loss and weight copies."""
     d, tokens = shape.d_model, sequences * shape.seq_len
-    ids = 16 if how.activation_checkpointing and how.document_mask else 8
-    dropped = d * _mask_bytes(how, FP32) if how.dropout else 0
-    # The last norm's gain is kept times the multiplier of logits.
-    outside = tokens * (ids + dropped + _norm_bytes(d)) + FP32 * d
-    if how.activation_checkpointing:
+    ids = 16 if execution.activation_checkpointing and execution.document_mask else 8
+    dropout_mask = d * _mask_bytes(execution, FP32) if execution.dropout else 0
+    # FP32 * d: the gain of the final norm times the logit multiplier.
+    outside = tokens * (ids + dropout_mask + _norm_bytes(d)) + FP32 * d
+    if execution.activation_checkpointing:
         return outside + shape.depth * FP32 * tokens * d
-    return outside + shape.depth * _kept_by_block(shape, how, sequences)
+    return outside + shape.depth * _saved_by_block(shape, execution, sequences)
 
 
-def _fixed(shape: ModelShape, how: Execution, counts: ParameterCounts) -> tuple[int, int, int, int]:
-    """Parameters, optimizer, copies of weights, communication: the same all through a step."""
+def _constant_bytes(
+    shape: ModelShape, execution: Execution, counts: ParameterCounts
+) -> tuple[int, int, int, int]:
+    """Count the bytes of parameters, optimizer, weight copies and communication.
+
+    They are constant throughout a step.
+    """
     weights, in_blocks = FP32 * counts.params_total, counts.attention + counts.mlp
-    turns = 2 * FP32 * shape.seq_len * shape.d_head
-    copies = BF16 * in_blocks if how.precision == "bf16" else 0
+    rope_table = 2 * FP32 * shape.seq_len * shape.d_head
+    copies = BF16 * in_blocks if execution.precision == "bf16" else 0
     communication = 0
-    if how.strategy == "ddp":
+    if execution.strategy == "ddp":
         communication = weights
-    elif how.strategy == "fsdp":
-        in_transit = BLOCKS_IN_TRANSIT * in_blocks // shape.n_layers
-        communication = FP32 * (counts.params_embedding + shape.d_model + in_transit)
-    return weights // how.shards + turns, 2 * weights // how.shards, copies, communication
+    elif execution.strategy == "fsdp":
+        gathered = FSDP_LIVE_BLOCKS * in_blocks // shape.n_layers
+        communication = FP32 * (counts.params_embedding + shape.d_model + gathered)
+    parameters = weights // execution.shards + rope_table
+    return parameters, 2 * weights // execution.shards, copies, communication
 
 
 def _gradients(
-    shape: ModelShape, how: Execution, counts: ParameterCounts, micro_batches: int
+    shape: ModelShape, execution: Execution, counts: ParameterCounts, micro_batches: int
 ) -> tuple[int, int, int]:
-    """Before the last backward pass, in its first block, and after it; ddp has the last two in buckets."""
+    """Count the gradient bytes before the last backward pass, in its first block, and after it.
+
+    With ddp the last two are 0: gradients are views of the buckets, which count as communication.
+    """
     block = FP32 * (counts.attention + counts.mlp) // shape.n_layers
-    whole = FP32 * counts.params_total  # fsdp too cuts them in the last micro-batch alone
-    earlier = whole if micro_batches > 1 else 0
-    if how.strategy == "ddp":
-        return earlier, 0, 0
-    return earlier, (whole if earlier else whole - block) // how.shards, whole // how.shards
+    unsharded = FP32 * counts.params_total  # fsdp shards gradients in the last micro-batch only
+    before = unsharded if micro_batches > 1 else 0
+    if execution.strategy == "ddp":
+        return before, 0, 0
+    in_first_block = unsharded if before else unsharded - block
+    return before, in_first_block // execution.shards, unsharded // execution.shards
 
 
-def _kept_by_block(shape: ModelShape, how: Execution, sequences: int) -> int:
-    """Bytes that one block keeps."""
-    once = 0
-    if how.precision == "bf16" and not how.on_gpu:
-        once += 2 * 2 * BF16 * shape.seq_len * shape.d_head  # turns, cast for q and for k
-    if how.attention == "reference" and not how.document_mask:
-        once += shape.seq_len**2
-    per_token = _attention_bytes(shape, how) + _mlp_bytes(shape, how)
-    return once + sequences * shape.seq_len * per_token
+def _saved_by_block(shape: ModelShape, execution: Execution, sequences: int) -> int:
+    """Count the bytes that autograd saves for one pass through a block."""
+    per_pass = 0
+    if execution.precision == "bf16" and not execution.on_gpu:
+        per_pass += 2 * 2 * BF16 * shape.seq_len * shape.d_head  # RoPE table, cast for q and for k
+    if execution.attention == "reference" and not execution.document_mask:
+        per_pass += shape.seq_len**2
+    per_token = _attention_bytes(shape, execution) + _mlp_bytes(shape, execution)
+    return per_pass + sequences * shape.seq_len * per_token
 
 
 def _norm_bytes(width: int, input_bytes: int = FP32) -> int:
     return input_bytes * width + FP32
 
 
-def _mask_bytes(how: Execution, number_bytes: int) -> int:
-    return 1 if how.on_gpu else number_bytes
+def _mask_bytes(execution: Execution, element_bytes: int) -> int:
+    return 1 if execution.on_gpu else element_bytes
 
 
-def _attention_bytes(shape: ModelShape, how: Execution) -> int:
-    """Of a token, from the norm to the branch's dropout."""
-    a, d, heads, groups = how.number_bytes, shape.d_model, shape.n_heads, shape.n_kv_heads
-    q, kv, positions = heads * shape.d_head, groups * shape.d_head, shape.seq_len
-    kept = _norm_bytes(d) + a * d
+def _attention_bytes(shape: ModelShape, execution: Execution) -> int:
+    """Count the bytes per token that the attention branch saves, from its norm to its dropout."""
+    a, d, heads, groups = execution.element_bytes, shape.d_model, shape.n_heads, shape.n_kv_heads
+    q, kv, seq_len = heads * shape.d_head, groups * shape.d_head, shape.seq_len
+    saved = _norm_bytes(d) + a * d
     if shape.qk_norm:
-        kept += (heads + groups) * _norm_bytes(shape.d_head, FP32 if how.on_gpu else a)
-    if how.attention == "reference":
-        kept += 2 * a * (q + kv) + a * heads * positions
-        kept += positions if how.document_mask else 0
-    elif how.attention == "matmul":
-        kept += 2 * a * (q + kv) + a * heads * _weights_kept(positions) // positions
-    elif _falls_back(shape, how):
-        kept += FP32 * (heads * positions + 3 * q) + a * q
+        saved += (heads + groups) * _norm_bytes(shape.d_head, FP32 if execution.on_gpu else a)
+    if execution.attention == "reference":
+        saved += 2 * a * (q + kv) + a * heads * seq_len
+        saved += seq_len if execution.document_mask else 0
+    elif execution.attention == "matmul":
+        saved += 2 * a * (q + kv) + a * heads * _matmul_weights(seq_len) // seq_len
+    elif _is_sdpa_fallback(shape, execution):
+        saved += FP32 * (heads * seq_len + 3 * q) + a * q
     else:
-        kept += 2 * a * (q + kv) + FP32 * heads
-        kept += a * positions if how.document_mask and how.attention == "sdpa" else 0
-    return kept + (d * _mask_bytes(how, a) if how.dropout else 0)
+        saved += 2 * a * (q + kv) + FP32 * heads
+        saved += a * seq_len if execution.document_mask and execution.attention == "sdpa" else 0
+    return saved + (d * _mask_bytes(execution, a) if execution.dropout else 0)
 
 
-def _weights_kept(positions: int) -> int:
-    """Of a head: in blocks of queries (slm/model/attention_matmul.py), each with the keys up to its end."""
-    size = max(MIN_BLOCK_QUERIES, math.ceil(positions / MAX_BLOCKS))
-    ends = [min(start + size, positions) for start in range(0, positions, size)]
+def _matmul_weights(seq_len: int) -> int:
+    """Count the attention weights per head that slm/model/attention_matmul.py saves.
+
+    Queries are processed in blocks; each block has the keys up to its last query.
+    """
+    size = max(MIN_BLOCK_QUERIES, math.ceil(seq_len / MAX_BLOCKS))
+    ends = [min(start + size, seq_len) for start in range(0, seq_len, size)]
     return sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False))
 
 
-def _falls_back(shape: ModelShape, how: Execution) -> bool:
-    """Documented of torch 2.13: of CUDA's fused kernels flash alone takes grouped queries."""
-    grouped = shape.n_kv_heads != shape.n_heads
-    without_flash = how.precision == "fp32" or how.document_mask
-    return how.on_gpu and how.attention == "sdpa" and grouped and without_flash
+def _is_sdpa_fallback(shape: ModelShape, execution: Execution) -> bool:
+    """Return whether torch's sdpa has no fused CUDA kernel for this attention.
+
+    Source: documentation of torch 2.13; only the flash kernel supports grouped queries.
+    """
+    is_grouped = shape.n_kv_heads != shape.n_heads
+    has_no_flash = execution.precision == "fp32" or execution.document_mask
+    return execution.on_gpu and execution.attention == "sdpa" and is_grouped and has_no_flash
 
 
-def _mlp_bytes(shape: ModelShape, how: Execution) -> int:
-    a, d, gated = how.number_bytes, shape.d_model, shape.mlp == "swiglu"
-    inner = (4 if gated else 2) * a * shape.d_ff
-    return _norm_bytes(d) + a * d + inner + (d * _mask_bytes(how, a) if how.dropout else 0)
+def _mlp_bytes(shape: ModelShape, execution: Execution) -> int:
+    """Count the bytes per token that the MLP branch saves, from its norm to its dropout."""
+    a, d, is_gated = execution.element_bytes, shape.d_model, shape.mlp == "swiglu"
+    inner = (4 if is_gated else 2) * a * shape.d_ff
+    return (
+        _norm_bytes(d) + a * d + inner + (d * _mask_bytes(execution, a) if execution.dropout else 0)
+    )
 
 
-def _block_workspace(shape: ModelShape, how: Execution) -> int:
-    """Of a token, beside what the block keeps: gradients in the MLP, or around the attention weights."""
-    a = how.number_bytes
+def _block_workspace(shape: ModelShape, execution: Execution) -> int:
+    """Count the temporary bytes per token of a block's backward pass, beside its saved activations.
+
+    The larger of the MLP's gradients and the gradients around the attention weights.
+    """
+    a = execution.element_bytes
     mlp = 2 * a * shape.d_ff + FP32 * shape.d_model
-    if how.attention not in WRITTEN_OUT and not _falls_back(shape, how):
+    if execution.attention not in UNFUSED_BACKENDS and not _is_sdpa_fallback(shape, execution):
         return mlp
-    # Scores, masked scores and weights are there at once, when the MLP keeps nothing yet or any more.
-    return max(mlp, 2 * a * shape.n_heads * shape.seq_len - _mlp_bytes(shape, how))
+    # Scores, masked scores and weights exist together, while no activations of the MLP exist.
+    return max(mlp, 2 * a * shape.n_heads * shape.seq_len - _mlp_bytes(shape, execution))
 
 
-def _loss_bytes(shape: ModelShape, how: Execution, tokens: int) -> int:
-    """At most, while the loss goes through its chunks."""
-    a, d, vocab_size = how.number_bytes, shape.d_model, shape.vocab_size
-    most_tokens = max(MIN_CHUNK_TOKENS, CHUNK_LOGITS // vocab_size)
-    logits = min(tokens, most_tokens) * vocab_size
-    is_bf16, goes_on = a == BF16, tokens > most_tokens
-    # Logits, in bf16 a copy in fp32, log-probabilities, and the last chunk's gradient.
-    chunk = logits * (a + (FP32 if is_bf16 else 0) + FP32 + (a if goes_on else 0))
-    if is_bf16:  # logits and their gradient while its product with the hidden states is added
+def _loss_bytes(shape: ModelShape, execution: Execution, tokens: int) -> int:
+    """Count the peak bytes of the loss computation, which processes its logits in chunks."""
+    a, d, vocab_size = execution.element_bytes, shape.d_model, shape.vocab_size
+    chunk_tokens = max(MIN_CHUNK_TOKENS, CHUNK_LOGITS // vocab_size)
+    logits = min(tokens, chunk_tokens) * vocab_size
+    is_bf16, has_several_chunks = a == BF16, tokens > chunk_tokens
+    # Logits, in bf16 their fp32 copy, log-probabilities, and the gradient of the previous chunk.
+    chunk = logits * (a + (FP32 if is_bf16 else 0) + FP32 + (a if has_several_chunks else 0))
+    if is_bf16:  # logits, their gradient, and its product with the hidden states before it is added
         chunk = max(chunk, 2 * BF16 * logits + BF16 * vocab_size * d)
-    table = vocab_size * d * (FP32 + (BF16 if is_bf16 else 0))  # its gradient and its copy
-    return chunk + table + tokens * d * 3 * a  # hidden states, their copy and gradient
+    head = vocab_size * d * (FP32 + (BF16 if is_bf16 else 0))  # gradient and bf16 copy
+    return chunk + head + tokens * d * 3 * a  # hidden states, their copy and gradient

@@ -1,8 +1,9 @@
-"""Solves integer shapes: the one of a given aspect ratio that meets a target.
+"""Solve for the integer shape of a given aspect ratio that meets a target.
 
 The target is training FLOPs per token or a parameter count. All shapes of a comparison share a frame:
-d_head, GQA ratio, vocabulary, context and kind of block. A shape keeps its family's aspect ratio
-within a third and the common d_ff / d_model within 10%; d_ff is the fine adjustment.
+d_head, GQA ratio, vocabulary size, sequence length and kind of block. A shape may differ from its
+family's aspect ratio by a third, and from the common d_ff / d_model by 10%. Depth and width set the
+coarse size; d_ff is the fine adjustment.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from slm.architecture.flops import training_flops_per_token
 from slm.architecture.shapes import MLP_MATRICES, ModelShape, count_parameters
 from slm.errors import ConfigError, Problem
 
-MATCH_TOLERANCE = 0.03  # two shapes of a pair may differ this much in FLOPs per token
-FF_TOLERANCE = 0.10  # d_ff / d_model may leave the common ratio by this share
-ASPECT_TOLERANCE = 1 / 3  # a shape may not leave its family's aspect ratio by more
-# So far from their target on either side, two shapes differ by MATCH_TOLERANCE.
+# Relative tolerances.
+MATCH_TOLERANCE = 0.03  # of FLOPs per token between the two shapes of a pair
+FF_TOLERANCE = 0.10  # of d_ff / d_model from the common ratio
+ASPECT_TOLERANCE = 1 / 3  # of d_model / depth from the family's aspect ratio
+# Two shapes that deviate this much from their target in opposite directions differ by MATCH_TOLERANCE.
 SIDE_TOLERANCE = MATCH_TOLERANCE / (2 + MATCH_TOLERANCE)
-CLOSE_TOLERANCE = 0.005  # a shape this near to its target counts as exact
-SLACK = 1 + 1e-9  # for comparisons of rounded numbers
-EXACT = Context(prec=28)
+CLOSE_TOLERANCE = 0.005  # a shape within this share of its target counts as exact
+SLACK = 1 + 1e-9  # absorbs floating-point rounding in comparisons
+DECIMAL = Context(prec=28)
 
 MEASURES = {
     "flops_per_token": training_flops_per_token,
@@ -37,7 +39,10 @@ Window = tuple[float, float]
 
 @dataclass(frozen=True)
 class ShapeFrame:
-    """What all shapes of one comparison share. `ff_ratio` is a SwiGLU's; a GELU MLP gets 3/2 of it."""
+    """Dimensions and options that all shapes of one comparison share.
+
+    `ff_ratio` is d_ff / d_model of a SwiGLU MLP; a GELU MLP uses 3/2 of it.
+    """
 
     vocab_size: int
     seq_len: int
@@ -52,7 +57,7 @@ class ShapeFrame:
 
     @classmethod
     def of(cls, shape: ModelShape, d_ff_multiple: int) -> ShapeFrame:
-        """The frame in which `shape` has counterparts."""
+        """Return the frame of `shape`, for solving shapes of other families to compare it with."""
         return cls(
             vocab_size=shape.vocab_size,
             seq_len=shape.seq_len,
@@ -68,7 +73,7 @@ class ShapeFrame:
 
     @property
     def common_ff(self) -> float:
-        """Common d_ff / d_model of this kind of MLP."""
+        """d_ff / d_model of this kind of MLP."""
         return self.ff_ratio * MLP_MATRICES["swiglu"] / MLP_MATRICES[self.mlp]
 
     def shape(self, n_layers: int, n_heads: int, d_ff: int) -> ModelShape:
@@ -92,15 +97,15 @@ class ShapeFrame:
 def solve_shape(
     frame: ShapeFrame, aspect_ratio: float, target: int, measure: str = "flops_per_token"
 ) -> ModelShape:
-    """The shape nearest to `aspect_ratio` among those that best meet the target.
+    """Return the shape nearest to `aspect_ratio` among those that best meet the target.
 
-    A match within 0.5% counts as exact, then one within 1.48%, half of what a pair may differ by, then
-    one within 3%.
+    Shapes within 0.5% of the target are preferred, then within 1.48% (half of what a pair may differ
+    by), then within 3%.
 
     Raises:
-        ConfigError: when no shape comes within 3%; it names the nearest that exists.
+        ConfigError: if no shape is within 3%; the message names the nearest shape.
     """
-    window = around(target, MATCH_TOLERANCE)
+    window = window_around(target, MATCH_TOLERANCE)
     candidates = list(_candidates(frame, aspect_ratio, measure, window, target))
     best = min(
         candidates,
@@ -108,26 +113,24 @@ def solve_shape(
         default=None,
     )
     if best is None or _mismatch(best, measure, target) > MATCH_TOLERANCE * SLACK:
-        raise ConfigError([_no_shape(frame, aspect_ratio, measure, target)])
+        raise ConfigError([_no_shape_problem(frame, aspect_ratio, measure, target)])
     return best
 
 
-def aspect_is_kept(shape: ModelShape, aspect_ratio: float) -> bool:
+def is_within_aspect_tolerance(shape: ModelShape, aspect_ratio: float) -> bool:
     return abs(shape.aspect_ratio / aspect_ratio - 1) <= ASPECT_TOLERANCE * SLACK
 
 
 def shape_grid(
     frame: ShapeFrame, aspect_ratio: float, measure: str, window: Window
 ) -> Iterator[tuple[int, int, range]]:
-    """(n_layers, n_heads, allowed d_ff) of every depth and width that may lie in the window."""
+    """Yield (n_layers, n_heads, allowed d_ff) for each depth and width that may lie in the window."""
     for n_heads in count(frame.gqa_ratio, frame.gqa_ratio):
         if MEASURES[measure](frame.shape(1, n_heads, 0)) > window[1]:
             return
-        widths, depths = (
-            _allowed_d_ff(frame, n_heads),
-            _allowed_layers(frame, aspect_ratio, n_heads),
-        )
-        if not widths or not depths:  # too narrow for a multiple of d_ff_multiple, or for a layer
+        widths = _allowed_d_ff(frame, n_heads)
+        depths = _allowed_layers(frame, aspect_ratio, n_heads)
+        if not widths or not depths:  # too narrow for a multiple of d_ff_multiple or for one layer
             continue
         if MEASURES[measure](frame.shape(depths[0], n_heads, widths[0])) > window[1]:
             return
@@ -149,28 +152,29 @@ def _allowed_layers(frame: ShapeFrame, aspect_ratio: float, n_heads: int) -> ran
     return range(max(1, fewest), math.floor(exact / (1 - ASPECT_TOLERANCE) * SLACK) + 1)
 
 
-def apart(a: float, b: float) -> float:
+def log_distance(a: float, b: float) -> float:
     """Return |ln(a / b)|, correctly rounded.
 
-    The C library's logarithm is not on every machine, and its last bit would choose between two shapes
-    that lie as far from what is asked for on either side.
+    The last bit of the C library's logarithm differs between machines. It would decide between two shapes
+    that lie equally far above and below the target.
     """
-    return abs(float(EXACT.ln(Decimal(a / b))))
+    return abs(float(DECIMAL.ln(Decimal(a / b))))
 
 
-def around(value: float, share: float) -> Window:
+def window_around(value: float, share: float) -> Window:
     return value / (1 + share), value * (1 + share)
 
 
 def _candidates(
     frame: ShapeFrame, aspect_ratio: float, measure: str, window: Window, target: int
 ) -> Iterator[ModelShape]:
-    """One shape per depth and width, with the allowed d_ff that brings it nearest to the target."""
+    """Yield one shape per depth and width, with the allowed d_ff nearest to the target."""
     for n_layers, n_heads, widths in shape_grid(frame, aspect_ratio, measure, window):
-        none, one_step = (
+        # Every measure is linear in d_ff, so two values give the d_ff of the target.
+        zero, one_step = (
             MEASURES[measure](frame.shape(n_layers, n_heads, d_ff)) for d_ff in (0, widths.step)
         )
-        steps = round((target - none) / (one_step - none))
+        steps = round((target - zero) / (one_step - zero))
         yield frame.shape(n_layers, n_heads, min(max(steps * widths.step, widths[0]), widths[-1]))
 
 
@@ -181,25 +185,26 @@ def _mismatch(shape: ModelShape, measure: str, target: int) -> float:
 def _penalty(
     shape: ModelShape, aspect_ratio: float, measure: str, target: int
 ) -> tuple[int, float, float]:
-    """Order of preference: how well it matches in steps, then the aspect ratio, then the match."""
+    """Return the sort key: the tolerance that the mismatch meets, aspect ratio error, mismatch."""
     mismatch = _mismatch(shape, measure, target)
-    steps = [CLOSE_TOLERANCE, SIDE_TOLERANCE, MATCH_TOLERANCE]
-    rounding = 1 / target  # targets are whole numbers
-    step = next((i for i, limit in enumerate(steps) if mismatch <= limit + rounding), len(steps))
-    aspect_error = apart(shape.aspect_ratio, aspect_ratio)
-    return (step, mismatch if step == len(steps) else aspect_error, mismatch)
+    limits = [CLOSE_TOLERANCE, SIDE_TOLERANCE, MATCH_TOLERANCE]
+    rounding = 1 / target  # targets are integers
+    grade = next((i for i, limit in enumerate(limits) if mismatch <= limit + rounding), len(limits))
+    aspect_error = log_distance(shape.aspect_ratio, aspect_ratio)
+    return (grade, mismatch if grade == len(limits) else aspect_error, mismatch)
 
 
-def _no_shape(frame: ShapeFrame, aspect_ratio: float, measure: str, target: int) -> Problem:
+def _no_shape_problem(frame: ShapeFrame, aspect_ratio: float, measure: str, target: int) -> Problem:
+    """Report that no shape meets the target, and name the nearest shape."""
     rule = (
         f"no shape with aspect ratio near {aspect_ratio:g}, d_head {frame.d_head} and GQA ratio "
-        f"{frame.gqa_ratio} comes within {MATCH_TOLERANCE:.0%} of {target:,} {measure}"
+        f"{frame.gqa_ratio} is within {MATCH_TOLERANCE:.0%} of {target:,} {measure}"
     )
     for widening in (2, 8, 64, 4096):
         window = (target / widening, target * widening)
-        near = list(_candidates(frame, aspect_ratio, measure, window, target))
-        if near:
-            best = min(near, key=lambda shape: apart(MEASURES[measure](shape), target))
+        candidates = list(_candidates(frame, aspect_ratio, measure, window, target))
+        if candidates:
+            best = min(candidates, key=lambda shape: log_distance(MEASURES[measure](shape), target))
             fix = f"nearest: {best.label} with {MEASURES[measure](best):,}"
             return Problem("size", target, rule, fix)
     return Problem("size", target, rule, "try a larger size")

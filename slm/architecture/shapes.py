@@ -1,22 +1,22 @@
-"""The shape of a decoder-only transformer and its parameter counts, by group.
+"""The shape of a decoder-only transformer and its parameter counts by group.
 
-Counts follow method conventions that the names carry: `params_total` counts a tied table once and
-an untied pair twice; `params_non_embedding` leaves out the input table and the head.
+`params_total` counts a tied embedding table once, and an untied embedding and head separately.
+`params_non_embedding` excludes the embedding and the head.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-MLP_MATRICES = {"swiglu": 3, "gelu": 2}  # gate, up, down; up, down
+MLP_MATRICES = {"swiglu": 3, "gelu": 2}  # swiglu: gate, up, down; gelu: up, down
 
 
 @dataclass(frozen=True)
 class ModelShape:
     """Dimensions of a model; n_heads * d_head == d_model.
 
-    `n_layers` counts blocks with weights of their own. With `layer_sharing` = r each block runs r
-    times in a row, so that tokens pass through `depth` = r * n_layers blocks.
+    `n_layers` counts blocks with separate weights. With `layer_sharing` = r each block runs r times
+    in a row, so that tokens pass through `depth` = r * n_layers blocks.
     """
 
     n_layers: int
@@ -38,12 +38,12 @@ class ModelShape:
 
     @property
     def aspect_ratio(self) -> float:
-        """d_model per block that a token passes through."""
+        """d_model / depth."""
         return self.d_model / self.depth
 
     @property
     def ff_ratio(self) -> float:
-        """d_ff / d_model of the SwiGLU that costs as much."""
+        """d_ff / d_model of the SwiGLU MLP with the same FLOPs."""
         return self.d_ff / self.d_model * MLP_MATRICES[self.mlp] / MLP_MATRICES["swiglu"]
 
     @property
@@ -55,9 +55,9 @@ class ModelShape:
 
 
 def shape_label(n_layers: int, d_model: int, layer_sharing: int = 1) -> str:
-    """Such as L12-d128, or L6x2-d128 where each block runs twice."""
-    shared = f"x{layer_sharing}" if layer_sharing > 1 else ""
-    return f"L{n_layers}{shared}-d{d_model}"
+    """Return a label such as L12-d128, or L6x2-d128 if each block runs twice."""
+    sharing = f"x{layer_sharing}" if layer_sharing > 1 else ""
+    return f"L{n_layers}{sharing}-d{d_model}"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class ParameterCounts:
 
     @property
     def params_embedding(self) -> int:
-        """Input table plus, when untied, the head."""
+        """The embedding table plus, if untied, the head."""
         return self.embedding + self.head
 
     @property
@@ -85,7 +85,7 @@ class ParameterCounts:
 
 
 def count_parameters(shape: ModelShape) -> ParameterCounts:
-    """Parameters of bias-free blocks with grouped-query attention; a shared block counts once."""
+    """Count the parameters of a shape without biases; a shared block counts once."""
     d, layers = shape.d_model, shape.n_layers
     query_and_output = 2 * d * shape.n_heads * shape.d_head
     key_and_value = 2 * d * shape.n_kv_heads * shape.d_head

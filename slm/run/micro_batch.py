@@ -14,7 +14,7 @@ from slm.architecture.memory import (
     Execution,
     MemoryPlan,
     divisors,
-    in_units,
+    format_bytes,
     largest_micro_batch,
     plan_memory,
 )
@@ -89,7 +89,7 @@ def choose_micro_batch(
     smallest = micro_batch_of(spec, accelerator, 1)
     rule = (
         f"one sequence of {spec.shape.seq_len:,} tokens is predicted to need "
-        f"{in_units(smallest.plan.total_bytes)}, but {format_usable_memory(free_bytes, accelerator)}"
+        f"{format_bytes(smallest.plan.total_bytes)}, but {format_usable_memory(free_bytes, accelerator)}"
     )
     fix = suggest_less_memory(spec, accelerator, smallest)
     raise ConfigError([Problem("trainer.micro_batch_sequences", "auto", rule, fix)])
@@ -121,7 +121,7 @@ def suggest_less_memory(spec: RunSpec, accelerator: str, current: MicroBatch) ->
         changed_spec = replace(spec, config=replace(spec.config, trainer=trainer))
         changes.append(("trainer.activation_checkpointing=true", changed_spec, current.sequences))
     suggestions = [
-        f"{change} needs {in_units(micro_batch_of(changed, accelerator, n).plan.total_bytes)}"
+        f"{change} needs {format_bytes(micro_batch_of(changed, accelerator, n).plan.total_bytes)}"
         for change, changed, n in changes
     ]
     if accelerator == "gpu" and spec.config.trainer.strategy != "fsdp":
@@ -153,5 +153,5 @@ def usable_memory(free_bytes: float, accelerator: str) -> float:
 
 
 def format_usable_memory(free_bytes: float, accelerator: str) -> str:
-    usable = in_units(usable_memory(free_bytes, accelerator))
-    return f"{usable} of {in_units(free_bytes)} free memory is usable"
+    usable = format_bytes(usable_memory(free_bytes, accelerator))
+    return f"{usable} of {format_bytes(free_bytes)} free memory is usable"

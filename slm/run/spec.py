@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from slm.architecture.flops import flop_equivalent_params, training_flops_per_token
-from slm.architecture.ladder import rung_of
+from slm.architecture.ladder import solve_rung
 from slm.architecture.shape_solver import ShapeFrame, solve_shape
 from slm.architecture.shapes import MLP_MATRICES, ModelShape
 from slm.config.schema import BudgetConfig, Config
@@ -227,7 +227,7 @@ def _resolve_shape(config: Config) -> tuple[ModelShape, int, float | None]:
     frame = _frame(config)
     aspect_ratios = tuple(sorted({a for a in ladder.aspect_ratios.values() if a is not None}))
     reference = ladder.reference_aspect_ratio
-    rung = rung_of(frame, reference, aspect_ratios, config.size, ladder.size_counts)
+    rung = solve_rung(frame, reference, aspect_ratios, config.size, ladder.size_counts)
     with _relabel_errors("size", config.size):
         shape = solve_shape(frame, aspect_ratio, rung.target, rung.measure)
     return shape, rung.flops_per_token, rung.shift

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from rich.table import Table
 
 from slm.architecture.flops import flop_equivalent_params
-from slm.architecture.memory import in_units
-from slm.architecture.shape_solver import MATCH_TOLERANCE, aspect_is_kept
+from slm.architecture.memory import format_bytes
+from slm.architecture.shape_solver import MATCH_TOLERANCE, is_within_aspect_tolerance
 from slm.architecture.shapes import ModelShape, count_parameters
 from slm.rounding import exceeds
 from slm.run.micro_batch import micro_batch_of, planned_accelerator
@@ -69,7 +69,7 @@ def _shape_warnings(cells: Sequence[Cell]) -> Iterator[str]:
         share = counts.params_embedding / counts.params_total
         if share > MAX_EMBEDDING_SHARE:
             yield f"WARN {cell.family} {shape.label}: {share:.0%} of the parameters are vocabulary embeddings"
-        if aspect is not None and not aspect_is_kept(shape, aspect):
+        if aspect is not None and not is_within_aspect_tolerance(shape, aspect):
             yield (
                 f"WARN {cell.family} {shape.label}: aspect ratio {shape.aspect_ratio:.1f} deviates by more "
                 f"than a third from {aspect:g}, the ratio of the family"
@@ -173,7 +173,7 @@ def ladder_table(cells: Sequence[Cell]) -> Table:
             f"{counts.params_non_embedding:,}",
             f"{counts.params_total:,}",
             f"{flop_equivalent_params(spec.flops_per_token):,.0f}",
-            in_units(micro_batch.plan.total_bytes),
+            format_bytes(micro_batch.plan.total_bytes),
             f"{micro_batch.sequences:,}",
             "" if rung == previous else _format_rung_shift(spec),
             "" if rung == previous else f"{mismatch[rung]:.1%}",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from slm.architecture.memory import in_units
+from slm.architecture.memory import format_bytes
 from slm.errors import RunError
 from slm.files import read_json
 from slm.run.micro_batch import (
@@ -56,7 +56,7 @@ def settle_micro_batch(spec: RunSpec, run: RunDirectory, accelerator: str) -> Mi
         chosen = choose_micro_batch(spec, accelerator, free, _chosen_before(run))
         log.info(
             "micro-batches of %d of %d sequences: %s predicted, %s",
-            chosen.sequences, chosen.rank_sequences, in_units(chosen.plan.total_bytes),
+            chosen.sequences, chosen.rank_sequences, format_bytes(chosen.plan.total_bytes),
             format_usable_memory(free, accelerator),
         )  # fmt: skip
         return chosen
@@ -64,7 +64,7 @@ def settle_micro_batch(spec: RunSpec, run: RunDirectory, accelerator: str) -> Mi
     if fixed.plan.total_bytes > usable_memory(free, accelerator):
         log.warning(
             "WARN %d sequences at once are predicted to need %s, and %s; %s",
-            fixed.sequences, in_units(fixed.plan.total_bytes), format_usable_memory(free, accelerator),
+            fixed.sequences, format_bytes(fixed.plan.total_bytes), format_usable_memory(free, accelerator),
             suggest_less_memory(spec, accelerator, fixed),
         )  # fmt: skip
     return fixed
@@ -100,11 +100,11 @@ def out_of_memory_told(
 
 def _advice(error: BaseException, spec: RunSpec, accelerator: str, micro_batch: MicroBatch) -> str:
     plan = micro_batch.plan
-    parts = ", ".join(f"{part} {in_units(n)}" for part, n in plan.parts().items() if n)
+    parts = ", ".join(f"{part} {format_bytes(n)}" for part, n in plan.parts().items() if n)
     reason = str(error).strip().splitlines()
     return (
         f"out of memory: {reason[0] if reason else type(error).__name__}\n"
-        f"predicted for {micro_batch.sequences} sequences at once: {in_units(plan.total_bytes)}, "
+        f"predicted for {micro_batch.sequences} sequences at once: {format_bytes(plan.total_bytes)}, "
         f"for {plan.moment} ({parts})\n"
         f"for less: {suggest_less_memory(spec, accelerator, micro_batch)}\n"
         "the same command with such a change goes on from the newest checkpoint"

@@ -1,4 +1,4 @@
-"""Counts against the real module and torch's FLOP counter; shapes against their rungs."""
+"""Parameter and FLOP counts against the module and torch's FLOP counter; shapes against their rungs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slm.architecture.describe import describe
 from slm.architecture.flops import forward_flops_per_token, training_flops_per_token
-from slm.architecture.ladder import Rung, ideal, rung_of
-from slm.architecture.shape_solver import MEASURES, ShapeFrame, aspect_is_kept, solve_shape
+from slm.architecture.ladder import Rung, ideal_measures, solve_rung
+from slm.architecture.shape_solver import (
+    MEASURES,
+    ShapeFrame,
+    is_within_aspect_tolerance,
+    solve_shape,
+)
 from slm.architecture.shapes import ModelShape, count_parameters
 from slm.errors import ConfigError
 from slm.model.transformer import Transformer
@@ -37,7 +42,7 @@ GRID = [
     replace(PLAIN[-2], layer_sharing=2),
     replace(PLAIN[-1], mlp="gelu", qk_norm=True, layer_sharing=3),
 ]
-PUBLISHED = {  # 2402.14905; the last two run each block twice at no cost in parameters
+PUBLISHED = {  # 2402.14905; the last two run each block twice and so have no extra parameters
     "mobilellm_125m": 124_635_456,
     "mobilellm_350m": 345_355_200,
     "mobilellm_600m": 603_188_352,
@@ -48,7 +53,7 @@ PUBLISHED = {  # 2402.14905; the last two run each block twice at no cost in par
 }
 
 
-def assert_counts_are_the_modules(shape: ModelShape) -> None:
+def assert_counts_equal_module(shape: ModelShape) -> None:
     with torch.device("meta"):
         model = Transformer(shape)
     counts = count_parameters(shape)
@@ -60,21 +65,21 @@ def assert_counts_are_the_modules(shape: ModelShape) -> None:
         "mlp": ("mlp.",),
         "norm": ("norm.",),
     }
-    for group, marks in groups.items():
-        members = sum(size for name, size in sizes.items() if any(mark in name for mark in marks))
-        assert getattr(counts, group) == members, group
+    for group, parts in groups.items():
+        expected = sum(size for name, size in sizes.items() if any(part in name for part in parts))
+        assert getattr(counts, group) == expected, group
     assert counts.params_total == sum(sizes.values())
     blocks = [*model.blocks.parameters(), *model.norm.parameters()]
     assert counts.params_non_embedding == sum(p.numel() for p in blocks)
 
 
 @pytest.mark.parametrize("shape", GRID, ids=str)
-def test_parameters_equal_the_module(shape: ModelShape) -> None:
-    assert_counts_are_the_modules(shape)
+def test_parameter_counts_equal_the_module(shape: ModelShape) -> None:
+    assert_counts_equal_module(shape)
 
 
 @pytest.mark.parametrize("shape", GRID, ids=str)
-def test_flops_equal_torchs_counter(shape: ModelShape) -> None:
+def test_flops_equal_torch_flop_counter(shape: ModelShape) -> None:
     model = Transformer(shape, attention="reference")
     tokens = torch.zeros(2, shape.seq_len, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
@@ -88,33 +93,33 @@ def test_flops_equal_torchs_counter(shape: ModelShape) -> None:
 
 
 @pytest.mark.parametrize(("preset", "total"), PUBLISHED.items())
-def test_presets_are_exact_and_have_counterparts(preset: str, total: int) -> None:
-    """By the command line: the published total, the module's counts, and the families beside it."""
-    described = describe_command(f"model={preset}")
+def test_presets_have_published_counts_and_matching_family_shapes(preset: str, total: int) -> None:
+    """Check the output of `describe`: published total, module counts, shapes of other families."""
+    described = run_describe(f"model={preset}")
     shape = ModelShape(**described["shape"])
     assert described["params_total"] == total
-    assert_counts_are_the_modules(shape)
+    assert_counts_equal_module(shape)
     untied = replace(shape, tied=False)
-    assert_counts_are_the_modules(untied)
+    assert_counts_equal_module(untied)
     assert count_parameters(untied).params_total - total == 32_000 * shape.d_model
     frame = ShapeFrame.of(shape, 32)
-    # Blocks that run twice make steps of depth too coarse for a wide partner of the LS variants.
+    # Depth of the LS variants changes in steps of two blocks: too coarse for a wide shape that matches.
     for aspect_ratio in SUB1B_ASPECTS[1:] if shape.layer_sharing == 1 else ():
         partner = solve_shape(frame, aspect_ratio, training_flops_per_token(shape))
         assert training_flops_per_token(partner) == pytest.approx(
             described["flops_per_token"], rel=0.01
         )
-        assert_kept(partner, frame, aspect_ratio)
+        assert_within_frame(partner, frame, aspect_ratio)
 
 
-def describe_command(*arguments: str) -> dict:  # type: ignore[type-arg]
+def run_describe(*arguments: str) -> dict:  # type: ignore[type-arg]
     command = [sys.executable, "-m", "slm", "describe", *arguments, "--json"]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return json.loads(told.stdout)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
-def assert_kept(shape: ModelShape, frame: ShapeFrame, aspect_ratio: float) -> None:
-    assert aspect_is_kept(shape, aspect_ratio)
+def assert_within_frame(shape: ModelShape, frame: ShapeFrame, aspect_ratio: float) -> None:
+    assert is_within_aspect_tolerance(shape, aspect_ratio)
     assert shape.n_heads * shape.d_head == shape.d_model
     assert shape.n_heads == frame.gqa_ratio * shape.n_kv_heads
     assert shape.d_ff % frame.d_ff_multiple == 0
@@ -131,19 +136,19 @@ def assert_kept(shape: ModelShape, frame: ShapeFrame, aspect_ratio: float) -> No
         (replace(MICRO, mlp="gelu", tied=False), 11.0, MICRO_ASPECTS, (128e3, 512e3)),
     ],
 )
-def test_families_meet_on_every_rung(
+def test_families_match_on_every_rung(
     frame: ShapeFrame, reference: float, aspects: tuple[float, ...], sizes: tuple[float, ...]
 ) -> None:
     for size in map(int, sizes):
-        rung = rung_of(frame, reference, aspects, size)
-        asked = ideal(frame, reference, size)["flops_per_token"]
-        assert rung.target / asked - 1 == pytest.approx(rung.shift, abs=1e-9)
+        rung = solve_rung(frame, reference, aspects, size)
+        requested = ideal_measures(frame, reference, size)["flops_per_token"]
+        assert rung.target / requested - 1 == pytest.approx(rung.shift, abs=1e-9)
         assert abs(rung.shift) <= 0.25 + 1e-3
         shapes = [solve_shape(frame, aspect, rung.target) for aspect in aspects]
         measured = [training_flops_per_token(shape) for shape in shapes]
         assert max(measured) / min(measured) - 1 <= 0.03
         for shape, aspect in zip(shapes, aspects, strict=True):
-            assert_kept(shape, frame, aspect)
+            assert_within_frame(shape, frame, aspect)
 
 
 @pytest.mark.parametrize(
@@ -154,14 +159,14 @@ def test_families_meet_on_every_rung(
         (SUB1B, SUB1B_ASPECTS, 4e6, 1.5e9, 0.95),
     ],
 )
-def test_any_size_pairs(
+def test_families_match_at_arbitrary_sizes(
     frame: ShapeFrame, aspects: tuple[float, ...], smallest: float, largest: float, closest: float
 ) -> None:
-    """A scan of sizes nobody chose: all pairs within 3%, nearly all of them within 1%."""
+    """Scan 80 sizes: all pairs match within 3%, and a share of at least `closest` within 1%."""
     differences = []
     for step in range(80):
         size = int(smallest * (largest / smallest) ** (step / 79))
-        target = rung_of(frame, aspects[1], aspects, size).target
+        target = solve_rung(frame, aspects[1], aspects, size).target
         measured = [training_flops_per_token(solve_shape(frame, a, target)) for a in aspects]
         differences.append(max(measured) / min(measured) - 1)
     assert max(differences) <= 0.03
@@ -170,19 +175,19 @@ def test_any_size_pairs(
 
 @pytest.mark.parametrize("counts", ["params_total", "params_non_embedding", "flops_per_token"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_rung_may_be_any_count(counts: str, tied: bool) -> None:
+def test_rung_of_any_size_counts(counts: str, tied: bool) -> None:
     frame, size = replace(SUB1B, tied=tied), 125_000_000
-    rung = rung_of(frame, 64.0, SUB1B_ASPECTS, size, counts)
+    rung = solve_rung(frame, 64.0, SUB1B_ASPECTS, size, counts)
     assert isinstance(rung, Rung) and rung.measure == counts
     assert rung.target == pytest.approx(size, rel=0.10)
     for aspect in SUB1B_ASPECTS:
         shape = solve_shape(frame, aspect, rung.target, counts)
         assert MEASURES[counts](shape) == pytest.approx(rung.target, rel=0.015)
-        assert_kept(shape, frame, aspect)
+        assert_within_frame(shape, frame, aspect)
 
 
-def test_a_shared_table_buys_layers() -> None:
-    """At equal params_total the tied shape spends on blocks what the untied one spends on a head."""
+def test_tied_shape_has_more_layers_at_equal_params_total() -> None:
+    """The tied shape uses for blocks the parameters that the untied shape uses for its head."""
     shapes = [
         solve_shape(replace(SUB1B, tied=tied, vocab_size=32_000), 24.0, 125_000_000, "params_total")
         for tied in (True, False)
@@ -192,35 +197,35 @@ def test_a_shared_table_buys_layers() -> None:
     assert blocks[0] - blocks[1] > 10_000_000
 
 
-def test_the_ideal_shape_is_found_from_any_of_its_measures() -> None:
-    measures = ideal(SUB1B, 64.0, 125e6)
+def test_ideal_shape_is_the_same_from_each_measure() -> None:
+    measures = ideal_measures(SUB1B, 64.0, 125e6)
     assert measures["params_non_embedding"] == pytest.approx(125e6)
     for counts, value in measures.items():
-        assert ideal(SUB1B, 64.0, value, counts) == pytest.approx(measures)
+        assert ideal_measures(SUB1B, 64.0, value, counts) == pytest.approx(measures)
 
 
-def test_an_impossible_rung_names_sizes_that_work() -> None:
+def test_error_for_impossible_rung_names_possible_sizes() -> None:
     with pytest.raises(ConfigError) as caught:
-        rung_of(MICRO, 11.0, MICRO_ASPECTS, 35_000)
+        solve_rung(MICRO, 11.0, MICRO_ASPECTS, 35_000)
     fix = caught.value.problems[0].fix
-    named = [int(word.replace(",", "")) for word in fix.split() if word[0].isdigit()]
-    assert named[0] < 35_000 < named[1]
-    for size in (named[0] * 0.99, named[1] * 1.01):
-        assert rung_of(MICRO, 11.0, MICRO_ASPECTS, int(size)).target > 0
+    below, above = (int(word.replace(",", "")) for word in fix.split() if word[0].isdigit())
+    assert below < 35_000 < above
+    for size in (below * 0.99, above * 1.01):
+        assert solve_rung(MICRO, 11.0, MICRO_ASPECTS, int(size)).target > 0
 
 
-def test_an_impossible_shape_names_the_nearest() -> None:
+def test_error_for_impossible_shape_names_the_nearest_shape() -> None:
     with pytest.raises(ConfigError, match="nearest: L2-d8 with"):
         solve_shape(MICRO, 4.0, 10_000)
 
 
-def test_describe_says_what_the_run_will_be() -> None:
-    told = describe_command("family=wide_shallow", "size=128k")
-    shape = ModelShape(**told["shape"])
-    assert told["family"] == "wide_shallow" and told["label"] == shape.label
-    plain = describe(shape)
-    assert {key: told[key] for key in plain} == plain
-    assert sum(told["params_by_component"].values()) == told["params_total"]
-    forward = told["forward_flops_per_token_by_component"]
-    assert 3 * sum(forward.values()) == told["flops_per_token"]
-    assert told["params_non_embedding"] + told["params_embedding"] == told["params_total"]
+def test_describe_command_prints_the_counts_of_the_shape() -> None:
+    printed = run_describe("family=wide_shallow", "size=128k")
+    shape = ModelShape(**printed["shape"])
+    assert printed["family"] == "wide_shallow" and printed["label"] == shape.label
+    expected = describe(shape)
+    assert {key: printed[key] for key in expected} == expected
+    assert sum(printed["params_by_component"].values()) == printed["params_total"]
+    forward = printed["forward_flops_per_token_by_component"]
+    assert 3 * sum(forward.values()) == printed["flops_per_token"]
+    assert printed["params_non_embedding"] + printed["params_embedding"] == printed["params_total"]

@@ -22,9 +22,9 @@ from slm.architecture import memory
 from slm.architecture.memory import (
     CHECKPOINT,
     Execution,
-    kept_activations,
     plan_memory,
     plan_moments,
+    saved_activation_bytes,
 )
 from slm.architecture.shapes import ModelShape
 from slm.config.hydra import compose_config
@@ -103,8 +103,8 @@ def test_autograd_keeps_what_the_table_says(attention: str, precision: str, swit
         how = Execution(precision, attention, documents, dropout, checkpointing)
         activations, copies = kept_by_autograd(shape, how, sequences)
         tokens, d_model = sequences * shape.seq_len, shape.d_model
-        by_loss = (4 * shape.vocab_size + how.number_bytes * tokens) * d_model
-        assert kept_activations(shape, how, sequences) == activations - by_loss, how
+        by_loss = (4 * shape.vocab_size + how.element_bytes * tokens) * d_model
+        assert saved_activation_bytes(shape, how, sequences) == activations - by_loss, how
         if not checkpointing:
             assert plan_memory(shape, how, sequences).weight_copies_bytes == copies
 
@@ -324,10 +324,10 @@ def test_chunks_of_the_loss_are_those_of_the_loss() -> None:
 def test_a_gpu_keeps_less_but_where_torch_has_no_fused_attention() -> None:
     grouped = ModelShape(8, 64, 4, 2, 16, 176, 512, 1024)
     bf16 = Execution("bf16", on_gpu=True)
-    kept = kept_activations(grouped, bf16, 1)
-    assert kept < kept_activations(grouped, Execution("bf16"), 1)
+    kept = saved_activation_bytes(grouped, bf16, 1)
+    assert kept < saved_activation_bytes(grouped, Execution("bf16"), 1)
     scores = 4 * grouped.n_heads * grouped.seq_len**2 * grouped.depth
     for fallback in (replace(bf16, document_mask=True), replace(bf16, precision="fp32")):
-        assert kept_activations(grouped, fallback, 1) > scores
+        assert saved_activation_bytes(grouped, fallback, 1) > scores
         heads = replace(grouped, n_kv_heads=grouped.n_heads)
-        assert kept_activations(heads, fallback, 1) < scores
+        assert saved_activation_bytes(heads, fallback, 1) < scores

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from slm.__main__ import describe
-from slm.architecture.memory import in_units, largest_micro_batch
+from slm.architecture.memory import format_bytes, largest_micro_batch
 from slm.config.hydra import compose_config
 from slm.data.tokens.prepare import prepare
 from slm.errors import ConfigError
@@ -73,10 +73,10 @@ def test_error_lists_fixes_if_no_sequence_fits(tiny_spec: Spec) -> None:
     (problem,) = refused.value.problems
     assert problem.key == "trainer.micro_batch_sequences"
     for n_bytes in (needed, needed * (1 - MARGINS["gpu"])):
-        assert in_units(n_bytes) in problem.rule
+        assert format_bytes(n_bytes) in problem.rule
     trainer = {"micro_batch_sequences": 1, "activation_checkpointing": True}
     reduced = micro_batch_of(tiny_spec(model=model, trainer=trainer), "gpu").plan.total_bytes
-    assert f"activation_checkpointing=true needs {in_units(reduced)}" in problem.fix
+    assert f"activation_checkpointing=true needs {format_bytes(reduced)}" in problem.fix
     assert reduced < needed / 2
 
 
@@ -107,7 +107,7 @@ def test_warning_if_configured_micro_batch_does_not_fit(
         settled = settle_micro_batch(spec, RunDirectory.of(spec), "cpu")
     assert settled.sequences == 32
     assert "trainer.micro_batch_sequences=16 needs" in caplog.text
-    assert in_units(settled.plan.total_bytes) in caplog.text
+    assert format_bytes(settled.plan.total_bytes) in caplog.text
 
 
 def test_cgroup_memory_limit_is_read(tmp_path: Path) -> None:
@@ -212,8 +212,8 @@ def test_out_of_memory_error_lists_fixes_and_run_resumes(
     message = failed.stderr[failed.stderr.index("out of memory") :]
     assert "DefaultCPUAllocator: can't allocate memory: you tried to allocate" in message
     plan = micro_batch_of(resolve(compose_config([*LARGE_SCORES, *folders])), "cpu").plan
-    assert f"for 8 sequences at once: {in_units(plan.total_bytes)}" in message
-    assert f"activations {in_units(plan.activations_bytes)}" in message
+    assert f"for 8 sequences at once: {format_bytes(plan.total_bytes)}" in message
+    assert f"activations {format_bytes(plan.activations_bytes)}" in message
     assert "trainer.micro_batch_sequences=4 needs" in message
     assert "trainer.activation_checkpointing=true needs" in message
     assert "Traceback" not in failed.stderr
@@ -237,7 +237,7 @@ def test_describe_prints_the_memory_plan(capsys: pytest.CaptureFixture[str]) -> 
     assert doubled["plan"]["total_bytes"] > limit
     describe([*arguments, f"trainer.micro_batch_sequences={size}"])
     printed = capsys.readouterr().out
-    assert in_units(described["plan"]["total_bytes"]) in printed
+    assert format_bytes(described["plan"]["total_bytes"]) in printed
     assert f"{256 // size} micro-batches of {size} sequences" in printed
 
 
@@ -245,5 +245,5 @@ def test_study_plan_lists_memory_and_micro_batch_of_each_shape(tiny_spec: Spec) 
     spec = tiny_spec(trainer={"micro_batch_sequences": 2})
     table = ladder_table([Cell(spec, "tiny", "one")])
     columns = {column.header: list(column.cells) for column in table.columns}
-    needed = in_units(micro_batch_of(spec, "cpu").plan.total_bytes)
+    needed = format_bytes(micro_batch_of(spec, "cpu").plan.total_bytes)
     assert columns["memory\nper rank"] == [needed] and columns["micro-\nbatch"] == ["2"]
