@@ -1,4 +1,4 @@
-"""The memory plan against what torch keeps for the backward pass, and what a step holds at most."""
+"""The memory plan against the tensors that autograd saves, and against the peak memory of a step."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
 }
 
 
-def model_of(shape: ModelShape, how: Execution) -> Transformer:
+def build_transformer(shape: ModelShape, how: Execution) -> Transformer:
     torch.manual_seed(0)
     return Transformer(
         shape,
@@ -61,12 +61,12 @@ def model_of(shape: ModelShape, how: Execution) -> Transformer:
     )
 
 
-def kept_by_autograd(shape: ModelShape, how: Execution, sequences: int) -> tuple[int, int]:
-    """Bytes of the storages that a forward pass of the real module saves, parameters aside.
+def saved_by_autograd(shape: ModelShape, how: Execution, sequences: int) -> tuple[int, int]:
+    """Return the bytes that a forward pass of the module saves: activations, bf16 weight copies.
 
-    Those of bf16 copies of weights come apart, as the second number.
+    Parameters and buffers are not counted.
     """
-    model = model_of(shape, how)
+    model = build_transformer(shape, how)
     known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     activations: dict[int, Any] = {}
     copies: dict[int, Any] = {}
@@ -76,7 +76,7 @@ def kept_by_autograd(shape: ModelShape, how: Execution, sequences: int) -> tuple
         if storage._cdata not in known:
             is_copy = tensor.grad_fn is not None and tensor.grad_fn.name() == "TBackward0"
             (copies if is_copy else activations)[storage._cdata] = (
-                storage  # held: no other gets its place
+                storage  # the reference keeps its address from being reused
             )
         return tensor
 
@@ -86,7 +86,7 @@ def kept_by_autograd(shape: ModelShape, how: Execution, sequences: int) -> tuple
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
         model(tokens, documents, targets=tokens)
     total, copied = (
-        sum(storage.nbytes() for storage in found.values()) for found in (activations, copies)
+        sum(storage.nbytes() for storage in group.values()) for group in (activations, copies)
     )
     return total, copied
 
@@ -94,14 +94,14 @@ def kept_by_autograd(shape: ModelShape, how: Execution, sequences: int) -> tuple
 @pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("attention", ["sdpa", "reference", "matmul"])
-def test_autograd_keeps_what_the_table_says(attention: str, precision: str, switch: str) -> None:
-    """To the byte, over shapes with and without grouped queries and shared layers."""
+def test_autograd_saves_the_predicted_bytes(attention: str, precision: str, switch: str) -> None:
+    """Exact to the byte, for shapes with and without grouped queries and layer sharing."""
     switched = [replace(shape, **SWITCHES[switch]) for shape in (DEEP, WIDE)]
     for shape, sequences, documents, dropout, checkpointing in product(
         switched, (1, 3), (False, True), (0.0, 0.1), (False, True)
     ):
         how = Execution(precision, attention, documents, dropout, checkpointing)
-        activations, copies = kept_by_autograd(shape, how, sequences)
+        activations, copies = saved_by_autograd(shape, how, sequences)
         tokens, d_model = sequences * shape.seq_len, shape.d_model
         by_loss = (4 * shape.vocab_size + how.element_bytes * tokens) * d_model
         assert saved_activation_bytes(shape, how, sequences) == activations - by_loss, how
@@ -109,8 +109,8 @@ def test_autograd_keeps_what_the_table_says(attention: str, precision: str, swit
             assert plan_memory(shape, how, sequences).weight_copies_bytes == copies
 
 
-class Live(TorchDispatchMode):
-    """The largest sum of bytes of all tensors that operations made and that were alive at once."""
+class PeakMemory(TorchDispatchMode):
+    """Records the peak of the bytes of all live tensors that operations returned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Live(TorchDispatchMode):
         self._storages: dict[int, weakref.ref[Any]] = {}
 
     def add(self, tensor: Tensor) -> None:
-        tensor = getattr(tensor, "_local_tensor", tensor)  # of a sharded one
+        tensor = getattr(tensor, "_local_tensor", tensor)  # the local shard of a DTensor
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._storages:
@@ -127,7 +127,7 @@ class Live(TorchDispatchMode):
 
     @property
     def bytes(self) -> int:
-        """Storages may have been resized: fsdp empties those that it will fill again."""
+        """Current bytes of all live storages; read anew each time, because fsdp resizes storages."""
         alive = (reference() for reference in list(self._storages.values()))
         return sum(storage.nbytes() for storage in alive if storage is not None)
 
@@ -140,15 +140,15 @@ class Live(TorchDispatchMode):
         return out
 
 
-def peak_of_a_step(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> int:
-    """What the second step of a real run holds, parameters and moments included."""
+def measure_step_peak(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return the peak bytes of the second step of a run, with parameters and Adam's moments."""
     original, peaks = LanguageModule.take_step, []
 
     def take(self: LanguageModule, step: int, batch: Tensor) -> dict[str, Any]:
         if step != 1:
             return original(self, step, batch)
         gc.collect()
-        with Live() as live:
+        with PeakMemory() as live:
             states = self._optimizer.state.values()
             moments = [v for state in states for v in state.values()]
             for tensor in (*self.model.parameters(), *self.model.buffers(), *moments):
@@ -189,10 +189,10 @@ STEPS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_holds_what_is_predicted(
+def test_step_peak_equals_the_prediction(
     tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """In tensors. A plan is not below by more than 2%, nor above by more than 6%."""
+    """The prediction is at most 2% below and at most 6% above the bytes of live tensors."""
     base = {"n_layers": 4, "d_model": 64, "n_heads": 4, "n_kv_heads": 2, "seq_len": 128}
     changes = STEPS[name]
     spec = tiny_spec(
@@ -201,15 +201,15 @@ def test_a_step_holds_what_is_predicted(
         optimizer={"global_batch_tokens": 1024},
         budget={"tokens": 2048},
     )
-    held_bytes = peak_of_a_step(spec, monkeypatch)
+    peak_bytes = measure_step_peak(spec, monkeypatch)
     how, micro_batch = execution_of(spec.config, "cpu"), micro_batch_of(spec, "cpu")
     moments = plan_moments(spec.shape, how, micro_batch.sequences, micro_batch.count)
     predicted_bytes = max(plan.total_bytes for plan in moments if plan.moment != CHECKPOINT)
-    assert 0.98 < predicted_bytes / held_bytes < 1.06
+    assert 0.98 < predicted_bytes / peak_bytes < 1.06
 
 
 @pytest.fixture
-def team_of_one(tmp_path: Path) -> Iterator[None]:
+def group_of_one_process(tmp_path: Path) -> Iterator[None]:
     distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
     )
@@ -220,17 +220,17 @@ def team_of_one(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.parametrize("micro_batches", [1, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.usefixtures("team_of_one")
-def test_a_process_of_several_holds_what_is_predicted(
+@pytest.mark.usefixtures("group_of_one_process")
+def test_step_peak_of_ddp_and_fsdp_equals_the_prediction(
     strategy: Any, precision: str, micro_batches: int
 ) -> None:
-    """Of a team of one: buckets, blocks put together and gradients are as large as in any team."""
+    """World size 1: buckets, gathered blocks and gradients have the same size at any world size."""
     shape = ModelShape(8, 64, 4, 2, 16, 176, 512, 64)
     how = Execution(precision, strategy=strategy)
     tokens = torch.randint(512, (4 * micro_batches, 64))
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
-    with Live() as live:
-        model = model_of(shape, how)
+    with PeakMemory() as live:
+        model = build_transformer(shape, how)
         parallel = spread(model, strategy, torch.device("cpu"))
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
@@ -275,27 +275,38 @@ print(resident_bytes("VmHWM") - before_bytes)
 PRESET = ["model=mobilellm_125m", "trainer.compile=off", "trainer.threads=2", "tracking=disabled"]
 RUNS = {
     "23 million, 4 x 1024": [
-        *PRESET, "model.n_layers=12", "model.d_model=384", "model.n_heads=6", "model.d_ff=1024",
-        "model.vocab_size=8192", "model.seq_len=1024", "optimizer.global_batch_tokens=4096",
-        "budget=tokens", "budget.tokens=12288", "data.val_tokens=1024",
+        *PRESET,
+        "model.n_layers=12",
+        "model.d_model=384",
+        "model.n_heads=6",
+        "model.d_ff=1024",
+        "model.vocab_size=8192",
+        "model.seq_len=1024",
+        "optimizer.global_batch_tokens=4096",
+        "budget=tokens",
+        "budget.tokens=12288",
+        "data.val_tokens=1024",
     ],
     "125 million, 1 x 2048": [
-        *PRESET, "optimizer.global_batch_tokens=2048", "budget=tokens", "budget.tokens=4096",
+        *PRESET,
+        "optimizer.global_batch_tokens=2048",
+        "budget=tokens",
+        "budget.tokens=4096",
         "data.val_tokens=2048",
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 @pytest.mark.parametrize("name", RUNS)
-def test_a_process_grows_as_predicted(tmp_path: Path, cache_dir: Path, name: str) -> None:
-    """Resident, with a malloc that returns what is freed; by itself glibc's keeps up to half as much again."""
-    places = [f"runs_dir={tmp_path / 'runs'}", f"cache_dir={cache_dir}"]
-    spec = resolve(compose_config([*RUNS[name], *places]))
+def test_resident_memory_grows_as_predicted(tmp_path: Path, cache_dir: Path, name: str) -> None:
+    """With a malloc that returns freed memory at once; glibc's default keeps up to 50% more."""
+    folders = [f"runs_dir={tmp_path / 'runs'}", f"cache_dir={cache_dir}"]
+    spec = resolve(compose_config([*RUNS[name], *folders]))
     prepare(spec.config)
     child = subprocess.run(
-        [sys.executable, "-c", GROWTH, *RUNS[name], *places],
+        [sys.executable, "-c", GROWTH, *RUNS[name], *folders],
         cwd=ROOT,
         env={**cli_env(), "MALLOC_MMAP_THRESHOLD_": str(2**20)},
         capture_output=True,
@@ -307,25 +318,25 @@ def test_a_process_grows_as_predicted(tmp_path: Path, cache_dir: Path, name: str
     assert 0.85 < plan.total_bytes / int(child.stdout) < 1.15
 
 
-def test_shards_are_a_processs_part() -> None:
+def test_fsdp_shards_parameters_and_optimizer_only() -> None:
     shape = ModelShape(8, 64, 4, 2, 16, 176, 512, 64)
-    whole, cut = (plan_memory(shape, Execution(strategy="fsdp", processes=n), 1) for n in (1, 8))
-    turns = 2 * 4 * shape.seq_len * shape.d_head
-    assert cut.parameters_bytes - turns == (whole.parameters_bytes - turns) // 8
-    assert cut.optimizer_bytes == whole.optimizer_bytes // 8
-    assert cut.activations_bytes == whole.activations_bytes
+    one, shard = (plan_memory(shape, Execution(strategy="fsdp", processes=n), 1) for n in (1, 8))
+    rope_table = 2 * 4 * shape.seq_len * shape.d_head
+    assert shard.parameters_bytes - rope_table == (one.parameters_bytes - rope_table) // 8
+    assert shard.optimizer_bytes == one.optimizer_bytes // 8
+    assert shard.activations_bytes == one.activations_bytes
 
 
-def test_chunks_of_the_loss_are_those_of_the_loss() -> None:
+def test_chunk_constants_equal_those_of_the_loss() -> None:
     assert memory.CHUNK_LOGITS == loss.CHUNK_LOGITS
     assert memory.MIN_CHUNK_TOKENS == loss.MIN_CHUNK_TOKENS
 
 
-def test_a_gpu_keeps_less_but_where_torch_has_no_fused_attention() -> None:
+def test_gpu_saves_less_except_without_fused_attention() -> None:
     grouped = ModelShape(8, 64, 4, 2, 16, 176, 512, 1024)
     bf16 = Execution("bf16", on_gpu=True)
-    kept = saved_activation_bytes(grouped, bf16, 1)
-    assert kept < saved_activation_bytes(grouped, Execution("bf16"), 1)
+    saved = saved_activation_bytes(grouped, bf16, 1)
+    assert saved < saved_activation_bytes(grouped, Execution("bf16"), 1)
     scores = 4 * grouped.n_heads * grouped.seq_len**2 * grouped.depth
     for fallback in (replace(bf16, document_mask=True), replace(bf16, precision="fp32")):
         assert saved_activation_bytes(grouped, fallback, 1) > scores
