@@ -1,1 +1,1 @@
-"""The model alone: no training, no Lightning, no Hydra, no W&B."""
+"""The transformer, its loss, initialisation and checkpoints; independent of training and its tools."""

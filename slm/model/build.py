@@ -1,4 +1,4 @@
-"""The transformer that a config asks for, not yet initialised."""
+"""Construction of the transformer from a config."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from slm.model.transformer import Transformer
 
 
 def build_model(config: Config, shape: ModelShape) -> Transformer:
-    """`shape` is the config's, as `slm.run.spec.resolve` works it out."""
+    """Build the transformer of a config without initialising it.
+
+    `shape` is the shape that `slm.run.spec.resolve` derives from the config.
+    """
     settings = config.model
     parametrization = Parametrization.of(config.parametrization, shape)
     return Transformer(

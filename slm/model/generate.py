@@ -1,4 +1,4 @@
-"""Decoding token by token with a preallocated key/value cache."""
+"""Autoregressive generation with a preallocated key/value cache."""
 
 from __future__ import annotations
 
@@ -12,43 +12,48 @@ from slm.architecture.shapes import ModelShape
 
 
 class KeyValueCache:
-    """Keys and values (depth, B, G, S, K) of the tokens seen so far, allocated on first use.
+    """Keys and values of all processed tokens, shape (depth, 2, B, G, capacity, K).
 
-    A shared block has a slot for each time it runs: its inputs differ, and so do its keys.
+    Memory is allocated at the first `append`. A shared block has one slot per pass, because its keys
+    differ between passes.
     """
 
     def __init__(self, shape: ModelShape, capacity: int | None = None):
         self._depth = shape.depth
         self._capacity = capacity or shape.seq_len
-        self._held: Tensor | None = None
+        self._storage: Tensor | None = None
         self.length = 0
 
     def slot(self, index: int) -> Slot:
         return Slot(self, index)
 
     def append(self, index: int, new: Tensor) -> Tensor:
-        """Store new (2, B, G, T, K) of one pass; all keys and values up to and with them."""
-        if self._held is None:
-            both, batch, groups, _, d_head = new.shape
-            self._held = new.new_empty(self._depth, both, batch, groups, self._capacity, d_head)
+        """Store keys and values (2, B, G, T, K) of pass `index`; return all of this pass so far.
+
+        Raises:
+            ValueError: if the tokens exceed the capacity.
+        """
+        if self._storage is None:
+            two, batch, groups, _, d_head = new.shape
+            self._storage = new.new_empty(self._depth, two, batch, groups, self._capacity, d_head)
         end = self.length + new.shape[3]
         if end > self._capacity:
-            raise ValueError(f"{end} tokens do not fit a cache of {self._capacity}")
-        self._held[index, :, :, :, self.length : end] = new
-        return self._held[index, :, :, :, :end]
+            raise ValueError(f"{end} tokens exceed the capacity of the cache, {self._capacity}")
+        self._storage[index, :, :, :, self.length : end] = new
+        return self._storage[index, :, :, :, :end]
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The part of the cache that belongs to one pass through a block."""
+    """The part of a cache for one pass through a block."""
 
     cache: KeyValueCache
     index: int
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, G, T, K) of new tokens; all keys and values up to and with them."""
-        held = self.cache.append(self.index, torch.stack([keys, values]))
-        return held[0], held[1]
+        """Store keys and values (B, G, T, K) of new tokens; return those of all tokens so far."""
+        stored = self.cache.append(self.index, torch.stack([keys, values]))
+        return stored[0], stored[1]
 
 
 class CachingModel(Protocol):
@@ -66,21 +71,24 @@ def generate(
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Continue prompt (B, T) by `new_tokens`; temperature 0 takes the likeliest token.
+    """Return the prompt (B, T) followed by `new_tokens` generated tokens per row.
 
-    The model is in eval mode on the prompt's device; T + new_tokens may not exceed its seq_len.
+    Temperature 0 is greedy decoding. The model must be in eval mode and on the prompt's device.
+
+    Raises:
+        ValueError: if T + new_tokens exceeds the model's seq_len; nothing is computed then.
     """
     total = prompt.shape[1] + new_tokens
-    if total > model.shape.seq_len:  # before any of them is computed
+    if total > model.shape.seq_len:
         raise ValueError(f"{total} tokens exceed the model's seq_len={model.shape.seq_len}")
     cache = KeyValueCache(model.shape, total)
-    tokens, latest = prompt, prompt
+    tokens, inputs = prompt, prompt
     for _ in range(new_tokens):
-        logits = model(latest, cache=cache)[:, -1].float()
+        logits = model(inputs, cache=cache)[:, -1].float()
         if temperature == 0:
-            latest = logits.argmax(dim=-1, keepdim=True)
+            inputs = logits.argmax(dim=-1, keepdim=True)
         else:
-            odds = (logits / temperature).softmax(dim=-1)
-            latest = torch.multinomial(odds, 1, generator=generator)
-        tokens = torch.cat([tokens, latest], dim=1)
+            probabilities = (logits / temperature).softmax(dim=-1)
+            inputs = torch.multinomial(probabilities, 1, generator=generator)
+        tokens = torch.cat([tokens, inputs], dim=1)
     return tokens

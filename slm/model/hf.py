@@ -1,13 +1,14 @@
-"""Checkpoints in Llama's format of the Hugging Face hub, in both directions.
+"""Import and export of checkpoints in the Llama format of Hugging Face.
 
-A folder holds config.json and the weights: model.safetensors, or shards with an index, or torch
-files, which are read with `weights_only`, so that no pickled code is ever run. MobileLLM's own format
-is the same with two more keys: `share_embedding` ties the table, `layer_sharing` runs every block
-twice in a row.
+A checkpoint folder contains config.json and the weights: model.safetensors, or shards with an index,
+or torch files. Torch files are read with `weights_only`, so that no pickled code runs. The MobileLLM
+format is the same with two more keys: `share_embedding` ties the table, and `layer_sharing` runs every
+block twice in a row.
 
-What Llama lacks is folded into weights on export: the multiplier of logits into the last norm's gain,
-that of residual branches into their last matrix, and shared blocks are written once for every time
-they run. Rounding apart, and without it where the multipliers are powers of two, logits are the same.
+Export folds into the weights what Llama does not have: the logit multiplier is multiplied into the
+gain of the final norm, the branch multiplier into the last matrix of each branch, and a shared block
+is written once per pass. Logits then differ by rounding only; they are equal if the multipliers are
+powers of two.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from slm.model.transformer import Transformer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TORCH_WEIGHTS = "pytorch_model.bin"
-MODEL_NAMES = {
+MODEL_NAMES = {  # slm -> Llama
     "embedding.weight": "model.embed_tokens.weight",
     "norm.weight": "model.norm.weight",
     "head.weight": "lm_head.weight",
@@ -46,7 +47,14 @@ BLOCK_NAMES = {
     "mlp.down.weight": "mlp.down_proj.weight",
 }
 BRANCH_OUTPUTS = {"attention.output.weight", "mlp.down.weight"}
-IGNORED_ENDING = "rotary_emb.inv_freq"  # a buffer that old checkpoints carry
+REQUIRED_INTEGERS = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+)
+IGNORED_SUFFIX = "rotary_emb.inv_freq"  # a buffer in old checkpoints
 
 
 def is_llama_folder(folder: Path) -> bool:
@@ -57,23 +65,24 @@ def export_llama(model: Transformer, folder: Path, eot_id: int | None = None) ->
     """Write config.json and model.safetensors for `transformers.LlamaForCausalLM`, in fp32.
 
     Raises:
-        DataError: for what a Llama cannot be: a GELU MLP, or normalised queries and keys.
+        DataError: if the model has a GELU MLP or qk_norm, which the Llama format does not support.
     """
     shape = model.shape
-    for key, is_so in (("model.mlp=gelu", shape.mlp != "swiglu"), ("qk_norm=true", shape.qk_norm)):
-        if is_so:
+    unsupported = {"model.mlp=gelu": shape.mlp != "swiglu", "model.qk_norm=true": shape.qk_norm}
+    for setting, is_set in unsupported.items():
+        if is_set:
             raise DataError(
-                f"{key} has no place in Llama's format; only this run's own can hold it"
+                f"{setting}: not supported by the Llama format; use the checkpoint of the run instead"
             )
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / WEIGHTS) as temporary:
         save_file(dict(_llama_tensors(model)), temporary, metadata={"format": "pt"})
-        temporary.chmod(0o644)  # the library lets nobody else read it
+        temporary.chmod(0o644)  # safetensors creates files that only the owner can read
     write_json(folder / CONFIG, llama_config(model, eot_id))
 
 
 def llama_config(model: Transformer, eot_id: int | None = None) -> dict[str, Any]:
-    """The content of config.json."""
+    """Return the content of config.json."""
     shape = model.shape
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -101,35 +110,36 @@ def llama_config(model: Transformer, eot_id: int | None = None) -> dict[str, Any
 
 
 def _llama_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in model.state_dict().items():
-        own = tensor.detach().float().cpu()
+    """Yield Llama's names and fp32 tensors, with the multipliers folded in."""
+    for name, parameter in model.state_dict().items():
+        tensor = parameter.detach().float().cpu()
         if name == "norm.weight":
-            own = own * model.logit_multiplier
+            tensor = tensor * model.logit_multiplier
         if name == "head.weight" and model.shape.tied:
             continue
         if name in MODEL_NAMES:
-            yield MODEL_NAMES[name], own.contiguous()
+            yield MODEL_NAMES[name], tensor.contiguous()
             continue
         _, layer, rest = name.split(".", 2)
         if rest in BRANCH_OUTPUTS:
-            own = own * model.branch_multiplier
-        for turn in range(model.shape.layer_sharing):
-            index = int(layer) * model.shape.layer_sharing + turn
-            # Each a copy of its own: safetensors refuses tensors that share memory.
-            yield f"model.layers.{index}.{BLOCK_NAMES[rest]}", own.clone().contiguous()
+            tensor = tensor * model.branch_multiplier
+        for repeat in range(model.shape.layer_sharing):
+            index = int(layer) * model.shape.layer_sharing + repeat
+            # One copy per pass: safetensors rejects tensors that share memory.
+            yield f"model.layers.{index}.{BLOCK_NAMES[rest]}", tensor.clone().contiguous()
 
 
 def import_llama(folder: Path) -> Transformer:
-    """The model of a local Llama or MobileLLM checkpoint, in fp32 and eval mode.
+    """Load a local Llama or MobileLLM checkpoint, in fp32 and eval mode.
 
     Raises:
-        DataError: naming the file and the key, if it is something else or incomplete.
+        DataError: if the checkpoint is incomplete or of another kind; it names the file and the key.
     """
     config = _read_config(folder / CONFIG)
-    shape = _shape_of(config, folder / CONFIG)
-    eps = float(config.get("rms_norm_eps", 1e-6))  # transformers' own default
-    model = Transformer(shape, rope_theta=_rope_theta(config), norm_eps=eps)
-    model.load_state_dict(_our_tensors(_read_weights(folder), model, folder))
+    shape = _parse_shape(config, folder / CONFIG)
+    eps = float(config.get("rms_norm_eps", 1e-6))  # the default of transformers
+    model = Transformer(shape, rope_theta=_parse_rope_theta(config), norm_eps=eps)
+    model.load_state_dict(_convert_to_slm(_read_weights(folder), model, folder))
     return model.eval()
 
 
@@ -137,36 +147,36 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = read_json(path)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON: {error}") from None
+        raise DataError(f"{path}: invalid JSON: {error}") from None
     except FileNotFoundError:
-        raise DataError(f"{path.parent}: no {CONFIG} here; is this a checkpoint folder?") from None
+        raise DataError(f"{path.parent}: no {CONFIG}; give a checkpoint folder") from None
     if not isinstance(config, dict):
-        raise DataError(f"{path}: not a table of keys and values")
+        raise DataError(f"{path}: must contain a JSON object")
     if config.get("model_type") not in {"llama", "mobilellm"}:
-        raise DataError(f"{path}: model_type={config.get('model_type')} is not llama or mobilellm")
+        raise DataError(
+            f"{path}: model_type={config.get('model_type')} is not supported; "
+            "it must be llama or mobilellm"
+        )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    foreign = {
+    unsupported = {
         "hidden_act": config.get("hidden_act", "silu") != "silu",
         "attention_bias": config.get("attention_bias", False),
         "mlp_bias": config.get("mlp_bias", False),
         "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
     }
-    for key, is_foreign in foreign.items():
-        if is_foreign:
-            shown = config.get(key, rope)
-            raise DataError(f"{path}: {key}={shown} is a kind of Llama that slm does not build")
+    for key, is_set in unsupported.items():
+        if is_set:
+            raise DataError(f"{path}: {key}={config.get(key, rope)} is not supported by slm")
     return config
 
 
-def _shape_of(config: Mapping[str, Any], path: Path) -> ModelShape:
-    needed = (
-        "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size",
-    )  # fmt: skip
-    for key in needed:
+def _parse_shape(config: Mapping[str, Any], path: Path) -> ModelShape:
+    for key in REQUIRED_INTEGERS:
         if not isinstance(config.get(key), int):
-            raise DataError(f"{path}: {key}={config.get(key)} is not a whole number")
+            raise DataError(f"{path}: {key}={config.get(key)} must be an integer")
     heads, width = config["num_attention_heads"], config["hidden_size"]
-    # transformers' port of MobileLLM-LS says how often, the published one whether.
+    # `layer_sharing_repeats` exists only in transformers' port of MobileLLM-LS; the published
+    # checkpoints have the flag `layer_sharing`, which means 2 passes.
     sharing = config.get("layer_sharing_repeats", 2) if config.get("layer_sharing") else 1
     return ModelShape(
         n_layers=config["num_hidden_layers"],
@@ -182,7 +192,7 @@ def _shape_of(config: Mapping[str, Any], path: Path) -> ModelShape:
     )
 
 
-def _rope_theta(config: Mapping[str, Any]) -> float:
+def _parse_rope_theta(config: Mapping[str, Any]) -> float:
     rope = config.get("rope_parameters") or {}
     return float(rope.get("rope_theta", config.get("rope_theta", 10_000.0)))
 
@@ -193,62 +203,76 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         if (folder / name).is_file():
             return read(folder / name)
         if index.is_file():
-            parts = [read(folder / shard) for shard in _shards(index)]
+            parts = [read(folder / shard) for shard in _read_index(index)]
             return {key: value for part in parts for key, value in part.items()}
-    raise DataError(f"{folder}: neither {WEIGHTS} nor {TORCH_WEIGHTS} nor an index of shards here")
+    raise DataError(
+        f"{folder}: no weights; need {WEIGHTS}, {TORCH_WEIGHTS} or shards with an index"
+    )
 
 
-def _shards(index: Path) -> list[str]:
+def _read_index(index: Path) -> list[str]:
     try:
         return sorted(set(read_json(index)["weight_map"].values()))
     except (json.JSONDecodeError, KeyError, AttributeError, TypeError):
-        raise DataError(f"{index}: not an index of shards") from None
+        raise DataError(f"{index}: not a shard index (no `weight_map`)") from None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise DataError(f"{path}: named in the index but not here") from None
+        raise DataError(f"{path}: missing, but listed in the shard index") from None
     except SafetensorError as error:
-        raise DataError(f"{path} is damaged: {error}") from None
+        raise DataError(f"{path}: damaged file: {error}") from None
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise DataError(f"{path}: named in the index but not here") from None
+        raise DataError(f"{path}: missing, but listed in the shard index") from None
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{path} holds more than tensors, or is damaged: {reason}") from None
+        raise DataError(f"{path}: damaged, or contains more than tensors: {reason}") from None
 
 
-def _our_tensors(theirs: dict[str, Tensor], model: Transformer, folder: Path) -> dict[str, Tensor]:
-    """The state of our module from theirs, every tensor accounted for."""
-    names = {ours: _their_name(ours) for ours in dict(model.named_parameters())}
-    missing = sorted(set(names.values()) - set(theirs))
+def _convert_to_slm(
+    tensors: dict[str, Tensor], model: Transformer, folder: Path
+) -> dict[str, Tensor]:
+    """Return the state_dict of `model` from Llama tensors; used tensors are removed from `tensors`.
+
+    Raises:
+        DataError: if tensors are missing, unexpected, or have the wrong shape.
+    """
+    names = {name: _llama_name(name) for name in dict(model.named_parameters())}
+    missing = sorted(set(names.values()) - set(tensors))
     if missing:
-        raise DataError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
-    state = {ours: theirs.pop(name).float() for ours, name in names.items()}
+        raise DataError(f"{folder}: {len(missing)} missing tensors; the first is {missing[0]}")
+    state = {name: tensors.pop(llama_name).float() for name, llama_name in names.items()}
     if model.shape.tied:
         table = state["embedding.weight"]
-        head = theirs.pop(MODEL_NAMES["head.weight"], table)
+        head = tensors.pop(MODEL_NAMES["head.weight"], table)
         if not torch.equal(head.float(), table):
-            raise DataError(f"{folder}: tied, says {CONFIG}, but lm_head differs from the table")
+            raise DataError(
+                f"{folder}: {CONFIG} ties the head, but lm_head and embed_tokens differ"
+            )
         state["head.weight"] = table
-    left = sorted(name for name in theirs if not name.endswith(IGNORED_ENDING))
-    if left:
-        raise DataError(f"{folder}: {len(left)} tensors have no place, the first is {left[0]}")
-    for ours, wanted in model.named_parameters():
-        if state[ours].shape != wanted.shape:
-            found, asked = tuple(state[ours].shape), tuple(wanted.shape)
-            raise DataError(f"{folder}: {names[ours]} is {found}, {CONFIG} asks for {asked}")
+    unexpected = sorted(name for name in tensors if not name.endswith(IGNORED_SUFFIX))
+    if unexpected:
+        raise DataError(
+            f"{folder}: {len(unexpected)} unexpected tensors; the first is {unexpected[0]}"
+        )
+    for name, parameter in model.named_parameters():
+        found, expected = tuple(state[name].shape), tuple(parameter.shape)
+        if found != expected:
+            raise DataError(
+                f"{folder}: {names[name]} has shape {found}, but {CONFIG} requires {expected}"
+            )
     return state
 
 
-def _their_name(ours: str) -> str:
-    if ours in MODEL_NAMES:
-        return MODEL_NAMES[ours]
-    _, layer, rest = ours.split(".", 2)
+def _llama_name(name: str) -> str:
+    if name in MODEL_NAMES:
+        return MODEL_NAMES[name]
+    _, layer, rest = name.split(".", 2)
     return f"model.layers.{layer}.{BLOCK_NAMES[rest]}"

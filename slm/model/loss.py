@@ -1,9 +1,9 @@
-"""Cross-entropy in nats, and the training loss without the logits of more than a chunk of tokens.
+"""Cross-entropy in nats, and a fused head and loss that never stores the logits of all tokens.
 
-Logits are V numbers per token, more than anything else that a step keeps of one. `head_loss` makes
-them chunk by chunk and turns each chunk into its share of the gradients before the next begins, so
-that nothing of size tokens x V outlives its chunk and nothing is computed twice. It may do so because
-a loss that is a sum has its gradients up to one factor, which backward brings.
+Logits take V numbers per token, more than any other tensor of a step. `head_loss` computes them in
+chunks of tokens and adds each chunk's gradients before it computes the next chunk. So no tensor of
+size tokens x V exists, and nothing is computed twice. This works because the loss is a sum: its
+gradients are known in the forward pass up to the factor that backward receives.
 """
 
 from __future__ import annotations
@@ -17,34 +17,37 @@ from torch.autograd.function import once_differentiable
 
 from slm.config.schema.types import IGNORED
 
-# Measured on two CPU cores with vocabularies of 99 to 32,000: chunks of this many logits (16 MiB) stay
-# in the cache; with fewer tokens than this, adding up the head's gradient costs more than that saves.
+# Measured on two CPU cores with vocabularies of 99 to 32,000: chunks of CHUNK_LOGITS logits (16 MiB)
+# fit into the CPU cache; below MIN_CHUNK_TOKENS tokens, accumulating the head's gradient dominates.
 CHUNK_LOGITS = 2**22
 MIN_CHUNK_TOKENS = 256
 
 
 class HeadLoss(NamedTuple):
-    """Sums over the scored targets."""
+    """Loss sums over all targets that are not IGNORED."""
 
     objective: Tensor
-    """Nats plus z_loss times the squared log-partition, in the weights' type: what is minimised."""
+    """The training objective: nats + z_loss * log-partition^2, in fp32 (float64 weights: float64)."""
     nats: Tensor
-    """-log p(target) in float64, without gradients: what is reported."""
+    """The reported loss: -log p(target), in float64, without gradients."""
 
 
 def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log p(target) at each position of logits (B, T, V) and targets (B, T), as fp32 (B * T,)."""
+    """Return the per-token loss -log p(target) in nats, fp32, shape (B*T,).
+
+    Shapes: logits (B, T, V), targets (B, T). The loss of an IGNORED target is 0.
+    """
     flat = logits.flatten(0, 1).float()
     return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, reduction="none")
 
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0) -> HeadLoss:
-    """The loss of logits = hidden (B, T, D) @ weight (V, D)^T for targets (B, T).
+    """Compute the loss of logits = hidden (B, T, D) @ weight (V, D)^T for targets (B, T).
 
-    `z_loss` weighs (log sum exp)^2, after 2204.02311 section 5. Under autocast the matrix products
-    are in its type; softmax and sums are in fp32. Can be differentiated once.
+    `z_loss` is the weight of (log sum exp logits)^2 (2204.02311, section 5). Matrix products use the
+    autocast dtype; softmax and sums use fp32. The result can be differentiated once.
     """
-    if not torch.is_grad_enabled():  # torch tells the function only whether an input requires grad
+    if not torch.is_grad_enabled():  # needs_input_grad stays True under no_grad
         hidden, weight = hidden.detach(), weight.detach()
     return HeadLoss(*_HeadLoss.apply(hidden.flatten(0, 1), weight, targets.flatten(), z_loss))
 
@@ -58,58 +61,63 @@ class _HeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float
     ) -> tuple[Tensor, Tensor]:
-        device, exact = hidden.device.type, torch.promote_types(weight.dtype, torch.float32)
+        device, sum_dtype = hidden.device.type, torch.promote_types(weight.dtype, torch.float32)
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
         ignored, with_gradients = (targets == IGNORED).unsqueeze(1), any(ctx.needs_input_grad)
         nats = objective = torch.zeros((), dtype=torch.float64, device=hidden.device)
         with torch.autocast(device, enabled=False):
-            # A row of zeros adds nothing to the weight's gradient, whatever that of its logits is.
+            # Zero the rows of ignored targets, so that they add nothing to the weight's gradient.
             rows, table = hidden.to(dtype).masked_fill(ignored, 0), weight.to(dtype)
             if with_gradients:
-                by_hidden, by_weight = torch.empty_like(rows), torch.zeros_like(weight, dtype=exact)
+                grad_hidden = torch.empty_like(rows)
+                grad_weight = torch.zeros_like(weight, dtype=sum_dtype)
             size = chunk_tokens(len(weight))
             for chunk in (slice(start, start + size) for start in range(0, len(rows), size)):
                 logits = rows[chunk] @ table.T
-                chunk_nats, squares, by_logits = _chunk_loss(logits, targets[chunk], z_loss, exact)
+                chunk_nats, squares, grad_logits = _chunk_loss(
+                    logits, targets[chunk], z_loss, sum_dtype
+                )
                 nats = nats + chunk_nats
                 objective = objective + chunk_nats + z_loss * squares
                 if with_gradients:
-                    by_logits = by_logits.to(dtype)
-                    torch.mm(by_logits, table, out=by_hidden[chunk])
-                    _add_product(by_weight, by_logits.T, rows[chunk])
+                    grad_logits = grad_logits.to(dtype)
+                    torch.mm(grad_logits, table, out=grad_hidden[chunk])
+                    _add_product(grad_weight, grad_logits.T, rows[chunk])
         if with_gradients:
-            ctx.save_for_backward(by_hidden.masked_fill_(ignored, 0).to(hidden.dtype), by_weight)
+            ctx.save_for_backward(
+                grad_hidden.masked_fill_(ignored, 0).to(hidden.dtype), grad_weight
+            )
         ctx.mark_non_differentiable(nats)
-        return objective.to(exact), nats
+        return objective.to(sum_dtype), nats
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        by_hidden, by_weight = ctx.saved_tensors
-        return by_hidden * upstream, by_weight * upstream, None, None
+    def backward(ctx: Any, grad_objective: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad_objective, grad_weight * grad_objective, None, None
 
 
 def _chunk_loss(
-    logits: Tensor, targets: Tensor, z_loss: float, exact: torch.dtype
+    logits: Tensor, targets: Tensor, z_loss: float, sum_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over logits (n, V) of the nats and the squared log-partitions, in float64.
+    """Return the sums of nats and of squared log-partitions, and the gradient of the logits (n, V).
 
-    And the gradient of nats + z_loss squares by the logits, in `exact`; that of ignored targets is
-    without meaning.
+    The sums are float64. The gradient is that of nats + z_loss * squares, in `sum_dtype`; its rows for
+    ignored targets are undefined.
     """
     scored = targets != IGNORED
     target = targets.where(scored, 0).unsqueeze(1)
-    log_p = logits.log_softmax(dim=-1, dtype=exact)
+    log_p = logits.log_softmax(dim=-1, dtype=sum_dtype)
     log_p_target = log_p.gather(1, target)
     log_partition = logits.gather(1, target) - log_p_target
-    by_logits = log_p.exp_()
+    grad_logits = log_p.exp_()
     if z_loss:
-        by_logits *= 1 + 2 * z_loss * log_partition
-    by_logits.scatter_add_(1, target, torch.full_like(log_partition, -1))
+        grad_logits *= 1 + 2 * z_loss * log_partition
+    grad_logits.scatter_add_(1, target, torch.full_like(log_partition, -1))
     nats = -log_p_target.squeeze(1).where(scored, 0).double().sum()
     squares = log_partition.squeeze(1).where(scored, 0).double().square().sum()
-    return nats, squares, by_logits
+    return nats, squares, grad_logits
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""RMSNorm (1910.07467) that gives the type which the matrix products after it take."""
+"""RMSNorm (1910.07467) that returns the dtype of the following matmul."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class RMSNorm(nn.RMSNorm):
         self._eps = eps
 
     def forward(self, x: Tensor, multiplier: float = 1.0) -> Tensor:
-        """x (..., size) -> multiplier times its norm, computed in fp32.
+        """Return multiplier * RMSNorm(x), computed in fp32; x has shape (..., size).
 
-        Under autocast the result is in its type: query, key and value, or gate and up, then need no
-        copy each, and their gradients are added up in that type.
+        Under autocast the result has the autocast dtype. The following projections then share it
+        without a copy each, and autograd adds their gradients in that dtype.
         """
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
@@ -29,16 +29,19 @@ class RMSNorm(nn.RMSNorm):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """torch's on CPU is made of a dozen operations, and takes 1.5 times as long."""
+    """RMSNorm on CPU with a hand-written backward pass.
+
+    torch's CPU implementation runs a dozen operations and takes 1.5 times as long.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
+        x_fp32 = x.to(torch.promote_types(x.dtype, torch.float32))
+        length = torch.linalg.vector_norm(x_fp32, dim=-1, keepdim=True)
         scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        return (exact * scale).mul_(gain).to(dtype), scale
+        return (x_fp32 * scale).mul_(gain).to(dtype), scale
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -47,13 +50,13 @@ class _RMSNorm(torch.autograd.Function):
         ctx.save_for_backward(x, gain, output[1])
 
     @staticmethod
-    def backward(ctx: Any, by_normed: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_normed: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, scale = ctx.saved_tensors
         unit = x * scale
-        by_normed = by_normed.to(scale.dtype)
-        by_gain = (by_normed * unit).flatten(0, -2).sum(0)
-        by_unit = by_normed * gain
-        # The part along x changes its length alone, which is normalised away.
-        along = (by_unit * unit).mean(dim=-1, keepdim=True)
-        by_x = by_unit.addcmul_(unit, along, value=-1).mul_(scale).to(x.dtype)
-        return by_x, by_gain.to(gain.dtype), None, None
+        grad_normed = grad_normed.to(scale.dtype)
+        grad_gain = (grad_normed * unit).flatten(0, -2).sum(0)
+        grad_unit = grad_normed * gain
+        # Remove the component along x: it changes only the length, which the norm divides out.
+        along_x = (grad_unit * unit).mean(dim=-1, keepdim=True)
+        grad_x = grad_unit.addcmul_(unit, along_x, value=-1).mul_(scale).to(x.dtype)
+        return grad_x, grad_gain.to(gain.dtype), None, None

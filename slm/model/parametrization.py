@@ -1,7 +1,7 @@
-"""How initialisation, multipliers, learning rates, decay and epsilon follow the shape.
+"""Parametrizations: initialisation, multipliers, learning rate, weight decay and Adam eps by shape.
 
-m = d_model / base_width is the width multiplier, r = depth / base_depth the depth multiplier, where
-depth counts every block a token passes through; base_depth = 4 and base_width = 64 by default.
+m = d_model / base_width is the width multiplier and r = depth / base_depth the depth multiplier; depth
+counts every block that a token passes through. By default base_width = 64 and base_depth = 4.
 
 | tensor group                | initial variance                             | lr  | decay | Adam eps  |
 |-----------------------------|----------------------------------------------|-----|-------|-----------|
@@ -16,23 +16,26 @@ depth counts every block a token passes through; base_depth = 4 and base_width =
 | residual branch             | 1        | 1   | 1/r       |
 | logits                      | 1        | 1/m | 1/m       |
 
-Multipliers of lr, decay and eps in the first table: standard has m = r = 1, mup has r = 1.
+The columns lr, decay and Adam eps are multipliers of the configured values. In them standard uses
+m = r = 1, and mup uses r = 1.
 
-standard: the last matrix of each branch starts 1/sqrt(2 depth) smaller, so that the residual stream
-starts at one size at any depth (GPT-2; Radford et al. 2019, section 2.3); a table of variance
-1/d_model gives logits of unit variance. Updates still grow with width and depth, so the best learning
-rate falls with both.
+standard: the last matrix of each branch is initialised smaller by 1/sqrt(2 depth), so that the
+residual stream has the same initial size at every depth (GPT-2; Radford et al. 2019, section 2.3). A
+head of variance 1/d_model gives logits of unit variance. Updates still grow with width and depth, so
+the best learning rate decreases with both.
 
-mup (2203.03466, table 8, Adam): updates of the stream do not grow with width. Hidden decay is scaled
-by m because AdamW multiplies it by the learning rate; their product stays. d_head is constant within
-a comparison, so the attention scale needs no change.
+mup (2203.03466, table 8, Adam): updates of the residual stream do not grow with width. The decay of
+hidden matrices is multiplied by m because AdamW multiplies it by the learning rate, which is divided
+by m. d_head is constant within a comparison, so the attention scale stays 1/sqrt(d_head).
 
-completep (2505.01618, table 1 and eq. 40, alpha = 1): nor do they grow with depth, because each of
-the 2 depth branches carries 1/r; in exchange its last matrix starts at a variance free of depth. The
-learning rate needs no factor of depth at alpha = 1. Adam's eps shrinks with the gradients.
+completep (2505.01618, table 1 and eq. 40, alpha = 1): updates do not grow with depth either, because
+each of the 2 depth branches is multiplied by 1/r; therefore the initial variance of its last matrix
+does not depend on depth. At alpha = 1 the learning rate has no depth factor. Adam's eps decreases as
+the gradients do.
 
-A tied table is one tensor: it is drawn, stepped and decayed once, as the embedding, whose rules the
-head shares; only the logits carry 1/m. At d_model = base_width and depth = base_depth all three agree.
+A tied table is one tensor: it is initialised, updated and decayed once, by the rules of the embedding,
+which are also those of the head; only the logits are multiplied by 1/m. At d_model = base_width and
+depth = base_depth all three parametrizations are the same.
 """
 
 from __future__ import annotations
@@ -52,10 +55,10 @@ TABLES = {"embedding.weight", "head.weight"}
 
 @dataclass(frozen=True)
 class TensorRule:
-    """Of one tensor: how it starts, and the multipliers of what the optimizer is configured with."""
+    """Initialisation of one tensor, and its multipliers of the configured lr, decay and eps."""
 
     initial_std: float | None
-    """None: starts at the constant 1."""
+    """Standard deviation of the initial normal distribution; None: initialise to the constant 1."""
     lr: float
     decay: float
     eps: float
@@ -63,12 +66,12 @@ class TensorRule:
 
 @dataclass(frozen=True)
 class Parametrization:
-    """The tables above for one shape."""
+    """The tables of this module's docstring, evaluated for one shape."""
 
     width_multiplier: float
     depth_multiplier: float
     branch_depth: float
-    """Depth in the initial variance of a branch's last matrix."""
+    """The depth used in the initial variance of a branch's last matrix."""
 
     @classmethod
     def of(cls, config: ParametrizationConfig, shape: ModelShape) -> Parametrization:
@@ -86,12 +89,12 @@ class Parametrization:
         return 1 / self.width_multiplier
 
     def rule(self, name: str, parameter: Tensor) -> TensorRule:
-        """The rule of a parameter of the transformer, by its name there."""
+        """Return the rule of a parameter; `name` is its name in the transformer."""
         width, depth = self.width_multiplier, self.depth_multiplier
         if name in TABLES:
             return TensorRule(math.sqrt(width / parameter.shape[1]), lr=1, decay=1, eps=1 / width)
         eps = 1 / (width * depth) if name.startswith("blocks.") else 1 / width
-        if parameter.ndim < 2:  # gains are the only vectors
+        if parameter.ndim < 2:  # all vectors are gains of norms
             return TensorRule(None, lr=1, decay=0, eps=eps)
         branch = 2 * self.branch_depth if name.endswith(BRANCH_OUTPUTS) else 1
         std = 1 / math.sqrt(parameter.shape[1] * branch)
@@ -99,7 +102,7 @@ class Parametrization:
 
 
 def initialize(model: nn.Module, parametrization: Parametrization, seed: int) -> None:
-    """Set every parameter of the transformer from `seed` alone, whatever ran before."""
+    """Initialise every parameter of the transformer; the result depends on `seed` only."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         std = parametrization.rule(name, parameter).initial_std

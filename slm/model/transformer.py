@@ -1,13 +1,14 @@
-"""A decoder-only transformer, top to bottom.
+"""A decoder-only transformer.
 
     tokens (B, T)
       └─ embedding ─▶ x (B, T, D)
-           ├─ n_layers of  x = x + m Attention(RMSNorm(x))     grouped queries, rotary positions
-           │               x = x + m MLP(RMSNorm(x))           each block layer_sharing times in a row
-           └─ RMSNorm ─▶ head (the embedding table when tied) ─▶ logits (B, T, V), or their loss
+           ├─ n_layers of  x = x + m Attention(RMSNorm(x))     grouped queries, RoPE
+           │               x = x + m MLP(RMSNorm(x))           each block runs layer_sharing times
+           └─ RMSNorm ─▶ head (the embedding table if tied) ─▶ logits (B, T, V), or the loss
 
-Shapes: B batch, T time, D d_model, H query heads, G key/value heads, K d_head, F d_ff, V vocabulary.
-No bias. In training, dropout of the embedding and of each branch. Initialisation and the multipliers are set by `slm.model.parametrization`.
+Shapes: B batch, T tokens, D d_model, H query heads, G key/value heads, K d_head, F d_ff, V vocabulary.
+There are no biases. Dropout applies to the embedding and to each branch.
+`slm.model.parametrization` sets the initialisation and the multiplier m.
 """
 
 from __future__ import annotations
@@ -28,7 +29,14 @@ from slm.model.norm import RMSNorm
 
 
 class Transformer(nn.Module):
-    turns: Tensor
+    """Decoder-only transformer with tied or untied head.
+
+    With `activation_checkpointing`, training saves only the input of each block and recomputes the
+    block in the backward pass.
+    """
+
+    cos_sin: Tensor
+    """RoPE table (2, seq_len, K), not part of the state_dict."""
 
     def __init__(
         self,
@@ -42,9 +50,6 @@ class Transformer(nn.Module):
         dropout: float = 0.0,
         activation_checkpointing: bool = False,
     ):
-        """With `activation_checkpointing` training keeps the input of each block alone, and runs the
-        block again in the backward pass.
-        """
         super().__init__()
         if attention == "flash":
             require_flash()
@@ -64,8 +69,8 @@ class Transformer(nn.Module):
         self.head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
         if shape.tied:
             self.head.weight = self.embedding.weight
-        turns = rotary_turns(shape.seq_len, shape.d_head, rope_theta)
-        self.register_buffer("turns", turns, persistent=False)
+        cos_sin = precompute_rope(shape.seq_len, shape.d_head, rope_theta)
+        self.register_buffer("cos_sin", cos_sin, persistent=False)
 
     @overload
     def forward(
@@ -88,30 +93,31 @@ class Transformer(nn.Module):
         targets: Tensor | None = None,
         z_loss: float = 0.0,
     ) -> Tensor | HeadLoss:
-        """tokens (B, T) -> logits (B, T, V), or with targets (B, T) their loss without the logits.
+        """Return the logits (B, T, V) of tokens (B, T), or their loss if targets (B, T) are given.
 
-        `documents` (B, T) keeps attention within each document of a packed row. With a `cache` the
-        tokens follow those it holds, and are added to it. `z_loss` is as in `head_loss`.
+        `documents` (B, T) are document ids; attention stays within a document. With a `cache` the
+        tokens continue the cached sequence and are added to the cache. `z_loss` is passed to
+        `head_loss`, which computes the loss without storing all logits.
 
         Raises:
-            ValueError: if the tokens go beyond seq_len, or with both documents and a cache.
+            ValueError: if the sequence exceeds seq_len, or if both documents and a cache are given.
         """
         start = 0 if cache is None else cache.length
         end = start + tokens.shape[1]
         if end > self.shape.seq_len:
             raise ValueError(f"{end} tokens exceed the model's seq_len={self.shape.seq_len}")
         if cache is not None and documents is not None:
-            raise ValueError("a cache holds one document; documents cannot be kept apart in it")
-        turns = self.turns[:, start:end]
+            raise ValueError("a cache holds one document per row; pass either documents or a cache")
+        cos_sin = self.cos_sin[:, start:end]
         x = self.dropout(self.embedding(tokens))
         for layer, block in enumerate(self.blocks):
-            for turn in range(self.shape.layer_sharing):
-                index = layer * self.shape.layer_sharing + turn
+            for repeat in range(self.shape.layer_sharing):
+                index = layer * self.shape.layer_sharing + repeat
                 slot = None if cache is None else cache.slot(index)
                 if self.activation_checkpointing and self.training:
-                    x = checkpoint(block, x, turns, documents, slot, use_reentrant=False)
+                    x = checkpoint(block, x, cos_sin, documents, slot, use_reentrant=False)
                 else:
-                    x = block(x, turns, documents, slot)
+                    x = block(x, cos_sin, documents, slot)
         if cache is not None:
             cache.length += tokens.shape[1]
         hidden = self.norm(x, self.logit_multiplier)
@@ -121,6 +127,8 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
+    """Pre-norm residual block: attention, then MLP."""
+
     def __init__(
         self, shape: ModelShape, norm_eps: float, attention: str, multiplier: float, dropout: float
     ):
@@ -133,15 +141,15 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, turns: Tensor, documents: Tensor | None, slot: Slot | None
+        self, x: Tensor, cos_sin: Tensor, documents: Tensor | None, slot: Slot | None
     ) -> Tensor:
-        mixed = self.attention(self.attention_norm(x), turns, documents, slot)
-        x = torch.add(x, self.dropout(mixed), alpha=self.multiplier)
+        attended = self.attention(self.attention_norm(x), cos_sin, documents, slot)
+        x = torch.add(x, self.dropout(attended), alpha=self.multiplier)
         return torch.add(x, self.dropout(self.mlp(self.mlp_norm(x))), alpha=self.multiplier)
 
 
 class Attention(nn.Module):
-    """Causal attention in which H / G query heads share one key/value head (2305.13245)."""
+    """Causal grouped-query attention: H / G query heads share one key/value head (2305.13245)."""
 
     def __init__(self, shape: ModelShape, norm_eps: float, backend: str):
         super().__init__()
@@ -151,26 +159,26 @@ class Attention(nn.Module):
         self.key = nn.Linear(shape.d_model, shape.n_kv_heads * shape.d_head, bias=False)
         self.value = nn.Linear(shape.d_model, shape.n_kv_heads * shape.d_head, bias=False)
         self.output = nn.Linear(shape.n_heads * shape.d_head, shape.d_model, bias=False)
-        # Normalised per head with one gain for all heads (2302.05442 section 2, in RMSNorm's form).
+        # Per-head normalisation with one gain for all heads (2302.05442 section 2, here with RMSNorm).
         self.query_norm = RMSNorm(shape.d_head, norm_eps) if shape.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(shape.d_head, norm_eps) if shape.qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, turns: Tensor, documents: Tensor | None, slot: Slot | None
+        self, x: Tensor, cos_sin: Tensor, documents: Tensor | None, slot: Slot | None
     ) -> Tensor:
         q, k, v = (
             rearrange(project(x), "b t (h k) -> b h t k", k=self.d_head)
             for project in (self.query, self.key, self.value)
         )
-        q, k = rotate(self.query_norm(q), turns), rotate(self.key_norm(k), turns)
+        q, k = apply_rope(self.query_norm(q), cos_sin), apply_rope(self.key_norm(k), cos_sin)
         if slot is not None:
             k, v = slot.append(k, v)
-        mixed = attend(q, k, v, self.backend, documents)
-        return self.output(rearrange(mixed, "b h t k -> b t (h k)"))
+        attended = attend(q, k, v, self.backend, documents)
+        return self.output(rearrange(attended, "b h t k -> b t (h k)"))
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)), after 2002.05202 eq. 6."""
+    """The MLP down(silu(gate(x)) * up(x)) (2002.05202, eq. 6)."""
 
     def __init__(self, shape: ModelShape):
         super().__init__()
@@ -183,7 +191,7 @@ class SwiGLU(nn.Module):
 
 
 class GeluMLP(nn.Module):
-    """down(gelu(up(x))), the MLP of GPT-2."""
+    """The MLP down(gelu(up(x))) of GPT-2."""
 
     def __init__(self, shape: ModelShape):
         super().__init__()
@@ -194,18 +202,18 @@ class GeluMLP(nn.Module):
         return self.down(F.gelu(self.up(x)))
 
 
-def rotary_turns(seq_len: int, d_head: int, theta: float) -> Tensor:
-    """Cosines and sines (2, T, K) of position * theta^(-2i/K), after 2104.09864 eq. 15.
+def precompute_rope(seq_len: int, d_head: int, theta: float) -> Tensor:
+    """Return the RoPE table: cos and sin of position * theta^(-2i/K), shape (2, seq_len, K).
 
-    Dimension i is paired with i + K/2, Llama's layout, so that its checkpoints can be exchanged.
+    Source: 2104.09864, eq. 15. Dimension i is paired with i + K/2, as in Llama checkpoints.
     """
     frequencies = theta ** -(torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
     angles = torch.outer(torch.arange(seq_len, dtype=torch.float64), frequencies).repeat(1, 2)
     return torch.stack([angles.cos(), angles.sin()]).float()
 
 
-def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn each pair of x (B, H, T, K) by its position's angle."""
-    cosine, sine = turns.to(x.dtype)
+def apply_rope(x: Tensor, cos_sin: Tensor) -> Tensor:
+    """Rotate x (B, H, T, K) by the RoPE table cos_sin (2, T, K)."""
+    cos, sin = cos_sin.to(x.dtype)
     first, second = x.chunk(2, dim=-1)
-    return x * cosine + torch.cat([-second, first], dim=-1) * sine
+    return x * cos + torch.cat([-second, first], dim=-1) * sin

@@ -1,4 +1,4 @@
-"""Llama-format checkpoints: equal to transformers' own model, there and back."""
+"""Import and export of Llama checkpoints, compared with the models of transformers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ from slm.training.runner import train
 
 transformers = pytest.importorskip("transformers")
 
-# (n_layers, heads, kv heads, d_head, d_ff, vocabulary, context, tied, rope theta, eps); odd on purpose.
+# (n_layers, heads, kv heads, d_head, d_ff, vocab_size, seq_len, tied, rope theta, eps); sizes are
+# deliberately irregular.
 LLAMAS = [
     (1, 4, 4, 8, 48, 64, 16, True, 10_000.0, 1e-5),
     (3, 6, 2, 10, 77, 101, 33, False, 500_000.0, 1e-6),
@@ -45,23 +46,30 @@ LLAMAS = [
 def hf_llama(layers: int, heads: int, kv: int, d_head: int, d_ff: int, *rest: Any) -> Any:
     vocab_size, seq_len, tied, theta, eps = rest
     config = transformers.LlamaConfig(
-        vocab_size=vocab_size, hidden_size=heads * d_head, intermediate_size=d_ff,
-        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv,
-        head_dim=d_head, max_position_embeddings=seq_len, tie_word_embeddings=tied,
-        rms_norm_eps=eps, initializer_range=0.2,
+        vocab_size=vocab_size,
+        hidden_size=heads * d_head,
+        intermediate_size=d_ff,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        head_dim=d_head,
+        max_position_embeddings=seq_len,
+        tie_word_embeddings=tied,
+        rms_norm_eps=eps,
+        initializer_range=0.2,
         rope_parameters={"rope_type": "default", "rope_theta": theta},
-    )  # fmt: skip
+    )
     torch.manual_seed(layers)
     return transformers.LlamaForCausalLM(config).eval()
 
 
 def assert_same_logits(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    # fp32 sums in another order; relative to the size of the logits.
+    # fp32 sums in a different order; the tolerance is relative to the largest logit.
     assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
 @pytest.mark.parametrize("dimensions", LLAMAS, ids=str)
-def test_imports_equal_transformers_and_come_back_bit_exact(
+def test_import_equals_transformers_and_export_is_bit_exact(
     dimensions: tuple[Any, ...], tmp_path: Path
 ) -> None:
     theirs = hf_llama(*dimensions)
@@ -72,9 +80,9 @@ def test_imports_equal_transformers_and_come_back_bit_exact(
     with torch.no_grad():
         assert_same_logits(ours(batch), theirs(batch).logits)
     export_llama(ours, tmp_path / "ours")
-    saved, again = (load_file(tmp_path / n / "model.safetensors") for n in ("theirs", "ours"))
-    assert saved.keys() == again.keys()
-    assert all(torch.equal(saved[name], again[name]) for name in saved)
+    saved, exported = (load_file(tmp_path / n / "model.safetensors") for n in ("theirs", "ours"))
+    assert saved.keys() == exported.keys()
+    assert all(torch.equal(saved[name], exported[name]) for name in saved)
     reopened = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "ours").eval()
     with torch.no_grad():
         assert torch.equal(reopened(batch).logits, theirs(batch).logits)
@@ -82,7 +90,7 @@ def test_imports_equal_transformers_and_come_back_bit_exact(
 
 @pytest.mark.parametrize("kind", ["standard", "mup", "completep"])
 @pytest.mark.parametrize("layer_sharing", [1, 2])
-def test_multipliers_and_shared_blocks_survive_the_export(
+def test_export_folds_multipliers_and_unrolls_shared_blocks(
     kind: str, layer_sharing: int, tmp_path: Path
 ) -> None:
     shape = ModelShape(3, 48, 6, 2, 8, 100, 61, 20, layer_sharing=layer_sharing)
@@ -99,10 +107,10 @@ def test_multipliers_and_shared_blocks_survive_the_export(
         assert_same_logits(theirs(batch).logits, ours(batch))
 
 
-def test_what_llama_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_export_rejects_gelu_and_qk_norm(tmp_path: Path) -> None:
     shape = ModelShape(1, 16, 2, 2, 8, 24, 31, 8)
     for change in ({"mlp": "gelu"}, {"qk_norm": True}):
-        with pytest.raises(DataError, match="no place in Llama's format"):
+        with pytest.raises(DataError, match="not supported by the Llama format"):
             export_llama(Transformer(ModelShape(**{**shape.as_dict(), **change})), tmp_path)  # type: ignore[arg-type]
 
 
@@ -112,7 +120,7 @@ def llama(tmp_path: Path) -> Path:
     return tmp_path / "llama"
 
 
-def as_torch_shards(folder: Path) -> None:
+def convert_to_torch_shards(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     index = {}
@@ -123,7 +131,7 @@ def as_torch_shards(folder: Path) -> None:
     write_json(folder / "pytorch_model.bin.index.json", {"weight_map": index})
 
 
-def test_shards_and_torch_files_are_the_same_model(llama: Path, tmp_path: Path) -> None:
+def test_shards_and_torch_files_load_the_same_model(llama: Path, tmp_path: Path) -> None:
     theirs = transformers.LlamaForCausalLM.from_pretrained(llama).eval()
     theirs.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
     assert (tmp_path / "sharded" / "model.safetensors.index.json").exists()
@@ -131,12 +139,12 @@ def test_shards_and_torch_files_are_the_same_model(llama: Path, tmp_path: Path) 
     with torch.no_grad():
         expected = slm.load(llama)(batch)
         assert torch.equal(slm.load(tmp_path / "sharded")(batch), expected)
-        as_torch_shards(llama)
+        convert_to_torch_shards(llama)
         assert torch.equal(slm.load(llama)(batch), expected)
 
 
-def test_mobilellms_own_keys(tmp_path: Path) -> None:
-    """share_embedding ties whatever tie_word_embeddings says; layer_sharing runs each block twice."""
+def test_mobilellm_keys(tmp_path: Path) -> None:
+    """share_embedding overrides tie_word_embeddings; layer_sharing runs each block twice."""
     theirs = hf_llama(*LLAMAS[3])
     theirs.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -152,7 +160,7 @@ def test_mobilellms_own_keys(tmp_path: Path) -> None:
         assert_same_logits(ours(batch), unrolled(batch).logits)
 
 
-def test_no_pickle_is_executed(llama: Path, tmp_path: Path) -> None:
+def test_import_executes_no_pickled_code(llama: Path, tmp_path: Path) -> None:
     class Payload:
         def __reduce__(self) -> tuple[Any, ...]:
             return os.system, (f"touch {tmp_path / 'executed'}",)
@@ -164,61 +172,61 @@ def test_no_pickle_is_executed(llama: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
-def changed_config(folder: Path, **changes: Any) -> None:
+def change_config(folder: Path, **changes: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", {**config, **changes})
 
 
-def without_a_tensor(folder: Path) -> None:
+def remove_tensor(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["model.norm.weight"]
     save_file(weights, folder / "model.safetensors")
 
 
-def with_a_strange_tensor(folder: Path) -> None:
+def add_unknown_tensor(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     save_file({**weights, "model.extra": torch.ones(2)}, folder / "model.safetensors")
 
 
-def broken_index(folder: Path) -> None:
-    as_torch_shards(folder)
+def break_index(folder: Path) -> None:
+    convert_to_torch_shards(folder)
     write_json(folder / "pytorch_model.bin.index.json", {"weights": {}})
 
 
 BROKEN: list[tuple[Callable[[Path], object], str]] = [
-    (lambda f: changed_config(f, model_type="gpt2"), "model_type=gpt2"),
-    (lambda f: changed_config(f, attention_bias=True), "attention_bias=True"),
-    (lambda f: changed_config(f, rope_parameters={"rope_type": "yarn"}), "yarn"),
-    (lambda f: changed_config(f, intermediate_size=78), r"\(77, 60\).*asks for \(78, 60\)"),
-    (lambda f: changed_config(f, num_hidden_layers=4), "9 tensors are missing"),
-    (lambda f: write_json(f / "config.json", [1]), "not a table"),
-    (lambda f: changed_config(f, hidden_size="60"), "not a whole number"),
-    (lambda f: changed_config(f, num_hidden_layers="3"), "num_hidden_layers"),
-    (lambda f: changed_config(f, vocab_size=None), "vocab_size"),
-    (broken_index, "not an index of shards"),
-    (without_a_tensor, "the first is model.norm.weight"),
-    (with_a_strange_tensor, "the first is model.extra"),
-    (lambda f: (f / "config.json").write_text("{"), "is not JSON"),
-    (lambda f: (f / "model.safetensors").unlink(), "neither model.safetensors nor"),
-    (lambda f: (f / "model.safetensors").write_bytes(b"\x08" * 40), "is damaged"),
+    (lambda f: change_config(f, model_type="gpt2"), "model_type=gpt2"),
+    (lambda f: change_config(f, attention_bias=True), "attention_bias=True"),
+    (lambda f: change_config(f, rope_parameters={"rope_type": "yarn"}), "yarn"),
+    (lambda f: change_config(f, intermediate_size=78), r"\(77, 60\).*requires \(78, 60\)"),
+    (lambda f: change_config(f, num_hidden_layers=4), "9 missing tensors"),
+    (lambda f: write_json(f / "config.json", [1]), "must contain a JSON object"),
+    (lambda f: change_config(f, hidden_size="60"), "must be an integer"),
+    (lambda f: change_config(f, num_hidden_layers="3"), "num_hidden_layers"),
+    (lambda f: change_config(f, vocab_size=None), "vocab_size"),
+    (break_index, "not a shard index"),
+    (remove_tensor, "the first is model.norm.weight"),
+    (add_unknown_tensor, "the first is model.extra"),
+    (lambda f: (f / "config.json").write_text("{"), "invalid JSON"),
+    (lambda f: (f / "model.safetensors").unlink(), "no weights; need model.safetensors"),
+    (lambda f: (f / "model.safetensors").write_bytes(b"\x08" * 40), "damaged file"),
     (lambda f: (f / "config.json").unlink(), "neither a run"),
 ]
 
 
-@pytest.mark.parametrize(("breakage", "said"), BROKEN, ids=[said for _, said in BROKEN])
-def test_a_broken_checkpoint_is_named(
-    llama: Path, breakage: Callable[[Path], object], said: str
+@pytest.mark.parametrize(("damage", "message"), BROKEN, ids=[message for _, message in BROKEN])
+def test_error_names_the_damage_of_a_checkpoint(
+    llama: Path, damage: Callable[[Path], object], message: str
 ) -> None:
-    breakage(llama)
-    with pytest.raises(DataError, match=said):
+    damage(llama)
+    with pytest.raises(DataError, match=message):
         slm.load(llama)
 
 
 @pytest.mark.parametrize("tokenizer", [{"kind": "ascii"}, {"kind": "byte"}, {"kind": "bpe"}])
-def test_a_run_is_exported_with_its_tokenizer(
+def test_export_run_includes_the_tokenizer(
     tiny_spec: Callable[..., RunSpec], tokenizer: dict[str, Any], tmp_path: Path
 ) -> None:
-    """From training to `transformers`: equal logits, equal ids, equal text."""
+    """A trained run opened in `transformers` has the same logits, token ids and decoded text."""
     if tokenizer["kind"] == "bpe":
         tokenizer = {**tokenizer, "vocab_size": 300}
     spec = tiny_spec(
@@ -235,7 +243,7 @@ def test_a_run_is_exported_with_its_tokenizer(
     reader = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     text = "Four score\tand seven — years…\n ago; naïve 日本 <|endoftext|>?"
     prepared = Path(json.loads((run.path / "data.json").read_text())["folder"])
-    plain = text.replace("<|endoftext|>", "")  # transformers reads it as the token
+    plain = text.replace("<|endoftext|>", "")  # transformers parses it as the special token
     ids = load_tokenizer(prepared).encode_batch([plain])[0].tolist()
     assert reader.encode(plain, add_special_tokens=False) == ids
     assert reader.decode(ids) == plain
@@ -253,7 +261,7 @@ def test_a_run_is_exported_with_its_tokenizer(
         slm.load(run.path)
 
 
-def test_export_is_one_command(
+def test_export_command(
     tiny_spec: Callable[..., RunSpec],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -263,17 +271,17 @@ def test_export_is_one_command(
     run = RunDirectory.of(spec)
     with run.claim(spec):
         train(spec, run)
-    for arguments, code, said in (
+    for arguments, code, message in (
         ([f"run={run.path}"], 2, "out=null: is needed"),
         ([f"rn={run.path}", f"out={tmp_path / 'b'}"], 2, "did you mean run?"),
         ([f"run={tmp_path}", f"out={tmp_path / 'b'}"], 1, "not a run directory"),
         ([f"run={run.path}", f"out={tmp_path / 'out'}"], 0, "exported"),
     ):
         monkeypatch.setattr("sys.argv", ["slm", "export", *arguments])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as stopped:
             main()
-        told = capsys.readouterr()
-        assert ended.value.code == code and said in told.out + told.err
+        printed = capsys.readouterr()
+        assert stopped.value.code == code and message in printed.out + printed.err
     names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     assert not (tmp_path / "b").exists()

@@ -1,4 +1,4 @@
-"""The loss of the head: against its definition, and against the plain loss of whole logits."""
+"""The fused head and loss against the definition and against a loss with all logits stored."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from slm.model.loss import IGNORED, HeadLoss, head_loss, token_nats
 from slm.model.transformer import Transformer
 
 VOCAB_SIZE, D_MODEL, CHUNK = 13, 6, 4
-Drawn = tuple[Tensor, Tensor, Tensor]
+Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 @pytest.fixture(autouse=True)
 def _short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of 4 tokens, so that 2 x 7 tokens are three whole chunks and a rest."""
+    """Set chunks of 4 tokens, so that 2 x 7 tokens are three full chunks and a partial one."""
     monkeypatch.setattr(loss, "MIN_CHUNK_TOKENS", 1)
     monkeypatch.setattr(loss, "CHUNK_LOGITS", CHUNK * VOCAB_SIZE)
 
 
-def drawn(dtype: torch.dtype = torch.float32) -> Drawn:
+def random_inputs(dtype: torch.dtype = torch.float32) -> Inputs:
     generator = torch.manual_seed(0)
     hidden = torch.randn(2, 7, D_MODEL, generator=generator, dtype=dtype, requires_grad=True)
     weight = torch.randn(VOCAB_SIZE, D_MODEL, generator=generator, dtype=dtype, requires_grad=True)
@@ -36,8 +36,8 @@ def drawn(dtype: torch.dtype = torch.float32) -> Drawn:
     return hidden, weight, targets
 
 
-def plain(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> Tensor:
-    """The objective with all logits at once, differentiated by torch."""
+def plain_loss(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> Tensor:
+    """Compute the objective from all logits at once; torch differentiates it."""
     logits, scored = hidden @ weight.T, targets != IGNORED
     nats = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
@@ -45,21 +45,21 @@ def plain(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> Ten
     return nats + z_loss * logits.logsumexp(-1).square()[scored].sum()
 
 
-def test_nats_are_those_of_the_distribution_and_ignored_targets_cost_nothing() -> None:
+def test_nats_equal_log_probability_and_ignored_targets_count_zero() -> None:
     logits, targets = torch.randn(2, 5, 7), torch.randint(7, (2, 5))
     targets[1, 3:] = IGNORED
     nats = token_nats(logits, targets).reshape(2, 5)
-    # The head's loss of the same logits: hidden states that are the logits, a table that is 1.
+    # With an identity matrix as head, the hidden states are the logits.
     total = head_loss(logits, torch.eye(7), targets).nats
-    p, expected = logits.double().softmax(-1), 0.0
+    p, expected_total = logits.double().softmax(-1), 0.0
     for b, t in np.ndindex(2, 5):
-        wanted = 0.0 if targets[b, t] == IGNORED else -math.log(p[b, t, targets[b, t]])
-        assert nats[b, t].item() == pytest.approx(wanted, abs=1e-5)
-        expected += wanted
-    assert total.item() == pytest.approx(expected, rel=1e-6)
+        expected = 0.0 if targets[b, t] == IGNORED else -math.log(p[b, t, targets[b, t]])
+        assert nats[b, t].item() == pytest.approx(expected, abs=1e-5)
+        expected_total += expected
+    assert total.item() == pytest.approx(expected_total, rel=1e-6)
 
 
-def test_a_chunk_is_16_mib_of_logits_or_256_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunk_is_16_mib_of_logits_or_256_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert loss.chunk_tokens(4096) == 1024
     assert loss.chunk_tokens(32_000) == 256
@@ -67,75 +67,80 @@ def test_a_chunk_is_16_mib_of_logits_or_256_tokens(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("z_loss", [0.0, 0.3])
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 14, 100])
-def test_it_equals_the_plain_loss(
+def test_equals_plain_loss(
     z_loss: float, chunk_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk_tokens * VOCAB_SIZE)
-    hidden, weight, targets = drawn(torch.float64)
+    hidden, weight, targets = random_inputs(torch.float64)
     ours = head_loss(hidden, weight, targets, z_loss)
-    expected = plain(hidden, weight, targets, z_loss)
+    expected = plain_loss(hidden, weight, targets, z_loss)
     torch.testing.assert_close(ours.objective, expected, rtol=1e-12, atol=0)
-    torch.testing.assert_close(ours.nats, plain(hidden, weight, targets, 0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        ours.nats, plain_loss(hidden, weight, targets, 0), rtol=1e-12, atol=0
+    )
     assert not ours.nats.requires_grad
-    for own, other in zip(
+    for actual_grad, expected_grad in zip(
         torch.autograd.grad(ours.objective / 3, (hidden, weight)),
         torch.autograd.grad(expected / 3, (hidden, weight)),
         strict=True,
     ):
-        torch.testing.assert_close(own, other, rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close(actual_grad, expected_grad, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("z_loss", [0.0, 0.3])
-def test_its_gradients_are_those_of_finite_differences(z_loss: float) -> None:
-    hidden, weight, targets = drawn(torch.float64)
+def test_gradients_equal_finite_differences(z_loss: float) -> None:
+    hidden, weight, targets = random_inputs(torch.float64)
     assert torch.autograd.gradcheck(
         lambda h, w: head_loss(h, w, targets, z_loss).objective, (hidden, weight)
     )
 
 
-def test_in_fp32_it_is_off_by_rounding() -> None:
-    hidden, weight, targets = drawn()
-    ours, expected = head_loss(hidden, weight, targets, 0.3), plain(hidden, weight, targets, 0.3)
+def test_fp32_error_is_rounding() -> None:
+    hidden, weight, targets = random_inputs()
+    ours, expected = (
+        head_loss(hidden, weight, targets, 0.3),
+        plain_loss(hidden, weight, targets, 0.3),
+    )
     assert ours.objective.dtype == torch.float32 and ours.nats.dtype == torch.float64
     torch.testing.assert_close(ours.objective, expected, rtol=1e-6, atol=0)
-    for own, other in zip(
+    for actual_grad, expected_grad in zip(
         torch.autograd.grad(ours.objective, (hidden, weight)),
         torch.autograd.grad(expected, (hidden, weight)),
         strict=True,
     ):
-        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(actual_grad, expected_grad, rtol=1e-5, atol=1e-5)
 
 
-def test_under_autocast_products_are_in_bf16_and_sums_in_fp32() -> None:
-    hidden, weight, targets = drawn()
+def test_autocast_uses_bf16_products_and_fp32_sums() -> None:
+    hidden, weight, targets = random_inputs()
     with torch.autocast("cpu", torch.bfloat16):
         ours = head_loss(hidden, weight, targets)
         logits = hidden @ weight.T
     assert logits.dtype == torch.bfloat16 and ours.objective.dtype == torch.float32
-    # Of the same bf16 logits the nats are the same, to fp32.
+    # The same bf16 logits give the same nats, up to fp32 rounding.
     nats = token_nats(logits, targets).double().sum()
     torch.testing.assert_close(ours.nats, nats, rtol=1e-6, atol=0)
-    expected = plain(hidden, weight, targets, 0.0)
-    for own, other in zip(
+    expected = plain_loss(hidden, weight, targets, 0.0)
+    for actual_grad, expected_grad in zip(
         torch.autograd.grad(ours.objective, (hidden, weight)),
         torch.autograd.grad(expected, (hidden, weight)),
         strict=True,
     ):
-        assert own.dtype == torch.float32
-        # bf16 keeps 8 bits of each factor; gradients of order 1 are sums of up to 14 products.
-        torch.testing.assert_close(own, other, rtol=2e-2, atol=5e-2)
+        assert actual_grad.dtype == torch.float32
+        # bf16 has 8 significant bits; gradients of order 1 are sums of up to 14 products.
+        torch.testing.assert_close(actual_grad, expected_grad, rtol=2e-2, atol=5e-2)
 
 
-def test_a_confident_mistake_has_a_finite_loss() -> None:
+def test_loss_of_a_confident_wrong_prediction_is_finite() -> None:
     hidden = torch.tensor([[[1.0, 0.0]]], requires_grad=True)
     ours = head_loss(hidden, torch.tensor([[500.0, 0.0], [-500.0, 0.0]]), torch.tensor([[1]]))
     assert ours.nats.item() == 1000
-    (by_hidden,) = torch.autograd.grad(ours.objective, hidden)
-    assert by_hidden.tolist() == [[[1000.0, 0.0]]]
+    (grad_hidden,) = torch.autograd.grad(ours.objective, hidden)
+    assert grad_hidden.tolist() == [[[1000.0, 0.0]]]
 
 
-class Outputs(TorchDispatchMode):
-    """Names of all operations, forward and backward, and sizes of the tensors they return."""
+class RecordedOutputs(TorchDispatchMode):
+    """Records the names of all operations, forward and backward, and the sizes of their outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,21 +155,21 @@ class Outputs(TorchDispatchMode):
         return out
 
 
-def test_no_tensor_of_all_logits_is_made() -> None:
-    hidden, weight, targets = drawn()
-    with Outputs() as chunked:
+def test_never_allocates_all_logits() -> None:
+    hidden, weight, targets = random_inputs()
+    with RecordedOutputs() as chunked:
         head_loss(hidden, weight, targets).objective.backward()
-    with Outputs() as whole:
-        plain(hidden, weight, targets, 0.0).backward()
+    with RecordedOutputs() as whole:
+        plain_loss(hidden, weight, targets, 0.0).backward()
     assert max(whole.numels) == targets.numel() * VOCAB_SIZE
     assert max(chunked.numels) == max(weight.numel(), hidden.numel())
 
 
-def test_without_gradients_the_logits_are_the_only_product() -> None:
-    hidden, weight, targets = drawn()
-    with Outputs() as training:
+def test_without_gradients_computes_only_the_logits() -> None:
+    hidden, weight, targets = random_inputs()
+    with RecordedOutputs() as training:
         head_loss(hidden, weight, targets)
-    with torch.no_grad(), Outputs() as validating:
+    with torch.no_grad(), RecordedOutputs() as validating:
         assert not head_loss(hidden, weight, targets).objective.requires_grad
     chunks = math.ceil(targets.numel() / CHUNK)
     products = ("mm", "addmm_")
@@ -173,24 +178,24 @@ def test_without_gradients_the_logits_are_the_only_product() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_model_gives_the_loss_of_its_logits(tied: bool) -> None:
+def test_model_loss_equals_the_loss_of_its_logits(tied: bool) -> None:
     shape = ModelShape(2, 16, 4, 2, 4, 40, VOCAB_SIZE, 7, tied=tied)
     torch.manual_seed(0)
     model = Transformer(shape, logit_multiplier=0.7).double()
-    _, _, targets = drawn()
+    _, _, targets = random_inputs()
     tokens = targets.clamp(min=0)
     documents = torch.tensor([[0] * 3 + [1] * 4] * 2)
     gradients = []
-    for own in (True, False):
+    for use_head_loss in (True, False):
         model.zero_grad()
-        if own:
+        if use_head_loss:
             sums = model(tokens, documents, targets=targets, z_loss=0.1)
             assert isinstance(sums, HeadLoss)
             objective = sums.objective
         else:
             logits = model(tokens, documents)
-            objective = plain(logits, torch.eye(VOCAB_SIZE).double(), targets, 0.1)
+            objective = plain_loss(logits, torch.eye(VOCAB_SIZE).double(), targets, 0.1)
         objective.backward()
         gradients.append([p.grad for p in model.parameters()])
-    for ours, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, other, rtol=1e-9, atol=1e-12)
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)

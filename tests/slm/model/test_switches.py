@@ -1,4 +1,4 @@
-"""Each switch of the model, trained for a few steps and read back."""
+"""Training and loading with each option of the model."""
 
 from __future__ import annotations
 
@@ -14,20 +14,13 @@ import slm
 from slm.run.spec import RunSpec
 from slm.tracking import run_dir
 from slm.tracking.checkpoints import newest_checkpoint
-from slm.tracking.result import RunResult
-from slm.tracking.run_dir import RunDirectory
-from slm.training.runner import build_module, train
+from slm.training.runner import build_module
+from tests.running import run_to_end
 
 Spec = Callable[..., RunSpec]
 
 
-def run_to_end(spec: RunSpec) -> tuple[RunDirectory, RunResult]:
-    run = RunDirectory.of(spec)
-    with run.claim(spec):
-        return run, train(spec, run)
-
-
-def test_z_loss_holds_the_log_partition_and_stays_out_of_the_record(tiny_spec: Spec) -> None:
+def test_z_loss_reduces_the_log_partition_and_is_not_reported(tiny_spec: Spec) -> None:
     partition, first_loss = {}, {}
     for weight in (0.0, 0.1):
         run, _ = run_to_end(tiny_spec(optimizer={"z_loss": weight}))
@@ -36,10 +29,10 @@ def test_z_loss_holds_the_log_partition_and_stays_out_of_the_record(tiny_spec: S
         partition[weight] = logits.logsumexp(-1).square().mean().item()
         first_loss[weight] = run.read_metrics()[0][run_dir.TRAIN_LOSS]
     assert partition[0.1] < 0.5 * partition[0.0]
-    assert first_loss[0.1] == first_loss[0.0]  # before any step the models are the same
+    assert first_loss[0.1] == first_loss[0.0]  # the initial models are equal
 
 
-def test_a_document_mask_changes_the_run_and_its_identity(tiny_spec: Spec) -> None:
+def test_document_mask_changes_the_logits_and_the_run_id(tiny_spec: Spec) -> None:
     plain, masked = tiny_spec(), tiny_spec(model={"document_mask": True})
     assert plain.run_id != masked.run_id
     module = build_module(masked)
@@ -56,7 +49,7 @@ def test_a_document_mask_changes_the_run_and_its_identity(tiny_spec: Spec) -> No
     [{"mlp": "gelu"}, {"qk_norm": True}, {"layer_sharing": 2}, {"tied": False}, {"n_kv_heads": 1}],
     ids=str,
 )
-def test_each_switch_trains_and_is_loaded_as_it_was(tiny_spec: Spec, model: dict[str, Any]) -> None:
+def test_model_option_trains_and_loads_unchanged(tiny_spec: Spec, model: dict[str, Any]) -> None:
     spec = tiny_spec(model=model)
     run, result = run_to_end(spec)
     assert result.val_loss_nats_per_token is not None
@@ -70,12 +63,14 @@ def test_each_switch_trains_and_is_loaded_as_it_was(tiny_spec: Spec, model: dict
     assert result.params_total == sum(p.numel() for p in loaded.parameters())
 
 
-def test_dropout_and_activation_checkpointing_train(tiny_spec: Spec, tmp_path: Path) -> None:
+def test_dropout_changes_training_and_activation_checkpointing_does_not(
+    tiny_spec: Spec, tmp_path: Path
+) -> None:
     curves = {}
     for name, dropout, checkpointing in (
         ("plain", 0.0, False),
-        ("saved", 0.0, True),
-        ("d", 0.2, False),
+        ("checkpointing", 0.0, True),
+        ("dropout", 0.2, False),
     ):
         spec = tiny_spec(
             runs_dir=str(tmp_path / name),
@@ -85,5 +80,5 @@ def test_dropout_and_activation_checkpointing_train(tiny_spec: Spec, tmp_path: P
         run, result = run_to_end(spec)
         losses = [row[run_dir.TRAIN_LOSS] for row in run.read_metrics()]
         curves[name] = [*losses, result.val_loss_nats_per_token]
-    assert curves["saved"] == curves["plain"]
-    assert curves["d"][0] != curves["plain"][0]
+    assert curves["checkpointing"] == curves["plain"]
+    assert curves["dropout"][0] != curves["plain"][0]
