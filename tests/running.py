@@ -1,4 +1,4 @@
-"""Runs trained inside of the test's process, and what is compared of them."""
+"""Helpers that train runs in the test process and compare their results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from slm.training.execute import train_all
 from slm.training.module import LanguageModule
 from slm.training.runner import train
 
-TIMED = {run_dir.TOKENS_PER_SECOND}
+TIMING_KEYS = {run_dir.TOKENS_PER_SECOND}
 
 
 def run_to_end(spec: RunSpec) -> tuple[RunDirectory, RunResult]:
@@ -30,7 +30,7 @@ def run_to_end(spec: RunSpec) -> tuple[RunDirectory, RunResult]:
 
 
 def branches_to_end(config: Config) -> list[RunDirectory]:
-    """All branches of a config, as train.py trains them."""
+    """Train all branches of a config as train.py does; return their run directories."""
     train_all(config)
     return [RunDirectory.of(spec) for spec in branch_specs(config)]
 
@@ -51,9 +51,12 @@ def losses(run: RunDirectory) -> list[tuple[float, float, float]]:
 
 
 def assert_same_run(ours: RunDirectory, theirs: RunDirectory) -> None:
-    """Bit for bit: every row but its speed, weights, moments, random states and the final losses."""
+    """Assert that two runs are equal bit for bit, except for timing.
+
+    Compares metric rows, weights, optimizer state, random states and the final losses.
+    """
     rows = [
-        [{k: v for k, v in row.items() if k not in TIMED} for row in run.read_metrics()]
+        [{k: v for k, v in row.items() if k not in TIMING_KEYS} for row in run.read_metrics()]
         for run in (ours, theirs)
     ]
     assert rows[0] == rows[1]
@@ -62,13 +65,14 @@ def assert_same_run(ours: RunDirectory, theirs: RunDirectory) -> None:
     assert_equal(saved["optimizer_states"], other["optimizer_states"])
     assert_equal(saved["random_states"], other["random_states"])
     assert saved["global_step"] == other["global_step"]
-    mine, his = ours.result(), theirs.result()
-    assert mine is not None and his is not None
+    result, expected = ours.result(), theirs.result()
+    assert result is not None and expected is not None
     for field in ("val_loss_nats_per_token", "train_loss_nats_per_token", "steps", "loss_spikes"):
-        assert getattr(mine, field) == getattr(his, field), field
+        assert getattr(result, field) == getattr(expected, field), field
 
 
 def assert_equal(one: Any, other: Any) -> None:
+    """Assert that two nested structures of dicts, lists and tensors are equal bit for bit."""
     if isinstance(one, Tensor):
         assert torch.equal(one, other)
     elif isinstance(one, dict):
@@ -76,15 +80,15 @@ def assert_equal(one: Any, other: Any) -> None:
         for key in one:
             assert_equal(one[key], other[key])
     elif isinstance(one, list):
-        for mine, his in zip(one, other, strict=True):
-            assert_equal(mine, his)
+        for item, other_item in zip(one, other, strict=True):
+            assert_equal(item, other_item)
     else:
         assert one == other
 
 
 @contextmanager
 def power_cut(monkeypatch: pytest.MonkeyPatch, before_step: int) -> Iterator[None]:
-    """Training fails, without being asked, before it takes this step."""
+    """Raise an unexpected error before training step `before_step`, and catch it."""
     original = LanguageModule.take_step
 
     def fail(self: LanguageModule, step: int, batch: Tensor) -> dict[str, Any]:
@@ -100,7 +104,7 @@ def power_cut(monkeypatch: pytest.MonkeyPatch, before_step: int) -> Iterator[Non
 
 @contextmanager
 def counted_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Every training step that is taken inside, by its number."""
+    """Record the numbers of the training steps that are taken inside the context."""
     original = LanguageModule.take_step
     taken: list[int] = []
 

@@ -1,8 +1,8 @@
-"""Runs trained by several processes, one run after the other, as train.py trains them.
+"""Train runs in several processes, one run after the other, as train.py does.
 
     torchrun --nproc-per-node=2 -m tests.team JOBS.json FOLDER
 
-A job is a config and what goes wrong in it; each process writes what became of its jobs to FOLDER.
+A job is a config and the faults to inject. Each process writes the outcome of its jobs to FOLDER.
 """
 
 from __future__ import annotations
@@ -33,51 +33,58 @@ from tests.conftest import ROOT, cli_env
 
 @dataclass(frozen=True)
 class Job:
-    """`cut_before_step` is a power cut in all processes; a poisoned weight is that of rank 1 alone."""
+    """One run and its injected faults."""
 
     config: Config
     cut_before_step: int | None = None
+    """All processes raise an error before this step."""
     poisoned_step: int | None = None
-    is_patient: bool = False
-    """Refused steps are told of when a row is due, as on a GPU."""
+    """A weight of rank 1 becomes infinite before this step."""
+    defers_finite_check: bool = False
+    """Report non-finite steps only when a metric row is written, as on a GPU."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """Of one job in one process: the error, if it met one."""
+    """The outcome of one job in one process."""
 
     error: str = ""
+    """Class name of the exception; empty if the job finished."""
     message: str = ""
     exit_code: int = 0
     steps: list[int] = field(default_factory=list)
-    """Those that were taken."""
+    """Numbers of the steps taken."""
 
 
 def train_in_team(
     folder: Path, jobs: Sequence[Job], processes: int = 2, timeout_seconds: float = 240
 ) -> list[list[Ending]]:
-    """What became of each job in each process: [job][rank]."""
+    """Train the jobs with torchrun; return their outcomes as [job][rank]."""
     folder.mkdir(exist_ok=True)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        f"--nproc-per-node={processes}", "-m", *module_arguments(folder, jobs),
-    ]  # fmt: skip
-    env = {**cli_env(), "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, f"--nproc-per-node={processes}", "-m", *module_arguments(folder, jobs)]
     done = subprocess.run(
-        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout_seconds,
+        command,
+        cwd=ROOT,
+        env={**cli_env(), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout_seconds,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return endings(folder, processes)
 
 
 def module_arguments(folder: Path, jobs: Sequence[Job]) -> list[str]:
-    written = [{**vars(job), "config": to_tree(job.config)} for job in jobs]
-    (folder / "jobs.json").write_text(json.dumps(written))
+    """Write the jobs to a file; return the arguments of `python -m` that train them."""
+    trees = [{**vars(job), "config": to_tree(job.config)} for job in jobs]
+    (folder / "jobs.json").write_text(json.dumps(trees))
     return ["tests.team", str(folder / "jobs.json"), str(folder)]
 
 
 def endings(folder: Path, processes: int) -> list[list[Ending]]:
+    """Read the outcomes that the processes wrote, as [job][rank]."""
     by_rank = [
         [Ending(**ending) for ending in json.loads((folder / f"rank-{rank}.json").read_text())]
         for rank in range(processes)
@@ -87,16 +94,16 @@ def endings(folder: Path, processes: int) -> list[list[Ending]]:
 
 def main(jobs: Path, folder: Path) -> None:
     logging.getLogger("slm").setLevel(logging.INFO)
-    met: list[dict[str, Any]] = []
+    outcomes: list[dict[str, Any]] = []
     with assembled(find_place(os.environ), print) as team:
-        for written in json.loads(jobs.read_text()):
-            job = Job(**{**written, "config": load_config(written["config"])})
-            met.append(asdict(run_job(job, team)))
-    (folder / f"rank-{team.rank}.json").write_text(json.dumps(met))
+        for tree in json.loads(jobs.read_text()):
+            job = Job(**{**tree, "config": load_config(tree["config"])})
+            outcomes.append(asdict(run_job(job, team)))
+    (folder / f"rank-{team.rank}.json").write_text(json.dumps(outcomes))
 
 
 def run_job(job: Job, team: Team) -> Ending:
-    with harmed(job, team) as steps:
+    with injected_faults(job, team) as steps:
         try:
             train_all(job.config, team)
         except Exception as error:
@@ -106,19 +113,19 @@ def run_job(job: Job, team: Team) -> Ending:
 
 
 @contextmanager
-def harmed(job: Job, team: Team) -> Iterator[list[int]]:
-    """Steps that are taken inside, with what the job says goes wrong in them."""
+def injected_faults(job: Job, team: Team) -> Iterator[list[int]]:
+    """Inject the faults of the job into its training steps; record the steps taken."""
     original = LanguageModule.take_step
     steps: list[int] = []
 
     def take_step(self: LanguageModule, step: int, batch: torch.Tensor) -> dict[str, Any]:
         if step == job.cut_before_step:
             raise RuntimeError("power cut")
-        self.finite_steps.at_once = not job.is_patient
+        self.finite_steps.at_once = not job.defers_finite_check
         if step == job.poisoned_step and team.rank == 1:
             weight = self.model.blocks[1].mlp_norm.weight.detach()
-            part = weight.to_local() if isinstance(weight, DTensor) else weight
-            part[0] = float("inf")
+            shard = weight.to_local() if isinstance(weight, DTensor) else weight
+            shard[0] = float("inf")
         steps.append(step)
         return original(self, step, batch)
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, torn, or do not fit on the disk."""
+"""Damaged checkpoints, full disks, and signals before the first checkpoint."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Spec = Callable[..., RunSpec]
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
-def test_a_damaged_checkpoint_yields_to_the_one_before(
+def test_resume_uses_the_previous_checkpoint_if_the_newest_is_damaged(
     tiny_spec: Spec, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = {"trainer": {"checkpoint_every_steps": 8}}
-    whole, _ = run_to_end(tiny_spec(runs_dir=str(tmp_path / "whole"), **settings))
+    uninterrupted, _ = run_to_end(tiny_spec(runs_dir=str(tmp_path / "uninterrupted"), **settings))
     spec = tiny_spec(**settings)
     run, _ = run_to_end(spec)
     newest = run.checkpoints / "step-00000020.ckpt"
@@ -41,10 +41,10 @@ def test_a_damaged_checkpoint_yields_to_the_one_before(
         run_to_end(spec)
     assert "going on after step 16 of 20" in caplog.text
     assert ("is damaged" in caplog.text) == (damage != "delete")
-    assert_same_run(run, whole)
+    assert_same_run(run, uninterrupted)
 
 
-def test_if_all_are_damaged_only_starting_over_helps(tiny_spec: Spec) -> None:
+def test_all_checkpoints_damaged_requires_rerun(tiny_spec: Spec) -> None:
     spec = tiny_spec(trainer={"checkpoint_every_steps": 10})
     run, result = run_to_end(spec)
     for path in run.checkpoints.glob("*.ckpt"):
@@ -61,21 +61,26 @@ def test_if_all_are_damaged_only_starting_over_helps(tiny_spec: Spec) -> None:
 def test_only_two_checkpoints_are_kept(tiny_spec: Spec) -> None:
     run, _ = run_to_end(tiny_spec(trainer={"checkpoint_every_steps": 5}))
     assert [p.name for p in sorted(run.checkpoints.glob("*.ckpt"))] == [
-        "step-00000015.ckpt", "step-00000020.ckpt"
-    ]  # fmt: skip
+        "step-00000015.ckpt",
+        "step-00000020.ckpt",
+    ]
     for path in run.checkpoints.glob("*.ckpt"):
         torch.load(path, weights_only=True)
 
 
 SMALL = (
-    "experiment=smoke", "tracking=disabled", "trainer.checkpoint_every_steps=10",
+    "experiment=smoke",
+    "tracking=disabled",
+    "trainer.checkpoint_every_steps=10",
     "trainer.validate_every_steps=null",
-)  # fmt: skip
+)
 
 
 @pytest.mark.slow
-def test_a_full_disk_keeps_what_is_there(tmp_path: Path, cache_dir: Path) -> None:
-    """No file may grow beyond 60% of a checkpoint from some step on, as on a disk that is full."""
+def test_failed_checkpoint_write_keeps_the_previous_checkpoint(
+    tmp_path: Path, cache_dir: Path
+) -> None:
+    """Simulate a full disk: limit the size of every file to 60% of a checkpoint."""
     command = cli_command("train.py", tmp_path, cache_dir, *SMALL)
     done = subprocess.run(command, cwd=ROOT, env=cli_env(), capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -83,7 +88,7 @@ def test_a_full_disk_keeps_what_is_there(tmp_path: Path, cache_dir: Path) -> Non
     run = RunDirectory(status.parent)
     newest = newest_checkpoint(run.checkpoints)
     assert newest is not None and newest[1] == 40
-    # The last of the two is gone, as if it had never been reached.
+    # Remove the last checkpoint and the result, so that the run resumes from step 30.
     newest[0].unlink()
     status.write_text('{"state": "interrupted"}')
     (run.path / "result.json").unlink()
@@ -94,13 +99,18 @@ def test_a_full_disk_keeps_what_is_there(tmp_path: Path, cache_dir: Path) -> Non
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     full = subprocess.run(
-        command, cwd=ROOT, env=cli_env(), capture_output=True, text=True, check=False,
+        command,
+        cwd=ROOT,
+        env=cli_env(),
+        capture_output=True,
+        text=True,
+        check=False,
         preexec_fn=fill_disk,
-    )  # fmt: skip
+    )
     assert full.returncode == 1
-    said = full.stderr.splitlines()[-1]
-    assert "step-00000040.ckpt: could not be saved (File too large" in said
-    assert "step-00000030.ckpt is intact" in said and "Traceback" not in full.stderr
+    message = full.stderr.splitlines()[-1]
+    assert "step-00000040.ckpt: could not be saved (File too large" in message
+    assert "step-00000030.ckpt is intact" in message and "Traceback" not in full.stderr
     assert run.state() == "failed"
     assert newest_checkpoint(run.checkpoints) == (run.checkpoints / "step-00000030.ckpt", 30)
     assert not list(run.checkpoints.glob(".*"))
@@ -111,15 +121,15 @@ def test_a_full_disk_keeps_what_is_there(tmp_path: Path, cache_dir: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_disk_that_is_really_full(tmp_path: Path, cache_dir: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system requires root")
+def test_full_file_system_fails_without_traceback(tmp_path: Path, cache_dir: Path) -> None:
     runs = tmp_path / "runs"
     runs.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(runs)], check=False
     )
     if mounted.returncode:
-        pytest.skip("no file system may be mounted here")
+        pytest.skip("mounting a file system is not permitted")
     try:
         command = cli_command("train.py", tmp_path, cache_dir, *SMALL)
         done = subprocess.run(
@@ -131,8 +141,8 @@ def test_a_disk_that_is_really_full(tmp_path: Path, cache_dir: Path) -> None:
         subprocess.run(["umount", str(runs)], check=True)
 
 
-def test_a_signal_while_torch_is_imported_loses_nothing(tmp_path: Path, cache_dir: Path) -> None:
-    """Before there is anything to save a signal simply ends the process; the same command goes on."""
+def test_signal_during_imports_marks_the_run_interrupted(tmp_path: Path, cache_dir: Path) -> None:
+    """Before training starts there is nothing to save, and a signal terminates the process."""
     command = cli_command("train.py", tmp_path, cache_dir, *SMALL)
     process = subprocess.Popen(
         command, cwd=ROOT, env=cli_env(), stderr=subprocess.PIPE, text=True, bufsize=1

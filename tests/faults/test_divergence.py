@@ -1,4 +1,4 @@
-"""A step that cannot be taken ends the run with a result, on any device, and loses nothing else."""
+"""Divergence: a step with a non-finite loss or gradient is not taken, and stops the run with a result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from tests.running import run_to_end
 Spec = Callable[..., RunSpec]
 
 
-def test_divergence_is_a_result(tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_is_written_to_the_result(
+    tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = tiny_spec(seed=3)
     original = LanguageModule.take_step
 
@@ -40,19 +42,20 @@ def test_divergence_is_a_result(tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch
     assert result.divergence is not None
     assert result.divergence["step"] == 5 and result.divergence["batch_id"] == "seed=3 step=5"
     groups = result.divergence["grad_norm_by_group"]
-    assert set(groups) == {
-        "embedding", "norm",
-        *(f"blocks.{i}.{part}" for i in (0, 1)
-          for part in ("attention_norm", "attention", "mlp_norm", "mlp")),
-    }  # fmt: skip
+    parts = ("attention_norm", "attention", "mlp_norm", "mlp")
+    of_blocks = {f"blocks.{i}.{part}" for i in (0, 1) for part in parts}
+    assert set(groups) == {"embedding", "norm", *of_blocks}
     assert "nan" in groups.values()
     json.loads((run.path / "result.json").read_text())  # strict JSON: no bare NaN
 
 
-def test_on_a_gpu_the_step_is_not_taken_and_nobody_waits(
+def test_deferred_check_skips_the_step_without_synchronizing(
     tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The path of other devices, on a CPU: the optimizer reads the flag, and a row asks for it."""
+    """Run the GPU code path on a CPU: the optimizer skips steps by a flag on the device.
+
+    The host reads the flag only when a metric row is written.
+    """
     spec = tiny_spec(trainer={"log_every_steps": 10})
     original = LanguageModule.take_step
     history: list[torch.Tensor] = []
@@ -60,12 +63,12 @@ def test_on_a_gpu_the_step_is_not_taken_and_nobody_waits(
     def poison(self: LanguageModule, step: int, batch: torch.Tensor) -> dict[str, Any]:
         self.finite_steps.at_once = False
         gain = self.model.norm.weight
-        kept = gain.detach().clone()
+        before = gain.detach().clone()
         if step == 5:
             gain.data[0] = float("nan")
         outputs = original(self, step, batch)
         if step == 5:
-            gain.data.copy_(kept)  # the poison alone; a step that was taken would show elsewhere
+            gain.data.copy_(before)  # undo only the NaN: `history` would show a step that was taken
         history.append(self.model.embedding.weight.detach().clone())
         return outputs
 
@@ -79,18 +82,18 @@ def test_on_a_gpu_the_step_is_not_taken_and_nobody_waits(
     assert result.divergence["batch_id"] == "seed=0 step=5"
 
 
-def test_later_steps_wait_for_the_verdict() -> None:
-    """What follows a refused step is refused too, until somebody looks."""
+def test_steps_after_a_skipped_step_are_skipped() -> None:
+    """The optimizer skips every later step until the host reads the flag."""
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
-    watch = FiniteSteps(["norm.weight"], seed=0, device=torch.device("cpu"))
+    finite_steps = FiniteSteps(["norm.weight"], seed=0, device=torch.device("cpu"))
     with pytest.raises(Diverged):
-        watch.admit(7, torch.tensor(float("inf")), torch.tensor([1.0]), optimizer)
+        finite_steps.admit(7, torch.tensor(float("inf")), torch.tensor([1.0]), optimizer)
     weight.grad = torch.ones(3)
     optimizer.step()
     assert torch.equal(weight, torch.ones(3))
 
 
-def test_a_huge_but_finite_loss_goes_on(tiny_spec: Spec) -> None:
+def test_large_finite_loss_does_not_stop_the_run(tiny_spec: Spec) -> None:
     _, result = run_to_end(tiny_spec(optimizer={"lr": 0.5}))
     assert result.status == "finished" and result.divergence is None

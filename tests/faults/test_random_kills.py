@@ -1,4 +1,4 @@
-"""A study whose processes are killed at random, again and again, ends as one that was left alone."""
+"""A study whose processes are killed at random gives the same results as an undisturbed study."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def start(runs: Path, cache_dir: Path) -> subprocess.Popen[bytes]:
 
 
 def training(folder: Path) -> list[int]:
-    """Processes that have taken a step within the last second."""
+    """Return the ids of the processes that took a step within the last second."""
     pids = []
     for run in all_runs(folder).values():
         rows = run.path / "metrics.jsonl"
@@ -44,7 +44,7 @@ def training(folder: Path) -> list[int]:
 
 
 def children(of: int) -> list[int]:
-    """Whatever they are doing: importing, waiting, training."""
+    """Return the ids of all child processes, also of those that do not train yet."""
     found = subprocess.run(["pgrep", "-P", str(of)], capture_output=True, text=True, check=False)
     return [int(pid) for pid in found.stdout.split()]
 
@@ -97,6 +97,6 @@ def test_twenty_random_kills_leave_no_trace(tmp_path: Path, cache_dir: Path) -> 
         lines = (run.path / "metrics.jsonl").read_text().splitlines()
         rows = [row for row in map(json.loads, lines) if "train/loss" in row]
         repeated += len(rows) - len({row["progress/step"] for row in rows})
-    # A kill costs at most the steps since the last checkpoint, in both runs that are under way.
+    # A kill repeats at most the steps since the last checkpoint, in both concurrent runs.
     assert 0 < repeated <= 2 * KILLS * CHECKPOINT_STEPS
     print(f"{dict(sent)}: {len(survived)} runs equal, {repeated} steps taken twice")

@@ -1,4 +1,4 @@
-"""Signals and kills that reach one process of several, or torchrun: all end, and the run goes on exactly."""
+"""A signal to one process of a distributed run, or to torchrun, stops all; the run resumes exactly."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Ru
     whole = start(folder, cache_dir)
     _, said = whole.communicate(timeout=120)
     assert whole.returncode == 0, said
-    assert said.count("finished: validation") == 1, "the leader alone speaks"
-    assert rows_in(folder) == STEPS + 1, "the leader alone writes"
+    assert said.count("finished: validation") == 1, "only rank 0 logs"
+    assert rows_in(folder) == STEPS + 1, "only rank 0 writes"
     return run_in(folder)
 
 
@@ -94,12 +94,12 @@ def test_a_signal_to_one_ends_all(
 
 
 def children(of: int) -> list[int]:
-    """In the order in which they were started, which is that of their ranks."""
+    """Return the process ids of the children in the order of their start, which is the rank order."""
     found = subprocess.run(["pgrep", "-P", str(of)], capture_output=True, text=True, check=False)
     return sorted(int(pid) for pid in found.stdout.split())
 
 
-def test_a_mistake_is_told_once(tmp_path: Path, cache_dir: Path) -> None:
+def test_config_error_is_printed_once(tmp_path: Path, cache_dir: Path) -> None:
     wrong = start(tmp_path, cache_dir, "model.n_layer=3")
     _, said = wrong.communicate(timeout=60)
     assert wrong.returncode == 1 and said.count("did you mean model.n_layers?") == 1
@@ -111,7 +111,7 @@ def test_a_mistake_is_told_once(tmp_path: Path, cache_dir: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_sweep_py_is_started_once(tmp_path: Path, cache_dir: Path) -> None:
+def test_sweep_py_rejects_several_processes(tmp_path: Path, cache_dir: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, *cli_command("sweep.py", tmp_path, cache_dir, "study=smoke")[1:]]
     done = subprocess.run(

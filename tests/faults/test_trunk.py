@@ -1,4 +1,4 @@
-"""Branches of a wsd trunk: the runs they would be by themselves, for less."""
+"""Branches of a WSD trunk: each equals the same run trained alone, at less total compute."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tests.running import (
 )
 
 Make = Callable[..., Config]
-B = 256  # tokens of a batch
+B = 256  # tokens per batch
 BUDGETS: dict[str, Any] = {"tokens": 45 * B, "branches": [5 * B, 15 * B]}
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 7, 19, 100, 999])
 @pytest.mark.parametrize("decay", [0.0, 0.1, 0.2, 0.5, 1.0])
-def test_the_trunk_is_what_no_budget_changes(steps: int, decay: float) -> None:
+def test_trunk_ends_where_the_lr_decay_begins(steps: int, decay: float) -> None:
     schedule = ScheduleConfig(decay_fraction=decay)
     trunk = steps_before_decay(steps, B, schedule)
     rates = [step_lr_multiplier(step, steps, B, 0, schedule) for step in range(steps)]
@@ -45,13 +45,14 @@ def test_branches_equal_runs_from_scratch(
     tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {
-        "budget": BUDGETS, "trainer": {"checkpoint_every_steps": 4, "validate_every_steps": 6},
+        "budget": BUDGETS,
+        "trainer": {"checkpoint_every_steps": 4, "validate_every_steps": 6},
         "optimizer": {"lr": 1e-2},
-    }  # fmt: skip
+    }
     config = tiny_config(**settings)
     with counted_steps(monkeypatch) as taken:
         branches = branches_to_end(config)
-    # 20% of 5, 15 and 45 steps decay: 4 + 1, then to 12 and 3 more, then to 36 and 9 more.
+    # The last 20% of 5, 15 and 45 steps decay: trunk steps 0 to 35, and 1, 3 and 9 decay steps.
     assert len(taken) == 36 + 1 + 3 + 9 and taken.count(4) == 2
     assert [run.result().taken_over_steps for run in branches] == [0, 4, 12]  # type: ignore[union-attr]
     assert len({run.result().trunk_id for run in branches}) == 1  # type: ignore[union-attr]
@@ -63,52 +64,56 @@ def test_branches_equal_runs_from_scratch(
         assert_same_run(branch, scratch)
 
 
-def test_a_branch_resumes_and_is_not_repeated(
+def test_resume_repeats_no_step_of_a_branch(
     tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {"budget": BUDGETS, "trainer": {"checkpoint_every_steps": 4}}
-    whole = branches_to_end(tiny_config(runs_dir=str(tmp_path / "whole"), **settings))
+    uninterrupted = branches_to_end(
+        tiny_config(runs_dir=str(tmp_path / "uninterrupted"), **settings)
+    )
     config = tiny_config(**settings)
-    for step in (2, 14, 40):  # in the first branch, in the second's decay, in the third's
+    for step in (2, 14, 40):  # in the first branch, and in the decay of the second and the third
         with power_cut(monkeypatch, before_step=step):
             branches_to_end(config)
     with counted_steps(monkeypatch) as taken:
         branches = branches_to_end(config)
     assert taken == list(range(40, 45))
-    for branch, undisturbed in zip(branches, whole, strict=True):
-        assert_same_run(branch, undisturbed)
+    for branch, reference in zip(branches, uninterrupted, strict=True):
+        assert_same_run(branch, reference)
 
 
-@pytest.mark.parametrize("harm", ["truncate", "delete", "rows", "everything"])
-def test_a_damaged_trunk_costs_time_alone(
-    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+@pytest.mark.parametrize("damage", ["truncate", "delete", "rows", "everything"])
+def test_damaged_trunk_is_trained_again(
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     settings: dict[str, Any] = {"budget": BUDGETS}
-    whole = branches_to_end(tiny_config(runs_dir=str(tmp_path / "whole"), **settings))
+    uninterrupted = branches_to_end(
+        tiny_config(runs_dir=str(tmp_path / "uninterrupted"), **settings)
+    )
     config = tiny_config(**settings)
     with power_cut(monkeypatch, before_step=16):
         branches_to_end(config)
     trunk = Trunk.of(branch_specs(config)[0])
     assert trunk is not None
     newest = trunk.folder / "step-00000012.ckpt"
-    # The run's own checkpoint at the fork is the same file: it must not be harmed through it.
+    # The run's checkpoint is a hard link to this file: write a new file instead of changing it.
     content = newest.read_bytes()
     newest.unlink()
-    if harm == "truncate":
+    if damage == "truncate":
         newest.write_bytes(content[:-100])
-    elif harm == "rows":
+    elif damage == "rows":
         newest.write_bytes(content)
         newest.with_suffix(".jsonl").unlink()
-    elif harm == "everything":
+    elif damage == "everything":
         shutil.rmtree(trunk.folder)
     with counted_steps(monkeypatch) as taken:
         branches = branches_to_end(config)
-    assert taken[0] == (0 if harm == "everything" else 4)
-    for branch, undisturbed in zip(branches, whole, strict=True):
-        assert_same_run(branch, undisturbed)
+    assert taken[0] == (0 if damage == "everything" else 4)
+    for branch, reference in zip(branches, uninterrupted, strict=True):
+        assert_same_run(branch, reference)
 
 
-def test_a_longer_budget_later_begins_where_the_trunk_is(
+def test_longer_budget_continues_the_existing_trunk(
     tiny_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     branches_to_end(tiny_config(budget={"tokens": 15 * B, "branches": [5 * B]}))
@@ -117,7 +122,7 @@ def test_a_longer_budget_later_begins_where_the_trunk_is(
     assert taken == list(range(12, 45))
 
 
-def test_starting_over_leaves_the_old_trunk(
+def test_rerun_does_not_use_the_old_trunk(
     tiny_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     branches_to_end(tiny_config(budget=BUDGETS))
@@ -134,17 +139,19 @@ def cells(config: Config) -> list[Cell]:
     ("shorter", "share"),
     [([1, 3], 0.754), ([1, 3**0.5, 3, 3**1.5], 0.561)],
 )
-def test_what_branches_save(tiny_config: Make, shorter: list[float], share: float) -> None:
-    """Budgets 1:3:9 with a fifth of each decaying, and five over the same range."""
+def test_flops_of_branches_relative_to_separate_runs(
+    tiny_config: Make, shorter: list[float], share: float
+) -> None:
+    """Three budgets in the ratio 1:3:9, and five over the same range; 20% of each is decay."""
     unit = 1000 * B
     budget = {"tokens": 9 * unit, "branches": [round(end * unit) for end in shorter]}
     config = tiny_config(budget=budget, data={"max_epochs": 1000})
     (job,) = jobs_of(cells(config))
-    apart = sum(cell.spec.flops for cell in job.cells)
-    assert job.flops / apart == pytest.approx(share, abs=0.002)
+    separate = sum(cell.spec.flops for cell in job.cells)
+    assert job.flops / separate == pytest.approx(share, abs=0.002)
 
 
-def test_a_job_is_a_trunk_with_its_branches_in_order(tiny_config: Make) -> None:
+def test_job_is_a_trunk_with_its_branches_in_order(tiny_config: Make) -> None:
     config = tiny_config(budget=BUDGETS)
     jobs = jobs_of([*cells(config), *cells(tiny_config(seed=1))])
     assert sorted(len(job.cells) for job in jobs) == [1, 3]
@@ -154,7 +161,7 @@ def test_a_job_is_a_trunk_with_its_branches_in_order(tiny_config: Make) -> None:
     assert job.steps == 49 and isinstance(job, Job)
 
 
-def test_trunks_of_other_recipes_are_apart(tiny_config: Make) -> None:
+def test_trunk_id_differs_between_recipes(tiny_config: Make) -> None:
     def trunk(**changes: Any) -> str | None:
         return resolve(tiny_config(**changes)).trunk_id
 
@@ -167,7 +174,7 @@ def test_trunks_of_other_recipes_are_apart(tiny_config: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"budget": {"tokens": 9 * B, "branches": [9 * B]}}, "must be below budget.tokens=2304"),
         ({"budget": BUDGETS, "schedule": {"kind": "cosine"}}, "only wsd has a trunk"),
@@ -178,14 +185,14 @@ def test_trunks_of_other_recipes_are_apart(tiny_config: Make) -> None:
         ),
     ],
 )
-def test_impossible_branches_are_refused(
-    tiny_config: Make, changes: dict[str, Any], said: str
+def test_error_for_impossible_branches(
+    tiny_config: Make, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         resolve(tiny_config(**changes))
 
 
-def test_identity_of_a_branch_is_that_of_the_run(tiny_config: Make) -> None:
+def test_branch_and_single_run_have_the_same_run_id(tiny_config: Make) -> None:
     specs: list[RunSpec] = branch_specs(tiny_config(budget=BUDGETS))
     assert len({spec.run_id for spec in specs}) == 3
     assert len({spec.recipe_id for spec in specs}) == 1

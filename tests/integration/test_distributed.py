@@ -1,4 +1,4 @@
-"""One run over several processes: what it computes, and that they begin, stop and fail together."""
+"""Distributed runs: results equal those of one process; all ranks start, stop and fail together."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tests.team import Ending, Job, endings, module_arguments, train_in_team
 Make = Callable[..., Config]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 B = 256  # tokens of a batch
-TOLERANCE = 1e-6  # of losses: sums over processes are rounded in another order
+TOLERANCE = 1e-6  # relative, of losses: sums over ranks are rounded in a different order
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    # Three batches of the validation set for two processes: one has nothing in the second round.
+    # Three validation batches for two ranks: one rank has no batch in the second round.
     "plain": {"data": {"val_tokens": 40_000}},
     "micro-batches": {"trainer": {"micro_batch_sequences": 1, "validate_every_steps": 7}},
     "nine rows": {
@@ -47,6 +47,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def team_of(config: Config, strategy: str, processes: int = 2, runs: Path | None = None) -> Config:
+    """Return the config with the given strategy, number of devices and runs_dir."""
     trainer = replace(config.trainer, strategy=strategy, devices=processes)
     runs_dir = config.runs_dir if runs is None else str(runs)
     return replace(config, trainer=trainer, runs_dir=runs_dir)
@@ -57,27 +58,28 @@ def run_of(config: Config) -> RunDirectory:
 
 
 def assert_close(ours: RunDirectory, theirs: RunDirectory) -> None:
-    """The same rows and results but for rounding, and checkpoints of one form."""
+    """Assert equal rows and results up to rounding, and checkpoints of the same structure."""
     rows, others = ours.read_metrics(), theirs.read_metrics()
     assert [row.keys() for row in rows] == [row.keys() for row in others]
     for key in (run_dir.TRAIN_LOSS, run_dir.VAL_LOSS, run_dir.LR, run_dir.STEP):
-        mine, his = ([row[key] for row in side if key in row] for side in (rows, others))
-        np.testing.assert_allclose(mine, his, rtol=TOLERANCE)
+        actual, expected = ([row[key] for row in side if key in row] for side in (rows, others))
+        np.testing.assert_allclose(actual, expected, rtol=TOLERANCE)
     norms = ([row[run_dir.GRAD_NORM] for row in side] for side in (rows, others))
     np.testing.assert_allclose(*norms, rtol=1e-4)
-    mine, his = ours.result(), theirs.result()
-    assert mine is not None and his is not None
-    assert (mine.run_id, mine.steps, mine.val_tokens) == (his.run_id, his.steps, his.val_tokens)
-    # A wrong answer more or less among ten thousand: where two symbols are nearly as likely.
-    assert (mine.val_errors or {}) == pytest.approx(his.val_errors or {}, abs=1e-4)
-    saved, other = checkpoint(ours), checkpoint(theirs)
-    assert saved.keys() == other.keys() and saved["callbacks"].keys() == other["callbacks"].keys()
-    assert list(saved["state_dict"]) == list(other["state_dict"])
+    one, other = ours.result(), theirs.result()
+    assert one is not None and other is not None
+    assert (one.run_id, one.steps, one.val_tokens) == (other.run_id, other.steps, other.val_tokens)
+    # Rounding may change one answer in 10,000, where two symbols have nearly the same probability.
+    assert (one.val_errors or {}) == pytest.approx(other.val_errors or {}, abs=1e-4)
+    saved, others_saved = checkpoint(ours), checkpoint(theirs)
+    assert saved.keys() == others_saved.keys()
+    assert saved["callbacks"].keys() == others_saved["callbacks"].keys()
+    assert list(saved["state_dict"]) == list(others_saved["state_dict"])
     for name, tensor in saved["state_dict"].items():
-        reference = other["state_dict"][name]
+        reference = others_saved["state_dict"][name]
         assert type(tensor) is type(reference) and tensor.dtype == reference.dtype
         np.testing.assert_allclose(tensor, reference, atol=1e-4)
-    (state,), (others_state,) = saved["optimizer_states"], other["optimizer_states"]
+    (state,), (others_state,) = saved["optimizer_states"], others_saved["optimizer_states"]
     assert_equal(state["param_groups"], others_state["param_groups"])
     shapes = [
         {(index, key): value.shape for index, values in s["state"].items() for key, value in values.items()}
@@ -87,13 +89,13 @@ def assert_close(ours: RunDirectory, theirs: RunDirectory) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
-def test_two_processes_train_what_one_does(
+def test_two_ranks_train_the_run_of_one_process(
     tiny_config: Make, tmp_path: Path, strategy: str
 ) -> None:
     configs = [tiny_config(**settings) for settings in SETTINGS.values()]
     jobs = [Job(team_of(config, strategy, runs=tmp_path / "team")) for config in configs]
-    for ended in train_in_team(tmp_path, jobs):
-        assert ended == [Ending(steps=list(range(20)))] * 2
+    for outcome in train_in_team(tmp_path, jobs):
+        assert outcome == [Ending(steps=list(range(20)))] * 2
     for config, job in zip(configs, jobs, strict=True):
         alone, _ = run_to_end(resolve(config))
         assert_close(run_of(job.config), alone)
@@ -121,7 +123,7 @@ def test_a_run_goes_on_in_any_number_of_processes(tiny_config: Make, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
-def test_a_cut_leaves_no_trace(tiny_config: Make, tmp_path: Path, processes: int) -> None:
+def test_resume_after_crash_is_exact(tiny_config: Make, tmp_path: Path, processes: int) -> None:
     jobs = []
     for strategy in ("ddp", "fsdp"):
         settings = {"trainer": {"checkpoint_every_steps": 3, "validate_every_steps": 5}}
@@ -137,21 +139,21 @@ def test_a_cut_leaves_no_trace(tiny_config: Make, tmp_path: Path, processes: int
 
 
 @pytest.mark.slow
-def test_all_hear_what_one_meets(tiny_config: Make, tmp_path: Path) -> None:
-    """A weight of one process goes bad, a run is done or in use, a checkpoint cannot be written."""
+def test_error_of_one_rank_stops_all_ranks(tiny_config: Make, tmp_path: Path) -> None:
+    """Diverged on one rank, already diverged or finished, in use, checkpoint not writable."""
     ddp, fsdp = (team_of(tiny_config(), s, runs=tmp_path / s) for s in ("ddp", "fsdp"))
-    patient = replace(ddp, trainer=replace(ddp.trainer, log_every_steps=10), seed=1)
-    patient_fsdp = replace(fsdp, trainer=replace(fsdp.trainer, log_every_steps=10), seed=1)
+    deferred = replace(ddp, trainer=replace(ddp.trainer, log_every_steps=10), seed=1)
+    deferred_fsdp = replace(fsdp, trainer=replace(fsdp.trainer, log_every_steps=10), seed=1)
     used, full = replace(ddp, seed=2), replace(ddp, seed=3)
     blocked = run_of(full).checkpoints
     blocked.parent.mkdir(parents=True)
-    blocked.write_text("a file where a folder is to be")
+    blocked.write_text("a file in the place of the checkpoints folder")
     jobs = [
         Job(ddp, poisoned_step=5),
         Job(ddp),
         Job(fsdp, poisoned_step=5),
-        Job(patient, poisoned_step=5, is_patient=True),
-        Job(patient_fsdp, poisoned_step=5, is_patient=True),
+        Job(deferred, poisoned_step=5, defers_finite_check=True),
+        Job(deferred_fsdp, poisoned_step=5, defers_finite_check=True),
         Job(used),
         Job(full),
         Job(replace(ddp, rerun=True)),
@@ -177,8 +179,8 @@ def test_all_hear_what_one_meets(tiny_config: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_tasks_of_slurm_find_each_other(tiny_config: Make, tmp_path: Path) -> None:
-    """As srun starts them; only the environment is needed, not Slurm."""
+def test_slurm_tasks_form_a_process_group(tiny_config: Make, tmp_path: Path) -> None:
+    """Start the tasks with the environment variables of srun; Slurm itself is not needed."""
     job = Job(team_of(tiny_config(), "ddp"))
     arguments = module_arguments(tmp_path, [job])
     common = {
@@ -198,8 +200,8 @@ def test_tasks_of_slurm_find_each_other(tiny_config: Make, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_sweep_starts_each_run_in_its_processes_once(cli: Cli, tmp_path: Path) -> None:
-    """GPUs are named, so that jobs get them, but these runs do not look at them."""
+def test_sweep_starts_each_distributed_run_once(cli: Cli, tmp_path: Path) -> None:
+    """GPU ids are assigned to the jobs, but these runs use the CPU."""
     small = (
         "study=smoke", "study.families=[deep_thin]", "study.sizes=[80k]", "study.seeds=[0,1]",
         "study.tokens_per_param=[0.5]", "tracking=disabled", "trainer.log_every_steps=1",
