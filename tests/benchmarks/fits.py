@@ -1,15 +1,15 @@
-"""Speed and objective of the joint fit on the published Chinchilla points, beside the PyPI package `chinchilla`.
+"""Speed and objective of the joint fit on the published Chinchilla points, compared with the PyPI package `chinchilla`.
 
     python -m venv /tmp/peer && /tmp/peer/bin/pip install chinchilla==0.2.0
     python -m tests.benchmarks.fits --peer /tmp/peer/bin/python
 
-Both minimise Huber's loss of ln L with delta 1e-3, ours from a grid of 108 starts and 20 random ones, the
-peer from a grid of 108. The objective is the sum over points (the peer minimises the mean). Times are CPU
-seconds of one process. Points: SLM_TEST_DATA/scaling.
+Both minimise the Huber loss of ln L with delta 1e-3: slm from a grid of 108 starts and 20 random starts, the
+peer from a grid of 108 starts. The objective is the sum over points (the peer minimises the mean). Times are
+CPU seconds of one process. The points are in SLM_TEST_DATA/scaling.
 
-Measured with numpy 2.4 on one core: ours 0.56 s with status, intervals and sensitivity (0.34 s for the
-starts), objective 1.0183e-3; the peer 1.60 s, objective 1.0686e-3 (alpha .391: stopped before the minimum);
-1000 bootstrap refits of M2 0.25 s.
+Measured with numpy 2.4 on one core: slm 0.56 s including status, intervals and sensitivity (0.34 s for the
+starts), objective 1.0183e-3; the peer 1.60 s, objective 1.0686e-3 (alpha 0.391: it stopped before the
+minimum); 1000 bootstrap refits of M2 0.25 s.
 """
 
 from __future__ import annotations
@@ -51,42 +51,43 @@ print(json.dumps(dict(seconds=seconds, objective=float(loss_fn(points.loss, pred
 """
 
 
-def points_of(folder: Path) -> pd.DataFrame:
+def load_points(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "scaling" / "chinchilla_epoch.csv").sort_values("loss").iloc[:-5]
 
 
-def ours(points: pd.DataFrame, repeats: int) -> None:
+def time_slm(points: pd.DataFrame, repeats: int) -> None:
     for name in ("huber", "lsq"):
-        took = []
+        durations = []
         for _ in range(repeats):
             began = time.process_time()
             fit = fit_joint(points["N"], points["D"], points["loss"], loss_fn=name)  # type: ignore[arg-type]
-            took.append(time.process_time() - began)
+            durations.append(time.process_time() - began)
         assert fit.evidence is not None
         print(
-            f"fit_joint {name}: {np.median(took):.2f} s (median of {repeats}, {fit.evidence.starts} starts, status, "
-            f"intervals and sensitivity included), objective {fit.objective:.6e}, {dict(fit.params)}"
+            f"fit_joint {name}: {np.median(durations):.2f} s (median of {repeats} repeats, "
+            f"{fit.evidence.starts} starts, including status, intervals and sensitivity), "
+            f"objective {fit.objective:.6e}, {dict(fit.params)}"
         )
     family = np.arange(len(points)) % 2
-    known = Points.of(points["N"], points["D"], points["loss"], family)
-    problem = Problem.of(JointLaw("M2", 2), known)
-    found = minimise(problem, start_grid(problem.law, known))
+    fit_points = Points.of(points["N"], points["D"], points["loss"], family)
+    problem = Problem.of(JointLaw("M2", 2), fit_points)
+    solution = minimise(problem, start_grid(problem.law, fit_points))
     began = time.process_time()
     cluster_bootstrap(
-        problem, found.theta[found.best], np.arange(len(points)), family, replicates=1000
+        problem, solution.theta[solution.best], np.arange(len(points)), family, replicates=1000
     )
     print(f"1000 bootstrap refits of M2: {time.process_time() - began:.2f} s")
 
 
-def peer(points: pd.DataFrame, python: Path, scratch: Path) -> None:
+def time_peer(points: pd.DataFrame, python: Path, scratch: Path) -> None:
     scratch.mkdir(parents=True, exist_ok=True)
     points.to_csv(scratch / "points.csv", index=False)
     (scratch / "df.csv").unlink(missing_ok=True)
     command = [str(python), "-c", PEER, str(scratch / "points.csv"), str(scratch)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ran.returncode:
-        raise SystemExit(f"the peer failed: {ran.stderr[-2000:]}")
-    print(f"chinchilla (PyPI): {json.loads(ran.stdout.splitlines()[-1])}")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the peer failed: {done.stderr[-2000:]}")
+    print(f"chinchilla (PyPI): {json.loads(done.stdout.splitlines()[-1])}")
 
 
 def main() -> None:
@@ -97,12 +98,12 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, default=Path("out/fits"))
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    points = points_of(arguments.data)
-    ours(points, arguments.repeats)
+    points = load_points(arguments.data)
+    time_slm(points, arguments.repeats)
     if arguments.peer is None:
-        print("chinchilla (PyPI): skipped, no --peer given")
+        print("chinchilla (PyPI): skipped; pass --peer PYTHON to measure it")
     else:
-        peer(points, arguments.peer, arguments.scratch)
+        time_peer(points, arguments.peer, arguments.scratch)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@
         [--modes bf16-eager bf16-compiled] [--libraries slm transformers litgpt] [--attention sdpa flash]
         [--rounds 3] [--seconds 5] [--set KEY=VALUE ...] [--json FILE]
 
-Windows of 2048 tokens. Flash attention is measured where flash-attn is installed, in slm and transformers.
-Contenders start from the same weights and their first losses must agree. Each has a process and the device to
-itself, one after the other, since memory would not hold them together: ratios are of medians and not
-paired. FLOPs are slm's convention (`slm.architecture.flops`) for every library, the peak is that of
-`slm.training.hardware`; MFU is left out where it is not known.
+Sequences have 2048 tokens. Flash attention is measured if flash-attn is installed, for slm and transformers.
+All libraries start from the same weights, and their first losses must agree. Each is measured alone on the
+device, because memory does not hold two of them; so results are medians, not paired ratios. FLOPs follow
+slm's convention (`slm.architecture.flops`) for every library. The peak is that of `slm.training.hardware`;
+without a known peak there is no MFU.
 
-This has not been run on a GPU. What it shares with `training.py` runs on CPU, and so has its own loop.
+This has not been run on a GPU. The code shared with `training.py` and the measuring loop have run on a CPU.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from slm.training.hardware import peak_flops
 from tests.benchmarks.paired import (
     Worker,
     describe_machine,
-    in_turn,
+    measure_in_rounds,
     print_machine,
     print_table,
-    save,
-    working,
+    started_workers,
+    write_results,
 )
 from tests.benchmarks.peers import LIBRARIES, Case, Mode, contender, export_weights
 from tests.benchmarks.training import check_equal, installed
@@ -49,28 +49,28 @@ SEQ_LEN = 2048
 def compare(
     case: Case, libraries: Sequence[str], modes: Sequence[str], rounds: int, seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """Measure each library in each mode on one attention backend, alone on the device.
+    """Measure each library in each mode with one attention backend, alone on the device.
 
     Raises:
-        AssertionError: if libraries differ in parameters or in their first loss.
+        AssertionError: if parameter counts or first losses differ between libraries.
     """
     spec = case.spec("slm", Mode.named(modes[0]))
     params, expected_loss = count_parameters(spec.shape).params_total, None
     peak = peak_flops(torch.cuda.get_device_name(), "bf16") if case.device == "cuda" else None
     for library, mode in itertools.product(libraries, modes):
         start = partial(Worker, contender, library, mode, case, threads=1)
-        with working({library: start}) as workers:
-            known = workers[library].known
-            expected_loss = expected_loss or known["first_loss"]
-            check_equal((library, mode), known, params, expected_loss)
-            results = in_turn(workers, rounds, seconds)[library]
+        with started_workers({library: start}) as workers:
+            facts = workers[library].facts
+            expected_loss = expected_loss or facts["first_loss"]
+            check_equal((library, mode), facts, params, expected_loss)
+            results = measure_in_rounds(workers, rounds, seconds)[library]
         rate = statistics.median(r["tokens_per_second"] for r in results)
         yield {
             "library": library,
             "mode": mode,
             "attention": spec.config.model.attention,
             "params": params,
-            **known,
+            **facts,
             "tokens_per_second": rate,
             "mfu": None if peak is None else rate * spec.flops_per_token / peak,
             "peak_memory_bytes": results[-1]["peak_memory_bytes"],
@@ -78,7 +78,7 @@ def compare(
         }
 
 
-def row_of(preset: str, cell: dict[str, Any]) -> list[str]:
+def table_row(preset: str, cell: dict[str, Any]) -> list[str]:
     return [
         preset,
         cell["attention"],
@@ -101,12 +101,14 @@ def main() -> None:
         "--attention", nargs="+", choices=("sdpa", "flash"), default=("sdpa", "flash")
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of a round")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for slm alone")
+    parser.add_argument("--seconds", type=float, default=5.0, help="duration of a round")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for slm only"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.exit("torch sees no CUDA device here")
+        sys.exit("no CUDA device is available; run this benchmark on a GPU machine")
     machine = describe_machine(1)
     print_machine(machine)
     libraries = installed(arguments.libraries)
@@ -125,17 +127,17 @@ def main() -> None:
                 case = Case(overrides, "cuda", Path(folder), tuple(arguments.set))
                 if attention == backends[0]:
                     export_weights(case.spec("slm", Mode.named(MODES[0])), case.weights)
-                # litgpt takes the attention that torch gives it.
-                able = [name for name in libraries if attention == "sdpa" or name != "litgpt"]
+                # litgpt has no option for the attention backend: it always calls torch's sdpa.
+                supported = [name for name in libraries if attention == "sdpa" or name != "litgpt"]
                 for cell in compare(
-                    case, able, arguments.modes, arguments.rounds, arguments.seconds
+                    case, supported, arguments.modes, arguments.rounds, arguments.seconds
                 ):
                     results.append({"preset": preset, **cell})
-                    rows.append(row_of(preset, cell))
+                    rows.append(table_row(preset, cell))
     columns = ["preset", "attention", "mode", "library", "tokens/s", "MFU", "peak GB", "first loss"]
     title = f"{arguments.batch_sequences} x {SEQ_LEN} tokens on {machine['device']}"
     print_table(title, columns, rows)
-    save(arguments.json, machine, results)
+    write_results(arguments.json, machine, results)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""The training loop as a user runs it, against its bare training step.
+"""The full training loop compared with the bare training step.
 
     python -m tests.benchmarks.loop [--sizes 25k 200k 800k] [--families deep_thin wide_shallow]
         [--seq-len 64] [--wandb disabled offline] [--threads 1] [--rounds 7] [--seconds 2]
         [--set KEY=VALUE ...] [--profile] [--json FILE]
 
-The loop is `slm.training.runner.train` on prose: data, Lightning, metrics, W&B's mirror, checkpoints. Its
-tokens/s are those of its own record, without the row of the first step; no bar is drawn. The bare step is
-the same module with a batch that it already holds. They take turns in one process, since two that do the
-same differ by a few percent for as long as they live; each kind of tracking has a process of its own.
+The loop is `slm.training.runner.train` on prose: data, Lightning, metrics, W&B mirror, checkpoints, without a
+progress bar. Its tokens/s come from the metric rows of the run, without the first step. The bare step is the
+same module with one batch in memory. Both alternate in one process, because two processes with the same work
+differ by a few percent for their whole lifetime; each tracking mode has a separate process.
 
-`--profile` puts a clock around the parts of the loop, a microsecond each, and says where the time goes.
+`--profile` times the parts of the loop (about 1 microsecond overhead each) and prints their shares.
 
-Target: the loop has 0.97 of the tokens/s of the bare step.
+Target: the loop reaches 0.97 of the tokens/s of the bare step.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from tests.benchmarks.paired import (
     Measure,
     Result,
     Worker,
+    check_target,
     describe_machine,
-    in_turn,
+    measure_in_rounds,
     median_ratio,
     print_machine,
     print_table,
-    save,
-    verdict,
-    working,
+    started_workers,
+    write_results,
 )
 from tests.benchmarks.peers import Case, Mode, contender
 
@@ -63,29 +63,29 @@ CACHE_DIR = Path(gettempdir()) / "slm-benchmarks"
 
 
 def loop_contender(case: Case, runs_dir: Path, profile: bool) -> tuple[Result, Measure]:
-    """For a `Worker`: tokens/s of the bare step, then of a training run that lasts as long."""
+    """Build a `Worker` contender: measures tokens/s of the bare step, then of a run of equal duration."""
     logging.getLogger("slm").setLevel(logging.ERROR)
     clock = Clock()
     if profile:
         clock.around_parts()
     _, bare = contender("slm", MODE, case)
-    overrides = [*case.overrides, *Mode.named(MODE).overrides(case.device), *case.own]
+    overrides = [*case.overrides, *Mode.named(MODE).overrides(case.device), *case.slm_overrides]
     seeds = itertools.count()
     rate = train_once(overrides, runs_dir, next(seeds), WARMUP_STEPS)["loop"]
 
     def measure(seconds: float) -> Result:
-        alone = bare(seconds)
+        bare_result = bare(seconds)
         clock.reset()
         steps = max(WARMUP_STEPS, math.ceil(seconds * rate / BATCH_TOKENS))
-        looped = train_once(overrides, runs_dir, next(seeds), steps)
-        parts = {"bare step": alone["step_seconds"], **clock.parts(steps)} if profile else {}
-        return {"bare": alone["tokens_per_second"], **looped, "parts": parts}
+        loop_result = train_once(overrides, runs_dir, next(seeds), steps)
+        parts = {"bare step": bare_result["step_seconds"], **clock.parts(steps)} if profile else {}
+        return {"bare": bare_result["tokens_per_second"], **loop_result, "parts": parts}
 
     return {}, measure
 
 
 def train_once(overrides: Sequence[str], runs_dir: Path, seed: int, steps: int) -> Result:
-    """A run of its own; rows of its record after that of the first step, which is slow to start."""
+    """Train a new run; return its tokens/s without the first step, which includes the startup."""
     budget = [f"seed={seed}", "budget=tokens", f"budget.tokens={steps * BATCH_TOKENS}"]
     spec = resolve(compose_config([*overrides, *budget, f"runs_dir={runs_dir}"]))
     run = RunDirectory.of(spec)
@@ -99,7 +99,7 @@ def train_once(overrides: Sequence[str], runs_dir: Path, seed: int, steps: int) 
 
 
 class Clock:
-    """Seconds spent in parts of the loop, from the first training step to the end of the last."""
+    """Measures the time in parts of the loop, from the first training step to the end of the last."""
 
     def __init__(self) -> None:
         self.reset()
@@ -111,7 +111,7 @@ class Clock:
         self._end_seconds = 0.0
 
     def around_parts(self) -> None:
-        """For the rest of the process. A name that begins with a space is a part of another."""
+        """Time the parts for the rest of the process; a name with a leading space is a sub-part."""
         self._around(LanguageModule, "take_step", STEP)
         self._around(Blocks, "__getitem__", "data: the batch")
         self._around(Mirror, "log", "  W&B, within Metrics")
@@ -138,7 +138,7 @@ class Clock:
         setattr(owner, method, clocked)
 
     def parts(self, steps: int) -> dict[str, float]:
-        """Seconds per step."""
+        """Return the seconds per step of each part."""
         assert self._start_seconds is not None
         whole = self._end_seconds - self._start_seconds
         spent = self._at_last_step
@@ -147,7 +147,7 @@ class Clock:
         return {name: seconds / steps for name, seconds in named.items()}
 
 
-def overrides_of(family: str, size: str, seq_len: int, threads: int) -> list[str]:
+def run_overrides(family: str, size: str, seq_len: int, threads: int) -> list[str]:
     return [
         f"family={family}",
         f"size={size}",
@@ -165,27 +165,27 @@ def compare(
     overrides: Sequence[str],
     trackings: Sequence[str],
     *,
-    own: Sequence[str] = (),
+    slm_overrides: Sequence[str] = (),
     threads: int = 1,
     rounds: int = 7,
     seconds: float = 2.0,
     profile: bool = False,
 ) -> dict[str, list[Result]]:
-    """Rounds of the bare step and the loop, by kind of tracking."""
+    """Measure the bare step and the loop in rounds, by tracking mode."""
     with TemporaryDirectory() as folder:
         starts = {
             kind: partial(
                 Worker,
                 loop_contender,
-                Case(tuple(overrides), "cpu", Path(), (*own, f"tracking={kind}")),
+                Case(tuple(overrides), "cpu", Path(), (*slm_overrides, f"tracking={kind}")),
                 Path(folder) / kind,
                 profile,
                 threads=threads,
             )
             for kind in trackings
         }
-        with working(starts) as workers:
-            return in_turn(workers, rounds, seconds)
+        with started_workers(starts) as workers:
+            return measure_in_rounds(workers, rounds, seconds)
 
 
 def table_row(rounds: Sequence[Result]) -> list[str]:
@@ -193,11 +193,11 @@ def table_row(rounds: Sequence[Result]) -> list[str]:
     ratio = median_ratio(loop, bare)
     step_ms = 1e3 * BATCH_TOKENS / statistics.median(bare)
     rates = [f"{statistics.median(rates):,.0f}" for rates in (loop, bare)]
-    return [*rates, f"{step_ms:.2f}", f"{ratio:.3f}", verdict(ratio, TARGET)]
+    return [*rates, f"{step_ms:.2f}", f"{ratio:.3f}", check_target(ratio, TARGET)]
 
 
 def part_rows(rounds: Sequence[Result]) -> list[list[str]]:
-    """Milliseconds of each part and its share of the loop, medians over rounds."""
+    """Return rows (part, milliseconds per step, share of the loop), medians over rounds."""
     medians = {
         name: statistics.median(r["parts"][name] for r in rounds) for name in rounds[0]["parts"]
     }
@@ -212,8 +212,12 @@ def main() -> None:
     parser.add_argument("--wandb", nargs="+", default=["disabled", "offline"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each contender in a round")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="duration of one measurement in a round"
+    )
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="further overrides"
+    )
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -221,19 +225,17 @@ def main() -> None:
     print_machine(machine)
     prepare(compose_config([f"cache_dir={CACHE_DIR}"]), print)
     cells = {
-        (family, size): overrides_of(family, size, arguments.seq_len, arguments.threads)
+        (family, size): run_overrides(family, size, arguments.seq_len, arguments.threads)
         for family, size in itertools.product(arguments.families, arguments.sizes)
     }
     for overrides in cells.values():
-        resolve(
-            compose_config(overrides)
-        )  # a size without a shape is told before anything is timed
+        resolve(compose_config(overrides))  # report impossible sizes before measuring
     results, rows, parts = [], [], []
     for (family, size), overrides in cells.items():
         by_tracking = compare(
             overrides,
             arguments.wandb,
-            own=arguments.set,
+            slm_overrides=arguments.set,
             threads=arguments.threads,
             rounds=arguments.rounds,
             seconds=arguments.seconds,
@@ -244,12 +246,14 @@ def main() -> None:
             results.append({"family": family, "size": size, "tracking": kind, "rounds": rounds})
             rows.append([*cell, *table_row(rounds)])
             parts += [[*cell, *row] for row in part_rows(rounds)]
-    columns = ["family", "size", "W&B", "loop tokens/s", "bare tokens/s", "bare ms", "ratio", ""]
-    print_table(f"{BATCH_TOKENS} tokens a step, windows of {arguments.seq_len}", columns, rows)
+    columns = ["family", "size", "W&B", "loop tokens/s", "bare tokens/s", "bare ms"]
+    columns += ["loop / bare", "target"]
+    title = f"{BATCH_TOKENS} tokens per step, sequences of {arguments.seq_len} tokens"
+    print_table(title, columns, rows)
     if parts:
         columns = ["family", "size", "W&B", "part of a step", "ms", "share"]
-        print_table("where the time of the loop goes", columns, parts)
-    save(arguments.json, machine, results)
+        print_table("Time per step by part of the loop", columns, parts)
+    write_results(arguments.json, machine, results)
 
 
 if __name__ == "__main__":

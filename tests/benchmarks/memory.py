@@ -1,14 +1,13 @@
-"""Peak memory and time of slm's training step against the same model with plain cross-entropy.
+"""Peak memory and time of slm's training step, compared with the same model and plain cross-entropy.
 
     python -m tests.benchmarks.memory [--shape mobilellm_125m] [--mode fp32-eager] [--threads 2]
         [--rounds 3] [--json FILE]
 
-slm's step is `LanguageModule.take_step`, with the loss as it computes it. The plain one has the
-model return all logits and takes `F.cross_entropy` of them in fp32. Each has a process of its own and steps
-in turn; memory is the largest resident size of the process (on a GPU the largest that torch allocated),
-imports included.
+slm's step is `LanguageModule.take_step`, with the loss in chunks. The plain step computes all logits and
+`F.cross_entropy` in fp32. Each runs in a separate process, and the two alternate. Memory is the peak resident
+size of the process including imports (on a GPU: the peak that torch allocated).
 
-Target, for mobilellm_125m in fp32: 450 MB less than plain, in at most 1.05 of its time.
+Target for mobilellm_125m in fp32: at least 450 MB less than the plain step, in at most 1.05 of its time.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ import torch
 
 from tests.benchmarks.paired import (
     Worker,
+    check_target,
     describe_machine,
-    in_turn,
+    measure_in_rounds,
     median_ratio,
     print_machine,
     print_table,
-    save,
-    verdict,
-    working,
+    started_workers,
+    write_results,
 )
 from tests.benchmarks.peers import Case, contender
 from tests.benchmarks.training import MODES, SHAPES
@@ -54,10 +53,10 @@ def main() -> None:
         name: partial(Worker, contender, name, arguments.mode, case, threads=arguments.threads)
         for name in ("slm", "plain")
     }
-    with working(starts, at_once=False) as workers:
-        known = {name: worker.known for name, worker in workers.items()}
-        measured = in_turn(workers, arguments.rounds, 0.0)
-    assert known["slm"]["params"] == known["plain"]["params"]
+    with started_workers(starts, concurrently=False) as workers:
+        facts = {name: worker.facts for name, worker in workers.items()}
+        measured = measure_in_rounds(workers, arguments.rounds, 0.0)
+    assert facts["slm"]["params"] == facts["plain"]["params"]
     peak_bytes = {name: rounds[-1]["peak_memory_bytes"] for name, rounds in measured.items()}
     seconds = {name: [r["step_seconds"] for r in rounds] for name, rounds in measured.items()}
     rows = [
@@ -65,21 +64,21 @@ def main() -> None:
             name,
             f"{peak_bytes[name] / 1e6:,.0f}",
             f"{statistics.median(seconds[name]):.2f}",
-            f"{known[name]['first_loss']:.5f}",
+            f"{facts[name]['first_loss']:.5f}",
         ]
         for name in workers
     ]
     title = f"{arguments.shape}, {arguments.mode}: a training step"
-    print_table(title, ["loss", "peak MB", "seconds", "first loss"], rows)
+    print_table(title, ["step", "peak MB", "seconds", "first loss"], rows)
     saved_bytes = peak_bytes["plain"] - peak_bytes["slm"]
     ratio = median_ratio(seconds["slm"], seconds["plain"])
-    print(f"{saved_bytes / 1e6:,.0f} MB less, in {ratio:.3f} of the time")
+    print(f"slm saves {saved_bytes / 1e6:,.0f} MB and takes {ratio:.3f} of the plain step's time")
     if (arguments.shape, arguments.mode) == ("mobilellm_125m", "fp32-eager"):
         print(
-            f"memory: {verdict(saved_bytes / 1e6, SAVED_BYTES_TARGET / 1e6)}, "
-            f"time: {verdict(ratio, TIME_TARGET, at_least=False)}"
+            f"memory: {check_target(saved_bytes / 1e6, SAVED_BYTES_TARGET / 1e6)}, "
+            f"time: {check_target(ratio, TIME_TARGET, at_least=False)}"
         )
-    save(arguments.json, machine, {"known": known, "rounds": measured})
+    write_results(arguments.json, machine, {"facts": facts, "rounds": measured})
 
 
 if __name__ == "__main__":

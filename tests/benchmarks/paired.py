@@ -1,8 +1,8 @@
-"""Measures contenders in turn, each in a process of its own, and compares the rounds in pairs.
+"""Paired benchmarks: measure contenders alternately, each in a separate process.
 
-Machines drift and share their cores, so a figure means something beside another that was taken seconds
-before or after it: every round measures all contenders once, and ratios are medians over rounds. A process
-of its own keeps what one contender leaves behind (threads, compiled code, allocated memory) from the next.
+The speed of a machine drifts and its cores are shared, so only measurements taken within seconds of each
+other are compared: every round measures each contender once, and a ratio is the median of the ratios
+within rounds. Separate processes isolate the threads, compiled code and memory of the contenders.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from slm.tracking.environment import describe_environment
 
 Key = TypeVar("Key")
 Result = dict[str, Any]
-Measure = Callable[[float], Result]  # measures for about so many seconds
+Measure = Callable[[float], Result]  # argument: duration of the measurement in seconds
 TABLE_WIDTH = 120
 CLOSE_SECONDS = 10.0
 
 
 class Worker:
-    """A process that builds one contender and measures it whenever it is asked to.
+    """A process that builds one contender and measures it on request.
 
-    `build(*arguments)` runs in the process, with `threads` torch threads, and returns what is known
-    of the contender, for `known`, and the function that measures it.
+    `build(*arguments)` runs in the process with `threads` torch threads. It returns facts about the
+    contender, which become `facts`, and the function that measures it.
     """
 
-    known: Result
+    facts: Result
 
     def __init__(self, build: Callable[..., tuple[Result, Measure]], *arguments: Any, threads: int):
         context = multiprocessing.get_context("spawn")
@@ -51,26 +51,27 @@ class Worker:
         self._process.start()
         end.close()
 
-    def wait(self) -> None:
-        """Until it can be measured."""
+    def wait_until_ready(self) -> None:
+        """Block until the contender is built."""
         if not self._is_ready:
-            self.known, self._is_ready = self.answer(), True
+            self.facts, self._is_ready = self.receive(), True
 
-    def ask(self, seconds: float) -> None:
+    def request(self, seconds: float) -> None:
         self._pipe.send(seconds)
 
-    def answer(self) -> Result:
-        """What was asked for last.
+    def receive(self) -> Result:
+        """Block until the next result of the process, and return it.
 
         Raises:
-            RuntimeError: with the traceback of the process.
+            RuntimeError: if the process failed; the message contains its traceback.
         """
         try:
-            fine, value = self._pipe.recv()
+            succeeded, value = self._pipe.recv()
         except EOFError:
             self._process.join()
-            raise RuntimeError(f"a contender ended with {self._process.exitcode}") from None
-        if not fine:
+            code = self._process.exitcode
+            raise RuntimeError(f"a contender process exited with code {code}") from None
+        if not succeeded:
             raise RuntimeError(f"a contender failed:\n{value}")
         return value
 
@@ -90,57 +91,59 @@ def _serve(
 
     torch.set_num_threads(threads)
     try:
-        known, measure = build(*arguments)
-        pipe.send((True, known))
+        facts, measure = build(*arguments)
+        pipe.send((True, facts))
         while True:
             pipe.send((True, measure(pipe.recv())))
     except EOFError:
-        pass  # the parent is gone
+        pass  # the parent closed the pipe
     except Exception:
         pipe.send((False, traceback.format_exc()))
 
 
 @contextmanager
-def working(
-    starts: Mapping[Key, Callable[[], Worker]], *, at_once: bool = True
+def started_workers(
+    starts: Mapping[Key, Callable[[], Worker]], *, concurrently: bool = True
 ) -> Iterator[dict[Key, Worker]]:
-    """Workers that are ready to be measured; they are closed at the end.
+    """Start workers, yield them when all are ready, and close them at the end.
 
-    They make themselves ready all at once, or one after the other where memory would not hold that.
+    With `concurrently=False` they are built one after the other, to limit peak memory.
     """
     with ExitStack() as stack:
         workers: dict[Key, Worker] = {}
         for key, start in starts.items():
             workers[key] = start()
             stack.callback(workers[key].close)
-            if not at_once:
-                workers[key].wait()
+            if not concurrently:
+                workers[key].wait_until_ready()
         for worker in workers.values():
-            worker.wait()
+            worker.wait_until_ready()
         yield workers
 
 
-def in_turn(workers: Mapping[Key, Worker], rounds: int, seconds: float) -> dict[Key, list[Result]]:
-    """Each round measures every worker once, in the order given; all have answered before it."""
+def measure_in_rounds(
+    workers: Mapping[Key, Worker], rounds: int, seconds: float
+) -> dict[Key, list[Result]]:
+    """Measure every worker once per round, one at a time, in the given order."""
     results: dict[Key, list[Result]] = {key: [] for key in workers}
     for _ in range(rounds):
         for key, worker in workers.items():
-            worker.ask(seconds)
-            results[key].append(worker.answer())
+            worker.request(seconds)
+            results[key].append(worker.receive())
     return results
 
 
-def repeated(step: Callable[[], object], seconds: float) -> tuple[int, float]:
-    """Steps done, and the seconds that they took: at least one, until `seconds` have passed."""
+def run_for(step: Callable[[], object], seconds: float) -> tuple[int, float]:
+    """Repeat `step` for at least `seconds` and at least once; return the count and the elapsed seconds."""
     import torch
 
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
-    wait()
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
+    synchronize()
     start_seconds, steps = time.perf_counter(), 0
     while not steps or time.perf_counter() - start_seconds < seconds:
         step()
         steps += 1
-    wait()
+    synchronize()
     return steps, time.perf_counter() - start_seconds
 
 
@@ -148,27 +151,28 @@ def median_ratio(ours: Sequence[float], other: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, other, strict=True))
 
 
-def verdict(value: float, target: float, *, at_least: bool = True) -> str:
+def check_target(value: float, target: float, *, at_least: bool = True) -> str:
+    """Return `met` or `missed`, with the target."""
     met = value >= target if at_least else value <= target
     return f"{'met' if met else 'missed'} ({'>=' if at_least else '<='} {target:g})"
 
 
 def describe_machine(threads: int) -> dict[str, Any]:
-    """What the figures depend on besides the code: device, cores, threads and versions."""
+    """Return the device, cores, threads and versions that a measurement depends on."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    name, wide = _processor()
+    name, bf16_features = _processor()
     return {
         **describe_environment(device=gpu or name, threads=threads),
         "cpu": name,
-        "cpu_16_bit": wide,
+        "cpu_16_bit": bf16_features,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
 
 
 def _processor() -> tuple[str, list[str]]:
-    """Name of the processor, and its instructions for 16-bit matrices where the system tells."""
+    """Return the processor's name and, on Linux, its instruction sets for bf16 matrix products."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -184,25 +188,25 @@ def print_machine(machine: Mapping[str, Any]) -> None:
     print(
         f"{machine['device']} ({capability}), {machine['cores']} cores, {machine['threads']} threads, "
         f"torch {versions['torch']}, commit {machine['commit'] or 'unknown'}"
-        f"{' and uncommitted changes' if machine['dirty'] else ''}"
+        f"{' with uncommitted changes' if machine['dirty'] else ''}"
     )
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Text to the left, columns of figures to the right."""
+    """Print a table with numeric columns aligned right and text aligned left."""
     table = Table()
     for index, column in enumerate(columns):
-        is_figure = all(re.match(r"[-\d.,]+", row[index]) for row in rows)
-        table.add_column(column, justify="right" if is_figure else "left", no_wrap=True)
+        is_numeric = all(re.match(r"[-\d.,]+", row[index]) for row in rows)
+        table.add_column(column, justify="right" if is_numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     console = Console()
-    console.width = max(console.width, TABLE_WIDTH)  # a file or a pipe counts as 80 columns
+    console.width = max(console.width, TABLE_WIDTH)  # rich assumes 80 columns for files and pipes
     print(f"\n{title}")
     console.print(table)
 
 
-def save(path: Path | None, machine: Mapping[str, Any], results: Any) -> None:
+def write_results(path: Path | None, machine: Mapping[str, Any], results: Any) -> None:
     if path is not None:
         write_json(path, {"machine": dict(machine), "results": results})
         print(f"written to {path}", file=sys.stderr)

@@ -1,9 +1,9 @@
 """One training step of slm, of transformers' Llama and of litgpt's GPT, from the same weights.
 
-A step is what each does with a batch: forward, mean cross-entropy in fp32, backward, clipping of the global
-norm, fused AdamW. slm's is its own `LanguageModule.take_step`, as Lightning's trainer runs it, without the
-trainer's loops. The peers get the plainest loop: no shift of labels, one group of parameters, no check for
-divergence, and `model.compile()` of the whole model where they are compiled.
+A step is the forward pass, mean cross-entropy in fp32, the backward pass, clipping of the global norm, and
+fused AdamW. For slm it is `LanguageModule.take_step` as Lightning's trainer calls it, without the loops of
+the trainer. The peers use a minimal loop: no label shift, one parameter group, no check for divergence, and
+in compiled modes `model.compile()` of the whole model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from slm.model.parametrization import Parametrization, initialize
 from slm.model.transformer import Transformer
 from slm.run.spec import RunSpec, resolve
 from slm.training.hardware import peak_memory_bytes
-from tests.benchmarks.paired import Measure, Result, repeated
+from tests.benchmarks.paired import Measure, Result, run_for
 
 Step = Callable[[], Tensor]
 LIBRARIES = ("slm", "transformers", "litgpt")
@@ -47,7 +47,7 @@ class Mode:
 
     @classmethod
     def named(cls, name: str) -> Mode:
-        """`bf16-compiled` and so on."""
+        """Parse a name such as `fp32-eager` or `bf16-compiled`."""
         precision, _, kind = name.partition("-")
         return cls(precision, kind == "compiled")
 
@@ -56,7 +56,7 @@ class Mode:
         return f"{self.precision}-{'compiled' if self.compiled else 'eager'}"
 
     def overrides(self, device: str) -> list[str]:
-        """The configuration in which slm runs this mode on a device."""
+        """Return the overrides with which slm runs this mode on a device."""
         trainer = "gpu" if device == "cuda" else "cpu"
         if trainer == "cpu" and self.precision == "bf16" and has_option("trainer", "cpu_bf16"):
             trainer = "cpu_bf16"
@@ -69,17 +69,18 @@ class Mode:
 
 @dataclass(frozen=True)
 class Case:
-    """What every library is given: a shape and batch as overrides of slm's config, and the weights."""
+    """The shape and batch that all libraries train, as overrides of slm's config."""
 
     overrides: tuple[str, ...]
     device: str
     weights: Path
-    own: tuple[str, ...] = ()
-    """Overrides for slm alone; they win."""
+    """Folder of a Llama checkpoint with the initial weights."""
+    slm_overrides: tuple[str, ...] = ()
+    """Further overrides for slm only; they take precedence."""
 
     def spec(self, library: str, mode: Mode) -> RunSpec:
-        own = self.own if library == "slm" else ()
-        return resolve(compose_config([*self.overrides, *mode.overrides(self.device), *own]))
+        extra = self.slm_overrides if library == "slm" else ()
+        return resolve(compose_config([*self.overrides, *mode.overrides(self.device), *extra]))
 
 
 def has_option(group: str, name: str) -> bool:
@@ -91,7 +92,7 @@ def is_installed(library: str) -> bool:
 
 
 def export_weights(spec: RunSpec, folder: Path) -> int:
-    """Write what slm starts from in Llama's format, for the peers to start from; count parameters."""
+    """Write slm's initial weights in the Llama format for the peers; return the parameter count."""
     export_llama(initial_model(spec), folder)
     return count_parameters(spec.shape).params_total
 
@@ -104,14 +105,17 @@ def initial_model(spec: RunSpec, seed: int = 0) -> Transformer:
 
 @torch.no_grad()
 def first_loss(spec: RunSpec) -> float:
-    """Nats per token of slm's initial model in fp32, worked out plainly."""
+    """Compute the loss of slm's initial model in nats per token, in fp32 from all logits."""
     inputs, targets = fixed_batch(spec, "cpu").unbind(1)
     logits = initial_model(spec)(inputs)
     return float(F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
 
 
 def contender(library: str, mode_name: str, case: Case) -> tuple[Result, Measure]:
-    """For a `Worker`: parameters and first loss of a library; its tokens/s and peak memory."""
+    """Build a library's training step for a `Worker`.
+
+    Returns the parameter count and first loss, and the function that measures tokens/s and peak memory.
+    """
     mode = Mode.named(mode_name)
     spec = case.spec(library, mode)
     step, params = STEPS[library](spec, mode, case)
@@ -120,7 +124,7 @@ def contender(library: str, mode_name: str, case: Case) -> tuple[Result, Measure
         step()
 
     def measure(seconds: float) -> Result:
-        steps, elapsed_seconds = repeated(step, seconds)
+        steps, elapsed_seconds = run_for(step, seconds)
         result = {
             "tokens_per_second": steps * spec.batch_tokens / elapsed_seconds,
             "step_seconds": elapsed_seconds / steps,
@@ -132,7 +136,7 @@ def contender(library: str, mode_name: str, case: Case) -> tuple[Result, Measure
 
 
 def fixed_batch(spec: RunSpec, device: str) -> Tensor:
-    """Inputs and targets (batch_sequences, 2, seq_len) of tokens drawn at random, always the same."""
+    """Return inputs and targets of random tokens with a fixed seed, (batch_sequences, 2, seq_len)."""
     generator = torch.Generator().manual_seed(0)
     size = (spec.batch_sequences, spec.shape.seq_len + 1)
     tokens = torch.randint(spec.shape.vocab_size, size, generator=generator)
@@ -140,7 +144,7 @@ def fixed_batch(spec: RunSpec, device: str) -> Tensor:
 
 
 def slm_step(spec: RunSpec, mode: Mode, case: Case) -> tuple[Step, int]:
-    """All that these benchmarks know of how slm trains; the mode is in the spec already."""
+    """Build slm's training step; the spec already contains the mode."""
     from lightning.pytorch import Trainer
     from lightning.pytorch.trainer.states import TrainerFn
 
@@ -150,10 +154,15 @@ def slm_step(spec: RunSpec, mode: Mode, case: Case) -> tuple[Step, int]:
     module = build_module(spec)
     precision: Any = LIGHTNING_PRECISION[spec.config.trainer.precision]
     trainer = Trainer(
-        accelerator=case.device, devices=1, precision=precision, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    # What `trainer.fit` does before its loops: the module gets its trainer, device and optimizer.
+        accelerator=case.device,
+        devices=1,
+        precision=precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    # As `trainer.fit` before its loops: attach the trainer, move to the device, create the optimizer.
     module.trainer, trainer.state.fn = trainer, TrainerFn.FITTING
     strategy = trainer.strategy
     strategy.connect(module)
@@ -171,8 +180,8 @@ def slm_step(spec: RunSpec, mode: Mode, case: Case) -> tuple[Step, int]:
 
 
 def plain_step(spec: RunSpec, mode: Mode, case: Case) -> tuple[Step, int]:
-    """slm's model, asked for all logits, in the loop of the peers."""
-    import slm.training.runner  # noqa: F401  the same libraries in memory as beside slm's own step
+    """Build a step of slm's model that computes all logits, in the loop of the peers."""
+    import slm.training.runner  # noqa: F401  load the same libraries as slm_step, for equal memory
 
     model = initial_model(spec, spec.config.seed)
     return peer_step(model, spec, mode, case.device, lambda logits: logits)
@@ -195,7 +204,7 @@ def attention_of(spec: RunSpec) -> str:
 def litgpt_step(spec: RunSpec, mode: Mode, case: Case) -> tuple[Step, int]:
     litgpt = importlib.import_module("litgpt.model")
     model = litgpt.GPT(litgpt_config(spec))
-    if spec.shape.tied:  # as its own pretraining does
+    if spec.shape.tied:  # as in litgpt's pretraining script
         model.transformer.wte.weight = model.lm_head.weight
     missing, unexpected = model.load_state_dict(litgpt_weights(case.weights), strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
@@ -226,7 +235,7 @@ def litgpt_config(spec: RunSpec) -> Any:
 
 
 def litgpt_weights(folder: Path) -> dict[str, Tensor]:
-    """A Llama's weights under litgpt's names; queries, keys and values are one matrix there."""
+    """Load Llama weights under litgpt's names; litgpt has one matrix for queries, keys and values."""
     from safetensors.torch import load_file
 
     names = {
@@ -238,22 +247,22 @@ def litgpt_weights(folder: Path) -> dict[str, Tensor]:
         "post_attention_layernorm": "norm_2",
     }
     outer = {"embed_tokens": "transformer.wte", "norm": "transformer.ln_f"}
-    theirs: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     llama = load_file(folder / "model.safetensors")
     for key, tensor in llama.items():
         name = key.removeprefix("model.").removesuffix(".weight")
         if name in outer:
-            theirs[f"{outer[name]}.weight"] = tensor
+            weights[f"{outer[name]}.weight"] = tensor
         elif name == "lm_head":
-            theirs[key] = tensor
+            weights[key] = tensor
         else:
             _, layer, part = name.split(".", 2)
             if part in names:
-                theirs[f"transformer.h.{layer}.{names[part]}.weight"] = tensor
+                weights[f"transformer.h.{layer}.{names[part]}.weight"] = tensor
             elif part == "self_attn.q_proj":
                 three = [llama[key.replace("q_proj", f"{p}_proj")] for p in "qkv"]
-                theirs[f"transformer.h.{layer}.attn.qkv.weight"] = torch.cat(three)
-    return theirs
+                weights[f"transformer.h.{layer}.attn.qkv.weight"] = torch.cat(three)
+    return weights
 
 
 def peer_step(
@@ -263,6 +272,7 @@ def peer_step(
     device: str,
     logits_of: Callable[[Any], Tensor],
 ) -> tuple[Step, int]:
+    """Build a plain training step of any model; return it with the parameter count."""
     config = spec.config.optimizer
     model.to(device).train()
     optimizer = torch.optim.AdamW(
@@ -291,7 +301,7 @@ def peer_step(
 
 
 def params_of(model: nn.Module) -> int:
-    """Parameters, a shared tensor counted once."""
+    """Count the parameters; a tensor that modules share counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

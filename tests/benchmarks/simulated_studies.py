@@ -1,11 +1,12 @@
-"""How often the verdicts are wrong, and how often the intervals hold the truth: simulated studies.
+"""Simulated studies: error rates of the verdicts and coverage of the intervals.
 
     python -m tests.benchmarks.simulated_studies --studies 200 --out analysis/examples/validation
 
-A study has two families of 8 sizes from 10M to 316M, 3 token budgets and one seed, with seed noise of .005
-nats and a misfit of each shape of .005 or .02 nats. Truths: `null` nothing differs; `level` deep's A is 4%
-lower; `exponent` alpha of deep is .04 higher. Beside the verdicts stand two tests that are often used and
-are wrong here: an F test that takes runs as independent, and a t test of the largest pair on seed noise.
+A study has two families with 8 sizes from 10M to 316M parameters, 3 token budgets and one seed. The seed
+standard deviation is 0.005 nats; each shape has a misfit (random effect) of 0.005 or 0.02 nats. Truths:
+`null`: no difference; `level`: A of deep is 4% lower; `exponent`: alpha of deep is 0.04 higher. Two common
+tests that are invalid here are reported for comparison: an F test that treats runs as independent, and a z
+test of the largest pair with the seed noise as its error.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ from analysis.runs.study import Columns, prepare
 
 SIZES = np.geomspace(1e7, 3.16e8, 8)
 BUDGETS = (5.0, 20.0, 80.0)
-SIGMA = 0.005
-CENTRE = 5.62e7  # N at which an exponent's difference alone leaves the loss unchanged
+SIGMA = 0.005  # seed standard deviation in nats
+CENTRE = 5.62e7  # N at which a difference in the exponent alone does not change the loss
 TRUTHS = {"null": (0.0, 0.0), "level": (-0.04, 0.0), "exponent": (0.0, 0.04)}
-TAUS = (0.005, 0.02)
+TAUS = (0.005, 0.02)  # standard deviations of the misfit of a shape, in nats
 
 
 @dataclass(frozen=True)
 class Truth:
-    """`level`: ln of deep's A over wide's at CENTRE; `exponent`: alpha_deep - alpha_wide."""
+    """True differences: `level` = ln(A_deep / A_wide) at CENTRE, `exponent` = alpha_deep - alpha_wide."""
 
     level: float
     exponent: float
@@ -57,7 +58,7 @@ class Truth:
 def simulate(
     truth: Truth, tau: float, sigma: float, seed: int, budgets: Any = BUDGETS
 ) -> pd.DataFrame:
-    """Final losses of one study; FLOPs of a pair differ by up to 2%, as those of integer shapes do."""
+    """Simulate the final losses of a study; FLOPs of a pair differ by up to 2%, as with integer shapes."""
     generator = np.random.default_rng(seed)
     rows = []
     for family in ("deep", "wide"):
@@ -69,16 +70,20 @@ def simulate(
                 noise = generator.normal(0, sigma) if sigma else 0.0
                 rows.append(
                     {
-                        "family": family, "shape": f"{family}{rung}", "rung": rung, "n_flop": n,
-                        "tokens": tokens, "flops": 6 * n * tokens,
+                        "family": family,
+                        "shape": f"{family}{rung}",
+                        "rung": rung,
+                        "n_flop": n,
+                        "tokens": tokens,
+                        "flops": 6 * n * tokens,
                         "loss_nats_per_token": truth.loss(family, n, tokens) + misfit + noise,
                     }
-                )  # fmt: skip
+                )
     return pd.DataFrame(rows)
 
 
 def judge(truth: Truth, tau: float, seed: int, *, bootstrap: int = 0) -> dict[str, Any]:
-    """One study, and whether each interval holds the truth."""
+    """Simulate and analyse one study; return its verdict, rejections and coverage of the truth."""
     table = simulate(truth, tau, SIGMA, seed)
     found = compare_families(table, bootstrap=bootstrap)
     one = found.exponents
@@ -118,7 +123,7 @@ def judge(truth: Truth, tau: float, seed: int, *, bootstrap: int = 0) -> dict[st
 
 
 def naive_f(known: FittedStudy) -> float:
-    """p of M1 against M2 with every run taken as independent."""
+    """Return p of the F test of M1 against M2 that treats all runs as independent."""
     points = known.problem.points
     law = JointLaw("M1", 2)
     start = np.array([[known.theta[known.law.slots[r, 0]] for r in law.roles]])
@@ -129,7 +134,7 @@ def naive_f(known: FittedStudy) -> float:
 
 
 def seed_t(table: pd.DataFrame) -> float:
-    """p of the largest pair's difference with seed noise for its error."""
+    """Return p of the z test of the largest pair's difference with the seed noise as its error."""
     last = table[table["tokens"] == table["tokens"].max()].set_index("family")[
         "loss_nats_per_token"
     ]
@@ -169,14 +174,17 @@ def markdown(found: list[dict[str, Any]], command: str) -> str:
     shares = list(found[0]["shares"])
     error = 1.96 * math.sqrt(0.05 * 0.95 / found[0]["studies"])
     lines = [
-        "# Verdicts and intervals on simulated studies", "",
-        f"`{command}`", "",
+        "# Verdicts and intervals on simulated studies",
+        "",
+        f"`{command}`",
+        "",
         f"{found[0]['studies']} studies a column: 2 families x 8 sizes (10M to 316M) x 3 budgets x 1 seed, seed "
         f"noise {SIGMA} nats, tau = misfit of a shape in nats. level: A of deep 4% lower; exponent: alpha of "
-        f"deep .04 higher. Monte-Carlo error of a rate of 5%: {error:.3f} (95%).", "",
+        f"deep .04 higher. Monte-Carlo error of a rate of 5%: {error:.3f} (95%).",
+        "",
         "| share of studies | " + " | ".join(f"{c['truth']}, tau {c['tau']}" for c in found) + " |",
         "|" + " --- |" * (len(found) + 1),
-    ]  # fmt: skip
+    ]
     for word in words:
         values = " | ".join(f"{case['verdicts'].get(word, 0):.3f}" for case in found)
         lines.append(f"| verdict {word} | {values} |")

@@ -1,11 +1,10 @@
-"""Seconds that a person waits: for the first step of a run, for help, for a mistake to be told.
+"""Startup time: seconds until the first step of a run, the help text, a plan, or a configuration error.
 
     python -m tests.benchmarks.startup [--rounds 5] [--only first-step help ...] [--json FILE]
 
-Each command starts a Python of its own, in turn, with data already prepared and files in the disk's cache (one
-round before those that count). A run's first step has been taken when its row is in the run's
-metrics.jsonl, which is looked at every few milliseconds; the other commands are timed to their end, and must
-exit as they should. The first step is that of experiment=smoke, whose log has it.
+Each command runs in a new Python process. One warm-up round prepares the data and fills the disk cache. The
+first step counts as taken when its row appears in metrics.jsonl, which is polled every 3 ms; other commands
+are timed until they exit, and their exit code is checked. The first step is measured with experiment=smoke.
 """
 
 from __future__ import annotations
@@ -21,7 +20,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
 from slm.tracking.environment import available_cores
-from tests.benchmarks.paired import describe_machine, print_machine, print_table, save, verdict
+from tests.benchmarks.paired import (
+    check_target,
+    describe_machine,
+    print_machine,
+    print_table,
+    write_results,
+)
 
 ROOT = Path(__file__).parents[2]
 CACHE_DIR = Path(gettempdir()) / "slm-benchmarks"
@@ -47,22 +52,22 @@ COMMANDS = {
 
 
 def seconds_of(command: Command, runs_dir: Path) -> float:
-    """Run it once.
+    """Run the command once; return its seconds.
 
     Raises:
-        RuntimeError: if it exits otherwise than it should, or takes no step.
+        RuntimeError: if it exits with another code than expected, or takes no step.
     """
-    places = [f"runs_dir={runs_dir}", f"cache_dir={CACHE_DIR}"]
+    folders = [f"runs_dir={runs_dir}", f"cache_dir={CACHE_DIR}"]
     start_seconds = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, *command.arguments, *places],
+        [sys.executable, *command.arguments, *folders],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
     if command.to_first_step:
-        elapsed_seconds = _until_first_row(process, runs_dir, start_seconds)
+        elapsed_seconds = _wait_for_first_row(process, runs_dir, start_seconds)
         _, errors = process.communicate(timeout=LIMIT_SECONDS)
     else:
         _, errors = process.communicate(timeout=LIMIT_SECONDS)
@@ -72,7 +77,9 @@ def seconds_of(command: Command, runs_dir: Path) -> float:
     return elapsed_seconds
 
 
-def _until_first_row(process: subprocess.Popen[str], runs_dir: Path, start_seconds: float) -> float:
+def _wait_for_first_row(
+    process: subprocess.Popen[str], runs_dir: Path, start_seconds: float
+) -> float:
     while process.poll() is None:
         for path in runs_dir.glob("*/*/metrics.jsonl"):
             if path.read_bytes().count(b"\n"):
@@ -82,7 +89,7 @@ def _until_first_row(process: subprocess.Popen[str], runs_dir: Path, start_secon
 
 
 def measure(names: Sequence[str], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each command in every round, after one round that does not count."""
+    """Measure the seconds of each command in every round, after one warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + 1):
         for name in names:
@@ -105,12 +112,12 @@ def main() -> None:
     rows = []
     for name, rounds in seconds.items():
         command, median = COMMANDS[name], statistics.median(rounds)
-        shown = " ".join(command.arguments) + (" to step 1" if command.to_first_step else "")
-        told = verdict(median, command.target_seconds, at_least=False)
-        rows.append([shown, f"{median:.2f}", f"{min(rounds):.2f}", f"{max(rounds):.2f}", told])
-    columns = ["command", "seconds", "least", "most", "target"]
-    print_table(f"medians of {arguments.rounds} rounds", columns, rows)
-    save(arguments.json, machine, seconds)
+        label = " ".join(command.arguments) + (" to step 1" if command.to_first_step else "")
+        target = check_target(median, command.target_seconds, at_least=False)
+        rows.append([label, f"{median:.2f}", f"{min(rounds):.2f}", f"{max(rounds):.2f}", target])
+    columns = ["command", "median s", "min s", "max s", "target"]
+    print_table(f"Startup time over {arguments.rounds} rounds", columns, rows)
+    write_results(arguments.json, machine, seconds)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The benchmarks' own claims: that contenders are equal before they are timed, and ratios paired."""
+"""Tests of the benchmarks: contenders train the same model, and ratios are paired."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.benchmarks.peers import (
 TINY = ("model=tiny", "model.n_layers=2", "model.seq_len=32", "optimizer.global_batch_tokens=128")
 
 
-def test_slm_trains_against_a_peer_from_equal_weights() -> None:
+def test_slm_and_a_peer_are_measured_from_equal_weights() -> None:
     libraries = [library for library in LIBRARIES if is_installed(library)][:2]
     result = training.compare(
         TINY, modes=["fp32-eager"], libraries=libraries, threads=1, rounds=2, seconds=0.05
@@ -32,59 +32,59 @@ def test_slm_trains_against_a_peer_from_equal_weights() -> None:
     if len(libraries) > 1:
         (best, eager) = training.comparisons("deep", rates)
         assert best["ratio"] == eager["ratio"] > 0
-        assert best["verdict"] == "of some modes alone"
+        assert best["verdict"] == "not all modes measured"
         assert eager["verdict"].startswith("met" if eager["ratio"] >= 1.05 else "missed")
 
 
 @pytest.mark.parametrize("mode", ["fp32-eager", "bf16-eager"])
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_a_library_starts_at_the_loss_of_slm(library: str, mode: str, tmp_path: Path) -> None:
+def test_first_loss_of_each_library_equals_slm(library: str, mode: str, tmp_path: Path) -> None:
     if not is_installed(library):
         pytest.skip(f"{library} is not installed")
     case = Case(TINY, "cpu", tmp_path)
     spec = case.spec("transformers", Mode("fp32", False))
     params = export_weights(spec, tmp_path)
-    known, measure = contender(library, mode, case)
-    training.check_equal((library, mode), known, params, training.first_loss(spec))
+    facts, measure = contender(library, mode, case)
+    training.check_equal((library, mode), facts, params, training.first_loss(spec))
     assert measure(0.0)["tokens_per_second"] > 0
 
 
-def test_what_differs_is_not_compared(tmp_path: Path) -> None:
-    known = {"params": 10, "first_loss": 4.0}
-    training.check_equal(("litgpt", "fp32-eager"), known, 10, 4.0)
+def test_check_equal_rejects_different_parameters_or_losses() -> None:
+    facts = {"params": 10, "first_loss": 4.0}
+    training.check_equal(("litgpt", "fp32-eager"), facts, 10, 4.0)
     for params, loss in ((11, 4.0), (10, 4.001)):
         with pytest.raises(AssertionError, match="litgpt"):
-            training.check_equal(("litgpt", "fp32-eager"), known, params, loss)
+            training.check_equal(("litgpt", "fp32-eager"), facts, params, loss)
 
 
-def test_deep_and_wide_have_equal_matrices() -> None:
+def test_deep_and_wide_have_equal_matrix_parameters() -> None:
     training.check_shapes()
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_a_stacked_step_is_the_step_of_each_model() -> None:
+def test_stacked_step_equals_the_steps_of_separate_models() -> None:
     mode = Mode.named("fp32-eager")
     spec = Case(TINY, "cpu", Path()).spec("slm", mode)
-    together = throughput.stacked_step(spec, 2, "cpu")
-    alone = [
+    stacked = throughput.stacked_step(spec, 2, "cpu")
+    separate = [
         peer_step(initial_model(spec, seed), spec, mode, "cpu", lambda logits: logits)[0]
         for seed in range(2)
     ]
-    for _ in range(3):  # the later losses have been through the gradient, its clipping and AdamW
-        losses = [float(step()) for step in alone]
-        assert together().tolist() == pytest.approx(losses, rel=1e-4)
+    for _ in range(3):  # later losses also depend on gradients, clipping and AdamW
+        losses = [float(step()) for step in separate]
+        assert stacked().tolist() == pytest.approx(losses, rel=1e-4)
     assert losses[0] != losses[1]
 
 
 def test_ratios_are_taken_within_rounds() -> None:
-    # The medians of each, 30 and 10, would say 3.
+    # The ratio of the medians, 30 and 10, would be 3.
     assert paired.median_ratio([40.0, 10.0, 30.0], [20.0, 10.0, 10.0]) == 2.0
 
 
-def test_a_contender_that_fails_says_why() -> None:
+def test_error_of_a_contender_contains_its_message() -> None:
     worker = paired.Worker(_failing, threads=1)
     with pytest.raises(RuntimeError, match="out of luck"):
-        worker.wait()
+        worker.wait_until_ready()
     worker.close()
 
 

@@ -1,15 +1,15 @@
-"""How a machine is best filled with the small runs of a study: tokens/s of real training steps, all told.
+"""Total training throughput of a machine for several small runs: which way of running them is fastest.
 
     python -m tests.benchmarks.throughput [--shapes d64-L1 d32-L16 ...] [--batch-tokens 256 1024]
         [--seq-len 64] [--vocab-size 512] [--rounds 5] [--seconds 1] [--seeds 4] [--json FILE]
 
-On two cores: one process of 2 threads against two processes of 1 thread at once, each with a run of its own;
-the ratio is two over one, within rounds.
+On two CPU cores: one process with 2 threads, compared with two concurrent processes with 1 thread each and
+separate runs. Ratios are taken within rounds.
 
-On a GPU, where torch sees one, also ways to train `--seeds` runs of one shape in bf16: one after the other,
-the same compiled into CUDA graphs (`reduce-overhead`), all at once in processes that share the device, and
-all at once stacked into one model by torch.func. Graphs and stacks take the peers' plain step. This part has
-not been run on a GPU; that a stacked step is the step of each of its models is tested on CPU.
+If a GPU is available, also four ways to train `--seeds` runs of one shape in bf16: one process, one process
+with CUDA graphs (`reduce-overhead`), concurrent processes that share the device, and all models stacked into
+one by torch.func. Graphs and stacks use the plain step of the peers. This part has not been run on a GPU; a
+test on CPU checks that a stacked step equals the steps of its models.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from tests.benchmarks.paired import (
     median_ratio,
     print_machine,
     print_table,
-    repeated,
-    save,
-    working,
+    run_for,
+    started_workers,
+    write_results,
 )
 from tests.benchmarks.peers import (
     Case,
@@ -57,7 +57,7 @@ CPU_MODE, GPU_MODE = "fp32-eager", "bf16-eager"
 WARMUP_STEPS = 5
 
 
-def case_of(label: str, batch_tokens: int, arguments: argparse.Namespace, device: str) -> Case:
+def build_case(label: str, batch_tokens: int, arguments: argparse.Namespace, device: str) -> Case:
     d_model, n_layers = (int(part[1:]) for part in label.split("-"))
     overrides = (
         "model=tiny",
@@ -73,39 +73,42 @@ def case_of(label: str, batch_tokens: int, arguments: argparse.Namespace, device
     return Case(overrides, device, Path())
 
 
-def in_graphs(case: Case) -> tuple[Result, Measure]:
-    """For a `Worker`: one model, compiled into CUDA graphs."""
+def cuda_graph_contender(case: Case) -> tuple[Result, Measure]:
+    """Build a `Worker` contender: one model compiled into CUDA graphs."""
     mode = Mode.named(GPU_MODE)
     spec = case.spec("slm", mode)
     model = initial_model(spec)
     model.compile(mode="reduce-overhead")
     step, _ = peer_step(model, spec, mode, case.device, lambda logits: logits)
-    return {}, measured(step, spec.batch_tokens)
+    return {}, throughput_measure(step, spec.batch_tokens)
 
 
-def stacked(case: Case, seeds: int) -> tuple[Result, Measure]:
-    """For a `Worker`: the models of all seeds in one."""
+def stacked_contender(case: Case, seeds: int) -> tuple[Result, Measure]:
+    """Build a `Worker` contender: the models of all seeds stacked into one."""
     spec = case.spec("slm", Mode.named(GPU_MODE))
-    return {}, measured(stacked_step(spec, seeds, case.device), seeds * spec.batch_tokens)
+    step = stacked_step(spec, seeds, case.device)
+    return {}, throughput_measure(step, seeds * spec.batch_tokens)
 
 
-def measured(step: Step, tokens: int) -> Measure:
+def throughput_measure(step: Step, tokens: int) -> Measure:
+    """Warm the step up; return the function that measures its tokens/s."""
     for _ in range(WARMUP_STEPS):
         step()
 
     def measure(seconds: float) -> Result:
-        steps, elapsed_seconds = repeated(step, seconds)
+        steps, elapsed_seconds = run_for(step, seconds)
         return {"tokens_per_second": steps * tokens / elapsed_seconds}
 
     return measure
 
 
 def stacked_step(spec: RunSpec, models: int, device: str) -> Step:
-    """A step of several models on one batch each; it returns their losses (models,)."""
+    """Build a step that trains `models` models on one batch each; it returns their losses (models,)."""
     config = spec.config.optimizer
-    built = [initial_model(spec, seed).to(device) for seed in range(models)]
-    params, buffers = stack_module_state(built)
-    skeleton = built[0]  # whose own weights are not used; on `meta` a tied table would become two
+    separate = [initial_model(spec, seed).to(device) for seed in range(models)]
+    params, buffers = stack_module_state(separate)
+    # functional_call replaces the weights of this model. A copy on `meta` would untie a tied table.
+    skeleton = separate[0]
     optimizer = torch.optim.AdamW(
         params.values(),
         lr=config.lr,
@@ -138,7 +141,7 @@ def stacked_step(spec: RunSpec, models: int, device: str) -> Step:
 
 @torch.no_grad()
 def clip_each(params: Sequence[Tensor], limit: float) -> None:
-    """Clip the global norm of each model; the first dimension of every tensor counts models."""
+    """Clip the global gradient norm of each model; dimension 0 of every tensor is the model."""
     grads = [parameter.grad for parameter in params if parameter.grad is not None]
     norms = torch.stack([grad.flatten(1).norm(dim=1) for grad in grads]).norm(dim=0)
     scales = (limit / (norms + 1e-6)).clamp(max=1.0)
@@ -147,34 +150,34 @@ def clip_each(params: Sequence[Tensor], limit: float) -> None:
 
 
 def compare(
-    teams: Mapping[str, Sequence[Start]], rounds: int, seconds: float
+    groups: Mapping[str, Sequence[Start]], rounds: int, seconds: float
 ) -> dict[str, list[float]]:
-    """Tokens/s of each team, whose workers run at the same time, in every round."""
-    starts = {(name, i): start for name, team in teams.items() for i, start in enumerate(team)}
-    rates: dict[str, list[float]] = {name: [] for name in teams}
-    with working(starts) as workers:
-        for _, name in itertools.product(range(rounds), teams):
-            team = [worker for key, worker in workers.items() if key[0] == name]
-            for worker in team:
-                worker.ask(seconds)
-            rates[name].append(sum(worker.answer()["tokens_per_second"] for worker in team))
+    """Measure the total tokens/s of each group of concurrent workers in every round."""
+    starts = {(name, i): start for name, group in groups.items() for i, start in enumerate(group)}
+    rates: dict[str, list[float]] = {name: [] for name in groups}
+    with started_workers(starts) as workers:
+        for _, name in itertools.product(range(rounds), groups):
+            group = [worker for key, worker in workers.items() if key[0] == name]
+            for worker in group:
+                worker.request(seconds)
+            rates[name].append(sum(worker.receive()["tokens_per_second"] for worker in group))
     return rates
 
 
-def cpu_teams(case: Case) -> dict[str, list[Start]]:
+def cpu_groups(case: Case) -> dict[str, list[Start]]:
     def run(threads: int) -> Start:
         return partial(Worker, contender, "slm", CPU_MODE, case, threads=threads)
 
     return {"1 x 2 threads": [run(2)], "2 x 1 thread": [run(1), run(1)]}
 
 
-def gpu_teams(case: Case, seeds: int) -> dict[str, list[Start]]:
-    alone: Start = partial(Worker, contender, "slm", GPU_MODE, case, threads=1)
+def gpu_groups(case: Case, seeds: int) -> dict[str, list[Start]]:
+    single: Start = partial(Worker, contender, "slm", GPU_MODE, case, threads=1)
     return {
-        "one process": [alone],
-        f"{seeds} processes": [alone] * seeds,
-        "reduce-overhead": [partial(Worker, in_graphs, case, threads=1)],
-        f"{seeds} stacked": [partial(Worker, stacked, case, seeds, threads=1)],
+        "one process": [single],
+        f"{seeds} processes": [single] * seeds,
+        "reduce-overhead": [partial(Worker, cuda_graph_contender, case, threads=1)],
+        f"{seeds} stacked": [partial(Worker, stacked_contender, case, seeds, threads=1)],
     }
 
 
@@ -185,8 +188,10 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=64)
     parser.add_argument("--vocab-size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each way in a round")
-    parser.add_argument("--seeds", type=int, default=4, help="runs at once on a GPU")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="duration of one measurement in a round"
+    )
+    parser.add_argument("--seeds", type=int, default=4, help="concurrent runs on a GPU")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     machine = describe_machine(2)
@@ -195,22 +200,23 @@ def main() -> None:
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         rows, names = [], []
         for label, batch_tokens in itertools.product(arguments.shapes, arguments.batch_tokens):
-            case = case_of(label, batch_tokens, arguments, device)
-            teams = cpu_teams(case) if device == "cpu" else gpu_teams(case, arguments.seeds)
-            rates = compare(teams, arguments.rounds, arguments.seconds)
-            results.append({"device": device, "shape": label, "batch_tokens": batch_tokens, "rates": rates})  # fmt: skip
+            case = build_case(label, batch_tokens, arguments, device)
+            groups = cpu_groups(case) if device == "cpu" else gpu_groups(case, arguments.seeds)
+            rates = compare(groups, arguments.rounds, arguments.seconds)
+            result = {"device": device, "shape": label, "batch_tokens": batch_tokens}
+            results.append({**result, "rates": rates})
             first, *others = names = list(rates)
             ratios = [f"{median_ratio(rates[name], rates[first]):.2f}" for name in others]
             medians = [f"{statistics.median(rates[name]):,.0f}" for name in names]
             rows.append([label, f"{batch_tokens}", *medians, *ratios])
         columns = [
             "shape",
-            "tokens a step",
+            "tokens per step",
             *names,
             *(f"{name} / {names[0]}" for name in names[1:]),
         ]
-        print_table(f"tokens/s of all runs together on {device}", columns, rows)
-    save(arguments.json, machine, results)
+        print_table(f"Total tokens/s of all concurrent runs on {device}", columns, rows)
+    write_results(arguments.json, machine, results)
 
 
 if __name__ == "__main__":

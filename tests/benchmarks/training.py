@@ -1,19 +1,19 @@
-"""Tokens/s of the bare training step against transformers' Llama and litgpt's GPT.
+"""Tokens/s of slm's bare training step, compared with transformers' Llama and litgpt's GPT.
 
     python -m tests.benchmarks.training [--shapes deep wide] [--modes fp32-eager bf16-compiled ...]
         [--libraries slm transformers litgpt] [--threads 2] [--rounds 5] [--seconds 2]
         [--set model.attention=sdpa ...] [--json FILE]
 
-All start from slm's weights and see one batch of random tokens; what a step is says `peers.py`. Before
-anything is timed, parameter counts must be equal and so must the first loss, to rounding. Each library in
-each mode has a process of its own; a round gives every one of them `--seconds` (at least one step) in turn.
-Printed are medians over rounds; ratios are medians of the ratios within rounds. `--set` changes slm's
-configuration and nobody else's. Large shapes are measured a mode at a time, so that their modes are not paired;
-mobilellm_125m holds 6 GB a library even so. Compiling takes minutes the first time and less from torch's
-cache. `deep` and `wide` have equal matrices, parameter for parameter.
+All libraries start from slm's weights and train on one batch of random tokens; `peers.py` defines the step.
+Before the measurement, parameter counts must be equal, and first losses equal up to rounding. Each library
+in each mode has a separate process; a round measures each process once, for `--seconds` and at least one
+step. The tables show medians over rounds; ratios are medians of the ratios within rounds. `--set` overrides
+apply to slm only. Large shapes are measured one mode at a time, so ratios between their modes are not paired;
+even so, mobilellm_125m takes 6 GB per library. Compilation takes minutes the first time, and less with
+torch's cache. `deep` and `wide` have the same number of matrix parameters.
 
-Targets: slm's best mode against the best mode of either peer, 1.4 on `deep` and 1.2 on `wide`; slm's
-best in fp32 against the peers' best fp32, 1.0 if that is compiled and 1.05 among those that are not.
+Targets: slm's best mode over the best mode of the peers: 1.4 on `deep`, 1.2 on `wide`. slm's best fp32 mode
+over the peers' best fp32 mode: 1.0 against compiled modes, 1.05 against eager modes.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from slm.config.hydra import compose_config
 from slm.run.spec import resolve
 from tests.benchmarks.paired import (
     Worker,
+    check_target,
     describe_machine,
-    in_turn,
+    measure_in_rounds,
     median_ratio,
     print_machine,
     print_table,
-    save,
-    verdict,
-    working,
+    started_workers,
+    write_results,
 )
 from tests.benchmarks.peers import (
     INSTALL,
@@ -57,24 +57,34 @@ Rates = dict[Cell, list[float]]
 COMMON = ["model=tiny", "model.vocab_size=4096", "model.seq_len=256"]
 SHAPES = {
     "deep": [
-        *COMMON, "model.n_layers=24", "model.d_model=128", "model.n_heads=4", "model.n_kv_heads=2",
+        *COMMON,
+        "model.n_layers=24",
+        "model.d_model=128",
+        "model.n_heads=4",
+        "model.n_kv_heads=2",
         "model.d_ff=352",
     ],
     "wide": [
-        *COMMON, "model.n_layers=4", "model.d_model=320", "model.n_heads=10", "model.n_kv_heads=5",
+        *COMMON,
+        "model.n_layers=4",
+        "model.d_model=320",
+        "model.n_heads=10",
+        "model.n_kv_heads=5",
         "model.d_ff=832",
     ],
     "mobilellm_125m": ["model=mobilellm_125m", "optimizer.global_batch_tokens=2048"],
     "mobilellm_125m_512": [
-        "model=mobilellm_125m", "model.seq_len=512", "optimizer.global_batch_tokens=2048",
+        "model=mobilellm_125m",
+        "model.seq_len=512",
+        "optimizer.global_batch_tokens=2048",
     ],
-}  # fmt: skip
+}
 MODES = ("fp32-eager", "fp32-compiled", "bf16-eager", "bf16-compiled")
 BEST_TARGETS = {"deep": 1.4, "wide": 1.2}
 LOSS_TOLERANCE = {"fp32": 1e-6, "bf16": 1e-3}  # relative; bf16 keeps 8 bits of each logit
-PROCESS_BYTES = 0.8e9  # of a library's imports
-LARGE_PARAMS = 50e6  # whose first steps memory does not hold all at once
-BYTES_PER_PARAM = 40  # weight, gradient, two moments, and as much again that malloc keeps
+PROCESS_BYTES = 0.8e9  # memory of a library's imports
+LARGE_PARAMS = 50e6  # from this size on, workers are built one after the other
+BYTES_PER_PARAM = 40  # weight, gradient and two moments, and as much again kept by malloc
 
 
 def compare(
@@ -86,34 +96,34 @@ def compare(
     rounds: int = 5,
     seconds: float = 2.0,
     device: str = "cpu",
-    own: Sequence[str] = (),
+    slm_overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Measure one shape; `own` are overrides for slm alone.
+    """Measure one shape with all libraries and modes.
 
     Raises:
-        AssertionError: if libraries differ in parameters or in their first loss.
+        AssertionError: if parameter counts or first losses differ between libraries.
     """
     with TemporaryDirectory() as folder:
-        case = Case(tuple(overrides), device, Path(folder), tuple(own))
+        case = Case(tuple(overrides), device, Path(folder), tuple(slm_overrides))
         spec = case.spec("transformers", Mode("fp32", False))
         params = export_weights(spec, case.weights)
         expected_loss = first_loss(spec)
         cells: list[dict[str, Any]] = []
-        for together in _groups(modes, params, len(libraries)):
+        for group in _mode_groups(modes, params, len(libraries)):
             starts = {
                 (library, mode): partial(Worker, contender, library, mode, case, threads=threads)
-                for mode in together
+                for mode in group
                 for library in libraries
             }
-            with working(starts, at_once=params < LARGE_PARAMS) as workers:
+            with started_workers(starts, concurrently=params < LARGE_PARAMS) as workers:
                 for cell, worker in workers.items():
-                    check_equal(cell, worker.known, params, expected_loss)
-                measured = in_turn(workers, rounds, seconds)
+                    check_equal(cell, worker.facts, params, expected_loss)
+                measured = measure_in_rounds(workers, rounds, seconds)
             cells += [
                 {
                     "library": library,
                     "mode": mode,
-                    "first_loss": workers[library, mode].known["first_loss"],
+                    "first_loss": workers[library, mode].facts["first_loss"],
                     "rounds": results,
                 }
                 for (library, mode), results in measured.items()
@@ -124,13 +134,16 @@ def compare(
         "batch_sequences": spec.batch_sequences,
         "flops_per_token": spec.flops_per_token,
         "first_loss": expected_loss,
-        "slm_overrides": list(own),
+        "slm_overrides": list(slm_overrides),
         "cells": cells,
     }
 
 
-def _groups(modes: Sequence[str], params: int, libraries: int) -> Iterator[Sequence[str]]:
-    """Modes whose processes fit into half of the memory together; ratios across groups are not paired."""
+def _mode_groups(modes: Sequence[str], params: int, libraries: int) -> Iterator[Sequence[str]]:
+    """Yield groups of modes whose processes together fit into half of the memory.
+
+    Ratios between modes of different groups are not paired.
+    """
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     mode_bytes = libraries * (PROCESS_BYTES + BYTES_PER_PARAM * params)
     size = max(1, int(memory_bytes / 2 // mode_bytes))
@@ -153,7 +166,7 @@ def rates_of(result: dict[str, Any]) -> Rates:
 
 
 def best(rates: Rates, *, ours: bool, precision: str = "", kind: str = "") -> Cell | None:
-    """The fastest of slm or of the peers, by median, among modes of this precision and kind."""
+    """Return the fastest cell of slm or of the peers, by median, with this precision and kind."""
     cells = [
         cell
         for cell in rates
@@ -163,43 +176,43 @@ def best(rates: Rates, *, ours: bool, precision: str = "", kind: str = "") -> Ce
 
 
 def comparisons(name: str, rates: Rates) -> Iterator[dict[str, Any]]:
-    """Ratios that have a target, and that of the best modes in any case."""
-    questions: list[tuple[str, str, str, float | None]] = [
-        ("best mode against best mode", "", "", BEST_TARGETS.get(name)),
-        ("best fp32 against best compiled fp32", "fp32", "compiled", 1.0),
-        ("best fp32 against best eager fp32", "fp32", "eager", 1.05),
+    """Yield slm's ratio to the best peer: over all modes, and over fp32 modes with a target."""
+    kinds: list[tuple[str, str, str, float | None]] = [
+        ("best mode / best mode", "", "", BEST_TARGETS.get(name)),
+        ("best fp32 / best compiled fp32", "fp32", "compiled", 1.0),
+        ("best fp32 / best eager fp32", "fp32", "eager", 1.05),
     ]
-    is_whole = {mode for library, mode in rates if library != "slm"} >= set(MODES)
-    for question, precision, kind, target in questions:
+    has_all_modes = {mode for library, mode in rates if library != "slm"} >= set(MODES)
+    for comparison, precision, kind, target in kinds:
         ours = best(rates, ours=True, precision=precision)
         peer = best(rates, ours=False, precision=precision, kind=kind)
         if ours is None or peer is None:
             continue
         ratio = median_ratio(rates[ours], rates[peer])
-        told = "" if target is None else verdict(ratio, target)
+        outcome = "" if target is None else check_target(ratio, target)
         yield {
-            "question": question,
+            "comparison": comparison,
             "slm": ours[1],
             "peer": " ".join(peer),
             "ratio": ratio,
-            "verdict": told if precision or is_whole else "of some modes alone",
+            "verdict": outcome if precision or has_all_modes else "not all modes measured",
         }
 
 
-def show(name: str, result: dict[str, Any]) -> None:
+def print_result(name: str, result: dict[str, Any]) -> None:
     rates, shape = rates_of(result), result["shape"]
     rows = []
     for cell in result["cells"]:
         library, mode = cell["library"], cell["mode"]
         ours = rates.get(("slm", mode))
-        against = "" if ours is None else f"{median_ratio(ours, rates[library, mode]):.2f}"
+        ratio = "" if ours is None else f"{median_ratio(ours, rates[library, mode]):.2f}"
         rows.append(
             [
                 mode,
                 library,
                 f"{statistics.median(rates[library, mode]):,.0f}",
                 f"{1e3 * statistics.median(r['step_seconds'] for r in cell['rounds']):,.1f}",
-                against,
+                ratio,
                 f"{cell['first_loss']:.5f}",
             ]
         )
@@ -208,25 +221,26 @@ def show(name: str, result: dict[str, Any]) -> None:
         f"{name}: {result['params']:,} parameters, L{shape['n_layers']} d{shape['d_model']}, "
         f"{result['batch_sequences']} x {shape['seq_len']} tokens, {rounds} rounds"
     )
-    print_table(title, ["mode", "library", "tokens/s", "ms/step", "slm / it", "first loss"], rows)
+    columns = ["mode", "library", "tokens/s", "ms/step", "slm / library", "first loss"]
+    print_table(title, columns, rows)
     if result["comparisons"]:
-        columns = ["question", "slm", "peer", "ratio", "verdict"]
-        shown = [
-            [c["question"], c["slm"], c["peer"], f"{c['ratio']:.2f}", c["verdict"]]
+        columns = ["comparison", "slm", "peer", "slm / peer", "target"]
+        comparison_rows = [
+            [c["comparison"], c["slm"], c["peer"], f"{c['ratio']:.2f}", c["verdict"]]
             for c in result["comparisons"]
         ]
-        print_table("slm against the peers", columns, shown)
+        print_table("slm compared with the peers", columns, comparison_rows)
 
 
 def installed(libraries: Sequence[str]) -> list[str]:
     for library in libraries:
         if not is_installed(library):
-            print(f"{library} is not installed and left out: {INSTALL[library]}")
+            print(f"{library} is not installed and is skipped; to install: {INSTALL[library]}")
     return [library for library in libraries if is_installed(library)]
 
 
 def check_shapes() -> None:
-    """Deep and wide are comparable because their matrices hold equally many parameters."""
+    """Assert that `deep` and `wide` have the same number of matrix parameters."""
     counts = []
     for name in ("deep", "wide"):
         shape = resolve(compose_config(SHAPES[name])).shape
@@ -242,8 +256,12 @@ def main() -> None:
     parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=LIBRARIES)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each contender in a round")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for slm alone")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="duration of one measurement in a round"
+    )
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for slm only"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     check_shapes()
@@ -258,12 +276,12 @@ def main() -> None:
             threads=arguments.threads,
             rounds=arguments.rounds,
             seconds=arguments.seconds,
-            own=arguments.set,
+            slm_overrides=arguments.set,
         )
         result["comparisons"] = list(comparisons(name, rates_of(result)))
-        show(name, result)
+        print_result(name, result)
         results[name] = result
-    save(arguments.json, machine, results)
+    write_results(arguments.json, machine, results)
 
 
 if __name__ == "__main__":

@@ -32,18 +32,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {"data": {"val_tokens": 40_000}},
     "micro-batches": {"trainer": {"micro_batch_sequences": 1, "validate_every_steps": 7}},
     "nine rows": {
-        "optimizer": {"global_batch_tokens": 9 * 32}, "budget": {"tokens": 20 * 9 * 32},
+        "optimizer": {"global_batch_tokens": 9 * 32},
+        "budget": {"tokens": 20 * 9 * 32},
         "trainer": {"micro_batch_sequences": 3},
     },
     "switches": {
         "model": {"tied": False, "layer_sharing": 2, "qk_norm": True, "document_mask": True},
-        "optimizer": {"z_loss": 1e-3}, "trainer": {"activation_checkpointing": True},
+        "optimizer": {"z_loss": 1e-3},
+        "trainer": {"activation_checkpointing": True},
     },
     "khop": {
-        "data": {"source": "khop", "val_tokens": 40_000}, "tokenizer": {"kind": "symbols"},
+        "data": {"source": "khop", "val_tokens": 40_000},
+        "tokenizer": {"kind": "symbols"},
         "trainer": {"micro_batch_sequences": 2},
     },
-}  # fmt: skip
+}
 
 
 def team_of(config: Config, strategy: str, processes: int = 2, runs: Path | None = None) -> Config:
@@ -82,9 +85,13 @@ def assert_close(ours: RunDirectory, theirs: RunDirectory) -> None:
     (state,), (others_state,) = saved["optimizer_states"], others_saved["optimizer_states"]
     assert_equal(state["param_groups"], others_state["param_groups"])
     shapes = [
-        {(index, key): value.shape for index, values in s["state"].items() for key, value in values.items()}
+        {
+            (index, key): value.shape
+            for index, values in s["state"].items()
+            for key, value in values.items()
+        }
         for s in (state, others_state)
-    ]  # fmt: skip
+    ]
     assert shapes[0] == shapes[1]
 
 
@@ -163,8 +170,11 @@ def test_error_of_one_rank_stops_all_ranks(tiny_config: Make, tmp_path: Path) ->
         met = train_in_team(tmp_path, jobs)
     bad, again, bad_shard, late, late_shard, busy, disk, over, done = met
     for job, ended, steps in (
-        (jobs[0], bad, 6), (jobs[2], bad_shard, 6), (jobs[3], late, 10), (jobs[4], late_shard, 10)
-    ):  # fmt: skip
+        (jobs[0], bad, 6),
+        (jobs[2], bad_shard, 6),
+        (jobs[3], late, 10),
+        (jobs[4], late_shard, 10),
+    ):
         assert {(e.error, e.exit_code, len(e.steps)) for e in ended} == {("Diverged", 1, steps)}
         assert all("step 5: loss nan" in e.message for e in ended)
         result = run_of(job.config).result() if job is not jobs[0] else None
@@ -184,16 +194,20 @@ def test_slurm_tasks_form_a_process_group(tiny_config: Make, tmp_path: Path) -> 
     job = Job(team_of(tiny_config(), "ddp"))
     arguments = module_arguments(tmp_path, [job])
     common = {
-        "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2",
-        "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
-    }  # fmt: skip
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+    }
     tasks = [
         subprocess.Popen(
-            [sys.executable, "-m", *arguments], cwd=ROOT,
+            [sys.executable, "-m", *arguments],
+            cwd=ROOT,
             env={**cli_env(), **common, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
         )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     assert [task.wait(timeout=120) for task in tasks] == [0, 0]
     assert endings(tmp_path, 2) == [[Ending(steps=list(range(20)))] * 2]
     assert run_of(job.config).state() == "finished"
@@ -203,10 +217,18 @@ def test_slurm_tasks_form_a_process_group(tiny_config: Make, tmp_path: Path) -> 
 def test_sweep_starts_each_distributed_run_once(cli: Cli, tmp_path: Path) -> None:
     """GPU ids are assigned to the jobs, but these runs use the CPU."""
     small = (
-        "study=smoke", "study.families=[deep_thin]", "study.sizes=[80k]", "study.seeds=[0,1]",
-        "study.tokens_per_param=[0.5]", "tracking=disabled", "trainer.log_every_steps=1",
-        "trainer.strategy=ddp", "trainer.devices=2", "hydra.launcher.gpus=[5,3]", "action=run",
-    )  # fmt: skip
+        "study=smoke",
+        "study.families=[deep_thin]",
+        "study.sizes=[80k]",
+        "study.seeds=[0,1]",
+        "study.tokens_per_param=[0.5]",
+        "tracking=disabled",
+        "trainer.log_every_steps=1",
+        "trainer.strategy=ddp",
+        "trainer.devices=2",
+        "hydra.launcher.gpus=[5,3]",
+        "action=run",
+    )
     done = cli("sweep.py", *small)
     assert done.returncode == 0, done.stderr
     assert "2 jobs, 1 at once" in done.stderr and done.stderr.count("finished: validation") == 2

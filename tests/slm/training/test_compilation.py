@@ -1,4 +1,4 @@
-"""When blocks are compiled, and that it changes rounding alone."""
+"""When blocks are compiled, and that compilation changes only rounding."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ def is_compiled(spec: RunSpec) -> bool:
     return compiled.pop()
 
 
-def test_auto_compiles_where_it_pays(tiny_spec: Spec) -> None:
+def test_auto_compiles_long_runs_only(tiny_spec: Spec) -> None:
     spec = tiny_spec()
     steps = int(MIN_CPU_FLOPS // (spec.flops_per_token * spec.batch_tokens))
-    for count, pays in ((20, False), (steps, False), (steps + 1, True)):
-        longer = tiny_spec(budget={"tokens": count * 256})
-        assert should_compile(longer, "cpu") == is_compiled(longer) == pays
+    for count, expected in ((20, False), (steps, False), (steps + 1, True)):
+        spec = tiny_spec(budget={"tokens": count * 256})
+        assert should_compile(spec, "cpu") == is_compiled(spec) == expected
     assert not should_compile(tiny_spec(budget={"tokens": (MIN_GPU_STEPS - 1) * 256}), "gpu")
     assert should_compile(tiny_spec(budget={"tokens": MIN_GPU_STEPS * 256}), "gpu")
 
 
-def test_branches_of_a_trunk_are_compiled_alike(tiny_spec: Spec) -> None:
+def test_branches_of_a_trunk_get_the_same_decision(tiny_spec: Spec) -> None:
     tokens = MIN_GPU_STEPS * 256
-    for shortest, pays in ((tokens, True), (tokens - 256, False)):
+    for shortest, expected in ((tokens, True), (tokens - 256, False)):
         schedule = {"warmup_budget_tokens": shortest}
         for budget in (tokens, 3 * tokens):
             branch = tiny_spec(budget={"tokens": budget}, schedule=schedule)
-            assert should_compile(branch, "gpu") == pays
+            assert should_compile(branch, "gpu") == expected
 
 
-def test_on_and_off_are_obeyed_also_as_yaml_reads_them(tiny_spec: Spec) -> None:
+def test_compile_on_and_off_also_as_yaml_booleans(tiny_spec: Spec) -> None:
     for on in ("on", True):
         assert is_compiled(tiny_spec(trainer={"compile": on}))
     for off in ("off", False):
@@ -56,7 +56,7 @@ def test_on_and_off_are_obeyed_also_as_yaml_reads_them(tiny_spec: Spec) -> None:
         tiny_spec(trainer={"compile": "aut"})
 
 
-def test_without_a_compiler_auto_does_without(
+def test_auto_does_not_compile_without_a_compiler(
     tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -68,14 +68,14 @@ def test_without_a_compiler_auto_does_without(
         build_module(tiny_spec(trainer={"compile": "on"}))
 
 
-def test_compiled_keys_are_the_plain_keys(tiny_spec: Spec) -> None:
+def test_compilation_keeps_the_state_dict_keys(tiny_spec: Spec) -> None:
     plain, compiled = build_module(tiny_spec()), build_module(tiny_spec(trainer={"compile": "on"}))
     assert list(plain.state_dict()) == list(compiled.state_dict())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("checkpointing", "dropout"), [(False, 0.0), (True, 0.0), (True, 0.2)])
-def test_one_piece_of_code_serves_all_blocks_and_trains_the_same(
+def test_blocks_share_one_graph_and_train_the_same(
     tiny_spec: Spec, tmp_path: Path, checkpointing: bool, dropout: float
 ) -> None:
     curves = {}
@@ -92,6 +92,6 @@ def test_one_piece_of_code_serves_all_blocks_and_trains_the_same(
         assert result.val_loss_nats_per_token is not None
         curves[choice] = [*(loss for loss, _, _ in losses(run)), result.val_loss_nats_per_token]
         assert counters["stats"]["unique_graphs"] == (1 if choice == "on" else 0)
-    # 20 AdamW steps amplify the rounding of sums that are fused and ordered differently.
+    # 20 AdamW steps amplify rounding: compiled sums are fused and in a different order.
     np.testing.assert_allclose(curves["on"], curves["off"], rtol=5e-5)
-    assert curves["on"] != curves["off"]  # it was another code
+    assert curves["on"] != curves["off"]  # compiled code ran

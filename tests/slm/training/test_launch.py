@@ -1,4 +1,4 @@
-"""Which process this is, and what the local launcher gives each job."""
+"""Rank and world size of a process, and the GPUs that the local launcher assigns to jobs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ from slm.training.launch import check_alone, check_launch, find_place, first_nod
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 SRUN = {
-    "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "77",
-    "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "gpu[07-08]",
-}  # fmt: skip
+    "SLURM_PROCID": "3",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_LOCALID": "1",
+    "SLURM_JOB_ID": "77",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+}
 
 
-def test_a_process_finds_its_place() -> None:
+def test_rank_and_world_size_from_the_environment() -> None:
     assert find_place({}) is None
     assert find_place({**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0"}) is None
     elastic = find_place({**SRUN, **TORCHRUN})  # torchrun started by srun
@@ -33,14 +37,14 @@ def test_a_process_finds_its_place() -> None:
     task = find_place(SRUN)
     assert task is not None and (task.rank, task.world_size, task.local_rank) == (3, 4, 1)
     assert task.meeting_point.startswith("tcp://gpu07:")
-    # Steps that run at the same time in one job meet at different ports.
+    # Concurrent steps of one Slurm job use different ports.
     other = find_place({**SRUN, "SLURM_STEP_ID": "1"})
     assert other is not None and other.meeting_point != task.meeting_point
-    own = find_place({**SRUN, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "4000"})
-    assert own is not None and own.meeting_point == "tcp://10.0.0.1:4000"
+    configured = find_place({**SRUN, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "4000"})
+    assert configured is not None and configured.meeting_point == "tcp://10.0.0.1:4000"
 
 
-def test_a_batch_script_of_slurm_is_no_task() -> None:
+def test_slurm_batch_script_is_not_a_task() -> None:
     assert find_place({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None
 
 
@@ -48,15 +52,17 @@ def test_a_batch_script_of_slurm_is_no_task() -> None:
     ("nodes", "first"),
     [("n7", "n7"), ("a1,b2", "a1"), ("gpu[003-006,9],big1", "gpu003"), ("n[12]-ib", "n12-ib")],
 )
-def test_the_first_node(nodes: str, first: str) -> None:
+def test_first_node_of_a_nodelist(nodes: str, first: str) -> None:
     assert first_node(nodes) == first
 
 
 @pytest.mark.parametrize(
-    ("trainer", "world_size", "local_rank", "said"),
+    ("trainer", "world_size", "local_rank", "message"),
     [
         (
-            {"strategy": "ddp", "devices": 2}, 1, 0,
+            {"strategy": "ddp", "devices": 2},
+            1,
+            0,
             r"started by torchrun.* \(torchrun --nproc-per-node=2 train.py trainer=ddp trainer.devices=2",
         ),
         ({"strategy": "fsdp", "devices": 4, "num_nodes": 2}, 1, 0, "--nnodes=2 --nproc-per-node=4"),
@@ -64,20 +70,20 @@ def test_the_first_node(nodes: str, first: str) -> None:
         ({"strategy": "ddp", "devices": 2, "num_nodes": 2}, 4, 3, "4 or more on this node"),
         ({}, 2, 0, "trainer.strategy=single: one process trains alone, 2 were started"),
     ],
-)  # fmt: skip
-def test_too_many_or_too_few_processes(
-    trainer: dict[str, object], world_size: int, local_rank: int, said: str
+)
+def test_error_for_wrong_number_of_processes(
+    trainer: dict[str, object], world_size: int, local_rank: int, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         check_launch(TrainerConfig(**trainer), world_size, local_rank)
 
 
-def test_what_starts_runs_is_started_once() -> None:
+def test_several_processes_of_a_launcher_are_an_error() -> None:
     check_alone({})
     for rank in ("0", "1"):
         with pytest.raises(RunError, match="start one") as caught:
             check_alone({**TORCHRUN, "RANK": rank})
-        assert caught.value.was_shown == (rank == "1"), "the first tells of it"
+        assert caught.value.was_shown == (rank == "1"), "only rank 0 prints the error"
 
 
 SCRIPT = """
@@ -94,7 +100,7 @@ Launched = Callable[..., list[dict[str, object]]]
 
 @pytest.fixture
 def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launched:
-    """What jobs of the launcher saw; a train.py of ours stands where the launcher looks for one."""
+    """Launch jobs with a stub train.py; return the GPUs and times that each job reports."""
     (tmp_path / "train.py").write_text(SCRIPT)
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "sweep.py")])
 
@@ -113,28 +119,28 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launched:
     return launch
 
 
-def most_at_once(jobs: Sequence[dict[str, object]], gpu: str) -> int:
-    mine = [job for job in jobs if gpu in str(job["gpus"]).split(",")]
+def max_concurrent_jobs(jobs: Sequence[dict[str, object]], gpu: str) -> int:
+    on_gpu = [job for job in jobs if gpu in str(job["gpus"]).split(",")]
     return max(
-        sum(job["began"] <= other["began"] < job["ended"] for job in mine)  # type: ignore[operator]
-        for other in mine
+        sum(job["began"] <= other["began"] < job["ended"] for job in on_gpu)  # type: ignore[operator]
+        for other in on_gpu
     )
 
 
-@pytest.mark.parametrize(("jobs_per_gpu", "at_once"), [(1, 2), (2, 4)])
-def test_each_job_has_a_gpu(launched: Launched, jobs_per_gpu: int, at_once: int) -> None:
+@pytest.mark.parametrize(("jobs_per_gpu", "concurrent"), [(1, 2), (2, 4)])
+def test_each_job_has_a_gpu(launched: Launched, jobs_per_gpu: int, concurrent: int) -> None:
     jobs = launched(LocalLauncher(gpus=[4, "GPU-abc"], jobs_per_gpu=jobs_per_gpu), 8)
     assert {job["gpus"] for job in jobs} == {"4", "GPU-abc"}
-    assert most_at_once(jobs, "4") == most_at_once(jobs, "GPU-abc") == jobs_per_gpu
-    assert sum(most_at_once(jobs, gpu) for gpu in ("4", "GPU-abc")) == at_once
+    assert max_concurrent_jobs(jobs, "4") == max_concurrent_jobs(jobs, "GPU-abc") == jobs_per_gpu
+    assert sum(max_concurrent_jobs(jobs, gpu) for gpu in ("4", "GPU-abc")) == concurrent
 
 
-def test_n_jobs_is_the_most_at_once(launched: Launched) -> None:
+def test_n_jobs_limits_concurrent_jobs(launched: Launched) -> None:
     jobs = launched(LocalLauncher(n_jobs=1, gpus=[0, 1], jobs_per_gpu=3), 3)
     assert all(a["ended"] <= b["began"] for a, b in itertools.pairwise(jobs))  # type: ignore[operator]
 
 
-def test_without_gpus_nothing_is_said_of_them(
+def test_cpu_jobs_keep_the_environments_visible_gpus(
     launched: Launched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
@@ -143,7 +149,8 @@ def test_without_gpus_nothing_is_said_of_them(
     assert seen == {"1", "2"}
 
 
-def places(launcher: LocalLauncher, devices: int) -> list[str | None]:
+def gpu_groups(launcher: LocalLauncher, devices: int) -> list[str | None]:
+    """Return the GPUs that the launcher assigns to each of its concurrent jobs."""
     trainer = TrainerConfig(strategy="ddp", devices=devices)
     launcher.setup(
         hydra_context=None,  # type: ignore[arg-type]
@@ -154,15 +161,15 @@ def places(launcher: LocalLauncher, devices: int) -> list[str | None]:
     return [free.get() for _ in range(free.qsize())]
 
 
-def test_a_run_over_several_gpus_has_them_to_itself() -> None:
+def test_distributed_runs_get_disjoint_groups_of_gpus() -> None:
     gpus = [0, 1, 2, 3, 4]
-    assert places(LocalLauncher(gpus=gpus), 2) == ["0,1", "2,3"]
-    assert places(LocalLauncher(gpus=gpus, jobs_per_gpu=2), 4) == ["0,1,2,3"] * 2
+    assert gpu_groups(LocalLauncher(gpus=gpus), 2) == ["0,1", "2,3"]
+    assert gpu_groups(LocalLauncher(gpus=gpus, jobs_per_gpu=2), 4) == ["0,1,2,3"] * 2
     with pytest.raises(ConfigError, match=r"trainer.devices=8: .* there are 5: 0, 1, 2, 3, 4"):
-        places(LocalLauncher(gpus=gpus), 8)
+        gpu_groups(LocalLauncher(gpus=gpus), 8)
 
 
-def test_gpus_are_those_of_the_environment_or_of_nvidia_smi(
+def test_visible_gpus_from_the_environment_or_nvidia_smi(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-1")
@@ -180,7 +187,7 @@ def test_gpus_are_those_of_the_environment_or_of_nvidia_smi(
     assert visible_gpus() == ["0", "1"]
 
 
-def test_torchruns_own_lines_are_left_out() -> None:
+def test_error_excerpt_excludes_torchrun_lines() -> None:
     output = """steps
 Traceback (most recent call last):
     a crash of the run

@@ -1,4 +1,4 @@
-"""Exactness of training: schedule, groups, resume, micro-batches, losses. All in one process."""
+"""Training in one process: schedule, parameter groups, results, losses and micro-batches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.running import losses, run_to_end, weights
 Spec = Callable[..., RunSpec]
 
 
-def test_wsd_and_cosine() -> None:
+def test_lr_multiplier_of_wsd_and_cosine() -> None:
     wsd = ScheduleConfig(kind="wsd", decay_fraction=0.2)
     assert lr_multiplier(5, 1000, 10, wsd) == 0.5
     assert lr_multiplier(10, 1000, 10, wsd) == lr_multiplier(800, 1000, 10, wsd) == 1.0
@@ -39,8 +39,8 @@ def test_wsd_and_cosine() -> None:
     assert lr_multiplier(1010, 1010, 10, cosine) == pytest.approx(0.1)
 
 
-# (learning rate, decay, eps) multipliers at m = 32 / 64 and r = 2 / 4, by the table of
-# slm/model/parametrization.py: (tables, matrices, gains in blocks, last gain).
+# Multipliers (lr, decay, eps) at m = 32 / 64 and r = 2 / 4, from the table in
+# slm/model/parametrization.py: embedding and head, matrices, gains in blocks, final gain.
 EXPECTED = {
     "standard": [(1, 1, 1), (1, 1, 1), (1, 0, 1), (1, 0, 1)],
     "mup": [(1, 1, 2), (2, 0.5, 2), (1, 0, 2), (1, 0, 2)],
@@ -50,7 +50,9 @@ EXPECTED = {
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", EXPECTED)
-def test_parameter_groups(tiny_spec: Spec, tied: bool, kind: str) -> None:
+def test_parameter_groups_follow_the_parametrization_table(
+    tiny_spec: Spec, tied: bool, kind: str
+) -> None:
     module = build_module(
         tiny_spec(model={"tied": tied, "qk_norm": True}, parametrization={"kind": kind})
     )
@@ -69,7 +71,7 @@ def test_parameter_groups(tiny_spec: Spec, tied: bool, kind: str) -> None:
         assert group["weight_decay"] == 0.1 * decay and group["eps"] == config.eps * eps, name
 
 
-def test_a_run_learns_and_records_all_fields(tiny_spec: Spec) -> None:
+def test_run_reduces_the_loss_and_writes_all_result_fields(tiny_spec: Spec) -> None:
     spec = tiny_spec(budget={"tokens": 60 * 256}, optimizer={"lr": 1e-2})
     run, result = run_to_end(spec)
     assert run.result() == result
@@ -98,12 +100,12 @@ def test_validation_loss_equals_a_plain_sum(tiny_spec: Spec, prose: PreparedData
             inputs = stream[start : min(start + spec.shape.seq_len, 1000)][None]
             targets = stream[start + 1 : start + 1 + inputs.shape[1]][None]
             total += token_nats(module(inputs), targets).double().sum().item()
-    # One window at a time instead of batches: fp32 rounding of the forward pass.
+    # One window at a time instead of batches: the forward pass differs by fp32 rounding.
     assert result.val_loss_nats_per_token == pytest.approx(total / 1000, rel=1e-6)
     assert result.val_tokens == 1000
 
 
-def test_the_record_counts_the_real_module(tiny_spec: Spec) -> None:
+def test_result_counts_equal_the_module(tiny_spec: Spec) -> None:
     spec = tiny_spec(model={"tied": False})
     _, result = run_to_end(spec)
     model = build_module(spec).model
@@ -114,7 +116,7 @@ def test_the_record_counts_the_real_module(tiny_spec: Spec) -> None:
     assert result.flops == result.flops_per_token * result.tokens
 
 
-def test_micro_batches_change_rounding_only(tiny_spec: Spec, tmp_path: Path) -> None:
+def test_micro_batch_size_changes_only_rounding(tiny_spec: Spec, tmp_path: Path) -> None:
     curves = []
     for micro in (1, 2, 4, 8):
         spec = tiny_spec(
@@ -124,11 +126,11 @@ def test_micro_batches_change_rounding_only(tiny_spec: Spec, tmp_path: Path) -> 
         curves.append([loss for loss, _, _ in losses(run)])
     assert len({RunDirectory.of(spec).path.name}) == 1
     for curve in curves[:-1]:
-        # Same batches; 20 AdamW steps amplify the rounding of differently ordered sums.
+        # The batches are the same; 20 AdamW steps amplify the rounding of sums in another order.
         np.testing.assert_allclose(curve, curves[-1], rtol=2e-5)
 
 
-def test_seeds_differ_and_repeat(tiny_spec: Spec, tmp_path: Path) -> None:
+def test_same_seed_repeats_and_other_seed_differs(tiny_spec: Spec, tmp_path: Path) -> None:
     curves = [
         losses(run_to_end(tiny_spec(seed=seed, runs_dir=str(tmp_path / name)))[0])
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
@@ -136,13 +138,13 @@ def test_seeds_differ_and_repeat(tiny_spec: Spec, tmp_path: Path) -> None:
     assert curves[0] == curves[1] != curves[2]
 
 
-def test_a_budget_beyond_the_text_is_refused(tiny_spec: Spec) -> None:
+def test_error_for_token_budget_beyond_max_epochs(tiny_spec: Spec) -> None:
     spec = tiny_spec(budget={"tokens": "100m"})
     with pytest.raises(ConfigError, match="passes over the training text"):
         run_to_end(spec)
 
 
-def test_other_data_are_not_continued_on(tiny_spec: Spec) -> None:
+def test_error_when_resuming_with_other_data(tiny_spec: Spec) -> None:
     spec = tiny_spec()
     run, _ = run_to_end(spec)
     (run.path / "data.json").write_text('{"fingerprint": "another"}')
@@ -150,8 +152,8 @@ def test_other_data_are_not_continued_on(tiny_spec: Spec) -> None:
         run_to_end(spec)
 
 
-def test_overfitting_one_batch(tiny_spec: Spec) -> None:
-    """The loss of a batch seen over and over falls to nearly nothing: gradients reach every part."""
+def test_overfits_one_batch(tiny_spec: Spec) -> None:
+    """The loss of a repeated batch approaches 0, so gradients reach all parameters."""
     module = build_module(tiny_spec())
     batch = torch.randint(99, (4, 17), generator=torch.manual_seed(0))
     optimizer = module.configure_optimizers()
@@ -163,7 +165,7 @@ def test_overfitting_one_batch(tiny_spec: Spec) -> None:
     assert loss.item() < 0.1
 
 
-def test_a_peak_is_looked_up_and_never_guessed() -> None:
+def test_peak_flops_of_known_devices_and_none_otherwise() -> None:
     assert peak_flops("NVIDIA H100 80GB HBM3", "bf16") == 989e12
     assert peak_flops("NVIDIA H100 PCIe", "bf16") == 756e12
     assert peak_flops("NVIDIA A100-SXM4-80GB", "bf16") == 312e12
