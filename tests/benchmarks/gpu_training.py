@@ -6,7 +6,7 @@
 
 Sequences have 2048 tokens. Flash attention is measured if flash-attn is installed, for slm and transformers.
 All libraries start from the same weights, and their first losses must agree. Each is measured alone on the
-device, because memory does not hold two of them; so results are medians, not paired ratios. FLOPs follow
+device, because its memory is too small for two; so results are medians, not paired ratios. FLOPs follow
 slm's convention (`slm.architecture.flops`) for every library. The peak is that of `slm.training.hardware`;
 without a known peak there is no MFU.
 

@@ -140,10 +140,10 @@ class Clock:
     def parts(self, steps: int) -> dict[str, float]:
         """Return the seconds per step of each part."""
         assert self._start_seconds is not None
-        whole = self._end_seconds - self._start_seconds
+        total = self._end_seconds - self._start_seconds
         spent = self._at_last_step
         inside = sum(seconds for name, seconds in spent.items() if not name.startswith(" "))
-        named = {**spent, "Lightning and the rest": whole - inside, ALL: whole}
+        named = {**spent, "Lightning and the rest": total - inside, ALL: total}
         return {name: seconds / steps for name, seconds in named.items()}
 
 

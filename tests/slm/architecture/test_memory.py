@@ -67,13 +67,15 @@ def saved_by_autograd(shape: ModelShape, how: Execution, sequences: int) -> tupl
     Parameters and buffers are not counted.
     """
     model = build_transformer(shape, how)
-    known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    excluded = {
+        tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())
+    }
     activations: dict[int, Any] = {}
     copies: dict[int, Any] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in known:
+        if storage._cdata not in excluded:
             is_copy = tensor.grad_fn is not None and tensor.grad_fn.name() == "TBackward0"
             (copies if is_copy else activations)[storage._cdata] = (
                 storage  # the reference keeps its address from being reused
