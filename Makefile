@@ -17,7 +17,8 @@ test: $(READY) lint ## Run lint and the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu" -n 2 --dist loadscope
 
 test-slow: $(READY) ## Run the slow tests
-	$(BIN)/pytest -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not gpu and not cluster" -n 2 --dist loadscope
+	$(BIN)/pytest -m "cluster and not gpu"
 
 test-gpu: $(READY) ## Run the tests that need a CUDA device
 	$(BIN)/pytest -m gpu

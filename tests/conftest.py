@@ -19,6 +19,7 @@ from slm.data.tokens.shards import PreparedData
 from slm.run.spec import RunSpec, resolve
 
 ROOT = Path(__file__).parents[1]
+PATIENCE_SECONDS = 600  # the longest wait for a process: shared machines may be slow
 
 TINY: dict[str, Any] = {
     "family": {"name": "tiny"},
@@ -50,7 +51,13 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+    """Prepared data, shared by all workers of pytest-xdist: `prepare` holds a lock while it writes."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    cache = folder / "cache"
+    cache.mkdir(exist_ok=True)
+    return cache
 
 
 @pytest.fixture
@@ -81,7 +88,7 @@ def prose(tiny_config: Callable[..., Config]) -> PreparedData:
 def cli(tmp_path: Path, cache_dir: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs train.py or sweep.py in a subprocess, with runs in tmp_path."""
 
-    def run(script: str, *arguments: str, timeout: float = 240) -> Any:
+    def run(script: str, *arguments: str, timeout: float = PATIENCE_SECONDS) -> Any:
         command = cli_command(script, tmp_path, cache_dir, *arguments)
         return subprocess.run(
             command,

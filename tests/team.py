@@ -28,7 +28,7 @@ from slm.training.execute import train_all
 from slm.training.launch import find_place
 from slm.training.module import LanguageModule
 from slm.training.team import Team, assembled
-from tests.conftest import ROOT, cli_env
+from tests.conftest import PATIENCE_SECONDS, ROOT, cli_env
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,7 @@ class Ending:
     """Numbers of the steps taken."""
 
 
-def train_in_team(
-    folder: Path, jobs: Sequence[Job], processes: int = 2, timeout_seconds: float = 240
-) -> list[list[Ending]]:
+def train_in_team(folder: Path, jobs: Sequence[Job], processes: int = 2) -> list[list[Ending]]:
     """Train the jobs with torchrun; return their outcomes as [job][rank]."""
     folder.mkdir(exist_ok=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -69,7 +67,7 @@ def train_in_team(
         env={**cli_env(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=timeout_seconds,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ from slm.files import read_json
 from slm.tracking.checkpoints import newest_checkpoint
 from slm.tracking.run_dir import RunDirectory
 from tests.clusters.slurm import wait_until
-from tests.conftest import ROOT, cli_command, cli_env
+from tests.conftest import PATIENCE_SECONDS, ROOT, cli_command, cli_env
 from tests.running import assert_same_run
 
 SMOKE = ("study=smoke", "action=run")
@@ -63,13 +63,15 @@ class Sweep:
 
     def wait_for_checkpoints(self, runs: int) -> None:
         """Wait until this number of runs is running and has a checkpoint."""
-        wait_until(lambda: sum(is_underway(run) for run in self.runs().values()) >= runs, 120)
+        wait_until(
+            lambda: sum(is_underway(run) for run in self.runs().values()) >= runs, PATIENCE_SECONDS
+        )
 
 
 def wait_for_exit(process: subprocess.Popen[bytes]) -> int:
-    """Return the exit code of a sweep; kill it after 240 s."""
+    """Return the exit code of a sweep; kill it after PATIENCE_SECONDS."""
     try:
-        return process.wait(timeout=240)
+        return process.wait(timeout=PATIENCE_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -16,7 +16,7 @@ from slm.errors import RunError
 from slm.run.spec import RunSpec
 from slm.tracking.checkpoints import newest_checkpoint
 from slm.tracking.run_dir import RunDirectory
-from tests.conftest import ROOT, cli_command, cli_env
+from tests.conftest import PATIENCE_SECONDS, ROOT, cli_command, cli_env
 from tests.running import assert_same_run, run_to_end
 
 Spec = Callable[..., RunSpec]
@@ -152,7 +152,7 @@ def test_signal_during_imports_marks_the_run_interrupted(tmp_path: Path, cache_d
         if "steps" in line:
             break
     process.send_signal(signal.SIGUSR2)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode in {-signal.SIGUSR2, 128 + signal.SIGUSR2}
     (status,) = (tmp_path / "runs").glob("*/*/status.json")
     assert RunDirectory(status.parent).state() == "interrupted"

@@ -13,22 +13,23 @@ from pathlib import Path
 import pytest
 
 from slm.tracking.run_dir import RunDirectory
-from tests.conftest import ROOT, cli_command, cli_env
+from tests.conftest import PATIENCE_SECONDS, ROOT, cli_command, cli_env
 from tests.running import assert_same_run
 
 KILLS = 20
-CHECKPOINT_STEPS = 20
+CHECKPOINT_STEPS = 10
 STUDY = (
-    "study=smoke", "study.sizes=[80k]", "study.tokens_per_param=[0.5,1.5,4.5]", "study.seeds=[0,1]",
+    "study=smoke", "study.sizes=[80k]", "study.tokens_per_param=[0.25,0.75,2.25]", "study.seeds=[0,1]",
     f"trainer.checkpoint_every_steps={CHECKPOINT_STEPS}", "trainer.log_every_steps=1",
-    "trainer.validate_every_steps=50", "tracking=disabled", "action=run",
+    "trainer.validate_every_steps=25", "tracking=disabled", "action=run",
 )  # fmt: skip
+MAX_STEPS = 40  # that the runs take between two kills
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
-def start(runs: Path, cache_dir: Path) -> subprocess.Popen[bytes]:
+def start(runs: Path, cache_dir: Path, *arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        cli_command("sweep.py", runs, cache_dir, *STUDY),
+        cli_command("sweep.py", runs, cache_dir, *STUDY, *arguments),
         cwd=ROOT, env=cli_env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
 
@@ -54,9 +55,38 @@ def all_runs(folder: Path) -> dict[str, RunDirectory]:
     return {path.parent.name: RunDirectory(path.parent) for path in paths}
 
 
+def rows_in(folder: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in folder.glob("runs/smoke/*/metrics.jsonl"))
+
+
+def wait_for_victims(
+    sweep: subprocess.Popen[bytes], place: Path, chance: random.Random
+) -> list[int]:
+    """Return the processes of which one is to be killed now; none if the sweep ends before.
+
+    Mostly runs that have taken some steps since the last kill; one kill in ten hits any process of the
+    sweep at any moment, and one in ten hits the sweep itself, whose runs then continue alone.
+    """
+    dice, steps, wait_seconds = chance.random(), chance.randint(1, MAX_STEPS), chance.uniform(0, 5)
+    begin_seconds, rows, taken = time.monotonic(), rows_in(place), 0
+    while sweep.poll() is None:
+        time.sleep(0.05)
+        before, rows = rows, rows_in(place)
+        taken += min(rows - before, 10)  # a branch begins with all rows of its trunk
+        victims: list[int] = []
+        if dice >= 0.2:
+            victims = training(place) if taken >= steps else []
+        elif time.monotonic() - begin_seconds > wait_seconds:
+            victims = [sweep.pid] if dice < 0.1 else children(sweep.pid)
+        if victims:
+            return victims
+    return []
+
+
 @pytest.mark.slow
 def test_twenty_random_kills_leave_no_trace(tmp_path: Path, cache_dir: Path) -> None:
-    assert start(tmp_path / "calm", cache_dir).wait(timeout=600) == 0
+    calm = start(tmp_path / "calm", cache_dir, "hydra/launcher=basic")  # imports torch once
+    assert calm.wait(timeout=PATIENCE_SECONDS) == 0
     undisturbed = all_runs(tmp_path / "calm")
     assert len(undisturbed) == 2 * 3 * 2
 
@@ -65,18 +95,15 @@ def test_twenty_random_kills_leave_no_trace(tmp_path: Path, cache_dir: Path) -> 
     for _ in range(60):
         sweep = start(place, cache_dir)
         while sweep.poll() is None:
-            time.sleep(chance.uniform(0.5, 2))
-            # Mostly runs that are training; one in ten at any moment, and one in ten is the sweep itself,
-            # whose runs then go on alone.
-            dice, busy = chance.random(), training(place)
-            if not busy:  # starting, and on a slow machine for long
-                dice *= 5
-            victims = [sweep.pid] if dice < 0.1 else children(sweep.pid) if dice < 0.2 else busy
-            if sum(sent.values()) < KILLS and victims:
-                number = chance.choice(SIGNALS)
-                victim = str(chance.choice(victims))
-                subprocess.run(["kill", f"-{number.value}", victim], check=False)
-                sent[number.name] += 1
+            if sum(sent.values()) < KILLS:
+                victims = wait_for_victims(sweep, place, chance)
+                if victims:
+                    number = chance.choice(SIGNALS)
+                    victim = str(chance.choice(victims))
+                    subprocess.run(["kill", f"-{number.value}", victim], check=False)
+                    sent[number.name] += 1
+            else:
+                time.sleep(0.2)
             for name, run in all_runs(place).items():
                 result = run.path / "result.json"
                 if name in finished:

@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from slm.tracking.checkpoints import newest_checkpoint
 from slm.tracking.run_dir import RunDirectory
-from tests.conftest import ROOT, cli_command, cli_env
+from tests.conftest import PATIENCE_SECONDS, ROOT, cli_command, cli_env
 from tests.running import assert_same_run
+from tests.team import Ending, Job, train_in_team
 
 pytestmark = pytest.mark.slow
 STEPS = 120
@@ -23,6 +26,11 @@ ARGUMENTS = (
     "trainer.devices=2", "trainer.log_every_steps=1", "trainer.validate_every_steps=null",
     "trainer.checkpoint_every_steps=7",
 )  # fmt: skip
+SIGNALS = [
+    ("torchrun", signal.SIGTERM), ("torchrun", signal.SIGINT), (0, signal.SIGTERM),
+    (1, signal.SIGUSR1), (0, signal.SIGKILL), (1, signal.SIGKILL),
+]  # fmt: skip
+"""Whom of the processes each signal is sent to: torchrun, or a rank."""
 
 
 def start(folder: Path, cache_dir: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -46,51 +54,92 @@ def rows_in(folder: Path) -> int:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> RunDirectory:
     folder = tmp_path_factory.mktemp("whole")
     whole = start(folder, cache_dir)
-    _, said = whole.communicate(timeout=120)
+    _, said = whole.communicate(timeout=PATIENCE_SECONDS)
     assert whole.returncode == 0, said
     assert said.count("finished: validation") == 1, "only rank 0 logs"
     assert rows_in(folder) == STEPS + 1, "only rank 0 writes"
     return run_in(folder)
 
 
-@pytest.mark.parametrize(
-    ("victim", "number"),
-    [
-        ("torchrun", signal.SIGTERM), ("torchrun", signal.SIGINT), (0, signal.SIGTERM),
-        (1, signal.SIGUSR1), (0, signal.SIGKILL), (1, signal.SIGKILL),
-    ],
-)  # fmt: skip
-def test_a_signal_to_one_ends_all(
-    undisturbed: RunDirectory, tmp_path: Path, cache_dir: Path, victim: str | int, number: int
-) -> None:
-    process = start(tmp_path, cache_dir)
-    deadline = time.monotonic() + 60
-    while rows_in(tmp_path) < 20 and time.monotonic() < deadline:
+@dataclass(frozen=True)
+class Stop:
+    """A run one of whose processes was sent a signal, as it was when all of them had ended."""
+
+    run: RunDirectory
+    exit_code: int
+    said: str
+    ranks: list[int]
+    """Process ids."""
+    state: str
+    checkpoint_step: int
+    rows: int
+    has_result: bool
+
+
+def stop(folder: Path, cache_dir: Path, victim: str | int, number: int) -> Stop:
+    process = start(folder, cache_dir)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while rows_in(folder) < 20 and time.monotonic() < deadline:
         time.sleep(0.02)
     ranks = children(process.pid)
     assert len(ranks) == 2
     os.kill(process.pid if victim == "torchrun" else ranks[int(victim)], number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 1  # torchrun's, whatever those of its processes
-    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
-    run = run_in(tmp_path)
+    _, said = process.communicate(timeout=PATIENCE_SECONDS)
+    run = run_in(folder)
     found = newest_checkpoint(run.checkpoints)
-    assert found is not None and found[1] < STEPS and run.result() is None
+    assert found is not None
+    has_result = run.result() is not None
+    return Stop(
+        run, process.returncode, said, ranks, run.state(), found[1], rows_in(folder), has_result
+    )
+
+
+@pytest.fixture(scope="module")
+def stops(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> dict[Any, Stop]:
+    """One stopped run for each of SIGNALS."""
+    return {case: stop(tmp_path_factory.mktemp("stopped"), cache_dir, *case) for case in SIGNALS}
+
+
+@pytest.fixture(scope="module")
+def continued(stops: dict[Any, Stop], tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    """How each stopped run ended when it was started again: all in one pair of processes."""
+    jobs = [Job(one.run.spec().config) for one in stops.values()]
+    endings = train_in_team(tmp_path_factory.mktemp("continued"), jobs)
+    return dict(zip(stops, endings, strict=True))
+
+
+@pytest.mark.parametrize(("victim", "number"), SIGNALS)
+def test_a_signal_to_one_ends_all(
+    stops: dict[Any, Stop], victim: str | int, number: signal.Signals
+) -> None:
+    stopped = stops[victim, number]
+    assert stopped.exit_code == 1  # torchrun's, whatever those of its processes
+    assert not any(Path(f"/proc/{rank}").exists() for rank in stopped.ranks)
+    step, said = stopped.checkpoint_step, stopped.said
+    assert step < STEPS and not stopped.has_result
     if number == signal.SIGKILL:
         # Whoever is left says so, unless torchrun ends it before.
-        assert run.state() in {"interrupted", "failed"}
+        assert stopped.state in {"interrupted", "failed"}
         assert said.count("another process of this run has ended") <= 1
     else:
-        assert run.state() == "interrupted" and found[1] == rows_in(tmp_path)
-        name = signal.Signals(number).name
-        assert said.count(f"interrupted by {name} after step {found[1]} of {STEPS}") == 1
+        assert stopped.state == "interrupted" and step == stopped.rows
+        assert said.count(f"interrupted by {number.name} after step {step} of {STEPS}") == 1
     if number not in {signal.SIGKILL, signal.SIGINT} and victim != "torchrun":
         assert said.count(f"exitcode  : {128 + number}") == 2
-    again = start(tmp_path, cache_dir)
-    _, said = again.communicate(timeout=120)
-    assert again.returncode == 0, said
-    assert f"going on after step {found[1]} of {STEPS}" in said
-    assert_same_run(run, undisturbed)
+
+
+@pytest.mark.parametrize(("victim", "number"), SIGNALS)
+def test_a_stopped_run_continues_exactly(
+    stops: dict[Any, Stop],
+    continued: dict[Any, Any],
+    undisturbed: RunDirectory,
+    victim: str | int,
+    number: signal.Signals,
+) -> None:
+    stopped = stops[victim, number]
+    remaining = Ending(steps=list(range(stopped.checkpoint_step, STEPS)))
+    assert continued[victim, number] == [remaining] * 2
+    assert_same_run(stopped.run, undisturbed)
 
 
 def children(of: int) -> list[int]:
@@ -101,11 +150,11 @@ def children(of: int) -> list[int]:
 
 def test_config_error_is_printed_once(tmp_path: Path, cache_dir: Path) -> None:
     wrong = start(tmp_path, cache_dir, "model.n_layer=3")
-    _, said = wrong.communicate(timeout=60)
+    _, said = wrong.communicate(timeout=PATIENCE_SECONDS)
     assert wrong.returncode == 1 and said.count("did you mean model.n_layers?") == 1
     assert said.count("exitcode  : 2") == 2
     one_too_few = start(tmp_path, cache_dir, "trainer.devices=3")
-    _, said = one_too_few.communicate(timeout=60)
+    _, said = one_too_few.communicate(timeout=PATIENCE_SECONDS)
     assert said.count("make 3 processes; 2 were started") == 1
     assert "torchrun --nproc-per-node=3 train.py trainer=ddp trainer.devices=3" in said
     assert not (tmp_path / "runs").exists()

@@ -18,8 +18,15 @@ from slm.files import read_json
 from slm.run.spec import resolve
 from slm.tracking import run_dir
 from slm.tracking.run_dir import RunDirectory
-from tests.conftest import ROOT, cli_env
-from tests.running import assert_equal, assert_same_run, checkpoint, run_to_end
+from tests.conftest import PATIENCE_SECONDS, ROOT, cli_env
+from tests.running import (
+    assert_equal,
+    assert_same_run,
+    checkpoint,
+    counted_steps,
+    power_cut,
+    run_to_end,
+)
 from tests.team import Ending, Job, endings, module_arguments, train_in_team
 
 Make = Callable[..., Config]
@@ -109,22 +116,24 @@ def test_two_ranks_train_the_run_of_one_process(
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_in_any_number_of_processes(tiny_config: Make, tmp_path: Path) -> None:
+def test_a_run_goes_on_in_any_number_of_processes(
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One process, two with copies, three with shards, one again: the run of one process."""
     config = tiny_config(trainer={"checkpoint_every_steps": 5})
     whole, _ = run_to_end(resolve(replace(config, runs_dir=str(tmp_path / "whole"))))
-    for place, job in enumerate(
-        [
-            Job(config, cut_before_step=6),
-            Job(team_of(config, "ddp"), cut_before_step=12),
-            Job(team_of(config, "fsdp", 3), cut_before_step=17),
-            Job(config),
-        ]
+    with power_cut(monkeypatch, before_step=6):
+        run_to_end(resolve(config))
+    for begin, job in (
+        (5, Job(team_of(config, "ddp"), cut_before_step=12)),
+        (10, Job(team_of(config, "fsdp", 3), cut_before_step=17)),
     ):
-        n = job.config.trainer.devices
-        (ended,) = train_in_team(tmp_path / str(place), [job], n)
-        end = job.cut_before_step or 20
-        assert ended[0].steps == list(range((0, 5, 10, 15)[place], end))
+        processes = job.config.trainer.devices
+        (ended,) = train_in_team(tmp_path / str(begin), [job], processes)
+        assert ended[0].steps == list(range(begin, job.cut_before_step or 20))
+    with counted_steps(monkeypatch) as taken:
+        run_to_end(resolve(config))
+    assert taken == list(range(15, 20))
     assert_close(run_of(config), whole)
 
 
@@ -208,7 +217,7 @@ def test_slurm_tasks_form_a_process_group(tiny_config: Make, tmp_path: Path) -> 
         )
         for rank in range(2)
     ]
-    assert [task.wait(timeout=120) for task in tasks] == [0, 0]
+    assert [task.wait(timeout=PATIENCE_SECONDS) for task in tasks] == [0, 0]
     assert endings(tmp_path, 2) == [[Ending(steps=list(range(20)))] * 2]
     assert run_of(job.config).state() == "finished"
 

@@ -33,7 +33,11 @@ def test_the_twin_has_the_cells_of_the_text(source: Path) -> None:
     assert all(cell.execution_count for cell in code)
 
 
-@pytest.mark.parametrize("source", sources(), ids=lambda source: source.stem)
+@pytest.mark.parametrize(
+    "source",
+    [source for source in sources() if not source.stem.startswith("03")],  # its numbers are below
+    ids=lambda source: source.stem,
+)
 def test_it_runs_on_the_shipped_results(source: Path) -> None:
     assert said(execute(source))
 

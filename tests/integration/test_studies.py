@@ -10,12 +10,25 @@ from pathlib import Path
 
 import pytest
 
+from slm.config.hydra import compose_config
+from slm.data.tokens.prepare import prepare
 from slm.tracking.results_file import read_results
 from slm.tracking.run_dir import RunDirectory
-from tests.conftest import ROOT, cli_command, cli_env
+from tests.conftest import PATIENCE_SECONDS, ROOT, cli_command, cli_env
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
-TINY = ("study=smoke", "study.sizes=[80k]", "study.tokens_per_param=[0.05]")
+SHORT = ("study=smoke", "study.tokens_per_param=[0.05]")  # 4 cells
+TINY = (*SHORT, "study.sizes=[80k]")  # 2 of them
+ONE_PROCESS = "hydra/launcher=basic"  # imports torch once for all cells
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
+    """The folder in which all cells of SHORT are finished."""
+    folder = tmp_path_factory.mktemp("finished")
+    command = cli_command("sweep.py", folder, cache_dir, *SHORT, ONE_PROCESS, "action=run")
+    subprocess.run(command, cwd=ROOT, env=cli_env(), check=True, capture_output=True)
+    return folder
 
 
 def test_seed_design_is_refused_and_sub1b_is_not(cli: Cli) -> None:
@@ -38,22 +51,23 @@ def test_refused_study_does_not_run(cli: Cli, tmp_path: Path) -> None:
     assert not list((tmp_path / "runs").glob("smoke/*"))
 
 
-def test_a_plan_knows_how_much_text_there_is(cli: Cli, tmp_path: Path) -> None:
-    asked = (*TINY, "study.tokens_per_param=[3000]", "action=plan")
-    first = cli("sweep.py", *TINY, "action=run")  # prepares the text
-    assert first.returncode == 0, first.stderr
-    plan = cli("sweep.py", *asked)
+def test_a_plan_knows_how_much_text_there_is(cli: Cli, cache_dir: Path) -> None:
+    prepare(compose_config(["study=smoke", f"cache_dir={cache_dir}"]))
+    plan = cli("sweep.py", *TINY, "study.tokens_per_param=[3000]", "action=plan")
     assert plan.returncode == 4
     assert "would repeat the training text of 15,259,561 tokens up to" in plan.stdout
 
 
 @pytest.mark.slow
-def test_failures_are_told_counted_and_retried_on_request(cli: Cli, tmp_path: Path) -> None:
-    study = ("study=smoke", "study.tokens_per_param=[0.05]", "hydra.launcher.n_jobs=1")
-    blocked = tmp_path / "runs" / "smoke"
+def test_failures_are_told_counted_and_retried_on_request(
+    cli: Cli, tmp_path: Path, finished: Path
+) -> None:
+    study = (*SHORT, "hydra.launcher.n_jobs=1")
+    shutil.copytree(finished / "runs", tmp_path / "runs")
     first = cli("sweep.py", *study, "action=run", "study.max_failures=1")
-    runs = sorted(blocked.glob("*/result.json"))
-    assert first.returncode == 0 and len(runs) == 4
+    assert first.returncode == 0 and "0 to run" in first.stderr, first.stderr
+    runs = sorted((tmp_path / "runs" / "smoke").glob("*/result.json"))
+    assert len(runs) == 4
     for path in runs[:2]:
         (path.parent / "result.json").unlink()
         (path.parent / "status.json").unlink()
@@ -77,9 +91,11 @@ def test_failures_are_told_counted_and_retried_on_request(cli: Cli, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_file_of_results_counts_as_done_elsewhere(cli: Cli, tmp_path: Path) -> None:
+def test_a_file_of_results_counts_as_done_elsewhere(
+    cli: Cli, tmp_path: Path, finished: Path
+) -> None:
     kept = f"study.results={tmp_path / 'results' / 'smoke.jsonl'}"
-    assert cli("sweep.py", *TINY, "action=run").returncode == 0
+    shutil.copytree(finished / "runs", tmp_path / "runs")
     assert "is needed for action=collect" in cli("sweep.py", *TINY, "action=collect").stderr
     collected = cli("sweep.py", *TINY, kept, "action=collect")
     assert collected.returncode == 0 and "2 results, 2 of them new" in collected.stderr
@@ -88,7 +104,7 @@ def test_a_file_of_results_counts_as_done_elsewhere(cli: Cli, tmp_path: Path) ->
     assert fresh.returncode == 0 and "0 to run" in fresh.stderr, fresh.stderr
     assert not list((tmp_path / "runs").glob("smoke/*/result.json"))
     assert (tmp_path / "runs" / "smoke" / "report" / "report.md").exists()
-    more = cli("sweep.py", *TINY, kept, "study.seeds=[0,1]", "action=run")
+    more = cli("sweep.py", *TINY, kept, "study.seeds=[0,1]", ONE_PROCESS, "action=run")
     assert more.returncode == 0 and "2 to run" in more.stderr
     assert len(read_results(tmp_path / "results" / "smoke.jsonl")) == 2
     again = cli("sweep.py", *TINY, kept, "study.seeds=[0,1]", "action=collect")
@@ -97,7 +113,7 @@ def test_a_file_of_results_counts_as_done_elsewhere(cli: Cli, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_rates_are_tuned_until_the_best_is_inside(cli: Cli, tmp_path: Path) -> None:
-    study = (*TINY, "study.tokens_per_param=[0.1,0.3]", "study.lr_policy=tuned")
+    study = (*TINY, "study.tokens_per_param=[0.1,0.3]", "study.lr_policy=tuned", ONE_PROCESS)
     # So low that the best rate lies beyond the first grid.
     done = cli("sweep.py", *study, "optimizer.lr=1e-3", "action=run")
     assert done.returncode == 0, done.stderr
@@ -120,15 +136,16 @@ def test_rates_are_tuned_until_the_best_is_inside(cli: Cli, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_two_sweeps_at_once_share_the_work(tmp_path: Path, cache_dir: Path) -> None:
+    """One runs each cell in its own process, the other runs them in the process of the sweep."""
     study = ("study=smoke", "study.tokens_per_param=[0.05,0.1]", "study.seeds=[0,1]", "action=run")
     sweeps = [
         subprocess.Popen(
-            cli_command("sweep.py", tmp_path, cache_dir, *study, "hydra.launcher.n_jobs=1"),
+            cli_command("sweep.py", tmp_path, cache_dir, *study, launcher),
             cwd=ROOT, env=cli_env(), stderr=subprocess.PIPE, text=True,
         )
-        for _ in range(2)
+        for launcher in ("hydra.launcher.n_jobs=1", ONE_PROCESS)
     ]  # fmt: skip
-    said = [sweep.communicate(timeout=400)[1] for sweep in sweeps]
+    said = [sweep.communicate(timeout=PATIENCE_SECONDS)[1] for sweep in sweeps]
     assert [sweep.returncode for sweep in sweeps] == [0, 0], said
     runs = sorted((tmp_path / "runs").glob("smoke/*/result.json"))
     assert len(runs) == 2 * 2 * 2 * 2
@@ -154,7 +171,7 @@ def test_aa_study_finds_no_difference(cli: Cli, tmp_path: Path) -> None:
         "study.tokens_per_param=[0.3,1]",
         "study.min_steps=20",
     )
-    done = cli("sweep.py", "study=aa", *small, timeout=500)
+    done = cli("sweep.py", "study=aa", *small, ONE_PROCESS)
     assert done.returncode == 0, done.stderr
     report = tmp_path / "runs" / "aa" / "report"
     comparison = json.loads((report / "results.json").read_text())["comparison"]
@@ -176,25 +193,19 @@ def test_audit_is_written_and_used_by_the_verdict(cli: Cli, tmp_path: Path) -> N
     small = ("study.sizes=[50k]", "study.tokens_per_param=[0.2]", "study.min_steps=null")
     rates = "study.grid={optimizer.lr:[1e-3,4e-3,1.6e-2]}"
     families = "study.families=[deep_thin,wide_shallow]"
-    audit = cli("sweep.py", "study=lr_audit", *small, families, rates, timeout=500)
+    audit = cli("sweep.py", "study=lr_audit", *small, families, rates, ONE_PROCESS)
     assert audit.returncode == 0, audit.stderr
     gate = tmp_path / "runs" / "lr_audit" / "report" / "lr_audit.json"
     found = json.loads(gate.read_text())
     assert set(found["families"]) == {"deep_thin", "wide_shallow"} and found["common_lr"] == 4e-3
     study = ("study=micro", "study.sizes=[50k,80k]", "study.tokens_per_param=[0.2]", families)
     study = (*study, "study.claim=none", "study.anchor_seeds=[]", "study.min_steps=null")
-    judged = cli("sweep.py", *study, "study.results=null", f"study.lr_audit={gate}", timeout=500)
+    study = (*study, "study.results=null", f"study.lr_audit={gate}", ONE_PROCESS)
+    judged = cli("sweep.py", *study)
     assert judged.returncode == 0, judged.stderr
     results = json.loads((tmp_path / "runs" / "micro" / "report" / "results.json").read_text())
     assert results["comparison"]["audit"] is not None
-    other = cli(
-        "sweep.py",
-        *study,
-        "study.results=null",
-        f"study.lr_audit={gate}",
-        "optimizer.beta2=0.9",
-        "action=report",
-    )
+    other = cli("sweep.py", *study, "optimizer.beta2=0.9", "action=report")
     assert other.returncode == 1 and (
         "no finished cell" in other.stderr or "recipe" in other.stderr
     )

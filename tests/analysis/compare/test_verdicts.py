@@ -223,14 +223,16 @@ def test_bad_tables_say_what_is_wrong() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("tau", [0.005, 0.02])
 def test_error_rates_of_simulated_studies(tau: float) -> None:
-    """40 studies a truth; counts with a probability of under .003 at the nominal 5% fail."""
+    """40 studies in which nothing differs and 20 others of equal exponents.
+
+    A count fails that has a probability of under .003 at the nominal 5%.
+    """
     null = [judge(NOTHING, tau, seed) for seed in range(40)]
-    level = [judge(Truth(-0.04, 0), tau, seed) for seed in range(40)]
-    for rows in (null, level):
-        words = [row["verdict"] for row in rows]
-        assert sum("exponent" in word for word in words) <= 7
+    level = [judge(Truth(-0.04, 0), tau, seed) for seed in range(40, 60)]
+    for rows, max_wrong in ((null, 7), (level, 4), (null + level, 8)):
+        assert sum("exponent" in row["verdict"] for row in rows) <= max_wrong
         for interval in ("jackknife", "kappa_interval"):
-            assert sum(row[interval] for row in rows) >= 32
+            assert sum(not row[interval] for row in rows) <= max_wrong
     assert sum("level" in row["verdict"] for row in null) <= 7
     assert sum(row["naive_f_rejects"] for row in null) > sum(
         row["jackknife_rejects"] for row in null

@@ -102,7 +102,13 @@ def test_invalid_windows_are_refused(model: Transformer, window: int, stride: in
 def test_evaluate_command(
     tiny_spec: Callable[..., RunSpec], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = tiny_spec(tokenizer={"kind": "bpe", "vocab_size": 300})
+    for number in range(100):
+        words = f"Document {number}: the state of the Union is strong. "
+        (tmp_path / f"{number}.txt").write_text(words * 40)
+    spec = tiny_spec(
+        data={"source": "text_files", "files": [f"{tmp_path}/*.txt"]},
+        tokenizer={"kind": "bpe", "vocab_size": 300},
+    )
     run = RunDirectory.of(spec)
     with run.claim(spec):
         train(spec, run)
