@@ -84,8 +84,10 @@ def print_status(cells: Sequence[Cell]) -> None:
         console.print(build_status_table(cells))
     unfinished = sum(not cell.is_done for cell in cells)
     if unfinished:
+        retry = any(cell.state == "failed" for cell in cells)
+        fix = "action=run" + (" study.retry_failed=true" if retry else "")
         raise StudyUnfinished(
-            f"{unfinished} of {len(cells)} cells are unfinished; run them with action=run"
+            f"{unfinished} of {len(cells)} cells are unfinished; run them with {fix}"
         )
 
 
@@ -98,11 +100,11 @@ def build_status_table(cells: Sequence[Cell]) -> Table:
         table.add_column(heading, no_wrap=True)
     for heading in (
         "seed",
-        "token budget",
+        "token\nbudget",
         "progress",
-        "loss (nats/token)",
+        "loss\n(nats/token)",
         "tokens/s",
-        "hours remaining",
+        "hours\nremaining",
     ):
         table.add_column(heading, justify="right")
     table.add_column("host / error")
