@@ -19,17 +19,17 @@ ROUNDING = 1e-9
 ITERATED = 1e-6  # the same for results of iterations and of inverse matrices
 
 
-def exceeds(value: Any, limit: float) -> Any:
+def exceeds(value: Any, limit: Any) -> Any:
     """Return whether a number, or each of an array, is above a limit by more than rounding."""
     return value > limit + ROUNDING * abs(limit)
 
 
-def settled(values: Any) -> Any:
+def settled(values: Any, tolerance: float = ROUNDING) -> Any:
     """Return 0 for what differs from 0 by rounding alone, in sums and differences of numbers of order 1.
 
     Nats per token, exponents and logarithms are such numbers. A float for a float, else an array.
     """
-    found = np.where(np.abs(values) <= ROUNDING, 0.0, values)
+    found = np.where(np.abs(values) <= tolerance, 0.0, values)
     return found if found.ndim else float(found)
 
 

@@ -192,14 +192,12 @@ def compute_multiplier(known: FittedStudy, bootstrap: int = 999, seed: int = 0) 
     )  # fmt: skip
     values = log_multiplier(frontiers, known.law, drawn.theta)
     values = values[np.isfinite(values)]
+    found = replace(found, replicates=bootstrap, discarded=bootstrap - len(values))
+    if not len(values):
+        return found
     fewest = min(len(set(known.shape[known.problem.points.family == f])) for f in known.families)
     ends = bootstrap_interval(values, estimate, deleted if fewest >= ENOUGH_FOR_BCA else None)
-    return replace(
-        found,
-        bootstrap_interval=(math.exp(ends[0]), math.exp(ends[1])),
-        replicates=bootstrap,
-        discarded=bootstrap - len(values),
-    )
+    return replace(found, bootstrap_interval=(math.exp(ends[0]), math.exp(ends[1])))
 
 
 def _levels_alone(known: FittedStudy) -> Floats:

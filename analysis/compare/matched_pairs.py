@@ -103,7 +103,7 @@ def paired_differences(
         else -saved(pairs[["n_deep", "n_wide"]].mean(axis=1).to_numpy())
     )
     correction = slope * np.log1p(pairs["flops_mismatch"])
-    pairs["difference_at_equal_flops"] = settled(pairs["difference"] - correction)
+    pairs["difference_at_equal_flops"] = settled(pairs["difference"] - correction, ITERATED)
     pairs = pairs.sort_values(["tokens_per_param", "flops"], ignore_index=True)
     summary = pd.DataFrame(
         [_summarize(value, rows) for value, rows in pairs.groupby("tokens_per_param")]
@@ -153,8 +153,8 @@ def _summarize(tokens_per_param: object, rows: pd.DataFrame) -> dict[str, float 
     differences = rows["difference_at_equal_flops"].to_numpy()
     log_flops = np.log(rows["flops"].to_numpy())
     k = len(differences)
-    mean = settled(differences.mean())
-    sd = settled(differences.std(ddof=1)) if k > 1 else math.nan
+    mean = settled(differences.mean(), ITERATED)
+    sd = settled(differences.std(ddof=1), ITERATED) if k > 1 else math.nan
     half = _half_width(sd / math.sqrt(k), k - 1)
     largest, standard_error = _at_largest(log_flops, differences)
     largest_half = _half_width(standard_error, k - 2)
@@ -188,7 +188,7 @@ def _at_largest(log_flops: np.ndarray, differences: np.ndarray) -> tuple[float, 
     )
     centred = log_flops - log_flops.mean()
     leverage = 1 / k + (at - log_flops.mean()) ** 2 / float((centred**2).sum())
-    return settled(estimate), settled(residual_sd * math.sqrt(leverage))
+    return settled(estimate, ITERATED), settled(residual_sd * math.sqrt(leverage), ITERATED)
 
 
 def _half_width(

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from analysis.arrays import Floats, Ints
 from analysis.fit.law import JointLaw, Points, bounds, jacobian, log_loss
-from slm.rounding import ROUNDING, first_least
+from slm.rounding import ROUNDING, exceeds, first_least
 
 MAX_STEPS = 400
+POLISHING_STEPS = 2
 FIRST_DAMPING = 1e-2
 LEAST_DAMPING, MOST_DAMPING = 1e-12, 1e9
 LONGEST_STEP = 2.0  # of any parameter, in ln units or in an exponent
@@ -150,7 +151,22 @@ def _minimise(problem: Problem, starts: Floats) -> Minima:
         active = active[~done]
         if not len(active):
             break
-    return Minima(theta, objective, converged)
+    return Minima(_polished(problem, theta), objective, converged)
+
+
+def _polished(problem: Problem, theta: Floats) -> Floats:
+    """Take further steps that lower the gradient where the objective is flat up to rounding.
+
+    The objective decides where the descent ends, and fixes parameters to the root of its rounding alone.
+    """
+    damping = np.full(len(theta), LEAST_DAMPING)
+    for _ in range(POLISHING_STEPS):
+        slope, step = _damped_step(problem, theta, damping)
+        there = np.clip(theta + step, problem.low, problem.high)
+        is_flat = ~exceeds(problem.objective(there), problem.objective(theta))
+        is_less = np.abs(free_gradient(problem, there)).max(axis=1) < np.abs(slope).max(axis=1)
+        theta = np.where((is_flat & is_less)[:, None], there, theta)
+    return theta
 
 
 def free_gradient(problem: Problem, theta: Floats) -> Floats:

@@ -15,7 +15,7 @@ from scipy.optimize import minimize, nnls
 
 from analysis.arrays import Floats
 from analysis.fit.law import ALPHA, BETA, A, B, E, JointLaw, Points
-from slm.rounding import first_least
+from slm.rounding import first_least, settled
 
 GRID = 7
 
@@ -43,7 +43,7 @@ def vpnls(law: JointLaw, points: Points) -> Floats | None:
     def misfit(values: Floats) -> float:
         if values.min() < 0.01 or values.max() > 2:
             return math.inf
-        return float(nnls(columns(values), np.ones(len(points)))[1])
+        return settled(nnls(columns(values), np.ones(len(points)))[1])
 
     is_alpha = law.roles[exponents] == ALPHA
     tried = np.linspace(0.08, 1.0, GRID)

@@ -93,8 +93,7 @@ def test_each_rule_refuses_and_says_what_to_run() -> None:
         designed(6, 1, MULTIPLIERS, ("deep",)),
         designed(6, 1, MULTIPLIERS, ("wide",), low=1e9, high=9e9),
     )
-    apart = Design(**{key: [*getattr(small, key), *getattr(large, key)] for key in vars(small)})
-    assert "overlap" in design_power(apart, "deep", "wide").refusals[0]
+    assert "overlap" in design_power(joined(small, large), "deep", "wide").refusals[0]
     with pytest.raises(DataError, match="n_flop=-1"):
         design_power(Design(["a"], [0], ["s"], [-1.0], [1.0], [0], [1.0], [1.0]), "a", "b")
     with pytest.raises(DataError, match="one entry a run"):
@@ -183,14 +182,25 @@ def test_the_paired_difference_is_a_regression_at_its_largest_flops() -> None:
     assert power.mde80_difference == pytest.approx(quantiles * expected)
 
 
-def test_a_third_family_informs_but_has_its_own_law() -> None:
-    two = design_power(designed(6, 1, MULTIPLIERS), "deep", "wide", simulations=0)
-    three = design_power(
-        designed(6, 1, MULTIPLIERS, ("deep", "mid", "wide")), "deep", "wide", simulations=0
+def joined(*designs: Design) -> Design:
+    return Design(
+        **{key: [x for one in designs for x in getattr(one, key)] for key in vars(designs[0])}
     )
-    assert two.se_exponent is not None and three.se_exponent is not None
-    assert three.se_exponent < two.se_exponent < 1.1 * three.se_exponent
-    assert (two.df, three.df) == (12 - 5, 18 - 7)
+
+
+def test_a_third_family_informs_but_has_its_own_law() -> None:
+    deep, mid, wide = (designed(6, 1, MULTIPLIERS, (name,)) for name in ("deep", "mid", "wide"))
+    larger = designed(6, 1, MULTIPLIERS, ("wide",), low=14e6, high=440e6)
+    # E, B and beta, of which it informs, matter where the two families have other sizes.
+    for other, gain in ((wide, 0.0), (larger, 0.01)):
+        two, three = (
+            design_power(design, "deep", "wide", simulations=0)
+            for design in (joined(deep, other), joined(deep, mid, other))
+        )
+        assert two.se_exponent is not None and three.se_exponent is not None
+        assert three.se_exponent <= (1 - gain) * two.se_exponent * (1 + 1e-9)
+        assert two.se_exponent < 1.1 * three.se_exponent
+        assert (two.df, three.df) == (12 - 5, 18 - 7)
 
 
 def test_the_next_run_lowers_the_error_by_what_it_says() -> None:

@@ -94,4 +94,3 @@ def test_blocks_share_one_graph_and_train_the_same(
         assert counters["stats"]["unique_graphs"] == (1 if choice == "on" else 0)
     # 20 AdamW steps amplify rounding: compiled sums are fused and in a different order.
     np.testing.assert_allclose(curves["on"], curves["off"], rtol=5e-5)
-    assert curves["on"] != curves["off"]  # compiled code ran
