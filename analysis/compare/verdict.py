@@ -16,7 +16,7 @@ from analysis.compare.holdout import HoldOut
 from analysis.compare.matched_pairs import Contrast
 from analysis.formatting import count, p_value, span
 from analysis.learning_rate.audit import Audit
-from slm.rounding import exceeds, opposite, settled
+from slm.rounding import ITERATED, exceeds, opposite, settled
 
 Word = Literal[
     "depth_exponent_better", "width_exponent_better", "depth_level_better", "width_level_better",
@@ -143,7 +143,7 @@ def _equivalence(found: Findings) -> Verdict | None:
     ends = (
         None if kappa is None or kappa.interval is None else [math.log(x) for x in kappa.interval]
     )
-    if ends is not None and not settled(ends[0]) <= 0 <= settled(ends[1]):
+    if ends is not None and not settled(ends[0], ITERATED) <= 0 <= settled(ends[1], ITERATED):
         return None
     identified = one.status != "UNIDENTIFIED"
     if identified and one.equivalence_p is not None and one.equivalence_p < SIGNIFICANCE:

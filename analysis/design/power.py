@@ -29,7 +29,8 @@ from analysis.design.linear import Design, Law, LinearDesign
 from analysis.design.simulate import LinearVerdict
 from slm.rounding import ITERATED, ROUNDING, exceeds, first_least
 
-NORMAL_ABOVE = 12.0  # noncentrality at which the noncentral t loses its digits
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(100)
+TAIL = 1e-15  # of the residual variance, left out of a quadrature
 MAX_CONDITION = 1e7  # of the column-scaled J
 MAX_PLAUSIBLE_LOSS = 11.0  # nats; a uniform guess among 50k words costs 10.8
 PRIOR_SD = 1.0  # of each parameter, so that a run can be ranked where the design identifies nothing
@@ -223,14 +224,18 @@ def _exponent_power(
 
 
 def t_power(noncentrality: float, df: float, level: float = 0.05) -> float:
-    """P(|T'| > t) of a two-sided t test; the normal where the noncentral t has no digits left."""
+    """P(|T'| > t) of a two-sided t test, by quadrature over the residual standard deviation.
+
+    scipy's noncentral t is undefined at some noncentralities above 9, next to others where it is not.
+    """
     critical = float(special.stdtrit(df, 1 - level / 2))
-    size = abs(noncentrality)
-    if size <= NORMAL_ABOVE:
-        exact = float(special.nctdtr(df, size, -critical) - special.nctdtr(df, size, critical)) + 1
-        if math.isfinite(exact):
-            return min(max(exact, 0.0), 1.0)
-    return float(special.ndtr(size - critical) + special.ndtr(-size - critical))
+    low, high = np.sqrt(special.chdtri(df, [1 - TAIL, TAIL]) / df)
+    ratio = (low + high + (high - low) * NODES) / 2  # the residual sd over the true one
+    log_density = (df - 1) * np.log(ratio) - df * ratio**2 / 2
+    density = WEIGHTS * np.exp(log_density - log_density.max())
+    size, limit = abs(noncentrality), critical * ratio
+    rejected = special.ndtr(size - limit) + special.ndtr(-size - limit)
+    return float(density @ rejected / density.sum())
 
 
 def _difference_power(design: Design, linear: LinearDesign, deep: str, wide: str) -> dict[str, Any]:

@@ -116,11 +116,13 @@ def test_t_power_agrees_with_scipy_and_survives_large_effects() -> None:
         critical = stats.t.ppf(0.975, df)
         for size in (0.0, 1.0, 3.0, 7.0):
             exact = stats.nct.sf(critical, df, size) + stats.nct.cdf(-critical, df, size)
-            assert t_power(-size, df) == pytest.approx(exact, abs=1e-7)
+            assert t_power(-size, df) == pytest.approx(exact, abs=1e-9)
     assert t_power(0, 7) == pytest.approx(0.05)
-    # From the noncentral t to the normal: both are certain there unless df is tiny.
-    assert t_power(12.0, 7) == pytest.approx(t_power(12.01, 7), abs=1e-6)
-    assert t_power(1e6, 7) == 1.0 and t_power(40, 101) == 1.0
+    # Where scipy's noncentral t is undefined, as at 9.5 with 3 degrees of freedom, and beyond.
+    assert t_power(9.5, 3) == pytest.approx(t_power(9.5 * (1 + 1e-9), 3), abs=1e-9)
+    assert t_power(9.4, 3) < t_power(9.5, 3) < t_power(9.6, 3) < 1 - 1e-6
+    assert t_power(1e6, 7) == pytest.approx(1.0) and t_power(40, 101) == pytest.approx(1.0)
+    assert t_power(2.0, 5000) == pytest.approx(stats.norm.cdf(2.0 - 1.96), abs=1e-3)
 
 
 def test_power_of_the_t_test_is_that_of_simulated_studies() -> None:

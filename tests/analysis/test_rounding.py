@@ -1,0 +1,319 @@
+"""Results do not depend on the last bits of a loss, nor on the order of the rows of a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.compare import exponents
+from analysis.compare.aspect_ratio import fit_shape_curve
+from analysis.compare.compute_multiplier import envelope, multiplier
+from analysis.compare.matched_pairs import holm, holm_limits
+from analysis.design.identifiability import (
+    comparison_refusals,
+    design_warnings,
+    distinct,
+    exponent_refusals,
+)
+from analysis.fit import joint
+from analysis.fit.isoflop import fit_isoflop
+from analysis.fit.levenberg_marquardt import start_grid
+from analysis.fit.power_law import fit_power_law
+from analysis.learning_rate.audit import audit_rates
+from analysis.learning_rate.transfer import common_rate, curves, loss_grid
+from analysis.report.study_report import answer
+from analysis.report.write import results
+from analysis.runs.load import Runs, load, load_runs
+from analysis.runs.study import Columns, prepare
+from slm.rounding import exceeds, first_least, merged, order_of, settled, three_digits
+from slm.studies import lr_tuning
+from slm.tracking.spikes import loss_spikes
+from tests.benchmarks.simulated_studies import CENTRE, Truth
+from tests.conftest import ROOT
+from tests.unit.test_inference import shapes
+
+CHANGE = 1e-13  # of a loss, relative: thousands of times what the kernels of two CPUs differ by
+MICRO = ROOT / "analysis" / "examples" / "micro" / "results.jsonl"
+
+
+def changed(values: Any, seed: int) -> Any:
+    """The values, each multiplied by 1 + CHANGE or 1 - CHANGE."""
+    return values * (1 + CHANGE * np.random.default_rng(seed).choice([-1, 1], np.shape(values)))
+
+
+def another(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The table with its losses changed in their last bits and its rows in another order."""
+    losses = changed(table["loss_nats_per_token"].to_numpy(), seed)
+    order = np.random.default_rng(seed).permutation(len(table))
+    return table.assign(loss_nats_per_token=losses).iloc[order].reset_index(drop=True)
+
+
+def study(
+    truth: Truth = Truth(0, 0),
+    *,
+    sizes: int = 4,
+    budgets: tuple[float, ...] = (5.0, 20.0, 80.0),
+    tau: float = 0.0,
+    sigma: float = 0.0,
+    seeds: int = 1,
+    mismatch: float = 0.0,
+) -> pd.DataFrame:
+    """Two families of known law. Without a mismatch their shapes tie in N, FLOPs and all that follows."""
+    generator = np.random.default_rng(1)
+    rows = []
+    for family in ("deep", "wide"):
+        for rung, size in enumerate(CENTRE * np.geomspace(1 / 6, 6, sizes)):
+            n = size * (1 + generator.uniform(-mismatch, mismatch))
+            misfit = generator.normal(0, tau)
+            for budget in budgets:
+                loss = truth.loss(family, n, budget * size) + misfit + generator.normal(0, sigma)
+                rows += [
+                    {
+                        "family": family, "shape": f"{family}{rung}", "rung": rung, "n_flop": n,
+                        "tokens": budget * size, "flops": 6 * n * budget * size, "seed": seed,
+                        "run_id": f"{family}{rung}-{budget:g}-{seed}", "loss_nats_per_token": loss,
+                    }
+                    for seed in range(seeds)
+                ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def tied() -> pd.DataFrame:
+    """Families whose losses are equal in every cell."""
+    table = study()
+    return table.assign(loss_nats_per_token=30 * table["flops"] ** -0.05)
+
+
+ENDS = (5.0, 80.0)
+STUDIES: dict[str, tuple[Callable[[], pd.DataFrame], str]] = {
+    "exponents differ": (
+        lambda: study(Truth(0, 0.08), sizes=6, budgets=ENDS, tau=0.003, sigma=0.002, mismatch=0.01),
+        "depth_exponent_better",
+    ),
+    "levels differ": (
+        lambda: study(Truth(-0.08, 0), sizes=5, budgets=ENDS, tau=0.002, sigma=0.002, mismatch=0.01),
+        "depth_level_better",
+    ),
+    "nothing differs": (lambda: study(tau=0.01, sigma=0.005, mismatch=0.01), "no_difference"),
+    "no noise": (study, "no_difference"),
+    "no noise, mismatch": (lambda: study(mismatch=0.01), "inconclusive"),
+    "levels, no noise": (
+        lambda: study(Truth(-0.05, 0), sizes=5, budgets=ENDS), "depth_level_better",
+    ),
+    "exponents, no noise": (lambda: study(Truth(0, 0.05)), "inconclusive"),
+    "equal losses of families": (tied, "no_difference"),
+    "equal losses of seeds": (lambda: study(budgets=ENDS, tau=0.01, seeds=2), "inconclusive"),
+    "one loss": (lambda: study(budgets=ENDS).assign(loss_nats_per_token=3.0), "inconclusive"),
+    "one family": (lambda: study().query("family == 'deep'"), "refused"),
+    "one budget": (lambda: study(budgets=(20.0,), tau=0.002), "inconclusive"),
+    "three sizes": (lambda: study(sizes=3, tau=0.01), "inconclusive"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def few_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fit from every tenth start."""
+    for module in (two_stage_f_test, exponents, joint):
+        monkeypatch.setattr(module, "start_grid", lambda *a, **k: start_grid(*a, **k)[::10])
+
+
+def all_of(runs: Runs | pd.DataFrame) -> dict[str, Any]:
+    """Every value of a report by its place; of a text the words."""
+    found = results(answer(runs, bootstrap=19))
+    found["residuals"].sort(key=lambda row: row["run_id"])
+    return dict(_leaves(found, ""))
+
+
+def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{place}/{key}")
+    elif isinstance(value, list | tuple):
+        yield f"{place}/length", len(value)
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, f"{place}/{index}")
+    else:
+        yield place, re.sub(r"[+-]?\d[\d.e+-]*", "0", value) if isinstance(value, str) else value
+
+
+def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert ours.keys() == theirs.keys()
+    for place, value in ours.items():
+        is_number = isinstance(value, float)
+        expected = pytest.approx(value, rel=1e-6, abs=1e-6) if is_number else value
+        assert theirs[place] == expected, place
+
+
+@pytest.mark.usefixtures("few_starts")
+@pytest.mark.parametrize(("seed", "kind"), enumerate(STUDIES))
+def test_a_report_does_not_depend_on_rounding_or_on_the_order_of_runs(seed: int, kind: str) -> None:
+    make, word = STUDIES[kind]
+    table = make()
+    first = all_of(table)
+    assert first["/comparison/verdict/word"] == word
+    assert_same(first, all_of(another(table, seed)))
+
+
+@pytest.mark.usefixtures("few_starts")
+def test_nor_does_that_of_real_runs() -> None:
+    runs = load(MICRO)
+    families = runs.table["family"].isin(["deep_thin", "wide_shallow"])
+    table = runs.table[families].drop(columns=["params_non_embedding", "params_total"])
+    reports = [
+        all_of(Runs(one, runs.dropped, runs.warnings)) for one in (table, another(table, seed=19))
+    ]
+    assert_same(*reports)
+
+
+def aspects_of(table: pd.DataFrame) -> dict[str, Any]:
+    columns = Columns(flops="flops", rung="rung", aspect="aspect_ratio")
+    found = fit_shape_curve(prepare(table, columns, None, None).table)
+    return {**dict(_leaves(asdict(found), "")), "sentence": found.sentence}
+
+
+def test_the_best_aspect_ratio_does_not_depend_on_rounding() -> None:
+    """Of optima inside, drifting, at an end and nowhere, and of real runs."""
+    tables = [shapes(48.0, 0.0), shapes(30.0, 0.1, noise=0.005), shapes(144.0, 0.0)]
+    tables.append(tables[0].assign(loss_nats_per_token=3.0))
+    for table in (*(one.assign(n_flop=one["n"]) for one in tables), load(MICRO).table):
+        first = aspects_of(table)
+        for seed in range(20):
+            assert_same(first, aspects_of(another(table, seed)))
+
+
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+
+
+@pytest.mark.parametrize("losses", [(3, 2, 2, 3), (2, 2, 2, 2), (3, 3, 2, 2), (2, 2, 3, 3)])
+def test_of_equally_good_learning_rates_the_lowest_is_taken(losses: tuple[int, ...]) -> None:
+    lowest = losses.index(2)
+    for seed in range(20):
+        table = pd.DataFrame(
+            {
+                "family": "deep", "shape": "L2-d8", "n_layers": 2, "d_model": 8, "peak_lr": RATES,
+                "parametrization": "mup", "loss_nats_per_token": changed(np.array(losses), seed),
+            }
+        )  # fmt: skip
+        (audited,), (curve,) = audit_rates(table).shapes, curves(table)
+        assert audited.interior == curve.interior == (lowest in (1, 2))
+        assert audited.best_lr == pytest.approx(curve.best_lr)
+        if not curve.interior:
+            assert curve.best_lr == pytest.approx(RATES[lowest])
+        assert common_rate(loss_grid(table, "mup")) == RATES[lowest]
+
+
+def test_a_study_tunes_to_the_lowest_of_equally_good_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SimpleNamespace(
+        optimizer=SimpleNamespace(lr=4e-3), runs_dir=tmp_path, study=SimpleNamespace(name="s")
+    )
+    arm = SimpleNamespace(
+        key="arm", family="deep", rung=1, varied=(), config=config, deciding=lambda keys: keys["lr"]
+    )
+    for seed in range(20):
+        losses = dict(zip(RATES, changed(np.array([3, 2, 2, 3]), seed), strict=True))
+
+        def cell(rate: float, _: Any, losses: dict[float, float] = losses) -> SimpleNamespace:
+            spec = SimpleNamespace(shape=SimpleNamespace(label="L2-d8"))
+            result = SimpleNamespace(val_loss_nats_per_token=losses[rate])
+            return SimpleNamespace(is_done=True, spec=spec, result=result)
+
+        monkeypatch.setattr(lr_tuning, "shortest_cell", cell)
+        (tuned,) = lr_tuning.tune([arm], {}, lambda cells: None)  # type: ignore[list-item]
+        assert tuned.lr == 2e-3
+
+
+def test_a_run_that_is_there_twice_is_one_and_a_shape_has_one_rate(tmp_path: Path) -> None:
+    table = study(budgets=(20.0,)).drop(columns=["seed", "run_id"]).assign(peak_lr=4e-3)
+    for seed in range(3):
+        pd.concat([table, another(table, seed)]).to_csv(tmp_path / "runs.csv", index=False)
+        runs = load_runs(tmp_path / "runs.csv")
+        assert len(runs.table) == len(table) and runs.dropped["duplicate"] == len(table)
+        tried = another(table, seed).assign(peak_lr=2e-3)
+        pd.concat([table, tried]).to_csv(tmp_path / "tried.csv", index=False)
+        assert set(load_runs(tmp_path / "tried.csv").table["peak_lr"]) == {2e-3}
+
+
+def test_a_design_that_just_keeps_a_rule_keeps_it() -> None:
+    """Sizes over one decade, pairs 3% apart, budgets over a factor of 8, ranges that overlap by 70%."""
+    deep = np.repeat(np.geomspace(1e6, 1e7, 6), 3)
+    tokens = deep * np.tile([8.0, 24.0, 64.0], 6)
+    family, rung = np.repeat(["deep", "wide"], 18), np.tile(np.repeat(np.arange(6), 3), 2)
+    for seed in range(20):
+        n = changed(np.concatenate([deep, deep / 1.03]), seed)
+        per_token = changed(np.concatenate([tokens, tokens / 1.03]), seed + 20)
+        assert design_warnings(family, rung, n, per_token, [0, 1] * 18) == []
+        steps = 10 ** (np.concatenate([np.arange(18), np.arange(3, 21)]) / 10)
+        assert not comparison_refusals(family, changed(steps, seed), "deep", "wide")
+        assert distinct(changed(np.array([1000.0, 1001.0]), seed)) == 1
+        same = changed(np.full(36, 1e7), seed)
+        assert "undefined" in exponent_refusals(family, None, same, tokens.repeat(2))[-1]
+
+
+def test_pairs_and_budgets_do_not_depend_on_rounding() -> None:
+    """Sizes that differ by exactly a quarter are apart; ratios of tokens that differ by 30% are one."""
+    table = study(budgets=(10.0, 13.0)).drop(columns=["rung"]).assign(aspect_ratio=64.0)
+    quarter = table.assign(n_flop=table["n_flop"] * table["family"].map({"deep": 1, "wide": 1.25}))
+    for seed in range(20):
+        rungs, budgets = (
+            prepare(
+                one.assign(**{name: changed(one[name], seed) for name in ("n_flop", "aspect_ratio")}),
+                Columns(aspect="aspect_ratio"), None, None,
+            )
+            for one in (quarter, table)
+        )  # fmt: skip
+        assert rungs.table["rung"].nunique() == 8
+        assert budgets.table["rung"].nunique() == 4 and budgets.table["budget"].nunique() == 1
+        assert (budgets.deep, budgets.wide) == ("deep", "wide")  # whose aspect ratios are the same
+
+
+def test_equal_p_values_are_adjusted_in_the_order_of_the_budgets() -> None:
+    for seed in range(20):
+        p = changed(np.array([0.02, 0.01, 0.01]), seed)
+        assert holm_limits(p) == pytest.approx([0.05, 0.05 / 3, 0.05 / 2])
+        assert holm(p) == pytest.approx([0.03, 0.03, 0.03])
+
+
+def test_envelopes_and_parabolas_do_not_depend_on_rounding() -> None:
+    flops, loss = np.array([1.0, 2, 2, 4, 8, 16]), np.array([4.0, 3.0, 3.0, 3.0, 2.5, 2.0])
+    line = 30 * np.geomspace(1, 16, 6) ** -0.2
+    for seed in range(20):
+        found = envelope(changed(flops, seed), changed(loss, seed + 20), flops)
+        assert (found.runs, found.sizes) == (4, 4)
+        assert multiplier(found, found) is not None
+        straight = envelope(np.geomspace(1, 16, 6), changed(line, seed), np.geomspace(1, 16, 6))
+        assert len(straight.log_c) == 2 and straight.runs == 6
+        n = 1e8 * 10 ** (np.arange(-2, 3) / 4)  # ends half a decade from the minimum
+        curve, flat = 2 + 0.1 * np.log(n / 1e8) ** 2, np.full(5, 2.0)
+        (best,) = fit_isoflop(changed(n, seed), np.full(5, 1e18), curve).parabolas
+        assert best.points == 5 and best.n_best == pytest.approx(1e8)
+        (none,) = fit_isoflop(n, np.full(5, 1e18), changed(flat, seed)).parabolas
+        assert none.n_best is None and none.points == 3
+
+
+def test_equal_losses_have_no_spread_and_no_spikes() -> None:
+    for seed in range(20):
+        assert loss_spikes(changed(np.full(100, 3.0), seed).tolist()) == []
+        fit = fit_power_law([1e6, 1e7, 1e8, 1e9], changed(np.full(4, 3.0), seed))
+        assert fit.alpha == 0 and fit.residual_sd == 0 and np.isnan(fit.r_squared)
+        assert (fit.p_value(0.0), fit.p_value(0.1)) == (1.0, 0.0)
+
+
+def test_comparisons_up_to_rounding() -> None:
+    close = 1 + np.array([3e-13, -2e-13, 1e-13, 0.0])
+    assert first_least(close) == 0 and first_least([2.0, *close]) == 1
+    assert set(merged([5.0, *close])) == {5.0, close.min()}
+    assert order_of([5.0, *close, 0.5]).tolist() == [5, 1, 2, 3, 4, 0]
+    assert np.isnan(merged([np.nan, 1.0])[0]) and merged([]).size == 0
+    assert not exceeds(0.03 * (1 + 1e-12), 0.03) and exceeds(0.03 * (1 + 1e-6), 0.03)
+    assert settled(-1e-12) == 0 and settled(0.1) == 0.1 and settled(np.array([1e-12, 1])).sum() == 1
+    assert three_digits(20.25) == three_digits(20.25 * (1 - 1e-12)) == 20.3
