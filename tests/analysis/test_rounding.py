@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.compare import exponents
+from analysis.compare import exponents, two_stage_f_test
 from analysis.compare.aspect_ratio import fit_shape_curve
 from analysis.compare.compute_multiplier import envelope, multiplier
 from analysis.compare.matched_pairs import holm, holm_limits
@@ -31,14 +31,14 @@ from analysis.learning_rate.audit import audit_rates
 from analysis.learning_rate.transfer import common_rate, curves, loss_grid
 from analysis.report.study_report import answer
 from analysis.report.write import results
-from analysis.runs.load import Runs, load, load_runs
+from analysis.runs.load import Runs, load_runs
 from analysis.runs.study import Columns, prepare
 from slm.rounding import exceeds, first_least, merged, order_of, settled, three_digits
 from slm.studies import lr_tuning
 from slm.tracking.spikes import loss_spikes
 from tests.benchmarks.simulated_studies import CENTRE, Truth
 from tests.conftest import ROOT
-from tests.unit.test_inference import shapes
+from tests.analysis.compare.test_inference import shapes
 
 CHANGE = 1e-13  # of a loss, relative: thousands of times what the kernels of two CPUs differ by
 MICRO = ROOT / "analysis" / "examples" / "micro" / "results.jsonl"
@@ -164,7 +164,7 @@ def test_a_report_does_not_depend_on_rounding_or_on_the_order_of_runs(seed: int,
 
 @pytest.mark.usefixtures("few_starts")
 def test_nor_does_that_of_real_runs() -> None:
-    runs = load(MICRO)
+    runs = load_runs(MICRO)
     families = runs.table["family"].isin(["deep_thin", "wide_shallow"])
     table = runs.table[families].drop(columns=["params_non_embedding", "params_total"])
     reports = [
@@ -183,7 +183,7 @@ def test_the_best_aspect_ratio_does_not_depend_on_rounding() -> None:
     """Of optima inside, drifting, at an end and nowhere, and of real runs."""
     tables = [shapes(48.0, 0.0), shapes(30.0, 0.1, noise=0.005), shapes(144.0, 0.0)]
     tables.append(tables[0].assign(loss_nats_per_token=3.0))
-    for table in (*(one.assign(n_flop=one["n"]) for one in tables), load(MICRO).table):
+    for table in (*(one.assign(n_flop=one["n"]) for one in tables), load_runs(MICRO).table):
         first = aspects_of(table)
         for seed in range(20):
             assert_same(first, aspects_of(another(table, seed)))
@@ -272,7 +272,7 @@ def test_pairs_and_budgets_do_not_depend_on_rounding() -> None:
             for one in (quarter, table)
         )  # fmt: skip
         assert rungs.table["rung"].nunique() == 8
-        assert budgets.table["rung"].nunique() == 4 and budgets.table["budget"].nunique() == 1
+        assert budgets.table["rung"].nunique() == 4 and budgets.table["tokens_per_param"].nunique() == 1
         assert (budgets.deep, budgets.wide) == ("deep", "wide")  # whose aspect ratios are the same
 
 
