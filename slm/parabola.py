@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from slm.rounding import ROUNDING, first_least
+from slm.rounding import ROUNDING_TOLERANCE, first_argmin
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ def parabola_minimum(x: Iterable[float], y: Iterable[float]) -> Minimum | None:
     skew, spread = math.fsum(a**3 for a in u) / squares, squares / n
     bend = [a**2 - skew * a - spread for a in u]
     norm = math.sqrt(_dot(bend, bend))
-    if norm <= ROUNDING * squares:
+    if norm <= ROUNDING_TOLERANCE * squares:
         return None
     slope, half = _dot(u, v) / squares, _dot(bend, v) / norm**2
-    if half * norm <= ROUNDING * max(map(abs, ys)):
+    if half * norm <= ROUNDING_TOLERANCE * max(map(abs, ys)):
         return None
     at = skew / 2 - slope / (2 * half)
     value = level + slope * at + half * (at**2 - skew * at - spread)
@@ -59,7 +59,7 @@ def minimum_on_grid(x: Sequence[float], y: Sequence[float]) -> Minimum | None:
 
     None if the lowest point is an end of the grid, or a neighbour is not finite.
     """
-    at = first_least(y)
+    at = first_argmin(y)
     near = slice(at - 1, at + 2)
     return parabola_minimum(x[near], y[near]) if 0 < at < len(y) - 1 else None
 

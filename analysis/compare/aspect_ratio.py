@@ -21,7 +21,7 @@ from analysis.fit.diagnostics import Status
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import codes, jackknife_error
 from slm.parabola import parabola_minimum
-from slm.rounding import ROUNDING, condition_number, order_of, settled
+from slm.rounding import ROUNDING_TOLERANCE, condition_number, snap_to_zero, stable_argsort
 
 MIN_ASPECTS = 3
 LN2_SQUARED = math.log(2) ** 2
@@ -115,7 +115,7 @@ def fit_shape_curve(table: pd.DataFrame) -> ShapeCurve:
     if any(one is None for one in deleted):
         reason = "without one shape the curve has no minimum"
         return ShapeCurve("UNIDENTIFIED", (reason,), curves, len(deleted))
-    half = quantile_t(df) * settled(jackknife_error(np.array(deleted)))
+    half = quantile_t(df) * snap_to_zero(jackknife_error(np.array(deleted)))
     return _result(cells, found, half, curves, slope)
 
 
@@ -130,7 +130,7 @@ def _saved(cells: pd.DataFrame) -> float:
 
 def _curve(rows: pd.DataFrame, slope: float) -> RungCurve:
     x, y = np.log(rows["aspect_ratio"].to_numpy()), rows["corrected"].to_numpy()
-    order = order_of(rows["aspect_ratio"])
+    order = stable_argsort(rows["aspect_ratio"])
     best = parabola_minimum(x, y)
     cost = None if best is None else best.cost_of_two
     return RungCurve(
@@ -156,16 +156,16 @@ def _pooled(cells: pd.DataFrame, kept: Any) -> Floats | None:
     levels = (group[:, None] == np.unique(group)).astype(float)
     design = np.column_stack([levels, x, x * w, x**2])[kept]
     losses = cells["corrected"].to_numpy()[kept]
-    (b, d, a) = settled(np.linalg.lstsq(design, losses, rcond=ROUNDING)[0][-3:])
+    (b, d, a) = snap_to_zero(np.linalg.lstsq(design, losses, rcond=ROUNDING_TOLERANCE)[0][-3:])
     if a <= 0:
         return None
     centre = float(np.log(cells["aspect_ratio"]).mean())
-    return np.array([centre - b / (2 * a), settled(-d / (2 * a)), a])
+    return np.array([centre - b / (2 * a), snap_to_zero(-d / (2 * a)), a])
 
 
 def _is_inside(best: float, x: Floats) -> bool:
     """Whether the optimum lies between the ends of what was measured, and not at one of them."""
-    return bool(settled(best - x.min()) > 0 and settled(x.max() - best) > 0)
+    return bool(snap_to_zero(best - x.min()) > 0 and snap_to_zero(x.max() - best) > 0)
 
 
 def _result(
@@ -174,7 +174,7 @@ def _result(
     low, high = found - half, found + half
     interior = _is_inside(found[0], np.log(cells["aspect_ratio"].to_numpy()))
     cost = float(found[2] * LN2_SQUARED)
-    flat = settled(low[2]) <= 0
+    flat = snap_to_zero(low[2]) <= 0
     reasons = [] if interior else ["the optimum lies outside of the aspects measured"]
     if flat:
         reasons.append("the curvature is not shown to differ from 0: shape hardly matters here")

@@ -24,7 +24,7 @@ from analysis.fit.law import JointLaw, log_loss
 from analysis.fit.levenberg_marquardt import Problem, minimise
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import bootstrap_interval, cluster_bootstrap, codes, jackknife_error
-from slm.rounding import exceeds, merged, settled
+from slm.rounding import exceeds, merge_close, snap_to_zero
 
 LEVELS = 9  # losses at which the slope is taken
 ENOUGH_FOR_BCA = 10  # shapes of a family
@@ -80,8 +80,8 @@ def envelope(flops: Floats, loss: Floats, n: Floats) -> Envelope:
     Runs that no cheaper run beats, less those that lie above a line between two others: a frontier is
     convex, and a run barely better than a cheaper one would make the inverse nearly vertical.
     """
-    flops = merged(flops)
-    order = np.lexsort((n, merged(loss), flops))
+    flops = merge_close(flops)
+    order = np.lexsort((n, merge_close(loss), flops))
     best, kept = math.inf, []
     for row in order:
         if exceeds(best, loss[row]):
@@ -115,7 +115,7 @@ def multiplier(deep: Envelope, wide: Envelope) -> Kappa | None:
     end = min(one.log_c[-1] for one in sides)
     low = max(float(PchipInterpolator(one.log_c, one.log_loss)(end)) for one in sides)
     high = min(one.log_loss[0] for one in sides)
-    if not settled(high - low) > 0:
+    if not snap_to_zero(high - low) > 0:
         return None
     levels = np.linspace(low, high, LEVELS)
     costs = [PchipInterpolator(one.log_loss[::-1], one.log_c[::-1])(levels) for one in sides]

@@ -35,7 +35,7 @@ from analysis.fit.profile_likelihood import naive_covariance, profile_contrast, 
 from analysis.fit.resampling import Solution, jackknife_error, solve
 from analysis.formatting import count
 from analysis.runs.study import Study
-from slm.rounding import ITERATED, first_least, opposite, settled
+from slm.rounding import ITERATION_TOLERANCE, first_argmin, opposite_signs, snap_to_zero
 
 EQUIVALENT = 0.02  # exponents closer than this are the same for any use
 POWER = 0.8
@@ -93,7 +93,7 @@ class ExponentDifference:
     def is_fragile(self) -> bool:
         """Whether the sign hangs on one shape."""
         return self.without is not None and self.difference is not None and (
-            opposite(self.without[1], self.difference)
+            opposite_signs(self.without[1], self.difference)
         )  # fmt: skip
 
     def accepted_alpha(self, family: str) -> tuple[float, float]:
@@ -241,11 +241,11 @@ def exponent_difference_of(
 
 
 def _jackknife(known: FittedStudy) -> dict[str, Any]:
-    difference = settled(known.contrast(known.theta))
+    difference = snap_to_zero(known.contrast(known.theta))
     without = known.contrast(known.deleted.theta)
-    error, df = settled(jackknife_error(without)), known.df
+    error, df = snap_to_zero(jackknife_error(without)), known.df
     half = quantile_t(df) * error
-    farthest = first_least(-np.abs(settled(without - difference)), ITERATED)
+    farthest = first_argmin(-np.abs(snap_to_zero(without - difference)), ITERATION_TOLERANCE)
     covariance = naive_covariance(known.problem, known.theta)
     deep, wide = known.law.slots[ALPHA][list(known.families)]
     naive = math.sqrt(
@@ -300,4 +300,4 @@ def shape_misfit(known: FittedStudy) -> float:
     """Random effect of a shape in ln L: sd over shapes of the mean residual (seeds, learning rate, rounding)."""
     predicted = log_loss(known.law, known.theta[None], known.problem.points)[0][0]
     means = pd.Series(known.problem.points.y - predicted).groupby(known.shape).mean()
-    return settled(np.sqrt((means**2).sum() / max(known.df, 1)))
+    return snap_to_zero(np.sqrt((means**2).sum() / max(known.df, 1)))

@@ -24,7 +24,7 @@ from analysis.design.identifiability import comparison_refusals, design_warnings
 from analysis.learning_rate.audit import Audit, audit_of
 from analysis.runs.study import Columns, Study, prepare
 from slm.errors import DataError
-from slm.rounding import settled
+from slm.rounding import snap_to_zero
 
 EXTRAPOLATION = 3.0  # times the largest measured FLOPs
 
@@ -293,4 +293,4 @@ def _seed_noise(table: pd.DataFrame) -> float | None:
         cells.ngroups,
     )
     extra = len(table) - count
-    return settled(math.sqrt(squares / extra)) if extra else None
+    return snap_to_zero(math.sqrt(squares / extra)) if extra else None

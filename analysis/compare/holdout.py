@@ -15,7 +15,7 @@ from analysis.fit.law import log_loss
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import cluster_bootstrap
 from analysis.runs.study import Study
-from slm.rounding import exceeds, order_of, settled
+from slm.rounding import exceeds, snap_to_zero, stable_argsort
 
 REPLICATES = 200
 
@@ -74,7 +74,7 @@ def hold_out(study: Study, seed: int = 0) -> HoldOut:
     the shapes' degrees of freedom.
     """
     sizes = study.table.groupby("rung", sort=False)["n"].mean()
-    rungs = sizes.index[order_of(sizes)]
+    rungs = sizes.index[stable_argsort(sizes)]
     smaller = _below(study, rungs[:-1])
     refusals = refusals_of(smaller)
     if refusals:
@@ -87,7 +87,7 @@ def hold_out(study: Study, seed: int = 0) -> HoldOut:
         if mine:
             centre = float(np.mean([math.log(cell.observed / cell.predicted) for cell in mine]))
             half = float(np.mean([math.log(cell.high / cell.low) / 2 for cell in mine]))
-            if abs(settled(centre)) > half:
+            if abs(snap_to_zero(centre)) > half:
                 off.append(f"{family} is off by {centre:+.2%} at the largest size")
     return HoldOut(tuple(cells), not off, tuple(off), tuple(_forward(study, list(rungs), known)))
 

@@ -13,7 +13,14 @@ from scipy import stats
 
 from analysis.design.identifiability import collinearity
 from slm.architecture.shape_solver import MATCH_TOLERANCE
-from slm.rounding import ITERATED, ROUNDING, exceeds, order_of, settled, three_digits
+from slm.rounding import (
+    ITERATION_TOLERANCE,
+    ROUNDING_TOLERANCE,
+    exceeds,
+    round_to_three_digits,
+    snap_to_zero,
+    stable_argsort,
+)
 
 CONFIDENCE = 0.95
 
@@ -45,7 +52,7 @@ class Contrast:
     def by_flops(self) -> list[dict[str, Any]]:
         """Rows of the summary by the FLOPs of their endpoint, of equal ones the smaller budget first."""
         rows: list[Any] = self.summary.to_dict("records")
-        return [rows[row] for row in order_of([row["largest_flops"] for row in rows])]
+        return [rows[row] for row in stable_argsort([row["largest_flops"] for row in rows])]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, a record a row."""
@@ -89,11 +96,12 @@ def paired_differences(
     ):  # of one rung they are equal, but for presets' own variants
         middle = pairs[[f"{column}_deep", f"{column}_wide"]].mean(axis=1)
         pairs[column] = [
-            three_digits(value) if column == "tokens_per_param" else value for value in middle
+            round_to_three_digits(value) if column == "tokens_per_param" else value
+            for value in middle
         ]
     pairs["flops"] = np.sqrt(pairs["flops_deep"] * pairs["flops_wide"])
     pairs["flops_mismatch"] = pairs["flops_deep"] / pairs["flops_wide"] - 1
-    pairs["difference"] = settled(
+    pairs["difference"] = snap_to_zero(
         pairs["loss_nats_per_token_deep"] - pairs["loss_nats_per_token_wide"]
     )
     mean_loss = (pairs["loss_nats_per_token_deep"] + pairs["loss_nats_per_token_wide"]) / 2
@@ -103,7 +111,9 @@ def paired_differences(
         else -saved(pairs[["n_deep", "n_wide"]].mean(axis=1).to_numpy())
     )
     correction = slope * np.log1p(pairs["flops_mismatch"])
-    pairs["difference_at_equal_flops"] = settled(pairs["difference"] - correction, ITERATED)
+    pairs["difference_at_equal_flops"] = snap_to_zero(
+        pairs["difference"] - correction, ITERATION_TOLERANCE
+    )
     pairs = pairs.sort_values(["tokens_per_param", "flops"], ignore_index=True)
     summary = pd.DataFrame(
         [_summarize(value, rows) for value, rows in pairs.groupby("tokens_per_param")]
@@ -135,7 +145,9 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 def _from_least(p_values: np.ndarray) -> list[int]:
     """Indices of the defined p-values, the least first; of equal ones the first budget."""
-    return [int(i) for i in order_of(p_values, ITERATED) if not math.isnan(p_values[i])]
+    return [
+        int(i) for i in stable_argsort(p_values, ITERATION_TOLERANCE) if not math.isnan(p_values[i])
+    ]
 
 
 def _slope_at_equal_tokens(pairs: pd.DataFrame) -> float:
@@ -153,8 +165,8 @@ def _summarize(tokens_per_param: object, rows: pd.DataFrame) -> dict[str, float 
     differences = rows["difference_at_equal_flops"].to_numpy()
     log_flops = np.log(rows["flops"].to_numpy())
     k = len(differences)
-    mean = settled(differences.mean(), ITERATED)
-    sd = settled(differences.std(ddof=1), ITERATED) if k > 1 else math.nan
+    mean = snap_to_zero(differences.mean(), ITERATION_TOLERANCE)
+    sd = snap_to_zero(differences.std(ddof=1), ITERATION_TOLERANCE) if k > 1 else math.nan
     half = _half_width(sd / math.sqrt(k), k - 1)
     largest, standard_error = _at_largest(log_flops, differences)
     largest_half = _half_width(standard_error, k - 2)
@@ -178,7 +190,7 @@ def _summarize(tokens_per_param: object, rows: pd.DataFrame) -> dict[str, float 
 def _at_largest(log_flops: np.ndarray, differences: np.ndarray) -> tuple[float, float]:
     """The regression line of the differences at the largest FLOPs, and its standard error."""
     k = len(differences)
-    if k < 3 or np.ptp(log_flops) <= ROUNDING:
+    if k < 3 or np.ptp(log_flops) <= ROUNDING_TOLERANCE:
         return math.nan, math.nan
     line = stats.linregress(log_flops, differences)
     at = log_flops.max()
@@ -188,7 +200,9 @@ def _at_largest(log_flops: np.ndarray, differences: np.ndarray) -> tuple[float, 
     )
     centred = log_flops - log_flops.mean()
     leverage = 1 / k + (at - log_flops.mean()) ** 2 / float((centred**2).sum())
-    return settled(estimate, ITERATED), settled(residual_sd * math.sqrt(leverage), ITERATED)
+    return snap_to_zero(estimate, ITERATION_TOLERANCE), snap_to_zero(
+        residual_sd * math.sqrt(leverage), ITERATION_TOLERANCE
+    )
 
 
 def _half_width(

@@ -16,7 +16,7 @@ from analysis.arrays import Floats, Ints
 from analysis.design.simulate import ALL_LABELINGS_UP_TO, sign_patterns
 from analysis.fit.law import ALPHA, log_loss
 from analysis.fit.levenberg_marquardt import NOISE_FREE, Problem, minimise
-from slm.rounding import ITERATED, settled
+from slm.rounding import ITERATION_TOLERANCE, snap_to_zero
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,9 @@ def any_difference(
     starts = np.repeat(theta[None], len(labels), 0)
     objective = minimise(relabeled, starts).objective
     objective = np.minimum(objective, _of_opposite(objective, pairs))
-    as_extreme = objective <= objective[0] * (1 + ITERATED) + NOISE_FREE * len(problem.points)
+    as_extreme = objective <= objective[0] * (1 + ITERATION_TOLERANCE) + NOISE_FREE * len(
+        problem.points
+    )
     return _permutation(as_extreme, pairs)
 
 
@@ -110,9 +112,9 @@ def exponent_difference(
     starts = np.repeat(law.spread(tied, common), len(signs), 0)
     found = minimise(refit, starts).theta
     first, second = law.slots[ALPHA][list(families)]
-    statistic = np.abs(settled(found[:, first] - found[:, second]))
+    statistic = np.abs(snap_to_zero(found[:, first] - found[:, second]))
     statistic = np.maximum(statistic, _of_opposite(statistic, pairs))
-    return _permutation(statistic >= statistic[0] * (1 - ITERATED), pairs)
+    return _permutation(statistic >= statistic[0] * (1 - ITERATION_TOLERANCE), pairs)
 
 
 def _of_opposite(statistic: Floats, pairs: Pairing) -> Floats:

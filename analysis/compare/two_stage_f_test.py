@@ -15,10 +15,10 @@ from scipy.optimize import minimize_scalar
 from analysis.arrays import Floats, Ints
 from analysis.fit.law import BETA, B, JointLaw, Points
 from analysis.fit.levenberg_marquardt import Problem, minimise, start_grid
-from slm.rounding import ITERATED, ROUNDING
+from slm.rounding import ITERATION_TOLERANCE, ROUNDING_TOLERANCE
 
 ABSENT = -60.0  # ln of a term that is left out
-LEAST = ITERATED**2  # sums of squares up to this are the error of the iteration for beta
+LEAST = ITERATION_TOLERANCE**2  # sums of squares up to this are the error of the iteration for beta
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ def shape_losses(log_d: Floats, loss: Floats, shape: Ints) -> tuple[Floats, floa
 
     def solve(beta: float) -> tuple[float, Floats]:
         design = np.column_stack([member, np.exp(-beta * centred)])
-        coefficients, *_ = np.linalg.lstsq(design, loss, rcond=ROUNDING)
+        coefficients, *_ = np.linalg.lstsq(design, loss, rcond=ROUNDING_TOLERANCE)
         residual = loss - design @ coefficients
         return float(residual @ residual), coefficients[:-1]
 
-    options = {"xatol": ROUNDING}
+    options = {"xatol": ROUNDING_TOLERANCE}
     found = minimize_scalar(
         lambda beta: solve(beta)[0], bounds=(0.02, 1.5), method="bounded", options=options
     )

@@ -16,7 +16,7 @@ from analysis.compare.holdout import HoldOut
 from analysis.compare.matched_pairs import Contrast
 from analysis.formatting import count, p_value, span
 from analysis.learning_rate.audit import Audit
-from slm.rounding import ITERATED, exceeds, opposite, settled
+from slm.rounding import ITERATION_TOLERANCE, exceeds, opposite_signs, snap_to_zero
 
 Word = Literal[
     "depth_exponent_better", "width_exponent_better", "depth_level_better", "width_level_better",
@@ -83,7 +83,7 @@ def _exponents(found: Findings, doubts: list[str]) -> Verdict | None:
     estimate = describe(one)
     other_sign = [
         other for other in found.others
-        if other.difference is not None and opposite(other.difference, one.difference)
+        if other.difference is not None and opposite_signs(other.difference, one.difference)
     ]  # fmt: skip
     if other_sign:
         sentence = f"{estimate}; with N as {other_sign[0].n_name} the sign is the other one."
@@ -91,7 +91,7 @@ def _exponents(found: Findings, doubts: list[str]) -> Verdict | None:
     if one.is_fragile and one.without is not None:
         shape, without = one.without
         return Verdict("fragile", f"{estimate}; without {shape} it is {without:+.4f}.")
-    if found.kappa is not None and opposite(found.kappa.excess_slope, one.difference):
+    if found.kappa is not None and opposite_signs(found.kappa.excess_slope, one.difference):
         doubts.append(
             f"{estimate}, but the compute multiplier changes with scale the other way "
             f"(slope {found.kappa.excess_slope:+.3f})"
@@ -143,7 +143,9 @@ def _equivalence(found: Findings) -> Verdict | None:
     ends = (
         None if kappa is None or kappa.interval is None else [math.log(x) for x in kappa.interval]
     )
-    if ends is not None and not settled(ends[0], ITERATED) <= 0 <= settled(ends[1], ITERATED):
+    if ends is not None and not snap_to_zero(ends[0], ITERATION_TOLERANCE) <= 0 <= snap_to_zero(
+        ends[1], ITERATION_TOLERANCE
+    ):
         return None
     identified = one.status != "UNIDENTIFIED"
     if identified and one.equivalence_p is not None and one.equivalence_p < SIGNIFICANCE:

@@ -18,7 +18,7 @@ from analysis.formatting import count
 from analysis.runs.load import load_runs
 from slm.errors import DataError
 from slm.files import write_json, write_text
-from slm.rounding import order_of, settled
+from slm.rounding import snap_to_zero, stable_argsort
 
 
 def write_khop_report(folder: Path, out: Path, only: Collection[str] | None = None) -> None:
@@ -74,7 +74,7 @@ def errors_by_k(runs: pd.DataFrame) -> pd.DataFrame:
 def verdict(runs: pd.DataFrame) -> str:
     """Whether the deepest family beats the widest where both saw the same tokens."""
     depth = runs.groupby("family")["n_layers"].mean()
-    order = order_of(depth)
+    order = stable_argsort(depth)
     deep, wide = str(depth.index[order[-1]]), str(depth.index[order[0]])
     common = runs[runs["family"].isin([deep, wide])].groupby("tokens")["family"].nunique()
     shared = common[common == 2].index
@@ -88,7 +88,7 @@ def verdict(runs: pd.DataFrame) -> str:
     ).dropna()
     if pairs.empty:
         return f"{deep} and {wide} share no seed: nothing to compare."
-    better = int((settled(pairs[wide] - pairs[deep]) > 0).sum())
+    better = int((snap_to_zero(pairs[wide] - pairs[deep]) > 0).sum())
     reading = "depth shows" if better == len(pairs) else "depth does not show in every seed"
     return (
         f"At {hardest} {deep} errs in {pairs[deep].mean():.2%} and {wide} in {pairs[wide].mean():.2%} "

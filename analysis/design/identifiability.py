@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from analysis.arrays import Floats
 from analysis.formatting import count as told
 from slm.architecture.shape_solver import MATCH_TOLERANCE
-from slm.rounding import ROUNDING, exceeds
+from slm.rounding import ROUNDING_TOLERANCE, exceeds
 
 MIN_SIZES = 4
 MIN_PAIRS = 6  # below, no labeling of the pairs is rarer than 1 in 20
@@ -67,7 +67,7 @@ def exponent_refusals(
 
 def collinearity(log_n: Floats, log_d: Floats) -> Iterator[str]:
     """Why size and data cannot be told apart; nothing if they can."""
-    if len(log_n) < 2 or min(np.ptp(log_n), np.ptp(log_d)) <= ROUNDING:
+    if len(log_n) < 2 or min(np.ptp(log_n), np.ptp(log_d)) <= ROUNDING_TOLERANCE:
         yield (
             "the correlation of ln N and ln D is undefined, since one of them does not vary; run "
             "several sizes, each at several token budgets"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from analysis.arrays import Floats
 from analysis.design.identifiability import labels
 from slm.errors import DataError
-from slm.rounding import condition_number, merged
+from slm.rounding import condition_number, merge_close
 
 SEED_NOISE = (
     (4.0, 0.005),
@@ -118,7 +118,7 @@ class LinearDesign:
         self.is_deep, self.is_wide = family == contrast[0], family == contrast[1]
         rung = labels(design.rung)
         self.common_rungs = sorted(set(rung[self.is_deep]) & set(rung[self.is_wide]), key=str)
-        self.rung, self.tokens_per_param = rung, merged(design.tokens_per_param)
+        self.rung, self.tokens_per_param = rung, merge_close(design.tokens_per_param)
         keys: dict[Hashable, int] = {}
         self.shape = np.array(
             [

@@ -27,7 +27,7 @@ from analysis.design.identifiability import (
 )
 from analysis.design.linear import Design, Law, LinearDesign
 from analysis.design.simulate import LinearVerdict
-from slm.rounding import ITERATED, ROUNDING, exceeds, first_least
+from slm.rounding import ITERATION_TOLERANCE, ROUNDING_TOLERANCE, exceeds, first_argmin
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(100)
 TAIL = 1e-15  # of the residual variance, left out of a quadrature
@@ -187,7 +187,7 @@ def most_valuable_next(
             for j, v in news
         ]
         gains = [drop / joined.flops[run] for drop, run in zip(drops, left, strict=True)]
-        best = first_least([-gain for gain in gains], ITERATED)
+        best = first_argmin([-gain for gain in gains], ITERATION_TOLERANCE)
         run, (j, variance) = left.pop(best), news[best]
         step = covariance @ j
         covariance = covariance - np.outer(step, step) / (variance + j @ step)
@@ -261,7 +261,7 @@ def _difference_power(design: Design, linear: LinearDesign, deep: str, wide: str
     x, variance = np.array(rows[tokens_per_param]).T
     known = {"difference_pairs": len(x), "difference_tokens_per_param": float(tokens_per_param)}
     df = len(x) - 2
-    if df < 1 or np.ptp(x) <= ROUNDING:
+    if df < 1 or np.ptp(x) <= ROUNDING_TOLERANCE:
         return known
     centred = x - x.mean()
     weights = 1 / len(x) + (x.max() - x.mean()) * centred / (centred @ centred)

@@ -14,7 +14,7 @@ from scipy import special
 
 from analysis.arrays import Floats
 from analysis.design.linear import LinearDesign
-from slm.rounding import ROUNDING, pseudoinverse
+from slm.rounding import ROUNDING_TOLERANCE, pseudoinverse
 
 Mask = NDArray[np.bool_]
 
@@ -88,5 +88,5 @@ class LinearVerdict:
         observed = self.estimator @ residuals
         flipped = self.swaps @ residuals
         values = np.abs(observed - flipped.sum(axis=0) + self.signs @ flipped)
-        as_extreme = values >= np.abs(observed) * (1 - ROUNDING)
+        as_extreme = values >= np.abs(observed) * (1 - ROUNDING_TOLERANCE)
         return as_extreme.mean(axis=0) < LEVEL

@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.arrays import Floats
 from analysis.fit.law import ALPHA, BETA, A, B, E, JointLaw, Points
-from slm.rounding import settled
+from slm.rounding import snap_to_zero
 
 HALVINGS = 60  # of the range of ln C
 
@@ -72,7 +72,7 @@ class Frontier:
     def log_flops(self, law: JointLaw, theta: Floats, log_loss: Floats, end: float) -> Floats:
         """ln of the FLOPs up to `end` that reach a loss; nan if the cheapest runs are better already."""
         low, high = np.full(len(theta), self.flops[0]), np.full(len(theta), end)
-        outside = settled(log_loss - self.log_loss(law, theta, low)) > 0
+        outside = snap_to_zero(log_loss - self.log_loss(law, theta, low)) > 0
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             missed = self.log_loss(law, theta, middle) > log_loss

@@ -21,7 +21,7 @@ from analysis.fit.profile_likelihood import quantile_t
 from analysis.formatting import count as told
 from analysis.runs.validate import positive_columns
 from slm.parabola import parabola_minimum
-from slm.rounding import exceeds, first_least, merged, settled
+from slm.rounding import exceeds, first_argmin, merge_close, snap_to_zero
 
 HALF_DECADE = 0.5 * math.log(10)
 MIN_POINTS = 5
@@ -61,7 +61,7 @@ def fit_isoflop(n: ArrayLike, flops: ArrayLike, loss: ArrayLike) -> IsoFlop:
     """
     columns = positive_columns(n=n, flops=flops, loss=loss)
     log_n, log_c = np.log(columns["n"]), np.log(columns["flops"])
-    order = np.lexsort((log_n, merged(columns["flops"])))
+    order = np.lexsort((log_n, merge_close(columns["flops"])))
     group = np.concatenate([[0], np.cumsum(exceeds(np.diff(log_c[order]), SAME_BUDGET))])
     parabolas = tuple(
         _parabola(
@@ -86,7 +86,7 @@ def fit_isoflop(n: ArrayLike, flops: ArrayLike, loss: ArrayLike) -> IsoFlop:
 
 def _parabola(log_n: Floats, loss: Floats, log_c: Floats) -> Parabola:
     flops = float(np.exp(log_c.mean()))
-    centre = log_n[first_least(loss)]
+    centre = log_n[first_argmin(loss)]
     near = ~exceeds(np.abs(log_n - centre), HALF_DECADE)
     x, y = log_n[near] - centre, loss[near]
     count = distinct(np.exp(x))
@@ -98,7 +98,7 @@ def _parabola(log_n: Floats, loss: Floats, log_c: Floats) -> Parabola:
     best = parabola_minimum(x, y)
     if best is None:
         return Parabola(flops, count, reason="no minimum: the parabola opens downwards")
-    beside = settled(x - best.x)
+    beside = snap_to_zero(x - best.x)
     if min((beside < 0).sum(), (beside > 0).sum()) < MIN_EACH_SIDE:
         return Parabola(flops, count, reason="fewer than 2 sizes on one side of the minimum")
     return Parabola(flops, count, math.exp(centre + best.x), best.y, best.curvature)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from analysis.arrays import Floats, Ints
 from analysis.fit.law import JointLaw, Points, bounds, jacobian, log_loss
-from slm.rounding import ROUNDING, exceeds, first_least
+from slm.rounding import ROUNDING_TOLERANCE, exceeds, first_argmin
 
 MAX_STEPS = 400
 POLISHING_STEPS = 2
@@ -26,7 +26,7 @@ LEAST_DAMPING, MOST_DAMPING = 1e-12, 1e9
 LONGEST_STEP = 2.0  # of any parameter, in ln units or in an exponent
 TOLERANCE = 1e-13  # of the objective: the decrease that a step still promises
 EXACT = 1e-28  # squared residual per point at which the descent ends
-NOISE_FREE = ROUNDING**2  # squared residual per point below which residuals are rounding
+NOISE_FREE = ROUNDING_TOLERANCE**2  # squared residual per point below which residuals are rounding
 AT_ONCE = 4_000_000  # numbers in a Jacobian: sets are solved in chunks of no more
 
 
@@ -41,7 +41,7 @@ class Minima:
     @property
     def best(self) -> int:
         """The first start that reached the least objective."""
-        return first_least(self.objective)
+        return first_argmin(self.objective)
 
 
 @dataclass(frozen=True)

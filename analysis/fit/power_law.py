@@ -21,7 +21,7 @@ from analysis.fit.levenberg_marquardt import Problem, minimise, start_grid
 from analysis.fit.profile_likelihood import Interval, profile, quantile_t
 from analysis.formatting import count
 from analysis.runs.validate import loss_warnings, positive_columns
-from slm.rounding import settled
+from slm.rounding import snap_to_zero
 
 Unit = Literal["nats", "perplexity"]
 GOOD_SIZES = 6
@@ -85,7 +85,7 @@ class PowerLawFit:
         if self.alpha is None or self.residual_sd is None or self.irreducible:
             raise ValueError("only a power law without an irreducible loss has this test")
         error = self.residual_sd / math.sqrt(self.line[1])
-        apart = abs(settled(self.alpha - exponent))
+        apart = abs(snap_to_zero(self.alpha - exponent))
         if error == 0:
             return 0.0 if apart else 1.0
         return float(2 * special.stdtr(self.runs - 2, -apart / error))
@@ -154,11 +154,11 @@ def _line(size: Floats, loss: Floats, common: dict[str, Any]) -> PowerLawFit:
     x, y = np.log(size), np.log(loss)
     centred = x - x.mean()
     squares = float(centred @ centred)
-    slope = settled(float(centred @ y) / squares)
+    slope = snap_to_zero(float(centred @ y) / squares)
     residual = y - y.mean() - slope * centred
     df = len(x) - 2
-    sd = settled(math.sqrt(float(residual @ residual) / df))
-    spread = settled(np.sqrt(((y - y.mean()) ** 2).sum())) ** 2  # 0 of equal losses
+    sd = snap_to_zero(math.sqrt(float(residual @ residual) / df))
+    spread = snap_to_zero(np.sqrt(((y - y.mean()) ** 2).sum())) ** 2  # 0 of equal losses
     half = quantile_t(df) * sd / math.sqrt(squares)
     weak = _few(distinct(size))
     return PowerLawFit(

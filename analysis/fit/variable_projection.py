@@ -15,7 +15,7 @@ from scipy.optimize import minimize, nnls
 
 from analysis.arrays import Floats
 from analysis.fit.law import ALPHA, BETA, A, B, E, JointLaw, Points
-from slm.rounding import first_least, settled
+from slm.rounding import first_argmin, snap_to_zero
 
 GRID = 7
 
@@ -43,12 +43,12 @@ def vpnls(law: JointLaw, points: Points) -> Floats | None:
     def misfit(values: Floats) -> float:
         if values.min() < 0.01 or values.max() > 2:
             return math.inf
-        return settled(nnls(columns(values), np.ones(len(points)))[1])
+        return snap_to_zero(nnls(columns(values), np.ones(len(points)))[1])
 
     is_alpha = law.roles[exponents] == ALPHA
     tried = np.linspace(0.08, 1.0, GRID)
     grid = [np.where(is_alpha, alpha, beta) for alpha in tried for beta in tried]
-    start = grid[first_least([misfit(values) for values in grid])]
+    start = grid[first_argmin([misfit(values) for values in grid])]
     options = {"xatol": 1e-6, "fatol": 1e-10, "maxiter": 400 * len(start)}
     found = minimize(misfit, start, method="Nelder-Mead", options=options)
     if not math.isfinite(found.fun):

@@ -16,7 +16,7 @@ import pandas as pd
 
 from slm.errors import DataError
 from slm.parabola import minimum_on_grid
-from slm.rounding import exceeds, first_least, settled
+from slm.rounding import exceeds, first_argmin, snap_to_zero
 
 MAX_PENALTY = 0.01  # nats: the default random effect of a shape
 NEEDED = ("family", "shape", "peak_lr", "loss_nats_per_token")
@@ -74,8 +74,8 @@ def audit_rates(runs: pd.DataFrame, used: Mapping[str, float] | float | None = N
     grid = runs.pivot_table(index=["family", "shape"], columns="peak_lr", values=NEEDED[-1])
     if grid.shape[1] < 3:
         raise DataError(f"the audit has {grid.shape[1]} learning rates; at least 3 are needed")
-    excess = settled(grid.sub(grid.min(axis=1), axis=0).max())
-    common = grid.columns[first_least(excess)]
+    excess = snap_to_zero(grid.sub(grid.min(axis=1), axis=0).max())
+    common = grid.columns[first_argmin(excess)]
     shapes = []
     for key, row in grid.iterrows():
         family, shape = str(key[0]), str(key[1])  # type: ignore[index]
@@ -106,7 +106,7 @@ def _shape(family: str, shape: str, losses: pd.Series, used: float) -> ShapeAudi
     rates, values = [math.log(float(rate)) for rate in losses.index], losses.tolist()
     best = minimum_on_grid(rates, values)
     if best is None:
-        return ShapeAudit(family, shape, False, math.exp(rates[first_least(values)]))
+        return ShapeAudit(family, shape, False, math.exp(rates[first_argmin(values)]))
     return ShapeAudit(
         family=family,
         shape=shape,

@@ -25,7 +25,7 @@ from slm.architecture.shapes import shape_label
 from slm.errors import DataError
 from slm.files import write_json, write_text
 from slm.parabola import minimum_on_grid
-from slm.rounding import first_least, settled
+from slm.rounding import first_argmin, snap_to_zero
 
 FIGURE = "lr_transfer.png"
 ORDER = ("standard", "mup", "completep")
@@ -84,15 +84,15 @@ def loss_grid(table: pd.DataFrame, kind: str) -> pd.DataFrame:
 def common_rate(losses: pd.DataFrame) -> float | None:
     """The rate, run by every shape, whose worst excess over a shape's own best is smallest."""
     excess = losses.sub(losses.min(axis=1), axis=0).dropna(axis=1)
-    worst = settled(excess.max())
-    return float(excess.columns[first_least(worst)]) if excess.shape[1] else None
+    worst = snap_to_zero(excess.max())
+    return float(excess.columns[first_argmin(worst)]) if excess.shape[1] else None
 
 
 def _vertex(losses: pd.Series) -> tuple[float, float, bool]:
     rates, values = [math.log(float(rate)) for rate in losses.index], losses.tolist()
     best = minimum_on_grid(rates, values)
     if best is None:
-        at = first_least(values)
+        at = first_argmin(values)
         return math.exp(rates[at]), values[at], False
     return math.exp(best.x), best.y, True
 
@@ -132,7 +132,7 @@ def draw(table: pd.DataFrame) -> Figure:
             row = losses.loc[(n_layers, d_model)].dropna()
             label = shape_label(n_layers, d_model)
             axes.plot(row.index, row, color=colour, marker=marker, ls=line, ms=4, label=label)
-            best = first_least(row)
+            best = first_argmin(row)
             axes.plot([row.index[best]], [row.iloc[best]], marker, color=colour, ms=9, mfc="none")
         axes.set(xscale="log", xlabel="peak learning rate")
         axes.set_title(str(kind), loc="left", fontsize=10)

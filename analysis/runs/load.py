@@ -19,7 +19,7 @@ from analysis.runs.tables import SUFFIXES, is_table, read_table, run_row
 from analysis.runs.wandb import offline_runs, online_runs, tracked_table
 from slm.architecture.flops import flop_equivalent_params
 from slm.errors import DataError, RunError
-from slm.rounding import merged, order_of
+from slm.rounding import merge_close, stable_argsort
 from slm.tracking.result import RunResult
 from slm.tracking.results_file import read_results
 from slm.tracking.run_dir import RunDirectory
@@ -46,7 +46,7 @@ class Runs:
         if "aspect_ratio" not in self.table:
             return sorted(self.table["family"].unique())
         aspects = self.table.groupby("family")["aspect_ratio"].mean()
-        return [str(name) for name in aspects.index[order_of(aspects)]]
+        return [str(name) for name in aspects.index[stable_argsort(aspects)]]
 
 
 def load_runs(
@@ -262,7 +262,7 @@ def _comparable(
     else:
         # Without seeds, rows that differ in their loss are runs with different ones.
         same = ONE_RUN if "seed" in table else [*ONE_RUN, "loss_nats_per_token"]
-        rounded = table.assign(loss_nats_per_token=merged(table["loss_nats_per_token"]))
+        rounded = table.assign(loss_nats_per_token=merge_close(table["loss_nats_per_token"]))
         repeated = rounded.duplicated([name for name in same if name in table])
         _count(dropped, "duplicate", int(repeated.sum()))
         table = table[~repeated]
@@ -293,7 +293,7 @@ def _at_own_rate(table: pd.DataFrame, dropped: Counter[str]) -> pd.DataFrame:
     rates = table.groupby([*shape, "peak_lr"], dropna=False).agg(
         budgets=("tokens", "nunique"), loss=("loss_nats_per_token", "min")
     )
-    ranked = rates.assign(loss=merged(rates["loss"])).reset_index()
+    ranked = rates.assign(loss=merge_close(rates["loss"])).reset_index()
     ranked = ranked.sort_values(["budgets", "loss", "peak_lr"], ascending=[False, True, True])
     own = ranked.drop_duplicates(shape)[[*shape, "peak_lr"]]
     kept = table.merge(own, on=[*shape, "peak_lr"], how="inner")

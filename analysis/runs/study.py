@@ -19,7 +19,7 @@ import pandas as pd
 
 from analysis.runs.validate import label_column, loss_warnings, positive_columns
 from slm.errors import DataError, nearest
-from slm.rounding import exceeds, merged, order_of, three_digits
+from slm.rounding import exceeds, merge_close, round_to_three_digits, stable_argsort
 
 OTHER_DEFINITIONS = ("n_flop", "params_non_embedding", "params_total")
 SAME_SIZE = math.log(1.25)  # shapes of two families are paired if N differs by less than this
@@ -84,7 +84,7 @@ def prepare(
         **{name: table[name] for name in (columns.n, columns.tokens, columns.loss)}
     )
     size, tokens, loss = (numbers[name] for name in (columns.n, columns.tokens, columns.loss))
-    made = pd.DataFrame({"n": size, "tokens": merged(tokens), "loss_nats_per_token": loss})
+    made = pd.DataFrame({"n": size, "tokens": merge_close(tokens), "loss_nats_per_token": loss})
     made["family"] = [
         str(x) for x in label_column(columns.family, table[columns.family], len(table))
     ]
@@ -109,7 +109,7 @@ def prepare(
     made["tokens_per_param"] = (
         _tokens_per_param(np.log((made["tokens"] / mean).to_numpy()))
         if given is None
-        else merged(given)
+        else merge_close(given)
     )
     made = _in_order(made)
     deep, wide = _told_apart(made, deep, wide)
@@ -120,7 +120,7 @@ def _in_order(made: pd.DataFrame) -> pd.DataFrame:
     """The rows in an order of their own, so that nothing depends on how they came; the index keeps that."""
     names = ["family", "flops", "tokens", "shape", "seed", "loss_nats_per_token"]
     keys = made[names].copy()
-    keys["flops"] = merged(keys["flops"])
+    keys["flops"] = merge_close(keys["flops"])
     if keys["seed"].dtype == object:
         keys["seed"] = keys["seed"].map(str)
     return made.loc[keys.sort_values(names).index]
@@ -135,7 +135,7 @@ def _check_columns(table: pd.DataFrame, names: Sequence[str | None]) -> None:
 def _matched_rungs(made: pd.DataFrame) -> list[Any]:
     """Shapes of about one N are a rung: from the smallest, each family's next joins if it is near."""
     sizes = made.groupby(["family", "shape"])["n"].mean()
-    sizes = sizes.iloc[order_of(sizes)]
+    sizes = sizes.iloc[stable_argsort(sizes)]
     rungs: list[tuple[float, set[str]]] = []
     place: dict[tuple[str, str], int] = {}
     for key, size in sizes.items():
@@ -163,7 +163,7 @@ def _tokens_per_param(log_ratio: np.ndarray) -> np.ndarray:
     values = np.empty(len(log_ratio))
     for group in range(groups[-1] + 1):
         mine = order[groups == group]
-        values[mine] = three_digits(math.exp(log_ratio[mine].mean()))
+        values[mine] = round_to_three_digits(math.exp(log_ratio[mine].mean()))
     return values
 
 
@@ -181,7 +181,7 @@ def _told_apart(made: pd.DataFrame, deep: str | None, wide: str | None) -> tuple
         return families[0], families[0]
     if "aspect_ratio" in made:
         aspects = made.groupby("family")["aspect_ratio"].mean()
-        rest = list(aspects.index[order_of(aspects)])
+        rest = list(aspects.index[stable_argsort(aspects)])
         rest = [name for name in rest if name not in (deep, wide)]
         return deep or rest[0], wide or rest[-1]
     if len(families) == 2 and (deep or wide):

@@ -19,7 +19,7 @@ from slm.config.schema import Config
 from slm.errors import RunError
 from slm.files import read_json, write_json
 from slm.parabola import minimum_on_grid
-from slm.rounding import first_least
+from slm.rounding import first_argmin
 from slm.studies.cells import ArmKey, Cell, RungKey
 from slm.studies.expand import Arm, Rates, shortest_cell
 from slm.tracking.result import RunResult
@@ -77,7 +77,7 @@ def tune(
         is_extended = False
         for arm in arms:
             own = sorted(steps[arm.key])
-            at = first_least([_loss(cells[arm.key, step]) for step in own])
+            at = first_argmin([_loss(cells[arm.key, step]) for step in own])
             if 0 < at < len(own) - 1:
                 continue
             further = own[0] - 1 if at == 0 else own[-1] + 1
@@ -110,7 +110,7 @@ def known_rates(config: Config) -> Rates:
 def _tuned(arm: Arm, cells: Mapping[float, Cell]) -> Tuned:
     rates = sorted(cells)
     losses = [_loss(cells[rate]) for rate in rates]
-    best = rates[first_least(losses)]
+    best = rates[first_argmin(losses)]
     curve = minimum_on_grid([math.log(rate) for rate in rates], losses)
     return Tuned(
         family=arm.family,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from slm.rounding import settled
+from slm.rounding import snap_to_zero
 
 NEIGHBOURS = 25
 LIMIT = 3.0  # robust standard deviations
@@ -25,7 +25,7 @@ def loss_spikes(losses: Sequence[float]) -> list[int]:
     values = np.asarray(losses, dtype=np.float64)
     reach = [min(NEIGHBOURS, i, len(values) - 1 - i) for i in range(len(values))]
     trend = np.array([np.median(values[i - r : i + r + 1]) for i, r in enumerate(reach)])
-    above = settled(values - trend)
+    above = snap_to_zero(values - trend)
     inner = above[np.asarray(reach, dtype=int) > 0]  # the first and last loss equal their trend
     if not len(inner):
         return []

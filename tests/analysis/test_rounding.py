@@ -33,12 +33,19 @@ from analysis.report.study_report import answer
 from analysis.report.write import results
 from analysis.runs.load import Runs, load_runs
 from analysis.runs.study import Columns, prepare
-from slm.rounding import exceeds, first_least, merged, order_of, settled, three_digits
+from slm.rounding import (
+    exceeds,
+    first_argmin,
+    merge_close,
+    round_to_three_digits,
+    snap_to_zero,
+    stable_argsort,
+)
 from slm.studies import lr_tuning
 from slm.tracking.spikes import loss_spikes
+from tests.analysis.compare.test_inference import shapes
 from tests.benchmarks.simulated_studies import CENTRE, Truth
 from tests.conftest import ROOT
-from tests.analysis.compare.test_inference import shapes
 
 CHANGE = 1e-13  # of a loss, relative: thousands of times what the kernels of two CPUs differ by
 MICRO = ROOT / "analysis" / "examples" / "micro" / "results.jsonl"
@@ -272,7 +279,10 @@ def test_pairs_and_budgets_do_not_depend_on_rounding() -> None:
             for one in (quarter, table)
         )  # fmt: skip
         assert rungs.table["rung"].nunique() == 8
-        assert budgets.table["rung"].nunique() == 4 and budgets.table["tokens_per_param"].nunique() == 1
+        assert (
+            budgets.table["rung"].nunique() == 4
+            and budgets.table["tokens_per_param"].nunique() == 1
+        )
         assert (budgets.deep, budgets.wide) == ("deep", "wide")  # whose aspect ratios are the same
 
 
@@ -310,10 +320,14 @@ def test_equal_losses_have_no_spread_and_no_spikes() -> None:
 
 def test_comparisons_up_to_rounding() -> None:
     close = 1 + np.array([3e-13, -2e-13, 1e-13, 0.0])
-    assert first_least(close) == 0 and first_least([2.0, *close]) == 1
-    assert set(merged([5.0, *close])) == {5.0, close.min()}
-    assert order_of([5.0, *close, 0.5]).tolist() == [5, 1, 2, 3, 4, 0]
-    assert np.isnan(merged([np.nan, 1.0])[0]) and merged([]).size == 0
+    assert first_argmin(close) == 0 and first_argmin([2.0, *close]) == 1
+    assert set(merge_close([5.0, *close])) == {5.0, close.min()}
+    assert stable_argsort([5.0, *close, 0.5]).tolist() == [5, 1, 2, 3, 4, 0]
+    assert np.isnan(merge_close([np.nan, 1.0])[0]) and merge_close([]).size == 0
     assert not exceeds(0.03 * (1 + 1e-12), 0.03) and exceeds(0.03 * (1 + 1e-6), 0.03)
-    assert settled(-1e-12) == 0 and settled(0.1) == 0.1 and settled(np.array([1e-12, 1])).sum() == 1
-    assert three_digits(20.25) == three_digits(20.25 * (1 - 1e-12)) == 20.3
+    assert (
+        snap_to_zero(-1e-12) == 0
+        and snap_to_zero(0.1) == 0.1
+        and snap_to_zero(np.array([1e-12, 1])).sum() == 1
+    )
+    assert round_to_three_digits(20.25) == round_to_three_digits(20.25 * (1 - 1e-12)) == 20.3

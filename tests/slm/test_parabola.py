@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from slm.parabola import minimum_on_grid, parabola_minimum
-from slm.rounding import first_least
+from slm.rounding import first_argmin
 
 RATES = [math.log(1e-3 * 2**n) for n in range(6)]
 
@@ -58,9 +58,9 @@ def test_a_straight_or_falling_curve_has_no_minimum(x: list[float], y: list[floa
 
 
 def test_the_first_of_tied_losses_is_the_first_least() -> None:
-    assert first_least([3.0, 2.0, 2.0, 4.0]) == first_least([3.0, 2.0 + 4e-16, 2.0, 4.0]) == 1
-    assert first_least([3.0, 2.0 + 1e-8, 2.0, 4.0]) == 2
-    assert first_least([math.inf, math.inf, 5.0]) == 2 and first_least([math.inf, math.inf]) == 0
+    assert first_argmin([3.0, 2.0, 2.0, 4.0]) == first_argmin([3.0, 2.0 + 4e-16, 2.0, 4.0]) == 1
+    assert first_argmin([3.0, 2.0 + 1e-8, 2.0, 4.0]) == 2
+    assert first_argmin([math.inf, math.inf, 5.0]) == 2 and first_argmin([math.inf, math.inf]) == 0
 
 
 @pytest.mark.parametrize("wiggle", [0.0, 4e-16, -4e-16])
