@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-LEAST_P = 0.001  # the smallest that is worth telling
+MIN_P = 0.001  # the smallest that is worth telling
 
 
-def p_value(p: float, equals: str = " ") -> str:
+def format_p_value(p: float, equals: str = " ") -> str:
     """`p 0.012`, or `p < .001`."""
-    return "p < .001" if p < LEAST_P else f"p{equals}{p:.3f}"
+    return "p < .001" if p < MIN_P else f"p{equals}{p:.3f}"
 
 
 def count(number: int, noun: str) -> str:
@@ -17,18 +17,18 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def span(ends: tuple[float, float], *, signed: bool = False) -> str:
+def format_range(ends: tuple[float, float], *, signed: bool = False) -> str:
     """A range."""
     sign = "+" if signed else ""
     return f"{ends[0]:{sign}.3f} to {ends[1]:{sign}.3f}"
 
 
-def nats(value: float | None) -> str:
+def format_nats(value: float | None) -> str:
     """Four decimals, or a dash."""
     return "-" if value is None else f"{value:.4f}"
 
 
-def left_out(dropped: Mapping[str, int]) -> str:
+def format_dropped(dropped: Mapping[str, int]) -> str:
     """`2 not finished (failed), 1 duplicate`, or `none`."""
     return ", ".join(f"{number} {reason}" for reason, number in dropped.items()) or "none"
 

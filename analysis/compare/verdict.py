@@ -14,7 +14,7 @@ from analysis.compare.compute_multiplier import Kappa
 from analysis.compare.exponents import EQUIVALENT, ExponentDifference
 from analysis.compare.holdout import HoldOut
 from analysis.compare.matched_pairs import Contrast
-from analysis.formatting import count, p_value, span
+from analysis.formatting import count, format_p_value, format_range
 from analysis.learning_rate.audit import Audit
 from slm.rounding import ITERATION_TOLERANCE, exceeds, opposite_signs, snap_to_zero
 
@@ -132,7 +132,7 @@ def _levels(found: Findings, doubts: list[str]) -> Verdict | None:
         f"At equal FLOPs {winner} has the lower loss: {found.deep} minus {found.wide} is "
         f"{row['largest']:+.4f} nats [{row['largest_low_holm']:+.4f}, {row['largest_high_holm']:+.4f}] at "
         f"{row['largest_flops']:.2g} FLOPs and tokens_per_param {row['tokens_per_param']:g} "
-        f"({count(int(row['pairs']), 'pair')}, Holm {p_value(row['largest_p_holm'])}); no difference of exponents from {loser} is shown."
+        f"({count(int(row['pairs']), 'pair')}, Holm {format_p_value(row['largest_p_holm'])}); no difference of exponents from {loser} is shown."
     )
     return Verdict(word, sentence)
 
@@ -151,7 +151,7 @@ def _equivalence(found: Findings) -> Verdict | None:
     if identified and one.equivalence_p is not None and one.equivalence_p < SIGNIFICANCE:
         sentence = (
             f"The exponents are the same within {EQUIVALENT:g} ({describe(one)}; equivalence "
-            f"{p_value(one.equivalence_p)}), and no difference at equal FLOPs was found."
+            f"{format_p_value(one.equivalence_p)}), and no difference at equal FLOPs was found."
         )
         return Verdict("no_difference", sentence)
     if kappa is not None and ends is not None and exceeds(SAME_COST, max(-ends[0], ends[1])):
@@ -174,7 +174,7 @@ def _inconclusive(found: Findings) -> Verdict:
             "inconclusive",
             f"No difference at equal FLOPs was found, and the exponents are not identified: "
             f"{one.reasons[0]}; as their difference, anything from "
-            f"{span(one.accepted_difference, signed=True)} is accepted.",
+            f"{format_range(one.accepted_difference, signed=True)} is accepted.",
             one.reasons[1:],
         )
     hints: tuple[str, ...] = ()
@@ -194,13 +194,15 @@ def describe(one: ExponentDifference) -> str:
     if one.status == "UNIDENTIFIED":
         return (
             f"alpha {one.deep} - alpha {one.wide} is not identified: anything from "
-            f"{span(one.accepted_difference, signed=True)} is accepted (loss in nats against {one.n_name})"
+            f"{format_range(one.accepted_difference, signed=True)} is accepted (loss in nats against {one.n_name})"
         )
-    permuted = "" if one.permutation is None else f", permutation {p_value(one.permutation.p)}"
+    permuted = (
+        "" if one.permutation is None else f", permutation {format_p_value(one.permutation.p)}"
+    )
     low, high = one.interval
     return (
         f"alpha {one.deep} - alpha {one.wide} = {one.difference:+.4f} [{low:+.4f}, {high:+.4f}] (loss in nats "
-        f"against {one.n_name}, jackknife over {one.shapes} shapes {p_value(one.p)}{permuted})"
+        f"against {one.n_name}, jackknife over {one.shapes} shapes {format_p_value(one.p)}{permuted})"
     )
 
 

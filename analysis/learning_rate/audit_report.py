@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.formatting import count, left_out, nats
+from analysis.formatting import count, format_dropped, format_nats
 from analysis.learning_rate.audit import MAX_PENALTY, Audit, ShapeAudit, audit_rates, middle_rate
 from analysis.plotting import COLOURS, LINES, MARKERS
 from analysis.runs.load import collect_runs
@@ -112,16 +112,18 @@ def markdown(
     for name, found in families.items():
         verdict = "passed" if found["passed"] else f"FAILED: {audit.failed.get(name, '')}"
         lines.append(
-            f"| {name} | {verdict} | {nats(found['penalty'])} | {nats(found['cost_of_2x'])} |"
+            f"| {name} | {verdict} | {format_nats(found['penalty'])} | {format_nats(found['cost_of_2x'])} |"
         )
     lines += ["", "| family | shape | best rate | the common rate costs | a rate twice off costs |"]
     lines += ["| --- | --- | --- | --- | --- |", *(_row(shape) for shape in audit.shapes)]
-    return "\n".join([*lines, "", f"{count(runs, 'run')}; left out: {left_out(dropped)}.", ""])
+    return "\n".join(
+        [*lines, "", f"{count(runs, 'run')}; left out: {format_dropped(dropped)}.", ""]
+    )
 
 
 def _row(shape: ShapeAudit) -> str:
     edge = "" if shape.interior else " (edge)"
     return (
-        f"| {shape.family} | {shape.shape} | {shape.best_lr:.2e}{edge} | {nats(shape.penalty)} "
-        f"| {nats(shape.cost_of_two)} |"
+        f"| {shape.family} | {shape.shape} | {shape.best_lr:.2e}{edge} | {format_nats(shape.penalty)} "
+        f"| {format_nats(shape.cost_of_two)} |"
     )

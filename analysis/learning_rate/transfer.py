@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from analysis.formatting import count, left_out, nats
+from analysis.formatting import count, format_dropped, format_nats
 from analysis.plotting import COLOURS, LINES, MARKERS
 from analysis.runs.load import collect_runs
 from slm.architecture.shapes import shape_label
@@ -185,7 +185,7 @@ def markdown(found: list[Curve], runs: int, dropped: Counter[str]) -> str:
         edge = "" if row["all_interior"] else ", some at the grid's edge"
         lines.append(
             f"| {row['parametrization']} | {row['lowest_best_lr']:.1e} to {row['highest_best_lr']:.1e}{edge} "
-            f"| {row['spread_doublings']:.1f} doublings | {nats(row['worst_regret_nats'])} nats/token "
+            f"| {row['spread_doublings']:.1f} doublings | {format_nats(row['worst_regret_nats'])} nats/token "
             f"| {row['mean_best_loss']:.4f} |"
         )
     lines += ["", "| parametrization | shape | best rate | best loss | cost of the common rate |"]
@@ -194,9 +194,9 @@ def markdown(found: list[Curve], runs: int, dropped: Counter[str]) -> str:
         edge = "" if curve.interior else " (edge)"
         lines.append(
             f"| {curve.parametrization} | {curve.shape} | {curve.best_lr:.1e}{edge} "
-            f"| {curve.best_loss:.4f} | {nats(curve.regret)} |"
+            f"| {curve.best_loss:.4f} | {format_nats(curve.regret)} |"
         )
-    lines += ["", f"{count(runs, 'run')}; left out: {left_out(dropped)}.", ""]
+    lines += ["", f"{count(runs, 'run')}; left out: {format_dropped(dropped)}.", ""]
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.compare.exponents import EQUIVALENT
 from analysis.compare.matched_pairs import Contrast
-from analysis.formatting import p_value, power_of_ten, short_count
+from analysis.formatting import format_p_value, power_of_ten, short_count
 from analysis.plotting import BLUE, GREEN, NEUTRAL, ORANGE, PURPLE, SKY, VERMILLION
 from analysis.report.study_report import Answer
 from analysis.report.svg import INK, WIDTH, Axis, Plot, shape
@@ -220,7 +220,7 @@ def _one_budget(
     plot.interval(at, value, low, high, style.colour, shift=shift)
     title = (
         f"D/N {end['tokens_per_param']:g}, at the largest FLOPs: {value:+.4f} [{low:+.4f}, {high:+.4f}], "
-        f"{p_value(end['largest_p_holm'])} by Holm"
+        f"{format_p_value(end['largest_p_holm'])} by Holm"
     )
     plot.point(at, value, style.colour, "o", title, 3, shift=(shift, 0))
 

@@ -7,7 +7,14 @@ from typing import Any
 
 from analysis.compare.compute_multiplier import Kappa
 from analysis.compare.exponents import ExponentDifference
-from analysis.formatting import LEAST_P, count, left_out, p_value, power_of_ten, span
+from analysis.formatting import (
+    MIN_P,
+    count,
+    format_dropped,
+    format_p_value,
+    format_range,
+    power_of_ten,
+)
 from analysis.report.study_report import Answer
 
 SIGNIFICANCE = 0.05
@@ -98,7 +105,7 @@ def difference_text(one: ExponentDifference) -> str:
     if one.difference is None or one.interval is None:
         return f"refused: {'; '.join(one.reasons)}"
     if one.status == "UNIDENTIFIED":
-        ends = span(one.accepted_difference, signed=True)
+        ends = format_range(one.accepted_difference, signed=True)
         return f"not identified: anything from {ends} is accepted"
     return interval(one.difference, *one.interval)
 
@@ -108,7 +115,7 @@ def alpha_text(one: ExponentDifference, family: str) -> str:
     if family not in one.alpha:
         return "refused"
     if one.status == "UNIDENTIFIED":
-        return f"not identified: {span(one.accepted_alpha(family))} is accepted"
+        return f"not identified: {format_range(one.accepted_alpha(family))} is accepted"
     return interval(one.alpha[family], *one.alpha_intervals[family], signed=False)
 
 
@@ -123,7 +130,9 @@ def exponent_sentence(answer: Answer) -> str:
     level = ""
     if one.fit is not None and one.status != "UNIDENTIFIED":
         level = f"E shared = {one.fit.params['E']:.3f}; "
-    permuted = "" if one.permutation is None else f"permutation {p_value(one.permutation.p)}; "
+    permuted = (
+        "" if one.permutation is None else f"permutation {format_p_value(one.permutation.p)}; "
+    )
     low, high = found.tokens_per_param
     return (
         f"{alphas}; difference {difference_text(one)} (loss in nats against {one.n_name}; {level}jackknife "
@@ -186,7 +195,7 @@ def budget_sentences(answer: Answer) -> list[str]:
         )
         lines.append(
             f"{start} {interval(row['largest'], row['largest_low'], row['largest_high'])} nats/token "
-            f"at the largest FLOPs ({count(pairs, 'pair')}, {p_value(row['largest_p_holm'], ' = ')} by Holm "
+            f"at the largest FLOPs ({count(pairs, 'pair')}, {format_p_value(row['largest_p_holm'], ' = ')} by Holm "
             f"over the budgets): {reading}. Below 0 in {int(row['deep_lower'])} of {count(pairs, 'pair')}."
         )
     return lines
@@ -219,13 +228,13 @@ def dropped_text(answer: Answer) -> str:
     reasons, matched = dict(answer.dropped), answer.comparison.matched
     if matched is not None and matched.unpaired:
         reasons["without a partner (from the differences only)"] = matched.unpaired
-    return left_out(reasons)
+    return format_dropped(reasons)
 
 
 def p_text(p: float | None) -> str:
     if p is None or not math.isfinite(p):
         return "-"
-    return "< .001" if p < LEAST_P else f"{p:.4f}"
+    return "< .001" if p < MIN_P else f"{p:.4f}"
 
 
 def number(value: float | None, *, signed: bool = False, digits: int = 4) -> str:

@@ -14,7 +14,7 @@ import analysis
 from analysis.compare.families import Comparison, compare_families
 from analysis.compare.holdout import HoldOut
 from analysis.compare.verdict import Findings, _inconclusive, describe
-from analysis.formatting import count, p_value
+from analysis.formatting import count, format_p_value
 from slm.errors import DataError
 from tests.benchmarks.simulated_studies import SIGMA, Truth, judge, simulate
 
@@ -184,7 +184,7 @@ def test_what_is_not_identified_is_told_as_a_range() -> None:
 
 
 def test_numbers_in_sentences() -> None:
-    assert p_value(0.0004) == "p < .001" and p_value(0.0123, " = ") == "p = 0.012"
+    assert format_p_value(0.0004) == "p < .001" and format_p_value(0.0123, " = ") == "p = 0.012"
     assert count(1, "size") == "1 size" and count(0, "size") == "0 sizes"
 
 
