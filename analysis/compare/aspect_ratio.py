@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.arrays import Floats
-from analysis.design.identifiability import distinct
+from analysis.design.identifiability import count_distinct
 from analysis.fit.diagnostics import Status
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import codes, jackknife_error
@@ -91,7 +91,7 @@ def fit_shape_curve(table: pd.DataFrame) -> ShapeCurve:
         {"aspect_ratio": "mean", "flops": "mean", "n": "mean", "loss_nats_per_token": "mean"}
     )
     cells = cells.groupby(["rung", "tokens_per_param"], sort=False).filter(
-        lambda rows: distinct(rows["aspect_ratio"].to_numpy()) >= MIN_ASPECTS
+        lambda rows: count_distinct(rows["aspect_ratio"].to_numpy()) >= MIN_ASPECTS
     )
     cells = cells.reset_index(drop=True)
     if cells.empty:

@@ -18,8 +18,8 @@ from scipy.interpolate import PchipInterpolator
 
 from analysis.arrays import Floats
 from analysis.compare.exponents import FittedStudy
-from analysis.design.identifiability import distinct
-from analysis.fit.frontier import Frontier, largest_common, log_multiplier
+from analysis.design.identifiability import count_distinct
+from analysis.fit.frontier import Frontier, largest_common_flops, log_multiplier
 from analysis.fit.law import JointLaw, log_loss
 from analysis.fit.levenberg_marquardt import Problem, minimise
 from analysis.fit.profile_likelihood import quantile_t
@@ -89,7 +89,7 @@ def envelope(flops: Floats, loss: Floats, n: Floats) -> Envelope:
             kept.append(row)
     log_c, log_loss = np.log(flops[kept]), np.log(loss[kept])
     hull = _lower_hull(log_c, log_loss)
-    return Envelope(log_c[hull], log_loss[hull], len(kept), distinct(n[kept]))
+    return Envelope(log_c[hull], log_loss[hull], len(kept), count_distinct(n[kept]))
 
 
 def _lower_hull(x: Floats, y: Floats) -> list[int]:
@@ -180,7 +180,7 @@ def compute_multiplier(known: FittedStudy, bootstrap: int = 999, seed: int = 0) 
     half = quantile_t(known.df) * float(jackknife_error(deleted))
     found = replace(
         found,
-        at_flops=math.exp(largest_common(frontiers)),
+        at_flops=math.exp(largest_common_flops(frontiers)),
         by_law=math.exp(estimate),
         interval=(math.exp(estimate - half), math.exp(estimate + half)),
     )
@@ -204,5 +204,5 @@ def _levels_alone(known: FittedStudy) -> Floats:
     """Losses of the study's runs as the law with one exponent for all families predicts them."""
     law = JointLaw("M1", known.law.families)
     points = known.problem.points
-    found = minimise(Problem.of(law, points), law.spread(known.law, known.theta[None])).theta
+    found = minimise(Problem.of(law, points), law.embed(known.law, known.theta[None])).theta
     return np.exp(log_loss(law, found, points)[0][0])

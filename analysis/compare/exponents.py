@@ -141,7 +141,7 @@ class FittedStudy:
     @property
     def deleted(self) -> Minima:
         """The fit without each shape in turn."""
-        return self.solution.deleted
+        return self.solution.jackknife
 
     @property
     def law(self) -> JointLaw:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.design.identifiability import collinearity
+from analysis.design.identifiability import collinearity_refusals
 from slm.architecture.shape_solver import MATCH_TOLERANCE
 from slm.rounding import (
     ITERATION_TOLERANCE,
@@ -155,7 +155,7 @@ def _slope_at_equal_tokens(pairs: pd.DataFrame) -> float:
     log_tokens = np.log(pairs["tokens"].to_numpy(dtype=float))
     log_f = np.log(pairs["flops"].to_numpy(dtype=float)) - log_tokens
     losses = pairs["loss_nats_per_token_deep"] * pairs["loss_nats_per_token_wide"]
-    if any(collinearity(log_f, log_tokens)):
+    if any(collinearity_refusals(log_f, log_tokens)):
         return 0.0
     design = np.column_stack([np.ones_like(log_f), log_f, log_tokens])
     return float(np.linalg.lstsq(design, np.log(losses.to_numpy()) / 2)[0][1])

@@ -103,13 +103,13 @@ def exponent_difference(
     """
     law, points = problem.law, problem.points
     tied = replace(law, tied=families)
-    common = minimise(Problem.of(tied, points), tied.spread(law, theta[None])).theta
+    common = minimise(Problem.of(tied, points), tied.embed(law, theta[None])).theta
     predicted = log_loss(tied, common, points)[0][0]
     residual = points.y - predicted
     signs = pairs.signs_of(sign_patterns(pairs.pairs, np.random.default_rng(seed)))
     flipped = residual + (signs - 1) * _half_differences(residual, pairs)
     refit = replace(problem, points=replace(points, y=predicted + flipped))
-    starts = np.repeat(law.spread(tied, common), len(signs), 0)
+    starts = np.repeat(law.embed(tied, common), len(signs), 0)
     found = minimise(refit, starts).theta
     first, second = law.slots[ALPHA][list(families)]
     statistic = np.abs(snap_to_zero(found[:, first] - found[:, second]))

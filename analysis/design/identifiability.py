@@ -50,22 +50,22 @@ def exponent_refusals(
         own = family == name
         called = f"{name}: " if len(set(family)) > 1 else ""
         sizes = [] if size is None else list(dict.fromkeys(size[own]))
-        count = distinct(n[own]) if size is None else len(sizes)
+        count = count_distinct(n[own]) if size is None else len(sizes)
         if count < MIN_SIZES:
             found.append(
                 f"{called}{told(count, 'size')}, at least {MIN_SIZES} are needed; run {MIN_SIZES - count} more"
             )
-        single = [s for s in sizes if distinct(tokens[own & (size == s)]) < MIN_BUDGETS]
+        single = [s for s in sizes if count_distinct(tokens[own & (size == s)]) < MIN_BUDGETS]
         if single:
             found.append(
                 f"{called}{len(single)} of {told(len(sizes), 'size')} {'has' if len(single) == 1 else 'have'} a single token budget, so size and "
                 f"data cannot be told apart; run each size at {WANTED_BUDGETS} budgets that span "
                 f"{WANTED_BUDGET_SPAN:g}x"
             )
-    return [*found, *collinearity(np.log(n), np.log(tokens))]
+    return [*found, *collinearity_refusals(np.log(n), np.log(tokens))]
 
 
-def collinearity(log_n: Floats, log_d: Floats) -> Iterator[str]:
+def collinearity_refusals(log_n: Floats, log_d: Floats) -> Iterator[str]:
     """Why size and data cannot be told apart; nothing if they can."""
     if len(log_n) < 2 or min(np.ptp(log_n), np.ptp(log_d)) <= ROUNDING_TOLERANCE:
         yield (
@@ -130,7 +130,7 @@ def design_warnings(
             f"{smallest:.2g}; {MIN_PAIRS} sizes make it {2 / 2**MIN_PAIRS:.2g}"
         )
     per_token = tokens / n
-    most = max((distinct(tokens[rung == r]) for r in set(rung)), default=0)
+    most = max((count_distinct(tokens[rung == r]) for r in set(rung)), default=0)
     span = per_token.max() / per_token.min()
     if most < WANTED_BUDGETS or exceeds(WANTED_BUDGET_SPAN, span):
         found.append(
@@ -157,7 +157,7 @@ def _range_warnings(family: NDArray[Any], families: list[Any], n: Floats) -> Ite
             yield f"{name}: sizes span {decades:.1f} decades, less than {MIN_DECADES:g}"
 
 
-def distinct(values: Floats) -> int:
+def count_distinct(values: Floats) -> int:
     """How many different values there are, those within a tenth of a percent taken for one."""
     if not len(values):
         return 0

@@ -65,7 +65,7 @@ def parameter_names(law: JointLaw, families: tuple[str, ...]) -> list[str]:
     return names
 
 
-def evidence(
+def collect_evidence(
     problem: Problem, minima: Minima, starts: Floats, names: list[str], vpnls_gap: float | None
 ) -> Evidence:
     best = minima.best
@@ -92,7 +92,7 @@ def evidence(
     )
 
 
-def judge(
+def fit_status(
     found: Evidence, profiles: Mapping[str, Interval], discarded_share: float = 0.0
 ) -> tuple[Status, tuple[str, ...]]:
     """The status and the reasons for anything below OK. `profiles` by parameter name, E in nats."""

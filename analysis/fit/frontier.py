@@ -84,14 +84,14 @@ def _range(values: Floats) -> tuple[float, float]:
     return float(values.min()), float(values.max())
 
 
-def largest_common(frontiers: tuple[Frontier, Frontier]) -> float:
+def largest_common_flops(frontiers: tuple[Frontier, Frontier]) -> float:
     """ln of the largest FLOPs that both families were run at."""
     return min(one.flops[1] for one in frontiers)
 
 
 def log_multiplier(frontiers: tuple[Frontier, Frontier], law: JointLaw, theta: Floats) -> Floats:
     """ln (C_second / C_first) at the loss that the worse one has at the largest common FLOPs, (sets,)."""
-    end = largest_common(frontiers)
+    end = largest_common_flops(frontiers)
     level = np.max(
         [one.log_loss(law, theta, np.full(len(theta), end)) for one in frontiers], axis=0
     )

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from analysis.arrays import Floats
-from analysis.design.identifiability import distinct
+from analysis.design.identifiability import count_distinct
 from analysis.fit.diagnostics import Status
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.formatting import count as told
@@ -89,7 +89,7 @@ def _parabola(log_n: Floats, loss: Floats, log_c: Floats) -> Parabola:
     centre = log_n[first_argmin(loss)]
     near = ~exceeds(np.abs(log_n - centre), HALF_DECADE)
     x, y = log_n[near] - centre, loss[near]
-    count = distinct(np.exp(x))
+    count = count_distinct(np.exp(x))
     if count < MIN_POINTS:
         reason = (
             f"{told(count, 'size')} within half a decade of the minimum, {MIN_POINTS} are needed"

@@ -16,11 +16,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from analysis.arrays import Floats
 from analysis.design.identifiability import exponent_refusals
-from analysis.fit.diagnostics import Evidence, evidence, judge, parameter_names
+from analysis.fit.diagnostics import Evidence, collect_evidence, fit_status, parameter_names
 from analysis.fit.joint_result import JointFit, Parameters
 from analysis.fit.law import ALPHA, BETA, A, B, E, JointLaw, Model, Points, log_loss
 from analysis.fit.levenberg_marquardt import Problem, at_bound, minimise
-from analysis.fit.profile_likelihood import Interval, degrees, naive_covariance, profile, quantile_t
+from analysis.fit.profile_likelihood import (
+    Interval,
+    naive_covariance,
+    profile,
+    quantile_t,
+    residual_df,
+)
 from analysis.fit.resampling import Solution, codes, jackknife_error, solve
 from analysis.fit.variable_projection import vpnls
 from analysis.formatting import count
@@ -133,7 +139,7 @@ def _diagnosed(solution: Solution, families: tuple[str, ...]) -> _Diagnosed:
         exponents = law.roles >= ALPHA
         gap = float(np.abs(projected - squares)[exponents].max())
     names = parameter_names(law, families)
-    found = evidence(problem, solution.minima, solution.starts, names, gap)
+    found = collect_evidence(problem, solution.minima, solution.starts, names, gap)
     return _Diagnosed(solution, squares, found, projected, by_delta)
 
 
@@ -155,7 +161,7 @@ def _result(
         names[p]: _in_nats(names[p], profile(squares, solved.least_squares, p, float(inflation[p])))
         for p in told
     }
-    status, reasons = judge(solved.evidence, profiles)
+    status, reasons = fit_status(solved.evidence, profiles)
     values = _named(law, theta, names)
     sd = {names[p]: float(errors[p] * (values[names[p]] if law.roles[p] == E else 1)) for p in told}
     intervals = {name: (interval.low, interval.high) for name, interval in profiles.items()}
@@ -190,15 +196,15 @@ def _errors(
 ) -> tuple[Floats, Floats, str]:
     """Standard errors, by how much they widen the profile of least squares (squared), and their kind."""
     naive = np.sqrt(np.diag(naive_covariance(squares, solved.least_squares)))
-    solution, df = solved.solution, degrees(squares)
+    solution, df = solved.solution, residual_df(squares)
     if not clustered and math.isinf(solution.problem.delta):
         return naive, np.ones(len(naive)), "profile likelihood, runs taken as independent"
     kind = "jackknife, runs taken as independent"
     if clustered:
         kind = f"jackknife over {solution.cluster.max() + 1} shapes"
         df = max(int(solution.cluster.max()) - 2 * families, 1)
-    errors = jackknife_error(solution.deleted.theta)
-    wider = quantile_t(df) / quantile_t(degrees(squares)) * errors / np.maximum(naive, 1e-300)
+    errors = jackknife_error(solution.jackknife.theta)
+    wider = quantile_t(df) / quantile_t(residual_df(squares)) * errors / np.maximum(naive, 1e-300)
     return errors, _inflation(squares, solved.least_squares, np.maximum(wider**2, 1e-12)), kind
 
 

@@ -23,7 +23,7 @@ Model = Literal["M0", "M1", "M2", "M3", "M4"]
 ROLES = ("e", "a", "b", "alpha", "beta")
 E, A, B, ALPHA, BETA = range(5)
 EXPONENT_BOUNDS = (0.02, 1.5)  # of the search
-OWN_ROLES: dict[str, tuple[int, ...]] = {  # what each family has for itself; the rest is shared
+FAMILY_ROLES: dict[str, tuple[int, ...]] = {  # what each family has for itself; the rest is shared
     "M0": (),
     "M1": (A,),
     "M2": (A, ALPHA),
@@ -42,15 +42,15 @@ class JointLaw:
     """Two families with one exponent alpha all the same: the null hypothesis of their contrast."""
 
     def __post_init__(self) -> None:
-        if self.model not in OWN_ROLES:
-            raise DataError(f"model={self.model!r}: must be one of {', '.join(OWN_ROLES)}")
+        if self.model not in FAMILY_ROLES:
+            raise DataError(f"model={self.model!r}: must be one of {', '.join(FAMILY_ROLES)}")
 
     @cached_property
     def slots(self) -> Ints:
         """Index of the parameter per role and family, (5, families)."""
         slots, following = np.zeros((5, self.families), dtype=np.int64), 0
         for role in range(5):
-            own = np.arange(self.families) if role in OWN_ROLES[self.model] else slots[role] * 0
+            own = np.arange(self.families) if role in FAMILY_ROLES[self.model] else slots[role] * 0
             if role == ALPHA and self.tied is not None and own.any():
                 own[max(self.tied)] = own[min(self.tied)]
                 own = np.unique(own, return_inverse=True)[1]
@@ -70,7 +70,7 @@ class JointLaw:
             roles[self.slots[role]] = role
         return roles
 
-    def spread(self, other: JointLaw, theta: Floats) -> Floats:
+    def embed(self, other: JointLaw, theta: Floats) -> Floats:
         """Parameters of another law as those of this one, (..., size): the same predictions where that law
         is nested in this one; where this one shares a parameter, it takes that of the last family.
         """
@@ -116,7 +116,7 @@ class Points:
             self, x=x, z=z, family=np.broadcast_to(np.asarray(family, np.int64), x.shape)
         )
 
-    def chosen(self, sets: Any) -> Points:
+    def select(self, sets: Any) -> Points:
         """What some of the parameter vectors, by index or slice, are compared with."""
         per_set = {
             name: column[sets]

@@ -70,7 +70,7 @@ class Problem:
     ) -> Problem:
         return cls(law, points, *bounds(law, points), delta, weights)
 
-    def chosen(self, sets: Any) -> Problem:
+    def select(self, sets: Any) -> Problem:
         """The problem of some of the sets, by index or slice."""
 
         def of(array: NDArray[Any]) -> NDArray[Any]:
@@ -78,7 +78,7 @@ class Problem:
 
         return replace(
             self,
-            points=self.points.chosen(sets),
+            points=self.points.select(sets),
             weights=None if self.weights is None else of(self.weights),
             low=of(self.low),
             high=of(self.high),
@@ -118,7 +118,7 @@ def minimise(problem: Problem, starts: Floats) -> Minima:
     sets, per_set = len(starts), problem.law.size * len(problem.points)
     chunk = max(1, AT_ONCE // per_set)
     parts = [
-        _minimise(problem.chosen(slice(at, at + chunk)), starts[at : at + chunk])
+        _minimise(problem.select(slice(at, at + chunk)), starts[at : at + chunk])
         for at in range(0, sets, chunk)
     ]
     return Minima(
@@ -133,7 +133,7 @@ def _minimise(problem: Problem, starts: Floats) -> Minima:
     converged = np.zeros(len(theta), dtype=bool)
     active = np.arange(len(theta))
     for _ in range(MAX_STEPS):
-        part = problem.chosen(active)
+        part = problem.select(active)
         here, before = theta[active], objective[active]
         slope, step = _damped_step(part, here, damping[active])
         there = np.clip(here + step, part.low, part.high)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from analysis.arrays import Floats
-from analysis.design.identifiability import MIN_SIZES, distinct
+from analysis.design.identifiability import MIN_SIZES, count_distinct
 from analysis.fit.diagnostics import Status
 from analysis.fit.law import ALPHA, A, B, E, JointLaw, Points
 from analysis.fit.levenberg_marquardt import Problem, minimise, start_grid
@@ -136,7 +136,7 @@ def fit_power_law(
         "unit": unit, "warnings": tuple(warnings), "runs": len(size), "irreducible": irreducible,
     }  # fmt: skip
     needed = MIN_SIZES if irreducible else 3
-    if (sizes := distinct(size)) < needed:
+    if (sizes := count_distinct(size)) < needed:
         reason = f"{count(sizes, 'size')}, at least {needed} are needed; run {needed - sizes} more"
         return PowerLawFit(status="REFUSED", reasons=(reason,), **common)
     return _with_irreducible(size, losses, common) if irreducible else _line(size, losses, common)
@@ -160,7 +160,7 @@ def _line(size: Floats, loss: Floats, common: dict[str, Any]) -> PowerLawFit:
     sd = snap_to_zero(math.sqrt(float(residual @ residual) / df))
     spread = snap_to_zero(np.sqrt(((y - y.mean()) ** 2).sum())) ** 2  # 0 of equal losses
     half = quantile_t(df) * sd / math.sqrt(squares)
-    weak = _few(distinct(size))
+    weak = _few(count_distinct(size))
     return PowerLawFit(
         status="WEAK" if weak else "OK",
         reasons=tuple(weak),
@@ -185,7 +185,7 @@ def _with_irreducible(size: Floats, loss: Floats, common: dict[str, Any]) -> Pow
     theta = found.theta[found.best]
     accepted = profile(problem, theta, E)
     interval = profile(problem, theta, ALPHA)
-    status, reasons = _judge(accepted, interval, distinct(size))
+    status, reasons = _judge(accepted, interval, count_distinct(size))
     low = 0.0 if accepted.open_low else math.exp(accepted.low)
     return PowerLawFit(
         status=status,

@@ -58,7 +58,7 @@ def profile(problem: Problem, theta: Floats, parameter: int, inflation: float = 
     """
     variance = float(naive_covariance(problem, theta)[parameter, parameter])
     half = math.sqrt(max(variance * inflation, 0.0))
-    values = _values(theta[parameter], half * quantile_t(degrees(problem)), problem, parameter)
+    values = _values(theta[parameter], half * quantile_t(residual_df(problem)), problem, parameter)
     sets = len(values)
     low, high = (np.repeat(box[None], sets, 0) for box in (problem.low, problem.high))
     low[:, parameter] = high[:, parameter] = values
@@ -86,7 +86,7 @@ def profile_contrast(
     contrast[first], contrast[second] = 1.0, -1.0
     variance = float(contrast @ naive_covariance(problem, theta) @ contrast)
     half = math.sqrt(max(variance * inflation, 0.0))
-    steps = np.array([0.0, *STEPS]) * half * quantile_t(degrees(problem))
+    steps = np.array([0.0, *STEPS]) * half * quantile_t(residual_df(problem))
     box = problem.low[first] - problem.high[second], problem.high[first] - problem.low[second]
     values = np.concatenate([estimate - steps, estimate + steps, np.linspace(*box, 13)])
     values = np.unique(np.clip(values, *box))
@@ -106,7 +106,7 @@ def profile_contrast(
     return _accepted(problem, estimate, values, objective / least, inflation)
 
 
-def degrees(problem: Problem) -> int:
+def residual_df(problem: Problem) -> int:
     """Of the residuals, at least 1."""
     return max(len(problem.points) - problem.law.size, 1)
 
@@ -126,7 +126,7 @@ def _values(at: float, half: float, problem: Problem, parameter: int) -> Floats:
 def _accepted(
     problem: Problem, at: float, values: Floats, ratio: Floats, inflation: float
 ) -> Interval:
-    df = degrees(problem)
+    df = residual_df(problem)
     return _interval(at, values, (ratio - 1) * df / inflation, quantile_t(df))
 
 

@@ -49,7 +49,7 @@ class Solution:
         return self.minima.theta[self.minima.best]
 
     @cached_property
-    def deleted(self) -> Minima:
+    def jackknife(self) -> Minima:
         """The fit without each cluster in turn, (clusters, size)."""
         return delete_one(self.problem, self.theta, self.cluster)
 

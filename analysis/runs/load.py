@@ -75,13 +75,13 @@ def load_runs(
     """
     if columns is None and _is_results_file(Path(source)):
         results = read_results(Path(source)).values()
-        return runs_of(results, only, pool_validation_sets=pool_validation_sets)
+        return runs_from_results(results, only, pool_validation_sets=pool_validation_sets)
     table, dropped = _collect(source, only, columns)
     table = _comparable(table, dropped, pool_validation_sets=pool_validation_sets)
     return Runs(table, dropped, tuple(_warnings(table, dropped)))
 
 
-def runs_of(
+def runs_from_results(
     results: Iterable[RunResult],
     only: Collection[str] | None = None,
     *,

@@ -37,7 +37,7 @@ def write_report(cells: Sequence[Cell]) -> None:
 def _report_on_families(cells: Sequence[Cell], out: Path) -> None:
     """Compare the families of the contrast, with runs of this folder and of the study's file of results."""
     from analysis.report.write import report_on
-    from analysis.runs.load import runs_of
+    from analysis.runs.load import runs_from_results
     from slm.studies.cells import contrast_of
 
     study = cells[0].spec.config.study
@@ -47,4 +47,6 @@ def _report_on_families(cells: Sequence[Cell], out: Path) -> None:
         raise DataError(f"study {study.name}: no finished cell yet; action=run makes some")
     deep, wide = contrast_of(cells)
     audit = audit_of_study(cells)
-    report_on(runs_of(results), out, deep=deep, wide=wide, audit=audit, question=study.question)
+    report_on(
+        runs_from_results(results), out, deep=deep, wide=wide, audit=audit, question=study.question
+    )

@@ -20,7 +20,7 @@ from analysis.report.html import page
 from analysis.report.study_report import Answer, answer
 from analysis.report.svg import Axis
 from analysis.report.write import markdown, report_on, results
-from analysis.runs.load import Runs, load_runs, runs_of
+from analysis.runs.load import Runs, load_runs, runs_from_results
 from slm.errors import DataError
 from slm.tracking.results_file import read_results
 from tests.conftest import ROOT
@@ -273,10 +273,10 @@ def test_a_file_of_results_reads_as_runs_do() -> None:
     runs = load_runs(MICRO)
     results_of = read_results(MICRO)
     assert len(runs.table) + sum(runs.dropped.values()) == len(results_of)
-    some = runs_of(results_of.values(), only=set(runs.table["run_id"][:5]))
+    some = runs_from_results(results_of.values(), only=set(runs.table["run_id"][:5]))
     assert len(some.table) == 5
     with pytest.raises(DataError, match="no finished run"):
-        runs_of([])
+        runs_from_results([])
 
 
 def test_an_audit_from_its_file(tmp_path: Path) -> None:
