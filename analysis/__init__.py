@@ -1,9 +1,9 @@
-"""From finished runs to an answer, or to the reason why there is none yet.
+"""Analysis of finished runs: load them, fit scaling laws, compare families and write the report.
 
-`runs` (tables of runs) and `design` (power, before any run) -> `fit` -> `learning_rate`, `controls` ->
-`compare` -> `report` -> `study_actions` (what sweep.py calls); each package imports only those before it.
-The names below are the library. Each is imported when it is first used, because pandas takes a second to
-import and planning does not need it.
+Packages in import order, each importing only the ones before it: `runs` (tables of runs) and `design` (power
+of a planned study), `fit`, `learning_rate` and `controls`, `compare`, `report`, `study_actions` (called by
+sweep.py). The names in `__all__` are the public interface. They are imported on first use: importing pandas
+takes about a second, and planning does not need it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_HOME = {
+_MODULE_OF_NAME = {
     "compare_families": "analysis.compare.families",
     "fit_joint": "analysis.fit.joint",
     "fit_power_law": "analysis.fit.power_law",
@@ -23,8 +23,8 @@ __all__ = ["compare_families", "fit_joint", "fit_power_law", "load_runs", "power
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+    if name in _MODULE_OF_NAME:
+        return getattr(import_module(_MODULE_OF_NAME[name]), name)
     if name in _MODULES:
         return import_module(_MODULES[name])
     raise AttributeError(f"module 'analysis' has no attribute {name!r}")

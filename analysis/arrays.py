@@ -1,4 +1,4 @@
-"""Array types of the analysis."""
+"""Array types used by the analysis."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Colours, markers and line styles of all figures."""
+"""Colours, markers and line styles that all figures share."""
 
 from __future__ import annotations
 
-# Palette of Okabe and Ito, distinguishable by colour-blind readers; markers and dashes differ too.
+# Okabe-Ito palette: distinguishable with colour blindness. Markers and dashes differ too.
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 PURPLE, VERMILLION, SKY = "#CC79A7", "#D55E00", "#56B4E9"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, VERMILLION)

@@ -1,6 +1,4 @@
-"""Rows of the tidy table of runs: of a run of slm, or of any file (CSV, Parquet, JSON lines) with its columns
-renamed.
-"""
+"""Read a table of runs from a file (CSV, Parquet, JSON lines), and build table rows for runs of slm."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from slm.architecture.flops import flop_equivalent_params
 from slm.architecture.shapes import shape_label
 from slm.errors import DataError, nearest
 
-NEEDED = ("family", "shape", "tokens", "loss_nats_per_token")
+REQUIRED = ("family", "shape", "tokens", "loss_nats_per_token")
 SUFFIXES = (".csv", ".parquet", ".jsonl")
 
 
@@ -23,13 +21,13 @@ def is_table(path: Path) -> bool:
 
 
 def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """Read a table and rename its columns.
+    """Read a table and rename its columns to the names of the runs table.
 
     Args:
-        columns: the file's name of each of our columns, such as {"tokens": "D", "n_flop": "N"}. Needed:
+        columns: name in the file of each column, such as {"tokens": "D", "n_flop": "N"}. Required:
             family, shape, tokens, loss_nats_per_token and one of n_flop, params_non_embedding,
-            params_total. Used where present: flops, rung, tokens_per_param, seed, aspect_ratio, run_id, status
-            (finished, or why not), decayed (true or false), val_fingerprint, peak_lr.
+            params_total. Optional: flops, rung, tokens_per_param, seed, aspect_ratio, run_id, status
+            ("finished", or the reason why not), decayed (true or false), val_fingerprint, peak_lr.
 
     Raises:
         DataError: if the file cannot be read or lacks a column.
@@ -38,19 +36,19 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
         table = _read(path)
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"{path}: not a readable table ({error})") from None
-    wanted = dict(columns or {})
-    for ours, theirs in wanted.items():
-        if theirs not in table:
-            fix = nearest(theirs, table.columns)
-            raise DataError(f"{path}: no column {theirs!r} for {ours}; {fix}")
-    table = table.rename(columns={theirs: ours for ours, theirs in wanted.items()})
-    missing = [name for name in NEEDED if name not in table]
+    renamed = dict(columns or {})
+    for name, name_in_file in renamed.items():
+        if name_in_file not in table:
+            fix = nearest(name_in_file, table.columns)
+            raise DataError(f"{path}: has no column {name_in_file!r} (given for {name}); {fix}")
+    table = table.rename(columns={name_in_file: name for name, name_in_file in renamed.items()})
+    missing = [name for name in REQUIRED if name not in table]
     if not {"n_flop", "params_non_embedding", "params_total"} & set(table.columns):
         missing.append("n_flop")
     if missing:
         raise DataError(
-            f"{path}: lacks {', '.join(missing)}; pass columns={{'{missing[0]}': 'ITS NAME THERE'}}; there are "
-            f"{', '.join(str(name) for name in table.columns)}"
+            f"{path}: lacks {', '.join(missing)}; pass columns={{'{missing[0]}': 'NAME IN THE FILE'}}; its columns "
+            f"are {', '.join(str(name) for name in table.columns)}"
         )
     return table
 
@@ -64,20 +62,21 @@ def _read(path: Path) -> pd.DataFrame:
 def run_row(
     shape: Mapping[str, Any], counts: Mapping[str, Any], schedule: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The columns that follow from a run's shape, its counts and its schedule.
+    """Return the columns that are computed from a run's shape, counts and schedule.
 
     Args:
-        shape: n_layers, d_model and layer_sharing.
-        counts: params_total, params_non_embedding, flops_per_token, tokens, tokens_per_param and flops.
+        shape: with n_layers, d_model and optionally layer_sharing.
+        counts: with params_total, params_non_embedding, flops_per_token, tokens, tokens_per_param and flops.
+        schedule: with kind, and optionally decay_fraction and final_lr_fraction.
     """
     layers, width, sharing = shape["n_layers"], shape["d_model"], shape.get("layer_sharing", 1)
-    same = ("params_total", "params_non_embedding", "flops_per_token", "tokens", "flops")
+    copied = ("params_total", "params_non_embedding", "flops_per_token", "tokens", "flops")
     return {
         "shape": shape_label(layers, width, sharing),
         "n_layers": layers,
         "d_model": width,
         "aspect_ratio": width / (layers * sharing),
-        **{name: counts[name] for name in same},
+        **{name: counts[name] for name in copied},
         "n_flop": flop_equivalent_params(counts["flops_per_token"]),
         "tokens_per_param": float(f"{counts['tokens_per_param']:.3g}"),
         "schedule": schedule["kind"],
@@ -86,7 +85,7 @@ def run_row(
 
 
 def is_decayed(schedule: Mapping[str, Any]) -> bool:
-    """Whether the learning rate came down before the final loss was taken."""
+    """Return whether the learning rate had decayed, to at most half its peak, when the final loss was measured."""
     return (
         schedule.get("decay_fraction", 1.0) != 0 and schedule.get("final_lr_fraction", 0.0) <= 0.5
     )

@@ -231,7 +231,7 @@ def test_what_cannot_be_a_loss_is_an_error() -> None:
         fit_joint(**(table | {"loss": np.exp(table["loss"])}))
     with pytest.raises(DataError, match=r"ln\(32\)"):
         fit_joint(**table, vocab_size=32)
-    with pytest.raises(DataError, match="equally long"):
+    with pytest.raises(DataError, match="must have equal length"):
         fit_joint(**(table | {"loss": table["loss"][:-1]}))
     with pytest.raises(DataError, match="must be numbers"):
         fit_joint(**(table | {"loss": ["high"] * 36}))
