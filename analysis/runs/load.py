@@ -1,6 +1,6 @@
-"""Finished runs as one tidy table, with every run that was left out counted by reason.
+"""Load finished runs into one tidy table, and count every dropped run by reason.
 
-From run directories, a W&B project, or any table (`analysis.runs.tables`).
+Sources: run directories, a results file of a study, a W&B project, or any table (`analysis.runs.tables`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from slm.tracking.results_file import read_results
 from slm.tracking.run_dir import RunDirectory
 
 OTHER_VALIDATION_SET = "other validation set"
-SHOWN, SHOWN_DIGITS = 3, 12  # of values that differ
+MAX_LISTED, MAX_CHARACTERS = 3, 12  # of the differing values in a warning
 NOT_A_CELL = "not a cell of the study"
 WANDB = "wandb:"
 ONE_RUN = ["family", "shape", "rung", "tokens", "seed", "peak_lr"]
@@ -34,7 +34,7 @@ ARCHITECTURE = ("tied", "mlp", "qk_norm", "layer_sharing", "d_head")
 
 @dataclass(frozen=True)
 class Runs:
-    """One row a finished run; `dropped` counts the others by reason."""
+    """Table with one row per finished run; `dropped` counts the other runs by reason."""
 
     table: pd.DataFrame
     dropped: Counter[str]
@@ -42,7 +42,7 @@ class Runs:
 
     @property
     def families(self) -> list[str]:
-        """From the thinnest to the widest, by mean aspect ratio; by name where that is unknown."""
+        """Families sorted from deep to wide by mean aspect ratio, or by name if the table has no aspect ratios."""
         if "aspect_ratio" not in self.table:
             return sorted(self.table["family"].unique())
         aspects = self.table.groupby("family")["aspect_ratio"].mean()
@@ -56,22 +56,23 @@ def load_runs(
     pool_validation_sets: bool = False,
     columns: Mapping[str, str] | None = None,
 ) -> Runs:
-    """Read every run of a source, or only those with the given run ids.
+    """Load all finished runs of a source, or only those with the given run ids.
 
     Args:
-        source: a folder of run directories or of W&B's offline runs; a study's file of results
+        source: a folder of run directories or of W&B offline runs; the results file of a study
             (`study.results`); a .csv, .parquet or .jsonl table; or `wandb:ENTITY/PROJECT`.
-        pool_validation_sets: losses on different validation sets do not compare, so runs with another
-            one than most have are left out, and counted; this keeps them.
-        columns: of a file, its name of each of our columns (`analysis.runs.tables.read_table`).
+        only: run ids to keep; None keeps all runs.
+        pool_validation_sets: keep runs of every validation set. By default only the most common validation
+            set is kept and the other runs are dropped, because losses on different sets are not comparable.
+        columns: name in the file of each column, for a table (`analysis.runs.tables.read_table`).
 
-    Columns carry their units: `loss_nats_per_token` after decay, `flops` of training in the
-    convention of `flops_convention`, `n_flop` = flops_per_token / 6, `tokens`,
-    `tokens_per_param` as asked for, equal across the families of a rung. `size` is the one
-    asked for, or of a preset's rung its N_flop.
+    Columns have their units in their names or here: `loss_nats_per_token` after decay; `flops` of the whole
+    training, by the convention of `flops_convention`; `n_flop` = flops_per_token / 6; `tokens`;
+    `tokens_per_param` as requested, equal across the families of a rung; `size` as requested, or N_flop for
+    the rung of a preset.
 
     Raises:
-        DataError: if the source holds no finished run.
+        DataError: if the source has no finished run.
     """
     if columns is None and _is_results_file(Path(source)):
         results = read_results(Path(source)).values()
@@ -87,10 +88,10 @@ def runs_from_results(
     *,
     pool_validation_sets: bool = False,
 ) -> Runs:
-    """Results of runs, wherever they were kept, as `load_runs` gives them.
+    """Build the table of `load_runs` from results that are already in memory.
 
     Raises:
-        DataError: if none of them finished.
+        DataError: if no run has finished.
     """
     dropped: Counter[str] = Counter()
     rows = []
@@ -102,7 +103,7 @@ def runs_from_results(
         else:
             rows.append(_row(result))
     if not rows:
-        raise DataError(f"no finished run in these results: {dict(dropped)}")
+        raise DataError(f"no finished run in these results; dropped runs by reason: {dict(dropped)}")
     table = pd.DataFrame(rows).sort_values(["family", "flops", "seed"], ignore_index=True)
     table = _comparable(table, dropped, pool_validation_sets=pool_validation_sets)
     return Runs(table, dropped, tuple(_warnings(table, dropped)))
@@ -118,15 +119,15 @@ def _collect(
     if is_table(path):
         return _selected(*_finished(read_table(path, columns)), only, str(path))
     if path.is_file():
-        known = ", ".join(SUFFIXES)
-        raise DataError(f"{path}: not a table that can be read; known are {known}, uncompressed")
+        supported = ", ".join(SUFFIXES)
+        raise DataError(f"{path}: unsupported file type; use {supported}, uncompressed")
     if not any(_run_directories(path)) and any(path.rglob("*.wandb")):
         return _selected(*tracked_table(offline_runs(path)), only, str(path))
     return collect_runs(path, only)
 
 
 def _is_results_file(path: Path) -> bool:
-    """Whether its first line is a whole `RunResult`."""
+    """Return whether the file is a study's results file: its first line is a `RunResult`."""
     if path.suffix != ".jsonl" or not path.is_file():
         return False
     with path.open(encoding="utf-8") as lines:
@@ -138,36 +139,36 @@ def _is_results_file(path: Path) -> bool:
 
 
 def _finished(table: pd.DataFrame) -> tuple[pd.DataFrame, Counter[str]]:
-    """Rows of a foreign table with a final loss; `status` says why others have none."""
+    """Return the rows of a user's table that have a final loss, and counts of the others by their `status`."""
     dropped: Counter[str] = Counter()
     if "status" in table:
-        ended = table["status"].isin(["finished", "completed", "done"])
-        for state, count in table.loc[~ended, "status"].value_counts(dropna=False).items():
-            dropped[f"not finished ({state})"] += int(count)
-        table = table[ended]
+        finished = table["status"].isin(["finished", "completed", "done"])
+        for state, runs in table.loc[~finished, "status"].value_counts(dropna=False).items():
+            dropped[f"not finished ({state})"] += int(runs)
+        table = table[finished]
     losses = pd.to_numeric(table["loss_nats_per_token"], errors="coerce")
-    garbled = losses.isna() & table["loss_nats_per_token"].notna()
-    if garbled.any():
-        found = table.loc[garbled, "loss_nats_per_token"].iloc[0]
+    invalid = losses.isna() & table["loss_nats_per_token"].notna()
+    if invalid.any():
+        example = table.loc[invalid, "loss_nats_per_token"].iloc[0]
         raise DataError(
-            f"loss_nats_per_token={found!r} in {int(garbled.sum())} rows: not a number; an empty cell says that "
-            "a run has no loss"
+            f"loss_nats_per_token={example!r} in {count(int(invalid.sum()), 'row')}: not a number; leave the cell "
+            "empty if the run has no loss"
         )
-    known = np.isfinite(losses)
-    _count(dropped, "no final loss, or diverged", int((~known).sum()))
-    return table[known].assign(loss_nats_per_token=losses[known]), dropped
+    finite = np.isfinite(losses)
+    _count(dropped, "no final loss, or diverged", int((~finite).sum()))
+    return table[finite].assign(loss_nats_per_token=losses[finite]), dropped
 
 
 def _selected(
     table: pd.DataFrame, dropped: Counter[str], only: Collection[str] | None, source: str
 ) -> tuple[pd.DataFrame, Counter[str]]:
     if only is not None and "run_id" in table:
-        chosen = table["run_id"].isin(list(only))
-        _count(dropped, NOT_A_CELL, int((~chosen).sum()))
-        table = table[chosen]
+        selected = table["run_id"].isin(list(only))
+        _count(dropped, NOT_A_CELL, int((~selected).sum()))
+        table = table[selected]
     if table.empty:
-        reasons = "".join(f"; {count} {reason}" for reason, count in dropped.items())
-        raise DataError(f"{source}: no finished run here{reasons}")
+        reasons = "".join(f"; {runs} {reason}" for reason, runs in dropped.items())
+        raise DataError(f"{source}: no finished run{reasons}")
     order = [name for name in ("family", "flops", "tokens", "seed") if name in table]
     return table.sort_values(order, ignore_index=True), dropped
 
@@ -175,10 +176,10 @@ def _selected(
 def collect_runs(
     folder: Path, only: Collection[str] | None = None
 ) -> tuple[pd.DataFrame, Counter[str]]:
-    """Every finished run as a row, whatever its recipe, and the others counted by reason.
+    """Return one row per finished run, with any recipe, and counts of the dropped runs by reason.
 
     Raises:
-        DataError: if the folder holds no finished run.
+        DataError: if the folder has no finished run.
     """
     dropped: Counter[str] = Counter()
     rows = []
@@ -197,9 +198,9 @@ def collect_runs(
             continue
         rows.append(_row(result))
     if not rows:
-        reasons = "".join(f"; {count} {reason}" for reason, count in dropped.items())
+        reasons = "".join(f"; {runs} {reason}" for reason, runs in dropped.items())
         raise DataError(
-            f"{folder}: no finished run here{reasons}. Train some first, for example with "
+            f"{folder}: no finished run{reasons}. Train some runs first, for example with "
             "python sweep.py study=demo action=run"
         )
     return pd.DataFrame(rows).sort_values(["family", "flops", "seed"], ignore_index=True), dropped
@@ -212,7 +213,7 @@ def _run_directories(folder: Path) -> Iterator[RunDirectory]:
             "python sweep.py study=demo action=run"
         )
     for config in sorted(folder.rglob("config.yaml")):
-        # W&B keeps a config.yaml of its own, and hidden folders hold superseded runs.
+        # W&B writes its own config.yaml; hidden folders contain superseded runs.
         inner = config.parent.relative_to(folder).parts
         if "wandb" not in inner and not any(part.startswith(".") for part in inner):
             yield RunDirectory(config.parent)
@@ -247,23 +248,27 @@ def _row(result: RunResult) -> dict[str, object]:
 
 
 def _architecture(result: RunResult) -> str:
-    """What must not vary within a family besides its size."""
+    """Return the architecture settings that must be equal within a family, as text."""
     return ", ".join(f"{key}={result.shape[key]}" for key in ARCHITECTURE)
 
 
 def _comparable(
     table: pd.DataFrame, dropped: Counter[str], *, pool_validation_sets: bool
 ) -> pd.DataFrame:
-    """One row a run, one validation set, one recipe, one architecture a family: the commonest each."""
+    """Drop duplicates and all runs that are not comparable with the majority.
+
+    Kept are the most common validation set and recipe of the table, the most common architecture of each
+    family, and one learning rate per shape.
+    """
     if "run_id" in table:
         repeated = table.duplicated("run_id")
         _count(dropped, "same run in another study", int(repeated.sum()))
         table = table[~repeated]
     else:
-        # Without seeds, rows that differ in their loss are runs with different ones.
-        same = ONE_RUN if "seed" in table else [*ONE_RUN, "loss_nats_per_token"]
+        # In a table without seeds, rows with different losses are runs with different seeds.
+        key = ONE_RUN if "seed" in table else [*ONE_RUN, "loss_nats_per_token"]
         rounded = table.assign(loss_nats_per_token=merge_close(table["loss_nats_per_token"]))
-        repeated = rounded.duplicated([name for name in same if name in table])
+        repeated = rounded.duplicated([name for name in key if name in table])
         _count(dropped, "duplicate", int(repeated.sum()))
         table = table[~repeated]
     if "decayed" in table:
@@ -271,21 +276,23 @@ def _comparable(
         _count(dropped, "undecayed", int((~decayed).sum()))
         table = table[decayed]
     if not pool_validation_sets:
-        # The identity of the data is part of a recipe, so a pool of validation sets has several.
-        table = _with_commonest(table, "val_fingerprint", dropped, OTHER_VALIDATION_SET)
-        table = _with_commonest(table, "recipe_id", dropped, "other recipe")
+        # The recipe includes the identity of the data, so pooled validation sets have several recipes.
+        table = _with_most_common(table, "val_fingerprint", dropped, OTHER_VALIDATION_SET)
+        table = _with_most_common(table, "recipe_id", dropped, "other recipe")
     if "architecture" in table:
-        own = table.groupby("family")["architecture"].transform(lambda rows: rows.mode().iloc[0])
-        other = table["architecture"] != own
+        most_common = table.groupby("family")["architecture"].transform(
+            lambda rows: rows.mode().iloc[0]
+        )
+        other = table["architecture"] != most_common
         _count(dropped, "other architecture in its family", int(other.sum()))
         table = table[~other]
-    return _at_own_rate(table, dropped).reset_index(drop=True)
+    return _with_one_learning_rate(table, dropped).reset_index(drop=True)
 
 
-def _at_own_rate(table: pd.DataFrame, dropped: Counter[str]) -> pd.DataFrame:
-    """One learning rate a shape: that of most of its budgets, else the best, of equally good ones the lowest.
+def _with_one_learning_rate(table: pd.DataFrame, dropped: Counter[str]) -> pd.DataFrame:
+    """Keep one learning rate per shape: the one with the most token budgets (ties: lowest loss, then lowest rate).
 
-    A shape that was tuned has runs at other rates, at its shortest budget; they are no replicates.
+    A tuned shape has runs at other learning rates at its smallest token budget; they are not replicates.
     """
     shape = [name for name in ("family", "rung", "shape") if name in table]
     if "peak_lr" not in table or table["peak_lr"].isna().any() or table.empty:
@@ -295,18 +302,18 @@ def _at_own_rate(table: pd.DataFrame, dropped: Counter[str]) -> pd.DataFrame:
     )
     ranked = rates.assign(loss=merge_close(rates["loss"])).reset_index()
     ranked = ranked.sort_values(["budgets", "loss", "peak_lr"], ascending=[False, True, True])
-    own = ranked.drop_duplicates(shape)[[*shape, "peak_lr"]]
-    kept = table.merge(own, on=[*shape, "peak_lr"], how="inner")
+    first = ranked.drop_duplicates(shape)[[*shape, "peak_lr"]]
+    kept = table.merge(first, on=[*shape, "peak_lr"], how="inner")
     _count(dropped, "other learning rate of its shape", len(table) - len(kept))
     return kept
 
 
-def _with_commonest(
+def _with_most_common(
     table: pd.DataFrame, column: str, dropped: Counter[str], reason: str
 ) -> pd.DataFrame:
     if column not in table or table[column].isna().all():
         return table
-    common = table[column].mode().iloc[0]  # of equally common ones, the first by name
+    common = table[column].mode().iloc[0]  # ties: the first in sorted order
     _count(dropped, reason, int((table[column] != common).sum()))
     return table[table[column] == common]
 
@@ -317,27 +324,27 @@ def _count(dropped: Counter[str], reason: str, runs: int) -> None:
 
 
 def _warnings(table: pd.DataFrame, dropped: Counter[str]) -> Iterator[str]:
-    if apart := dropped[OTHER_VALIDATION_SET]:
+    if others := dropped[OTHER_VALIDATION_SET]:
         yield (
-            f"{count(apart, 'run')} {'was' if apart == 1 else 'were'} measured on another validation set than these, so their losses do not "
-            "compare; --pool-validation-sets takes them in all the same"
+            f"{count(others, 'run')} dropped: evaluated on another validation set, so the losses are not comparable; "
+            "pass --pool-validation-sets to include them"
         )
     for column in ("commit", "study", "val_fingerprint", "recipe_id"):
         if column not in table:
             continue
         values = table[column].dropna().unique()
         if len(values) > 1:
-            yield f"runs differ in {column}: {_some_of(values)}"
+            yield f"runs differ in {column}: {_first_few(values)}"
     if "loss_spikes" in table and (spiky := int((table["loss_spikes"] > 0).sum())):
         yield (
-            f"{count(spiky, 'run')} {'has' if spiky == 1 else 'have'} logged losses that count as spikes (of normal noise one in 740 does): look at "
-            "their curves; a run with a real one is run again with another seed, never left out"
+            f"{count(spiky, 'run')} with logged losses that count as spikes (1 in 740 does by normal noise alone): "
+            "inspect the loss curves; rerun a run that has a real spike with another seed, do not drop it"
         )
     if "epochs" in table and (table["epochs"] > 1).any():
-        yield f"some runs repeat the training text, up to {table['epochs'].max():.1f} times"
+        yield f"some runs repeat the training text, up to {table['epochs'].max():.1f} epochs"
 
 
-def _some_of(values: Iterable[object]) -> str:
-    shown = [str(value)[:SHOWN_DIGITS] for value in values]
-    more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
-    return ", ".join(shown[:SHOWN]) + more
+def _first_few(values: Iterable[object]) -> str:
+    texts = [str(value)[:MAX_CHARACTERS] for value in values]
+    more = f" and {len(texts) - MAX_LISTED} more" if len(texts) > MAX_LISTED else ""
+    return ", ".join(texts[:MAX_LISTED]) + more

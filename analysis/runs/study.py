@@ -1,10 +1,10 @@
-"""A table of finished runs made ready to be compared: columns named, cells matched, families told apart.
+"""Prepare a table of finished runs for comparison: rename columns, match cells, identify deep and wide.
 
-The prepared table has one row a run and the columns `family`, `shape` (unique within a family), `rung`,
+The prepared table has one row per run and the columns `family`, `shape` (unique within a family), `rung`,
 `n` (N in the primary definition), `tokens`, `flops`, `tokens_per_param` (tokens / n, equal within a rung),
-`loss_nats_per_token`, `seed`, `size` (a label of the rung in numbers), `aspect_ratio` if known, and any
-further definitions of N. `tokens_per_param` (or its older name `budget`) and `size` are taken from the table
-where it has them. Its index is the row of the given table, and its order is by family, FLOPs, tokens, shape and seed.
+`loss_nats_per_token`, `seed`, `size` (numeric label of the rung), `aspect_ratio` if known, and other
+definitions of N. `tokens_per_param` (or its older name `budget`) and `size` are copied from the given table
+if it has them. Rows are sorted by family, FLOPs, tokens, shape and seed; the index is that of the given table.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from slm.errors import DataError, nearest
 from slm.rounding import exceeds, merge_close, round_to_three_digits, stable_argsort
 
 OTHER_DEFINITIONS = ("n_flop", "params_non_embedding", "params_total")
-SAME_SIZE = math.log(1.25)  # shapes of two families are paired if N differs by less than this
-SAME_BUDGET = math.log(1.3)  # ln tokens_per_param closer than this is one token budget
-BUDGET_COLUMNS = ("tokens_per_param", "budget")  # of a given table, the first that it has
+SAME_SIZE = math.log(1.25)  # ln N: shapes of two families closer than this are paired in one rung
+SAME_BUDGET = math.log(1.3)  # ln tokens_per_param: runs closer than this have the same token budget
+BUDGET_COLUMNS = ("tokens_per_param", "budget")  # in order of preference
 DEEP_WORDS, WIDE_WORDS = ("deep", "thin"), ("wide", "shallow")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """How the columns of a table of runs are called. None: absent, and worked out where possible."""
+    """Names of the columns in a table of runs. None: the column is absent and is computed where possible."""
 
     n: str = "n_flop"
     tokens: str = "tokens"
@@ -45,7 +45,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Study:
-    """Runs of two or more families, of which `deep` and `wide` are compared."""
+    """Prepared runs of one or more families, with the names of the two that are compared."""
 
     table: pd.DataFrame
     deep: str
@@ -60,7 +60,7 @@ class Study:
 
     @property
     def pair(self) -> pd.DataFrame:
-        """Runs of the two families alone."""
+        """Runs of `deep` and `wide` only."""
         return self.table[self.table["family"].isin([self.deep, self.wide])]
 
 
@@ -71,73 +71,80 @@ def prepare(
     wide: str | None,
     vocab_size: int | None = None,
 ) -> Study:
-    """Name the columns, match shapes into rungs and tokens into budgets, tell the families apart.
+    """Rename columns, group shapes into rungs and tokens into budgets, and identify the deep and wide families.
+
+    Args:
+        deep, wide: family names; None: identified by mean aspect ratio, else by words in the name.
+        vocab_size: if known, losses above its logarithm are an error.
 
     Raises:
-        DataError: if a column is absent or holds what cannot be, or the families cannot be told apart.
+        DataError: if a column is missing or has invalid values, or the deep and wide families cannot be identified.
     """
     if table.empty:
-        raise DataError("the table has no runs; load some with load_runs(FOLDER)")
-    needed = (columns.n, columns.tokens, columns.loss, columns.family, columns.shape)
-    _check_columns(table, (*needed, columns.flops, columns.rung, columns.seed, columns.aspect))
+        raise DataError("the table has no runs; load runs with load_runs(FOLDER)")
+    required = (columns.n, columns.tokens, columns.loss, columns.family, columns.shape)
+    _check_columns(table, (*required, columns.flops, columns.rung, columns.seed, columns.aspect))
     numbers = positive_columns(
         **{name: table[name] for name in (columns.n, columns.tokens, columns.loss)}
     )
     size, tokens, loss = (numbers[name] for name in (columns.n, columns.tokens, columns.loss))
-    made = pd.DataFrame({"n": size, "tokens": merge_close(tokens), "loss_nats_per_token": loss})
-    made["family"] = [
+    prepared = pd.DataFrame({"n": size, "tokens": merge_close(tokens), "loss_nats_per_token": loss})
+    prepared["family"] = [
         str(x) for x in label_column(columns.family, table[columns.family], len(table))
     ]
-    made["shape"] = [str(x) for x in label_column(columns.shape, table[columns.shape], len(table))]
+    prepared["shape"] = [str(x) for x in label_column(columns.shape, table[columns.shape], len(table))]
     warnings = loss_warnings(loss, vocab_size)
     if columns.flops is None:
-        made["flops"] = 6 * size * tokens
+        prepared["flops"] = 6 * size * tokens
         if columns.n != "n_flop":
-            warnings.append(f"training FLOPs taken as 6 x {columns.n} x {columns.tokens}")
+            warnings.append(f"training FLOPs are approximated by 6 x {columns.n} x {columns.tokens}")
     else:
-        made["flops"] = positive_columns(**{columns.flops: table[columns.flops]})[columns.flops]
-    made["seed"] = list(table[columns.seed]) if columns.seed else 0
+        prepared["flops"] = positive_columns(**{columns.flops: table[columns.flops]})[columns.flops]
+    prepared["seed"] = list(table[columns.seed]) if columns.seed else 0
     if columns.aspect:
-        made["aspect_ratio"] = table[columns.aspect].to_numpy(dtype=float)
+        prepared["aspect_ratio"] = table[columns.aspect].to_numpy(dtype=float)
     others = [name for name in OTHER_DEFINITIONS if name in table and name != columns.n]
     for name in others:
-        made[name] = positive_columns(**{name: table[name]})[name]
-    made["rung"] = list(table[columns.rung]) if columns.rung else _matched_rungs(made)
-    mean = made.groupby("rung", sort=False)["n"].transform("mean")
-    made["size"] = table["size"].to_numpy() if "size" in table else mean
+        prepared[name] = positive_columns(**{name: table[name]})[name]
+    prepared["rung"] = list(table[columns.rung]) if columns.rung else _matched_rungs(prepared)
+    mean = prepared.groupby("rung", sort=False)["n"].transform("mean")
+    prepared["size"] = table["size"].to_numpy() if "size" in table else mean
     given = next((table[name] for name in BUDGET_COLUMNS if name in table), None)
-    made["tokens_per_param"] = (
-        _tokens_per_param(np.log((made["tokens"] / mean).to_numpy()))
+    prepared["tokens_per_param"] = (
+        _tokens_per_param(np.log((prepared["tokens"] / mean).to_numpy()))
         if given is None
         else merge_close(given)
     )
-    made = _in_order(made)
-    deep, wide = _told_apart(made, deep, wide)
-    return Study(made, deep, wide, columns.n, tuple(others), tuple(warnings))
+    prepared = _sorted_rows(prepared)
+    deep, wide = _deep_and_wide(prepared, deep, wide)
+    return Study(prepared, deep, wide, columns.n, tuple(others), tuple(warnings))
 
 
-def _in_order(made: pd.DataFrame) -> pd.DataFrame:
-    """The rows in an order of their own, so that nothing depends on how they came; the index keeps that."""
+def _sorted_rows(prepared: pd.DataFrame) -> pd.DataFrame:
+    """Sort the rows, so that no result depends on their order in the given table; keep the index."""
     names = ["family", "flops", "tokens", "shape", "seed", "loss_nats_per_token"]
-    keys = made[names].copy()
+    keys = prepared[names].copy()
     keys["flops"] = merge_close(keys["flops"])
     if keys["seed"].dtype == object:
         keys["seed"] = keys["seed"].map(str)
-    return made.loc[keys.sort_values(names).index]
+    return prepared.loc[keys.sort_values(names).index]
 
 
 def _check_columns(table: pd.DataFrame, names: Sequence[str | None]) -> None:
     for name in names:
         if name is not None and name not in table:
-            raise DataError(f"no column {name!r}; {nearest(name, table.columns)}")
+            raise DataError(f"the table has no column {name!r}; {nearest(name, table.columns)}")
 
 
-def _matched_rungs(made: pd.DataFrame) -> list[Any]:
-    """Shapes of about one N are a rung: from the smallest, each family's next joins if it is near."""
-    sizes = made.groupby(["family", "shape"])["n"].mean()
+def _matched_rungs(prepared: pd.DataFrame) -> list[Any]:
+    """Group shapes of nearly equal N into rungs, from small to large, with at most one shape per family.
+
+    A shape joins the nearest rung within SAME_SIZE that has no shape of its family, or starts a new rung.
+    """
+    sizes = prepared.groupby(["family", "shape"])["n"].mean()
     sizes = sizes.iloc[stable_argsort(sizes)]
     rungs: list[tuple[float, set[str]]] = []
-    place: dict[tuple[str, str], int] = {}
+    rung_of: dict[tuple[str, str], int] = {}
     for key, size in sizes.items():
         family, shape = str(key[0]), str(key[1])  # type: ignore[index]
         log_size = math.log(size)
@@ -152,35 +159,36 @@ def _matched_rungs(made: pd.DataFrame) -> list[Any]:
         else:
             index = len(rungs)
             rungs.append((log_size, {family}))
-        place[family, shape] = index
-    return [place[key] for key in zip(made["family"], made["shape"], strict=True)]
+        rung_of[family, shape] = index
+    return [rung_of[key] for key in zip(prepared["family"], prepared["shape"], strict=True)]
 
 
 def _tokens_per_param(log_ratio: np.ndarray) -> np.ndarray:
-    """The same number for all runs of about one tokens / n: their geometric mean."""
+    """Group runs of nearly equal tokens / n and return the geometric mean of each run's group."""
     order = np.argsort(log_ratio, kind="stable")
     groups = np.concatenate([[0], np.cumsum(exceeds(np.diff(log_ratio[order]), SAME_BUDGET))])
     values = np.empty(len(log_ratio))
     for group in range(groups[-1] + 1):
-        mine = order[groups == group]
-        values[mine] = round_to_three_digits(math.exp(log_ratio[mine].mean()))
+        rows = order[groups == group]
+        values[rows] = round_to_three_digits(math.exp(log_ratio[rows].mean()))
     return values
 
 
-def _told_apart(made: pd.DataFrame, deep: str | None, wide: str | None) -> tuple[str, str]:
-    families = list(dict.fromkeys(made["family"]))
-    for asked in (deep, wide):
-        if asked is not None and asked not in families:
-            raise DataError(f"no runs of a family named {asked!r} here; {nearest(asked, families)}")
+def _deep_and_wide(prepared: pd.DataFrame, deep: str | None, wide: str | None) -> tuple[str, str]:
+    """Return the names of the deep and the wide family: as given, else by aspect ratio, else by name."""
+    families = list(dict.fromkeys(prepared["family"]))
+    for name in (deep, wide):
+        if name is not None and name not in families:
+            raise DataError(f"the table has no family {name!r}; {nearest(name, families)}")
     if deep and wide:
         if deep == wide:
-            raise DataError(f"deep and wide are both {deep!r}; name two families")
+            raise DataError(f"deep and wide are both {deep!r}; pass two different families")
         return deep, wide
     rest = [name for name in families if name not in (deep, wide)]
     if len(families) == 1:
         return families[0], families[0]
-    if "aspect_ratio" in made:
-        aspects = made.groupby("family")["aspect_ratio"].mean()
+    if "aspect_ratio" in prepared:
+        aspects = prepared.groupby("family")["aspect_ratio"].mean()
         rest = list(aspects.index[stable_argsort(aspects)])
         rest = [name for name in rest if name not in (deep, wide)]
         return deep or rest[0], wide or rest[-1]
@@ -193,5 +201,5 @@ def _told_apart(made: pd.DataFrame, deep: str | None, wide: str | None) -> tuple
     if len(found["deep"]) == len(found["wide"]) == 1 and found["deep"] != found["wide"]:
         return deep or found["deep"][0], wide or found["wide"][0]
     raise DataError(
-        f"which family is deep and which is wide? Pass deep= and wide=; there are {', '.join(families)}"
+        f"cannot identify the deep and the wide family among {', '.join(families)}; pass deep= and wide="
     )

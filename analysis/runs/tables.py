@@ -17,6 +17,7 @@ SUFFIXES = (".csv", ".parquet", ".jsonl")
 
 
 def is_table(path: Path) -> bool:
+    """Return whether the file's suffix is that of a readable table."""
     return path.suffix in SUFFIXES
 
 

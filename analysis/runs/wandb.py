@@ -1,8 +1,8 @@
-"""Runs of a W&B project, online by its public API or from offline folders, as rows of the tidy table.
+"""Read runs of a W&B project, through its public API or from offline folders, as rows of the runs table.
 
-An offline run is one `run-ID.wandb` file: a 7-byte header, then blocks of 32 KiB of chunks with a header
-of 7 bytes each (checksum, length, kind: whole, first, middle, last), whose payloads joined are protobuf
-records. W&B's package reads the records; it has no public reader of the file.
+An offline run is one `run-ID.wandb` file: a 7-byte file header, then blocks of 32 KiB. A block contains chunks,
+each with a 7-byte header (checksum, length, kind: whole, first, middle or last) and a payload; joined payloads
+are protobuf records. The wandb package decodes the records, but has no public reader for the file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ FINAL_LOSS = "val/loss"
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What W&B knows of a run; `state` is finished, or what it is instead."""
+    """A run as recorded by W&B. `state` is W&B's word: `finished`, `running`, `failed`, `crashed`, ..."""
 
     run_id: str
     study: str
@@ -40,10 +40,10 @@ class TrackedRun:
 
 
 def online_runs(project: str) -> Iterator[TrackedRun]:
-    """Runs of `entity/project`. Where a summary has no final loss, the history is scanned for its last.
+    """Yield the runs of `entity/project`; if a summary has no final loss, take the last one in the history.
 
     Raises:
-        DataError: if W&B is not installed, not reachable, or has no such project.
+        DataError: if wandb is not installed, the server is not reachable, or the project does not exist.
     """
     try:
         import wandb
@@ -57,33 +57,31 @@ def online_runs(project: str) -> Iterator[TrackedRun]:
                 run.id, run.group or "", run.state, tuple(run.tags), dict(run.config), summary
             )
     except ImportError:
-        raise DataError("wandb is not installed; run pip install wandb") from None
+        raise DataError("wandb is not installed; run `pip install wandb`") from None
     except Exception as error:
         raise DataError(
-            f"cannot read the W&B project {project!r}: {error}; it is named ENTITY/PROJECT, and "
-            "`wandb login` gives access"
+            f"cannot read the W&B project {project!r}: {error}; pass ENTITY/PROJECT, and run `wandb login` "
+            "if access is denied"
         ) from None
 
 
 def offline_runs(folder: Path) -> Iterator[TrackedRun]:
-    """Runs of all `.wandb` files below a folder. A run that was resumed has several, joined in order."""
+    """Yield the runs of all `.wandb` files below a folder; the files of a resumed run are merged in time order."""
     found: dict[str, TrackedRun] = {}
     for file in sorted(folder.rglob("*.wandb"), key=lambda path: path.parent.name):
         run = read_offline(file)
         if run is None:
             continue
-        before = found.get(run.run_id)
-        if before is not None:
-            run = TrackedRun(
-                run.run_id, run.study, run.state, run.tags,
-                {**before.config, **run.config}, {**before.summary, **run.summary},
-            )  # fmt: skip
+        earlier = found.get(run.run_id)
+        if earlier is not None:
+            config = {**earlier.config, **run.config}
+            run = replace(run, config=config, summary={**earlier.summary, **run.summary})
         found[run.run_id] = run
     yield from found.values()
 
 
 def read_offline(file: Path) -> TrackedRun | None:
-    """The run of one file, cut short where the file is; None if it holds none."""
+    """Read the run of one file, up to the last complete record; return None if there is no run record."""
     from wandb.proto import wandb_internal_pb2
 
     config: dict[str, Any] = {}
@@ -106,24 +104,25 @@ def read_offline(file: Path) -> TrackedRun | None:
 
 
 def _payloads(content: bytes) -> Iterator[bytes]:
-    at, joined = HEADER, b""
-    while at + HEADER <= len(content):
-        left = BLOCK - at % BLOCK
-        if left < HEADER:  # a block's end too short for a chunk is padding
-            at += left
+    """Yield the payloads of complete records, joined from their chunks."""
+    offset, joined = HEADER, b""
+    while offset + HEADER <= len(content):
+        remaining = BLOCK - offset % BLOCK
+        if remaining < HEADER:  # the end of a block is padding if it is too short for a chunk header
+            offset += remaining
             continue
-        _, length, kind = struct.unpack_from("<IHB", content, at)
-        chunk = content[at + HEADER : at + HEADER + length]
+        _, length, kind = struct.unpack_from("<IHB", content, offset)
+        chunk = content[offset + HEADER : offset + HEADER + length]
         if len(chunk) < length:
-            return  # the run was killed while it wrote
-        at += HEADER + length
+            return  # truncated file: the run was killed during a write
+        offset += HEADER + length
         joined = chunk if kind in (WHOLE, FIRST) else joined + chunk
         if kind in (WHOLE, LAST):
             yield joined
 
 
 def tracked_table(runs: Iterator[TrackedRun]) -> tuple[pd.DataFrame, Counter[str]]:
-    """Finished runs as rows, the others counted by reason."""
+    """Return a table of the finished runs, and counts of the dropped runs by reason."""
     dropped: Counter[str] = Counter()
     rows = []
     for run in runs:
