@@ -1,4 +1,4 @@
-"""What a finished study could add: whole extensions with their cost, and single runs."""
+"""Propose extensions of a study with their cost and power, and single candidate runs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import numpy as np
 from analysis.design.linear import Design, Law
 from analysis.design.power import design_power
 
-MORE_TOKENS = 3.0  # the next token budget over the largest
-LARGER, BETWEEN = "larger", "between"
+MORE_TOKENS = 3.0  # next token budget / largest token budget
+LARGER, BETWEEN = "larger", "between"  # first words of the names of new rungs
 
 
 @dataclass(frozen=True)
 class Extension:
-    """Runs to add together, their FLOPs, and what the study could then find: see `DesignPower`."""
+    """A set of runs to add: number, FLOPs, and the power of the extended study (fields of `DesignPower`)."""
 
     name: str
     runs: int
@@ -33,17 +33,21 @@ class Extension:
 def extensions(
     design: Design, deep: str, wide: str, *, law: Law, sigma: float | None, tau: float
 ) -> Iterator[Extension]:
-    """One more seed of every cell, the next token budget, the next size, a size between all others."""
+    """Yield four extensions: one more seed per cell, a larger token budget, a larger size, sizes in between."""
     single = candidates(design, deep, wide)
     top = max(design.tokens_per_param)
     choices = {
-        "one more seed of every cell": lambda row: single.tokens_per_param[row] <= top,
-        f"a {MORE_TOKENS:g}-fold token budget": lambda row: single.tokens_per_param[row] > top,
+        "one more seed per cell": lambda row: single.tokens_per_param[row] <= top,
+        f"a token budget {MORE_TOKENS:g}x the largest": lambda row: (
+            single.tokens_per_param[row] > top
+        ),
         "the next larger size": lambda row: str(single.rung[row]).startswith(LARGER),
-        "a size between each two": lambda row: str(single.rung[row]).startswith(BETWEEN),
+        "a size between each pair of adjacent sizes": lambda row: str(single.rung[row]).startswith(
+            BETWEEN
+        ),
     }
-    for name, wanted in choices.items():
-        rows = [row for row in range(len(single)) if wanted(row) and _is_new(single, row, name)]
+    for name, belongs in choices.items():
+        rows = [row for row in range(len(single)) if belongs(row) and _is_part(single, row, name)]
         if not rows:
             continue
         joined = Design(
@@ -63,15 +67,15 @@ def extensions(
         )
 
 
-def _is_new(single: Design, row: int, name: str) -> bool:
-    """Whole sizes come with all budgets; seeds and budgets are of the sizes that there are."""
-    invented = str(single.rung[row]).startswith((LARGER, BETWEEN))
-    return invented == ("size" in name)
+def _is_part(single: Design, row: int, name: str) -> bool:
+    """Extensions by a size contain runs of new rungs only; the others contain runs of existing rungs only."""
+    is_new_rung = str(single.rung[row]).startswith((LARGER, BETWEEN))
+    return is_new_rung == ("size" in name)
 
 
 def candidates(design: Design, deep: str, wide: str) -> Design:
-    """Runs that could be added to both families: cells that are missing, one more seed of each cell, the
-    next token budget, the next size, and sizes between.
+    """Return runs that could be added to both families: missing cells, one more seed of each cell, the next
+    token budget, the next larger size, and sizes between adjacent ones.
     """
     rows: list[dict[str, Any]] = []
     budgets = sorted(set(design.tokens_per_param))
@@ -82,15 +86,13 @@ def candidates(design: Design, deep: str, wide: str) -> Design:
             cells.append((cells[-1][0] * MORE_TOKENS, cells[-1][1] * MORE_TOKENS))
             for budget, tokens in cells:
                 seed = _next_seed(design, family, shape, rung, budget)
-                rows.append(_run(family, rung, shape, size, budget, tokens, seed))
+                rows.append(_run((family, rung, shape, size), budget, tokens, seed))
         for rung, size in _new_sizes(shapes):
+            shape_columns = (family, rung, f"{family} {rung}", size)
             rows += [
-                _run(
-                    family, rung, f"{family} {rung}", size, budget,
-                    _tokens(design, rung, size, budget), 0,
-                )
+                _run(shape_columns, budget, _tokens(design, rung, size, budget), seed=0)
                 for budget in budgets
-            ]  # fmt: skip
+            ]
     return Design(**{key: [row[key] for row in rows] for key in vars(design)})
 
 
@@ -101,25 +103,28 @@ def _shapes(design: Design, family: str) -> Iterator[tuple[Any, tuple[str, float
 
 
 def _new_sizes(shapes: Mapping[Any, tuple[str, float]]) -> Iterator[tuple[str, float]]:
-    """The next size and a size between each two, with the name of their rung, the same for all families."""
+    """Yield rung name and N of the next larger size and of a size between each pair of adjacent sizes.
+
+    The names are equal for all families, so that the new shapes are paired.
+    """
     ladder = sorted(((size, rung) for rung, (_, size) in shapes.items()), key=itemgetter(0))
     if len(ladder) < 2:
         return
     sizes = [size for size, _ in ladder]
     names = [f"{rung:,}" if isinstance(rung, int) else str(rung) for _, rung in ladder]
     yield f"{LARGER} than {names[-1]}", sizes[-1] * float(np.exp(np.diff(np.log(sizes)).mean()))
-    for at, (below, above) in enumerate(pairwise(sizes)):
-        yield f"{BETWEEN} {names[at]} and {names[at + 1]}", math.sqrt(below * above)
+    for (low_name, low), (high_name, high) in pairwise(zip(names, sizes, strict=True)):
+        yield f"{BETWEEN} {low_name} and {high_name}", math.sqrt(low * high)
 
 
 def _tokens(design: Design, rung: Any, size: float, budget: float) -> float:
-    """Tokens of a budget in its rung; at a size without it, as many per N as at the nearest size with it."""
+    """Return the tokens of a budget at a rung; if the rung lacks it, scale tokens / N of the nearest size."""
     known = [
         (r, n, tokens)
-        for r, n, tokens, own in zip(
+        for r, n, tokens, label in zip(
             design.rung, design.n_flop, design.tokens, design.tokens_per_param, strict=True
         )
-        if own == budget
+        if label == budget
     ]
     for r, _, tokens in known:
         if r == rung:
@@ -138,10 +143,18 @@ def _next_seed(design: Design, family: str, shape: str, rung: Any, budget: float
     return max(taken, default=-1) + 1
 
 
-def _run(  # noqa: PLR0917 (a row, in the order of its columns)
-    family: str, rung: Any, shape: str, size: float, budget: float, tokens: float, seed: int
+def _run(
+    shape_columns: tuple[str, Any, str, float], budget: float, tokens: float, seed: int
 ) -> dict[str, Any]:
+    """Return one row of a `Design`; `shape_columns`: family, rung, shape and N_flop."""
+    family, rung, shape, n_flop = shape_columns
     return {
-        "family": family, "rung": rung, "shape": shape, "n_flop": size, "tokens": tokens, "seed": seed,
-        "flops": 6 * size * tokens, "tokens_per_param": budget,
-    }  # fmt: skip
+        "family": family,
+        "rung": rung,
+        "shape": shape,
+        "n_flop": n_flop,
+        "tokens": tokens,
+        "seed": seed,
+        "flops": 6 * n_flop * tokens,
+        "tokens_per_param": budget,
+    }

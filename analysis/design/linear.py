@@ -1,7 +1,8 @@
-"""A design, and the joint law linearised at it.
+"""A design (planned or finished runs), and the joint law linearised at its runs.
 
-With J = d ln L / d theta at a base law, V = diag((sigma / L)^2) + tau^2 / (L L') [same shape] is the
-covariance of the noise of ln L, and (J' V^-1 J)^-1 that of the generalised least-squares estimate.
+With J = d ln L / d theta at a base law, the noise of ln L has the covariance
+V = diag((sigma / L)^2) + tau^2 / (L L') [same shape], and the generalised least-squares (GLS) estimate of theta
+has the covariance (J' V^-1 J)^-1.
 """
 
 from __future__ import annotations
@@ -19,19 +20,16 @@ from analysis.design.identifiability import labels
 from slm.errors import DataError
 from slm.rounding import condition_number, merge_close
 
-SEED_NOISE = (
-    (4.0, 0.005),
-    (5.0, 0.01),
-    (math.inf, 0.02),
-)  # nats, for losses below the first number
+# (upper bound of the loss, seed standard deviation), both in nats.
+SEED_NOISE = ((4.0, 0.005), (5.0, 0.01), (math.inf, 0.02))
 
 
 @dataclass(frozen=True)
 class Design:
-    """A set of runs, one entry a run, trained or only planned.
+    """A set of finished or planned runs, one entry per run in every column.
 
-    `shape` is unique per family and rung. `n_flop` = FLOPs per token / 6; `flops` = f * D;
-    `tokens_per_param` labels the token budget: the same number for all families of a rung.
+    `shape` is unique per family and rung. `n_flop` = f / 6 and `flops` = f * D, with f the training FLOPs per
+    token. `tokens_per_param` labels the token budget and is equal for all families of a rung.
     """
 
     family: Sequence[str]
@@ -46,11 +44,11 @@ class Design:
     def __post_init__(self) -> None:
         lengths = {name: len(column) for name, column in vars(self).items()}
         if len(set(lengths.values())) > 1:
-            raise DataError(f"a design needs one entry a run in every column; there are {lengths}")
-        if not len(self):
             raise DataError(
-                "the design has no runs; a comparison needs two families at several sizes"
+                f"a design needs one entry per run in every column; lengths are {lengths}"
             )
+        if not len(self):
+            raise DataError("the design has no runs; plan two families at several sizes")
         for name in ("n_flop", "tokens", "flops", "tokens_per_param"):
             column = np.asarray(getattr(self, name), float)
             bad = column[~(np.isfinite(column) & (column > 0))]
@@ -63,7 +61,7 @@ class Design:
 
 @dataclass(frozen=True)
 class Law:
-    """L = E + A N^-alpha + B D^-beta in nats per token; default: Besiroglu et al. 2404.10102."""
+    """L = E + A N^-alpha + B D^-beta in nats per token; defaults from Besiroglu et al. (arXiv 2404.10102)."""
 
     E: float = 1.8172
     A: float = 482.01
@@ -72,15 +70,15 @@ class Law:
     beta: float = 0.3658
 
     def terms(self, n: Floats, tokens: Floats) -> Floats:
-        """The three terms of the loss, (runs, 3)."""
+        """Return the three terms of the loss in nats, shape (runs, 3)."""
         return np.stack(
             [np.full(len(n), self.E), self.A * n**-self.alpha, self.B * tokens**-self.beta], axis=1
         )
 
 
 def seed_noise(loss: Floats) -> Floats:
-    """Seed standard deviation of the final loss in nats: .005 below 4 nats, .01 from 4 to 5,
-    .02 above. Models of 100M parameters vary by .001 to .005, tiny ones by .01 to .02.
+    """Return the default seed standard deviation of the final loss in nats: .005 below 4 nats, .01 from 4 to 5
+    nats, .02 above. Observed: .001 to .005 for models of about 100M parameters, .01 to .02 for tiny models.
     """
     return np.select(
         [loss < bound for bound, _ in SEED_NOISE], [sd for _, sd in SEED_NOISE], SEED_NOISE[-1][1]
@@ -88,9 +86,10 @@ def seed_noise(loss: Floats) -> Floats:
 
 
 class LinearDesign:
-    """The linearised law of a design: J (runs, parameters), noise, and the contrast of exponents.
+    """The joint law M2 linearised at the runs of a design.
 
-    theta = (lnE, lnA of each family, lnB, alpha of each family, beta), ln N and ln D centred.
+    `jacobian` is J, shape (runs, parameters), for theta = (ln E, ln A per family, ln B, alpha per family, beta)
+    with ln N and ln D centred; `contrast @ theta` = alpha_deep - alpha_wide; `noise` is the covariance V.
     """
 
     def __init__(
@@ -103,9 +102,10 @@ class LinearDesign:
         weights = terms / self.loss[:, None]
         family = labels(design.family)
         names = list(dict.fromkeys(family))
-        own = np.stack([family == name for name in names], axis=1)
+        membership = np.stack([family == name for name in names], axis=1)
         x, z = np.log(n) - np.log(n).mean(), np.log(tokens) - np.log(tokens).mean()
-        level, exponent = own * weights[:, 1:2], own * (-weights[:, 1] * x)[:, None]
+        level = membership * weights[:, 1:2]
+        exponent = membership * (-weights[:, 1] * x)[:, None]
         self.jacobian = np.column_stack(
             [weights[:, 0], level, weights[:, 2], exponent, -weights[:, 2] * z]
         )
@@ -119,25 +119,22 @@ class LinearDesign:
         rung = labels(design.rung)
         self.common_rungs = sorted(set(rung[self.is_deep]) & set(rung[self.is_wide]), key=str)
         self.rung, self.tokens_per_param = rung, merge_close(design.tokens_per_param)
-        keys: dict[Hashable, int] = {}
-        self.shape = np.array(
-            [
-                keys.setdefault(key, len(keys))
-                for key in zip(design.family, design.rung, strict=True)
-            ]
-        )
+        codes: dict[Hashable, int] = {}
+        shapes = zip(design.family, design.rung, strict=True)
+        self.shape = np.array([codes.setdefault(key, len(codes)) for key in shapes])
         self.sigma = seed_noise(self.loss) if sigma is None else np.full(len(n), sigma)
         self.tau = tau
 
     @cached_property
     def noise(self) -> Floats:
-        """Covariance of ln L, (runs, runs)."""
-        same = self.shape[:, None] == self.shape[None, :]
-        shared = self.tau**2 / np.outer(self.loss, self.loss) * same
+        """Covariance of ln L, shape (runs, runs)."""
+        same_shape = self.shape[:, None] == self.shape[None, :]
+        shared = self.tau**2 / np.outer(self.loss, self.loss) * same_shape
         return np.diag((self.sigma / self.loss) ** 2) + shared
 
     @property
     def condition(self) -> float:
+        """Condition number of the column-scaled Jacobian; inf if it is singular."""
         norms = np.linalg.norm(self.jacobian, axis=0)
         if not (norms > 0).all():
             return math.inf
@@ -145,33 +142,34 @@ class LinearDesign:
 
     @property
     def degrees_of_freedom(self) -> int:
-        """Of the runs without a random effect of a shape, else of the shapes: G - 5 with two families."""
+        """Runs minus parameters if tau = 0; else shapes minus 1 + 2 * families, G - 5 with two families."""
         if self.tau == 0:
             return len(self.loss) - self.jacobian.shape[1]
         return int(self.shape.max()) + 1 - (1 + 2 * self.families)
 
     def information(self, runs: NDArray[np.int64]) -> Floats:
-        """J' V^-1 J of some of the runs."""
+        """Return the information matrix J' V^-1 J of the given runs."""
         jacobian = self.jacobian[runs]
         return jacobian.T @ np.linalg.solve(self.noise[np.ix_(runs, runs)], jacobian)
 
-    def innovation(self, run: int, have: list[int]) -> tuple[Floats, float]:
-        """What a run adds to those of its shape: its row of J and variance, given them."""
-        mates = [other for other in have if self.shape[other] == self.shape[run]]
+    def innovation(self, run: int, present: list[int]) -> tuple[Floats, float]:
+        """Return a run's row of J and its variance, both conditional on the present runs of the same shape."""
+        same = [other for other in present if self.shape[other] == self.shape[run]]
         row, variance = self.jacobian[run], float(self.noise[run, run])
-        if not mates:
+        if not same:
             return row, variance
-        shared = self.noise[run, mates]
-        weights = np.linalg.solve(self.noise[np.ix_(mates, mates)], shared)
-        return row - weights @ self.jacobian[mates], variance - float(weights @ shared)
+        shared = self.noise[run, same]
+        weights = np.linalg.solve(self.noise[np.ix_(same, same)], shared)
+        return row - weights @ self.jacobian[same], variance - float(weights @ shared)
 
 
 def check_noise(sigma: float | None, tau: float) -> None:
+    """Raise DataError if sigma is not above 0 or tau is negative."""
     if sigma is not None and not (math.isfinite(sigma) and sigma > 0):
         raise DataError(
-            f"sigma={sigma}: the seed standard deviation in nats must be above 0, such as 0.005"
+            f"sigma={sigma}: the seed standard deviation in nats must be above 0; pass for example 0.005"
         )
     if not (math.isfinite(tau) and tau >= 0):
         raise DataError(
-            f"tau={tau}: the random effect of a shape in nats must be at least 0, such as 0.01"
+            f"tau={tau}: the random effect of a shape in nats must be at least 0; pass for example 0.01"
         )

@@ -1,12 +1,12 @@
-"""What a design can find, before compute is spent: standard errors, detectable effects, power.
+"""Compute the power of a design before any compute is spent: standard errors, MDE (80% power), power.
 
-The joint law is linearised around a base law. With y the noise of ln L,
+The joint law M2 is linearised around a base law, with J = d ln L / d theta:
 
-    y = J theta + (tau / L) u_shape + (sigma / L) e,
+    ln L = J theta + (tau / L) u_shape + (sigma / L) e.
 
-J = d ln L / d theta. The generalised least-squares covariance gives the standard error of
-d-alpha = alpha_deep - alpha_wide; the whole verdict (jackknife and permutation) is simulated in
-`analysis.design.simulate`. Needs numpy and scipy.special alone: the planner imports it.
+The generalised least-squares covariance gives the standard error of d-alpha = alpha_deep - alpha_wide. The power
+of the whole verdict (jackknife and permutation test) is simulated in `analysis.design.simulate`. Imports only
+numpy and scipy.special, because planning must start fast.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from analysis.design.linear import Design, Law, LinearDesign
 from analysis.design.simulate import LinearVerdict
 from slm.rounding import ITERATION_TOLERANCE, ROUNDING_TOLERANCE, exceeds, first_argmin
 
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(100)
-TAIL = 1e-15  # of the residual variance, left out of a quadrature
+QUADRATURE_POINTS = 100
+TAIL = 1e-15  # probability of the residual variance on each side that the quadrature omits
 MAX_CONDITION = 1e7  # of the column-scaled J
-MAX_PLAUSIBLE_LOSS = 11.0  # nats; a uniform guess among 50k words costs 10.8
-PRIOR_SD = 1.0  # of each parameter, so that a run can be ranked where the design identifies nothing
+MAX_PLAUSIBLE_LOSS = 11.0  # nats; a uniform guess over 50k tokens has 10.8
+PRIOR_SD = 1.0  # of each parameter; ranks runs even if the design identifies no parameter
 
 
 @dataclass(frozen=True)
 class DesignPower:
-    """What the design can find. Numbers are None where a refusal forbids them.
+    """Power of a design. A refused number is None.
 
-    `se_exponent`, `mde80_exponent`: of alpha_deep - alpha_wide (loss in nats against N_flop), `df` of
-    its t. `power_t` and `power_verdict`: probability of a significant difference by true difference,
-    for the t test and for jackknife and permutation together. `se_difference`, `mde80_difference`:
-    nats per token, of the matched-FLOP difference at the largest FLOPs of the tokens_per_param
-    `difference_tokens_per_param`, whose regression has `difference_pairs` pairs. `sigma`: the runs' median
-    seed standard deviation, `tau`: random effect of a shape, both in nats.
+    `se_exponent`, `mde80_exponent`: standard error and MDE (80% power) of alpha_deep - alpha_wide (loss in nats
+    against N_flop); `df`: degrees of freedom of its t test. `power_t`, `power_verdict`: probability of a
+    significant result, keyed by the true difference, for the t test and for jackknife and permutation test
+    together. `se_difference`, `mde80_difference`: nats per token, for the loss difference at equal FLOPs at the
+    largest FLOPs, from a regression over `difference_pairs` pairs at `difference_tokens_per_param`.
+    `sigma`: median seed standard deviation of the runs, `tau`: random effect of a shape, both in nats.
     """
 
     deep: str
@@ -68,13 +68,16 @@ class DesignPower:
     difference_tokens_per_param: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return a dictionary for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class NextRun:
-    """A run worth adding: its place in the candidates, its cost, and SE of d-alpha once it is in."""
+    """A run to add: its index in the candidates, its cost in FLOPs, and the standard error of d-alpha with it.
+
+    `gain_per_flop`: decrease of the squared standard error per FLOP.
+    """
 
     index: int
     family: str
@@ -99,33 +102,34 @@ def design_power(
     simulations: int = 400,
     seed: int = 0,
 ) -> DesignPower:
-    """Power of a design to tell deep from wide, or why it has none.
+    """Compute the power of a design to detect a difference between two families, or its refusals.
 
     Args:
-        law: the base law around which everything is linearised.
-        sigma: seed standard deviation of the final loss in nats; None: by the law's loss (`seed_noise`).
-        tau: random effect of a shape in nats: its runs share it (untuned learning rate, rounding).
-        effects: true differences of alpha for which the power is wanted.
-        simulations: simulated studies for the power of the whole verdict; 0 leaves it out.
+        law: base law at which the joint law is linearised.
+        sigma: seed standard deviation of the final loss in nats; None: depends on the loss (`seed_noise`).
+        tau: random effect of a shape in nats, shared by all its runs (untuned learning rate, rounding).
+        effects: true differences of alpha for which to compute the power.
+        simulations: number of simulated studies for the power of the whole verdict; 0: not computed.
 
-    Families besides the two inform E, B and beta, and have a level and an exponent of their own.
+    Other families contribute to E, B and beta, and have their own A and alpha.
 
     Raises:
-        DataError: if a number of the design or of the noise is not above 0.
+        DataError: if a number of the design or sigma is not above 0, or tau is negative.
     """
     linear = LinearDesign(design, (deep, wide), law, sigma, tau)
-    named = labels(design.family)
-    comparison = comparison_refusals(named, design.n_flop, deep, wide)
-    refusals = comparison + exponent_refusals(named, design.rung, design.n_flop, design.tokens)
+    family = labels(design.family)
+    comparison = comparison_refusals(family, design.n_flop, deep, wide)
+    refusals = comparison + exponent_refusals(family, design.rung, design.n_flop, design.tokens)
     if not refusals and exceeds(linear.condition, MAX_CONDITION):
         refusals.append(
-            f"the exponents are collinear with the other parameters (condition {linear.condition:.1g})"
+            f"the exponents are collinear with other parameters (condition number {linear.condition:.1g}, limit "
+            f"{MAX_CONDITION:.0g}); add sizes and token budgets"
         )
-    known: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if not comparison:
-        known |= _difference_power(design, linear, deep, wide)
+        result |= _difference_power(design, linear, deep, wide)
     if not refusals:
-        known |= _exponent_power(linear, effects, simulations, seed)
+        result |= _exponent_power(linear, effects, simulations, seed)
     return DesignPower(
         deep=deep,
         wide=wide,
@@ -136,19 +140,20 @@ def design_power(
         pairs=len(linear.common_rungs),
         sigma=float(np.median(linear.sigma)),
         tau=tau,
-        **known,
+        **result,
     )
 
 
 def _warnings(design: Design, linear: LinearDesign) -> Iterator[str]:
-    two = linear.is_deep | linear.is_wide
-    if two.any():
-        n, tokens, seeds = (np.asarray(c)[two] for c in (design.n_flop, design.tokens, design.seed))
-        yield from design_warnings(labels(design.family)[two], linear.rung[two], n, tokens, seeds)
+    rows = linear.is_deep | linear.is_wide
+    if rows.any():
+        columns = (design.n_flop, design.tokens, design.seed)
+        n, tokens, seeds = (np.asarray(column)[rows] for column in columns)
+        yield from design_warnings(labels(design.family)[rows], linear.rung[rows], n, tokens, seeds)
     if linear.loss.max() > MAX_PLAUSIBLE_LOSS:
         yield (
-            f"the base law predicts up to {linear.loss.max():.1f} nats for these runs: they lie far "
-            "outside of the range it was fitted on, so its power is a guess; pass a law of your own"
+            f"the base law predicts losses up to {linear.loss.max():.1f} nats: these runs are far outside the range "
+            "it was fitted on, so the power is unreliable; pass a law fitted to similar runs (plan.law)"
         )
 
 
@@ -163,44 +168,48 @@ def most_valuable_next(
     tau: float = 0.01,
     count: int = 5,
 ) -> list[NextRun]:
-    """The candidates that lower SE^2 of d-alpha most per FLOP, greedily, each given those before it; of
-    equally good ones the first.
+    """Select greedily the candidates with the largest decrease of SE(d-alpha)^2 per FLOP, in order.
 
-    Adding a run changes the information by a rank-one term: of a run in a shape that has others, only
-    what they do not predict is new. A weak prior (sd 1 on every parameter) ranks the candidates even
-    where the design alone identifies nothing.
+    Each is ranked given the design and the candidates selected before it; ties go to the first candidate.
+    Adding a run is a rank-one update of the information matrix, conditional on the other runs of its shape.
+    A weak prior (sd 1 on every parameter) makes the ranking defined even if the design alone is singular.
     """
     size = len(design)
     joined = Design(
         **{key: [*getattr(design, key), *getattr(candidates, key)] for key in vars(design)}
     )
     linear = LinearDesign(joined, (deep, wide), law, sigma, tau)
-    have, left = list(range(size)), list(range(size, len(joined)))
-    chosen: list[NextRun] = []
+    present, remaining = list(range(size)), list(range(size, len(joined)))
+    selected: list[NextRun] = []
     covariance = np.linalg.inv(
-        linear.information(np.array(have)) + np.eye(linear.jacobian.shape[1]) / PRIOR_SD**2
+        linear.information(np.array(present)) + np.eye(linear.jacobian.shape[1]) / PRIOR_SD**2
     )
-    while left and len(chosen) < count:
-        news = [linear.innovation(run, have) for run in left]
+    while remaining and len(selected) < count:
+        innovations = [linear.innovation(run, present) for run in remaining]
         drops = [
             float((linear.contrast @ covariance @ j) ** 2 / (v + j @ covariance @ j))
-            for j, v in news
+            for j, v in innovations
         ]
-        gains = [drop / joined.flops[run] for drop, run in zip(drops, left, strict=True)]
+        gains = [drop / joined.flops[run] for drop, run in zip(drops, remaining, strict=True)]
         best = first_argmin([-gain for gain in gains], ITERATION_TOLERANCE)
-        run, (j, variance) = left.pop(best), news[best]
+        run, (j, variance) = remaining.pop(best), innovations[best]
         step = covariance @ j
         covariance = covariance - np.outer(step, step) / (variance + j @ step)
-        have.append(run)
-        chosen.append(
+        present.append(run)
+        selected.append(
             NextRun(
-                index=run - size, family=joined.family[run], rung=joined.rung[run], shape=joined.shape[run],
-                tokens=joined.tokens[run], seed=joined.seed[run], flops=joined.flops[run],
+                index=run - size,
+                family=joined.family[run],
+                rung=joined.rung[run],
+                shape=joined.shape[run],
+                tokens=joined.tokens[run],
+                seed=joined.seed[run],
+                flops=joined.flops[run],
                 se_exponent=math.sqrt(linear.contrast @ covariance @ linear.contrast),
                 gain_per_flop=gains[best],
             )
-        )  # fmt: skip
-    return chosen
+        )
+    return selected
 
 
 def _exponent_power(
@@ -209,38 +218,41 @@ def _exponent_power(
     covariance = np.linalg.inv(linear.information(np.arange(len(linear.loss))))
     error = math.sqrt(linear.contrast @ covariance @ linear.contrast)
     df = linear.degrees_of_freedom
-    known: dict[str, Any] = {"se_exponent": error, "df": df}
+    result: dict[str, Any] = {"se_exponent": error, "df": df}
     if df < 1:
-        return known
-    known["mde80_exponent"] = float(special.stdtrit(df, 0.975) + special.stdtrit(df, 0.8)) * error
-    known["power_t"] = {effect: t_power(effect / error, df) for effect in effects}
+        return result
+    result["mde80_exponent"] = float(special.stdtrit(df, 0.975) + special.stdtrit(df, 0.8)) * error
+    result["power_t"] = {effect: t_power(effect / error, df) for effect in effects}
     if simulations:
         verdict = LinearVerdict(linear, np.random.default_rng(seed))
         noise = np.linalg.cholesky(linear.noise) @ np.random.default_rng([seed, 1]).normal(
             size=(len(linear.loss), simulations)
         )
-        known["power_verdict"] = {effect: verdict.power(effect, noise) for effect in effects}
-    return known
+        result["power_verdict"] = {effect: verdict.power(effect, noise) for effect in effects}
+    return result
 
 
 def t_power(noncentrality: float, df: float, level: float = 0.05) -> float:
-    """P(|T'| > t) of a two-sided t test, by quadrature over the residual standard deviation.
+    """Return the power P(|T'| > t) of a two-sided t test, by quadrature over the residual standard deviation.
 
-    scipy's noncentral t is undefined at some noncentralities above 9, next to others where it is not.
+    scipy's noncentral t is nan for some noncentralities above 9 and finite for their neighbours.
     """
+    nodes, weights = np.polynomial.legendre.leggauss(QUADRATURE_POINTS)
     critical = float(special.stdtrit(df, 1 - level / 2))
     low, high = np.sqrt(special.chdtri(df, [1 - TAIL, TAIL]) / df)
-    ratio = (low + high + (high - low) * NODES) / 2  # the residual sd over the true one
+    ratio = (low + high + (high - low) * nodes) / 2  # estimated over true standard deviation
     log_density = (df - 1) * np.log(ratio) - df * ratio**2 / 2
-    density = WEIGHTS * np.exp(log_density - log_density.max())
-    size, limit = abs(noncentrality), critical * ratio
-    rejected = special.ndtr(size - limit) + special.ndtr(-size - limit)
+    density = weights * np.exp(log_density - log_density.max())
+    shift, limit = abs(noncentrality), critical * ratio
+    rejected = special.ndtr(shift - limit) + special.ndtr(-shift - limit)
     return float(density @ rejected / density.sum())
 
 
 def _difference_power(design: Design, linear: LinearDesign, deep: str, wide: str) -> dict[str, Any]:
-    """The paired difference at the largest FLOPs, at the tokens_per_param with most pairs (the largest of
-    them): Delta_j regressed on ln C over k pairs; Var Delta_j from seeds and from both shapes.
+    """Return the SE and MDE of the loss difference at the largest FLOPs, in nats per token.
+
+    The differences of k pairs are regressed on ln C, at the tokens_per_param with the most pairs (ties: the
+    largest). The variance of a difference is that of the seeds and of both shapes' random effects.
     """
     rows: dict[float, list[tuple[float, float]]] = {}
     flops = np.log(np.asarray(design.flops, float))
@@ -259,12 +271,12 @@ def _difference_power(design: Design, linear: LinearDesign, deep: str, wide: str
         return {}
     tokens_per_param = max(rows, key=lambda key: (len(rows[key]), key))
     x, variance = np.array(rows[tokens_per_param]).T
-    known = {"difference_pairs": len(x), "difference_tokens_per_param": float(tokens_per_param)}
+    result = {"difference_pairs": len(x), "difference_tokens_per_param": float(tokens_per_param)}
     df = len(x) - 2
     if df < 1 or np.ptp(x) <= ROUNDING_TOLERANCE:
-        return known
+        return result
     centred = x - x.mean()
     weights = 1 / len(x) + (x.max() - x.mean()) * centred / (centred @ centred)
     error = math.sqrt(weights**2 @ variance)
     quantiles = float(special.stdtrit(df, 0.975) + special.stdtrit(df, 0.8))
-    return known | {"se_difference": error, "mde80_difference": quantiles * error}
+    return result | {"se_difference": error, "mde80_difference": quantiles * error}

@@ -1,8 +1,8 @@
-"""A family's compute-optimal frontier as a fitted law has it, inside of what was measured, and kappa from it.
+"""Compute-optimal frontier of a family under a fitted law, within the measured ranges, and kappa from two of them.
 
-At a given C the least loss over N is that of one N in closed form, so the frontier is smooth in the law's
-parameters, and so is kappa. An envelope through losses that the law predicts for single runs is not: two
-that are nearly equal make its inverse nearly vertical, and leaving out a shape makes kappa jump.
+At a given C the loss-minimising N has a closed form, so the frontier and kappa are smooth functions of the law's
+parameters. The envelope of the losses predicted for single runs is not smooth: two nearly equal losses make its
+inverse nearly vertical, and deleting one shape makes kappa jump.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from analysis.arrays import Floats
 from analysis.fit.law import ALPHA, BETA, A, B, E, JointLaw, Points
 from slm.rounding import snap_to_zero
 
-HALVINGS = 60  # of the range of ln C
+BISECTIONS = 60  # of the range of ln C
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """One family. N follows FLOPs per token as N = e^offset (FLOPs per token)^slope, exactly for N_flop.
+    """Measured ranges of one family, and its relation between N and FLOPs per token.
 
-    Ranges, as logarithms: FLOPs per token, tokens, tokens over FLOPs per token, and the FLOPs of the runs.
+    N = e^offset * (FLOPs per token)^slope; exact for N_flop, a least-squares line for other definitions of N.
+    `per_token`, `tokens`, `ratio` and `flops` are (low, high) of the logarithms of FLOPs per token, tokens,
+    tokens / FLOPs per token, and FLOPs.
     """
 
     family: int
@@ -38,45 +40,51 @@ class Frontier:
 
     @classmethod
     def of(cls, table: pd.DataFrame, points: Points, name: str, family: int) -> Frontier:
-        mine = (table["family"] == name).to_numpy()
-        log_c, log_d = (np.log(table[key].to_numpy(float)[mine]) for key in ("flops", "tokens"))
+        """Build the frontier of the family `name`, whose index in the law is `family`."""
+        rows = (table["family"] == name).to_numpy()
+        log_c, log_d = (np.log(table[key].to_numpy(float)[rows]) for key in ("flops", "tokens"))
         per_token = log_c - log_d
-        slope, offset = np.polyfit(per_token, points.x[mine], 1)
+        slope, offset = np.polyfit(per_token, points.x[rows], 1)
         return cls(
-            family, float(offset), float(slope),
-            per_token=_range(per_token), tokens=_range(log_d), ratio=_range(log_d - per_token),
-            flops=_range(log_c), log_d0=points.log_d0,
-        )  # fmt: skip
+            family,
+            float(offset),
+            float(slope),
+            per_token=_range(per_token),
+            tokens=_range(log_d),
+            ratio=_range(log_d - per_token),
+            flops=_range(log_c),
+            log_d0=points.log_d0,
+        )
 
     def log_loss(self, law: JointLaw, theta: Floats, log_c: Floats) -> Floats:
-        """ln of the least loss at FLOPs C, both (sets,), over N within the measured ranges.
+        """Return ln of the minimal loss at FLOPs C, over N within the measured ranges; both of shape (sets,).
 
-        With N a power of the FLOPs per token, the loss at fixed C is convex in their logarithm, so the
-        minimum of the range is the free one moved into it.
+        N is a power of the FLOPs per token, so the loss at fixed C is convex in ln(FLOPs per token), and the
+        constrained minimum is the unconstrained one clipped to the range.
         """
         e, a, b, alpha, beta = (
             theta[:, law.slots[role][self.family]] for role in (E, A, B, ALPHA, BETA)
         )
         log_d = log_c - self.log_d0
-        steep = alpha * self.slope
-        size_part = np.log(steep) + a - alpha * self.offset
-        best = (size_part - np.log(beta) - b + beta * log_d) / (steep + beta)
-        least = np.maximum(self.per_token[0], log_c - self.tokens[1])
-        least = np.maximum(least, (log_c - self.ratio[1]) / 2)
-        most = np.minimum(self.per_token[1], log_c - self.tokens[0])
-        most = np.minimum(most, (log_c - self.ratio[0]) / 2)
-        per_token = np.clip(best, least, np.maximum(least, most))
+        exponent = alpha * self.slope
+        size_part = np.log(exponent) + a - alpha * self.offset
+        best = (size_part - np.log(beta) - b + beta * log_d) / (exponent + beta)
+        low = np.maximum(self.per_token[0], log_c - self.tokens[1])
+        low = np.maximum(low, (log_c - self.ratio[1]) / 2)
+        high = np.minimum(self.per_token[1], log_c - self.tokens[0])
+        high = np.minimum(high, (log_c - self.ratio[0]) / 2)
+        per_token = np.clip(best, low, np.maximum(low, high))
         size_term = a - alpha * (self.offset + self.slope * per_token)
         return np.logaddexp(e, np.logaddexp(size_term, b - beta * (log_d - per_token)))
 
     def log_flops(self, law: JointLaw, theta: Floats, log_loss: Floats, end: float) -> Floats:
-        """ln of the FLOPs up to `end` that reach a loss; nan if the cheapest runs are better already."""
+        """Return ln of the FLOPs, at most `end`, that reach a loss; nan if the loss is reached below the range."""
         low, high = np.full(len(theta), self.flops[0]), np.full(len(theta), end)
         outside = snap_to_zero(log_loss - self.log_loss(law, theta, low)) > 0
-        for _ in range(HALVINGS):
+        for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            missed = self.log_loss(law, theta, middle) > log_loss
-            low, high = np.where(missed, middle, low), np.where(missed, high, middle)
+            is_above = self.log_loss(law, theta, middle) > log_loss
+            low, high = np.where(is_above, middle, low), np.where(is_above, high, middle)
         return np.where(outside, math.nan, high)
 
 
@@ -85,15 +93,17 @@ def _range(values: Floats) -> tuple[float, float]:
 
 
 def largest_common_flops(frontiers: tuple[Frontier, Frontier]) -> float:
-    """ln of the largest FLOPs that both families were run at."""
-    return min(one.flops[1] for one in frontiers)
+    """Return ln of the largest FLOPs within the ranges of both families."""
+    return min(frontier.flops[1] for frontier in frontiers)
 
 
 def log_multiplier(frontiers: tuple[Frontier, Frontier], law: JointLaw, theta: Floats) -> Floats:
-    """ln (C_second / C_first) at the loss that the worse one has at the largest common FLOPs, (sets,)."""
+    """Return ln(C_second / C_first) at equal loss, shape (sets,).
+
+    The loss is that of the worse family at the largest common FLOPs.
+    """
     end = largest_common_flops(frontiers)
-    level = np.max(
-        [one.log_loss(law, theta, np.full(len(theta), end)) for one in frontiers], axis=0
-    )
-    first, second = (one.log_flops(law, theta, level, end) for one in frontiers)
+    log_c = np.full(len(theta), end)
+    level = np.max([frontier.log_loss(law, theta, log_c) for frontier in frontiers], axis=0)
+    first, second = (frontier.log_flops(law, theta, level, end) for frontier in frontiers)
     return second - first

@@ -1,8 +1,9 @@
-"""IsoFLOP parabolas (Hoffmann et al. 2203.15556, approach 2): a secondary estimate, with known bias.
+"""IsoFLOP parabolas (Hoffmann et al., arXiv 2203.15556, approach 2): a secondary estimate with known bias.
 
-Per compute budget, a parabola of the loss in ln N near its minimum gives the best N; over budgets, its
-slope in ln C. Even without noise the parabola is off: by a factor 1.009 with points within half a decade
-of the minimum and 1.037 within one (2603.22339), and a grid that drifts with the budget biases the slope.
+At each compute budget, a parabola of the loss in ln N near its minimum gives the optimal N; the exponent is the
+slope of ln N_optimal in ln C over budgets. Even without noise the optimal N is biased: by a factor of 1.009 with
+points within half a decade of the minimum and 1.037 within one decade (arXiv 2603.22339). A grid of N whose centre
+drifts with the budget biases the exponent.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from analysis.arrays import Floats
 from analysis.design.identifiability import count_distinct
 from analysis.fit.diagnostics import Status
 from analysis.fit.profile_likelihood import quantile_t
-from analysis.formatting import count as told
+from analysis.formatting import count
 from analysis.runs.validate import positive_columns
 from slm.parabola import parabola_minimum
 from slm.rounding import exceeds, first_argmin, merge_close, snap_to_zero
@@ -27,12 +28,12 @@ HALF_DECADE = 0.5 * math.log(10)
 MIN_POINTS = 5
 MIN_EACH_SIDE = 2
 MIN_BUDGETS = 5
-SAME_BUDGET = math.log(1.2)
+SAME_BUDGET = math.log(1.2)  # gap in ln C below which sorted runs belong to one budget
 
 
 @dataclass(frozen=True)
 class Parabola:
-    """One budget. `n_best` is None where the parabola is refused, with the reason."""
+    """Parabola of one compute budget. `n_best` is None if the parabola is refused; `reason` says why."""
 
     flops: float
     points: int
@@ -44,7 +45,10 @@ class Parabola:
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """N_best = k C^exponent over budgets, t interval of ordinary least squares. None where refused."""
+    """Fit of N_best = k C^exponent over budgets by ordinary least squares, with its 95% t interval.
+
+    `exponent` and `interval` are None if the fit is refused.
+    """
 
     status: Status
     reasons: tuple[str, ...]
@@ -54,10 +58,10 @@ class IsoFlop:
 
 
 def fit_isoflop(n: ArrayLike, flops: ArrayLike, loss: ArrayLike) -> IsoFlop:
-    """Best N per compute budget and its exponent; budgets within 20% are one.
+    """Fit the optimal N per compute budget and its exponent in C; runs within 20% in FLOPs share a budget.
 
     Raises:
-        DataError: if columns differ in length or hold values that cannot be.
+        DataError: if columns differ in length or have values that are not finite and above 0.
     """
     columns = positive_columns(n=n, flops=flops, loss=loss)
     log_n, log_c = np.log(columns["n"]), np.log(columns["flops"])
@@ -69,18 +73,19 @@ def fit_isoflop(n: ArrayLike, flops: ArrayLike, loss: ArrayLike) -> IsoFlop:
         )
         for g in range(int(group[-1]) + 1)
     )
-    good = [one for one in parabolas if one.n_best is not None]
-    if len(good) < MIN_BUDGETS:
+    accepted = [parabola for parabola in parabolas if parabola.n_best is not None]
+    if len(accepted) < MIN_BUDGETS:
         reason = (
-            f"{len(good)} of {len(parabolas)} budgets have a minimum inside {MIN_POINTS} sizes or more; "
+            f"{len(accepted)} of {len(parabolas)} budgets have an interior minimum over at least {MIN_POINTS} sizes; "
             f"{MIN_BUDGETS} are needed"
         )
         return IsoFlop("REFUSED", (reason,), parabolas)
-    x = np.log([one.flops for one in good])
-    line = stats.linregress(x, np.log(np.array([one.n_best for one in good], dtype=float)))
-    half = quantile_t(len(good) - 2) * float(line.stderr)
+    x = np.log([parabola.flops for parabola in accepted])
+    y = np.log(np.array([parabola.n_best for parabola in accepted], dtype=float))
+    line = stats.linregress(x, y)
+    half = quantile_t(len(accepted) - 2) * float(line.stderr)
     slope = float(line.slope)
-    bias = "parabolas are biased, and the more so the farther their points lie from the minimum"
+    bias = "isoFLOP parabolas are biased; the bias grows with the distance of the points from the minimum"
     return IsoFlop("WEAK", (bias,), parabolas, slope, (slope - half, slope + half))
 
 
@@ -89,16 +94,17 @@ def _parabola(log_n: Floats, loss: Floats, log_c: Floats) -> Parabola:
     centre = log_n[first_argmin(loss)]
     near = ~exceeds(np.abs(log_n - centre), HALF_DECADE)
     x, y = log_n[near] - centre, loss[near]
-    count = count_distinct(np.exp(x))
-    if count < MIN_POINTS:
+    n_sizes = count_distinct(np.exp(x))
+    if n_sizes < MIN_POINTS:
         reason = (
-            f"{told(count, 'size')} within half a decade of the minimum, {MIN_POINTS} are needed"
+            f"{count(n_sizes, 'size')} within half a decade of the minimum, {MIN_POINTS} are needed"
         )
-        return Parabola(flops, count, reason=reason)
+        return Parabola(flops, n_sizes, reason=reason)
     best = parabola_minimum(x, y)
     if best is None:
-        return Parabola(flops, count, reason="no minimum: the parabola opens downwards")
-    beside = snap_to_zero(x - best.x)
-    if min((beside < 0).sum(), (beside > 0).sum()) < MIN_EACH_SIDE:
-        return Parabola(flops, count, reason="fewer than 2 sizes on one side of the minimum")
-    return Parabola(flops, count, math.exp(centre + best.x), best.y, best.curvature)
+        return Parabola(flops, n_sizes, reason="no minimum: the parabola does not open upwards")
+    offset = snap_to_zero(x - best.x)
+    if min((offset < 0).sum(), (offset > 0).sum()) < MIN_EACH_SIDE:
+        reason = f"fewer than {MIN_EACH_SIDE} sizes on one side of the minimum"
+        return Parabola(flops, n_sizes, reason=reason)
+    return Parabola(flops, n_sizes, math.exp(centre + best.x), best.y, best.curvature)

@@ -103,7 +103,9 @@ def runs_from_results(
         else:
             rows.append(_row(result))
     if not rows:
-        raise DataError(f"no finished run in these results; dropped runs by reason: {dict(dropped)}")
+        raise DataError(
+            f"no finished run in these results; dropped runs by reason: {dict(dropped)}"
+        )
     table = pd.DataFrame(rows).sort_values(["family", "flops", "seed"], ignore_index=True)
     table = _comparable(table, dropped, pool_validation_sets=pool_validation_sets)
     return Runs(table, dropped, tuple(_warnings(table, dropped)))

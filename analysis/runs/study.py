@@ -92,12 +92,16 @@ def prepare(
     prepared["family"] = [
         str(x) for x in label_column(columns.family, table[columns.family], len(table))
     ]
-    prepared["shape"] = [str(x) for x in label_column(columns.shape, table[columns.shape], len(table))]
+    prepared["shape"] = [
+        str(x) for x in label_column(columns.shape, table[columns.shape], len(table))
+    ]
     warnings = loss_warnings(loss, vocab_size)
     if columns.flops is None:
         prepared["flops"] = 6 * size * tokens
         if columns.n != "n_flop":
-            warnings.append(f"training FLOPs are approximated by 6 x {columns.n} x {columns.tokens}")
+            warnings.append(
+                f"training FLOPs are approximated by 6 x {columns.n} x {columns.tokens}"
+            )
     else:
         prepared["flops"] = positive_columns(**{columns.flops: table[columns.flops]})[columns.flops]
     prepared["seed"] = list(table[columns.seed]) if columns.seed else 0

@@ -108,7 +108,9 @@ def _payloads(content: bytes) -> Iterator[bytes]:
     offset, joined = HEADER, b""
     while offset + HEADER <= len(content):
         remaining = BLOCK - offset % BLOCK
-        if remaining < HEADER:  # the end of a block is padding if it is too short for a chunk header
+        if (
+            remaining < HEADER
+        ):  # the end of a block is padding if it is too short for a chunk header
             offset += remaining
             continue
         _, length, kind = struct.unpack_from("<IHB", content, offset)

@@ -123,7 +123,7 @@ def test_the_text_says_the_same(identified: Answer) -> None:
     text = markdown(identified)
     for said in (
         "deep_thin scales better than wide_shallow", "depth_exponent_better", "loss in nats against n_flop",
-        "What would settle it", "a size between each two", "Hold-out: Passed", "No audit", "tokens_per_param 7.9",
+        "What would settle it", "a size between each pair of adjacent sizes", "Hold-out: Passed", "No audit", "tokens_per_param 7.9",
     ):  # fmt: skip
         assert said in text
 
