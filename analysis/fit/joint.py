@@ -1,7 +1,7 @@
-"""The joint law L = E + A_f N^-alpha_f + B_f D^-beta_f, fitted to final losses, with a status.
+"""Fit the joint law L = E + A_f N^-alpha_f + B_f D^-beta_f to final losses, and assign a status.
 
-From many starts with analytic gradients, cross-checked by variable projection; see `analysis.fit.law`,
-`analysis.fit.levenberg_marquardt`, `analysis.fit.diagnostics`.
+The fit uses many starts and analytic gradients and is checked against variable projection; see
+`analysis.fit.law`, `analysis.fit.levenberg_marquardt` and `analysis.fit.diagnostics`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from analysis.runs.validate import label_column, loss_warnings, positive_columns
 from slm.errors import DataError
 
 LossFunction = Literal["lsq", "huber"]
-SENSITIVITY = (1e-4, 1e-3, 1e-2, math.inf)
-BLOCKS = 100  # of runs that are left out together where there are no clusters
+SENSITIVITY = (1e-4, 1e-3, 1e-2, math.inf)  # Huber thresholds in ln L
+JACKKNIFE_GROUPS = 100  # at most, without clusters: groups of runs that are deleted together
 NORMAL_95 = 1.96
-ALL = "all"  # the family of runs that name none
+SINGLE_FAMILY = "all"  # family name of runs without family labels
 
 
 def fit_joint(  # noqa: PLR0917 (positions are part of the interface)
@@ -53,61 +53,72 @@ def fit_joint(  # noqa: PLR0917 (positions are part of the interface)
     vocab_size: int | None = None,
     seed: int = 0,
 ) -> JointFit:
-    """Fit L = E + A N^-alpha + B D^-beta (Hoffmann et al. 2203.15556) to one final loss per run.
+    """Fit L = E + A N^-alpha + B D^-beta (Hoffmann et al., arXiv 2203.15556) to one final loss per run.
 
     Args:
-        n: size of each run's model, in any one definition (array or column), above 0.
+        n: model size of each run, above 0, in one definition of N for all runs.
         d: training tokens of each run.
-        loss: final loss in nats per token, after the learning rate has decayed.
-        family: label of each run's family; None: all are one.
-        model: what a family has for itself: M0 nothing, M1 A, M2 A and alpha, M3 also B and beta,
-            M4 also E. Without families all models are M0.
-        loss_fn: least squares on ln L, or the sum of Huber's losses with threshold `delta`.
-        cluster: label of the runs that are not independent, within a family: their shape. Standard
-            errors are then over clusters, and each needs two token budgets.
-        vocab_size: if known, losses above its logarithm are refused.
+        loss: final loss of each run in nats per token, after the learning rate has decayed.
+        family: family label of each run; None: all runs are one family.
+        model: family-specific parameters: M0 none, M1 A, M2 A and alpha, M3 also B and beta, M4 also E.
+            With one family all models are equal.
+        loss_fn: "lsq": least squares on ln L; "huber": sum of Huber losses with threshold `delta` in ln L.
+        cluster: cluster label of each run within its family, normally its shape. Runs of a cluster are not
+            independent: standard errors are then over clusters, and each cluster needs two token budgets.
+        vocab_size: if known, losses above its logarithm are an error.
+        seed: seed of the random starts.
 
     Raises:
-        DataError: if columns differ in length, or hold values that cannot be.
+        DataError: if columns differ in length or have invalid values.
     """
     columns = positive_columns(n=n, d=d, loss=loss)
     threshold = _threshold(loss_fn, delta)
     size, tokens, losses = columns["n"], columns["d"], columns["loss"]
-    named = label_column("family", family if family is not None else [ALL] * len(size), len(size))
+    given = family if family is not None else [SINGLE_FAMILY] * len(size)
+    labels = label_column("family", given, len(size))
     groups = None if cluster is None else label_column("cluster", cluster, len(size))
-    families = tuple(dict.fromkeys(str(name) for name in named))
+    families = tuple(dict.fromkeys(str(name) for name in labels))
     law = JointLaw(model, max(len(families), 1))
     warnings = loss_warnings(losses, vocab_size) if len(losses) else []
     common: dict[str, Any] = {
-        "model": model, "loss_fn": loss_fn, "delta": threshold,
-        "families": families, "warnings": tuple(warnings), "runs": len(size),
-    }  # fmt: skip
-    refusals = exponent_refusals(named, groups, size, tokens)
+        "model": model,
+        "loss_fn": loss_fn,
+        "delta": threshold,
+        "families": families,
+        "warnings": tuple(warnings),
+        "runs": len(size),
+    }
+    refusals = exponent_refusals(labels, groups, size, tokens)
     if len(size) <= law.size:
-        few = count(len(size), "run")
-        refusals.append(f"{few} for {law.size} parameters; run more sizes and budgets")
+        runs = count(len(size), "run")
+        refusals.append(f"{runs} for {law.size} parameters; run more sizes and token budgets")
     if refusals:
         return JointFit(status="REFUSED", reasons=tuple(refusals), **common)
-    index = codes(np.array([str(name) for name in named], dtype=object))
+    index = codes(np.array([str(name) for name in labels], dtype=object))
     points = Points.of(size, tokens, losses, index)
-    clusters = np.arange(len(size)) % BLOCKS if groups is None else codes(_pairs(named, groups))
+    if groups is None:
+        clusters = np.arange(len(size)) % JACKKNIFE_GROUPS
+    else:
+        clusters = codes(_pairs(labels, groups))
     problem = Problem.of(law, points, delta=threshold)
-    solved = _diagnosed(solve(problem, clusters, seed), families)
+    diagnosed = _diagnose(solve(problem, clusters, seed), families)
     common |= {
         "n_range": (float(size.min()), float(size.max())),
         "d_range": (float(tokens.min()), float(tokens.max())),
     }
     return _result(
-        solved, families, named=family is not None, clustered=groups is not None, common=common
+        diagnosed, families, named=family is not None, clustered=groups is not None, common=common
     )
 
 
 def _threshold(loss_fn: str, delta: float) -> float:
-    """Huber's threshold in ln L; infinite for least squares."""
+    """Return the Huber threshold in ln L; infinite for least squares."""
     if loss_fn not in ("lsq", "huber"):
         raise DataError(f"loss_fn={loss_fn!r}: must be 'lsq' or 'huber'")
     if not delta > 0:
-        raise DataError(f"delta={delta}: Huber's threshold in ln L must be above 0, such as 1e-3")
+        raise DataError(
+            f"delta={delta}: the Huber threshold in ln L must be above 0; pass for example 1e-3"
+        )
     return math.inf if loss_fn == "lsq" else delta
 
 
@@ -119,6 +130,8 @@ def _pairs(family: NDArray[Any], cluster: NDArray[Any]) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class _Diagnosed:
+    """A solution with its diagnostics, the least-squares fit, and fits at other Huber thresholds."""
+
     solution: Solution
     least_squares: Floats
     evidence: Evidence
@@ -126,46 +139,51 @@ class _Diagnosed:
     by_delta: dict[float, Floats]
 
 
-def _diagnosed(solution: Solution, families: tuple[str, ...]) -> _Diagnosed:
+def _diagnose(solution: Solution, families: tuple[str, ...]) -> _Diagnosed:
     problem, law = solution.problem, solution.problem.law
     by_delta = {
-        other: minimise(replace(problem, delta=other), solution.theta[None]).theta[0]
-        for other in SENSITIVITY
+        delta: minimise(replace(problem, delta=delta), solution.theta[None]).theta[0]
+        for delta in SENSITIVITY
     }
-    squares = by_delta[math.inf]
+    least_squares = by_delta[math.inf]
     projected = vpnls(law, problem.points)
     gap = None
     if projected is not None:
         exponents = law.roles >= ALPHA
-        gap = float(np.abs(projected - squares)[exponents].max())
+        gap = float(np.abs(projected - least_squares)[exponents].max())
     names = parameter_names(law, families)
     found = collect_evidence(problem, solution.minima, solution.starts, names, gap)
-    return _Diagnosed(solution, squares, found, projected, by_delta)
+    return _Diagnosed(solution, least_squares, found, projected, by_delta)
 
 
 def _result(
-    solved: _Diagnosed,
+    diagnosed: _Diagnosed,
     families: tuple[str, ...],
     *,
     named: bool,
     clustered: bool,
     common: dict[str, Any],
 ) -> JointFit:
-    solution, problem = solved.solution, solved.solution.problem
+    solution, problem = diagnosed.solution, diagnosed.solution.problem
     law, points, theta = problem.law, problem.points, solution.theta
     names = parameter_names(law, families)
     squares = replace(problem, delta=math.inf)
-    errors, inflation, kind = _errors(solved, squares, len(families), clustered=clustered)
-    told = [p for p in range(law.size) if law.roles[p] in (E, ALPHA, BETA)]
+    errors, inflation, kind = _errors(diagnosed, squares, len(families), clustered=clustered)
+    reported = [p for p in range(law.size) if law.roles[p] in (E, ALPHA, BETA)]
     profiles = {
-        names[p]: _in_nats(names[p], profile(squares, solved.least_squares, p, float(inflation[p])))
-        for p in told
+        names[p]: _in_nats(
+            names[p], profile(squares, diagnosed.least_squares, p, float(inflation[p]))
+        )
+        for p in reported
     }
-    status, reasons = fit_status(solved.evidence, profiles)
-    values = _named(law, theta, names)
-    sd = {names[p]: float(errors[p] * (values[names[p]] if law.roles[p] == E else 1)) for p in told}
+    status, reasons = fit_status(diagnosed.evidence, profiles)
+    values = _by_name(law, theta, names)
+    sd = {
+        names[p]: float(errors[p] * (values[names[p]] if law.roles[p] == E else 1))
+        for p in reported
+    }
     intervals = {name: (interval.low, interval.high) for name, interval in profiles.items()}
-    if math.isfinite(problem.delta):  # the profile is that of least squares, another estimate
+    if math.isfinite(problem.delta):  # the profile belongs to the least-squares estimate
         intervals = {
             name: (max(value - NORMAL_95 * sd[name], 0.0), value + NORMAL_95 * sd[name])
             for name, value in values.items()
@@ -183,39 +201,43 @@ def _result(
         n0=math.exp(points.log_n0),
         d0=math.exp(points.log_d0),
         reducible={name: math.exp(theta[law.slots[A, f]]) for f, name in enumerate(families)},
-        evidence=solved.evidence,
-        vpnls={} if solved.vpnls is None else _named(law, solved.vpnls, names),
-        by_delta={key: _named(law, value, names) for key, value in solved.by_delta.items()},
+        evidence=diagnosed.evidence,
+        vpnls={} if diagnosed.vpnls is None else _by_name(law, diagnosed.vpnls, names),
+        by_delta={
+            delta: _by_name(law, value, names) for delta, value in diagnosed.by_delta.items()
+        },
         solution=solution,
         **common,
     )
 
 
 def _errors(
-    solved: _Diagnosed, squares: Problem, families: int, *, clustered: bool
+    diagnosed: _Diagnosed, squares: Problem, families: int, *, clustered: bool
 ) -> tuple[Floats, Floats, str]:
-    """Standard errors, by how much they widen the profile of least squares (squared), and their kind."""
-    naive = np.sqrt(np.diag(naive_covariance(squares, solved.least_squares)))
-    solution, df = solved.solution, residual_df(squares)
+    """Return the standard errors, the inflation of the least-squares profile's cut, and the kind of error."""
+    naive = np.sqrt(np.diag(naive_covariance(squares, diagnosed.least_squares)))
+    solution, df = diagnosed.solution, residual_df(squares)
     if not clustered and math.isinf(solution.problem.delta):
-        return naive, np.ones(len(naive)), "profile likelihood, runs taken as independent"
-    kind = "jackknife, runs taken as independent"
+        return naive, np.ones(len(naive)), "profile likelihood, runs assumed independent"
+    kind = "jackknife, runs assumed independent"
     if clustered:
         kind = f"jackknife over {solution.cluster.max() + 1} shapes"
         df = max(int(solution.cluster.max()) - 2 * families, 1)
     errors = jackknife_error(solution.jackknife.theta)
     wider = quantile_t(df) / quantile_t(residual_df(squares)) * errors / np.maximum(naive, 1e-300)
-    return errors, _inflation(squares, solved.least_squares, np.maximum(wider**2, 1e-12)), kind
+    return errors, _inflation(squares, diagnosed.least_squares, np.maximum(wider**2, 1e-12)), kind
 
 
 def _inflation(squares: Problem, theta: Floats, squared: Floats) -> Floats:
-    """Of cuts. Refits leave a parameter that lies at its bound there, which does not make it certain: it
-    takes what the free ones have, and no less than independent runs would.
+    """Return the inflation of the profile's cut per parameter.
+
+    Jackknife refits leave a parameter at its bound, so its jackknife error of 0 is not informative: it gets the
+    median inflation of the free parameters, but at least 1, the value for independent runs.
     """
-    held = at_bound(squares, theta)
-    told = ~held & np.isin(squares.law.roles, (E, ALPHA, BETA))
-    typical = float(np.median(squared[told])) if told.any() else 1.0
-    return np.where(held, max(typical, 1.0), squared)
+    is_bound = at_bound(squares, theta)
+    free = ~is_bound & np.isin(squares.law.roles, (E, ALPHA, BETA))
+    typical = float(np.median(squared[free])) if free.any() else 1.0
+    return np.where(is_bound, max(typical, 1.0), squared)
 
 
 def _in_nats(name: str, interval: Interval) -> Interval:
@@ -224,8 +246,8 @@ def _in_nats(name: str, interval: Interval) -> Interval:
     return replace(interval, low=math.exp(interval.low), high=math.exp(interval.high))
 
 
-def _named(law: JointLaw, theta: Floats, names: list[str]) -> dict[str, float]:
-    """E and the exponents by name."""
+def _by_name(law: JointLaw, theta: Floats, names: list[str]) -> dict[str, float]:
+    """Return E (in nats) and the exponents by name."""
     return {
         names[p]: float(math.exp(theta[p]) if law.roles[p] == E else theta[p])
         for p in range(law.size)
@@ -236,7 +258,7 @@ def _named(law: JointLaw, theta: Floats, names: list[str]) -> dict[str, float]:
 def _parameters(
     law: JointLaw, theta: Floats, points: Points, families: tuple[str, ...], *, named: bool
 ) -> Parameters:
-    """Raw units: A = exp(a + alpha ln N0)."""
+    """Return the parameters in raw units: A = exp(a + alpha ln N0), and B likewise."""
     rows: dict[str, dict[str, float]] = {}
     for f, name in enumerate(families):
         a, b, alpha, beta = (float(theta[law.slots[role, f]]) for role in (A, B, ALPHA, BETA))

@@ -1,4 +1,4 @@
-"""What a fit of the joint law gives: frozen, printable, serialisable."""
+"""Result of a fit of the joint law."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from slm.errors import DataError
 
 
 class Parameters(dict[str, Any]):
-    """`params["E"]`, and per family `params[family]["alpha"]` (A, alpha, B, beta); the same by parameter,
-    `params["alpha"][family]`. Without families `params["alpha"]` is the number. A and B are in raw
-    units: A N^-alpha nats.
+    """Fitted parameters: `params["E"]`, and A, alpha, B, beta as `params[family]["alpha"]` or `params["alpha"][family]`.
+
+    In a fit without family labels `params["alpha"]` is a number. A and B are in raw units: A N^-alpha is in nats.
     """
 
     def __missing__(self, key: str) -> Any:
         families = {
-            name: own[key] for name, own in self.items() if isinstance(own, dict) and key in own
+            name: values[key]
+            for name, values in self.items()
+            if isinstance(values, dict) and key in values
         }
         if not families:
             raise KeyError(key)
@@ -34,14 +36,14 @@ class Parameters(dict[str, Any]):
 
 @dataclass(frozen=True)
 class JointFit:
-    """A fitted joint law. Of a refused one, `params` is empty and every number is None.
+    """A fitted joint law. If the fit is refused, `params` is empty and every number is None.
 
-    `objective`: sum of the loss function over ln residuals; `rss`: sum of squared ln residuals.
-    `intervals`: 95% by parameter name (`E` in nats, `alpha[deep]`), profile likelihood; with clusters the
-    cut is inflated to their jackknife. `standard_errors` likewise; `error_kind` says which.
-    `reducible`: nats that size could still save at n0, per family. `by_delta`: exponents and E under
-    other thresholds of Huber's loss, inf being least squares. `solution`: the minimum itself, for refits
-    that start from it; left out of `to_dict`.
+    `objective`: sum of the loss function over residuals of ln L; `rss`: sum of their squares.
+    `intervals`: 95% intervals by parameter name (`E` in nats, `alpha[deep]`), by profile likelihood; with
+    clusters, the cut is inflated to match the jackknife over clusters. `standard_errors`: same keys.
+    `error_kind`: method of both. `reducible`: A N0^-alpha per family, the nats that a larger model could save
+    at N0 = `n0`. `by_delta`: E and exponents at other Huber thresholds; inf is least squares.
+    `solution`: the minimum, as starting point of refits; not in `to_dict`.
     """
 
     model: str
@@ -69,29 +71,31 @@ class JointFit:
     solution: Solution | None = field(default=None, repr=False, compare=False)
 
     def predict(self, n: ArrayLike, d: ArrayLike, family: Hashable = None) -> Floats:
-        """Loss in nats per token; `family` may be left out where there is one.
+        """Predict the loss in nats per token; `family` is required if there are several.
 
         Raises:
-            DataError: if the fit was refused, or there are no such runs.
+            DataError: if the fit was refused, or has no such family.
         """
-        own = self.of_family(family)
+        p = self.of_family(family)
         n, d = np.asarray(n, float), np.asarray(d, float)
-        return own["E"] + own["A"] * n ** -own["alpha"] + own["B"] * d ** -own["beta"]
+        return p["E"] + p["A"] * n ** -p["alpha"] + p["B"] * d ** -p["beta"]
 
     def of_family(self, family: Hashable = None) -> dict[str, float]:
-        """E, A, alpha, B, beta of one family."""
+        """Return E, A, alpha, B and beta of one family; raise DataError if refused or unknown."""
         if not self.params:
             raise DataError(f"the joint law was refused: {'; '.join(self.reasons)}")
         if "alpha" in self.params:
             return {key: self.params[key] for key in ("E", "A", "alpha", "B", "beta")}
         name = str(family) if family is not None or len(self.families) > 1 else self.families[0]
         if name not in self.families:
-            raise DataError(f"family={family!r}: the fit has {', '.join(self.families)}")
-        common = self.params["E"]
-        return {"E": common if isinstance(common, float) else common[name], **self.params[name]}
+            raise DataError(
+                f"family={family!r}: pass one of the fitted families, {', '.join(self.families)}"
+            )
+        e = self.params["E"]
+        return {"E": e if isinstance(e, float) else e[name], **self.params[name]}
 
     def summary(self) -> str:
-        """A few lines for people: the estimates with their intervals, and what they are worth."""
+        """Return a printable summary: status, estimates with 95% intervals, and sensitivity to `delta`."""
         head = f"joint law {self.model}, {self.loss_fn}, {count(self.runs, 'run')}: {self.status}"
         lines = [head, *(f"  {reason}" for reason in self.reasons)]
         for name, (low, high) in self.intervals.items():
@@ -99,12 +103,12 @@ class JointFit:
         if self.evidence is not None:
             found = self.evidence
             lines.append(
-                f"  loss in nats; 95% by {self.error_kind}; residual sd {found.residual_sd:.4f} in ln L; "
-                f"{found.agreeing} of {found.starts} starts agree"
+                f"  loss in nats per token; 95% intervals: {self.error_kind}; residual sd {found.residual_sd:.4f} in "
+                f"ln L; {found.agreeing} of {found.starts} starts agree"
             )
         for delta, values in self.by_delta.items():
-            said = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-            lines.append(f"  delta {delta:g}: {said}")
+            estimates = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+            lines.append(f"  Huber delta {delta:g}: {estimates}")
         return "\n".join([*lines, *(f"  note: {warning}" for warning in self.warnings)])
 
     def _value(self, name: str) -> float:
@@ -112,7 +116,7 @@ class JointFit:
         return float(self.of_family(family or self.families[0])[role])
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: plain dictionaries, infinities as text."""
+        """Return a dictionary for JSON, without `solution` and with infinities as text."""
         content = {
             key: getattr(self, key) for key in self.__dataclass_fields__ if key != "solution"
         }

@@ -1,10 +1,10 @@
-"""The joint law of loss in size and data, with any number of families, and its derivatives.
+"""The joint law of loss in size and data, for any number of families, and its derivatives.
 
     ln L = LSE(e_f, a_f - alpha_f x, b_f - beta_f z),   x = ln(N / N0), z = ln(D / D0)
 
-(Hoffmann et al. 2203.15556, section 3.3, with family-specific parameters.) N0 and D0 are geometric
-means: without centring, ln A and alpha are correlated at .999. exp(a_f) is then the loss that size
-could still reduce at N0. All functions take many parameter vectors at once.
+Hoffmann et al. (arXiv 2203.15556), section 3.3, with family-specific parameters; LSE is log-sum-exp. N0 and D0
+are geometric means over the runs: without this centring, ln A and alpha have a correlation of .999. exp(a_f) is
+the reducible loss at N0 in nats. All functions are vectorised over parameter vectors ("sets").
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from slm.errors import DataError
 Model = Literal["M0", "M1", "M2", "M3", "M4"]
 ROLES = ("e", "a", "b", "alpha", "beta")
 E, A, B, ALPHA, BETA = range(5)
-EXPONENT_BOUNDS = (0.02, 1.5)  # of the search
-FAMILY_ROLES: dict[str, tuple[int, ...]] = {  # what each family has for itself; the rest is shared
+EXPONENT_BOUNDS = (0.02, 1.5)  # bounds of the search
+FAMILY_ROLES: dict[str, tuple[int, ...]] = {  # family-specific parameters; the others are shared
     "M0": (),
     "M1": (A,),
     "M2": (A, ALPHA),
@@ -34,12 +34,12 @@ FAMILY_ROLES: dict[str, tuple[int, ...]] = {  # what each family has for itself;
 
 @dataclass(frozen=True)
 class JointLaw:
-    """Which parameter plays which role for which family."""
+    """Assignment of parameters to roles (E, A, B, alpha, beta) and families, for one of the models M0 to M4."""
 
     model: str
     families: int
     tied: tuple[int, int] | None = None
-    """Two families with one exponent alpha all the same: the null hypothesis of their contrast."""
+    """Two families that share alpha although the model separates it: the null hypothesis of their contrast."""
 
     def __post_init__(self) -> None:
         if self.model not in FAMILY_ROLES:
@@ -47,45 +47,49 @@ class JointLaw:
 
     @cached_property
     def slots(self) -> Ints:
-        """Index of the parameter per role and family, (5, families)."""
-        slots, following = np.zeros((5, self.families), dtype=np.int64), 0
+        """Index of the parameter of each role and family, shape (5, families)."""
+        slots, used = np.zeros((5, self.families), dtype=np.int64), 0
         for role in range(5):
-            own = np.arange(self.families) if role in FAMILY_ROLES[self.model] else slots[role] * 0
-            if role == ALPHA and self.tied is not None and own.any():
-                own[max(self.tied)] = own[min(self.tied)]
-                own = np.unique(own, return_inverse=True)[1]
-            slots[role] = following + own
-            following += int(own.max()) + 1
+            is_specific = role in FAMILY_ROLES[self.model]
+            index = np.arange(self.families) if is_specific else slots[role] * 0
+            if role == ALPHA and self.tied is not None and index.any():
+                index[max(self.tied)] = index[min(self.tied)]
+                index = np.unique(index, return_inverse=True)[1]
+            slots[role] = used + index
+            used += int(index.max()) + 1
         return slots
 
     @property
     def size(self) -> int:
+        """Number of parameters."""
         return int(self.slots.max()) + 1
 
     @cached_property
     def roles(self) -> Ints:
-        """Role of each parameter, (size,)."""
+        """Role of each parameter, shape (size,)."""
         roles = np.zeros(self.size, dtype=np.int64)
         for role in range(5):
             roles[self.slots[role]] = role
         return roles
 
     def embed(self, other: JointLaw, theta: Floats) -> Floats:
-        """Parameters of another law as those of this one, (..., size): the same predictions where that law
-        is nested in this one; where this one shares a parameter, it takes that of the last family.
+        """Convert parameters of another law to parameters of this law, shape (..., size).
+
+        The predictions are equal if the other law is nested in this one. If this law shares a parameter that the
+        other separates, the value of the last family is used.
         """
-        own = np.empty((*theta.shape[:-1], self.size))
+        converted = np.empty((*theta.shape[:-1], self.size))
         for role in range(5):
-            own[..., self.slots[role]] = theta[..., other.slots[role]]
-        return own
+            converted[..., self.slots[role]] = theta[..., other.slots[role]]
+        return converted
 
 
 @dataclass(frozen=True)
 class Points:
-    """Observed runs, centred: x, z, y = ln L of shape (n,), `family` an index (n,) or (sets, n).
+    """Observed runs in centred logarithms: x, z and y = ln L of shape (n,), `family` an index of shape (n,).
 
-    With (sets, n) each parameter vector has labels of its own, as in a permutation. `tilt` is a part
-    of the exponent of the A term that is given, not fitted: (n,) or (sets, n), to add to -alpha x.
+    `y` and `family` of shape (sets, n) give each parameter vector its own data or labels, as in a permutation.
+    `tilt`, shape (n,) or (sets, n), is a fixed offset that is added to a_f - alpha_f x in the law.
     """
 
     x: Floats
@@ -98,6 +102,7 @@ class Points:
 
     @classmethod
     def of(cls, n: ArrayLike, d: ArrayLike, loss: ArrayLike, family: ArrayLike) -> Points:
+        """Build points from N, D, losses in nats, and family indices, all of shape (n,)."""
         log_n, log_d = np.log(np.asarray(n, float)), np.log(np.asarray(d, float))
         n0, d0 = float(log_n.mean()), float(log_d.mean())
         y = np.log(np.asarray(loss, float))
@@ -107,17 +112,14 @@ class Points:
         return len(self.x)
 
     def at(self, n: ArrayLike, d: ArrayLike, family: ArrayLike) -> Points:
-        """Other sizes, tokens and families in the same units, for predictions: their y is not that of runs."""
-        x, z = (
-            np.log(np.asarray(n, float)) - self.log_n0,
-            np.log(np.asarray(d, float)) - self.log_d0,
-        )
-        return replace(
-            self, x=x, z=z, family=np.broadcast_to(np.asarray(family, np.int64), x.shape)
-        )
+        """Return points at other N, D and families with the same N0 and D0, for predictions; their y is unused."""
+        x = np.log(np.asarray(n, float)) - self.log_n0
+        z = np.log(np.asarray(d, float)) - self.log_d0
+        index = np.broadcast_to(np.asarray(family, np.int64), x.shape)
+        return replace(self, x=x, z=z, family=index)
 
     def select(self, sets: Any) -> Points:
-        """What some of the parameter vectors, by index or slice, are compared with."""
+        """Return the points of some parameter vectors, by index or slice."""
         per_set = {
             name: column[sets]
             for name in ("y", "family", "tilt")
@@ -127,7 +129,7 @@ class Points:
 
 
 def log_terms(law: JointLaw, theta: Floats, points: Points) -> Floats:
-    """The three exponents of the LSE, (3, sets, n), for theta (sets, size)."""
+    """Return the three arguments of the log-sum-exp, shape (3, sets, n), for theta of shape (sets, size)."""
     if law.model == "M0" or law.families == 1:
         role = [theta[:, law.slots[r, 0], None] for r in range(5)]
     elif points.family.ndim == 1:
@@ -148,7 +150,7 @@ def log_terms(law: JointLaw, theta: Floats, points: Points) -> Floats:
 
 
 def log_loss(law: JointLaw, theta: Floats, points: Points) -> tuple[Floats, Floats]:
-    """ln L (sets, n) and the share of each term in L (3, sets, n)."""
+    """Return ln L, shape (sets, n), and the share of each term in L, shape (3, sets, n)."""
     terms = log_terms(law, theta, points)
     top = terms.max(axis=0)
     terms = np.exp(terms - top)
@@ -157,7 +159,7 @@ def log_loss(law: JointLaw, theta: Floats, points: Points) -> tuple[Floats, Floa
 
 
 def jacobian(law: JointLaw, shares: Floats, points: Points) -> Floats:
-    """d ln L / d theta, (sets, size, n)."""
+    """Return d ln L / d theta, shape (sets, size, n)."""
     by_role = np.stack(
         [shares[0], shares[1], shares[2], -shares[1] * points.x, -shares[2] * points.z]
     )
@@ -172,13 +174,16 @@ def jacobian(law: JointLaw, shares: Floats, points: Points) -> Floats:
 
 
 def bounds(law: JointLaw, points: Points) -> tuple[Floats, Floats]:
-    """The box of the parameters: alpha, beta in [.02, 1.5], E in [.05, .999] of the least loss."""
+    """Return the lower and upper bounds of the parameters.
+
+    alpha and beta lie in [.02, 1.5]; E in [.05, .999] times the lowest loss of its families.
+    """
     low, high = np.full(law.size, -60.0), np.full(law.size, 60.0)
     exponent = law.roles >= ALPHA
     low[exponent], high[exponent] = EXPONENT_BOUNDS
     for parameter in np.flatnonzero(law.roles == E):
         users = np.flatnonzero(law.slots[E] == parameter)
-        mine = np.isin(points.family, users)
-        least = points.y[mine].min() if points.family.ndim == 1 and mine.any() else points.y.min()
-        low[parameter], high[parameter] = least + np.log(0.05), least + np.log(0.999)
+        rows = np.isin(points.family, users)
+        lowest = points.y[rows].min() if points.family.ndim == 1 and rows.any() else points.y.min()
+        low[parameter], high[parameter] = lowest + np.log(0.05), lowest + np.log(0.999)
     return low, high

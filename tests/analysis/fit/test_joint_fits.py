@@ -180,7 +180,7 @@ def test_results_are_reached_by_family_and_by_parameter() -> None:
     assert isinstance(fit.params["E"], float) and fit.params["B"]["deep"] == fit.params["B"]["wide"]
     with pytest.raises(KeyError):
         fit.params["gamma"]
-    with pytest.raises(DataError, match="the fit has deep, wide"):
+    with pytest.raises(DataError, match="one of the fitted families, deep, wide"):
         fit.predict(1e8, 1e9)
     assert "alpha[deep] = 0.3" in fit.summary() and "jackknife over 12 shapes" in fit.summary()
     saved = json.loads(json.dumps(fit.to_dict()))
