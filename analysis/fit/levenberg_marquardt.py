@@ -1,9 +1,9 @@
-"""Minimises the misfit of a joint law from many starts, or for many resamples, at once.
+"""Fit a joint law from many starts, or to many resamples, at once.
 
-A damped Gauss-Newton method (Levenberg and Marquardt) in a box, vectorised over parameter vectors;
-Huber's loss by iteratively reweighted least squares. The objective is the SUM of the losses of the
-residuals r = ln L - ln L_predicted, never their mean: with a mean the usual tolerances stop early,
-which is what gave a published fit its wrong values (Besiroglu et al. 2404.10102).
+Levenberg-Marquardt (damped Gauss-Newton) with bounds, vectorised over parameter vectors ("sets"); Huber's loss by
+iteratively reweighted least squares. The objective is the SUM of the losses of the residuals
+r = ln L - ln L_predicted, not their mean: with the mean, common tolerances stop too early, which caused the wrong
+values of a published fit (Besiroglu et al., arXiv 2404.10102).
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ from slm.rounding import ROUNDING_TOLERANCE, exceeds, first_argmin
 
 MAX_STEPS = 400
 POLISHING_STEPS = 2
-FIRST_DAMPING = 1e-2
-LEAST_DAMPING, MOST_DAMPING = 1e-12, 1e9
-LONGEST_STEP = 2.0  # of any parameter, in ln units or in an exponent
-TOLERANCE = 1e-13  # of the objective: the decrease that a step still promises
-EXACT = 1e-28  # squared residual per point at which the descent ends
-NOISE_FREE = ROUNDING_TOLERANCE**2  # squared residual per point below which residuals are rounding
-AT_ONCE = 4_000_000  # numbers in a Jacobian: sets are solved in chunks of no more
+INITIAL_DAMPING = 1e-2
+MIN_DAMPING, MAX_DAMPING = 1e-12, 1e9
+MAX_STEP = 2.0  # per parameter, in ln units or as a change of an exponent
+TOLERANCE = 1e-13  # stop if the predicted decrease is below this share of the objective
+EXACT = 1e-28  # stop below this squared residual per point
+NOISE_FREE = (
+    ROUNDING_TOLERANCE**2
+)  # squared residual per point below which residuals are rounding error
+CHUNK_ELEMENTS = 4_000_000  # largest size of a Jacobian; more sets are solved in chunks
 
 
 @dataclass(frozen=True)
 class Minima:
-    """`theta` (sets, size); `objective` and `converged` (sets,)."""
+    """Local minima: `theta` of shape (sets, size), `objective` and `converged` of shape (sets,)."""
 
     theta: Floats
     objective: Floats
@@ -40,16 +42,16 @@ class Minima:
 
     @property
     def best(self) -> int:
-        """The first start that reached the least objective."""
+        """Index of the first set with the lowest objective."""
         return first_argmin(self.objective)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Points, the law that is fitted to them, the box, and how misfit is counted.
+    """Fitting problem: points, law, parameter bounds and loss function.
 
-    `delta`: Huber's threshold in ln L; inf is least squares. `low`, `high` of shape (size,) or
-    (sets, size); `weights`, `points.y` and `points.family` (n,) or (sets, n).
+    `delta`: Huber threshold in ln L; inf is least squares. `low`, `high`: bounds of shape (size,) or
+    (sets, size). `weights`, `points.y` and `points.family`: shape (n,) or (sets, n).
     """
 
     law: JointLaw
@@ -68,33 +70,35 @@ class Problem:
         delta: float = math.inf,
         weights: Floats | None = None,
     ) -> Problem:
+        """Build a problem with the default bounds of `analysis.fit.law.bounds`."""
         return cls(law, points, *bounds(law, points), delta, weights)
 
     def select(self, sets: Any) -> Problem:
-        """The problem of some of the sets, by index or slice."""
+        """Return the problem of some of the sets, by index or slice."""
 
-        def of(array: NDArray[Any]) -> NDArray[Any]:
+        def rows(array: NDArray[Any]) -> NDArray[Any]:
             return array[sets] if array.ndim == 2 else array
 
         return replace(
             self,
             points=self.points.select(sets),
-            weights=None if self.weights is None else of(self.weights),
-            low=of(self.low),
-            high=of(self.high),
+            weights=None if self.weights is None else rows(self.weights),
+            low=rows(self.low),
+            high=rows(self.high),
         )
 
     def objective(self, theta: Floats) -> Floats:
-        """Sum of losses per parameter vector, (sets,)."""
+        """Return the sum of losses of each parameter vector, shape (sets,)."""
         predicted, _ = log_loss(self.law, theta, self.points)
-        size = np.abs(self.points.y - predicted)
-        losses = size**2 / 2
+        residual = np.abs(self.points.y - predicted)
+        losses = residual**2 / 2
         if math.isfinite(self.delta):
-            losses = np.where(size <= self.delta, losses, self.delta * (size - self.delta / 2))
+            linear = self.delta * (residual - self.delta / 2)
+            losses = np.where(residual <= self.delta, losses, linear)
         return (losses if self.weights is None else losses * self.weights).sum(axis=1)
 
     def derivatives(self, theta: Floats) -> tuple[Floats, Floats]:
-        """Gradient (sets, size) and Gauss-Newton matrix (sets, size, size) of the objective."""
+        """Return the objective's gradient, shape (sets, size), and Gauss-Newton matrix, shape (sets, size, size)."""
         predicted, shares = log_loss(self.law, theta, self.points)
         residual = self.points.y - predicted
         influence = np.ones_like(residual)
@@ -109,14 +113,14 @@ class Problem:
 
 
 def at_bound(problem: Problem, theta: Floats) -> NDArray[np.bool_]:
-    """Which parameters of a vector lie at an end of the box, (size,)."""
+    """Return which parameters of a vector lie at a bound, shape (size,)."""
     return (theta <= problem.low + 1e-9) | (theta >= problem.high - 1e-9)
 
 
 def minimise(problem: Problem, starts: Floats) -> Minima:
-    """A local minimum from each start, (sets, size)."""
+    """Return a local minimum from each start; `starts` has shape (sets, size)."""
     sets, per_set = len(starts), problem.law.size * len(problem.points)
-    chunk = max(1, AT_ONCE // per_set)
+    chunk = max(1, CHUNK_ELEMENTS // per_set)
     parts = [
         _minimise(problem.select(slice(at, at + chunk)), starts[at : at + chunk])
         for at in range(0, sets, chunk)
@@ -129,73 +133,78 @@ def minimise(problem: Problem, starts: Floats) -> Minima:
 def _minimise(problem: Problem, starts: Floats) -> Minima:
     theta = np.clip(starts, problem.low, problem.high)
     objective = problem.objective(theta)
-    damping = np.full(len(theta), FIRST_DAMPING)
+    damping = np.full(len(theta), INITIAL_DAMPING)
     converged = np.zeros(len(theta), dtype=bool)
     active = np.arange(len(theta))
     for _ in range(MAX_STEPS):
         part = problem.select(active)
-        here, before = theta[active], objective[active]
-        slope, step = _damped_step(part, here, damping[active])
-        there = np.clip(here + step, part.low, part.high)
-        after = part.objective(there)
+        old, before = theta[active], objective[active]
+        gradient, step = _damped_step(part, old, damping[active])
+        new = np.clip(old + step, part.low, part.high)
+        after = part.objective(new)
         better = after < before
-        theta[active[better]], objective[active[better]] = there[better], after[better]
+        theta[active[better]], objective[active[better]] = new[better], after[better]
         damping[active] = np.clip(
-            damping[active] * np.where(better, 0.2, 4.0), LEAST_DAMPING, MOST_DAMPING
+            damping[active] * np.where(better, 0.2, 4.0), MIN_DAMPING, MAX_DAMPING
         )
-        promised = np.abs((slope * (there - here)).sum(axis=1))
+        predicted_decrease = np.abs((gradient * (new - old)).sum(axis=1))
         floor = EXACT * len(problem.points)
-        stuck = ~better & (damping[active] >= MOST_DAMPING)
-        done = (promised <= TOLERANCE * before) | (objective[active] <= floor) | stuck
+        stuck = ~better & (damping[active] >= MAX_DAMPING)
+        done = (predicted_decrease <= TOLERANCE * before) | (objective[active] <= floor) | stuck
         converged[active[done]] = True
         active = active[~done]
         if not len(active):
             break
-    return Minima(_polished(problem, theta), objective, converged)
+    return Minima(_polish(problem, theta), objective, converged)
 
 
-def _polished(problem: Problem, theta: Floats) -> Floats:
-    """Take further steps that lower the gradient where the objective is flat up to rounding.
+def _polish(problem: Problem, theta: Floats) -> Floats:
+    """Take a few more steps that lower the gradient at an objective equal up to rounding.
 
-    The objective decides where the descent ends, and fixes parameters to the root of its rounding alone.
+    The objective alone fixes the parameters only to the square root of its rounding error.
     """
-    damping = np.full(len(theta), LEAST_DAMPING)
+    damping = np.full(len(theta), MIN_DAMPING)
     for _ in range(POLISHING_STEPS):
-        slope, step = _damped_step(problem, theta, damping)
-        there = np.clip(theta + step, problem.low, problem.high)
-        is_flat = ~exceeds(problem.objective(there), problem.objective(theta))
-        is_less = np.abs(free_gradient(problem, there)).max(axis=1) < np.abs(slope).max(axis=1)
-        theta = np.where((is_flat & is_less)[:, None], there, theta)
+        gradient, step = _damped_step(problem, theta, damping)
+        candidate = np.clip(theta + step, problem.low, problem.high)
+        is_flat = ~exceeds(problem.objective(candidate), problem.objective(theta))
+        is_lower = np.abs(free_gradient(problem, candidate)).max(axis=1) < np.abs(gradient).max(
+            axis=1
+        )
+        theta = np.where((is_flat & is_lower)[:, None], candidate, theta)
     return theta
 
 
 def free_gradient(problem: Problem, theta: Floats) -> Floats:
-    """Derivatives by the parameters of each vector, 0 for those that the gradient holds at a bound."""
+    """Return the projected gradient: 0 for parameters at a bound that the descent direction would cross."""
     gradient, _ = problem.derivatives(theta)
-    return np.where(_held(problem, theta, gradient), 0.0, gradient)
+    return np.where(_is_blocked(problem, theta, gradient), 0.0, gradient)
 
 
-def _held(problem: Problem, theta: Floats, gradient: Floats) -> NDArray[np.bool_]:
+def _is_blocked(problem: Problem, theta: Floats, gradient: Floats) -> NDArray[np.bool_]:
     return ((theta <= problem.low) & (gradient > 0)) | ((theta >= problem.high) & (gradient < 0))
 
 
 def _damped_step(problem: Problem, theta: Floats, damping: Floats) -> tuple[Floats, Floats]:
-    """Free gradient and step; a bounded parameter that the gradient holds there does not move."""
+    """Return the projected gradient and the step; parameters blocked at a bound do not move."""
     gradient, curvature = problem.derivatives(theta)
-    held = _held(problem, theta, gradient)
-    free = np.where(held, 0.0, gradient)
+    blocked = _is_blocked(problem, theta, gradient)
+    free = np.where(blocked, 0.0, gradient)
     diagonal = np.diagonal(curvature, axis1=1, axis2=2)
     scale = diagonal + 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-300
-    matrix = np.where(held[:, :, None] | held[:, None, :], 0.0, curvature)
+    matrix = np.where(blocked[:, :, None] | blocked[:, None, :], 0.0, curvature)
     index: Ints = np.arange(theta.shape[1])
-    matrix[:, index, index] = np.where(held, 1.0, diagonal + damping[:, None] * scale)
+    matrix[:, index, index] = np.where(blocked, 1.0, diagonal + damping[:, None] * scale)
     step = -np.linalg.solve(matrix, free[:, :, None])[:, :, 0]
-    return free, np.clip(step, -LONGEST_STEP, LONGEST_STEP)
+    return free, np.clip(step, -MAX_STEP, MAX_STEP)
 
 
 def start_grid(law: JointLaw, points: Points, random: int = 20, seed: int = 0) -> Floats:
-    """Starts scaled by the data: a 3x3x3x2x2 grid over E, A, B, alpha, beta and some random ones."""
-    least, typical = math.exp(points.y.min()), math.exp(points.y.mean())
+    """Return starts scaled by the data, shape (starts, size).
+
+    A 3x3x3x2x2 grid over E, A, B, alpha and beta, and `random` additional random starts.
+    """
+    lowest, typical = math.exp(points.y.min()), math.exp(points.y.mean())
     grid = np.stack(
         np.meshgrid([0.3, 0.6, 0.9], [0.2, 0.5, 0.8], [0.2, 0.5, 0.8], [0.2, 0.6], [0.2, 0.6]), -1
     ).reshape(-1, 5)
@@ -204,14 +213,8 @@ def start_grid(law: JointLaw, points: Points, random: int = 20, seed: int = 0) -
         [0.1, 0.05, 0.05, 0.05, 0.05], [0.95, 0.95, 0.95, 1.0, 1.0], (random, 5)
     )
     rows = np.concatenate([grid, drawn])
-    irreducible = rows[:, 0] * least
+    irreducible = rows[:, 0] * lowest
     reducible = typical - irreducible
-    rows = np.column_stack(
-        [
-            np.log(irreducible),
-            np.log(rows[:, 1] * reducible),
-            np.log(rows[:, 2] * reducible),
-            rows[:, 3:],
-        ]
-    )
-    return rows[:, law.roles]
+    levels = [irreducible, rows[:, 1] * reducible, rows[:, 2] * reducible]
+    starts = np.column_stack([*(np.log(level) for level in levels), rows[:, 3:]])
+    return starts[:, law.roles]

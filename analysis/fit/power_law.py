@@ -1,6 +1,7 @@
-"""Loss against size alone: L = A N^-alpha, or E + A N^-alpha, with what such a fit cannot say.
+"""Fit loss against model size alone: L = A N^-alpha, or L = E + A N^-alpha.
 
-A fit in one variable cannot tell size from data or compute. Kept for tables that hold nothing else.
+A fit in one variable cannot separate the effects of size, data and compute. Use it only for tables that have no
+token counts.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from analysis.runs.validate import loss_warnings, positive_columns
 from slm.rounding import snap_to_zero
 
 Unit = Literal["nats", "perplexity"]
-GOOD_SIZES = 6
-ABSENT = -60.0  # ln of a term that is left out
+GOOD_SIZES = 6  # fewer sizes make a fit WEAK
+ABSENT = -60.0  # ln of a term that is not in the model
 
 
 @dataclass(frozen=True)
 class PowerLawFit:
-    """y = E + A n^-alpha with 95% intervals; of a refused fit every number is None.
+    """A fit of y = E + A n^-alpha with 95% intervals. If the fit is refused, every number is None.
 
-    `alpha` is an exponent of `unit`: that of perplexity is about L times that of the loss, since
-    d ln PPL / d ln N = L d ln L / d ln N. `r_squared` of the logarithms is kept to compare with published
-    tables; it is no evidence. `accepted_e`: the range of E that the data accept.
+    `alpha` is the exponent of y in `unit`: for perplexity it is about L times that of the loss in nats, since
+    d ln PPL / d ln N = L d ln L / d ln N. `r_squared`, of the logarithms, is only for comparison with published
+    tables; it does not validate the fit. `accepted_e`: 95% profile-likelihood interval of E.
     """
 
     unit: str
@@ -51,17 +52,17 @@ class PowerLawFit:
     residual_sd: float | None = None
     r_squared: float | None = None
     line: tuple[float, ...] = field(default=(), repr=False)
-    """Mean and sum of squares of ln n, for intervals of predictions."""
+    """Mean of ln n and its sum of squared deviations, for prediction intervals."""
 
     @property
     def params(self) -> dict[str, float]:
-        """E, A and alpha; empty if refused."""
+        """E, A and alpha; empty if the fit is refused."""
         if self.alpha is None or self.A is None or self.E is None:
             return {}
         return {"E": self.E, "A": self.A, "alpha": self.alpha}
 
     def predict(self, n: float) -> tuple[float, float, float]:
-        """Estimate and 95% prediction interval of one new run; the interval is nan with an E.
+        """Return the prediction for one new run and its 95% interval; the interval is nan in a fit with E.
 
         Raises:
             ValueError: if the fit was refused.
@@ -77,21 +78,23 @@ class PowerLawFit:
         return value, value * math.exp(-half), value * math.exp(half)
 
     def p_value(self, exponent: float) -> float:
-        """Two-sided p of a given exponent, by the residuals alone. Only for a straight line in logs.
+        """Return the two-sided p value of a given exponent, from the residuals of the log-log line.
 
         Raises:
-            ValueError: if the fit was refused or has an E.
+            ValueError: if the fit was refused or includes E.
         """
         if self.alpha is None or self.residual_sd is None or self.irreducible:
-            raise ValueError("only a power law without an irreducible loss has this test")
+            raise ValueError(
+                "p_value needs an accepted fit without irreducible loss; fit with irreducible=False"
+            )
         error = self.residual_sd / math.sqrt(self.line[1])
-        apart = abs(snap_to_zero(self.alpha - exponent))
+        difference = abs(snap_to_zero(self.alpha - exponent))
         if error == 0:
-            return 0.0 if apart else 1.0
-        return float(2 * special.stdtr(self.runs - 2, -apart / error))
+            return 0.0 if difference else 1.0
+        return float(2 * special.stdtr(self.runs - 2, -difference / error))
 
     def summary(self) -> str:
-        """A few lines for people."""
+        """Return a printable summary: status, estimates with 95% intervals, reasons and warnings."""
         form = "E + A n^-alpha" if self.irreducible else "A n^-alpha"
         lines = [f"{self.unit} = {form}, {count(self.runs, 'run')}: {self.status}"]
         if self.alpha is not None and self.alpha_interval is not None:
@@ -103,7 +106,7 @@ class PowerLawFit:
         return "\n".join([*lines, *(f"  {reason}" for reason in (*self.reasons, *self.warnings))])
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return a dictionary for JSON."""
         return asdict(self)
 
 
@@ -115,26 +118,29 @@ def fit_power_law(
     unit: Unit = "nats",
     vocab_size: int | None = None,
 ) -> PowerLawFit:
-    """Fit loss = A n^-alpha by least squares of ln loss on ln n, or with an irreducible E besides.
+    """Fit loss = A n^-alpha by least squares of ln loss on ln n, or loss = E + A n^-alpha.
 
     Args:
-        n: size of each run's model, in any one definition.
-        loss: final loss in nats per token; or perplexities, if `unit` says so.
-        irreducible: whether to fit E too (by the solver of the joint law).
-        vocab_size: if known, losses above its logarithm are refused.
+        n: model size of each run, in one definition of N for all runs.
+        loss: final loss in nats per token, or perplexity with unit="perplexity".
+        irreducible: also fit E, with the solver of the joint law.
+        vocab_size: if known, losses above its logarithm are an error.
 
-    Refused below 3 sizes, with E below 4. All runs saw the same data or the exponent mixes size with
-    data: the fit cannot know, so say it beside the number.
+    The fit is refused for fewer than 3 sizes (with E: fewer than 4). Unless all runs were trained on the same
+    data, the exponent mixes the effects of size and data. The fit cannot detect this: state it with the result.
 
     Raises:
-        DataError: if columns differ in length or hold values that cannot be.
+        DataError: if columns differ in length or have values that are not finite and above 0.
     """
     columns = positive_columns(n=n, loss=loss)
     size, losses = columns["n"], columns["loss"]
     warnings = [] if unit == "perplexity" or not len(losses) else loss_warnings(losses, vocab_size)
     common: dict[str, Any] = {
-        "unit": unit, "warnings": tuple(warnings), "runs": len(size), "irreducible": irreducible,
-    }  # fmt: skip
+        "unit": unit,
+        "warnings": tuple(warnings),
+        "runs": len(size),
+        "irreducible": irreducible,
+    }
     needed = MIN_SIZES if irreducible else 3
     if (sizes := count_distinct(size)) < needed:
         reason = f"{count(sizes, 'size')}, at least {needed} are needed; run {needed - sizes} more"
@@ -142,11 +148,12 @@ def fit_power_law(
     return _with_irreducible(size, losses, common) if irreducible else _line(size, losses, common)
 
 
-def _few(sizes: int) -> list[str]:
+def _too_few_sizes(sizes: int) -> list[str]:
     if sizes >= GOOD_SIZES:
         return []
     return [
-        f"{count(sizes, 'size')}: the interval rests on {sizes - 2} residuals and no seed standard deviation"
+        f"{count(sizes, 'size')}: the interval has {sizes - 2} degrees of freedom and ignores the seed standard "
+        "deviation"
     ]
 
 
@@ -158,9 +165,9 @@ def _line(size: Floats, loss: Floats, common: dict[str, Any]) -> PowerLawFit:
     residual = y - y.mean() - slope * centred
     df = len(x) - 2
     sd = snap_to_zero(math.sqrt(float(residual @ residual) / df))
-    spread = snap_to_zero(np.sqrt(((y - y.mean()) ** 2).sum())) ** 2  # 0 of equal losses
+    total = snap_to_zero(np.sqrt(((y - y.mean()) ** 2).sum())) ** 2  # 0 if all losses are equal
     half = quantile_t(df) * sd / math.sqrt(squares)
-    weak = _few(count_distinct(size))
+    weak = _too_few_sizes(count_distinct(size))
     return PowerLawFit(
         status="WEAK" if weak else "OK",
         reasons=tuple(weak),
@@ -169,7 +176,7 @@ def _line(size: Floats, loss: Floats, common: dict[str, Any]) -> PowerLawFit:
         A=math.exp(float(y.mean() - slope * x.mean())),
         E=0.0,
         residual_sd=sd,
-        r_squared=1 - float(residual @ residual) / spread if spread else math.nan,
+        r_squared=1 - float(residual @ residual) / total if total else math.nan,
         line=(float(x.mean()), squares),
         **common,
     )
@@ -185,7 +192,7 @@ def _with_irreducible(size: Floats, loss: Floats, common: dict[str, Any]) -> Pow
     theta = found.theta[found.best]
     accepted = profile(problem, theta, E)
     interval = profile(problem, theta, ALPHA)
-    status, reasons = _judge(accepted, interval, count_distinct(size))
+    status, reasons = _status(accepted, interval, count_distinct(size))
     low = 0.0 if accepted.open_low else math.exp(accepted.low)
     return PowerLawFit(
         status=status,
@@ -200,12 +207,12 @@ def _with_irreducible(size: Floats, loss: Floats, common: dict[str, Any]) -> Pow
     )
 
 
-def _judge(accepted: Interval, alpha: Interval, sizes: int) -> tuple[Status, list[str]]:
-    reasons = _few(sizes)
+def _status(accepted: Interval, alpha: Interval, sizes: int) -> tuple[Status, list[str]]:
+    reasons = _too_few_sizes(sizes)
     low = 0.0 if accepted.open_low else math.exp(accepted.low)
     if accepted.open_high or alpha.open_low or alpha.open_high:
-        said = f"every E from {low:.3g} to {math.exp(accepted.high):.3f} is accepted"
-        return "UNIDENTIFIED", [said, *reasons]
+        flat = f"every E from {low:.3g} to {math.exp(accepted.high):.3f} is accepted"
+        return "UNIDENTIFIED", [flat, *reasons]
     if accepted.open_low:
         reasons.append("the interval of E reaches 0")
     return ("WEAK" if reasons else "OK"), reasons

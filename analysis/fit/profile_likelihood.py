@@ -1,7 +1,7 @@
-"""Profile likelihood: how far a parameter may move before the fit, refitted, becomes worse.
+"""Profile-likelihood intervals: fix a parameter, refit all others, and compare the residual sum of squares.
 
-A value is accepted while n - p degrees of freedom allow it: RSS(value) <= RSS_min (1 + t^2 / df). The
-cut can be inflated for runs that are not independent.
+A value is accepted if RSS(value) <= RSS_min (1 + t^2 / df), with df = n - p and t the 97.5% quantile. The cut t^2
+can be multiplied by an inflation factor for runs that are not independent.
 """
 
 from __future__ import annotations
@@ -17,12 +17,22 @@ from analysis.fit.law import ALPHA, BETA, jacobian, log_loss
 from analysis.fit.levenberg_marquardt import NOISE_FREE, Problem, minimise
 from slm.rounding import pseudoinverse
 
-STEPS = (0.5, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)  # in half widths of the naive interval
+STEPS = (
+    0.5,
+    0.8,
+    1.0,
+    1.2,
+    1.5,
+    2.0,
+    3.0,
+    5.0,
+    10.0,
+)  # profiled values: distances from the estimate in half widths of the naive interval
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An accepted range; `open_low`, `open_high`: accepted up to the bound that was looked at."""
+    """An accepted range; `open_low`, `open_high`: the end is a bound of the search, not a rejected value."""
 
     low: float
     high: float
@@ -35,12 +45,12 @@ class Interval:
 
 
 def quantile_t(df: float, level: float = 0.95) -> float:
-    """Two-sided t quantile."""
+    """Return the two-sided t quantile of a confidence level."""
     return float(special.stdtrit(df, (1 + level) / 2))
 
 
 def naive_covariance(problem: Problem, theta: Floats) -> Floats:
-    """Residual variance times (J'J)^-1 of least squares, runs taken as independent, (size, size)."""
+    """Return the least-squares covariance s^2 (J'J)^-1 for independent runs, shape (size, size)."""
     predicted, shares = log_loss(problem.law, theta[None], problem.points)
     slope = jacobian(problem.law, shares, problem.points)[0]
     residual = problem.points.y - predicted[0]
@@ -52,9 +62,9 @@ def naive_covariance(problem: Problem, theta: Floats) -> Floats:
 
 
 def profile(problem: Problem, theta: Floats, parameter: int, inflation: float = 1.0) -> Interval:
-    """95% interval of one parameter of a least-squares fit.
+    """Return the 95% interval of one parameter, by index, of a least-squares fit.
 
-    `inflation`: factor of the cut, such as (jackknife se / naive se)^2.
+    `inflation`: factor of the cut, for example (jackknife SE / naive SE)^2.
     """
     variance = float(naive_covariance(problem, theta)[parameter, parameter])
     half = math.sqrt(max(variance * inflation, 0.0))
@@ -64,9 +74,9 @@ def profile(problem: Problem, theta: Floats, parameter: int, inflation: float = 
     low[:, parameter] = high[:, parameter] = values
     starts = np.repeat(theta[None], sets, 0)
     starts[:, parameter] = values
-    least = max(float(problem.objective(theta[None])[0]), NOISE_FREE * len(problem.points))
+    lowest = max(float(problem.objective(theta[None])[0]), NOISE_FREE * len(problem.points))
     objective = minimise(replace(problem, low=low, high=high), starts).objective
-    return _accepted(problem, float(theta[parameter]), values, objective / least, inflation)
+    return _accepted(problem, float(theta[parameter]), values, objective / lowest, inflation)
 
 
 def profile_contrast(
@@ -75,9 +85,9 @@ def profile_contrast(
     pair: tuple[int, int],
     inflation: float = 1.0,
 ) -> Interval:
-    """95% interval of alpha of one family minus that of another, by index, in a law that has both.
+    """Return the 95% interval of alpha[pair[0]] - alpha[pair[1]], for two family indices with separate alphas.
 
-    Both stay within their bounds, so a difference as large as the box allows is accepted or not like any.
+    Both exponents stay within their bounds, so the profiled differences cover the range that the bounds allow.
     """
     law = problem.law
     first, second = law.slots[ALPHA][list(pair)]
@@ -91,8 +101,8 @@ def profile_contrast(
     values = np.concatenate([estimate - steps, estimate + steps, np.linspace(*box, 13)])
     values = np.unique(np.clip(values, *box))
     tied = replace(law, tied=pair)
-    mine = problem.points.family == pair[0]
-    points = replace(problem.points, tilt=-values[:, None] * (problem.points.x * mine))
+    is_first = problem.points.family == pair[0]
+    points = replace(problem.points, tilt=-values[:, None] * (problem.points.x * is_first))
     null = Problem.of(tied, points, weights=problem.weights)
     shared = int(tied.slots[ALPHA][pair[0]])
     low, high = (np.repeat(side[None], len(values), 0) for side in (null.low, null.high))
@@ -101,45 +111,48 @@ def profile_contrast(
     null = replace(null, low=low, high=high)
     starts = np.repeat(tied.spread(law, theta[None]), len(values), 0)
     starts[:, shared] = theta[second]
-    least = max(float(problem.objective(theta[None])[0]), NOISE_FREE * len(problem.points))
+    lowest = max(float(problem.objective(theta[None])[0]), NOISE_FREE * len(problem.points))
     objective = minimise(null, starts).objective
-    return _accepted(problem, estimate, values, objective / least, inflation)
+    return _accepted(problem, estimate, values, objective / lowest, inflation)
 
 
 def residual_df(problem: Problem) -> int:
-    """Of the residuals, at least 1."""
+    """Return the degrees of freedom of the residuals, at least 1."""
     return max(len(problem.points) - problem.law.size, 1)
 
 
-def _values(at: float, half: float, problem: Problem, parameter: int) -> Floats:
-    """Where to look, both sides out to the bounds; if the naive width says nothing, evenly."""
+def _values(estimate: float, half: float, problem: Problem, parameter: int) -> Floats:
+    """Return the values to profile, on both sides up to the bounds; evenly spaced if the naive width is large."""
     low, high = float(problem.low[parameter]), float(problem.high[parameter])
-    if problem.law.roles[parameter] not in (ALPHA, BETA) and high > 50:  # a level has no real bound
-        low, high = at - 20.0, at + 20.0
+    if problem.law.roles[parameter] not in (ALPHA, BETA) and high > 50:  # ln A, ln B: no real bound
+        low, high = estimate - 20.0, estimate + 20.0
     near = np.array(STEPS) * half
     far = np.linspace(0, 1, 9)[1:] if half > (high - low) / 10 else np.array([1.0])
-    below = np.concatenate([at - near, at + (low - at) * far])
-    above = np.concatenate([at + near, at + (high - at) * far])
-    return np.unique(np.clip(np.concatenate([below, [at], above]), low, high))
+    below = np.concatenate([estimate - near, estimate + (low - estimate) * far])
+    above = np.concatenate([estimate + near, estimate + (high - estimate) * far])
+    return np.unique(np.clip(np.concatenate([below, [estimate], above]), low, high))
 
 
 def _accepted(
-    problem: Problem, at: float, values: Floats, ratio: Floats, inflation: float
+    problem: Problem, estimate: float, values: Floats, ratio: Floats, inflation: float
 ) -> Interval:
     df = residual_df(problem)
-    return _interval(at, values, (ratio - 1) * df / inflation, quantile_t(df))
+    return _interval(estimate, values, (ratio - 1) * df / inflation, quantile_t(df))
 
 
-def _interval(at: float, values: Floats, excess: Floats, cut: float) -> Interval:
-    """Where the signed root of the excess, nearly a straight line, crosses the cut."""
+def _interval(estimate: float, values: Floats, excess: Floats, cut: float) -> Interval:
+    """Return where the root of the excess crosses the cut, by linear interpolation on each side.
+
+    The root is nearly linear in the parameter, the excess itself is nearly quadratic.
+    """
     root = np.sqrt(np.maximum(excess, 0.0))
     ends: list[float] = []
     is_open: list[bool] = []
     for sign in (-1, 1):
-        side = values[(values - at) * sign > 0]
-        roots = root[(values - at) * sign > 0]
-        order = np.argsort(np.abs(side - at), kind="stable")
-        xs, ys = np.concatenate([[at], side[order]]), np.concatenate([[0.0], roots[order]])
+        side = values[(values - estimate) * sign > 0]
+        roots = root[(values - estimate) * sign > 0]
+        order = np.argsort(np.abs(side - estimate), kind="stable")
+        xs, ys = np.concatenate([[estimate], side[order]]), np.concatenate([[0.0], roots[order]])
         beyond = np.flatnonzero(ys > cut)
         if not len(beyond):
             ends.append(float(xs[-1]))

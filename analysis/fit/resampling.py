@@ -1,4 +1,4 @@
-"""Refits without, or with other weights on, whole clusters of runs. Warm starts, all at once."""
+"""Jackknife and bootstrap over clusters of runs. All refits run at once and start from the full fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from analysis.fit.levenberg_marquardt import Minima, Problem, minimise, start_gr
 
 @dataclass(frozen=True)
 class Replicates:
-    """`theta` (replicates kept, size) of those that converged; `discarded` counts the others."""
+    """Bootstrap replicates: `theta` of those that converged, shape (kept, size); `discarded` counts the others."""
 
     theta: Floats
     discarded: int
@@ -27,15 +27,17 @@ class Replicates:
 
 
 def codes(labels: NDArray[Any]) -> Ints:
-    """Labels of any kind as 0, 1, 2, ... in order of appearance."""
-    found: dict[Any, int] = {}
-    return np.array([found.setdefault(label, len(found)) for label in labels], dtype=np.int64)
+    """Return labels of any type as integers 0, 1, 2, ... in order of first appearance."""
+    code: dict[Any, int] = {}
+    return np.array([code.setdefault(label, len(code)) for label in labels], dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A problem minimised once, from the full grid of starts. Jackknife, profile, permutation and bootstrap
-    start from its `theta`. `cluster`: code per run of the runs that are deleted together.
+    """A problem solved once, from the full grid of starts.
+
+    Jackknife, profile likelihood, permutation test and bootstrap start from its `theta`. `cluster`: cluster index
+    of each run; the runs of a cluster are deleted together.
     """
 
     problem: Problem
@@ -45,44 +47,48 @@ class Solution:
 
     @property
     def theta(self) -> Floats:
-        """Parameters at the lowest minimum, (size,)."""
+        """Parameters at the lowest minimum, shape (size,)."""
         return self.minima.theta[self.minima.best]
 
     @cached_property
     def jackknife(self) -> Minima:
-        """The fit without each cluster in turn, (clusters, size)."""
+        """Delete-one-cluster fits, `theta` of shape (clusters, size)."""
         return delete_one(self.problem, self.theta, self.cluster)
 
 
 def solve(problem: Problem, cluster: Ints, seed: int = 0) -> Solution:
-    """Minimise a problem from the full grid of starts; `seed` draws the random ones."""
+    """Minimise a problem from the full grid of starts; `seed` is that of the random starts."""
     starts = start_grid(problem.law, problem.points, seed=seed)
     return Solution(problem, starts, minimise(problem, starts), cluster)
 
 
 def delete_one(problem: Problem, theta: Floats, cluster: Ints) -> Minima:
-    """The fit without each cluster in turn, (clusters, size)."""
+    """Refit without each cluster in turn; `theta` of the result has shape (clusters, size)."""
     base = np.ones(len(problem.points)) if problem.weights is None else problem.weights
     weights = base * (cluster[None, :] != np.arange(cluster.max() + 1)[:, None])
     return minimise(replace(problem, weights=weights), np.repeat(theta[None], len(weights), 0))
 
 
 def jackknife_error(values: Floats) -> Floats:
-    """sqrt((G-1)/G sum (v_-g - mean)^2) over the first axis (Efron and Stein 1981)."""
+    """Return the jackknife standard error over the first axis, sqrt((G-1)/G sum (v_-g - mean)^2).
+
+    Efron and Stein (1981).
+    """
     groups = len(values)
     return np.sqrt((groups - 1) / groups * ((values - values.mean(axis=0)) ** 2).sum(axis=0))
 
 
 def cluster_weights(cluster: Ints, stratum: Ints, replicates: int, seed: int) -> Floats:
-    """How often each run is in each resample, (replicates, n): clusters drawn with replacement
-    within their stratum (a family), so that no family ever vanishes.
+    """Return how often each run is in each bootstrap resample, shape (replicates, n).
+
+    Clusters are drawn with replacement within their stratum (family), so that every family stays in the sample.
     """
     generator = np.random.default_rng(seed)
     weights = np.zeros((replicates, int(cluster.max()) + 1))
-    for one in np.unique(stratum):
-        mine = np.unique(cluster[stratum == one])
-        weights[:, mine] = generator.multinomial(
-            len(mine), np.full(len(mine), 1 / len(mine)), size=replicates
+    for name in np.unique(stratum):
+        members = np.unique(cluster[stratum == name])
+        weights[:, members] = generator.multinomial(
+            len(members), np.full(len(members), 1 / len(members)), size=replicates
         )
     return weights[:, cluster]
 
@@ -96,15 +102,17 @@ def cluster_bootstrap(
     replicates: int = 999,
     seed: int = 0,
 ) -> Replicates:
-    """Refits of resampled clusters. A resample with under two distinct sizes in a family, or whose fit
-    did not converge, is discarded and counted.
+    """Refit to bootstrap resamples of clusters.
+
+    A resample with fewer than two distinct clusters in a stratum, or whose fit does not converge, is discarded
+    and counted.
     """
     weights = cluster_weights(cluster, stratum, replicates, seed)
     enough = np.ones(replicates, dtype=bool)
-    for one in np.unique(stratum):
-        mine = stratum == one
+    for name in np.unique(stratum):
+        rows = stratum == name
         first = np.array(
-            [np.flatnonzero(mine & (cluster == c))[0] for c in np.unique(cluster[mine])]
+            [np.flatnonzero(rows & (cluster == c))[0] for c in np.unique(cluster[rows])]
         )
         enough &= (weights[:, first] > 0).sum(axis=1) >= min(2, len(first))
     kept = weights[enough]
@@ -115,9 +123,10 @@ def cluster_bootstrap(
 def bootstrap_interval(
     drawn: Floats, estimate: float, deleted: Floats | None = None, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval of replicates (sets,); with delete-one values BCa (Efron 1987).
+    """Return the percentile interval of replicates, shape (sets,), or the BCa interval (Efron 1987).
 
-    Percentiles are kept for few clusters, where the acceleration is itself a guess.
+    BCa is used if `deleted`, the delete-one values, is given. Leave it out for few clusters, where the
+    acceleration is too uncertain.
     """
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
     if deleted is not None:
@@ -125,9 +134,9 @@ def bootstrap_interval(
             (drawn < estimate).mean(), 1 / (len(drawn) + 1), len(drawn) / (len(drawn) + 1)
         )
         bias = special.ndtri(below)
-        apart = deleted.mean() - deleted
-        scale = 6 * ((apart**2).sum()) ** 1.5
-        acceleration = 0.0 if scale == 0 else float((apart**3).sum()) / scale
+        deviation = deleted.mean() - deleted
+        scale = 6 * ((deviation**2).sum()) ** 1.5
+        acceleration = 0.0 if scale == 0 else float((deviation**3).sum()) / scale
         z = bias + special.ndtri(tails)
         tails = special.ndtr(bias + z / (1 - acceleration * z))
     low, high = np.quantile(drawn, tails)

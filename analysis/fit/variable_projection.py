@@ -1,9 +1,9 @@
-"""The joint law by variable projection: an independent check of the descent.
+"""Fit the joint law by variable projection, as an independent check of the gradient-based fit.
 
-For given exponents L is linear in E, A_f and B, so these follow from non-negative least squares on the
-columns 1, X^-alpha, Z^-beta with weights 1 / L; a grid, then a simplex, moves the exponents (2603.22339).
-It minimises the squared relative error, and so agrees closely with least squares on ln L where
-residuals are a few percent.
+For given exponents L is linear in E, A_f and B, so these follow from non-negative least squares (NNLS) on the
+columns 1, X^-alpha, Z^-beta with weights 1 / L. The exponents are found by a grid search and Nelder-Mead
+(arXiv 2603.22339). The objective is the squared relative error, so the result is close to that of least squares on
+ln L if residuals are a few percent.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from analysis.arrays import Floats
 from analysis.fit.law import ALPHA, BETA, A, B, E, JointLaw, Points
 from slm.rounding import first_argmin, snap_to_zero
 
-GRID = 7
+GRID_POINTS = 7  # per exponent
 
 
 def vpnls(law: JointLaw, points: Points) -> Floats | None:
-    """Parameters (size,) in the joint law's order; a coefficient of 0 becomes -inf. None if it fails."""
+    """Return the parameters in the law's order, shape (size,), or None if the search fails.
+
+    A coefficient of 0 becomes -inf, since levels are stored as logarithms.
+    """
     exponents = np.flatnonzero(law.roles >= ALPHA)
     levels = np.flatnonzero(law.roles < ALPHA)
 
@@ -34,11 +37,11 @@ def vpnls(law: JointLaw, points: Points) -> Floats | None:
             A: np.exp(-alpha * points.x),
             B: np.exp(-beta * points.z),
         }
-        found = np.empty((len(points), len(levels)))
+        matrix = np.empty((len(points), len(levels)))
         for column, parameter in enumerate(levels):
             role = int(law.roles[parameter])
-            found[:, column] = bases[role] * (law.slots[role][points.family] == parameter)
-        return found * np.exp(-points.y)[:, None]
+            matrix[:, column] = bases[role] * (law.slots[role][points.family] == parameter)
+        return matrix * np.exp(-points.y)[:, None]
 
     def misfit(values: Floats) -> float:
         if values.min() < 0.01 or values.max() > 2:
@@ -46,8 +49,8 @@ def vpnls(law: JointLaw, points: Points) -> Floats | None:
         return snap_to_zero(nnls(columns(values), np.ones(len(points)))[1])
 
     is_alpha = law.roles[exponents] == ALPHA
-    tried = np.linspace(0.08, 1.0, GRID)
-    grid = [np.where(is_alpha, alpha, beta) for alpha in tried for beta in tried]
+    axis = np.linspace(0.08, 1.0, GRID_POINTS)
+    grid = [np.where(is_alpha, alpha, beta) for alpha in axis for beta in axis]
     start = grid[first_argmin([misfit(values) for values in grid])]
     options = {"xatol": 1e-6, "fatol": 1e-10, "maxiter": 400 * len(start)}
     found = minimize(misfit, start, method="Nelder-Mead", options=options)
