@@ -1,6 +1,6 @@
-"""A simulated study of full size, as `load_runs` would give it: known law, sigma and tau.
+"""Simulate the runs table of a full-size study with a known law, sigma and tau, as returned by `load_runs`.
 
-python -m tests.full_study OUT writes the report of one in which depth gains with scale.
+python -m tests.full_study OUT writes the report of a study in which the advantage of depth grows with scale.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ def full_study(
     tau: float = 0.005,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """One row a run; nats per token.
+    """Return one row per run; losses in nats per token.
 
     Args:
-        alpha: exponent of a family added to the law's. level: ln of its A over the law's at CENTRE.
-        shape_cost: nats per (ln of the aspect ratio over BEST_ASPECT) squared.
-        anchor_seeds: further seeds of the smallest, the middle and the largest size.
+        alpha: per family, alpha minus that of LAW.
+        level: per family, ln(A / A of LAW) at N = CENTRE.
+        shape_cost: nats per squared ln(aspect ratio / BEST_ASPECT).
+        anchor_seeds: additional seeds at the smallest, middle and largest size.
         sigma, tau: seed standard deviation and random effect of a shape, in nats.
     """
     generator = np.random.default_rng(seed)
@@ -51,12 +52,12 @@ def full_study(
             layers = max(1, round((size / (12 * aspect**2)) ** (1 / 3)))
             width = 8 * round(math.sqrt(size / (12 * layers)) / 8)
             n = size * (1 + generator.uniform(-0.01, 0.01))
-            misfit = generator.normal(0, tau)
-            misfit += shape_cost * math.log(aspect / BEST_ASPECT) ** 2
+            shape_effect = generator.normal(0, tau)
+            shape_effect += shape_cost * math.log(aspect / BEST_ASPECT) ** 2
             for multiplier in multipliers:
                 tokens = multiplier * size
                 predicted = LAW["E"] + reducible * (n / CENTRE) ** -exponent
-                predicted += LAW["B"] * tokens ** -LAW["beta"] + misfit
+                predicted += LAW["B"] * tokens ** -LAW["beta"] + shape_effect
                 for number in range(1 + (anchor_seeds if rung in anchors else 0)):
                     rows.append(
                         {

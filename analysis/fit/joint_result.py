@@ -20,7 +20,8 @@ from slm.errors import DataError
 class Parameters(dict[str, Any]):
     """Fitted parameters: `params["E"]`, and A, alpha, B, beta by family and name, in either order.
 
-    `params["deep"]["alpha"]` and `params["alpha"]["deep"]` are equal. In a fit without family labels `params["alpha"]` is a number. A and B are in raw units: A N^-alpha is in nats.
+    `params["deep"]["alpha"]` and `params["alpha"]["deep"]` are equal; in a fit without family labels,
+    `params["alpha"]` is a number. A and B are in raw units: A N^-alpha is in nats.
     """
 
     def __missing__(self, key: str) -> Any:

@@ -17,17 +17,8 @@ from analysis.fit.law import ALPHA, BETA, jacobian, log_loss
 from analysis.fit.levenberg_marquardt import NOISE_FREE, Problem, minimise
 from slm.rounding import pseudoinverse
 
-STEPS = (
-    0.5,
-    0.8,
-    1.0,
-    1.2,
-    1.5,
-    2.0,
-    3.0,
-    5.0,
-    10.0,
-)  # profiled values: distances from the estimate in half widths of the naive interval
+# Distances of the profiled values from the estimate, in half widths of the naive interval.
+STEPS = (0.5, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)
 
 
 @dataclass(frozen=True)

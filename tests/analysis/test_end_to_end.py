@@ -1,4 +1,4 @@
-"""Analysis against known answers, and its refusals."""
+"""From run directories to reports: matched pairs with known results, dropped runs, refusals, command line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BUDGETS = (4.0, 16.0)
 def simulated(
     alpha: dict[str, float], gap: float = 0.0, noise: float = 0.0, sizes: tuple[int, ...] = SIZES
 ) -> pd.DataFrame:
-    """Runs that follow ln L = 3 - alpha ln N - 0.1 ln D, `deep` lower by `gap` nats."""
+    """Simulate runs with ln L = 3 - alpha ln N - 0.1 ln D; the loss of `deep` is lower by `gap` nats."""
     generator = np.random.default_rng(0)
     rows = []
     for family, exponent in alpha.items():
@@ -42,26 +42,33 @@ def simulated(
                 loss += generator.normal(0, noise) - (gap if family == "deep" else 0)
                 rows.append(
                     {
-                        "family": family, "rung": str(size), "size": size, "tokens_per_param": budget, "tokens": tokens, "seed": 0,
-                        "n_flop": n_flop, "flops": 6 * n_flop * tokens, "loss_nats_per_token": loss,
+                        "family": family,
+                        "rung": str(size),
+                        "size": size,
+                        "tokens_per_param": budget,
+                        "tokens": tokens,
+                        "seed": 0,
+                        "n_flop": n_flop,
+                        "flops": 6 * n_flop * tokens,
+                        "loss_nats_per_token": loss,
                     }
-                )  # fmt: skip
+                )
     return pd.DataFrame(rows)
 
 
-def test_a_level_difference_is_found_at_equal_flops() -> None:
+def test_level_difference_at_equal_flops_is_recovered() -> None:
     contrast = paired_differences(simulated({"deep": 0.08, "wide": 0.08}, gap=0.05), "deep", "wide")
     assert len(contrast.pairs) == 10 and contrast.matched
     assert (contrast.pairs["flops_mismatch"] - 0.01).abs().max() < 1e-12
-    # Without noise: the gap, once the deep runs' 1% more FLOPs are corrected for. Uncorrected it
-    # would be off by 1% * .08 * 7 nats = .006; a gap in nats is no gap in ln loss, which leaves .0002.
+    # Without noise the gap is recovered after correction for the 1% more FLOPs of the deep runs. The correction
+    # is 1% * .08 * 7 nats = .006; a remainder of .0002 stays because the gap is constant in nats, not in ln loss.
     assert contrast.pairs["difference_at_equal_flops"].to_numpy() == pytest.approx(-0.05, abs=3e-4)
     assert (contrast.summary["mean_high"] < 0).all()
     assert contrast.summary["deep_lower"].tolist() == [5, 5]
 
 
-def test_families_that_differ_in_nothing_rarely_differ() -> None:
-    """Type-I error of the mean over pairs, 5% nominal: 200 null studies with seed noise."""
+def test_type_1_error_of_the_mean_over_pairs() -> None:
+    """200 studies of equal families with seed noise; nominal rate 5%."""
     rejected = 0
     for seed in range(200):
         table = simulated({"deep": 0.08, "wide": 0.08})
@@ -75,7 +82,7 @@ def test_families_that_differ_in_nothing_rarely_differ() -> None:
     assert rejected <= 19  # 10 expected; 20 or more has a probability of .003
 
 
-def test_one_pair_has_no_interval() -> None:
+def test_a_single_pair_has_no_interval() -> None:
     table = simulated({"deep": 0.08, "wide": 0.08}, gap=0.05, sizes=SIZES[:1])
     summary = paired_differences(table, "deep", "wide").summary
     assert summary["mean_low"].isna().all() and summary["largest"].isna().all()
@@ -83,7 +90,7 @@ def test_one_pair_has_no_interval() -> None:
 
 @pytest.fixture
 def written(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> Callable[..., RunDirectory]:
-    """Write a run directory with a given result, as training would."""
+    """Write a run directory with a given result, as training does."""
 
     def write(
         family: str, size: int, run_tokens: int, loss: float | None, **changes: object
@@ -110,7 +117,9 @@ def written(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> Callable[..., 
     return write
 
 
-def test_every_dropped_run_is_counted(written: Callable[..., RunDirectory], tmp_path: Path) -> None:
+def test_dropped_runs_are_counted_by_reason(
+    written: Callable[..., RunDirectory], tmp_path: Path
+) -> None:
     for tokens in (512, 1024, 1536):
         written("deep", 100, tokens, 2.0)
     written("deep", 100, 2048, 2.0, val_fingerprint="other")
@@ -120,9 +129,11 @@ def test_every_dropped_run_is_counted(written: Callable[..., RunDirectory], tmp_
     runs = load_runs(tmp_path / "runs")
     assert len(runs.table) == 3
     assert runs.dropped == {
-        "other validation set": 1, "not finished (failed)": 1, "not finished (diverged)": 1,
+        "other validation set": 1,
+        "not finished (failed)": 1,
+        "not finished (diverged)": 1,
         "unreadable result.json": 1,
-    }  # fmt: skip
+    }
 
 
 def test_one_recipe_is_kept_for_the_whole_table(
@@ -158,7 +169,7 @@ def test_a_run_in_two_studies_counts_once(
     assert len(runs.table) == 1 and runs.dropped == {"same run in another study": 1}
 
 
-def test_families_without_a_common_cell(
+def test_report_of_families_without_a_common_cell(
     written: Callable[..., RunDirectory], tmp_path: Path
 ) -> None:
     written("deep", 100, 512, 2.0)
@@ -169,14 +180,14 @@ def test_families_without_a_common_cell(
         write_report(tmp_path / "runs", tmp_path / "out", deep="dep", wide="wide")
 
 
-def test_holm_steps_down() -> None:
+def test_holm_adjustment_is_monotone() -> None:
     adjusted = holm(np.array([0.04, 0.01, math.nan, 0.03]))
     assert adjusted[[0, 1, 3]] == pytest.approx([0.06, 0.03, 0.06])
     assert math.isnan(adjusted[2])
 
 
-def test_the_endpoint_rejects_a_true_null_at_its_nominal_rate() -> None:
-    """Families that differ by shape noise alone: 300 studies of two budgets, Holm over them."""
+def test_type_1_error_of_the_difference_at_the_largest_flops() -> None:
+    """300 studies of families that differ only by random effects of shapes; two budgets, Holm-adjusted."""
     rejected = 0
     for seed in range(300):
         table = simulated({"deep": 0.08, "wide": 0.08})
@@ -193,7 +204,7 @@ def test_the_endpoint_rejects_a_true_null_at_its_nominal_rate() -> None:
     assert rejected <= 25  # at most 15 expected; 26 or more has a probability of .005
 
 
-def test_the_report_is_written(written: Callable[..., RunDirectory], tmp_path: Path) -> None:
+def test_report_files_are_written(written: Callable[..., RunDirectory], tmp_path: Path) -> None:
     for family, gap in (("deep", -0.1), ("wide", 0.0)):
         for size in (100, 200, 400):
             for budget in (5.12, 10.24):
@@ -209,10 +220,12 @@ def test_the_report_is_written(written: Callable[..., RunDirectory], tmp_path: P
     assert set(found["exponents"]) == {"n_flop", "params_non_embedding", "params_total"}
 
 
-def test_nothing_to_analyse_says_what_to_do(
-    written: Callable[..., RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_sources_without_finished_runs_are_errors(
+    written: Callable[..., RunDirectory],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     with pytest.raises(DataError, match="no such folder"):
         load_runs(tmp_path / "nowhere")
     written("deep", 100, 512, 2.0).write_status("failed")
@@ -225,7 +238,7 @@ def test_nothing_to_analyse_says_what_to_do(
     assert "no finished run" in capsys.readouterr().err
 
 
-def test_one_family_is_reported_without_a_comparison(
+def test_report_of_a_single_family_has_no_comparison(
     written: Callable[..., RunDirectory], tmp_path: Path
 ) -> None:
     run = written("deep", 100, 512, 2.0)
@@ -234,21 +247,21 @@ def test_one_family_is_reported_without_a_comparison(
     assert asdict(run.result())["family"] == "deep"  # type: ignore[arg-type]
 
 
-def test_runs_of_other_validation_sets_are_pooled_only_when_told_to(
+def test_validation_sets_are_pooled_only_on_request(
     written: Callable[..., RunDirectory], tmp_path: Path
 ) -> None:
     for tokens in (512, 1024):
         written("deep", 100, tokens, 2.0)
     written("deep", 100, 1536, 2.0, val_fingerprint="other")
-    apart = load_runs(tmp_path / "runs")
-    assert len(apart.table) == 2
-    assert any("--pool-validation-sets" in warning for warning in apart.warnings)
+    default = load_runs(tmp_path / "runs")
+    assert len(default.table) == 2
+    assert any("--pool-validation-sets" in warning for warning in default.warnings)
     pooled = load_runs(tmp_path / "runs", pool_validation_sets=True)
     assert len(pooled.table) == 3 and not pooled.dropped
     assert any("differ in val_fingerprint" in warning for warning in pooled.warnings)
 
 
-def test_the_khop_report_names_the_family_that_follows_more_hops(
+def test_khop_report_names_the_family_with_the_lower_error(
     written: Callable[..., RunDirectory],
     tiny_spec: Callable[..., RunSpec],
     tmp_path: Path,
@@ -260,25 +273,33 @@ def test_the_khop_report_names_the_family_that_follows_more_hops(
     ):
         shape = {**tiny_spec().shape.as_dict(), **shapes[family]}
         written(
-            family, 100, 1024 * (1 + seed), 1.0, seed=seed // 2, shape=shape, tokens=1024,
-            flops=10, run_id=f"{family}{seed}", val_errors={"k=1": 0.0, "k=2": error},
-        )  # fmt: skip
+            family,
+            100,
+            1024 * (1 + seed),
+            1.0,
+            seed=seed // 2,
+            shape=shape,
+            tokens=1024,
+            flops=10,
+            run_id=f"{family}{seed}",
+            val_errors={"k=1": 0.0, "k=2": error},
+        )
     write_khop_report(tmp_path / "runs", tmp_path / "report")
-    said = capsys.readouterr().out
-    assert "deep errs in 5.00% and wide in 25.00%" in said and "depth shows" in said
+    out = capsys.readouterr().out
+    assert "deep errs in 5.00% and wide in 25.00%" in out and "depth shows" in out
     saved = json.loads((tmp_path / "report" / "results.json").read_text())
     assert [shape["k=2"] for shape in saved["shapes"]] == pytest.approx([0.05, 0.25])
     assert "k=2" in (tmp_path / "report" / "report.md").read_text()
 
 
-def test_an_audit_of_learning_rates_guards_the_report(
+def test_failed_learning_rate_audit_overrides_the_verdict(
     written: Callable[..., RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for family in ("deep", "wide"):
         for index, size in enumerate((100, 200, 400)):
             written(family, size, 1024 * (1 + index), 3 - size / 1000)
     (tmp_path / "runs").rename(tmp_path / "study")
-    best = {"deep": 1e-2, "wide": 4e-3}  # the study trained at 1e-2
+    best = {"deep": 1e-2, "wide": 4e-3}  # the study uses 1e-2 for both
     for family, optimum in best.items():
         for step in range(-3, 4):
             rate = 1e-2 * 2.0**step

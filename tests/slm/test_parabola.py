@@ -1,4 +1,4 @@
-"""The minimum of a parabola, and what has none."""
+"""Minimum of a fitted parabola, and data without one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slm.rounding import first_argmin
 RATES = [math.log(1e-3 * 2**n) for n in range(6)]
 
 
-def test_three_points_give_their_parabola() -> None:
+def test_parabola_through_three_points_is_exact() -> None:
     x = [-7.1, -6.4, -5.9]
     found = parabola_minimum(x, [2 + 0.05 / 2 * (value + 6.3) ** 2 for value in x])
     assert found is not None
@@ -23,7 +23,7 @@ def test_three_points_give_their_parabola() -> None:
 
 
 @pytest.mark.parametrize("offset", [0.0, 40.0])
-def test_more_points_give_the_least_squares_parabola(offset: float) -> None:
+def test_more_points_match_numpy_polyfit(offset: float) -> None:
     generator = np.random.default_rng(0)
     x = offset + generator.uniform(-1, 1, 9)
     y = 3 + 0.2 * (x - offset - 0.3) ** 2 + generator.normal(0, 0.01, 9)
@@ -53,25 +53,27 @@ def test_more_points_give_the_least_squares_parabola(offset: float) -> None:
     ],
     ids=str,
 )
-def test_a_straight_or_falling_curve_has_no_minimum(x: list[float], y: list[float]) -> None:
+def test_straight_concave_and_invalid_data_have_no_minimum(x: list[float], y: list[float]) -> None:
     assert parabola_minimum(x, y) is None
 
 
-def test_the_first_of_tied_losses_is_the_first_least() -> None:
+def test_first_argmin_ignores_rounding_and_takes_the_first_tie() -> None:
     assert first_argmin([3.0, 2.0, 2.0, 4.0]) == first_argmin([3.0, 2.0 + 4e-16, 2.0, 4.0]) == 1
     assert first_argmin([3.0, 2.0 + 1e-8, 2.0, 4.0]) == 2
     assert first_argmin([math.inf, math.inf, 5.0]) == 2 and first_argmin([math.inf, math.inf]) == 0
 
 
-@pytest.mark.parametrize("wiggle", [0.0, 4e-16, -4e-16])
-def test_rounding_does_not_decide_what_a_grid_says(wiggle: float) -> None:
-    tied = minimum_on_grid(RATES, [2.4, 2.2, 2.1, 2.1 + wiggle, 2.2, 2.4])
+@pytest.mark.parametrize("rounding", [0.0, 4e-16, -4e-16])
+def test_rounding_does_not_change_the_minimum_on_a_grid(rounding: float) -> None:
+    tied = minimum_on_grid(RATES, [2.4, 2.2, 2.1, 2.1 + rounding, 2.2, 2.4])
     assert tied is not None and tied.x == pytest.approx((RATES[2] + RATES[3]) / 2, rel=1e-12)
-    assert minimum_on_grid(RATES[:3], [2.1, 2.1 + wiggle, 2.2]) is None  # the optimum may be lower
-    assert minimum_on_grid(RATES[:3], [2.1, 2.1 + wiggle, 2.1]) is None
+    assert (
+        minimum_on_grid(RATES[:3], [2.1, 2.1 + rounding, 2.2]) is None
+    )  # the optimum may lie below the grid
+    assert minimum_on_grid(RATES[:3], [2.1, 2.1 + rounding, 2.1]) is None
 
 
-def test_a_grid_needs_both_neighbours_of_its_lowest_point() -> None:
+def test_minimum_on_a_grid_needs_both_neighbours_of_the_lowest_point() -> None:
     assert minimum_on_grid(RATES, [1, 2, 3, 4, 5, 6]) is None
     assert minimum_on_grid(RATES, [6, 5, 4, 3, 2, 1]) is None
     assert minimum_on_grid(RATES[:3], [2.0, 1.0, math.inf]) is None

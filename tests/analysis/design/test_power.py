@@ -1,4 +1,4 @@
-"""Power against published arithmetic, against simulation, and its refusals."""
+"""Power of designs: known standard errors, agreement with simulation, refusals, next runs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from analysis.design.power import design_power, most_valuable_next, t_power
 from slm.errors import DataError
 from tests.conftest import ROOT
 
-MULTIPLIERS = (5.0, 20.0, 80.0)
+TOKENS_PER_PARAM = (5.0, 20.0, 80.0)
 
 
-def designed(
+def make_design(
     sizes: int,
     seeds: int,
-    multipliers: Sequence[float],
+    tokens_per_param: Sequence[float],
     families: Sequence[str] = ("deep", "wide"),
     *,
     low: float = 10e6,
@@ -34,37 +34,37 @@ def designed(
         (family, rung, f"{family}{rung}", n, m * n, seed, 6 * n * m * n, m)
         for family in families
         for rung, n in enumerate(np.geomspace(low, high, sizes))
-        for m in multipliers
+        for m in tokens_per_param
         for seed in range(seeds)
     ]
     return Design(*map(list, zip(*rows, strict=True)))
 
 
 @pytest.mark.parametrize(
-    ("counts", "multipliers", "sigma", "tau", "expected"),
+    ("counts", "tokens_per_param", "sigma", "tau", "expected"),
     [
-        ((4, 1), MULTIPLIERS, 0.005, 0, 0.0017),
-        ((4, 1), MULTIPLIERS, 0.01, 0, 0.0035),
-        ((4, 1), MULTIPLIERS, 0.02, 0, 0.0069),
-        ((6, 1), MULTIPLIERS, 0.005, 0, 0.0015),
-        ((6, 1), MULTIPLIERS, 0.01, 0, 0.0030),
-        ((6, 1), MULTIPLIERS, 0.02, 0, 0.0060),
-        ((6, 3), MULTIPLIERS, 0.005, 0, 0.0009),
-        ((6, 3), MULTIPLIERS, 0.01, 0, 0.0017),
-        ((6, 3), MULTIPLIERS, 0.02, 0, 0.0035),
-        ((6, 1), MULTIPLIERS, 0.005, 0.01, 0.0055),
+        ((4, 1), TOKENS_PER_PARAM, 0.005, 0, 0.0017),
+        ((4, 1), TOKENS_PER_PARAM, 0.01, 0, 0.0035),
+        ((4, 1), TOKENS_PER_PARAM, 0.02, 0, 0.0069),
+        ((6, 1), TOKENS_PER_PARAM, 0.005, 0, 0.0015),
+        ((6, 1), TOKENS_PER_PARAM, 0.01, 0, 0.0030),
+        ((6, 1), TOKENS_PER_PARAM, 0.02, 0, 0.0060),
+        ((6, 3), TOKENS_PER_PARAM, 0.005, 0, 0.0009),
+        ((6, 3), TOKENS_PER_PARAM, 0.01, 0, 0.0017),
+        ((6, 3), TOKENS_PER_PARAM, 0.02, 0, 0.0035),
+        ((6, 1), TOKENS_PER_PARAM, 0.005, 0.01, 0.0055),
         ((8, 3), (5.0, 10.0, 20.0, 80.0), 0.005, 0.01, 0.0048),
     ],
 )
 def test_standard_errors_of_known_designs(
     counts: tuple[int, int],
-    multipliers: tuple[float, ...],
+    tokens_per_param: tuple[float, ...],
     sigma: float,
     tau: float,
     expected: float,
 ) -> None:
     sizes, seeds = counts
-    design = designed(sizes, seeds, multipliers)
+    design = make_design(sizes, seeds, tokens_per_param)
     power = design_power(design, "deep", "wide", sigma=sigma, tau=tau, simulations=0)
     assert not power.refusals
     assert power.se_exponent == pytest.approx(expected, rel=0.05)
@@ -74,44 +74,49 @@ def test_standard_errors_of_known_designs(
     assert power.mde80_exponent == pytest.approx(quantiles * power.se_exponent)
 
 
-def test_one_token_multiplier_is_refused_at_any_number_of_seeds() -> None:
+def test_exponents_are_refused_with_one_token_budget_at_any_number_of_seeds() -> None:
     for seeds in (1, 10):
-        power = design_power(designed(4, seeds, (20.0,)), "deep", "wide")
+        power = design_power(make_design(4, seeds, (20.0,)), "deep", "wide")
         assert "single token budget" in power.refusals[0]
         assert power.se_exponent is None and power.power_t is None and power.power_verdict is None
-        assert power.se_difference is not None  # a difference at matched FLOPs needs no exponent
+        assert (
+            power.se_difference is not None
+        )  # the loss difference at matched FLOPs is still estimated
 
 
-def test_each_rule_refuses_and_says_what_to_run() -> None:
-    three = design_power(designed(3, 1, MULTIPLIERS), "deep", "wide")
+def test_each_refusal_names_the_runs_to_add() -> None:
+    three = design_power(make_design(3, 1, TOKENS_PER_PARAM), "deep", "wide")
     assert "3 sizes, at least 4 are needed; run 1 more" in three.refusals[0]
-    alone = design_power(designed(6, 1, MULTIPLIERS, ("deep",)), "deep", "wide")
+    alone = design_power(make_design(6, 1, TOKENS_PER_PARAM, ("deep",)), "deep", "wide")
     assert "one family, deep" in alone.refusals[0] and alone.se_difference is None
-    narrow = designed(6, 1, (20.0, 21.0, 22.0))
-    assert "correlated at 0.99" in design_power(narrow, "deep", "wide").refusals[0]
+    narrow = make_design(6, 1, (20.0, 21.0, 22.0))
+    assert (
+        "correlation of ln N and ln D is 0.99" in design_power(narrow, "deep", "wide").refusals[0]
+    )
     small, large = (
-        designed(6, 1, MULTIPLIERS, ("deep",)),
-        designed(6, 1, MULTIPLIERS, ("wide",), low=1e9, high=9e9),
+        make_design(6, 1, TOKENS_PER_PARAM, ("deep",)),
+        make_design(6, 1, TOKENS_PER_PARAM, ("wide",), low=1e9, high=9e9),
     )
     assert "overlap" in design_power(joined(small, large), "deep", "wide").refusals[0]
     with pytest.raises(DataError, match="n_flop=-1"):
         design_power(Design(["a"], [0], ["s"], [-1.0], [1.0], [0], [1.0], [1.0]), "a", "b")
-    with pytest.raises(DataError, match="one entry a run"):
+    with pytest.raises(DataError, match="one entry per run"):
         Design(["a"], [0, 1], ["s"], [1.0], [1.0], [0], [1.0], [1.0])
     with pytest.raises(DataError, match="sigma=0"):
         design_power(narrow, "deep", "wide", sigma=0)
 
 
 def test_warnings_of_a_weak_design() -> None:
-    power = design_power(designed(5, 1, (5.0, 20.0), low=1e6, high=5e6), "deep", "wide")
-    said = "\n".join(power.warnings)
-    assert "0.062" in said and "0.7 decades" in said and "2 per size" in said and "one seed" in said
-    tiny = design_power(designed(6, 2, MULTIPLIERS, low=1e3, high=1e5), "deep", "wide")
+    power = design_power(make_design(5, 1, (5.0, 20.0), low=1e6, high=5e6), "deep", "wide")
+    warnings = "\n".join(power.warnings)
+    for expected in ("0.062", "0.7 decades", "2 per size", "one seed"):
+        assert expected in warnings
+    tiny = design_power(make_design(6, 2, TOKENS_PER_PARAM, low=1e3, high=1e5), "deep", "wide")
     assert any("far outside" in warning for warning in tiny.warnings)
     json.dumps(tiny.to_dict())
 
 
-def test_t_power_agrees_with_scipy_and_survives_large_effects() -> None:
+def test_t_power_agrees_with_scipy_and_is_finite_for_large_effects() -> None:
     for df in (3, 7, 29):
         critical = stats.t.ppf(0.975, df)
         for size in (0.0, 1.0, 3.0, 7.0):
@@ -125,9 +130,9 @@ def test_t_power_agrees_with_scipy_and_survives_large_effects() -> None:
     assert t_power(2.0, 5000) == pytest.approx(stats.norm.cdf(2.0 - 1.96), abs=1e-3)
 
 
-def test_power_of_the_t_test_is_that_of_simulated_studies() -> None:
-    """2000 studies of 36 runs with seed noise alone, tested by weighted least squares."""
-    design, sigma, effect, law = designed(6, 1, MULTIPLIERS), 0.01, 0.008, Law()
+def test_t_power_matches_the_rejection_rate_of_simulated_studies() -> None:
+    """2000 studies of 36 runs with seed noise only, tested by weighted least squares."""
+    design, sigma, effect, law = make_design(6, 1, TOKENS_PER_PARAM), 0.01, 0.008, Law()
     n, tokens = np.array(design.n_flop), np.array(design.tokens)
     deep = np.array(design.family) == "deep"
     terms = law.terms(n, tokens)
@@ -162,19 +167,25 @@ def test_power_of_the_t_test_is_that_of_simulated_studies() -> None:
     assert rejected == pytest.approx(power.power_t[effect], abs=0.035)  # 3 sd of 2000 studies
 
 
-def test_the_whole_verdict_is_harder_than_its_t_test() -> None:
-    five = design_power(designed(5, 3, MULTIPLIERS), "deep", "wide").power_verdict
-    assert five is not None and set(five.values()) == {0.0}  # 2/32 can never be below .05
-    eight = design_power(designed(8, 1, MULTIPLIERS), "deep", "wide", effects=(0.0, 0.01, 0.05))
+def test_the_verdict_has_less_power_than_the_t_test() -> None:
+    five = design_power(make_design(5, 3, TOKENS_PER_PARAM), "deep", "wide").power_verdict
+    assert five is not None and set(five.values()) == {
+        0.0
+    }  # the smallest permutation p is 2/32 > .05
+    eight = design_power(
+        make_design(8, 1, TOKENS_PER_PARAM), "deep", "wide", effects=(0.0, 0.01, 0.05)
+    )
     assert eight.power_verdict is not None and eight.power_t is not None
     assert eight.power_verdict[0.0] <= 0.05 + 0.033  # 3 sd of 400 studies
     assert eight.power_verdict[0.01] < eight.power_t[0.01]
     assert eight.power_verdict[0.05] > 0.95
 
 
-def test_the_paired_difference_is_a_regression_at_its_largest_flops() -> None:
+def test_se_of_the_loss_difference_is_that_of_a_regression_at_the_largest_flops() -> None:
     sizes, seeds, sigma, tau = 8, 2, 0.01, 0.02
-    power = design_power(designed(sizes, seeds, MULTIPLIERS), "deep", "wide", sigma=sigma, tau=tau)
+    power = design_power(
+        make_design(sizes, seeds, TOKENS_PER_PARAM), "deep", "wide", sigma=sigma, tau=tau
+    )
     x = np.linspace(0, 1, sizes)
     leverage = 1 / sizes + (1 - x.mean()) ** 2 / ((x - x.mean()) ** 2).sum()
     expected = math.sqrt(leverage * (2 * tau**2 + 2 * sigma**2 / seeds))
@@ -190,10 +201,12 @@ def joined(*designs: Design) -> Design:
     )
 
 
-def test_a_third_family_informs_but_has_its_own_law() -> None:
-    deep, mid, wide = (designed(6, 1, MULTIPLIERS, (name,)) for name in ("deep", "mid", "wide"))
-    larger = designed(6, 1, MULTIPLIERS, ("wide",), low=14e6, high=440e6)
-    # E, B and beta, of which it informs, matter where the two families have other sizes.
+def test_a_third_family_adds_two_parameters_and_never_raises_the_standard_error() -> None:
+    deep, mid, wide = (
+        make_design(6, 1, TOKENS_PER_PARAM, (name,)) for name in ("deep", "mid", "wide")
+    )
+    larger = make_design(6, 1, TOKENS_PER_PARAM, ("wide",), low=14e6, high=440e6)
+    # A third family informs E, B and beta, which matter where the two families have different sizes.
     for other, gain in ((wide, 0.0), (larger, 0.01)):
         two, three = (
             design_power(design, "deep", "wide", simulations=0)
@@ -205,9 +218,9 @@ def test_a_third_family_informs_but_has_its_own_law() -> None:
         assert (two.df, three.df) == (12 - 5, 18 - 7)
 
 
-def test_the_next_run_lowers_the_error_by_what_it_says() -> None:
-    design = designed(6, 1, MULTIPLIERS)
-    single = designed(8, 1, MULTIPLIERS)
+def test_predicted_standard_error_of_next_runs_matches_the_extended_design() -> None:
+    design = make_design(6, 1, TOKENS_PER_PARAM)
+    single = make_design(8, 1, TOKENS_PER_PARAM)
     ranked = most_valuable_next(design, single, "deep", "wide", sigma=0.01, count=3)
     assert len(ranked) == 3 and len({run.index for run in ranked}) == 3
     added = [run.index for run in ranked]
@@ -219,15 +232,15 @@ def test_the_next_run_lowers_the_error_by_what_it_says() -> None:
     )
     after = design_power(joined, "deep", "wide", sigma=0.01, simulations=0)
     assert after.se_exponent == pytest.approx(ranked[-1].se_exponent, rel=1e-3)
-    # A candidate that cannot be identified yet is ranked all the same.
-    assert most_valuable_next(designed(4, 1, (20.0,)), single, "deep", "wide", count=1)
+    # Candidates are ranked even if the design alone is singular.
+    assert most_valuable_next(make_design(4, 1, (20.0,)), single, "deep", "wide", count=1)
 
 
-def test_seed_noise_grows_for_tiny_runs() -> None:
+def test_seed_noise_grows_with_the_loss() -> None:
     assert seed_noise(np.array([3.0, 4.5, 7.0])).tolist() == [0.005, 0.01, 0.02]
 
 
-def test_the_planner_waits_less_than_a_second() -> None:
+def test_design_power_takes_less_than_a_second_and_imports_no_pandas() -> None:
     code = (
         "import sys, time\nstart = time.perf_counter()\n"
         "from analysis.design.power import Design, design_power\n"
@@ -240,8 +253,8 @@ def test_the_planner_waits_less_than_a_second() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_candidates_are_cells_seeds_budgets_and_sizes_that_are_not_there() -> None:
-    """Budgets are labelled by rank, as in a study of fixed token counts, and one cell of `wide` is missing."""
+def test_candidates_are_missing_cells_further_seeds_budgets_and_sizes() -> None:
+    """Budgets are labelled by rank, as in a study with fixed token counts; one cell of `wide` is missing."""
     cells = [
         (family, rung, f"{family}{rung}", n, tokens, 0, 6 * n * tokens, rank)
         for family, off in (("deep", 1.0), ("wide", 1.02))

@@ -1,4 +1,4 @@
-"""Fits against published numbers, against truths without noise, and their refusals."""
+"""Fits of published data and of noise-free simulated laws, and their refusals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Table = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def chinchilla() -> pd.DataFrame:
-    """240 of the 245 published points: the 5 of the largest loss are left out (2404.10102)."""
+    """240 of the 245 published points: without the 5 of the largest loss, as in arXiv 2404.10102."""
     folder = Path(os.environ.get("SLM_TEST_DATA", ROOT / "../shared/data"))
     file = folder / "scaling" / "chinchilla_epoch.csv"
     if not file.is_file():
@@ -48,9 +48,9 @@ def simulated(
     ]
     family, shape, n, d = (list(column) for column in zip(*rows, strict=True))
     size, tokens = np.array(n), np.array(d)
-    each = [{**TRUTH, **families[name]} for name in family]
-    of = {key: np.array([own[key] for own in each]) for key in TRUTH}
-    loss = of["E"] + of["A"] * size ** -of["alpha"] + of["B"] * tokens ** -of["beta"]
+    laws = [{**TRUTH, **families[name]} for name in family]
+    p = {key: np.array([law[key] for law in laws]) for key in TRUTH}
+    loss = p["E"] + p["A"] * size ** -p["alpha"] + p["B"] * tokens ** -p["beta"]
     loss = loss * np.exp(np.random.default_rng(seed).normal(0, noise, len(loss)))
     return {"n": size, "d": tokens, "loss": loss, "family": family, "cluster": shape}
 
@@ -58,9 +58,9 @@ def simulated(
 class TestPublishedPoints:
     def test_huber_optimum(self, chinchilla: pd.DataFrame) -> None:
         points = chinchilla
-        began = time.perf_counter()
+        start = time.perf_counter()
         fit = fit_joint(points["N"], points["D"], points["loss"], loss_fn="huber", delta=1e-3)
-        assert time.perf_counter() - began < 3  # under 1 s alone; the machine may be shared
+        assert time.perf_counter() - start < 3  # under 1 s on an idle machine
         assert fit.status == "OK" and fit.objective is not None and fit.evidence is not None
         assert fit.objective <= 1.01830e-3
         assert fit.evidence.starts >= 100 and fit.evidence.agreeing_share > 0.5
@@ -73,7 +73,7 @@ class TestPublishedPoints:
         assert low < 0.3473 < high
         assert fit.by_delta[math.inf]["alpha"] == pytest.approx(0.3603, abs=5e-4)
 
-    def test_the_published_solution_is_its_neighbour(self, chinchilla: pd.DataFrame) -> None:
+    def test_small_delta_gives_the_published_solution(self, chinchilla: pd.DataFrame) -> None:
         fit = fit_joint(
             chinchilla["N"], chinchilla["D"], chinchilla["loss"], loss_fn="huber", delta=1e-5
         )
@@ -106,19 +106,21 @@ class TestPublishedPoints:
         error = np.log(large["loss"]) - np.log(fit.predict(large["N"], large["D"]))
         assert float(np.abs(error).mean()) == pytest.approx(0.0105, abs=5e-4)
 
-    def test_a_thousand_refits_take_seconds(self, chinchilla: pd.DataFrame) -> None:
+    def test_a_thousand_bootstrap_refits_take_less_than_10_seconds(
+        self, chinchilla: pd.DataFrame
+    ) -> None:
         family = np.arange(240) % 2
         points = Points.of(*(chinchilla[c] for c in ("N", "D", "loss")), family)
         problem = Problem.of(JointLaw("M2", 2), points)
         found = minimise(problem, start_grid(problem.law, points))
-        began = time.perf_counter()
+        start = time.perf_counter()
         drawn = cluster_bootstrap(
             problem, found.theta[found.best], np.arange(240), family, replicates=1000
         )
-        assert time.perf_counter() - began < 10
+        assert time.perf_counter() - start < 10
         assert len(drawn.theta) == 1000
 
-    def test_another_descent_finds_nothing_lower(self, chinchilla: pd.DataFrame) -> None:
+    def test_scipy_lbfgsb_finds_no_lower_objective(self, chinchilla: pd.DataFrame) -> None:
         points = Points.of(*(chinchilla[c] for c in ("N", "D", "loss")), np.zeros(240, dtype=int))
         for delta in (math.inf, 1e-3):
             problem = Problem.of(JointLaw("M0", 1), points, delta=delta)
@@ -129,28 +131,31 @@ class TestPublishedPoints:
                 theta: Any, problem: Problem = problem, scale: float = scale
             ) -> tuple[float, Any]:
                 at = np.asarray(theta)[None]
-                return float(problem.objective(at)[0]) / scale, problem.derivatives(at)[0][
-                    0
-                ] / scale
+                gradient = problem.derivatives(at)[0][0]
+                return float(problem.objective(at)[0]) / scale, gradient / scale
 
             for start in start_grid(problem.law, points)[::16]:
                 theirs = minimize(
-                    value, start, jac=True, method="L-BFGS-B", bounds=list(zip(problem.low, problem.high, strict=True)),
+                    value,
+                    start,
+                    jac=True,
+                    method="L-BFGS-B",
+                    bounds=list(zip(problem.low, problem.high, strict=True)),
                     options={"ftol": 1e-15, "gtol": 1e-10, "maxiter": 3000},
-                )  # fmt: skip
+                )
                 assert theirs.fun * scale >= ours.objective.min() * (1 - 1e-9)
 
 
 @pytest.mark.parametrize("model", ["M0", "M1", "M2", "M3", "M4"])
-def test_noise_free_truth_is_recovered(model: str) -> None:
-    own = {
+def test_noise_free_parameters_are_recovered(model: str) -> None:
+    changed = {
         "M0": {},
         "M1": {"A": 400.0},
         "M2": {"A": 400.0, "alpha": 0.34},
         "M3": {"A": 400.0, "alpha": 0.34, "B": 1500.0, "beta": 0.35},
         "M4": {"A": 400.0, "alpha": 0.34, "B": 1500.0, "beta": 0.35, "E": 1.7},
     }[model]
-    families: dict[str, dict[str, float]] = {"deep": own, "mid": {}, "wide": {}}
+    families: dict[str, dict[str, float]] = {"deep": changed, "mid": {}, "wide": {}}
     fit = fit_joint(**simulated(families), model=model)  # type: ignore[arg-type]
     for name, changes in families.items():
         truth, found = {**TRUTH, **changes}, fit.of_family(name)
@@ -159,11 +164,11 @@ def test_noise_free_truth_is_recovered(model: str) -> None:
         for key in ("A", "B"):
             assert found[key] == pytest.approx(truth[key], rel=1e-4)
     assert fit.predict(1e9, 2e10, "deep") == pytest.approx(
-        (t := {**TRUTH, **own})["E"] + t["A"] * 1e9 ** -t["alpha"] + t["B"] * 2e10 ** -t["beta"]
+        (t := {**TRUTH, **changed})["E"] + t["A"] * 1e9 ** -t["alpha"] + t["B"] * 2e10 ** -t["beta"]
     )
 
 
-def test_the_gradient_is_the_derivative() -> None:
+def test_gradient_matches_finite_differences() -> None:
     table = simulated({"deep": {"alpha": 0.33}, "wide": {}}, noise=0.02)
     points = Points.of(table["n"], table["d"], table["loss"], np.repeat([0, 1], 18))
     for delta in (math.inf, 0.01):
@@ -174,7 +179,7 @@ def test_the_gradient_is_the_derivative() -> None:
         assert slope == pytest.approx(numeric, rel=1e-3, abs=1e-4)
 
 
-def test_results_are_reached_by_family_and_by_parameter() -> None:
+def test_parameters_are_indexed_by_family_and_by_name() -> None:
     fit = fit_joint(**simulated({"deep": {"alpha": 0.33}, "wide": {}}, noise=0.003))
     assert fit.params["deep"]["alpha"] == fit.params["alpha"]["deep"]
     assert isinstance(fit.params["E"], float) and fit.params["B"]["deep"] == fit.params["B"]["wide"]
@@ -192,17 +197,17 @@ def test_results_are_reached_by_family_and_by_parameter() -> None:
     assert alone.predict([1e8], [1e9]).shape == (1,)
 
 
-def test_errors_over_shapes_are_wider_than_over_runs_when_shapes_misfit() -> None:
+def test_random_shape_effects_widen_standard_errors_over_shapes() -> None:
     table = simulated({"deep": {}, "wide": {}})
-    misfit = np.random.default_rng(1).normal(0, 0.01, 12).repeat(3)
-    table["loss"] = table["loss"] * np.exp(misfit)
+    effect = np.random.default_rng(1).normal(0, 0.01, 12).repeat(3)
+    table["loss"] = table["loss"] * np.exp(effect)
     by_shape = fit_joint(**table)
     by_run = fit_joint(**{key: value for key, value in table.items() if key != "cluster"})
     assert by_shape.params["deep"] == by_run.params["deep"]
     assert by_shape.standard_errors["alpha[deep]"] > 1.5 * by_run.standard_errors["alpha[deep]"]
 
 
-def refused(**changes: Any) -> str:
+def refusal_reasons(**changes: Any) -> str:
     fit = fit_joint(**(simulated({"deep": {}, "wide": {}}) | changes))
     assert fit.status == "REFUSED" and not fit.params and fit.objective is None
     with pytest.raises(DataError, match="was refused"):
@@ -210,22 +215,22 @@ def refused(**changes: Any) -> str:
     return " ".join(fit.reasons)
 
 
-def test_what_cannot_be_identified_is_refused() -> None:
+def test_unidentified_designs_are_refused() -> None:
     table = simulated({"deep": {}, "wide": {}})
-    assert "single token budget" in refused(d=20 * table["n"])
-    assert "undefined" in refused(d=np.full(36, 1e9))
+    assert "single token budget" in refusal_reasons(d=20 * table["n"])
+    assert "undefined" in refusal_reasons(d=np.full(36, 1e9))
     two = {key: value[:2] for key, value in table.items()}
-    assert "2 runs for 5 parameters" in refused(**two)
-    assert "3 sizes" in refused(**simulated({"deep": {}, "wide": {}}, sizes=3))
-    assert "0 runs" in refused(**{key: value[:0] for key, value in table.items()})
+    assert "2 runs for 5 parameters" in refusal_reasons(**two)
+    assert "3 sizes" in refusal_reasons(**simulated({"deep": {}, "wide": {}}, sizes=3))
+    assert "0 runs" in refusal_reasons(**{key: value[:0] for key, value in table.items()})
 
 
-def test_what_cannot_be_a_loss_is_an_error() -> None:
+def test_invalid_losses_and_labels_are_errors() -> None:
     table = simulated({"deep": {}, "wide": {}})
-    for bad, said in ((math.nan, "row 3"), (-1.0, "row 3"), (math.inf, "row 3")):
+    for bad in (math.nan, -1.0, math.inf):
         loss = table["loss"].copy()
         loss[3] = bad
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match="row 3"):
             fit_joint(**(table | {"loss": loss}))
     with pytest.raises(DataError, match="not nats per token; if these are perplexities"):
         fit_joint(**(table | {"loss": np.exp(table["loss"])}))
@@ -239,18 +244,18 @@ def test_what_cannot_be_a_loss_is_an_error() -> None:
         fit_joint(**table, model="M5")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="no label in row 0"):
         fit_joint(**(table | {"family": [None] * 36}))
-    doubtful = fit_joint(**(table | {"loss": table["loss"] * 2}))
-    assert "a uniform guess" in doubtful.warnings[0]
+    high = fit_joint(**(table | {"loss": table["loss"] * 2}))
+    assert "a uniform guess" in high.warnings[0]
 
 
-def test_a_law_that_noise_hides_is_not_ok() -> None:
+def test_a_noisy_fit_is_not_ok() -> None:
     table = simulated({"all": {}}, noise=0.1, seed=3)
     fit = fit_joint(table["n"], table["d"], table["loss"])
     assert fit.status in {"WEAK", "UNIDENTIFIED"} and fit.reasons
 
 
 class TestFourModels:
-    """What a table of four models can say, and three statements made from it that need correction."""
+    """Power laws through four published MobileLLM models, and corrections of three claims made from them."""
 
     total = tuple(model.params_total for model in MODELS)
     other = tuple(model.params_non_embedding for model in MODELS)
@@ -264,7 +269,7 @@ class TestFourModels:
         assert fit.params["A"] == pytest.approx(1151.6, abs=0.1)
         assert fit.r_squared == pytest.approx(0.9935, abs=1e-4)
         assert fit.predict(2e9) == pytest.approx((5.970, 5.175, 6.886), abs=1e-3)
-        # The interval is not too wide: it excludes both published exponents. Four points are too few.
+        # The interval excludes both published exponents, but it rests on 2 degrees of freedom: hence WEAK.
         assert fit.p_value(0.076) == pytest.approx(0.0068, abs=1e-4)
         assert fit.p_value(0.089) == pytest.approx(0.0079, abs=1e-4)
         assert fit.status == "WEAK"
@@ -280,7 +285,7 @@ class TestFourModels:
         assert total.alpha / 0.076 == pytest.approx(1.45, abs=0.01)
         assert other.alpha / 0.076 == pytest.approx(1.38, abs=0.01)
 
-    def test_with_an_irreducible_loss_nothing_is_identified(self) -> None:
+    def test_exponent_is_unidentified_with_an_irreducible_loss(self) -> None:
         fit = fit_power_law(self.total, self.loss, irreducible=True)
         assert (fit.E, fit.alpha) == (
             pytest.approx(1.259, abs=1e-3),
@@ -289,7 +294,7 @@ class TestFourModels:
         assert fit.status == "UNIDENTIFIED" and "every E from 0 to 1.96" in fit.reasons[0]
         assert fit.accepted_e == pytest.approx((0, 1.968), abs=1e-3)
 
-    def test_there_is_no_knee(self) -> None:
+    def test_gain_per_100m_parameters_falls_smoothly(self) -> None:
         assert gain_per_100m() == pytest.approx([1.352, 0.385, 0.202], abs=1e-3)
         first, last = (
             self.perplexity[0] - self.perplexity[1],
@@ -301,7 +306,7 @@ class TestFourModels:
         speeds = [model.tokens_per_second for model in MODELS]
         assert 1 - speeds[1] / speeds[0] == pytest.approx(0.085, abs=1e-3)
 
-    def test_a_perplexity_is_not_taken_for_a_loss(self) -> None:
+    def test_perplexities_passed_as_losses_are_an_error(self) -> None:
         with pytest.raises(DataError, match="pass their logarithm"):
             fit_power_law(self.total, self.perplexity, vocab_size=VOCAB_SIZE)
         kaplan = [math.exp((8.8e13 / n) ** 0.076) for n in self.other]
@@ -309,7 +314,7 @@ class TestFourModels:
         assert as_perplexity.alpha == pytest.approx(0.1976, abs=1e-4)
 
 
-def test_a_power_law_in_size_is_recovered_or_refused() -> None:
+def test_power_law_in_size_is_recovered_and_refused_below_3_sizes() -> None:
     n = np.geomspace(1e6, 1e9, 8)
     fit = fit_power_law(n, 1.5 + 200 * n**-0.3, irreducible=True)
     assert fit.params == pytest.approx({"E": 1.5, "A": 200, "alpha": 0.3}, rel=1e-6)
@@ -323,6 +328,6 @@ def test_a_power_law_in_size_is_recovered_or_refused() -> None:
     assert "E = 1.500" in fit.summary()
 
 
-def test_equal_losses_have_a_slope_and_no_r_squared() -> None:
+def test_equal_losses_have_zero_slope_and_no_r_squared() -> None:
     fit = fit_power_law([1, 2, 3, 4, 5], [2, 2, 2, 2, 2])
     assert abs(fit.alpha) < 1e-12 and math.isnan(fit.r_squared)

@@ -1,4 +1,4 @@
-"""Runs from tables and from W&B: the same columns, and every run that is left out counted."""
+"""Loading runs from tables and from W&B: columns, dropped runs, error messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from slm.training.outcome import counts_of
 from tests.benchmarks.simulated_studies import SIGMA, Truth, simulate
 from tests.full_study import full_study
 
-THEIRS = {
+COLUMNS_IN_FILE = {
     "n_flop": "N",
     "tokens": "D",
     "loss_nats_per_token": "L",
@@ -39,20 +39,20 @@ def table() -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_a_table_with_names_of_its_own(table: pd.DataFrame, suffix: str, tmp_path: Path) -> None:
+def test_columns_of_a_table_are_renamed(table: pd.DataFrame, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"runs{suffix}"
-    foreign = table.rename(columns=THEIRS)
+    renamed_table = table.rename(columns=COLUMNS_IN_FILE)
     if suffix == ".csv":
-        foreign.to_csv(path, index=False)
+        renamed_table.to_csv(path, index=False)
     else:
-        foreign.to_json(path, orient="records", lines=True)
-    runs = load_runs(path, columns=THEIRS)
+        renamed_table.to_json(path, orient="records", lines=True)
+    runs = load_runs(path, columns=COLUMNS_IN_FILE)
     assert len(runs.table) == 48 and not runs.dropped and runs.families == ["deep", "wide"]
     found = compare_families(runs.table, bootstrap=0)
     assert found.difference == pytest.approx(compare_families(table, bootstrap=0).difference)
 
 
-def test_rows_are_left_out_with_a_reason(table: pd.DataFrame, tmp_path: Path) -> None:
+def test_dropped_rows_are_counted_by_reason(table: pd.DataFrame, tmp_path: Path) -> None:
     table = table.assign(status="finished", decayed=True, val_fingerprint="v", seed=0)
     table.loc[0, "status"] = "crashed"
     table.loc[1, "loss_nats_per_token"] = float("nan")
@@ -62,12 +62,17 @@ def test_rows_are_left_out_with_a_reason(table: pd.DataFrame, tmp_path: Path) ->
     runs = load_runs(tmp_path / "runs.csv")
     assert len(runs.table) == 44
     assert runs.dropped == {
-        "not finished (crashed)": 1, "no final loss, or diverged": 1, "undecayed": 1,
-        "other validation set": 1, "duplicate": 1,
-    }  # fmt: skip
+        "not finished (crashed)": 1,
+        "no final loss, or diverged": 1,
+        "undecayed": 1,
+        "other validation set": 1,
+        "duplicate": 1,
+    }
 
 
-def test_a_table_that_lacks_something_says_what(table: pd.DataFrame, tmp_path: Path) -> None:
+def test_unusable_tables_are_rejected_with_the_missing_column(
+    table: pd.DataFrame, tmp_path: Path
+) -> None:
     table.drop(columns=["n_flop"]).to_csv(tmp_path / "runs.csv", index=False)
     with pytest.raises(DataError, match="lacks n_flop; pass columns="):
         load_runs(tmp_path / "runs.csv")
@@ -82,18 +87,22 @@ def test_a_table_that_lacks_something_says_what(table: pd.DataFrame, tmp_path: P
 
 @pytest.fixture
 def offline(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> Callable[[str, float], Path]:
-    """An offline W&B run as training leaves one, away from its run directory."""
+    """Write an offline W&B run as training does, outside of a run directory."""
 
     def write(family: str, loss: float) -> Path:
         spec = tiny_spec(family={"name": family}, tracking={"wandb": "offline"})
         folder = tmp_path / "offline" / family
         folder.mkdir(parents=True)
         with mirror(
-            spec.config.tracking, run_id=spec.run_id, folder=folder, group="study", tags=[family, "size-100"],
+            spec.config.tracking,
+            run_id=spec.run_id,
+            folder=folder,
+            group="study",
+            tags=[family, "size-100"],
             content={**spec.identity, "run": counts_of(spec)},
-        ) as mirrored:  # fmt: skip
+        ) as mirrored:
             mirrored.summarize({**counts_of(spec), "val/loss": loss})
-        for _ in range(200):  # W&B's own process writes the file, and may still be at it
+        for _ in range(200):  # W&B writes the file in another process, which may not be done
             if [run.state for run in offline_runs(folder)] == ["finished"]:
                 break
             time.sleep(0.1)
@@ -102,7 +111,7 @@ def offline(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> Callable[[str,
     return write
 
 
-def test_offline_runs_of_wandb_are_read(
+def test_offline_wandb_runs_are_loaded(
     offline: Callable[[str, float], Path], tmp_path: Path
 ) -> None:
     for family, loss in (("deep", 2.0), ("wide", 2.5)):
@@ -111,7 +120,7 @@ def test_offline_runs_of_wandb_are_read(
     assert runs.table["loss_nats_per_token"].tolist() == [2.0, 2.5], runs.dropped
     assert runs.table["family"].tolist() == ["deep", "wide"]
     assert set(runs.table["size"]) == {100} and (runs.table["flops"] > 0).all()
-    # Cut where a kill would: nothing is invented, the run counts as running.
+    # A truncated file, as after a kill: the run counts as running and is dropped.
     file = next((tmp_path / "offline" / "wide").rglob("*.wandb"))
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     cut = read_offline(file)
@@ -120,7 +129,7 @@ def test_offline_runs_of_wandb_are_read(
     assert len(load_runs(tmp_path / "offline").table) == 1
 
 
-def test_online_runs_come_through_the_public_interface(
+def test_online_wandb_runs_are_loaded_through_the_public_api(
     offline: Callable[[str, float], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = next(offline_runs(offline("deep", 2.0)))
@@ -133,8 +142,13 @@ def test_online_runs_come_through_the_public_interface(
 
     def run(state: str) -> Run:
         return Run(
-            id=f"run-{state}", group="study", state=state, tags=["size-100"], config=known.config, summary=summary
-        )  # fmt: skip
+            id=f"run-{state}",
+            group="study",
+            state=state,
+            tags=["size-100"],
+            config=known.config,
+            summary=summary,
+        )
 
     api = SimpleNamespace(
         Api=lambda: SimpleNamespace(runs=lambda project: [run("finished"), run("crashed")])
@@ -152,7 +166,7 @@ def test_online_runs_come_through_the_public_interface(
         load_runs("wandb:me/slm")
 
 
-def test_runs_that_are_no_answer_are_counted() -> None:
+def test_unusable_wandb_runs_are_counted_by_reason() -> None:
     runs = [
         TrackedRun("a", "", "finished", (), {}, {}),
         TrackedRun("b", "", "finished", (), {}, {"val/loss": float("nan")}),
@@ -162,26 +176,26 @@ def test_runs_that_are_no_answer_are_counted() -> None:
     assert dropped == {"no final loss": 1, "diverged": 1, "not a run of slm": 1}
 
 
-def test_a_schedule_that_does_not_come_down_is_undecayed() -> None:
+def test_schedules_without_decay_are_undecayed() -> None:
     assert is_decayed({"kind": "wsd", "decay_fraction": 0.2}) and is_decayed({"kind": "cosine"})
     assert not is_decayed({"kind": "wsd", "decay_fraction": 0.0})
     assert not is_decayed({"kind": "cosine", "final_lr_fraction": 1.0})
 
 
-def test_a_shape_has_one_learning_rate(table: pd.DataFrame, tmp_path: Path) -> None:
-    """What was tried at its shortest budget is no replicate of what it is judged by."""
+def test_one_learning_rate_is_kept_per_shape(table: pd.DataFrame, tmp_path: Path) -> None:
+    """Tuning runs at the smallest token budget are not replicates of the runs at the tuned learning rate."""
     shortest = table[table["tokens"] == table.groupby("shape")["tokens"].transform("min")]
     tried = shortest.assign(peak_lr=8e-3, loss_nats_per_token=shortest["loss_nats_per_token"] - 0.3)
     pd.concat([tried, table.assign(peak_lr=4e-3)]).to_csv(tmp_path / "runs.csv", index=False)
     runs = load_runs(tmp_path / "runs.csv")
     assert runs.dropped["other learning rate of its shape"] == len(tried)
     assert set(runs.table["peak_lr"]) == {4e-3} and len(runs.table) == len(table)
-    only = pd.concat([tried, shortest.assign(peak_lr=4e-3)])  # as many budgets each: the better
+    only = pd.concat([tried, shortest.assign(peak_lr=4e-3)])  # equally many budgets: the lower loss
     only.to_csv(tmp_path / "tried.csv", index=False)
     assert set(load_runs(tmp_path / "tried.csv").table["peak_lr"]) == {8e-3}
 
 
-def test_rows_without_seeds_are_replicates_unless_they_are_equal(
+def test_rows_without_seeds_are_replicates_unless_their_losses_are_equal(
     table: pd.DataFrame, tmp_path: Path
 ) -> None:
     bare = table.drop(columns=["seed"], errors="ignore")
@@ -191,37 +205,41 @@ def test_rows_without_seeds_are_replicates_unless_they_are_equal(
     assert len(runs.table) == 2 * len(bare) and runs.dropped == {"duplicate": 3}
 
 
-def test_a_garbled_loss_and_an_unknown_kind_of_file_are_named(
+def test_invalid_losses_and_unsupported_file_types_are_errors(
     table: pd.DataFrame, tmp_path: Path
 ) -> None:
-    garbled = table.astype({"loss_nats_per_token": object})
-    garbled.loc[3, "loss_nats_per_token"] = "2,51"
-    garbled.to_csv(tmp_path / "runs.csv", index=False)
-    with pytest.raises(DataError, match="'2,51' in 1 rows: not a number"):
+    invalid = table.astype({"loss_nats_per_token": object})
+    invalid.loc[3, "loss_nats_per_token"] = "2,51"
+    invalid.to_csv(tmp_path / "runs.csv", index=False)
+    with pytest.raises(DataError, match="'2,51' in 1 row: not a number"):
         load_runs(tmp_path / "runs.csv")
     (tmp_path / "runs.xlsx").write_text("")
-    with pytest.raises(DataError, match=r"known are \.csv, \.parquet, \.jsonl"):
+    with pytest.raises(DataError, match=r"use \.csv, \.parquet, \.jsonl"):
         load_runs(tmp_path / "runs.xlsx")
     with pytest.raises(DataError, match=r"load_runs\(\.\.\.\)\.table"):
         compare_families({"family": []})  # type: ignore[arg-type]
 
 
-def test_a_shared_block_counts_in_the_shape_and_its_aspect() -> None:
+def test_layer_sharing_counts_in_the_shape_and_its_aspect_ratio() -> None:
     counts = {
-        "params_total": 3, "params_non_embedding": 2, "flops_per_token": 12.0, "tokens": 100,
-        "tokens_per_param": 50.04, "flops": 1200.0,
-    }  # fmt: skip
+        "params_total": 3,
+        "params_non_embedding": 2,
+        "flops_per_token": 12.0,
+        "tokens": 100,
+        "tokens_per_param": 50.04,
+        "flops": 1200.0,
+    }
     schedule = {"kind": "wsd", "decay_fraction": 0.2}
     row = run_row({"n_layers": 3, "d_model": 24, "layer_sharing": 2}, counts, schedule)
     assert row["shape"] == "L3x2-d24" and row["aspect_ratio"] == 4
     assert row["n_flop"] == 2 and row["tokens_per_param"] == 50 and row["decayed"]
-    alone = run_row({"n_layers": 3, "d_model": 24}, counts, schedule)
-    assert alone["shape"] == "L3-d24" and alone["aspect_ratio"] == 8
+    unshared = run_row({"n_layers": 3, "d_model": 24}, counts, schedule)
+    assert unshared["shape"] == "L3-d24" and unshared["aspect_ratio"] == 8
 
 
-def test_the_older_name_of_tokens_per_param_is_read() -> None:
+def test_the_old_column_name_budget_is_read_as_tokens_per_param() -> None:
     table = full_study(families=("deep_thin", "wide_shallow"), anchor_seeds=0)
-    table["tokens_per_param"] += 0.5  # not what tokens / N would give
+    table["tokens_per_param"] += 0.5  # differs from tokens / N
     columns = Columns(flops="flops", rung="rung")
     new = prepare(table, columns, None, None).table["tokens_per_param"]
     assert new.tolist() == table["tokens_per_param"].tolist()
