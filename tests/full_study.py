@@ -25,7 +25,7 @@ def full_study(
     level: Mapping[str, float] | None = None,
     families: Sequence[str] = tuple(ASPECTS),
     sizes: Sequence[float] = tuple(np.geomspace(1e7, 3.16e8, 8)),
-    multipliers: Sequence[float] = (8.0, 24.0, 72.0),
+    tokens_per_param: Sequence[float] = (8.0, 24.0, 72.0),
     anchor_seeds: int = 2,
     shape_cost: float = 0.003,
     sigma: float = 0.005,
@@ -54,19 +54,19 @@ def full_study(
             n = size * (1 + generator.uniform(-0.01, 0.01))
             shape_effect = generator.normal(0, tau)
             shape_effect += shape_cost * math.log(aspect / BEST_ASPECT) ** 2
-            for multiplier in multipliers:
-                tokens = multiplier * size
+            for ratio in tokens_per_param:
+                tokens = ratio * size
                 predicted = LAW["E"] + reducible * (n / CENTRE) ** -exponent
                 predicted += LAW["B"] * tokens ** -LAW["beta"] + shape_effect
                 for number in range(1 + (anchor_seeds if rung in anchors else 0)):
                     rows.append(
                         {
-                            "run_id": f"{family}-L{layers}-d{width}-{multiplier:g}x-s{number}",
+                            "run_id": f"{family}-L{layers}-d{width}-{ratio:g}x-s{number}",
                             "family": family, "rung": str(round(size)), "size": round(size),
                             "shape": f"L{layers}-d{width}", "n_layers": layers, "d_model": width,
                             "aspect_ratio": width / layers, "n_flop": n,
                             "params_non_embedding": 0.93 * n, "params_total": 0.98 * n,
-                            "tokens": tokens, "tokens_per_param": multiplier, "flops": 6 * n * tokens,
+                            "tokens": tokens, "tokens_per_param": ratio, "flops": 6 * n * tokens,
                             "seed": number, "tokens_per_second": 4e12 / (6 * n),
                             "loss_nats_per_token": predicted + generator.normal(0, sigma),
                         }

@@ -45,25 +45,25 @@ def exponent_refusals(
     """
     family, n, tokens = labels(family), np.asarray(n, float), np.asarray(tokens, float)
     size = None if size is None else labels(size)
-    found: list[str] = []
+    refusals: list[str] = []
     for name in dict.fromkeys(family):
         rows = family == name
         prefix = f"{name}: " if len(set(family)) > 1 else ""
         sizes = [] if size is None else list(dict.fromkeys(size[rows]))
         n_sizes = count_distinct(n[rows]) if size is None else len(sizes)
         if n_sizes < MIN_SIZES:
-            found.append(
+            refusals.append(
                 f"{prefix}{count(n_sizes, 'size')}, at least {MIN_SIZES} are needed; run {MIN_SIZES - n_sizes} more"
             )
         single = [s for s in sizes if count_distinct(tokens[rows & (size == s)]) < MIN_BUDGETS]
         if single:
             has = "has" if len(single) == 1 else "have"
-            found.append(
+            refusals.append(
                 f"{prefix}{len(single)} of {count(n_sizes, 'size')} {has} a single token budget, so the effects of "
                 f"size and data cannot be separated; run each size at {WANTED_BUDGETS} budgets that span "
                 f"{WANTED_BUDGET_SPAN:g}x"
             )
-    return [*found, *collinearity_refusals(np.log(n), np.log(tokens))]
+    return [*refusals, *collinearity_refusals(np.log(n), np.log(tokens))]
 
 
 def collinearity_refusals(log_n: Floats, log_d: Floats) -> Iterator[str]:
@@ -124,10 +124,10 @@ def design_warnings(
     family, rung = labels(family), labels(rung)
     n, tokens = np.asarray(n, float), np.asarray(tokens, float)
     families = list(dict.fromkeys(family))
-    found = list(_range_warnings(family, families, n))
+    warnings = list(_range_warnings(family, families, n))
     common = set.intersection(*(set(rung[family == name]) for name in families))
     if len(families) > 1 and len(common) < MIN_PAIRS:
-        found.append(
+        warnings.append(
             f"{count(len(common), 'size')} common to all families: the smallest possible permutation p is "
             f"{2 / 2 ** len(common):.2g}; with {MIN_PAIRS} sizes it is {2 / 2**MIN_PAIRS:.2g}"
         )
@@ -135,7 +135,7 @@ def design_warnings(
     most = max((count_distinct(tokens[rung == r]) for r in set(rung)), default=0)
     span = per_token.max() / per_token.min()
     if most < WANTED_BUDGETS or exceeds(WANTED_BUDGET_SPAN, span):
-        found.append(
+        warnings.append(
             f"token budgets: {most} per size, spanning {span:.1f}x in tokens_per_param; {WANTED_BUDGETS} that span "
             f"{WANTED_BUDGET_SPAN:g}x are recommended"
         )
@@ -143,14 +143,14 @@ def design_warnings(
         sides = [float(n[(rung == name) & (family == one)].mean()) for one in families]
         mismatch = max(sides) / min(sides) - 1
         if exceeds(mismatch, MATCH_TOLERANCE):
-            found.append(
+            warnings.append(
                 f"rung {name}: shapes differ by {mismatch:.1%} in FLOPs per token, more than {MATCH_TOLERANCE:.0%}"
             )
     if seed is not None and len(np.unique(np.asarray(seed))) < 2:
-        found.append(
+        warnings.append(
             "no size has more than one seed, so the seed standard deviation is assumed, not measured"
         )
-    return found
+    return warnings
 
 
 def _range_warnings(family: NDArray[Any], families: list[Any], n: Floats) -> Iterator[str]:

@@ -100,7 +100,7 @@ def collect_evidence(
 
 
 def fit_status(
-    found: Evidence, profiles: Mapping[str, Interval], discarded_share: float = 0.0
+    evidence: Evidence, profiles: Mapping[str, Interval], discarded_share: float = 0.0
 ) -> tuple[Status, tuple[str, ...]]:
     """Return the status and, unless it is OK, its reasons.
 
@@ -108,7 +108,7 @@ def fit_status(
     bootstrap replicates that did not converge.
     """
     flat = list(_flat_profiles(profiles))
-    weak = [*_weak_intervals(profiles, discarded_share), *_convergence_problems(found)]
+    weak = [*_weak_intervals(profiles, discarded_share), *_convergence_problems(evidence)]
     if flat:
         return "UNIDENTIFIED", tuple(flat + weak)
     return ("WEAK" if weak else "OK"), tuple(weak)
@@ -138,19 +138,19 @@ def _weak_intervals(profiles: Mapping[str, Interval], discarded_share: float) ->
         yield f"{discarded_share:.0%} of the bootstrap replicates did not converge"
 
 
-def _convergence_problems(found: Evidence) -> Iterator[str]:
-    if found.agreeing_share < MIN_AGREEING_SHARE or found.agreeing < MIN_AGREEING:
-        yield f"{found.agreeing} of {found.starts} starts reached the best objective"
-    if found.exponent_spread > EXPONENT_AGREEMENT:
-        yield f"equally good fits differ by {found.exponent_spread:.3f} in an exponent"
-    if found.unmoved:
-        yield f"{', '.join(found.unmoved)} did not move from the starting value"
-    if found.at_bound:
-        yield f"{', '.join(found.at_bound)} at a bound of the search"
-    if not found.gradient < MAX_GRADIENT:
-        yield f"the relative gradient norm is {found.gradient:.1g}, above {MAX_GRADIENT:g}"
-    if not found.condition < MAX_CONDITION:
-        yield f"parameters are collinear (condition number {found.condition:.1g}, limit {MAX_CONDITION:.0g})"
-    gap = found.vpnls_gap
-    if found.residual_sd < VPNLS_RESIDUAL and gap is not None and gap > VPNLS_TOLERANCE:
+def _convergence_problems(evidence: Evidence) -> Iterator[str]:
+    if evidence.agreeing_share < MIN_AGREEING_SHARE or evidence.agreeing < MIN_AGREEING:
+        yield f"{evidence.agreeing} of {evidence.starts} starts reached the best objective"
+    if evidence.exponent_spread > EXPONENT_AGREEMENT:
+        yield f"equally good fits differ by {evidence.exponent_spread:.3f} in an exponent"
+    if evidence.unmoved:
+        yield f"{', '.join(evidence.unmoved)} did not move from the starting value"
+    if evidence.at_bound:
+        yield f"{', '.join(evidence.at_bound)} at a bound of the search"
+    if not evidence.gradient < MAX_GRADIENT:
+        yield f"the relative gradient norm is {evidence.gradient:.1g}, above {MAX_GRADIENT:g}"
+    if not evidence.condition < MAX_CONDITION:
+        yield f"parameters are collinear (condition number {evidence.condition:.1g}, limit {MAX_CONDITION:.0g})"
+    gap = evidence.vpnls_gap
+    if evidence.residual_sd < VPNLS_RESIDUAL and gap is not None and gap > VPNLS_TOLERANCE:
         yield f"the fit by variable projection differs by {gap:.3f} in an exponent"

@@ -152,8 +152,8 @@ def _diagnose(solution: Solution, families: tuple[str, ...]) -> _Diagnosed:
         exponents = law.roles >= ALPHA
         gap = float(np.abs(projected - least_squares)[exponents].max())
     names = parameter_names(law, families)
-    found = collect_evidence(problem, solution.minima, solution.starts, names, gap)
-    return _Diagnosed(solution, least_squares, found, projected, by_delta)
+    evidence = collect_evidence(problem, solution.minima, solution.starts, names, gap)
+    return _Diagnosed(solution, least_squares, evidence, projected, by_delta)
 
 
 def _result(

@@ -102,10 +102,10 @@ class JointFit:
         for name, (low, high) in self.intervals.items():
             lines.append(f"  {name} = {self._value(name):.4f} [{low:.4f}, {high:.4f}]")
         if self.evidence is not None:
-            found = self.evidence
+            evidence = self.evidence
             lines.append(
-                f"  loss in nats per token; 95% intervals: {self.error_kind}; residual sd {found.residual_sd:.4f} in "
-                f"ln L; {found.agreeing} of {found.starts} starts agree"
+                f"  loss in nats per token; 95% intervals: {self.error_kind}; residual sd {evidence.residual_sd:.4f} in "
+                f"ln L; {evidence.agreeing} of {evidence.starts} starts agree"
             )
         for delta, values in self.by_delta.items():
             estimates = ", ".join(f"{name} {value:.4f}" for name, value in values.items())

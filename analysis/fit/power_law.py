@@ -188,8 +188,8 @@ def _with_irreducible(size: Floats, loss: Floats, common: dict[str, Any]) -> Pow
     problem = Problem.of(law, points)
     starts = start_grid(law, points)
     problem.low[[B, 4]], problem.high[[B, 4]] = [ABSENT, 0.5], [ABSENT, 0.5]
-    found = minimise(problem, starts)
-    theta = found.theta[found.best]
+    minima = minimise(problem, starts)
+    theta = minima.theta[minima.best]
     accepted = profile(problem, theta, E)
     interval = profile(problem, theta, ALPHA)
     status, reasons = _status(accepted, interval, count_distinct(size))
@@ -202,7 +202,7 @@ def _with_irreducible(size: Floats, loss: Floats, common: dict[str, Any]) -> Pow
         A=math.exp(theta[A] + theta[ALPHA] * points.log_n0),
         E=math.exp(theta[E]),
         accepted_e=(low, math.exp(accepted.high)),
-        residual_sd=math.sqrt(2 * float(found.objective.min()) / max(len(size) - 3, 1)),
+        residual_sd=math.sqrt(2 * float(minima.objective.min()) / max(len(size) - 3, 1)),
         **common,
     )
 

@@ -100,7 +100,7 @@ def profile_contrast(
     low[:, shared] = np.maximum(problem.low[second], problem.low[first] - values)
     high[:, shared] = np.minimum(problem.high[second], problem.high[first] - values)
     null = replace(null, low=low, high=high)
-    starts = np.repeat(tied.spread(law, theta[None]), len(values), 0)
+    starts = np.repeat(tied.embed(law, theta[None]), len(values), 0)
     starts[:, shared] = theta[second]
     lowest = max(float(problem.objective(theta[None])[0]), NOISE_FREE * len(problem.points))
     objective = minimise(null, starts).objective

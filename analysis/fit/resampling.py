@@ -116,8 +116,8 @@ def cluster_bootstrap(
         )
         enough &= (weights[:, first] > 0).sum(axis=1) >= min(2, len(first))
     kept = weights[enough]
-    found = minimise(replace(problem, weights=kept), np.repeat(theta[None], len(kept), 0))
-    return Replicates(found.theta[found.converged], replicates - int(found.converged.sum()))
+    minima = minimise(replace(problem, weights=kept), np.repeat(theta[None], len(kept), 0))
+    return Replicates(minima.theta[minima.converged], replicates - int(minima.converged.sum()))
 
 
 def bootstrap_interval(

@@ -53,11 +53,11 @@ def vpnls(law: JointLaw, points: Points) -> Floats | None:
     grid = [np.where(is_alpha, alpha, beta) for alpha in axis for beta in axis]
     start = grid[first_argmin([misfit(values) for values in grid])]
     options = {"xatol": 1e-6, "fatol": 1e-10, "maxiter": 400 * len(start)}
-    found = minimize(misfit, start, method="Nelder-Mead", options=options)
-    if not math.isfinite(found.fun):
+    optimum = minimize(misfit, start, method="Nelder-Mead", options=options)
+    if not math.isfinite(optimum.fun):
         return None
     theta = np.empty(law.size)
-    theta[exponents] = found.x
+    theta[exponents] = optimum.x
     with np.errstate(divide="ignore"):
-        theta[levels] = np.log(nnls(columns(found.x), np.ones(len(points)))[0])
+        theta[levels] = np.log(nnls(columns(optimum.x), np.ones(len(points)))[0])
     return theta

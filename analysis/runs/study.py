@@ -198,12 +198,12 @@ def _deep_and_wide(prepared: pd.DataFrame, deep: str | None, wide: str | None) -
         return deep or rest[0], wide or rest[-1]
     if len(families) == 2 and (deep or wide):
         return deep or rest[0], wide or rest[0]
-    found = {
+    matches = {
         side: [name for name in families if any(word in name.lower() for word in words)]
         for side, words in (("deep", DEEP_WORDS), ("wide", WIDE_WORDS))
     }
-    if len(found["deep"]) == len(found["wide"]) == 1 and found["deep"] != found["wide"]:
-        return deep or found["deep"][0], wide or found["wide"][0]
+    if len(matches["deep"]) == len(matches["wide"]) == 1 and matches["deep"] != matches["wide"]:
+        return deep or matches["deep"][0], wide or matches["wide"][0]
     raise DataError(
         f"cannot identify the deep and the wide family among {', '.join(families)}; pass deep= and wide="
     )

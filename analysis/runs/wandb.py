@@ -67,17 +67,17 @@ def online_runs(project: str) -> Iterator[TrackedRun]:
 
 def offline_runs(folder: Path) -> Iterator[TrackedRun]:
     """Yield the runs of all `.wandb` files below a folder; the files of a resumed run are merged in time order."""
-    found: dict[str, TrackedRun] = {}
+    run_by_id: dict[str, TrackedRun] = {}
     for file in sorted(folder.rglob("*.wandb"), key=lambda path: path.parent.name):
         run = read_offline(file)
         if run is None:
             continue
-        earlier = found.get(run.run_id)
+        earlier = run_by_id.get(run.run_id)
         if earlier is not None:
             config = {**earlier.config, **run.config}
             run = replace(run, config=config, summary={**earlier.summary, **run.summary})
-        found[run.run_id] = run
-    yield from found.values()
+        run_by_id[run.run_id] = run
+    yield from run_by_id.values()
 
 
 def read_offline(file: Path) -> TrackedRun | None:

@@ -157,7 +157,7 @@ def test_what_is_not_identified_is_never_a_bare_number(unidentified: Answer) -> 
 
 
 def test_refused_exponents_leave_the_paired_differences() -> None:
-    table = full_study(families=("deep_thin", "wide_shallow"), multipliers=(8.0,))
+    table = full_study(families=("deep_thin", "wide_shallow"), tokens_per_param=(8.0,))
     found = answer(table, bootstrap=0)
     read, text, saved = Page(page(found)), markdown(found), results(found)
     assert found.comparison.status == "REFUSED"
