@@ -35,16 +35,13 @@ def extensions(
 ) -> Iterator[Extension]:
     """Yield four extensions: one more seed per cell, a larger token budget, a larger size, sizes in between."""
     single = candidates(design, deep, wide)
-    top = max(design.tokens_per_param)
+    budget, rung = single.tokens_per_param, [str(name) for name in single.rung]
+    largest = max(design.tokens_per_param)
     choices = {
-        "one more seed per cell": lambda row: single.tokens_per_param[row] <= top,
-        f"a token budget {MORE_TOKENS:g}x the largest": lambda row: (
-            single.tokens_per_param[row] > top
-        ),
-        "the next larger size": lambda row: str(single.rung[row]).startswith(LARGER),
-        "a size between each pair of adjacent sizes": lambda row: str(single.rung[row]).startswith(
-            BETWEEN
-        ),
+        "one more seed per cell": lambda row: budget[row] <= largest,
+        f"a token budget {MORE_TOKENS:g}x the largest": lambda row: budget[row] > largest,
+        "the next larger size": lambda row: rung[row].startswith(LARGER),
+        "a size between each pair of adjacent sizes": lambda row: rung[row].startswith(BETWEEN),
     }
     for name, belongs in choices.items():
         rows = [row for row in range(len(single)) if belongs(row) and _is_part(single, row, name)]
@@ -68,7 +65,7 @@ def extensions(
 
 
 def _is_part(single: Design, row: int, name: str) -> bool:
-    """Extensions by a size contain runs of new rungs only; the others contain runs of existing rungs only."""
+    """Return whether a run's rung fits an extension: new rungs for new sizes, existing rungs for the others."""
     is_new_rung = str(single.rung[row]).startswith((LARGER, BETWEEN))
     return is_new_rung == ("size" in name)
 

@@ -142,7 +142,7 @@ class LinearDesign:
 
     @property
     def degrees_of_freedom(self) -> int:
-        """Runs minus parameters if tau = 0; else shapes minus 1 + 2 * families, G - 5 with two families."""
+        """Runs - parameters if tau = 0, else shapes - 1 - 2 * families (G - 5 with two families)."""
         if self.tau == 0:
             return len(self.loss) - self.jacobian.shape[1]
         return int(self.shape.max()) + 1 - (1 + 2 * self.families)

@@ -102,7 +102,7 @@ def design_power(
     simulations: int = 400,
     seed: int = 0,
 ) -> DesignPower:
-    """Compute the power of a design to detect a difference between two families, or its refusals.
+    """Compute the power of a design to detect a difference between two families; refuse unidentified numbers.
 
     Args:
         law: base law at which the joint law is linearised.

@@ -148,7 +148,7 @@ def _convergence_problems(evidence: Evidence) -> Iterator[str]:
     if evidence.at_bound:
         yield f"{', '.join(evidence.at_bound)} at a bound of the search"
     if not evidence.gradient < MAX_GRADIENT:
-        yield f"the relative gradient norm is {evidence.gradient:.1g}, above {MAX_GRADIENT:g}"
+        yield f"the largest relative gradient component is {evidence.gradient:.1g}, above {MAX_GRADIENT:g}"
     if not evidence.condition < MAX_CONDITION:
         yield f"parameters are collinear (condition number {evidence.condition:.1g}, limit {MAX_CONDITION:.0g})"
     gap = evidence.vpnls_gap

@@ -78,7 +78,7 @@ class Frontier:
         return np.logaddexp(e, np.logaddexp(size_term, b - beta * (log_d - per_token)))
 
     def log_flops(self, law: JointLaw, theta: Floats, log_loss: Floats, end: float) -> Floats:
-        """Return ln of the FLOPs, at most `end`, that reach a loss; nan if the loss is reached below the range."""
+        """Return ln of the FLOPs, at most `end`, that reach a loss; nan if fewer FLOPs than measured would do."""
         low, high = np.full(len(theta), self.flops[0]), np.full(len(theta), end)
         outside = snap_to_zero(log_loss - self.log_loss(law, theta, low)) > 0
         for _ in range(BISECTIONS):

@@ -26,9 +26,7 @@ MIN_DAMPING, MAX_DAMPING = 1e-12, 1e9
 MAX_STEP = 2.0  # per parameter, in ln units or as a change of an exponent
 TOLERANCE = 1e-13  # stop if the predicted decrease is below this share of the objective
 EXACT = 1e-28  # stop below this squared residual per point
-NOISE_FREE = (
-    ROUNDING_TOLERANCE**2
-)  # squared residual per point below which residuals are rounding error
+NOISE_FREE = ROUNDING_TOLERANCE**2  # mean squared residual of a noise-free fit
 CHUNK_ELEMENTS = 4_000_000  # largest size of a Jacobian; more sets are solved in chunks
 
 

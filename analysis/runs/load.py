@@ -339,7 +339,7 @@ def _warnings(table: pd.DataFrame, dropped: Counter[str]) -> Iterator[str]:
             yield f"runs differ in {column}: {_first_few(values)}"
     if "loss_spikes" in table and (spiky := int((table["loss_spikes"] > 0).sum())):
         yield (
-            f"{count(spiky, 'run')} with logged losses that count as spikes (1 in 740 does by normal noise alone): "
+            f"{count(spiky, 'run')} with logged losses that count as spikes (with normal noise 1 loss in 740 does): "
             "inspect the loss curves; rerun a run that has a real spike with another seed, do not drop it"
         )
     if "epochs" in table and (table["epochs"] > 1).any():
