@@ -124,7 +124,7 @@ class TestPublishedPoints:
         points = Points.of(*(chinchilla[c] for c in ("N", "D", "loss")), np.zeros(240, dtype=int))
         for delta in (math.inf, 1e-3):
             problem = Problem.of(JointLaw("M0", 1), points, delta=delta)
-            ours = minimise(problem, start_grid(problem.law, points))
+            minima = minimise(problem, start_grid(problem.law, points))
             scale = 1.0 if math.isinf(delta) else delta
 
             def value(
@@ -135,7 +135,7 @@ class TestPublishedPoints:
                 return float(problem.objective(at)[0]) / scale, gradient / scale
 
             for start in start_grid(problem.law, points)[::16]:
-                theirs = minimize(
+                scipy_fit = minimize(
                     value,
                     start,
                     jac=True,
@@ -143,7 +143,7 @@ class TestPublishedPoints:
                     bounds=list(zip(problem.low, problem.high, strict=True)),
                     options={"ftol": 1e-15, "gtol": 1e-10, "maxiter": 3000},
                 )
-                assert theirs.fun * scale >= ours.objective.min() * (1 - 1e-9)
+                assert scipy_fit.fun * scale >= minima.objective.min() * (1 - 1e-9)
 
 
 @pytest.mark.parametrize("model", ["M0", "M1", "M2", "M3", "M4"])
