@@ -205,9 +205,9 @@ def test_bad_tables_say_what_is_wrong() -> None:
         compare_families(table, tokens_column="token")
     with pytest.raises(DataError, match="did you mean deep"):
         compare_families(table, deep="dep")
-    with pytest.raises(DataError, match="name two families"):
+    with pytest.raises(DataError, match="pass two different families"):
         compare_families(table, deep="deep", wide="deep")
-    with pytest.raises(DataError, match="Pass deep= and wide="):
+    with pytest.raises(DataError, match="pass deep= and wide="):
         compare_families(table.assign(family=table["family"].map({"deep": "a", "wide": "b"})))
     for bad in (math.nan, -1.0):
         broken = table.copy()

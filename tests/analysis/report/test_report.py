@@ -182,7 +182,7 @@ def test_one_and_two_runs(runs: int) -> None:
 def test_one_family() -> None:
     found = answer(full_study(families=("balanced",)))
     read = Page(page(found))
-    assert "No comparison" in read.text and "run a second one" in read.text
+    assert "No comparison" in read.text and "run a second family" in read.text
     assert found.power is None and set(read.figures) == {"loss"}
     assert "nothing can be compared" in markdown(found)
 
