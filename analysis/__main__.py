@@ -1,4 +1,4 @@
-"""python -m analysis RUNS --out DIR: figures and tables, as text and as data, from finished runs."""
+"""Analyze finished runs and write a report: python -m analysis RUNS --out DIR."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from slm.errors import SlmError
 
 
 def main() -> int:
+    """Run the command, and return its exit code."""
     parser = _parser()
     arguments = parser.parse_args()
     if (arguments.runs is None) == (arguments.wandb is None):
-        parser.error("name either runs or a W&B project")
+        parser.error("give either RUNS or --wandb ENTITY/PROJECT")
     if arguments.wandb is not None and arguments.of != "families":
-        parser.error(f"--of {arguments.of} reads a folder of runs")
+        parser.error(
+            f"--wandb works only with --of families; give a folder of runs for --of {arguments.of}"
+        )
     try:
         if arguments.of != "families":
             write_report_of(arguments.of, arguments.runs, arguments.out)
@@ -38,7 +41,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"cannot use {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"cannot read or write {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
     return 0
 
@@ -49,47 +52,58 @@ def _parser() -> argparse.ArgumentParser:
         "runs",
         type=Path,
         nargs="?",
-        help="a folder of run directories, such as runs/demo, or of offline W&B runs; a study's file of "
-        "results; or a .csv, .parquet or .jsonl table",
+        help="a folder of run directories, such as runs/demo; a folder of offline W&B runs; a study's file "
+        "of results; or a .csv, .parquet or .jsonl table",
     )
     parser.add_argument(
-        "--wandb", metavar="ENTITY/PROJECT", help="read the runs of a W&B project instead"
+        "--wandb", metavar="ENTITY/PROJECT", help="read the runs of a W&B project instead of RUNS"
     )
-    parser.add_argument("--out", type=Path, required=True, help="where the report is written")
-    parser.add_argument("--deep", help="the family to call deep; default: the thinnest")
-    parser.add_argument("--wide", help="the one it is compared with; default: the widest")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the report to")
     parser.add_argument(
-        "--contrast", metavar="DEEP,WIDE", type=_families, help="both of them in one word"
+        "--deep",
+        help="the family to compare as deep; default: the one with the smallest d_model/n_layers",
+    )
+    parser.add_argument(
+        "--wide",
+        help="the family to compare as wide; default: the one with the largest d_model/n_layers",
+    )
+    parser.add_argument(
+        "--contrast", metavar="DEEP,WIDE", type=_family_pair, help="--deep and --wide in one option"
     )
     parser.add_argument(
         "--audit",
         type=Path,
         metavar="FILE",
-        help="lr_audit.json of study=lr_audit, or a folder of runs over a grid of learning rates: "
-        "families trained off their best rate are not compared",
+        help="learning-rate audit: lr_audit.json of study=lr_audit, or a folder of runs over a grid of "
+        "learning rates; if a family fails the audit, there is no verdict",
     )
-    parser.add_argument("--question", default="", help="what was asked, for the head of the report")
+    parser.add_argument(
+        "--question", default="", help="research question, printed at the top of the report"
+    )
     parser.add_argument(
         "--of",
         choices=("families", *get_args(Kind)),
         default="families",
-        help="what to read from them: which family is better; where each shape's best learning rate "
-        "lies; whether the middle rate of the grid serves every family; how many hops each follows; or, "
-        "from the file of a coordinate check instead of runs, whose updates grow",
+        help="report to write. families: comparison of two families; lr_transfer: optimal learning rate per "
+        "shape; lr_audit: penalty of the middle learning rate of the grid per family; khop: error rate by "
+        "number of hops; coordinates: growth of updates with width and depth (RUNS is then the file of a "
+        "coordinate check)",
     )
     parser.add_argument(
         "--pool-validation-sets",
         action="store_true",
-        help="compare runs that were measured on different validation sets, instead of leaving out "
-        "all but the commonest",
+        help="compare runs with different validation sets; default: use only the runs with the most common "
+        "validation set",
     )
     return parser
 
 
-def _families(text: str) -> tuple[str, str]:
+def _family_pair(text: str) -> tuple[str, str]:
     names = text.split(",")
     if len(names) != 2:
-        raise argparse.ArgumentTypeError(f"{text!r} does not name two families, as DEEP,WIDE")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be two family names separated by a comma: DEEP,WIDE"
+        )
     return names[0], names[1]
 
 

@@ -21,7 +21,7 @@ from analysis.compare.holdout import HoldOut, hold_out
 from analysis.compare.matched_pairs import Contrast, paired_differences
 from analysis.compare.verdict import Findings, Verdict, decide, describe, describe_kappa
 from analysis.design.identifiability import comparison_refusals, design_warnings, labels
-from analysis.learning_rate.audit import Audit, audit_of
+from analysis.learning_rate.audit import Audit, parse_audit
 from analysis.runs.study import Columns, Study, prepare
 from slm.errors import DataError
 from slm.rounding import snap_to_zero
@@ -199,7 +199,7 @@ def compare_families(
     )  # fmt: skip
     return compare_study(
         prepare(table, columns, deep, wide, vocab_size),
-        audit_of(audit),
+        parse_audit(audit),
         bootstrap=bootstrap,
         seed=seed,
     )

@@ -1,4 +1,4 @@
-"""The figure of a coordinate check: what `python -m slm coordinates out=FILE` wrote."""
+"""Report of a coordinate check, from the file that `python -m slm coordinates out=FILE` writes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,21 @@ from slm.errors import DataError
 from slm.files import read_json
 
 FIGURE = "coordinates.png"
-SHOWN = (0.1, 0.2, 0.4, 0.8)  # labels of the logarithmic axis
+TICKS = (0.1, 0.2, 0.4, 0.8)  # of the logarithmic axis of the root mean square
 SIZES = {"width": "d_model", "depth": "n_layers"}
-MEASURES = {"stream": "at the start", "update": "change after {step} steps"}
+MEASURES = {"stream": "at step 0", "update": "change after {step} steps"}
 
 
 def growth(rows: pd.DataFrame, axis: str, measure: str, step: int) -> pd.Series:
-    """Per parametrization, the exponent with which a root mean square grows along the axis."""
+    """Return the growth exponent of a measure for each parametrization.
+
+    The exponent is the slope of ln(root mean square) against ln(size) after `step` training steps.
+
+    Args:
+        rows: the file's rows, one per parametrization (`kind`), axis, size, seed and step.
+        axis: "width" or "depth".
+        measure: "stream" (residual stream) or "update" (its change since step 0).
+    """
     chosen = rows[(rows["axis"] == axis) & (rows["step"] == step)]
     slopes = {}
     for kind, of_kind in chosen.groupby("kind", sort=False):
@@ -32,7 +40,7 @@ def growth(rows: pd.DataFrame, axis: str, measure: str, step: int) -> pd.Series:
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Size of the residual stream and of its update, over width and over depth."""
+    """Plot the root mean square of the residual stream and of its change, against width and depth."""
     figure = Figure(figsize=(8.4, 6.4), layout="constrained")
     grid = figure.subplots(2, 2, sharey="row")
     last = int(rows["step"].max())
@@ -69,25 +77,25 @@ def _panel(axes: Axes, rows: pd.DataFrame, axis: str, measure: str, step: int) -
     axes.xaxis.set_major_formatter(FixedFormatter([str(tick) for tick in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(0.06, 1.2)
-    axes.yaxis.set_major_locator(FixedLocator(SHOWN))
-    axes.yaxis.set_major_formatter(FixedFormatter([str(value) for value in SHOWN]))
+    axes.yaxis.set_major_locator(FixedLocator(TICKS))
+    axes.yaxis.set_major_formatter(FixedFormatter([str(value) for value in TICKS]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.25)
     axes.legend(fontsize=7, frameon=False, loc="lower left")
 
 
 def write_coordinate_report(file: Path, out: Path) -> None:
-    """Draw the figure, and print how updates grow.
+    """Write the figure coordinates.png to `out`, and print the growth exponents of the updates.
 
     Raises:
-        DataError: if the file is not a coordinate check.
+        DataError: if the file is missing or is not a coordinate check.
     """
     try:
         rows = pd.DataFrame(read_json(file))
         tables = [growth(rows, axis, "update", int(rows["step"].max())) for axis in SIZES]
     except (OSError, ValueError, KeyError) as error:
-        made = "python -m slm coordinates out=FILE makes one"
-        raise DataError(f"{file}: not a coordinate check ({error}); {made}") from None
+        fix = "run python -m slm coordinates out=FILE"
+        raise DataError(f"{file}: not a coordinate check ({error}); {fix}") from None
     out.mkdir(parents=True, exist_ok=True)
     draw(rows).savefig(out / FIGURE, dpi=150)
     print(pd.concat(tables, axis=1).round(2).to_string())

@@ -1,7 +1,6 @@
-"""How many hops each family follows: errors of k-hop induction by k, side by side.
+"""Report of the positive control: error rates of k-hop induction by number of hops k.
 
-The positive control of the instrument: the task needs depth, so of two shapes at equal FLOPs the
-deeper one must come out better.
+The task needs depth, so the deeper of two shapes with equal FLOPs must have the lower error rate.
 """
 
 from __future__ import annotations
@@ -22,26 +21,34 @@ from slm.rounding import snap_to_zero, stable_argsort
 
 
 def write_khop_report(folder: Path, out: Path, only: Collection[str] | None = None) -> None:
-    """Compare the finished runs of data=khop below a folder, or those with the given run ids.
+    """Write report.md and results.json of the finished runs with data=khop below a folder.
+
+    Args:
+        only: ids of the runs to use; None: all.
 
     Raises:
-        DataError: if there are none.
+        DataError: if there is no such run.
     """
     loaded = load_runs(folder, only)
     runs = loaded.table[loaded.table["val_errors"].notna()]
     if runs.empty:
-        raise DataError(f"{folder}: no finished run of data=khop; try python sweep.py study=khop")
+        raise DataError(f"{folder}: no finished run with data=khop; run python sweep.py study=khop")
     table = errors_by_k(runs)
-    said = verdict(runs)
+    sentence = verdict(runs)
     out.mkdir(parents=True, exist_ok=True)
     rows = table.to_dict(orient="records")
-    content = {"runs": len(runs), "dropped": dict(loaded.dropped), "shapes": rows, "verdict": said}
+    content = {
+        "runs": len(runs),
+        "dropped": dict(loaded.dropped),
+        "shapes": rows,
+        "verdict": sentence,
+    }
     write_json(out / "results.json", content)
-    headings, cells = _shown(table)
+    headings, cells = _format_table(table)
     lines = [
-        "# k-hop induction: error by k",
+        "# k-hop induction: error rate by k",
         "",
-        f"- {said}",
+        f"- {sentence}",
         "",
         "| " + " | ".join(headings) + " |",
         "|" + " --- |" * len(headings),
@@ -49,12 +56,12 @@ def write_khop_report(folder: Path, out: Path, only: Collection[str] | None = No
         "",
     ]
     write_text(out / "report.md", "\n".join(lines))
-    _print(headings, cells, said)
+    _print_table(headings, cells, sentence)
     Console().print(f"report: {out / 'report.md'}", soft_wrap=True)
 
 
 def errors_by_k(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row a shape and budget, deepest first: means over seeds of loss and of the errors by k."""
+    """Return mean loss and error rates over seeds: one row per shape and token budget, deepest first."""
     rows: list[dict[str, Any]] = []
     for _, group in runs.groupby(["family", "shape", "tokens"]):
         first = group.iloc[0]
@@ -72,14 +79,14 @@ def errors_by_k(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict(runs: pd.DataFrame) -> str:
-    """Whether the deepest family beats the widest where both saw the same tokens."""
+    """Compare the deepest and the widest family at the largest k and the largest common token budget."""
     depth = runs.groupby("family")["n_layers"].mean()
     order = stable_argsort(depth)
     deep, wide = str(depth.index[order[-1]]), str(depth.index[order[0]])
     common = runs[runs["family"].isin([deep, wide])].groupby("tokens")["family"].nunique()
     shared = common[common == 2].index
     if not len(shared):
-        return "No two families were trained on the same tokens: nothing to compare."
+        return "No two families have the same number of tokens: nothing to compare."
     last = runs[runs["tokens"] == shared.max()].set_index("seed")
     hardest = max(last["val_errors"].iloc[0], key=lambda k: int(k.removeprefix("k=")))
     error = last["val_errors"].map(lambda errors: errors[hardest])
@@ -87,34 +94,40 @@ def verdict(runs: pd.DataFrame) -> str:
         {name: error[last["family"] == name].groupby(level=0).mean() for name in (deep, wide)}
     ).dropna()
     if pairs.empty:
-        return f"{deep} and {wide} share no seed: nothing to compare."
+        return f"{deep} and {wide} have no common seed: nothing to compare."
     better = int((snap_to_zero(pairs[wide] - pairs[deep]) > 0).sum())
-    reading = "depth shows" if better == len(pairs) else "depth does not show in every seed"
+    control = "passed" if better == len(pairs) else "not passed"
     return (
-        f"At {hardest} {deep} errs in {pairs[deep].mean():.2%} and {wide} in {pairs[wide].mean():.2%} "
-        f"of the answers; {deep} is better in {better} of {count(len(pairs), 'seed')}: {reading}."
+        f"At {hardest}, the error rate is {pairs[deep].mean():.2%} for {deep} and {pairs[wide].mean():.2%} for "
+        f"{wide}; {deep} is better in {better} of {count(len(pairs), 'seed')}: positive control {control}."
     )
 
 
-def _shown(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+def _format_table(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     ks = [column for column in table if str(column).startswith("k=")]
-    headings = ["family", "shape", "seeds", "tokens", "FLOPs", "nats", *(f"error {k}" for k in ks)]
-    cells = [
-        [
-            row["family"], row["shape"], str(row["seeds"]), f"{row['tokens']:,}", f"{row['flops']:.4g}",
-            f"{row['nats']:.4f}", *(f"{row[k]:.2%}" for k in ks),
-        ]
-        for row in table.to_dict(orient="records")
-    ]  # fmt: skip
+    headings = [
+        "family",
+        "shape",
+        "seeds",
+        "tokens",
+        "FLOPs",
+        "loss, nats",
+        *(f"error rate {k}" for k in ks),
+    ]
+    cells = []
+    for row in table.to_dict(orient="records"):
+        counts = [str(row["seeds"]), f"{row['tokens']:,}", f"{row['flops']:.4g}"]
+        error_rates = [f"{row[k]:.2%}" for k in ks]
+        cells.append([row["family"], row["shape"], *counts, f"{row['nats']:.4f}", *error_rates])
     return headings, cells
 
 
-def _print(headings: list[str], cells: list[list[str]], said: str) -> None:
-    table = Table(title="k-hop induction: error by k, means over seeds", title_justify="left")
+def _print_table(headings: list[str], cells: list[list[str]], sentence: str) -> None:
+    table = Table(title="k-hop induction: error rate by k, mean over seeds", title_justify="left")
     for heading in headings:
         table.add_column(heading, justify="left" if heading in {"family", "shape"} else "right")
     for row in cells:
         table.add_row(*row)
     console = Console(width=None if Console().is_terminal else 150)
     console.print(table)
-    console.print(said)
+    console.print(sentence)

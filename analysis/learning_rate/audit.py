@@ -1,8 +1,9 @@
-"""The learning rate as a gate: a family that was trained off its optimum loses for that reason alone.
+"""Audit of learning rates: check that no family is compared at a learning rate far from its optimum.
 
-An audit trains some shapes of each family over a grid of learning rates. Each shape's loss is a parabola
-in ln lr through its lowest point and the neighbours; the residual penalty of the rate that the study used
-is curvature / 2 * (ln lr - ln lr_best)^2. Of rates with equal losses the lowest counts as the best.
+An audit trains some shapes of each family over a grid of learning rates. A parabola in ln lr through the
+lowest loss of a shape and its two neighbours gives the optimal learning rate lr_best. The learning rate of
+the study has the penalty curvature / 2 * (ln lr - ln lr_best)^2 in nats. If several learning rates have the
+same lowest loss, the smallest of them counts as the best.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ from slm.parabola import minimum_on_grid
 from slm.rounding import exceeds, first_argmin, snap_to_zero
 
 MAX_PENALTY = 0.01  # nats: the default random effect of a shape
-NEEDED = ("family", "shape", "peak_lr", "loss_nats_per_token")
+REQUIRED_COLUMNS = ("family", "shape", "peak_lr", "loss_nats_per_token")
 
 
 @dataclass(frozen=True)
 class ShapeAudit:
-    """One shape's optimum. `curvature`: nats per (ln lr)^2; `cost_of_two`: nats that a rate twice off costs;
-    `penalty`: nats that the study's own rate costs; None where the optimum is not interior.
+    """Optimal learning rate of one shape.
+
+    Attributes:
+        interior: whether the optimum lies inside the grid; the next three are None if it does not.
+        curvature: second derivative of the loss, in nats per (ln lr)^2.
+        cost_of_two: loss increase in nats at twice or half the optimal learning rate.
+        penalty: loss increase in nats at the learning rate of the study.
     """
 
     family: str
@@ -39,74 +45,86 @@ class ShapeAudit:
 
 @dataclass(frozen=True)
 class Audit:
-    """`failed`: families whose rate does not suit them, each with the reason; empty if all pass."""
+    """Result of a learning-rate audit. `failed` maps each family that failed to the reason."""
 
     families: tuple[str, ...]
     failed: dict[str, str]
     shapes: tuple[ShapeAudit, ...] = ()
 
     def passed(self, *families: str) -> bool:
-        """Whether all of these families were audited and none failed."""
+        """Return whether all given families were audited and passed."""
         return all(name in self.families and name not in self.failed for name in families)
 
     def reasons(self, *families: str) -> list[str]:
-        """Why these do not pass."""
+        """Return the reasons why the given families do not pass; empty if they pass."""
         missing = [name for name in families if name not in self.families]
         return [
             *(f"{name}: {self.failed[name]}" for name in families if name in self.failed),
-            *(f"{name}: not in the audit; run its shapes over a grid of rates" for name in missing),
+            *(
+                f"{name}: not in the audit; run its shapes over a grid of learning rates"
+                for name in missing
+            ),
         ]
 
 
-def audit_rates(runs: pd.DataFrame, used: Mapping[str, float] | float | None = None) -> Audit:
-    """Judge an audit's runs: columns family, shape, peak_lr, loss_nats_per_token; seeds are averaged.
+def audit_learning_rates(
+    runs: pd.DataFrame, used_lr: Mapping[str, float] | float | None = None
+) -> Audit:
+    """Fit the optimal learning rate of every shape, and check the learning rate of the study against it.
 
     Args:
-        used: the rate that the study trained with, one or one a family; None: the column `used_lr` if
-            there is one, else the rate of the audit that suits all shapes best.
+        runs: table with the columns family, shape, peak_lr and loss_nats_per_token; losses are averaged
+            over seeds.
+        used_lr: learning rate of the study, or one per family. None: the column `used_lr`; without that
+            column, the learning rate of the grid with the smallest worst-case excess loss over shapes.
 
     Raises:
-        DataError: if a column is absent, or a shape has fewer than 3 rates.
+        DataError: if a column is missing, or the grid has fewer than 3 learning rates.
     """
-    missing = [name for name in NEEDED if name not in runs]
+    missing = [name for name in REQUIRED_COLUMNS if name not in runs]
     if missing:
-        raise DataError(f"the audit lacks the columns {', '.join(missing)}; it has {list(runs)}")
-    grid = runs.pivot_table(index=["family", "shape"], columns="peak_lr", values=NEEDED[-1])
+        raise DataError(
+            f"the audit table has no column {', '.join(missing)}; its columns are {list(runs)}"
+        )
+    grid = runs.pivot_table(
+        index=["family", "shape"], columns="peak_lr", values=REQUIRED_COLUMNS[-1]
+    )
     if grid.shape[1] < 3:
-        raise DataError(f"the audit has {grid.shape[1]} learning rates; at least 3 are needed")
+        raise DataError(f"the audit has {grid.shape[1]} learning rates; run at least 3")
     excess = snap_to_zero(grid.sub(grid.min(axis=1), axis=0).max())
     common = grid.columns[first_argmin(excess)]
     shapes = []
     for key, row in grid.iterrows():
         family, shape = str(key[0]), str(key[1])  # type: ignore[index]
-        rate = float(str(common))
-        if isinstance(used, Mapping):
-            rate = float(used.get(family, rate))
-        elif used is not None:
-            rate = float(used)
+        lr = float(str(common))
+        if isinstance(used_lr, Mapping):
+            lr = float(used_lr.get(family, lr))
+        elif used_lr is not None:
+            lr = float(used_lr)
         elif "used_lr" in runs:
-            rate = float(runs.loc[runs["family"] == family, "used_lr"].iloc[0])
-        shapes.append(_shape(family, shape, row.dropna(), rate))
+            lr = float(runs.loc[runs["family"] == family, "used_lr"].iloc[0])
+        shapes.append(_audit_shape(family, shape, row.dropna(), lr))
     failed = {}
     for audited in shapes:
         if not audited.interior:
             failed[audited.family] = (
-                f"the best rate of {audited.shape}, {audited.best_lr:.2g}, is at the edge of the grid; "
-                "widen it"
+                f"the best learning rate of {audited.shape}, {audited.best_lr:.2g}, is at the edge of the "
+                "grid; widen the grid"
             )
         elif audited.penalty is not None and exceeds(audited.penalty, MAX_PENALTY):
             failed[audited.family] = (
-                f"{audited.shape} loses {audited.penalty:.3f} nats to its learning rate (best "
-                f"{audited.best_lr:.2g}); run it again there"
+                f"the learning rate of {audited.shape} costs {audited.penalty:.3f} nats, more than "
+                f"{MAX_PENALTY:g}; run it again at {audited.best_lr:.2g}"
             )
-    return Audit(tuple(dict.fromkeys(one.family for one in shapes)), failed, tuple(shapes))
+    families = tuple(dict.fromkeys(audited.family for audited in shapes))
+    return Audit(families, failed, tuple(shapes))
 
 
-def _shape(family: str, shape: str, losses: pd.Series, used: float) -> ShapeAudit:
-    rates, values = [math.log(float(rate)) for rate in losses.index], losses.tolist()
-    best = minimum_on_grid(rates, values)
+def _audit_shape(family: str, shape: str, losses: pd.Series, used_lr: float) -> ShapeAudit:
+    log_lrs, values = [math.log(float(lr)) for lr in losses.index], losses.tolist()
+    best = minimum_on_grid(log_lrs, values)
     if best is None:
-        return ShapeAudit(family, shape, False, math.exp(rates[first_argmin(values)]))
+        return ShapeAudit(family, shape, False, math.exp(log_lrs[first_argmin(values)]))
     return ShapeAudit(
         family=family,
         shape=shape,
@@ -114,35 +132,41 @@ def _shape(family: str, shape: str, losses: pd.Series, used: float) -> ShapeAudi
         best_lr=math.exp(best.x),
         curvature=best.curvature,
         cost_of_two=best.cost_of_two,
-        penalty=best.cost(math.log(used) - best.x),
+        penalty=best.cost(math.log(used_lr) - best.x),
     )
 
 
-def middle_rate(rates: Iterable[float]) -> float:
-    """The rate in the middle of a grid: the one that the audited study uses."""
-    grid = sorted(set(rates))
+def middle_learning_rate(learning_rates: Iterable[float]) -> float:
+    """Return the middle learning rate of a grid, which is the one that the audited study uses."""
+    grid = sorted(set(learning_rates))
     return grid[len(grid) // 2]
 
 
-def audit_of(given: pd.DataFrame | Mapping[str, Mapping[str, Any]] | Audit | None) -> Audit | None:
-    """An audit from its runs, or from a summary {family: {"interior": bool, "penalty": nats}}.
+def parse_audit(
+    source: pd.DataFrame | Mapping[str, Mapping[str, Any]] | Audit | None,
+) -> Audit | None:
+    """Return an `Audit` from audit runs or from a summary {family: {"interior": bool, "penalty": nats}}.
+
+    An `Audit` and None are returned unchanged.
 
     Raises:
-        DataError: if it is neither.
+        DataError: if the summary of a family has no key `interior`, or the table of runs is incomplete.
     """
-    if given is None or isinstance(given, Audit):
-        return given
-    if isinstance(given, pd.DataFrame):
-        return audit_rates(given)
+    if source is None or isinstance(source, Audit):
+        return source
+    if isinstance(source, pd.DataFrame):
+        return audit_learning_rates(source)
     failed = {}
-    for family, found in given.items():
-        if not isinstance(found, Mapping) or "interior" not in found:
+    for family, summary in source.items():
+        if not isinstance(summary, Mapping) or "interior" not in summary:
             raise DataError(
-                f"audit of {family}: must say interior (true or false) and penalty (nats), and is {found!r}"
+                f"audit of {family}: {summary!r} must have the keys interior (true or false) and penalty (nats)"
             )
-        penalty = found.get("penalty", found.get("residual_penalty"))
-        if not found["interior"]:
-            failed[str(family)] = "its best learning rate is not inside the grid; widen it"
+        penalty = summary.get("penalty", summary.get("residual_penalty"))
+        if not summary["interior"]:
+            failed[str(family)] = "its best learning rate is not inside the grid; widen the grid"
         elif penalty is not None and exceeds(penalty, MAX_PENALTY):
-            failed[str(family)] = f"its learning rate costs {penalty:.3f} nats; run it at its best"
-    return Audit(tuple(str(family) for family in given), failed)
+            failed[str(family)] = (
+                f"its learning rate costs {penalty:.3f} nats; run it again at its best learning rate"
+            )
+    return Audit(tuple(str(family) for family in source), failed)

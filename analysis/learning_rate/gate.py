@@ -1,4 +1,4 @@
-"""An audit of learning rates as a file: what `study.lr_audit` names, read before any compute is spent."""
+"""Read a learning-rate audit (`study.lr_audit`, `--audit`) and check that it belongs to the study's recipe."""
 
 from __future__ import annotations
 
@@ -8,72 +8,76 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.learning_rate.audit import Audit, audit_of, audit_rates
+from analysis.learning_rate.audit import Audit, audit_learning_rates, parse_audit
 from analysis.runs.load import Runs, collect_runs
 from slm.errors import DataError
 from slm.files import read_json
 from slm.studies.cells import Cell
 
 
-def read_gate(path: Path) -> dict[str, Any]:
-    """What `write_lr_audit` wrote: `recipe_id`, `common_lr`, and what was found of each of `families`.
+def read_lr_audit(path: Path) -> dict[str, Any]:
+    """Return the content of lr_audit.json; `write_lr_audit` defines its keys.
 
     Raises:
-        DataError: if the file is not there or not such a one.
+        DataError: if the file is missing or is not a learning-rate audit.
     """
     try:
-        gate = read_json(path)
-        if not isinstance(gate["families"], dict) or not isinstance(gate["recipe_id"], str):
-            raise TypeError("families or recipe_id is of the wrong kind")
+        content = read_json(path)
+        if not isinstance(content["families"], dict) or not isinstance(content["recipe_id"], str):
+            raise TypeError("families must be an object and recipe_id a string")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = f"no audit of learning rates ({type(error).__name__}: {error})"
-        fix = "python sweep.py study=lr_audit writes one to runs/lr_audit/report/lr_audit.json"
+        problem = f"not a learning-rate audit ({type(error).__name__}: {error})"
+        fix = "run python sweep.py study=lr_audit, which writes runs/lr_audit/report/lr_audit.json"
         raise DataError(f"study.lr_audit={path}: {problem}; {fix}") from None
-    return dict(gate)
+    return dict(content)
 
 
-def gate_of_recipe(path: Path, recipe_id: str) -> dict[str, Any]:
-    """The same, of this recipe.
+def read_lr_audit_of_recipe(path: Path, recipe_id: str) -> dict[str, Any]:
+    """Return the content of lr_audit.json if it has the given recipe.
 
     Raises:
-        DataError: also if it is of another recipe, whose learning rates say nothing of these.
+        DataError: if the file is missing, is not a learning-rate audit, or has another recipe.
     """
-    gate = read_gate(path)
-    if gate["recipe_id"] != recipe_id:
+    content = read_lr_audit(path)
+    if content["recipe_id"] != recipe_id:
         raise DataError(
-            f"study.lr_audit={path}: made in recipe {gate['recipe_id']}, and this study's is {recipe_id}; audit "
-            "the rates in the recipe that is to be judged (same data, schedule, parametrization, ...)"
+            f"study.lr_audit={path}: the audit has recipe {content['recipe_id']}, the study has recipe "
+            f"{recipe_id}; run the audit with the recipe of the study (data, schedule, parametrization, ...)"
         )
-    return gate
+    return content
 
 
 def load_audit(path: Path, runs: Runs) -> Audit:
-    """An audit of learning rates: lr_audit.json, as `study=lr_audit` writes it, or a folder of runs over a
-    grid of rates, which are judged at the rates that the families of `runs` were trained with.
+    """Load the audit for `runs` from lr_audit.json or from a folder of runs over a grid of learning rates.
+
+    A folder is audited at the median learning rate of each family in `runs`.
 
     Raises:
-        DataError: if it is not there or neither.
+        DataError: if the path is missing or is neither of them, or the file has another recipe.
     """
     if path.is_dir():
-        rates = runs.table.groupby("family")["peak_lr"].median()
-        used = {str(name): float(rate) for name, rate in rates.items()}
-        return audit_rates(collect_runs(path)[0], used)
+        medians = runs.table.groupby("family")["peak_lr"].median()
+        used_lr = {str(name): float(lr) for name, lr in medians.items()}
+        return audit_learning_rates(collect_runs(path)[0], used_lr)
     recipes = runs.table["recipe_id"] if "recipe_id" in runs.table else pd.Series(dtype=str)
-    gate = read_gate(path) if recipes.empty else gate_of_recipe(path, str(recipes.iloc[0]))
-    audit = audit_of(gate["families"])
+    if recipes.empty:
+        content = read_lr_audit(path)
+    else:
+        content = read_lr_audit_of_recipe(path, str(recipes.iloc[0]))
+    audit = parse_audit(content["families"])
     assert audit is not None
     return audit
 
 
-def audit_of_study(cells: Sequence[Cell]) -> Path | None:
-    """The gate that the study names, if it is there and of this study's recipe.
+def check_study_audit(cells: Sequence[Cell]) -> Path | None:
+    """Return the path in `study.lr_audit` after checking the file; None if the study has no audit.
 
     Raises:
-        DataError: if it is of another recipe, whose learning rates say nothing of these.
+        DataError: if the file is missing, is not a learning-rate audit, or has another recipe.
     """
     config = cells[0].spec.config
     if config.study.lr_audit is None:
         return None
     path = Path(config.study.lr_audit)
-    gate_of_recipe(path, cells[0].spec.recipe_id)
+    read_lr_audit_of_recipe(path, cells[0].spec.recipe_id)
     return path

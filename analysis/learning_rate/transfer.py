@@ -1,6 +1,6 @@
-"""Where the best learning rate of each shape lies, and what one rate for all shapes would cost.
+"""Report of a learning-rate sweep: optimal learning rate per shape, and the cost of one common learning rate.
 
-For the runs of a study with `optimizer.lr` in its grid.
+It reads the runs of a study with `optimizer.lr` in its grid.
 """
 
 from __future__ import annotations
@@ -33,9 +33,14 @@ ORDER = ("standard", "mup", "completep")
 
 @dataclass(frozen=True)
 class Curve:
-    """Loss of one shape over learning rates. `best_lr` is the vertex of the parabola in ln lr through
-    the lowest point and its neighbours; at an edge of the grid it is that edge, and not interior.
-    `regret` is what the rate that suits all shapes best costs this one, in nats per token.
+    """Optimal learning rate of one parametrization and shape.
+
+    Attributes:
+        best_lr: vertex of the parabola in ln lr through the lowest loss and its two neighbours, or the edge
+            of the grid if the lowest loss is there.
+        interior: whether the lowest loss lies inside the grid.
+        regret: loss at `common_rate` minus the lowest loss of this shape, in nats per token; None if no
+            learning rate was run by all shapes.
     """
 
     parametrization: str
@@ -49,15 +54,15 @@ class Curve:
 
 
 def curves(table: pd.DataFrame) -> list[Curve]:
-    """One curve per parametrization and shape; seeds are averaged."""
+    """Return one `Curve` per parametrization and shape; losses are averaged over seeds."""
     found = []
     for kind in sorted(table["parametrization"].unique(), key=_rank):
         losses = loss_grid(table, kind)
         common = common_rate(losses)
         for n_layers, d_model in losses.index:
             row = losses.loc[(n_layers, d_model)]
-            seen = row.dropna()
-            best_lr, best_loss, interior = _vertex(seen)
+            measured = row.dropna()
+            best_lr, best_loss, interior = _vertex(measured)
             found.append(
                 Curve(
                     parametrization=str(kind),
@@ -67,14 +72,14 @@ def curves(table: pd.DataFrame) -> list[Curve]:
                     best_lr=best_lr,
                     interior=interior,
                     best_loss=best_loss,
-                    regret=None if common is None else float(row[common] - seen.min()),
+                    regret=None if common is None else float(row[common] - measured.min()),
                 )
             )
     return found
 
 
 def loss_grid(table: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """Mean losses of one parametrization: a row a shape, a column a learning rate."""
+    """Return the mean losses of one parametrization: one row per shape, one column per learning rate."""
     rows = table[table["parametrization"] == kind]
     return rows.pivot_table(
         index=["n_layers", "d_model"], columns="peak_lr", values="loss_nats_per_token"
@@ -82,44 +87,47 @@ def loss_grid(table: pd.DataFrame, kind: str) -> pd.DataFrame:
 
 
 def common_rate(losses: pd.DataFrame) -> float | None:
-    """The rate, run by every shape, whose worst excess over a shape's own best is smallest."""
+    """Return the learning rate, run by all shapes, with the smallest worst-case excess loss over shapes.
+
+    The excess loss is the loss minus the lowest loss of the shape. None if no learning rate was run by all.
+    """
     excess = losses.sub(losses.min(axis=1), axis=0).dropna(axis=1)
     worst = snap_to_zero(excess.max())
     return float(excess.columns[first_argmin(worst)]) if excess.shape[1] else None
 
 
 def _vertex(losses: pd.Series) -> tuple[float, float, bool]:
-    rates, values = [math.log(float(rate)) for rate in losses.index], losses.tolist()
-    best = minimum_on_grid(rates, values)
+    log_lrs, values = [math.log(float(lr)) for lr in losses.index], losses.tolist()
+    best = minimum_on_grid(log_lrs, values)
     if best is None:
-        at = first_argmin(values)
-        return math.exp(rates[at]), values[at], False
+        lowest = first_argmin(values)
+        return math.exp(log_lrs[lowest]), values[lowest], False
     return math.exp(best.x), best.y, True
 
 
 def summaries(found: list[Curve]) -> list[dict[str, Any]]:
-    """Per parametrization: how far the best rates lie apart, and the worst regret."""
+    """Return one row per parametrization: the range of the best learning rates, and the largest regret."""
     rows: list[dict[str, Any]] = []
     for kind in dict.fromkeys(curve.parametrization for curve in found):
-        own = [curve for curve in found if curve.parametrization == kind]
-        rates = [curve.best_lr for curve in own]
+        of_kind = [curve for curve in found if curve.parametrization == kind]
+        rates = [curve.best_lr for curve in of_kind]
+        regrets = [curve.regret for curve in of_kind if curve.regret is not None]
         rows.append(
             {
                 "parametrization": kind,
                 "lowest_best_lr": min(rates),
                 "highest_best_lr": max(rates),
                 "spread_doublings": math.log2(max(rates) / min(rates)),
-                "all_interior": all(curve.interior for curve in own),
-                "worst_regret_nats": max(
-                    (curve.regret for curve in own if curve.regret is not None), default=None
-                ),
-                "mean_best_loss": float(np.mean([curve.best_loss for curve in own])),
+                "all_interior": all(curve.interior for curve in of_kind),
+                "worst_regret_nats": max(regrets, default=None),
+                "mean_best_loss": float(np.mean([curve.best_loss for curve in of_kind])),
             }
         )
     return rows
 
 
 def draw(table: pd.DataFrame) -> Figure:
+    """Plot loss against learning rate: one panel per parametrization, one line per shape."""
     kinds = sorted(table["parametrization"].unique(), key=_rank)
     figure = Figure(figsize=(3.6 * len(kinds), 3.8), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
@@ -147,51 +155,53 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 def write_lr_report(folder: Path, out: Path, only: Collection[str] | None = None) -> None:
-    """Write the curves as text and as data, the runs as a table, and the figure to `out`.
+    """Write lr_transfer.md, .json, .csv and .png to `out`.
 
     Raises:
-        DataError: if there is no finished run, or runs differ in more than shape, rate and seed.
+        DataError: if no run is finished, or runs differ in more than parametrization, shape, learning rate
+            and seed.
     """
     table, dropped = collect_runs(folder, only)
-    own = ["parametrization", "n_layers", "d_model", "peak_lr", "seed"]
-    if table.duplicated(own).any():
+    keys = ["parametrization", "n_layers", "d_model", "peak_lr", "seed"]
+    if table.duplicated(keys).any():
         raise DataError(
-            f"{folder}: runs of one shape, learning rate and seed differ in something else, such as "
-            "their token budget; keep one value of it in a study of learning rates"
+            f"{folder}: several runs have the same shape, learning rate and seed, but differ in another "
+            "setting such as the token budget; use one value of that setting in a learning-rate sweep"
         )
     found = curves(table)
     out.mkdir(parents=True, exist_ok=True)
     draw(table).savefig(out / FIGURE, dpi=150)
-    told = markdown(found, len(table), dropped)
-    write_text(out / "lr_transfer.md", told)
-    columns = ["parametrization", "n_layers", "d_model", "peak_lr", "seed", "tokens"]
+    report = markdown(found, len(table), dropped)
+    write_text(out / "lr_transfer.md", report)
+    columns = [*keys, "tokens"]
     chosen = table[[*columns, "flops", "loss_nats_per_token"]].sort_values(columns)
     write_text(out / "lr_transfer.csv", chosen.to_csv(index=False))
     results = {"summary": summaries(found), "curves": [asdict(curve) for curve in found]}
     write_json(out / "lr_transfer.json", results)
-    print(told)
+    print(report)
 
 
 def markdown(found: list[Curve], runs: int, dropped: Counter[str]) -> str:
+    """Return the content of lr_transfer.md."""
     lines = [
-        "# Where the best learning rate lies, shape by shape",
+        "# Optimal learning rate per shape",
         "",
         f"![Loss against learning rate, per shape]({FIGURE})",
         "",
-        "| parametrization | best rates | apart by | worst cost of one rate for all | mean best loss |",
+        "| parametrization | best LR | range | largest cost of a common LR | mean best loss |",
         "| --- | --- | --- | --- | --- |",
     ]
     for row in summaries(found):
-        edge = "" if row["all_interior"] else ", some at the grid's edge"
+        edge = "" if row["all_interior"] else ", some at the edge of the grid"
         lines.append(
             f"| {row['parametrization']} | {row['lowest_best_lr']:.1e} to {row['highest_best_lr']:.1e}{edge} "
             f"| {row['spread_doublings']:.1f} doublings | {format_nats(row['worst_regret_nats'])} nats/token "
             f"| {row['mean_best_loss']:.4f} |"
         )
-    lines += ["", "| parametrization | shape | best rate | best loss | cost of the common rate |"]
+    lines += ["", "| parametrization | shape | best LR | best loss | cost of the common LR |"]
     lines += ["| --- | --- | --- | --- | --- |"]
     for curve in found:
-        edge = "" if curve.interior else " (edge)"
+        edge = "" if curve.interior else " (edge of the grid)"
         lines.append(
             f"| {curve.parametrization} | {curve.shape} | {curve.best_lr:.1e}{edge} "
             f"| {curve.best_loss:.4f} | {format_nats(curve.regret)} |"

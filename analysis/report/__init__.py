@@ -1,4 +1,4 @@
-"""Reports of finished runs: report.html, report.md and results.json from one analysis."""
+"""Reports of finished runs: report.html, report.md and results.json, written from one analysis."""
 
 from analysis.report.write import report_on, write_report
 

@@ -1,4 +1,4 @@
-"""Which report answers which question (`study.analysis`, `python -m analysis --of`)."""
+"""Select the report that `study.analysis` or `python -m analysis --of` names."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def write_report_of(
     *,
     common_lr: float | None = None,
 ) -> None:
-    """Write the report of any kind but `families`, which compares families (`analysis.report.write`).
+    """Write the report of the given kind; `analysis.report.write` writes the remaining one, `families`.
 
     Args:
-        source: a folder of runs; for coordinates the file of a coordinate check.
-        only: ids of the runs to read; None: all.
-        common_lr: for lr_audit, the rate that is judged; None: the middle one of the grid.
+        source: a folder of runs; for `coordinates`, the file of a coordinate check.
+        only: ids of the runs to use; None: all.
+        common_lr: for `lr_audit`, the learning rate to audit; None: the middle one of the grid.
     """
     if kind == "lr_transfer":
         write_lr_report(source, out, only)

@@ -23,7 +23,7 @@ from analysis.fit.joint import fit_joint
 from analysis.fit.law import log_loss
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import jackknife_error
-from analysis.learning_rate.audit import Audit, audit_of
+from analysis.learning_rate.audit import Audit, parse_audit
 from analysis.runs.load import Runs
 from analysis.runs.study import Columns, Study, prepare
 
@@ -118,7 +118,7 @@ def answer(
     loaded = runs if isinstance(runs, Runs) else Runs(runs, Counter(), ())
     given = loaded.table
     study = prepare(given, _columns(given), deep, wide)
-    found = compare_study(study, audit_of(audit), bootstrap=bootstrap, seed=seed)
+    found = compare_study(study, parse_audit(audit), bootstrap=bootstrap, seed=seed)
     known = found.exponents.fitted
     table = _shown(study, given, known)
     return Answer(

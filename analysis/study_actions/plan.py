@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from analysis.learning_rate.gate import audit_of_study
+from analysis.learning_rate.gate import check_study_audit
 from slm.architecture.flops import flop_equivalent_params
 from slm.config.schema import Config
 from slm.errors import DesignRefused
@@ -50,7 +50,7 @@ def show_plan(cells: Sequence[Cell]) -> None:
     """
     console = Console(width=None if Console().is_terminal else WIDTH)
     config = cells[0].spec.config
-    audit_of_study(cells)  # raises where it is not there
+    check_study_audit(cells)  # raises where it is not there
     if config.plan.probe:
         _probe(cells)
     throughput = load_throughput(cells)

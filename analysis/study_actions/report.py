@@ -1,4 +1,4 @@
-"""`action=report`: the study's analysis of what is finished, and what is missing."""
+"""`action=report`: analyze the finished cells of a study."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.learning_rate.gate import audit_of_study
+from analysis.learning_rate.gate import check_study_audit
 from slm.errors import DataError
 from slm.studies.cells import Cell
 
@@ -15,9 +15,9 @@ log = logging.getLogger("slm")
 
 
 def write_report(cells: Sequence[Cell]) -> None:
-    """Write it beside the runs, and say which cells are not in it."""
-    from analysis.learning_rate.audit import middle_rate
-    from analysis.report.by_kind import write_report_of  # pandas and matplotlib take a second
+    """Write the study's report to RUNS_DIR/STUDY/report, and log how many cells are not in it."""
+    from analysis.learning_rate.audit import middle_learning_rate
+    from analysis.report.by_kind import write_report_of  # late: imports pandas and matplotlib
 
     config = cells[0].spec.config
     study = Path(config.runs_dir) / config.study.name
@@ -26,8 +26,8 @@ def write_report(cells: Sequence[Cell]) -> None:
     if kind == "families":
         _report_on_families(cells, out)
     else:
-        rates = [cell.spec.config.optimizer.lr for cell in cells]
-        write_report_of(kind, study, out, ids, common_lr=middle_rate(rates))
+        grid = [cell.spec.config.optimizer.lr for cell in cells]
+        write_report_of(kind, study, out, ids, common_lr=middle_learning_rate(grid))
     missing = Counter(cell.state for cell in cells if cell.state != "finished")
     if missing:
         states = ", ".join(f"{count} {state}" for state, count in missing.most_common())
@@ -35,18 +35,22 @@ def write_report(cells: Sequence[Cell]) -> None:
 
 
 def _report_on_families(cells: Sequence[Cell], out: Path) -> None:
-    """Compare the families of the contrast, with runs of this folder and of the study's file of results."""
+    """Compare the two families of the contrast, with the results that the finished cells carry.
+
+    Raises:
+        DataError: if no cell is finished.
+    """
     from analysis.report.write import report_on
     from analysis.runs.load import runs_from_results
     from slm.studies.cells import contrast_of
 
     study = cells[0].spec.config.study
-    found = [cell.result for cell in cells if cell.state == "finished"]
-    results = [result for result in found if result is not None]
+    finished = [cell.result for cell in cells if cell.state == "finished"]
+    results = [result for result in finished if result is not None]
     if not results:
-        raise DataError(f"study {study.name}: no finished cell yet; action=run makes some")
+        raise DataError(f"study {study.name}: no finished cell; run the study first (action=run)")
     deep, wide = contrast_of(cells)
-    audit = audit_of_study(cells)
+    audit = check_study_audit(cells)
     report_on(
         runs_from_results(results), out, deep=deep, wide=wide, audit=audit, question=study.question
     )

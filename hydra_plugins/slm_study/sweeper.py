@@ -162,11 +162,11 @@ def _check_design(cells: Sequence[Any]) -> None:
         DesignRefused: listing the reasons.
         DataError: if study.lr_audit is missing or belongs to another recipe.
     """
-    from analysis.learning_rate.gate import audit_of_study
+    from analysis.learning_rate.gate import check_study_audit
     from analysis.study_actions.plan import power_of, refusals_of, refused
     from slm.errors import DesignRefused
 
-    audit_of_study(cells)  # raises the DataError
+    check_study_audit(cells)  # raises the DataError
     if all(cell.is_done for cell in cells):
         return
     refusals = refusals_of(cells, power_of(cells))

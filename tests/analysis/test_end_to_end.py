@@ -213,7 +213,7 @@ def test_report_files_are_written(written: Callable[..., RunDirectory], tmp_path
     text = (tmp_path / "out" / "report.md").read_text()
     saved = json.loads((tmp_path / "out" / "results.json").read_text())
     assert (tmp_path / "out" / "loss_vs_flops.png").stat().st_size > 10_000
-    assert "What this cannot say" in text and "REFUSED" in text
+    assert "## Limitations" in text and "REFUSED" in text
     found = saved["comparison"]
     assert found["matched"]["summary"][0]["mean"] == pytest.approx(-0.1, abs=1e-6)
     assert {law["status"] for law in found["exponents"].values()} == {"REFUSED"}
@@ -286,7 +286,8 @@ def test_khop_report_names_the_family_with_the_lower_error(
         )
     write_khop_report(tmp_path / "runs", tmp_path / "report")
     out = capsys.readouterr().out
-    assert "deep errs in 5.00% and wide in 25.00%" in out and "depth shows" in out
+    assert "the error rate is 5.00% for deep and 25.00% for wide" in out
+    assert "positive control passed" in out
     saved = json.loads((tmp_path / "report" / "results.json").read_text())
     assert [shape["k=2"] for shape in saved["shapes"]] == pytest.approx([0.05, 0.25])
     assert "k=2" in (tmp_path / "report" / "report.md").read_text()

@@ -25,7 +25,7 @@ from analysis.compare.two_stage_f_test import shape_losses
 from analysis.fit.frontier import Frontier, log_multiplier
 from analysis.fit.isoflop import fit_isoflop
 from analysis.fit.resampling import bootstrap_interval, cluster_weights, jackknife_error
-from analysis.learning_rate.audit import Audit, audit_of, audit_rates
+from analysis.learning_rate.audit import Audit, audit_learning_rates, parse_audit
 from analysis.runs.study import Columns, Study, prepare
 from slm.errors import DataError
 from tests.benchmarks.simulated_studies import SIGMA, Truth, naive_f, simulate
@@ -306,7 +306,7 @@ def audit(best: dict[str, float], used: float = 8e-3) -> pd.DataFrame:
 
 class TestAudit:
     def test_what_a_rate_costs(self) -> None:
-        found = audit_rates(audit({"deep": 8e-3, "wide": 4e-3}))
+        found = audit_learning_rates(audit({"deep": 8e-3, "wide": 4e-3}))
         assert found.passed("deep", "wide")
         deep, wide = found.shapes
         assert deep.best_lr == pytest.approx(8e-3) and deep.penalty == pytest.approx(0, abs=1e-9)
@@ -314,27 +314,27 @@ class TestAudit:
         assert wide.penalty == pytest.approx(0.02 * math.log(2) ** 2) == wide.cost_of_two
 
     def test_a_mistuned_family_fails(self) -> None:
-        found = audit_rates(audit({"deep": 8e-3, "wide": 3e-3}))
+        found = audit_learning_rates(audit({"deep": 8e-3, "wide": 3e-3}))
         assert found.passed("deep") and not found.passed("deep", "wide")
-        assert "wide0 loses 0.019 nats" in found.reasons("deep", "wide")[0]
-        edge = audit_rates(audit({"deep": 1e-4, "wide": 8e-3}))
+        assert "learning rate of wide0 costs 0.019 nats" in found.reasons("deep", "wide")[0]
+        edge = audit_learning_rates(audit({"deep": 1e-4, "wide": 8e-3}))
         assert "edge of the grid" in edge.failed["deep"]
         assert "not in the audit" in found.reasons("mid")[0]
-        assert audit_rates(audit({"deep": 8e-3}), used=1e-3).failed
-        assert not audit_rates(audit({"deep": 1.6e-2}), used={"deep": 1.6e-2}).failed
+        assert audit_learning_rates(audit({"deep": 8e-3}), used_lr=1e-3).failed
+        assert not audit_learning_rates(audit({"deep": 1.6e-2}), used_lr={"deep": 1.6e-2}).failed
 
     def test_a_summary_will_do(self) -> None:
-        found = audit_of(
+        found = parse_audit(
             {"deep": {"interior": True, "penalty": 0.002}, "wide": {"interior": False}}
         )
         assert isinstance(found, Audit) and list(found.failed) == ["wide"]
-        assert audit_of(None) is None
-        with pytest.raises(DataError, match="must say interior"):
-            audit_of({"deep": {}})
-        with pytest.raises(DataError, match="lacks the columns"):
-            audit_rates(pd.DataFrame({"family": ["deep"]}))
-        with pytest.raises(DataError, match="at least 3"):
-            audit_rates(audit({"deep": 8e-3}).iloc[:2])
+        assert parse_audit(None) is None
+        with pytest.raises(DataError, match="must have the keys interior"):
+            parse_audit({"deep": {}})
+        with pytest.raises(DataError, match="has no column shape"):
+            audit_learning_rates(pd.DataFrame({"family": ["deep"]}))
+        with pytest.raises(DataError, match="run at least 3"):
+            audit_learning_rates(audit({"deep": 8e-3}).iloc[:2])
 
 
 def test_the_naive_test_is_wrong_where_shapes_misfit() -> None:

@@ -1,4 +1,4 @@
-"""Coordinate checks: whose updates grow with width (8-fold) and with depth (16-fold)."""
+"""Coordinate checks: growth of updates with width (8-fold) and with depth (16-fold), per parametrization."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from slm.errors import DataError
 from slm.files import read_json
 from slm.training.coordinates import coordinate_check, write_coordinates
 
-# Growth of the stream's change after 3 steps, as an exponent of the size. A quarter means less than
-# a factor 1.7 over 8-fold width and 2 over 16-fold depth; without the multipliers it is about a half.
-STAYS = {
+# Whether the growth exponent of the residual stream's update after 3 steps is below 1/4, which is a factor of
+# less than 1.7 over 8-fold width and 2 over 16-fold depth. Without the multipliers it is about 1/2.
+IS_STABLE = {
     ("standard", "width"): False,
     ("standard", "depth"): False,
     ("mup", "width"): True,
@@ -24,19 +24,19 @@ STAYS = {
 }
 
 
-@pytest.mark.parametrize(("kind", "axis"), STAYS, ids=str)
-def test_updates_keep_their_size_where_they_should(kind: str, axis: str) -> None:
+@pytest.mark.parametrize(("kind", "axis"), IS_STABLE, ids=str)
+def test_updates_are_stable_in_the_axes_of_the_parametrization(kind: str, axis: str) -> None:
     rows = pd.DataFrame(coordinate_check(kind, axis, steps=3))  # type: ignore[arg-type]
     exponent = growth(rows, axis, "update", 3)[kind]
-    assert abs(exponent) < 0.25 if STAYS[kind, axis] else exponent > 0.4
+    assert abs(exponent) < 0.25 if IS_STABLE[kind, axis] else exponent > 0.4
     start = rows[rows["step"] == 0]
-    # The stream starts between the embedding, its floor once branches shrink, and twice its size at
-    # the base shape: it neither grows nor vanishes.
+    # At step 0 the residual stream is at least as large as the embedding and at most twice its size at the
+    # base shape.
     assert (start["stream"] >= start["embedding"]).all()
     assert start["stream"].max() <= 2 * start["stream"].iloc[0]
 
 
-def test_the_figure_is_drawn_from_the_file(tmp_path: Path) -> None:
+def test_report_is_written_from_the_file(tmp_path: Path) -> None:
     write_coordinates(tmp_path / "coordinates.json", seeds=(0,))
     rows = read_json(tmp_path / "coordinates.json")
     assert {row["kind"] for row in rows} == {"standard", "mup", "completep"}

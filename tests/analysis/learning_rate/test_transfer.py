@@ -1,4 +1,4 @@
-"""Learning-rate curves with known optima."""
+"""Report of learning-rate sweeps with known optima."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from analysis.learning_rate.transfer import (
     summaries,
 )
 
-RATES = [1e-3 * 2**n for n in range(6)]
+LEARNING_RATES = [1e-3 * 2**n for n in range(6)]
 BEST = {  # (parametrization, n_layers, d_model) -> learning rate at the bottom of its parabola
     ("standard", 2, 64): 2e-3,
     ("standard", 16, 24): 1.6e-2,
@@ -28,17 +28,17 @@ BEST = {  # (parametrization, n_layers, d_model) -> learning rate at the bottom 
 
 
 def runs() -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "parametrization": kind, "n_layers": layers, "d_model": width, "peak_lr": rate, "seed": 0,
-            "loss_nats_per_token": 2 + 0.01 * math.log2(rate / best) ** 2,
-        }
+    """Runs whose losses are parabolas in ln lr with the optima in BEST."""
+    columns = ["parametrization", "n_layers", "d_model", "peak_lr", "loss_nats_per_token"]
+    rows = [
+        (kind, layers, width, lr, 2 + 0.01 * math.log2(lr / best) ** 2)
         for (kind, layers, width), best in BEST.items()
-        for rate in RATES
-    )  # fmt: skip
+        for lr in LEARNING_RATES
+    ]
+    return pd.DataFrame(rows, columns=columns).assign(seed=0)
 
 
-def test_the_vertex_is_found_and_an_edge_is_told() -> None:
+def test_best_lr_is_the_vertex_or_the_edge_of_the_grid() -> None:
     found = {(c.parametrization, c.n_layers, c.d_model): c for c in curves(runs())}
     for key, best in BEST.items():
         if key[0] == "mup":
@@ -48,30 +48,31 @@ def test_the_vertex_is_found_and_an_edge_is_told() -> None:
             assert found[key].best_loss == pytest.approx(2)
 
 
-def test_one_rate_for_all_costs_what_it_costs() -> None:
+def test_summary_of_spread_and_regret() -> None:
     losses = loss_grid(runs(), "standard")
-    # Optima 3 doublings apart: two rates between them are 1 or 2 doublings off each, and the lower is taken.
-    assert common_rate(losses) == RATES[2]
-    assert common_rate(losses * (1 + 1e-13 * np.sign(np.arange(6) - 2.5))) == RATES[2]
-    told = {row["parametrization"]: row for row in summaries(curves(runs()))}
-    assert list(told) == ["standard", "mup", "completep"]
-    assert told["standard"]["spread_doublings"] == pytest.approx(3)
-    assert told["standard"]["worst_regret_nats"] == pytest.approx(0.04)
-    assert told["completep"]["spread_doublings"] == pytest.approx(0, abs=1e-6)
-    assert told["completep"]["worst_regret_nats"] == pytest.approx(0)
-    assert told["mup"]["all_interior"] is False
+    # The optima are 3 doublings apart: two learning rates are 1 or 2 doublings from each; the lower is taken.
+    assert common_rate(losses) == LEARNING_RATES[2]
+    rounded = losses * (1 + 1e-13 * np.sign(np.arange(6) - 2.5))
+    assert common_rate(rounded) == LEARNING_RATES[2]
+    summary = {row["parametrization"]: row for row in summaries(curves(runs()))}
+    assert list(summary) == ["standard", "mup", "completep"]
+    assert summary["standard"]["spread_doublings"] == pytest.approx(3)
+    assert summary["standard"]["worst_regret_nats"] == pytest.approx(0.04)
+    assert summary["completep"]["spread_doublings"] == pytest.approx(0, abs=1e-6)
+    assert summary["completep"]["worst_regret_nats"] == pytest.approx(0)
+    assert summary["mup"]["all_interior"] is False
 
 
-def test_a_diverged_run_leaves_a_gap_and_no_common_rate_there() -> None:
+def test_common_rate_excludes_the_learning_rate_of_a_diverged_run() -> None:
     table = runs()
-    table = table[~((table["peak_lr"] == RATES[2]) & (table["n_layers"] == 16))]
-    assert common_rate(loss_grid(table, "standard")) == RATES[3]
+    table = table[~((table["peak_lr"] == LEARNING_RATES[2]) & (table["n_layers"] == 16))]
+    assert common_rate(loss_grid(table, "standard")) == LEARNING_RATES[3]
     assert len(curves(table)) == len(BEST)
     draw(table)
-    assert "grid's edge" in markdown(curves(table), len(table), {"not finished (diverged)": 1})  # type: ignore[arg-type]
+    assert "edge of the grid" in markdown(curves(table), len(table), {"not finished (diverged)": 1})  # type: ignore[arg-type]
 
 
-def test_without_a_common_rate_there_is_no_regret() -> None:
+def test_regret_is_none_without_a_common_rate() -> None:
     table = runs()
     deep = table["n_layers"] == 16
     table = table[(deep & (table["peak_lr"] > 4e-3)) | (~deep & (table["peak_lr"] < 4e-3))]
