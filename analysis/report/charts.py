@@ -1,4 +1,4 @@
-"""The charts of the HTML report, each from an `Answer`; None where there is nothing to draw."""
+"""The charts of the HTML report, each from a `StudyReport`; None where there is nothing to draw."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from analysis.compare.exponents import EQUIVALENT
 from analysis.compare.matched_pairs import Contrast
 from analysis.formatting import format_p_value, power_of_ten, short_count
 from analysis.plotting import BLUE, GREEN, NEUTRAL, ORANGE, PURPLE, SKY, VERMILLION
-from analysis.report.study_report import Answer
+from analysis.report.study_report import StudyReport
 from analysis.report.svg import INK, WIDTH, Axis, Plot, shape
 from analysis.report.text import difference_text
 
@@ -82,7 +82,7 @@ def run_title(row: Mapping[Any, Any]) -> str:
     return f"{told}{power_of_ten(row['flops'], 3)} FLOPs\n{row['run_id']}"
 
 
-def loss_against_flops(answer: Answer) -> Figure:
+def loss_against_flops(answer: StudyReport) -> Figure:
     table, kinds = answer.table, styles(answer.families)
     curves = answer.curves if len(answer.tokens_per_param) <= MOST_CURVES else ()
     losses = [*table["loss_nats_per_token"], *(v for c in curves for v in (*c.low, *c.high))]
@@ -151,7 +151,7 @@ def _name_budgets(plot: Plot, table: pd.DataFrame) -> None:
         plot.text(x, y, said, INK, pixels=True, size=12)
 
 
-def differences(answer: Answer) -> Figure | None:
+def differences(answer: StudyReport) -> Figure | None:
     matched = answer.comparison.matched
     if matched is None:
         return None
@@ -231,7 +231,7 @@ def _roomy(axis: Axis) -> Axis:
     return replace(axis, low=axis.low - 0.09 * span, high=axis.high + 0.09 * span)
 
 
-def alphas(answer: Answer) -> Figure | None:
+def alphas(answer: StudyReport) -> Figure | None:
     """Exponents per family. Where they are not identified, the accepted range and no estimate."""
     one, kinds = answer.comparison.exponents, styles(answer.families)
     if one.refused:
@@ -271,7 +271,7 @@ def alphas(answer: Answer) -> Figure | None:
     )  # fmt: skip
 
 
-def exponent_difference(answer: Answer) -> Figure | None:
+def exponent_difference(answer: StudyReport) -> Figure | None:
     """The difference of exponents, and how it fares under every other way to take it."""
     found = answer.comparison
     one = found.exponents

@@ -8,11 +8,11 @@ import pandas as pd
 
 from analysis.formatting import power_of_ten, short_count
 from analysis.report.charts import MOST_CURVES, Figure, budget_styles, run_title, styles
-from analysis.report.study_report import Answer
+from analysis.report.study_report import StudyReport
 from analysis.report.svg import INK, Axis, Plot
 
 
-def kappa(answer: Answer) -> Figure | None:
+def kappa(answer: StudyReport) -> Figure | None:
     """The compute multiplier over the losses that both families reach."""
     found, one = answer.comparison, answer.comparison.kappa
     if one is None:
@@ -44,7 +44,7 @@ def kappa(answer: Answer) -> Figure | None:
     )  # fmt: skip
 
 
-def shape_curve(answer: Answer) -> Figure | None:
+def shape_curve(answer: StudyReport) -> Figure | None:
     """Loss against aspect ratio at matched FLOPs, a line a rung and budget."""
     found = answer.shape_curve
     if found is None or not found.rungs:
@@ -86,7 +86,7 @@ def shape_curve(answer: Answer) -> Figure | None:
     )  # fmt: skip
 
 
-def isoflop(answer: Answer) -> Figure | None:
+def isoflop(answer: StudyReport) -> Figure | None:
     """The best size at each compute budget, per family."""
     good = {
         family: [one for one in found.parabolas if one.n_best is not None]
@@ -136,7 +136,7 @@ def isoflop(answer: Answer) -> Figure | None:
     )  # fmt: skip
 
 
-def hold_out(answer: Answer) -> Figure | None:
+def hold_out(answer: StudyReport) -> Figure | None:
     """The largest size as observed, and as predicted from the smaller ones."""
     cells = answer.comparison.hold_out.cells
     if not cells:
@@ -169,7 +169,7 @@ def hold_out(answer: Answer) -> Figure | None:
     )  # fmt: skip
 
 
-def residuals(answer: Answer) -> Figure | None:
+def residuals(answer: StudyReport) -> Figure | None:
     """Mean residual of each shape: what the law does not explain."""
     table = answer.table.dropna(subset=["residual"])
     if table.empty:

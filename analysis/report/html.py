@@ -1,35 +1,35 @@
-"""report.html: one self-contained page that a busy reader understands in a minute.
+"""Render report.html: one self-contained page with text, tables and inline SVG charts.
 
-No network, no library: text, tables, inline SVG, and a few lines of script that show what a mark says when
-it is hovered, tapped or focused. Without the script the browser's own tooltips say the same.
+The page loads nothing from the network and uses no library. A short script shows a tooltip when a chart mark
+is hovered or tapped; without the script, the browser shows the same text.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from html import escape
 
 from analysis.formatting import count, power_of_ten
 from analysis.plotting import BLUE, VERMILLION
-from analysis.report import charts as drawn
-from analysis.report import charts_diagnostics as more
-from analysis.report import tables, text
+from analysis.report import charts, charts_diagnostics, tables, text
 from analysis.report.charts import Figure, legend
-from analysis.report.study_report import Answer
+from analysis.report.study_report import StudyReport
 from analysis.report.svg import FAINT, INK
 from analysis.report.tables import Rows
 
-TITLE = "Deep or wide, at matched compute"
+TITLE = "Deep or wide at matched compute"
 DEFAULT_QUESTION = (
     "Under matched compute, does a deeper shape beat a wider one, and does that change with scale?"
 )
-GOOD = (
+SIGNIFICANT_VERDICTS = (
     "depth_exponent_better",
     "width_exponent_better",
     "depth_level_better",
     "width_level_better",
 )
 
+NEGATIVE = re.compile(r"(?:^|(?<=[ \[(]))-(?=[0-9])")
 PALETTE = (
     f":root{{--ink:{INK};--soft:#52606d;--line:{FAINT};--back:#fff;--tint:#f5f7f9;--accent:#0b4f7a;"
     f"--good:{BLUE};--bad:{VERMILLION}}}"
@@ -41,15 +41,15 @@ STYLE = (
 body{margin:0;background:var(--back);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",
 Roboto,"DejaVu Sans",sans-serif}
 main{max-width:1160px;margin:0 auto;padding:28px 24px 60px}
-.asked{color:var(--soft);margin:0 0 4px}
+.question{color:var(--soft);margin:0 0 4px}
 h1{font-size:2.1rem;line-height:1.15;margin:0 0 8px;letter-spacing:-.01em;overflow-wrap:anywhere}
 h2{font-size:1.25rem;margin:38px 0 4px;padding-top:14px;border-top:2px solid var(--ink)}
 h3{font-size:1rem;margin:0 0 4px}
 p{margin:6px 0}
 .number{font-size:1.15rem;font-weight:600;margin:0 0 10px}
-.because{color:var(--soft);max-width:80ch}
-.answer{background:var(--tint);border-left:6px solid var(--soft);padding:20px 24px 16px;margin:10px 0 16px}
-.answer.good{border-color:var(--good)}.answer.bad{border-color:var(--bad)}
+.explanation{color:var(--soft);max-width:80ch}
+.verdict{background:var(--tint);border-left:6px solid var(--soft);padding:20px 24px 16px;margin:10px 0 16px}
+.report.good{border-color:var(--good)}.report.bad{border-color:var(--bad)}
 .tag{display:inline-block;font:600 .78rem/1 ui-monospace,Menlo,"DejaVu Sans Mono",monospace;padding:5px 8px;
 border:1px solid currentColor;border-radius:4px;margin:0 8px 8px 0;color:var(--soft)}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(205px,1fr));gap:12px;margin:0 0 8px}
@@ -76,13 +76,13 @@ ul{padding-left:20px;margin:6px 0}li{margin:3px 0;max-width:92ch;overflow-wrap:a
 #tip{position:fixed;display:none;z-index:9;max-width:320px;white-space:pre-line;pointer-events:none;
 background:var(--ink);color:#fff;font-size:.82rem;line-height:1.35;padding:7px 10px;border-radius:5px;
 overflow-wrap:anywhere}
-@media(max-width:620px){main{padding:14px 14px 40px}h1{font-size:1.55rem}.answer{padding:14px 16px 10px}
+@media(max-width:620px){main{padding:14px 14px 40px}h1{font-size:1.55rem}.verdict{padding:14px 16px 10px}
 .number{font-size:1.02rem}.cards{grid-template-columns:1fr 1fr}.card{padding:9px 10px}.card b{font-size:1rem}
 figure svg:not(.key) text{font-size:17px}}
 @media print{body{font-size:9.5pt}main{max-width:none;padding:0}h1{font-size:18pt}.number{font-size:11pt}
-.answer{padding:10px 14px 4px;margin:4px 0 8px}.cards{grid-template-columns:repeat(4,1fr)}.card{padding:6px 8px}
+.verdict{padding:10px 14px 4px;margin:4px 0 8px}.cards{grid-template-columns:repeat(4,1fr)}.card{padding:6px 8px}
 .card b{font-size:11pt}.card i,.card span,figcaption{font-size:8pt}h2{font-size:12pt}.figures{grid-template-columns:1fr 1fr;
-gap:14px 20px}.answer,.card{break-inside:avoid}h2{break-after:avoid;margin:14px 0 2px;padding-top:8px}details.runs{display:none}
+gap:14px 20px}.verdict,.card{break-inside:avoid}h2{break-after:avoid;margin:14px 0 2px;padding-top:8px}details.runs{display:none}
 #tip{display:none!important}.scroll{overflow:visible}table{font-size:8pt}a{color:inherit}
 @page{margin:14mm}}
 """
@@ -102,11 +102,11 @@ addEventListener('beforeprint',()=>document.querySelectorAll('details:not(.runs)
 """
 
 
-def page(answer: Answer) -> str:
-    """The whole page."""
-    body = "\n".join([*_head(answer), *_loss(answer), *_exponents(answer), *_checks(answer),
-                      *_design(answer), *_fine_print(answer)])  # fmt: skip
-    title = f"{text.headline(answer)} - {TITLE}"
+def page(report: StudyReport) -> str:
+    """Return the HTML of the report."""
+    sections = (_head, _loss, _exponents, _checks, _power, _limitations)
+    body = "\n".join(element for section in sections for element in section(report))
+    title = f"{text.headline(report)} - {TITLE}"
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width,initial-scale=1">\n<title>{escape(title)}</title>'
@@ -115,113 +115,113 @@ def page(answer: Answer) -> str:
     )
 
 
-def _head(answer: Answer) -> Iterator[str]:
-    verdict = answer.comparison.verdict
-    tone = (
-        "good"
-        if verdict.word in GOOD
-        else "bad"
-        if verdict.word in ("refused", "audit_failed")
-        else ""
-    )
-    yield f'<p class="asked">{escape(answer.question or DEFAULT_QUESTION)}</p>'
-    yield f'<section class="answer {tone}">'
-    yield f"<h1>{escape(text.headline(answer))}</h1>"
-    yield f'<p class="number">{_minus(text.uncertainty(answer))}</p>'
+def _head(report: StudyReport) -> Iterator[str]:
+    verdict = report.comparison.verdict
+    tone = "good" if verdict.word in SIGNIFICANT_VERDICTS else ""
+    if verdict.word in ("refused", "audit_failed"):
+        tone = "bad"
+    yield f'<p class="question">{escape(report.question or DEFAULT_QUESTION)}</p>'
+    yield f'<section class="verdict {tone}">'
+    yield f"<h1>{escape(text.headline(report))}</h1>"
+    yield f'<p class="number">{_minus(text.uncertainty(report))}</p>'
     yield f'<p><span class="tag">{verdict.word}</span></p>'
     if verdict.word != "refused":
-        yield f'<p class="because">{_minus(answer.comparison.verdict.sentence)}</p>'
-    yield _list(text.reasons(answer))
+        yield f'<p class="explanation">{_minus(report.comparison.verdict.sentence)}</p>'
+    yield _list(text.reasons(report))
     yield "</section>"
-    yield f'<div class="cards">{"".join(_cards(answer))}</div>'
+    yield f'<div class="cards">{"".join(_cards(report))}</div>'
 
 
-def _cards(answer: Answer) -> Iterator[str]:
-    found, table = answer.comparison, answer.table
-    row = text.endpoint(answer)
+def _cards(report: StudyReport) -> Iterator[str]:
+    found, table = report.comparison, report.table
+    row = text.endpoint(report)
     if row is not None:
         value = text.interval(row["largest"], row["largest_low_holm"], row["largest_high_holm"])
-        yield _card(value, f"nats per token, {found.deep} minus {found.wide}, at the largest FLOPs")
+        label = (
+            f"loss of {found.deep} minus loss of {found.wide} at the largest FLOPs, nats per token"
+        )
+        yield _card(value, label)
     if found.kappa is not None:
         kappa = found.kappa
         value = f"{kappa.by_law or kappa.at_largest:.2f}"
         if kappa.interval is not None:
             value += " [{:.2f}, {:.2f}]".format(*kappa.interval)
         yield _card(
-            value, f"times the FLOPs of {found.deep} that {found.wide} needs for the same loss"
+            value, f"compute multiplier: FLOPs of {found.wide} / {found.deep} at equal loss"
         )
     if found.verdict.word != "refused":
-        one = found.exponents
-        value = "refused" if one.refused else text.difference_text(one)
-        yield _card(value, f"difference of exponents, status {one.status}")
-    spent = power_of_ten(float(table["flops"].sum()))
+        exponents = found.exponents
+        value = "refused" if exponents.refused else text.difference_text(exponents)
+        yield _card(value, f"exponent difference, status {exponents.status}")
+    total_flops = power_of_ten(float(table["flops"].sum()))
     shapes = table.groupby(["family", "shape"]).ngroups
     yield _card(
         f"{_count(len(table), 'run')}, {_count(shapes, 'shape')}",
-        f"{_count(len(answer.families), 'family', 'families')}, "
-        f"{_count(len(answer.tokens_per_param), 'token budget')}, {spent} FLOPs",
+        f"{_count(len(report.families), 'family', 'families')}, "
+        f"{_count(len(report.tokens_per_param), 'token budget')}, {total_flops} FLOPs",
     )
 
 
-def _loss(answer: Answer) -> Iterator[str]:
-    yield "<h2>Loss at matched compute</h2>"
-    yield _figures(drawn.loss_against_flops(answer), drawn.differences(answer))
-    yield _list(text.budget_sentences(answer))
-    yield _table(tables.summary_rows(answer))
-    yield _folded("Every pair", _table(tables.pair_rows(answer)))
-    if answer.comparison.kappa is not None or answer.shape_curve is not None:
-        yield "<h2>What a shape is worth</h2>"
-        if answer.comparison.kappa is not None:
-            found = answer.comparison
+def _loss(report: StudyReport) -> Iterator[str]:
+    yield "<h2>Loss difference at matched compute</h2>"
+    yield _figures(charts.loss_against_flops(report), charts.differences(report))
+    yield _list(text.budget_sentences(report))
+    yield _table(tables.summary_rows(report))
+    yield _folded("Loss difference by pair", _table(tables.pair_rows(report)))
+    if report.comparison.kappa is not None or report.shape_curve is not None:
+        yield "<h2>Compute multiplier and shape curve</h2>"
+        if report.comparison.kappa is not None:
+            found = report.comparison
             yield f"<p>{escape(text.kappa_sentence(found.kappa, found.deep, found.wide))}</p>"
-        if answer.shape_curve is not None and not answer.shape_curve.rungs:
-            yield f"<p>{escape(answer.shape_curve.sentence)}</p>"
-        yield _figures(more.kappa(answer), more.shape_curve(answer))
+        if report.shape_curve is not None and not report.shape_curve.rungs:
+            yield f"<p>{escape(report.shape_curve.sentence)}</p>"
+        yield _figures(charts_diagnostics.kappa(report), charts_diagnostics.shape_curve(report))
 
 
-def _exponents(answer: Answer) -> Iterator[str]:
+def _exponents(report: StudyReport) -> Iterator[str]:
     yield "<h2>Exponents</h2>"
-    yield f"<p>{_minus(text.exponent_sentence(answer))}</p>"
-    one = answer.comparison.exponents
-    yield _list([f"{one.status}: {reason}" for reason in one.reasons if not one.refused])
-    yield _figures(drawn.alphas(answer), drawn.exponent_difference(answer))
-    yield _table(tables.exponent_rows(answer))
-    yield _folded("Sensitivity to Huber's delta", _table(tables.delta_rows(answer)))
-    yield _figures(more.isoflop(answer))
+    yield f"<p>{_minus(text.exponent_sentence(report))}</p>"
+    exponents = report.comparison.exponents
+    if not exponents.refused:
+        yield _list([f"{exponents.status}: {reason}" for reason in exponents.reasons])
+    yield _figures(charts.alphas(report), charts.exponent_difference(report))
+    yield _table(tables.exponent_rows(report))
+    yield _folded("Sensitivity to the Huber delta", _table(tables.delta_rows(report)))
+    yield _figures(charts_diagnostics.isoflop(report))
 
 
-def _checks(answer: Answer) -> Iterator[str]:
-    yield "<h2>Can it be trusted?</h2>"
-    yield f"<p><b>Hold-out.</b> {escape(text.hold_out_sentence(answer))}</p>"
-    yield f"<p><b>Learning rates.</b> {escape(text.audit_sentence(answer))}</p>"
-    yield _figures(more.residuals(answer), more.hold_out(answer))
-    yield _folded("Held-out runs", _table(tables.hold_out_rows(answer)))
-    yield _folded("Audit of learning rates", _table(tables.audit_rows(answer)))
+def _checks(report: StudyReport) -> Iterator[str]:
+    yield "<h2>Validity checks</h2>"
+    yield f"<p><b>Hold-out.</b> {escape(text.hold_out_sentence(report))}</p>"
+    yield f"<p><b>Learning-rate audit.</b> {escape(text.audit_sentence(report))}</p>"
+    yield _figures(charts_diagnostics.residuals(report), charts_diagnostics.hold_out(report))
+    yield _folded("Held-out cells", _table(tables.hold_out_rows(report)))
+    yield _folded("Learning-rate audit by shape", _table(tables.audit_rows(report)))
 
 
-def _design(answer: Answer) -> Iterator[str]:
-    yield "<h2>The design, and what it can find</h2>"
-    yield _table(tables.shape_rows(answer))
-    power = answer.power
+def _power(report: StudyReport) -> Iterator[str]:
+    yield "<h2>Runs and power of this design</h2>"
+    yield _table(tables.family_rows(report))
+    power = report.power
     if power is not None:
-        yield f"<p>With {escape(text.noise_text(answer))}, a study such as this one can find:</p>"
+        yield f"<p>Power of a study with this design, given {escape(text.noise_text(report))}:</p>"
         yield _list([f"Exponents: {reason}" for reason in power.refusals])
-        yield _table(tables.power_rows(answer))
-    extensions = tables.extension_rows(answer)
+        yield _table(tables.power_rows(report))
+    extensions = tables.extension_rows(report)
     if extensions:
-        yield "<h2>What would settle it</h2>"
-        yield "<p>The smallest true difference that would be found with a probability of 80%, if one added:</p>"
+        yield "<h2>Power of larger designs</h2>"
+        yield "<p>MDE (80% power): the smallest true difference that the study detects with probability 80%.</p>"
         yield _table(extensions)
-        yield _folded("Single runs that say most per FLOP", _table(tables.next_rows(answer)))
+        yield _folded("Most informative additional runs per FLOP", _table(tables.next_rows(report)))
 
 
-def _fine_print(answer: Answer) -> Iterator[str]:
-    yield "<h2>What this cannot say</h2>"
+def _limitations(report: StudyReport) -> Iterator[str]:
+    yield "<h2>Limitations</h2>"
     yield _list(list(text.CAVEATS))
-    yield "<h2>What went in</h2>"
-    yield f"<p>{count(len(answer.table), 'finished run')}; left out: {escape(text.dropped_text(answer))}.</p>"
-    yield _list([f"Note: {warning}." for warning in answer.warnings])
-    yield _folded(f"All {len(answer.table)} runs", _table(tables.run_rows(answer)), "runs")
+    yield "<h2>Runs in this report</h2>"
+    yield f"<p>{count(len(report.table), 'finished run')}; left out: {escape(text.dropped_text(report))}.</p>"
+    yield _list([f"Note: {warning}." for warning in report.warnings])
+    yield _folded(f"All {len(report.table)} runs", _table(tables.run_rows(report)), "runs")
 
 
 def _count(number: int, one: str, many: str = "") -> str:
@@ -230,56 +230,59 @@ def _count(number: int, one: str, many: str = "") -> str:
 
 def _card(value: str, label: str) -> str:
     estimate, bracket, ends = value.partition(" [")
-    between = f"<i>{_minus(bracket[1:] + ends)}</i>" if bracket else ""
-    return f'<div class="card"><b>{_minus(estimate)}</b>{between}<span>{escape(label)}</span></div>'
+    interval = f"<i>{_minus(bracket[1:] + ends)}</i>" if bracket else ""
+    return (
+        f'<div class="card"><b>{_minus(estimate)}</b>{interval}<span>{escape(label)}</span></div>'
+    )
 
 
 def _figures(*figures: Figure | None) -> str:
-    shown = [
+    elements = [
         f'<figure id="{one.name}"><h3>{escape(one.title)}</h3>{legend(one.legend)}{one.svg}'
         f"<figcaption>{_minus(one.caption)}</figcaption></figure>"
         for one in figures
         if one is not None
     ]
-    return f'<div class="figures">{"".join(shown)}</div>' if shown else ""
+    return f'<div class="figures">{"".join(elements)}</div>' if elements else ""
 
 
 def _table(rows: Rows) -> str:
     if not rows:
         return ""
-    words = {key for key in rows[0] if any(_is_word(row.get(key, "")) for row in rows)}
+    text_columns = {key for key in rows[0] if any(_is_text(row.get(key, "")) for row in rows)}
 
-    def cell(kind: str, key: str, said: str) -> str:
-        classes = ["word"] * (key in words) + ["long"] * (len(said) > 32 and "[" not in said)
-        mark = f' class="{" ".join(classes)}"' if classes else ""
-        return f"<{kind}{mark}>{_minus(said)}</{kind}>"
+    def cell(tag: str, key: str, content: str) -> str:
+        is_long = len(content) > 32 and "[" not in content
+        classes = ["word"] * (key in text_columns) + ["long"] * is_long
+        attribute = f' class="{" ".join(classes)}"' if classes else ""
+        return f"<{tag}{attribute}>{_minus(content)}</{tag}>"
 
     head = "".join(cell("th", key, key) for key in rows[0])
     body = "".join(
-        f"<tr>{''.join(cell('td', key, said) for key, said in row.items())}</tr>" for row in rows
+        f"<tr>{''.join(cell('td', key, content) for key, content in row.items())}</tr>"
+        for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _is_word(said: str) -> bool:
-    return said[:1].isalpha() or said.startswith("...")
+def _is_text(content: str) -> bool:
+    return content[:1].isalpha()
 
 
 def _folded(summary: str, content: str, kind: str = "") -> str:
     if not content:
         return ""
-    mark = f' class="{kind}"' if kind else ""
-    return f"<details{mark}><summary>{escape(summary)}</summary>{content}</details>"
+    attribute = f' class="{kind}"' if kind else ""
+    return f"<details{attribute}><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def _list(lines: list[str]) -> str:
     return f"<ul>{''.join(f'<li>{_minus(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
-def _minus(said: str) -> str:
-    """Escaped, with a true minus before digits, so that it is as wide as a plus and does not break."""
-    shown = escape(said)
-    for before in (" ", "[", "("):
-        for digit in "0123456789":
-            shown = shown.replace(f"{before}-{digit}", f"{before}\N{MINUS SIGN}{digit}")
-    return f"\N{MINUS SIGN}{shown[1:]}" if shown[:1] == "-" and shown[1:2].isdigit() else shown
+def _minus(content: str) -> str:
+    """Escape text for HTML, and replace the hyphen of negative numbers by a minus sign.
+
+    The minus sign is as wide as a plus sign, and a line does not break after it.
+    """
+    return NEGATIVE.sub("\N{MINUS SIGN}", escape(content))

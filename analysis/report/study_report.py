@@ -1,4 +1,4 @@
-"""All that a report tells of a study, worked out once: `answer(...)` -> a frozen `Answer`."""
+"""Analysis of a study: `analyze_study(...)` returns a `StudyReport` with the content of all report files."""
 
 from __future__ import annotations
 
@@ -27,21 +27,25 @@ from analysis.learning_rate.audit import Audit, parse_audit
 from analysis.runs.load import Runs
 from analysis.runs.study import Columns, Study, prepare
 
-TAU = 0.01  # random effect of a shape in nats, where the runs do not identify it
-NEXT = 5
+DEFAULT_TAU = 0.01  # random effect of a shape in nats, if the runs do not identify it
+NEXT_RUNS = 5
 IDENTIFIED = ("OK", "WEAK")
-NO_LAW = "no law is identified in these runs, so what they can find cannot be told beforehand"
+NO_LAW = (
+    "no joint law is identified in these runs, so the power for the exponents cannot be computed"
+)
 NO_EXPONENT: dict[str, Any] = dict.fromkeys(
     ("se_exponent", "mde80_exponent", "df", "power_t", "power_verdict")
 )
-KEPT = ("n_layers", "d_model", "tokens_per_second", "peak_lr")  # shown where the table has them
+OPTIONAL_COLUMNS = ("n_layers", "d_model", "tokens_per_second", "peak_lr")
 AuditLike = pd.DataFrame | Mapping[str, Mapping[str, Any]] | Audit | None
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The fitted law of one family at one token budget, over its sizes; 95% band by the jackknife over
-    shapes. Arrays of one length: FLOPs, and loss in nats per token.
+    """Joint law of one family at one token budget, on a grid of its sizes.
+
+    `flops`, `loss` and the 95% confidence band `low` to `high` have one length; losses are in nats per token.
+    The band is from the delete-one-shape jackknife.
     """
 
     family: str
@@ -53,14 +57,18 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A study's runs, its comparison, and what stands beside it in a report.
+class StudyReport:
+    """Results of a study: its runs, the comparison of two families, and the power of its design.
 
-    `table`: one row a run, as `analysis.runs.study.prepare` names its columns, with `run_id`, and `residual` of
-    ln L from the joint law (nan where that was refused). `curves`: of the joint law. `power`: of a study
-    such as this one, with the noise and the law that were found in it. `extensions`: the same of larger
-    designs, with their cost; `next_runs`: single runs that lower the standard error of the exponents'
-    difference most per FLOP. `isoflop`: by family; empty where no family has 5 sizes at one compute budget.
+    Attributes:
+        table: one row per run with the columns of `analysis.runs.study.prepare`, `run_id`, and `residual`, the
+            residual of ln(loss) from the joint law (nan if the fit was refused).
+        curves: the joint law per family and token budget; empty if the fit was refused.
+        power: power of this design under the noise and the joint law estimated from its runs; None if there
+            is one family only.
+        extensions: power and cost of larger designs.
+        next_runs: single runs that decrease the standard error of the exponent difference most per FLOP.
+        isoflop: IsoFLOP fits by family; without the families that have too few sizes per compute budget.
     """
 
     question: str
@@ -76,21 +84,22 @@ class Answer:
 
     @property
     def families(self) -> list[str]:
-        """The two that are compared first, then the others."""
+        """Return all family names, the two compared ones first."""
         pair = dict.fromkeys((self.comparison.deep, self.comparison.wide))
         return [*pair, *(name for name in dict.fromkeys(self.table["family"]) if name not in pair)]
 
     @property
     def shape_curve(self) -> ShapeCurve | None:
-        """None below three aspect ratios."""
+        """Return the shape curve, or None if the study has fewer than three aspect ratios."""
         return self.comparison.shape_curve
 
     @property
     def tokens_per_param(self) -> list[float]:
+        """Return the token budgets of the study in ascending order, as tokens per parameter."""
         return sorted(float(value) for value in self.table["tokens_per_param"].unique())
 
 
-def answer(
+def analyze_study(
     runs: Runs | pd.DataFrame,
     *,
     deep: str | None = None,
@@ -99,36 +108,37 @@ def answer(
     question: str = "",
     bootstrap: int = 999,
     seed: int = 0,
-) -> Answer:
-    """Work out everything that a report tells.
+) -> StudyReport:
+    """Analyze finished runs: comparison of two families, joint law, power and extensions of the design.
+
+    An estimate that the design cannot identify has status REFUSED and no value; this is not an error.
 
     Args:
-        runs: what `load_runs` gives, or a table with the columns family, shape, n_flop (FLOPs per token /
-            6), tokens, loss_nats_per_token, and where known run_id, flops, rung, seed, aspect_ratio,
+        runs: the result of `load_runs`, or a table with the columns family, shape, n_flop (FLOPs per token /
+            6), tokens, loss_nats_per_token, and optionally run_id, flops, rung, seed, aspect_ratio,
             params_non_embedding, params_total.
-        deep, wide: the families to compare; None: by `aspect_ratio`, or by their names.
-        audit: see `analysis.compare.families.compare_families`.
-        bootstrap: replicates for the compute multiplier's interval.
-
-    What the design forbids is refused inside of the answer, never guessed.
+        deep, wide: families to compare; None: chosen by `aspect_ratio`, or by name without that column.
+        audit: learning-rate audit, see `analysis.compare.families.compare_families`.
+        question: research question, printed at the top of the report.
+        bootstrap: number of bootstrap replicates for the interval of the compute multiplier.
+        seed: seed of the resampling.
 
     Raises:
-        DataError: if a column is absent or holds what cannot be, or the families cannot be told apart.
+        DataError: if a column is missing, a value is invalid, or `deep` and `wide` cannot be determined.
     """
     loaded = runs if isinstance(runs, Runs) else Runs(runs, Counter(), ())
-    given = loaded.table
-    study = prepare(given, _columns(given), deep, wide)
-    found = compare_study(study, parse_audit(audit), bootstrap=bootstrap, seed=seed)
-    known = found.exponents.fitted
-    table = _shown(study, given, known)
-    return Answer(
+    study = prepare(loaded.table, _columns(loaded.table), deep, wide)
+    comparison = compare_study(study, parse_audit(audit), bootstrap=bootstrap, seed=seed)
+    fitted = comparison.exponents.fitted
+    table = _run_table(study, loaded.table, fitted)
+    return StudyReport(
         question=question,
         table=table,
         dropped=loaded.dropped,
-        warnings=tuple(dict.fromkeys((*loaded.warnings, *found.warnings))),
-        comparison=found,
-        curves=() if known is None else tuple(_curves(known)),
-        **_power(study, found),
+        warnings=tuple(dict.fromkeys((*loaded.warnings, *comparison.warnings))),
+        comparison=comparison,
+        curves=() if fitted is None else tuple(_curves(fitted)),
+        **_power(study, comparison),
         isoflop=_isoflop(table),
     )
 
@@ -145,24 +155,24 @@ def _columns(table: pd.DataFrame) -> Columns:
     )
 
 
-def _shown(study: Study, given: pd.DataFrame, known: FittedStudy | None) -> pd.DataFrame:
-    """The prepared table with what identifies a run."""
+def _run_table(study: Study, source: pd.DataFrame, fitted: FittedStudy | None) -> pd.DataFrame:
+    """Return the prepared table with run ids, optional columns of `source`, and residuals of ln(loss)."""
     table = study.table.copy()
-    given = given.iloc[table.index]
-    ids = given["run_id"] if "run_id" in given else [f"row {row}" for row in table.index]
-    table["run_id"] = [str(one) for one in ids]
-    for name in KEPT:
-        if name in given:
-            table[name] = given[name].to_numpy()
+    source = source.iloc[table.index]
+    ids = source["run_id"] if "run_id" in source else [f"row {row}" for row in table.index]
+    table["run_id"] = [str(run_id) for run_id in ids]
+    for name in OPTIONAL_COLUMNS:
+        if name in source:
+            table[name] = source[name].to_numpy()
     table["residual"] = math.nan
-    if known is not None:
-        points = known.problem.points
-        table["residual"] = points.y - log_loss(known.law, known.theta[None], points)[0][0]
+    if fitted is not None:
+        points = fitted.problem.points
+        table["residual"] = points.y - log_loss(fitted.law, fitted.theta[None], points)[0][0]
     return table
 
 
-def _curves(known: FittedStudy) -> list[Curve]:
-    table = known.study.table
+def _curves(fitted: FittedStudy) -> list[Curve]:
+    table = fitted.study.table
     curves = []
     for (family, tokens_per_param), rows in table.groupby(
         ["family", "tokens_per_param"], sort=False
@@ -172,50 +182,53 @@ def _curves(known: FittedStudy) -> list[Curve]:
         n = np.geomspace(rows["n"].min(), rows["n"].max(), 25)
         tokens = n * float(np.exp(np.log(rows["tokens"] / rows["n"]).mean()))
         flops = n * tokens * float((rows["flops"] / (rows["n"] * rows["tokens"])).mean())
-        at = known.problem.points.at(n, tokens, known.study.families.index(str(family)))
-        middle = log_loss(known.law, known.theta[None], at)[0][0]
-        half = quantile_t(known.df) * jackknife_error(
-            log_loss(known.law, known.deleted.theta, at)[0]
-        )
+        points = fitted.problem.points.at(n, tokens, fitted.study.families.index(str(family)))
+        middle = log_loss(fitted.law, fitted.theta[None], points)[0][0]
+        deleted = log_loss(fitted.law, fitted.deleted.theta, points)[0]
+        half_width = quantile_t(fitted.df) * jackknife_error(deleted)
         curves.append(
             Curve(
                 str(family),
                 float(str(tokens_per_param)),
                 flops,
                 np.exp(middle),
-                np.exp(middle - half),
-                np.exp(middle + half),
+                np.exp(middle - half_width),
+                np.exp(middle + half_width),
             )
         )
     return curves
 
 
-def _power(study: Study, found: Comparison) -> dict[str, Any]:
-    """Power of a design like this one, and what to add to it."""
+def _power(study: Study, comparison: Comparison) -> dict[str, Any]:
+    """Return the power of this design, of larger designs, and the most informative additional runs."""
     if study.deep == study.wide:
         return {"power": None, "extensions": (), "next_runs": ()}
     design = design_of(study.table)
-    law = _law(study, found)
-    known: dict[str, Any] = {
-        "law": law or Law(), "sigma": found.sigma or None, "tau": found.tau or TAU,
-    }  # fmt: skip
-    more = tuple(extensions(design, study.deep, study.wide, **known))
-    power = design_power(design, study.deep, study.wide, **known)
+    law = _law(study, comparison)
+    assumed: dict[str, Any] = {"law": law or Law(), "sigma": comparison.sigma or None}
+    assumed["tau"] = comparison.tau or DEFAULT_TAU
+    extended = tuple(extensions(design, study.deep, study.wide, **assumed))
+    power = design_power(design, study.deep, study.wide, **assumed)
     if law is None and power.se_exponent is not None:
         power = replace(power, refusals=(NO_LAW,), **NO_EXPONENT)
-        more = tuple(replace(one, se_exponent=None, mde80_exponent=None) for one in more)
-    after: list[NextRun] = []
+        extended = tuple(replace(one, se_exponent=None, mde80_exponent=None) for one in extended)
+    next_runs: list[NextRun] = []
     if power.se_exponent is not None:
         single = candidates(design, study.deep, study.wide)
-        after = most_valuable_next(design, single, study.deep, study.wide, count=NEXT, **known)
-    return {"power": power, "extensions": more, "next_runs": tuple(after)}
+        next_runs = most_valuable_next(
+            design, single, study.deep, study.wide, count=NEXT_RUNS, **assumed
+        )
+    return {"power": power, "extensions": extended, "next_runs": tuple(next_runs)}
 
 
-def _law(study: Study, found: Comparison) -> Law | None:
-    """The one found here, mean of the two families, or one common to all; None if none is identified."""
-    fit = found.exponents.fit
-    names: list[str | None] = [found.deep, found.wide]
-    if fit is None or found.status not in IDENTIFIED:
+def _law(study: Study, comparison: Comparison) -> Law | None:
+    """Return the law for power calculations, or None if no law is identified in these runs.
+
+    It is the geometric mean of the two families' laws; without those, the law M0 common to all families.
+    """
+    fit = comparison.exponents.fit
+    names: list[str | None] = [comparison.deep, comparison.wide]
+    if fit is None or comparison.status not in IDENTIFIED:
         table = study.table
         fit = fit_joint(table["n"], table["tokens"], table["loss_nats_per_token"], model="M0")
         names = [None, None]
@@ -227,7 +240,7 @@ def _law(study: Study, found: Comparison) -> Law | None:
 
 
 def design_of(table: pd.DataFrame) -> Design:
-    """The design of a prepared table's runs."""
+    """Return the design of the runs in a prepared table."""
     columns = {
         key: list(table[key]) for key in ("family", "rung", "shape", "tokens", "seed", "flops")
     }
@@ -236,13 +249,13 @@ def design_of(table: pd.DataFrame) -> Design:
 
 
 def _isoflop(table: pd.DataFrame) -> dict[str, IsoFlop]:
-    """Where some family has enough sizes at enough compute budgets to be meant for it."""
-    found = {}
+    """Fit IsoFLOP parabolas for each family that has enough sizes at enough compute budgets."""
+    fits = {}
     for family, rows in table.groupby("family", sort=False):
         cells = rows.groupby(["shape", "tokens"]).agg(
             {"n": "mean", "flops": "mean", "loss_nats_per_token": "mean"}
         )
-        one = fit_isoflop(cells["n"], cells["flops"], cells["loss_nats_per_token"])
-        if sum(parabola.points >= MIN_POINTS for parabola in one.parabolas) >= MIN_BUDGETS:
-            found[str(family)] = one
-    return found
+        fit = fit_isoflop(cells["n"], cells["flops"], cells["loss_nats_per_token"])
+        if sum(parabola.points >= MIN_POINTS for parabola in fit.parabolas) >= MIN_BUDGETS:
+            fits[str(family)] = fit
+    return fits

@@ -1,19 +1,19 @@
-"""A report's tables: rows of text, for HTML, Markdown and the console alike."""
+"""Tables of a report as rows of text, shared by HTML, Markdown and the console."""
 
 from __future__ import annotations
 
 import math
 
 from analysis.formatting import power_of_ten, short_count
-from analysis.report.study_report import Answer
+from analysis.report.study_report import StudyReport
 from analysis.report.text import alpha_text, difference_text, interval, number, p_text
 
 Rows = list[dict[str, str]]
 
 
-def pair_rows(answer: Answer) -> Rows:
-    """A row a pair of shapes at one token count."""
-    matched = answer.comparison.matched
+def pair_rows(report: StudyReport) -> Rows:
+    """Return one row per pair of shapes with equal tokens."""
+    matched = report.comparison.matched
     if matched is None:
         return []
     return [
@@ -22,29 +22,29 @@ def pair_rows(answer: Answer) -> Rows:
             "size": f"{row['size']:,.0f}",
             "tokens": f"{row['tokens']:,.0f}",
             "FLOPs": f"{row['flops']:.3g}",
-            "mismatch": f"{row['flops_mismatch']:+.1%}",
+            "FLOPs mismatch": f"{row['flops_mismatch']:+.1%}",
             matched.deep: f"{row['loss_nats_per_token_deep']:.4f}",
             matched.wide: f"{row['loss_nats_per_token_wide']:.4f}",
             "difference": f"{row['difference']:+.4f}",
-            "at equal FLOPs": f"{row['difference_at_equal_flops']:+.4f}",
+            "difference at equal FLOPs": f"{row['difference_at_equal_flops']:+.4f}",
         }
         for row in matched.pairs.to_dict(orient="records")
     ]
 
 
-def summary_rows(answer: Answer) -> Rows:
-    """A row a token budget."""
-    matched = answer.comparison.matched
+def summary_rows(report: StudyReport) -> Rows:
+    """Return one row per token budget: mean difference, and difference at the largest FLOPs."""
+    matched = report.comparison.matched
     if matched is None:
         return []
     return [
         {
             "tokens_per_param": f"{row['tokens_per_param']:g}",
             "pairs": str(int(row["pairs"])),
-            "deep lower in": str(int(row["deep_lower"])),
-            "mean [95%]": interval(row["mean"], row["mean_low"], row["mean_high"]),
-            "sd over pairs": number(row["sd"]),
-            "at the largest FLOPs [95%]": interval(
+            "pairs with lower loss for deep": str(int(row["deep_lower"])),
+            "mean difference [95% CI]": interval(row["mean"], row["mean_low"], row["mean_high"]),
+            "SD over pairs": number(row["sd"]),
+            "difference at the largest FLOPs [95% CI]": interval(
                 row["largest"], row["largest_low"], row["largest_high"]
             ),
             "p (Holm)": p_text(row["largest_p_holm"]),
@@ -53,32 +53,32 @@ def summary_rows(answer: Answer) -> Rows:
     ]
 
 
-def exponent_rows(answer: Answer) -> Rows:
-    """A row a definition of N; no bare number where a fit is refused or not identified."""
-    found = answer.comparison
+def exponent_rows(report: StudyReport) -> Rows:
+    """Return one row per definition of N; an estimate that is refused or not identified has no value."""
+    found = report.comparison
     rows = []
     for name, one in found.by_definition.items():
-        told = one.status != "UNIDENTIFIED"
+        is_identified = one.status != "UNIDENTIFIED"
         permuted = None if one.permutation is None else one.permutation.p
         rows.append(
             {
                 "N": name,
                 "status": one.status,
                 **{
-                    f"alpha {family} [95%]": alpha_text(one, family)
+                    f"alpha {family} [95% CI]": alpha_text(one, family)
                     for family in dict.fromkeys((found.deep, found.wide))
                 },
-                "difference [95%]": difference_text(one) if not one.refused else "refused",
-                "p": p_text(one.p if told else None),
-                "permutation p": p_text(permuted if told else None),
+                "difference [95% CI]": difference_text(one) if not one.refused else "refused",
+                "p": p_text(one.p if is_identified else None),
+                "permutation p": p_text(permuted if is_identified else None),
             }
         )
     return rows
 
 
-def delta_rows(answer: Answer) -> Rows:
-    """Sensitivity to the threshold of Huber's loss; empty where there is no estimate to be sensitive."""
-    found = answer.comparison
+def delta_rows(report: StudyReport) -> Rows:
+    """Return the estimates by threshold (delta) of the Huber loss; empty if there are no estimates."""
+    found = report.comparison
     fit = found.exponents.fit
     if fit is None or found.status not in ("OK", "WEAK"):
         return []
@@ -88,7 +88,7 @@ def delta_rows(answer: Answer) -> Rows:
         alphas = [values[f"alpha[{name}]"] for name in pair]
         rows.append(
             {
-                "Huber's delta": "least squares" if math.isinf(delta) else f"{delta:g}",
+                "Huber delta": "least squares" if math.isinf(delta) else f"{delta:g}",
                 "E": f"{values['E']:.4f}",
                 **{f"alpha {name}": f"{a:.4f}" for name, a in zip(pair, alphas, strict=True)},
                 "difference": f"{alphas[0] - alphas[1]:+.4f}",
@@ -98,9 +98,9 @@ def delta_rows(answer: Answer) -> Rows:
     return rows
 
 
-def power_rows(answer: Answer) -> Rows:
-    """What a study such as this one can find."""
-    power = answer.power
+def power_rows(report: StudyReport) -> Rows:
+    """Return standard error, MDE and power of this design for exponents and loss level."""
+    power = report.power
     if power is None:
         return []
     effects = (0.01, 0.02, 0.05)
@@ -108,9 +108,9 @@ def power_rows(answer: Answer) -> Rows:
     if power.se_exponent is not None and power.power_t is not None:
         rows.append(
             {
-                "estimate": "difference of exponents, t test",
+                "estimate": "exponent difference, t test",
                 "SE": number(power.se_exponent),
-                "found with 80%": number(power.mde80_exponent),
+                "MDE (80% power)": number(power.mde80_exponent),
                 **{f"power at {e:g}": f"{power.power_t[e]:.0%}" for e in effects},
             }
         )
@@ -118,90 +118,90 @@ def power_rows(answer: Answer) -> Rows:
         verdict = power.power_verdict
         rows.append(
             {
-                "estimate": "... by the whole verdict, simulated",
+                "estimate": "exponent difference, full verdict (simulated)",
                 "SE": "",
-                "found with 80%": "",
+                "MDE (80% power)": "",
                 **{f"power at {e:g}": f"{verdict[e]:.0%}" for e in effects},
             }
         )
     if power.se_difference is not None:
         rows.append(
             {
-                "estimate": "loss at the largest FLOPs, nats per token",
+                "estimate": "loss difference at the largest FLOPs, nats/token",
                 "SE": number(power.se_difference),
-                "found with 80%": number(power.mde80_difference),
+                "MDE (80% power)": number(power.mde80_difference),
                 **({f"power at {e:g}": "" for e in effects} if rows else {}),
             }
         )
     return rows
 
 
-def extension_rows(answer: Answer) -> Rows:
-    """What more runs of one kind would make it possible to find, and what they cost."""
-    power = answer.power
-    if power is None or not answer.extensions:
+def extension_rows(report: StudyReport) -> Rows:
+    """Return MDE and cost of larger designs; the first row is the current design."""
+    power = report.power
+    if power is None or not report.extensions:
         return []
-    spent = float(answer.table["flops"].sum())
-    here = {
-        "add": "nothing (as it is)",
+    spent = float(report.table["flops"].sum())
+    current = {
+        "extension": "none (current design)",
         "runs": "",
         "FLOPs": "",
-        "of those spent": "",
-        "exponents found with 80%": number(power.mde80_exponent),
-        "loss found with 80%, nats": number(power.mde80_difference),
+        "relative cost": "",
+        "exponent MDE (80% power)": number(power.mde80_exponent),
+        "loss MDE (80% power), nats/token": number(power.mde80_difference),
     }
     return [
-        here,
+        current,
         *(
             {
-                "add": one.name,
+                "extension": one.name,
                 "runs": f"+{one.runs}",
                 "FLOPs": power_of_ten(one.flops),
-                "of those spent": f"{one.flops / spent:.2g}x",
-                "exponents found with 80%": number(one.mde80_exponent),
-                "loss found with 80%, nats": number(one.mde80_difference),
+                "relative cost": f"{one.flops / spent:.2g}x",
+                "exponent MDE (80% power)": number(one.mde80_exponent),
+                "loss MDE (80% power), nats/token": number(one.mde80_difference),
             }
-            for one in answer.extensions
+            for one in report.extensions
         ),
     ]
 
 
-def next_rows(answer: Answer) -> Rows:
-    """Single runs, the one that lowers the standard error most per FLOP first."""
+def next_rows(report: StudyReport) -> Rows:
+    """Return additional single runs, the one with the largest decrease of the standard error per FLOP first."""
     return [
         {
             "family": run.family,
-            "N_flop": short_count(
-                run.flops / run.tokens / 6
-            ),
-            "what": run.shape if run.seed else f"new shape, {run.rung}",
+            "N_flop": short_count(run.flops / run.tokens / 6),
+            "shape": run.shape if run.seed else f"new shape, {run.rung}",
             "tokens": short_count(run.tokens),
             "seed": str(run.seed),
             "FLOPs": power_of_ten(run.flops),
-            "SE of the difference then": number(run.se_exponent, digits=5),
+            "SE of the exponent difference": number(run.se_exponent, digits=5),
         }
-        for run in answer.next_runs
-    ]  # fmt: skip
+        for run in report.next_runs
+    ]
 
 
-def hold_out_rows(answer: Answer) -> Rows:
+def hold_out_rows(report: StudyReport) -> Rows:
+    """Return one row per held-out cell: observed and predicted loss in nats per token."""
     return [
         {
             "family": cell.family,
             "N": short_count(cell.n),
             "tokens": short_count(cell.tokens),
             "observed": f"{cell.observed:.4f}",
-            "predicted [95%]": interval(cell.predicted, cell.low, cell.high, signed=False),
+            "predicted [95% PI]": interval(cell.predicted, cell.low, cell.high, signed=False),
             "error, nats": f"{cell.error_nats:+.4f}",
-            "error": f"{cell.error_percent:+.2f}%",
-            "inside": "yes" if cell.inside else "NO",
+            "relative error": f"{cell.error_percent:+.2f}%",
+            "inside interval": "yes" if cell.inside else "NO",
         }
-        for cell in answer.comparison.hold_out.cells
+        for cell in report.comparison.hold_out.cells
     ]
 
 
-def audit_rows(answer: Answer) -> Rows:
-    audit = answer.comparison.audit
+def audit_rows(report: StudyReport) -> Rows:
+    """Return the learning-rate audit: one row per shape, or per family if only a summary was given."""
+    audit = report.comparison.audit
     if audit is None:
         return []
     if not audit.shapes:
@@ -216,39 +216,39 @@ def audit_rows(answer: Answer) -> Rows:
         {
             "family": one.family,
             "shape": one.shape,
-            "best rate": f"{one.best_lr:.2e}" + ("" if one.interior else " (edge of the grid)"),
-            "the rate used costs, nats": number(one.penalty),
-            "twice off costs, nats": number(one.cost_of_two),
+            "best LR": f"{one.best_lr:.2e}" + ("" if one.interior else " (edge of the grid)"),
+            "penalty of the LR used, nats/token": number(one.penalty),
+            "cost of a factor 2, nats/token": number(one.cost_of_two),
         }
         for one in audit.shapes
     ]
 
 
-def shape_rows(answer: Answer) -> Rows:
-    """What went in, a row a family."""
+def family_rows(report: StudyReport) -> Rows:
+    """Return one row per family: number of runs, sizes, N, tokens_per_param and seeds."""
     rows = []
-    for name in answer.families:
-        own = answer.table[answer.table["family"] == name]
-        ratio = own["tokens"] / own["n"]
+    for name in report.families:
+        runs = report.table[report.table["family"] == name]
+        ratio = runs["tokens"] / runs["n"]
         row = {
             "family": name,
-            "runs": str(len(own)),
-            "sizes": str(own["shape"].nunique()),
-            "N": f"{short_count(own['n'].min())} to {short_count(own['n'].max())}",
+            "runs": str(len(runs)),
+            "sizes": str(runs["shape"].nunique()),
+            "N": f"{short_count(runs['n'].min())} to {short_count(runs['n'].max())}",
             "tokens_per_param": f"{ratio.min():.3g} to {ratio.max():.3g}",
-            "seeds": str(own["seed"].nunique()),
+            "seeds": str(runs["seed"].nunique()),
         }
-        if "aspect_ratio" in own:
-            aspect = own["aspect_ratio"]
+        if "aspect_ratio" in runs:
+            aspect = runs["aspect_ratio"]
             row["d_model / n_layers"] = f"{aspect.min():.3g} to {aspect.max():.3g}"
-        if "tokens_per_second" in own:
-            row["tokens/s, median"] = f"{own['tokens_per_second'].median():,.0f}"
+        if "tokens_per_second" in runs:
+            row["tokens/s, median"] = f"{runs['tokens_per_second'].median():,.0f}"
         rows.append(row)
     return rows
 
 
-def run_rows(answer: Answer) -> Rows:
-    """Every run."""
+def run_rows(report: StudyReport) -> Rows:
+    """Return one row per run."""
     return [
         {
             "run": str(row["run_id"]),
@@ -261,5 +261,5 @@ def run_rows(answer: Answer) -> Rows:
             "loss": f"{row['loss_nats_per_token']:.4f}",
             "residual": "-" if math.isnan(row["residual"]) else f"{row['residual']:+.2%}",
         }
-        for row in answer.table.to_dict("records")
+        for row in report.table.to_dict("records")
     ]

@@ -1,4 +1,4 @@
-"""A study's answer in words: the headline, and what each part of a report says in a sentence."""
+"""Sentences of a report: headline, uncertainty, exponents, compute multiplier, checks and limitations."""
 
 from __future__ import annotations
 
@@ -15,76 +15,82 @@ from analysis.formatting import (
     format_range,
     power_of_ten,
 )
-from analysis.report.study_report import Answer
+from analysis.learning_rate.audit import MAX_PENALTY
+from analysis.report.study_report import StudyReport
 
 SIGNIFICANCE = 0.05
-MOST_LISTED = 5  # token budgets told one by one
+MAX_LISTED_BUDGETS = 5
 CAVEATS = (
-    "One learning rate serves all shapes unless a study says otherwise; a family whose optimum lies "
-    "elsewhere loses for that reason alone.",
-    "The intervals are over shapes. They do not cover another corpus, another learning rate or sizes "
-    "outside of the measured range.",
-    "The mean over pairs takes the difference for the same at all sizes; it describes, and the endpoint "
-    "at the largest FLOPs decides.",
-    "A gap that shrinks or grows with FLOPs is not a difference of exponents.",
-    "Equal FLOPs are not equal time: deep shapes run at fewer tokens/s.",
-    "Exponents are of the loss in nats per token. Those of perplexity, or in FLOPs, are other numbers.",
+    "All shapes share one learning rate unless the study tunes it (study.lr_policy=tuned). A family with "
+    "another optimal learning rate has a higher loss for this reason alone.",
+    "The intervals cover the variation between shapes. They do not cover another corpus, another learning "
+    "rate, or sizes outside the measured range.",
+    "The mean over pairs assumes the same difference at all sizes and is descriptive only. The verdict uses "
+    "the difference at the largest FLOPs.",
+    "A loss difference that shrinks or grows with FLOPs does not imply a difference of exponents.",
+    "Equal FLOPs do not mean equal time: deep shapes run at fewer tokens/s.",
+    "The exponents describe the loss in nats per token as a function of N. Exponents of perplexity, or in "
+    "FLOPs, have other values.",
 )
-NOTHING = "No two families share a size and a token budget, so nothing can be compared."
+NO_PAIRS = "No two families share a size and a token budget, so nothing can be compared."
 NAMES = {
     "n_flop": "N = FLOPs per token / 6",
-    "params_non_embedding": "N = parameters without embedding",
+    "params_non_embedding": "N = parameters without embeddings",
     "params_total": "N = all parameters",
 }
 
 
-def headline(answer: Answer) -> str:
-    """The verdict for a reader in a hurry."""
-    found = answer.comparison
+def headline(report: StudyReport) -> str:
+    """Return the verdict in one short sentence."""
+    found = report.comparison
     deep, wide, word = found.deep, found.wide, found.verdict.word
     return {
         "depth_exponent_better": f"{deep} scales better than {wide}",
         "width_exponent_better": f"{wide} scales better than {deep}",
         "depth_level_better": f"{deep} beats {wide} at equal compute",
         "width_level_better": f"{wide} beats {deep} at equal compute",
-        "no_difference": f"No difference between {deep} and {wide}",
-        "definition_dependent": "The answer depends on how a model's size is counted",
-        "fragile": "The answer hangs on a single shape",
-        "inconclusive": f"These runs do not tell {deep} and {wide} apart",
-        "audit_failed": "No verdict: the learning rate does not suit both families",
+        "no_difference": f"{deep} and {wide} are equivalent within the margins",
+        "definition_dependent": "The sign of the exponent difference depends on how parameters are counted",
+        "fragile": "The result depends on a single shape",
+        "inconclusive": f"No significant difference between {deep} and {wide} in these runs",
+        "audit_failed": "No verdict: the learning-rate audit failed",
         "refused": "No comparison: the design does not allow one",
     }[word]
 
 
-def uncertainty(answer: Answer) -> str:
-    """The numbers that belong to the headline."""
-    found = answer.comparison
-    word, one = found.verdict.word, found.exponents
+def uncertainty(report: StudyReport) -> str:
+    """Return the estimate and the interval for the headline, or the reasons if there is no verdict."""
+    found = report.comparison
+    word = found.verdict.word
     if word == "refused":
         return found.verdict.sentence.removeprefix("Refused: ")
     if word == "audit_failed" and found.audit is not None:
         return "; ".join(found.audit.reasons(found.deep, found.wide))
     if "exponent" in word or word in ("fragile", "definition_dependent"):
-        return f"exponent of {found.deep} minus that of {found.wide}: {difference_text(one)}"
-    row = endpoint(answer)
+        return f"exponent of {found.deep} minus exponent of {found.wide}: {difference_text(found.exponents)}"
+    row = endpoint(report)
     if row is None:
         return "too few pairs for an interval"
-    holm = "" if len(answer.tokens_per_param) == 1 else ", adjusted for several budgets"
+    holm = "" if len(report.tokens_per_param) == 1 else ", Holm-adjusted over token budgets"
     return (
-        f"{found.deep} minus {found.wide}: "
+        f"loss of {found.deep} minus loss of {found.wide}: "
         f"{interval(row['largest'], row['largest_low_holm'], row['largest_high_holm'])} nats per token "
-        f"at {power_of_ten(row['largest_flops'])} FLOPs (95% interval over {count(int(row['pairs']), 'pair')}{holm})"
+        f"at {power_of_ten(row['largest_flops'])} FLOPs (95% CI over {count(int(row['pairs']), 'pair')}{holm})"
     )
 
 
-def endpoint(answer: Answer) -> dict[str, Any] | None:
-    """The row of the paired differences that decides: at the largest FLOPs, with an interval."""
-    matched = answer.comparison.matched
+def endpoint(report: StudyReport) -> dict[str, Any] | None:
+    """Return the summary row that the verdict on the loss level uses, or None if no row has an interval.
+
+    It is the row of the largest token budget that has an interval; for a level verdict, of the largest token
+    budget with a significant difference in the direction of the verdict.
+    """
+    matched = report.comparison.matched
     if matched is None:
         return None
     rows = [row for row in matched.by_flops if math.isfinite(row["largest_p_holm"])]
-    word = answer.comparison.verdict.word
-    if "level" in word:  # the budget that the verdict speaks of
+    word = report.comparison.verdict.word
+    if "level" in word:
         sign = -1 if word.startswith("depth") else 1
         rows = [
             row
@@ -94,24 +100,27 @@ def endpoint(answer: Answer) -> dict[str, Any] | None:
     return rows[-1] if rows else None
 
 
-def reasons(answer: Answer) -> list[str]:
-    """What else weighed in, less what is said beside the exponents."""
-    found = answer.comparison
+def reasons(report: StudyReport) -> list[str]:
+    """Return the reasons of the verdict, without those that the exponent section lists."""
+    found = report.comparison
     return [reason for reason in found.verdict.reasons if reason not in found.exponents.reasons]
 
 
 def difference_text(one: ExponentDifference) -> str:
-    """The difference of exponents, or why there is no number; a range where every value is accepted."""
+    """Format the exponent difference with its interval, or the reason why it has no value.
+
+    For status UNIDENTIFIED, only the range of accepted values is given.
+    """
     if one.difference is None or one.interval is None:
         return f"refused: {'; '.join(one.reasons)}"
     if one.status == "UNIDENTIFIED":
         ends = format_range(one.accepted_difference, signed=True)
-        return f"not identified: anything from {ends} is accepted"
+        return f"not identified: any value from {ends} is accepted"
     return interval(one.difference, *one.interval)
 
 
 def alpha_text(one: ExponentDifference, family: str) -> str:
-    """The exponent of one family, likewise."""
+    """Format the exponent of one family, in the same way as `difference_text`."""
     if family not in one.alpha:
         return "refused"
     if one.status == "UNIDENTIFIED":
@@ -119,9 +128,9 @@ def alpha_text(one: ExponentDifference, family: str) -> str:
     return interval(one.alpha[family], *one.alpha_intervals[family], signed=False)
 
 
-def exponent_sentence(answer: Answer) -> str:
-    """Both exponents and their difference with all that they stand on."""
-    found, one = answer.comparison, answer.comparison.exponents
+def exponent_sentence(report: StudyReport) -> str:
+    """Return both exponents and their difference with the definition of N, sample sizes and noise."""
+    found, one = report.comparison, report.comparison.exponents
     if one.refused:
         return f"The exponents are REFUSED: {'; '.join(one.reasons)}."
     alphas = ", ".join(
@@ -131,27 +140,30 @@ def exponent_sentence(answer: Answer) -> str:
     if one.fit is not None and one.status != "UNIDENTIFIED":
         level = f"E shared = {one.fit.params['E']:.3f}; "
     permuted = (
-        "" if one.permutation is None else f"permutation {format_p_value(one.permutation.p)}; "
+        ""
+        if one.permutation is None
+        else f"permutation {format_format_p_value(one.permutation.p)}; "
     )
     low, high = found.tokens_per_param
     return (
         f"{alphas}; difference {difference_text(one)} (loss in nats against {one.n_name}; {level}jackknife "
-        f"over {one.shapes} shapes; {permuted}{noise_text(answer)}; {count(found.runs, 'run')}; tokens_per_param {low:.3g} to "
+        f"over {one.shapes} shapes; {permuted}{noise_text(report)}; {count(found.runs, 'run')}; tokens_per_param {low:.3g} to "
         f"{high:.3g}; status {one.status})."
     )
 
 
-def noise_text(answer: Answer) -> str:
-    found = answer.comparison
+def noise_text(report: StudyReport) -> str:
+    """Return the seed standard deviation and the random effect of a shape with units."""
+    found = report.comparison
     sigma = "not measured" if found.sigma is None else f"{found.sigma:.4f} nats"
-    tau = "unknown" if found.tau is None else f"{found.tau:.4f} nats"
+    tau = "not identified" if found.tau is None else f"{found.tau:.4f} nats"
     return f"seed standard deviation {sigma}, random effect of a shape {tau}"
 
 
 def kappa_sentence(kappa: Kappa | None, deep: str, wide: str) -> str:
-    """What the better shape saves."""
+    """Return the compute multiplier with its interval: FLOPs of wide over FLOPs of deep at equal loss."""
     if kappa is None:
-        return "No compute multiplier: the families share no range of losses."
+        return "No compute multiplier: the families have no common range of losses."
     value = kappa.at_largest if kappa.by_law is None else kappa.by_law
     between = ""
     if kappa.interval is not None:
@@ -163,21 +175,24 @@ def kappa_sentence(kappa: Kappa | None, deep: str, wide: str) -> str:
     )
 
 
-def budget_sentences(answer: Answer) -> list[str]:
-    """What the endpoint of each token budget says; a result only where it holds one."""
-    contrast = answer.comparison.matched
+def budget_sentences(report: StudyReport) -> list[str]:
+    """Return one sentence per token budget: the difference at the largest FLOPs and its significance.
+
+    With more than `MAX_LISTED_BUDGETS` budgets, only the largest budget that has an interval is listed.
+    """
+    contrast = report.comparison.matched
     if contrast is None:
-        return [NOTHING]
+        return [NO_PAIRS]
     rows = contrast.summary.to_dict(orient="records")
-    known = [row for row in rows if math.isfinite(row["largest_p_holm"])]
+    tested = [row for row in rows if math.isfinite(row["largest_p_holm"])]
     lines = []
-    if len(rows) > MOST_LISTED:
+    if len(rows) > MAX_LISTED_BUDGETS:
         lines.append(
-            f"{len(known)} of {len(rows)} token budgets have enough pairs for an interval; the one of the largest "
-            f"FLOPs is told here. The mean of all {len(contrast.pairs)} pairs is "
+            f"{len(tested)} of {len(rows)} token budgets have enough pairs for an interval; only the largest of "
+            f"them is listed here. The mean difference of all {len(contrast.pairs)} pairs is "
             f"{contrast.pairs['difference_at_equal_flops'].mean():+.4f} nats/token."
         )
-        rows = known[-1:]
+        rows = tested[-1:]
     for row in rows:
         start = f"At tokens_per_param {row['tokens_per_param']:g}, {contrast.deep} minus {contrast.wide} is"
         pairs = int(row["pairs"])
@@ -189,55 +204,64 @@ def budget_sentences(answer: Answer) -> list[str]:
             continue
         better = contrast.deep if row["largest"] < 0 else contrast.wide
         reading = (
-            f"{better} is better in these runs"
+            f"{better} has the lower loss in these runs"
             if row["largest_p_holm"] < SIGNIFICANCE
-            else "these runs do not tell the families apart"
+            else "no significant difference between the families in these runs"
         )
         lines.append(
             f"{start} {interval(row['largest'], row['largest_low'], row['largest_high'])} nats/token "
-            f"at the largest FLOPs ({count(pairs, 'pair')}, {format_p_value(row['largest_p_holm'], ' = ')} by Holm "
-            f"over the budgets): {reading}. Below 0 in {int(row['deep_lower'])} of {count(pairs, 'pair')}."
+            f"at the largest FLOPs ({count(pairs, 'pair')}, {format_p_value(row['largest_p_holm'], ' = ')}, "
+            f"Holm-adjusted over token budgets): {reading}. {contrast.deep} has the lower loss in "
+            f"{int(row['deep_lower'])} of {count(pairs, 'pair')}."
         )
     return lines
 
 
-def hold_out_sentence(answer: Answer) -> str:
-    held = answer.comparison.hold_out
+def hold_out_sentence(report: StudyReport) -> str:
+    """Return the result of predicting the largest size from the smaller ones."""
+    held = report.comparison.hold_out
     if held.passed is None:
         reasons = "; ".join(held.reasons) or "the exponents were refused"
         return f"The largest size cannot be predicted from the smaller ones: {reasons}."
-    inside = f"{held.coverage:.0%} of its runs lie inside of their 95% interval"
+    inside = f"{held.coverage:.0%} of its runs lie inside their 95% prediction interval"
     if held.passed:
-        return f"Passed: fitted without the largest size, the law predicts it; {inside}."
+        return f"Passed: the joint law fitted without the largest size predicts it; {inside}."
     return f"FAILED: {'; '.join(held.reasons)}; {inside}."
 
 
-def audit_sentence(answer: Answer) -> str:
-    found = answer.comparison
+def audit_sentence(report: StudyReport) -> str:
+    """Return the result of the learning-rate audit of both families."""
+    found = report.comparison
     if found.audit is None:
         return (
-            "No audit of learning rates was given (--audit FILE): the answer holds if the rates suit both "
-            "families. python sweep.py study=lr_audit makes one."
+            "No learning-rate audit was given (--audit FILE), so the result assumes a learning rate near the "
+            "optimum of both families. Run python sweep.py study=lr_audit to check this."
         )
     if found.audit.passed(found.deep, found.wide):
-        return "Passed: in both families the best rate lies inside of the grid, and the one used costs little."
+        return (
+            "Passed: in both families the best learning rate lies inside the grid, and the penalty of the "
+            f"learning rate used is at most {MAX_PENALTY:g} nats."
+        )
     return f"FAILED: {'; '.join(found.audit.reasons(found.deep, found.wide))}."
 
 
-def dropped_text(answer: Answer) -> str:
-    reasons, matched = dict(answer.dropped), answer.comparison.matched
+def dropped_text(report: StudyReport) -> str:
+    """Return the number of excluded runs per reason."""
+    reasons, matched = dict(report.dropped), report.comparison.matched
     if matched is not None and matched.unpaired:
-        reasons["without a partner (from the differences only)"] = matched.unpaired
+        reasons["unpaired (left out of the paired differences only)"] = matched.unpaired
     return format_dropped(reasons)
 
 
 def p_text(p: float | None) -> str:
+    """Format a p value for a table cell; a dash if it is undefined."""
     if p is None or not math.isfinite(p):
         return "-"
     return "< .001" if p < MIN_P else f"{p:.4f}"
 
 
 def number(value: float | None, *, signed: bool = False, digits: int = 4) -> str:
+    """Format a number for a table cell; a dash if it is undefined."""
     if value is None or not math.isfinite(value):
         return "-"
     return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
@@ -246,5 +270,6 @@ def number(value: float | None, *, signed: bool = False, digits: int = 4) -> str
 def interval(
     value: float | None, low: float | None, high: float | None, *, signed: bool = True
 ) -> str:
-    shown = [number(one, signed=signed) for one in (value, low, high)]
-    return shown[0] if "-" in shown[1:] else f"{shown[0]} [{shown[1]}, {shown[2]}]"
+    """Format an estimate as `estimate [low, high]`, or without the interval if that is undefined."""
+    estimate, lower, upper = (number(one, signed=signed) for one in (value, low, high))
+    return estimate if "-" in (lower, upper) else f"{estimate} [{lower}, {upper}]"

@@ -1,23 +1,23 @@
-"""Writes what the runs say: results.json, report.md with a figure, and report.html.
+"""Write the report of a study: results.json, report.md with a figure, and report.html.
 
-    write_report(FOLDER, OUT)         a folder of run directories, or a file of results
-    report_on(RUNS_OR_TABLE, OUT)     runs that are loaded already, or any table of them
+    write_report(SOURCE, OUT)         load runs from a folder of run directories or a file of results
+    report_on(RUNS_OR_TABLE, OUT)     use runs that are already loaded, or a table of runs
 
-`results.json`, schema version 3; losses in nats per token, numbers that are undefined or refused are null:
+`results.json`, schema version 4. Losses are in nats per token; undefined and refused numbers are null:
 
     schema_version, question
-    runs          how many went in; `dropped`: {reason: runs left out}; `warnings`: [sentence]
-    headline, uncertainty         the answer as the report says it
-    families      [{family, runs, sizes, N, tokens_per_param, seeds, ..}] as text
+    runs          number of runs; `dropped`: {reason: number of excluded runs}; `warnings`: [sentence]
+    headline, uncertainty         sentences at the top of the report
+    families      [{family, runs, sizes, N, tokens_per_param, seeds, ..}], formatted as text
     comparison    `analysis.compare.families.Comparison`: deep, wide, verdict {word, sentence, reasons}, sigma, tau,
                   runs, tokens_per_param, largest_flops, warnings,
                   exponents {definition of N: `ExponentDifference` with its joint fit; read `status` first},
                   matched (`Contrast`: summary per token budget, pairs), kappa (`Kappa`), hold_out, audit,
                   shape_curve (`ShapeCurve`, or null below three aspect ratios)
-    power         `analysis.design.power.DesignPower` of this design with the noise found in it, or null
+    power         `analysis.design.power.DesignPower` of this design with the noise estimated from its runs, or null
     extensions    [`analysis.design.extensions.Extension`]; next_runs: [`analysis.design.power.NextRun`]
     isoflop       {family: `analysis.fit.isoflop.IsoFlop`}
-    residuals     [{run_id, family, shape, n, tokens, flops, seed, loss, residual of ln loss}]
+    residuals     [{run_id, family, shape, n, tokens, flops, seed, loss_nats_per_token, residual of ln(loss)}]
     caveats       [sentence]
 """
 
@@ -39,18 +39,18 @@ from analysis.learning_rate.gate import load_audit
 from analysis.report import tables, text
 from analysis.report.html import DEFAULT_QUESTION, TITLE, page
 from analysis.report.overview_png import save_overview
-from analysis.report.study_report import Answer, AuditLike, answer
+from analysis.report.study_report import AuditLike, StudyReport, analyze_study
 from analysis.report.tables import Rows
 from analysis.runs.load import Runs, load_runs
 from slm.files import write_json, write_text
 
-# 2: the whole comparison; 3: power, extensions, shape curve, isoFLOP, residuals; 4: tokens_per_param instead of
-# budget (matched, shape_curve), tokens_per_n (comparison) and difference_multiplier (power).
+# Changes: 2: full comparison; 3: power, extensions, shape curve, isoFLOP, residuals; 4: the key tokens_per_param
+# replaces budget (matched, shape_curve), tokens_per_n (comparison) and difference_multiplier (power).
 SCHEMA_VERSION = 4
 FIGURE = "loss_vs_flops.png"
-EXPONENTS = (
-    "Joint law `loss = E + A N^-alpha + B D^-beta` with E, B and beta shared and A, alpha of each family, "
-    "loss in nats per token. Intervals are delete-one-shape jackknife, 95%."
+EXPONENTS_NOTE = (
+    "Joint law `loss = E + A N^-alpha + B D^-beta`, loss in nats per token: E, B and beta are shared, A and "
+    "alpha differ between families. Intervals are 95% confidence intervals from the delete-one-shape jackknife."
 )
 
 
@@ -64,21 +64,21 @@ def write_report(
     audit: Path | AuditLike = None,
     question: str = "",
     pool_validation_sets: bool = False,
-) -> Answer:
-    """Analyse every finished run of a source and write the report to `out`.
+) -> StudyReport:
+    """Load and analyze finished runs, and write the report to `out`.
 
     Args:
-        source: what `analysis.load_runs` reads.
-        only: the ids of the runs to keep; None: all.
-        deep, wide: the families to compare; None: the thinnest and the widest.
-        audit: an audit of learning rates as a gate before the verdict; a file that
-            `study=lr_audit` wrote, a folder of runs over a grid of rates, or what
-            `analysis.compare_families` takes.
-        question: what the study asks, for the report's head.
-        pool_validation_sets: compare losses on different validation sets too.
+        source: folder, file or W&B project, see `analysis.load_runs`.
+        only: ids of the runs to use; None: all.
+        deep, wide: families to compare; None: those with the smallest and the largest d_model/n_layers.
+        audit: learning-rate audit that both families must pass before there is a verdict: lr_audit.json of
+            `study=lr_audit`, a folder of runs over a grid of learning rates, or an audit as
+            `analysis.compare_families` accepts it.
+        question: research question, printed at the top of the report.
+        pool_validation_sets: whether to compare runs that have different validation sets.
 
     Raises:
-        DataError: if there is no finished run, or none of a family that is named.
+        DataError: if no run is finished, or a named family has no finished run.
     """
     runs = load_runs(source, only, pool_validation_sets=pool_validation_sets)
     return report_on(runs, out, deep=deep, wide=wide, audit=audit, question=question)
@@ -92,44 +92,46 @@ def report_on(
     wide: str | None = None,
     audit: Path | AuditLike = None,
     question: str = "",
-) -> Answer:
-    """The report of runs that are loaded already; a plain table needs the columns that
-    `analysis.report.study_report.answer` names.
+) -> StudyReport:
+    """Analyze loaded runs, and write the report to `out`; the arguments are those of `write_report`.
+
+    A table of runs needs the columns listed in `analysis.report.study_report.analyze_study`.
 
     Raises:
-        DataError: if a column is absent or holds what cannot be.
+        DataError: if a column is missing or a value is invalid.
     """
     loaded = runs if isinstance(runs, Runs) else Runs(runs, Counter(), ())
-    gate = load_audit(audit, loaded) if isinstance(audit, Path) else audit
-    found = answer(loaded, deep=deep, wide=wide, audit=gate, question=question)
+    if isinstance(audit, Path):
+        audit = load_audit(audit, loaded)
+    report = analyze_study(loaded, deep=deep, wide=wide, audit=audit, question=question)
     out.mkdir(parents=True, exist_ok=True)
-    save_overview(found.table, found.families, found.comparison.matched, out / FIGURE)
-    write_json(out / "results.json", results(found))
-    write_text(out / "report.md", markdown(found))
-    write_text(out / "report.html", page(found))
-    show(found)
+    save_overview(report.table, report.families, report.comparison.matched, out / FIGURE)
+    write_json(out / "results.json", results(report))
+    write_text(out / "report.md", markdown(report))
+    write_text(out / "report.html", page(report))
+    print_summary(report)
     Console().print(f"report: {out / 'report.html'}   text: {out / 'report.md'}", soft_wrap=True)
-    return found
+    return report
 
 
-def results(found: Answer) -> dict[str, Any]:
-    """The content of results.json, as the head of this module describes it."""
+def results(report: StudyReport) -> dict[str, Any]:
+    """Return the content of results.json; the module docstring describes its keys."""
     columns = ["run_id", "family", "shape", "n", "tokens", "flops", "seed"]
-    residuals = found.table[[*columns, "loss_nats_per_token", "residual"]]
+    residuals = report.table[[*columns, "loss_nats_per_token", "residual"]]
     content = {
         "schema_version": SCHEMA_VERSION,
-        "question": found.question,
-        "headline": text.headline(found),
-        "uncertainty": text.uncertainty(found),
-        "runs": len(found.table),
-        "dropped": dict(found.dropped),
-        "warnings": found.warnings,
-        "families": tables.shape_rows(found),
-        "comparison": found.comparison.to_dict(),
-        "power": None if found.power is None else found.power.to_dict(),
-        "extensions": [asdict(one) for one in found.extensions],
-        "next_runs": [asdict(one) for one in found.next_runs],
-        "isoflop": {family: asdict(one) for family, one in found.isoflop.items()},
+        "question": report.question,
+        "headline": text.headline(report),
+        "uncertainty": text.uncertainty(report),
+        "runs": len(report.table),
+        "dropped": dict(report.dropped),
+        "warnings": report.warnings,
+        "families": tables.family_rows(report),
+        "comparison": report.comparison.to_dict(),
+        "power": None if report.power is None else report.power.to_dict(),
+        "extensions": [asdict(extension) for extension in report.extensions],
+        "next_runs": [asdict(run) for run in report.next_runs],
+        "isoflop": {family: asdict(fit) for family, fit in report.isoflop.items()},
         "residuals": residuals.to_dict(orient="records"),
         "caveats": text.CAVEATS,
     }
@@ -138,44 +140,42 @@ def results(found: Answer) -> dict[str, Any]:
     return plain_content
 
 
-def markdown(found: Answer) -> str:
-    """report.md: the same answer for a terminal or a pull request."""
-    verdict, one = found.comparison.verdict, found.comparison.exponents
-    parts = [f"# {TITLE}", "", f"_{found.question or DEFAULT_QUESTION}_", ""]
-    parts += [f"**{text.headline(found)}**: {text.uncertainty(found)}.", ""]
+def markdown(report: StudyReport) -> str:
+    """Return the content of report.md."""
+    verdict, exponents = report.comparison.verdict, report.comparison.exponents
+    parts = [f"# {TITLE}", "", f"_{report.question or DEFAULT_QUESTION}_", ""]
+    parts += [f"**{text.headline(report)}**: {text.uncertainty(report)}.", ""]
     parts += [f"`{verdict.word}`: {verdict.sentence}", ""]
-    parts += [f"- {line}" for line in (*text.reasons(found), *text.budget_sentences(found))]
-    parts += ["", f"![Loss against FLOPs per family, and the differences]({FIGURE})", ""]
-    parts += _section("Differences over pairs (nats/token)", tables.summary_rows(found))
-    parts += _section("Differences per pair", tables.pair_rows(found))
-    parts += ["## Exponents", "", text.exponent_sentence(found), ""]
-    parts += [f"- {one.status}: {reason}" for reason in one.reasons if not one.refused]
-    parts += ["", *_markdown_table(tables.exponent_rows(found)), "", EXPONENTS, ""]
-    parts += _section("Sensitivity to Huber's delta", tables.delta_rows(found))
-    kappa = found.comparison.kappa
+    parts += [f"- {line}" for line in (*text.reasons(report), *text.budget_sentences(report))]
+    parts += ["", f"![Loss against FLOPs per family, and loss differences]({FIGURE})", ""]
+    parts += _section("Loss difference by token budget (nats/token)", tables.summary_rows(report))
+    parts += _section("Loss difference by pair (nats/token)", tables.pair_rows(report))
+    parts += ["## Exponents", "", text.exponent_sentence(report), ""]
+    if not exponents.refused:
+        parts += [f"- {exponents.status}: {reason}" for reason in exponents.reasons]
+    parts += ["", *_markdown_table(tables.exponent_rows(report)), "", EXPONENTS_NOTE, ""]
+    parts += _section("Sensitivity to the Huber delta", tables.delta_rows(report))
+    kappa = report.comparison.kappa
     if kappa is not None:
-        told = text.kappa_sentence(kappa, found.comparison.deep, found.comparison.wide)
-        parts += ["## Compute multiplier", "", told, ""]
-    if found.shape_curve is not None:
-        parts += [
-            "## Shape curve",
-            "",
-            f"{found.shape_curve.status}: {found.shape_curve.sentence}",
-            "",
-        ]
-    parts += ["## Checks", "", f"- Hold-out: {text.hold_out_sentence(found)}"]
-    parts += [f"- Learning rates: {text.audit_sentence(found)}", ""]
-    parts += _section("The design", tables.shape_rows(found))
-    if found.power is not None:
-        parts += ["## What this design can find", "", f"With {text.noise_text(found)}.", ""]
-        parts += [f"- Exponents: {reason}" for reason in found.power.refusals]
-        parts += ["", *_markdown_table(tables.power_rows(found)), ""]
-    parts += _section("What would settle it", tables.extension_rows(found))
-    parts += _section("Single runs that say most per FLOP", tables.next_rows(found))
-    parts += ["## What went in", ""]
-    parts += [f"{count(len(found.table), 'finished run')}; left out: {text.dropped_text(found)}."]
-    parts += [f"- Note: {warning}." for warning in found.warnings]
-    parts += ["", "## What this cannot say", "", *[f"- {caveat}" for caveat in text.CAVEATS], ""]
+        sentence = text.kappa_sentence(kappa, report.comparison.deep, report.comparison.wide)
+        parts += ["## Compute multiplier", "", sentence, ""]
+    curve = report.shape_curve
+    if curve is not None:
+        parts += ["## Shape curve", "", f"{curve.status}: {curve.sentence}", ""]
+    parts += ["## Validity checks", "", f"- Hold-out: {text.hold_out_sentence(report)}"]
+    parts += [f"- Learning-rate audit: {text.audit_sentence(report)}", ""]
+    parts += _section("Runs by family", tables.family_rows(report))
+    if report.power is not None:
+        assumed = f"Power of a study with this design, given {text.noise_text(report)}."
+        parts += ["## Power of this design", "", assumed, ""]
+        parts += [f"- Exponents: {reason}" for reason in report.power.refusals]
+        parts += ["", *_markdown_table(tables.power_rows(report)), ""]
+    parts += _section("Power of larger designs", tables.extension_rows(report))
+    parts += _section("Most informative additional runs per FLOP", tables.next_rows(report))
+    parts += ["## Runs in this report", ""]
+    parts += [f"{count(len(report.table), 'finished run')}; left out: {text.dropped_text(report)}."]
+    parts += [f"- Note: {warning}." for warning in report.warnings]
+    parts += ["", "## Limitations", "", *[f"- {caveat}" for caveat in text.CAVEATS], ""]
     return "\n".join(parts)
 
 
@@ -191,25 +191,26 @@ def _markdown_table(rows: Rows) -> list[str]:
     return lines + ["| " + " | ".join(row.values()) + " |" for row in rows]
 
 
-def show(found: Answer) -> None:
-    """The answer on the console."""
+def print_summary(report: StudyReport) -> None:
+    """Print the main tables and sentences of the report on the console."""
     console = Console(width=None if Console().is_terminal else 150)
-    pair = f"{found.comparison.deep} minus {found.comparison.wide}, loss in nats/token"
+    comparison = report.comparison
+    difference = f"loss of {comparison.deep} minus loss of {comparison.wide}, nats/token"
     for title, rows in (
-        (pair, tables.pair_rows(found)),
-        ("over pairs of shapes", tables.summary_rows(found)),
-        ("exponents of the joint law", tables.exponent_rows(found)),
+        (f"{difference}, by pair", tables.pair_rows(report)),
+        (f"{difference}, by token budget", tables.summary_rows(report)),
+        ("exponents of the joint law", tables.exponent_rows(report)),
     ):
         if rows:
             console.print(_rich_table(title, rows))
-    verdict = found.comparison.verdict
+    verdict = comparison.verdict
     lines = [
-        *text.budget_sentences(found),
-        *(f"exponents {found.comparison.status}: {r}" for r in found.comparison.exponents.reasons),
-        f"{text.headline(found)}: {text.uncertainty(found)}",
+        *text.budget_sentences(report),
+        *(f"exponents {comparison.status}: {reason}" for reason in comparison.exponents.reasons),
+        f"{text.headline(report)}: {text.uncertainty(report)}",
         f"{verdict.word}: {verdict.sentence}",
-        f"{count(len(found.table), 'run')}; left out: {text.dropped_text(found)}",
-        *(f"note: {warning}" for warning in found.warnings),
+        f"{count(len(report.table), 'run')}; left out: {text.dropped_text(report)}",
+        *(f"note: {warning}" for warning in report.warnings),
     ]
     for line in lines:
         console.print(line, markup=False)

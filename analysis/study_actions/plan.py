@@ -1,6 +1,6 @@
-"""`action=plan`: cells, costs, and what the design can find, before anything is computed.
+"""`action=plan`: print cells, cost and statistical power of a study before any compute is spent.
 
-It wires the study's cells to `analysis.design.power`, which slm itself may not import.
+This module passes the study's cells to `analysis.design.power`, which slm must not import.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from analysis.formatting import count
 from analysis.learning_rate.gate import check_study_audit
 from slm.architecture.flops import flop_equivalent_params
 from slm.config.schema import Config
@@ -36,21 +37,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("slm")
 EFFECTS = (0.01, 0.02, 0.05)
-EVEN_ODDS = 0.5
+MIN_POWER = 0.5  # a claim about exponents with less power gets a warning
 NEXT_RUNS = 5
-MIN_PAIRS_FOR_SPREAD = 3  # of a regression on ln FLOPs: two parameters
-WIDTH = 170  # where the output is no terminal
+MIN_PAIRS = 3  # a regression on ln FLOPs has two parameters
+WIDTH = 170  # columns, if the output is not a terminal
 
 
 def show_plan(cells: Sequence[Cell]) -> None:
-    """Print it.
+    """Print the plan: shapes, cells, cost, power, warnings and refusals.
 
     Raises:
-        DesignRefused: if the design cannot estimate what the study claims, after everything is shown.
+        DesignRefused: if the design cannot estimate what the study claims; the plan is printed first.
     """
     console = Console(width=None if Console().is_terminal else WIDTH)
     config = cells[0].spec.config
-    check_study_audit(cells)  # raises where it is not there
+    check_study_audit(cells)
     if config.plan.probe:
         _probe(cells)
     throughput = load_throughput(cells)
@@ -61,8 +62,8 @@ def show_plan(cells: Sequence[Cell]) -> None:
     console.print(format_totals(cells))
     console.print(format_time_estimate(cells, throughput), soft_wrap=True)
     if config.study.lr_policy == "tuned":
-        console.print(_tuning_said(cells), soft_wrap=True)
-    power = power_of(cells)
+        console.print(_tuning_cost(cells), soft_wrap=True)
+    power = compute_power(cells)
     if power is not None and (power.se_difference or power.se_exponent):
         console.print()
         console.print(power_table(power, config))
@@ -70,60 +71,59 @@ def show_plan(cells: Sequence[Cell]) -> None:
             console.print(line, soft_wrap=True)
     for line in [*design_warnings(cells), *_power_warnings(power, config.study.claim)]:
         console.print(line, soft_wrap=True)
-    refusals = refusals_of(cells, power)
+    refusals = list_refusals(cells, power)
     for line in refusals:
         console.print(f"REFUSED {line}", soft_wrap=True)
     if refusals:
-        raise DesignRefused(refused(config))
+        raise DesignRefused(refusal_message(config))
 
 
-def refusals_of(cells: Sequence[Cell], power: DesignPower | None) -> list[str]:
-    """Why the study must not run as it is: it could not show what it claims, or lacks the text."""
+def list_refusals(cells: Sequence[Cell], power: DesignPower | None) -> list[str]:
+    """Return why the study must not run: it cannot estimate what it claims, or has too few training tokens."""
     claim = cells[0].spec.config.study.claim
     found = list_epoch_refusals(cells)
     if power is not None and claim == "exponents":
         found += [f"exponents: {line}" for line in power.refusals]
     if power is not None and claim == "differences" and power.se_difference is None:
-        found += [f"differences: {line}" for line in _without_difference(power)]
+        found += [f"differences: {line}" for line in _difference_refusals(power)]
     return found
 
 
-def _without_difference(power: DesignPower) -> Sequence[str]:
-    if not 0 < power.pairs < MIN_PAIRS_FOR_SPREAD:
+def _difference_refusals(power: DesignPower) -> Sequence[str]:
+    if not 0 < power.pairs < MIN_PAIRS:
         return power.refusals
     return [
-        f"{power.pairs} pairs of shapes at equal FLOPs have no spread to judge a difference by; at least "
-        f"{MIN_PAIRS_FOR_SPREAD} sizes are needed, 6 or more are wanted"
+        f"{count(power.pairs, 'pair')} of shapes at equal FLOPs give no standard error of the difference; use at "
+        f"least {MIN_PAIRS} sizes, better 6 or more"
     ]
 
 
-def refused(config: Config) -> str:
+def refusal_message(config: Config) -> str:
+    """Return the last line of a refusal: the claim of the study, and how to fix it."""
     study = config.study
-    less = "" if study.claim == "none" else ", or claim less (study.claim=differences or none)"
-    return (
-        f"study {study.name} is REFUSED for the reasons above: it claims {study.claim}; mend the design"
-        f"{less}"
-    )
+    weaker = "" if study.claim == "none" else ", or set a weaker study.claim (differences or none)"
+    return f"study {study.name} is REFUSED for the reasons above (study.claim={study.claim}); change the design{weaker}"
 
 
 def _power_warnings(power: DesignPower | None, claim: str) -> Iterator[str]:
     if power is not None:
-        # Mismatched rungs are told of with their shapes.
-        told = (line for line in power.warnings if not line.startswith("rung "))
-        own_law = ("a law of your own", "a law of your own in plan.law")
-        yield from (f"WARN {line.replace(*own_law)}" for line in told)
-        found = (power.power_verdict or {}).get(EFFECTS[-1])
-        if claim == "exponents" and found is not None and found < EVEN_ODDS:
+        for line in power.warnings:
+            if not line.startswith(
+                "rung "
+            ):  # `design_warnings` prints mismatched rungs with their shapes
+                yield f"WARN {line}{' (plan.law=...)' if 'base law' in line else ''}"
+        verdict_power = (power.power_verdict or {}).get(EFFECTS[-1])
+        if claim == "exponents" and verdict_power is not None and verdict_power < MIN_POWER:
             yield (
-                f"WARN a difference of exponents of {EFFECTS[-1]:g} would be found with a probability of "
-                f"{found:.0%}: about exponents the study will most likely end inconclusive"
+                f"WARN the power for an exponent difference of {EFFECTS[-1]:g} is {verdict_power:.0%}: the "
+                "verdict on exponents will most likely be inconclusive"
             )
         if claim != "exponents":
             yield from (f"REFUSED exponents (not claimed): {line}" for line in power.refusals)
 
 
-def power_of(cells: Sequence[Cell]) -> DesignPower | None:
-    """What the design can find between the two families of the contrast; None where none is tested."""
+def compute_power(cells: Sequence[Cell]) -> DesignPower | None:
+    """Return the power of the design for the two families of the contrast; None if the study compares none."""
     from analysis.design.power import design_power
 
     config = cells[0].spec.config
@@ -131,12 +131,18 @@ def power_of(cells: Sequence[Cell]) -> DesignPower | None:
         return None
     deep, wide = contrast_of(cells)
     return design_power(
-        design_of(cells), deep, wide, law=_law(config), sigma=config.plan.sigma,
-        tau=config.plan.tau, effects=EFFECTS,
-    )  # fmt: skip
+        design_of(cells),
+        deep,
+        wide,
+        law=_law(config),
+        sigma=config.plan.sigma,
+        tau=config.plan.tau,
+        effects=EFFECTS,
+    )
 
 
 def design_of(cells: Sequence[Cell]) -> Design:
+    """Return the study's cells as a design for power calculations."""
     from analysis.design.linear import Design
 
     labels = _budget_labels(cells)
@@ -153,13 +159,16 @@ def design_of(cells: Sequence[Cell]) -> Design:
 
 
 def _budget_labels(cells: Sequence[Cell]) -> dict[tuple[RungKey, int], float]:
-    """tokens_per_param as asked for; the rank within the rung of budgets in tokens or FLOPs."""
+    """Label each token budget of a rung.
+
+    The label is `tokens_per_param`; for budgets in tokens or FLOPs it is the rank of the budget in its rung.
+    """
     if cells[0].spec.config.study.tokens_per_param:
         return {(c.rung, c.spec.tokens): c.spec.tokens_per_param for c in cells}
     ranks: dict[tuple[RungKey, int], float] = {}
     for rung in {cell.rung for cell in cells}:
         tokens = sorted({cell.spec.tokens for cell in cells if cell.rung == rung})
-        ranks |= {(rung, count): float(rank) for rank, count in enumerate(tokens, start=1)}
+        ranks |= {(rung, budget): float(rank) for rank, budget in enumerate(tokens, start=1)}
     return ranks
 
 
@@ -170,40 +179,45 @@ def _law(config: Config) -> Law:
 
 
 def power_table(power: DesignPower, config: Config) -> Table:
+    """Return standard error, MDE and power for the exponent difference and for the loss difference."""
     table = Table(
-        title=f"what the design can find: {power.deep} against {power.wide}, {power.shapes} shapes, "
-        f"seed standard deviation {power.sigma:g} and random effect of a shape {power.tau:g} nats",
+        title=f"power: {power.deep} against {power.wide}, {power.shapes} shapes, seed standard deviation "
+        f"{power.sigma:g} nats, random effect of a shape {power.tau:g} nats",
         title_justify="left",
     )
-    for heading in ("", "SE", "found with 80% power", *(f"power at {e:g}" for e in EFFECTS)):
-        table.add_column(heading, justify="left" if not heading else "right")
+    table.add_column("estimate")
+    for heading in ("SE", "MDE (80% power)", *(f"power at {effect:g}" for effect in EFFECTS)):
+        table.add_column(heading, justify="right")
     t, verdict = power.power_t or {}, power.power_verdict or {}
     table.add_row(
-        "exponent of deep minus that of wide (t test)",
-        _shown(power.se_exponent),
-        _shown(power.mde80_exponent),
-        *(_share(t.get(effect)) for effect in EFFECTS),
+        "exponent of deep minus exponent of wide, t test",
+        _format_number(power.se_exponent),
+        _format_number(power.mde80_exponent),
+        *(_format_percent(t.get(effect)) for effect in EFFECTS),
     )
     table.add_row(
-        "... by the whole verdict, simulated", "", "", *(_share(verdict.get(e)) for e in EFFECTS)
+        "exponent of deep minus exponent of wide, full verdict (simulated)",
+        "",
+        "",
+        *(_format_percent(verdict.get(e)) for e in EFFECTS),
     )
-    at = power.difference_tokens_per_param
-    budget = "tokens_per_param" if config.study.tokens_per_param else "token budget number"
-    where = f" ({budget} {at:g}, {power.difference_pairs} pairs)" if at is not None else ""
+    budget = power.difference_tokens_per_param
+    label = "tokens_per_param" if config.study.tokens_per_param else "token budget number"
+    details = "" if budget is None else f" ({label} {budget:g}, {power.difference_pairs} pairs)"
     table.add_row(
-        f"loss at equal FLOPs, at the largest{where}, nats",
-        _shown(power.se_difference),
-        _shown(power.mde80_difference),
+        f"loss of deep minus loss of wide at the largest FLOPs{details}, nats",
+        _format_number(power.se_difference),
+        _format_number(power.mde80_difference),
         *[""] * len(EFFECTS),
     )
     return table
 
 
-def _shown(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _share(value: float | None) -> str:
+def _format_percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
 
 
@@ -212,18 +226,24 @@ def _next_runs(cells: Sequence[Cell], power: DesignPower) -> Iterator[str]:
     from analysis.design.power import most_valuable_next
 
     config = cells[0].spec.config
-    plain = [cell for cell in cells if not cell.varied]
-    if power.refusals or not plain:
+    without_grid = [cell for cell in cells if not cell.varied]
+    if power.refusals or not without_grid:
         return
-    single = candidates(design_of(plain), power.deep, power.wide)
+    single = candidates(design_of(without_grid), power.deep, power.wide)
     if not len(single):
         return
-    chosen = most_valuable_next(
-        design_of(cells), single, power.deep, power.wide, law=_law(config),
-        sigma=config.plan.sigma, tau=config.plan.tau, count=NEXT_RUNS,
-    )  # fmt: skip
-    yield "the runs that would lower its SE most per FLOP, each given those before it:"
-    for run in chosen:
+    next_runs = most_valuable_next(
+        design_of(cells),
+        single,
+        power.deep,
+        power.wide,
+        law=_law(config),
+        sigma=config.plan.sigma,
+        tau=config.plan.tau,
+        count=NEXT_RUNS,
+    )
+    yield "additional runs with the largest decrease of the exponent's SE per FLOP, each added to those above it:"
+    for run in next_runs:
         rung = run.rung if isinstance(run.rung, str) else format_rung(run.rung)  # type: ignore[arg-type]
         yield (
             f"  {run.family}, {rung}, {run.tokens:,.0f} tokens, seed {run.seed}: {run.flops:.2g} FLOPs, "
@@ -231,21 +251,21 @@ def _next_runs(cells: Sequence[Cell], power: DesignPower) -> Iterator[str]:
         )
 
 
-def _tuning_said(cells: Sequence[Cell]) -> str:
-    """What finding the rates costs before, at the least."""
+def _tuning_cost(cells: Sequence[Cell]) -> str:
+    """Return the minimum cost of tuning the learning rate of each shape before the study."""
     shortest: dict[ArmKey, int] = {}
     for cell in cells:
         arm, flops = (cell.family, cell.rung, cell.varied), cell.spec.flops
         shortest[arm] = min(flops, shortest.get(arm, flops))
     return (
-        f"study.lr_policy=tuned: before these, at least {len(FIRST_STEPS)} rates for each of {len(shortest)} shapes "
-        f"at its shortest budget, {len(FIRST_STEPS) * sum(shortest.values()):.3g} FLOPs; the lr shown is the "
-        "middle of the first grid where none is tuned yet"
+        f"study.lr_policy=tuned: before these cells, each of {len(shortest)} shapes runs at least {len(FIRST_STEPS)} "
+        f"learning rates at its shortest budget, {len(FIRST_STEPS) * sum(shortest.values()):.3g} FLOPs in total; "
+        "for shapes without a tuned learning rate, the table has the middle of the first grid"
     )
 
 
 def _probe(cells: Sequence[Cell]) -> None:
-    """Measure every shape that is not known yet; torch is imported for it."""
+    """Measure the throughput of every shape on this machine, and store it."""
     from slm.training.probe import measure_tokens_per_second
 
     config = cells[0].spec.config

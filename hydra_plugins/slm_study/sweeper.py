@@ -163,16 +163,16 @@ def _check_design(cells: Sequence[Any]) -> None:
         DataError: if study.lr_audit is missing or belongs to another recipe.
     """
     from analysis.learning_rate.gate import check_study_audit
-    from analysis.study_actions.plan import power_of, refusals_of, refused
+    from analysis.study_actions.plan import compute_power, list_refusals, refusal_message
     from slm.errors import DesignRefused
 
     check_study_audit(cells)  # raises the DataError
     if all(cell.is_done for cell in cells):
         return
-    refusals = refusals_of(cells, power_of(cells))
+    refusals = list_refusals(cells, compute_power(cells))
     if refusals:
         lines = [f"REFUSED {line}" for line in refusals]
-        raise DesignRefused("\n".join([*lines, refused(cells[0].spec.config)]))
+        raise DesignRefused("\n".join([*lines, refusal_message(cells[0].spec.config)]))
 
 
 def _load_recorded(config: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The report in a real browser: Debian's chromium, without a screen."""
+"""report.html in headless Chromium: no script errors, no overflow, tooltips and printing work."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from tests.full_study import full_study
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium; apt-get install chromium"),
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="Chromium is missing; run apt-get install chromium"
+    ),
 ]
-# What a user would do: hover a run, and print. The result is left in the page's title.
+# Script that hovers a run and prints the page, as a user does, and writes the result to the page's title.
 PROBE = """<script>
 const problems=[];addEventListener('error',e=>problems.push(e.message));
 addEventListener('load',()=>{
@@ -44,15 +46,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def chromium(*arguments: str) -> subprocess.CompletedProcess[str]:
-    usual = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr",
-             "--allow-file-access-from-files", "--virtual-time-budget=3000"]  # fmt: skip
+    options = "--headless --no-sandbox --disable-gpu --hide-scrollbars --enable-logging=stderr"
+    options += " --allow-file-access-from-files --virtual-time-budget=3000"
     return subprocess.run(
-        [str(CHROMIUM), *usual, *arguments], check=True, capture_output=True, text=True, timeout=120
+        [str(CHROMIUM), *options.split(), *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
-def probed(folder: Path, width: int) -> str:
-    """The page's report on itself, `width` CSS pixels wide (a frame, since windows have a least width)."""
+def probe_page(folder: Path, width: int) -> str:
+    """Return the JSON of PROBE for a page of `width` CSS pixels, in a frame: windows have a minimum width."""
     html = (folder / "report.html").read_text()
     (folder / "probe.html").write_text(html.replace("</main>", f"</main>{PROBE}"))
     (folder / "frame.html").write_text(
@@ -67,16 +73,18 @@ def probed(folder: Path, width: int) -> str:
 
 
 @pytest.mark.parametrize("width", [1280, 400])
-def test_the_page_works_and_fits(folder: Path, width: int) -> None:
-    said = probed(folder, width)
-    assert '"problems":[]' in said
-    assert '"outside":[]' in said  # no label leaves its chart
-    assert '"wide":0' in said  # nothing to scroll sideways but tables in their own box
-    assert '"shown":"block"' in said and "deep_thin-L" in said  # a hovered run says its id
-    assert '"closed":1' in said  # printed: all but the list of runs is unfolded
+def test_page_has_no_errors_and_fits_the_width(folder: Path, width: int) -> None:
+    result = probe_page(folder, width)
+    assert '"problems":[]' in result
+    assert '"outside":[]' in result  # no label extends beyond its chart
+    assert '"wide":0' in result  # no horizontal scrolling, except of tables in their box
+    assert (
+        '"shown":"block"' in result and "deep_thin-L" in result
+    )  # the tooltip of a run has its id
+    assert '"closed":1' in result  # in print, only the list of runs is folded
 
 
-def test_the_screenshot_is_not_blank(folder: Path) -> None:
+def test_screenshot_has_the_colours_of_all_families(folder: Path) -> None:
     file = folder / "shot.png"
     chromium("--window-size=1280,1800", f"--screenshot={file}", f"file://{folder / 'report.html'}")
     pixels = (imread(file)[..., :3] * 255).round().astype(int)

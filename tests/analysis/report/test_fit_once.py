@@ -1,4 +1,4 @@
-"""A report minimises each law on each set of runs once, and reads the result wherever it is needed."""
+"""One analysis fits each law to each set of runs only once."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 from analysis.fit import levenberg_marquardt
 from analysis.fit.law import Floats
 from analysis.fit.levenberg_marquardt import Minima, Problem
-from analysis.report.study_report import answer
+from analysis.report.study_report import analyze_study
 from tests.full_study import full_study
 
 
 @pytest.fixture
 def full_grid_fits(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[object, ...]]:
-    """Counts minimisations from the full grid of starts by law and data."""
+    """Count minimizations from the full grid of starts, by law and data."""
     counts: Counter[tuple[object, ...]] = Counter()
-    real = levenberg_marquardt._minimise
+    minimise = levenberg_marquardt._minimise
 
     def counting(problem: Problem, starts: Floats) -> Minima:
         points = problem.points
@@ -27,21 +27,21 @@ def full_grid_fits(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[object, ...
         ):
             data = tuple(column.tobytes() for column in (points.x, points.z, points.y))
             counts[problem.law.model, problem.law.tied, *data] += 1
-        return real(problem, starts)
+        return minimise(problem, starts)
 
     monkeypatch.setattr(levenberg_marquardt, "_minimise", counting)
     return counts
 
 
-def test_a_report_fits_each_law_once_to_each_set_of_runs(
+def test_each_law_is_fitted_once_to_each_set_of_runs(
     full_grid_fits: Counter[tuple[object, ...]],
 ) -> None:
     sizes = tuple(np.geomspace(1e7, 3.16e8, 6))
     table = full_study(families=("deep_thin", "wide_shallow"), sizes=sizes, anchor_seeds=0)
-    found = answer(table, bootstrap=0)
-    known = found.comparison.exponents.fitted
-    assert known is not None and known.solution is found.comparison.exponents.fit.solution  # type: ignore[union-attr]
-    points = known.problem.points
+    report = analyze_study(table, bootstrap=0)
+    fitted = report.comparison.exponents.fitted
+    assert fitted is not None and fitted.solution is report.comparison.exponents.fit.solution  # type: ignore[union-attr]
+    points = fitted.problem.points
     data = tuple(column.tobytes() for column in (points.x, points.z, points.y))
     assert full_grid_fits["M2", None, *data] == 1
     assert set(full_grid_fits.values()) == {1}

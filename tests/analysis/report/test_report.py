@@ -1,4 +1,4 @@
-"""What the report says, and that it never says more than the runs do."""
+"""Content of report.html, report.md and results.json for identified, unidentified and refused studies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from analysis.__main__ import main
 from analysis.formatting import power_of_ten, short_count
 from analysis.learning_rate.gate import load_audit
 from analysis.report.html import page
-from analysis.report.study_report import Answer, answer
+from analysis.report.study_report import StudyReport, analyze_study
 from analysis.report.svg import Axis
 from analysis.report.write import markdown, report_on, results
 from analysis.runs.load import Runs, load_runs, runs_from_results
@@ -26,60 +26,60 @@ from slm.tracking.results_file import read_results
 from tests.conftest import ROOT
 from tests.full_study import full_study
 
-VOID = {"meta", "link", "br", "line", "rect", "circle", "polyline", "polygon"}
+VOID_TAGS = {"meta", "link", "br", "line", "rect", "circle", "polyline", "polygon"}
 SHIPPED = ROOT / "analysis" / "notebooks" / "data"
 MICRO = SHIPPED.parents[1] / "examples" / "micro" / "results.jsonl"
 
 
 class Page(HTMLParser):
-    """Checks that tags are closed in order; collects what is shown and what would be fetched."""
+    """Parsed report.html: visible text, ids of figures, and URLs. Parsing checks that tags are closed in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.open: list[str] = []
-        self.shown: list[str] = []
+        self.open_tags: list[str] = []
+        self.texts: list[str] = []
         self.figures: list[str] = []
-        self.fetched: list[str] = []
+        self.urls: list[str] = []
         self.feed(text)
         self.close()
-        assert not self.open
+        assert not self.open_tags
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        named = {key: value or "" for key, value in attrs}
-        self.fetched += [named[key] for key in ("src", "href", "data") if key in named]
+        attributes = {key: value or "" for key, value in attrs}
+        self.urls += [attributes[key] for key in ("src", "href", "data") if key in attributes]
         if tag == "figure":
-            self.figures.append(named["id"])
-        if tag not in VOID:
-            self.open.append(tag)
+            self.figures.append(attributes["id"])
+        if tag not in VOID_TAGS:
+            self.open_tags.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in VOID
+        assert tag in VOID_TAGS
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+        assert self.open_tags.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("style", "script"):
-            self.shown.append(data)
+        if self.open_tags and self.open_tags[-1] not in ("style", "script"):
+            self.texts.append(data)
 
     @property
     def text(self) -> str:
-        return " ".join(self.shown)
+        return " ".join(self.texts)
 
 
 @pytest.fixture(scope="module")
-def identified() -> Answer:
+def identified() -> StudyReport:
     table = full_study(alpha={"deep_thin": 0.02, "wide_shallow": -0.02}, anchor_seeds=1)
-    return answer(table, question="Deep or wide?", bootstrap=0)
+    return analyze_study(table, question="Deep or wide?", bootstrap=0)
 
 
 @pytest.fixture(scope="module")
-def unidentified() -> Answer:
-    """Real runs of one family under two labels, too few and too small to tell what size does."""
-    return answer(load_runs(SHIPPED / "aa.jsonl"), bootstrap=0)
+def unidentified() -> StudyReport:
+    """Real runs of one family under two labels, too few and too small to identify an exponent."""
+    return analyze_study(load_runs(SHIPPED / "aa.jsonl"), bootstrap=0)
 
 
-def test_the_page_of_an_identified_study(identified: Answer) -> None:
+def test_page_of_an_identified_study(identified: StudyReport) -> None:
     html = page(identified)
     read = Page(html)
     assert "deep_thin scales better than wide_shallow" in read.text and "Deep or wide?" in read.text
@@ -97,38 +97,44 @@ def test_the_page_of_an_identified_study(identified: Answer) -> None:
     }
     assert set(read.figures) == expected
     for run_id in identified.table["run_id"]:
-        assert html.count(run_id) >= 2  # in a chart, where it is hovered, and in the table
+        assert html.count(run_id) >= 2  # in the tooltip of a chart, and in the table
     assert len(html) < 400_000
 
 
-def test_the_page_loads_nothing(identified: Answer) -> None:
+def test_page_loads_nothing_from_the_network(identified: StudyReport) -> None:
     html = page(identified)
-    assert Page(html).fetched == ["data:,"]
+    assert Page(html).urls == ["data:,"]
     assert not re.search(r"https?:|url\(|@import|<script[^>]+src", html)
 
 
-def test_results_are_complete_and_plain(identified: Answer) -> None:
+def test_results_json_is_complete_and_has_plain_values(identified: StudyReport) -> None:
     saved = json.loads(json.dumps(results(identified), allow_nan=False))
     assert saved["schema_version"] == 4 and saved["runs"] == len(identified.table)
     assert saved["comparison"]["verdict"]["word"] == "depth_exponent_better"
     assert saved["comparison"]["exponents"]["n_flop"]["status"] == "OK"
     assert {row["run_id"] for row in saved["residuals"]} == set(identified.table["run_id"])
     assert saved["power"]["mde80_exponent"] > 0 and len(saved["extensions"]) == 4
-    more = {row["name"]: row["se_exponent"] for row in saved["extensions"]}
-    assert all(error < saved["power"]["se_exponent"] for error in more.values())
+    errors = {row["name"]: row["se_exponent"] for row in saved["extensions"]}
+    assert all(error < saved["power"]["se_exponent"] for error in errors.values())
     assert saved["comparison"]["shape_curve"]["rungs"] and len(saved["next_runs"]) == 5
 
 
-def test_the_text_says_the_same(identified: Answer) -> None:
+def test_markdown_has_the_results_of_the_page(identified: StudyReport) -> None:
     text = markdown(identified)
-    for said in (
-        "deep_thin scales better than wide_shallow", "depth_exponent_better", "loss in nats against n_flop",
-        "What would settle it", "a size between each pair of adjacent sizes", "Hold-out: Passed", "No audit", "tokens_per_param 7.9",
-    ):  # fmt: skip
-        assert said in text
+    for expected in (
+        "deep_thin scales better than wide_shallow",
+        "depth_exponent_better",
+        "loss in nats against n_flop",
+        "Power of larger designs",
+        "a size between each pair of adjacent sizes",
+        "Hold-out: Passed",
+        "No learning-rate audit was given",
+        "tokens_per_param 7.9",
+    ):
+        assert expected in text
 
 
-def test_curves_follow_the_law_and_hold_it_in_their_band(identified: Answer) -> None:
+def test_confidence_bands_of_curves_contain_the_true_law(identified: StudyReport) -> None:
     truth = {"E": 1.8172, "B": 2085.43, "beta": 0.3658}
     assert len(identified.curves) == 9
     inside = []
@@ -145,22 +151,24 @@ def test_curves_follow_the_law_and_hold_it_in_their_band(identified: Answer) -> 
     assert sum(inside) / len(inside) > 0.7
 
 
-def test_what_is_not_identified_is_never_a_bare_number(unidentified: Answer) -> None:
-    one = unidentified.comparison.exponents
-    assert one.status == "UNIDENTIFIED" and one.difference is not None
+def test_unidentified_exponents_are_given_as_ranges_only(unidentified: StudyReport) -> None:
+    exponents = unidentified.comparison.exponents
+    assert exponents.status == "UNIDENTIFIED" and exponents.difference is not None
     read, text = Page(page(unidentified)).text, markdown(unidentified)
     for shown in (read, text):
-        assert "not identified" in shown and "is accepted" in shown and one.reasons[0] in shown
-        assert f"{abs(one.difference):.4f}" not in shown
+        assert (
+            "not identified" in shown and "is accepted" in shown and exponents.reasons[0] in shown
+        )
+        assert f"{abs(exponents.difference):.4f}" not in shown
         assert not re.search(r"alpha \w+ = [\d+.-]", shown)
     assert "difference" not in Page(page(unidentified)).figures
 
 
-def test_refused_exponents_leave_the_paired_differences() -> None:
+def test_loss_differences_are_reported_when_exponents_are_refused() -> None:
     table = full_study(families=("deep_thin", "wide_shallow"), tokens_per_param=(8.0,))
-    found = answer(table, bootstrap=0)
-    read, text, saved = Page(page(found)), markdown(found), results(found)
-    assert found.comparison.status == "REFUSED"
+    report = analyze_study(table, bootstrap=0)
+    read, text, saved = Page(page(report)), markdown(report), results(report)
+    assert report.comparison.status == "REFUSED"
     assert "alphas" not in read.figures and "differences" in read.figures
     for shown in (read.text, text):
         assert "REFUSED" in shown and "single token budget" in shown and "run each size at" in shown
@@ -169,38 +177,38 @@ def test_refused_exponents_leave_the_paired_differences() -> None:
 
 
 @pytest.mark.parametrize("runs", [1, 2])
-def test_one_and_two_runs(runs: int) -> None:
-    found = answer(
+def test_report_of_one_or_two_runs(runs: int) -> None:
+    report = analyze_study(
         full_study(families=("deep_thin", "wide_shallow")).groupby("family").head(1)[:runs]
     )
-    read = Page(page(found))
-    assert found.comparison.verdict.word in ("refused", "inconclusive")
+    read = Page(page(report))
+    assert report.comparison.verdict.word in ("refused", "inconclusive")
     assert not set(read.figures) & {"alphas", "difference", "kappa"}
     assert "too few" in read.text or "nothing can be compared" in read.text
 
 
-def test_one_family() -> None:
-    found = answer(full_study(families=("balanced",)))
-    read = Page(page(found))
+def test_report_of_one_family() -> None:
+    report = analyze_study(full_study(families=("balanced",)))
+    read = Page(page(report))
     assert "No comparison" in read.text and "run a second family" in read.text
-    assert found.power is None and set(read.figures) == {"loss"}
-    assert "nothing can be compared" in markdown(found)
+    assert report.power is None and set(read.figures) == {"loss"}
+    assert "nothing can be compared" in markdown(report)
 
 
-def test_a_mistuned_family_is_no_verdict() -> None:
+def test_failed_learning_rate_audit_prevents_a_verdict() -> None:
     audit = {
         "deep_thin": {"interior": True, "penalty": 0.001},
         "wide_shallow": {"interior": True, "penalty": 0.05},
     }
     table = full_study(level={"wide_shallow": 0.1}, families=("deep_thin", "wide_shallow"))
-    found = answer(table, audit=audit, bootstrap=0)
-    read = Page(page(found)).text
-    assert "No verdict: the learning rate does not suit both families" in read
+    report = analyze_study(table, audit=audit, bootstrap=0)
+    read = Page(page(report)).text
+    assert "No verdict: the learning-rate audit failed" in read
     assert "wide_shallow: its learning rate costs 0.050 nats" in read
 
 
 def isoflop_study() -> pd.DataFrame:
-    """Two families, each 9 sizes around the best at 6 compute budgets."""
+    """Two families with 9 sizes around the optimum at each of 6 compute budgets."""
     rows = []
     for family, level in (("deep", 1.0), ("wide", 1.02)):
         for flops in np.geomspace(1e17, 1e20, 6):
@@ -214,41 +222,40 @@ def isoflop_study() -> pd.DataFrame:
     )
 
 
-def test_an_isoflop_design_has_its_chart() -> None:
-    found = answer(isoflop_study(), bootstrap=0)
-    assert set(found.isoflop) == {"deep", "wide"}
-    assert all(one.exponent == pytest.approx(0.51, abs=0.03) for one in found.isoflop.values())
-    read = Page(page(found))
+def test_isoflop_design_has_an_isoflop_chart() -> None:
+    report = analyze_study(isoflop_study(), bootstrap=0)
+    assert set(report.isoflop) == {"deep", "wide"}
+    assert all(fit.exponent == pytest.approx(0.51, abs=0.03) for fit in report.isoflop.values())
+    read = Page(page(report))
     assert "isoflop" in read.figures and "best N grows as C to the 0.5" in read.text
     assert (
-        len(found.tokens_per_param) == 9 and "9 of 9 token budgets have enough pairs" in read.text
+        len(report.tokens_per_param) == 9 and "9 of 9 token budgets have enough pairs" in read.text
     )
     assert read.text.count("At tokens_per_param 488") == 1 == read.text.count("At tokens_per_param")
 
 
-def test_names_are_escaped() -> None:
+def test_family_names_are_escaped_in_html() -> None:
     table = full_study(families=("deep_thin", "wide_shallow")).replace(
         {"family": {"deep_thin": "<b>deep</b> & thin"}}
     )
-    found = answer(table, deep="<b>deep</b> & thin", wide="wide_shallow", bootstrap=0)
-    html = page(found)
+    report = analyze_study(table, deep="<b>deep</b> & thin", wide="wide_shallow", bootstrap=0)
+    html = page(report)
     assert "<b>deep" not in html and "&lt;b&gt;deep&lt;/b&gt; &amp; thin" in html
     Page(html)
 
 
-def test_a_foreign_table_needs_five_columns(tmp_path: Path) -> None:
+def test_csv_table_needs_only_five_columns(tmp_path: Path) -> None:
     table = full_study(families=("deep_thin", "wide_shallow"), anchor_seeds=0)
     file = tmp_path / "runs.csv"
     table[["family", "shape", "n_flop", "tokens", "loss_nats_per_token"]].to_csv(file, index=False)
-    assert main_of(file, tmp_path / "out", "--deep", "deep_thin", "--wide", "wide_shallow") == 0
+    assert run_main(file, tmp_path / "out", "--deep", "deep_thin", "--wide", "wide_shallow") == 0
     html = (tmp_path / "out" / "report.html").read_text()
     assert "row 0" in html and "row 47" in html
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "report.html", "report.md", "results.json", "loss_vs_flops.png",
-    }  # fmt: skip
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"report.html", "report.md", "results.json", "loss_vs_flops.png"}
 
 
-def main_of(*arguments: object) -> int:
+def run_main(*arguments: object) -> int:
     import sys
     from unittest.mock import patch
 
@@ -259,7 +266,7 @@ def main_of(*arguments: object) -> int:
         return main()
 
 
-def test_what_cannot_be_nats_is_an_error(tmp_path: Path) -> None:
+def test_perplexities_and_nan_losses_are_errors(tmp_path: Path) -> None:
     table = full_study(families=("deep_thin", "wide_shallow"))
     table["loss_nats_per_token"] = table["loss_nats_per_token"].map(math.exp)
     with pytest.raises(DataError, match="perplexities"):
@@ -269,28 +276,28 @@ def test_what_cannot_be_nats_is_an_error(tmp_path: Path) -> None:
         report_on(table, tmp_path)
 
 
-def test_a_file_of_results_reads_as_runs_do() -> None:
+def test_runs_are_loaded_from_a_results_file() -> None:
     runs = load_runs(MICRO)
-    results_of = read_results(MICRO)
-    assert len(runs.table) + sum(runs.dropped.values()) == len(results_of)
-    some = runs_from_results(results_of.values(), only=set(runs.table["run_id"][:5]))
+    recorded = read_results(MICRO)
+    assert len(runs.table) + sum(runs.dropped.values()) == len(recorded)
+    some = runs_from_results(recorded.values(), only=set(runs.table["run_id"][:5]))
     assert len(some.table) == 5
     with pytest.raises(DataError, match="no finished run"):
         runs_from_results([])
 
 
-def test_an_audit_from_its_file(tmp_path: Path) -> None:
-    runs = Runs(pd.DataFrame(), answer(full_study(families=("balanced",))).dropped, ())
+def test_audit_is_loaded_from_lr_audit_json(tmp_path: Path) -> None:
+    runs = Runs(pd.DataFrame(), analyze_study(full_study(families=("balanced",))).dropped, ())
     file = tmp_path / "lr_audit.json"
     file.write_text(
         json.dumps({"recipe_id": "r", "families": {"deep": {"interior": False, "penalty": None}}})
     )
     assert "deep" in asdict(load_audit(file, runs))["failed"]
-    with pytest.raises(DataError, match="no audit of learning rates"):
+    with pytest.raises(DataError, match="not a learning-rate audit"):
         load_audit(tmp_path / "nowhere.json", runs)
 
 
-def test_axes() -> None:
+def test_number_formats_and_axis_limits() -> None:
     assert power_of_ten(4.3e19) == "4.3·10¹⁹" and power_of_ten(1e-3) == "10⁻³"
     assert [short_count(n) for n in (950, 25_000, 3.16e8)] == ["950", "25k", "316M"]
     for values, log in ([[2.0], False], [[0.0, 0.0], False], [[3.0, 3.0], True], [[], True]):
