@@ -13,10 +13,10 @@
 # %% [markdown]
 # # A first look at a finished study
 #
-# Which family is better at matched compute, how sure is that, and what would settle it? `RUNS` is a folder
-# of run directories, a study's file of results, or a CSV, Parquet or JSON-lines table; set `SLM_RUNS` or
-# change the cell. The default is a part of `study=micro`: real runs, each of a quarter of a million
-# parameters at most, too few and too small for an answer, which is what comes out.
+# Which family has the lower loss at matched compute, how large is the uncertainty, and which further runs would
+# reduce it? `RUNS` is a folder of run directories, a study's file of results, or a CSV, Parquet or JSON-lines
+# table; set `SLM_RUNS` or change the cell. The default is a part of `study=micro`: real runs with at most a
+# quarter of a million parameters each. They are too few and too small for a significant difference.
 
 # %% tags=["parameters"]
 import os
@@ -31,55 +31,56 @@ RUNS = Path(os.environ.get("SLM_RUNS") or SHIPPED)
 import pandas as pd
 
 from analysis.report import charts, charts_diagnostics, tables, text
-from analysis.report.study_report import answer
+from analysis.report.study_report import analyze_study
 
 runs = analysis.load_runs(RUNS)
 print(f"{len(runs.table)} finished runs; left out: {dict(runs.dropped) or 'none'}")
 for warning in runs.warnings:
     print("note:", warning)
-found = answer(runs)
-pd.DataFrame(tables.shape_rows(found))
+report = analyze_study(runs)
+pd.DataFrame(tables.family_rows(report))
 
 # %% [markdown]
-# ## The answer
+# ## Result
 
 # %%
-print(text.headline(found))
-print(text.uncertainty(found))
-print(found.comparison.verdict.sentence)
-for reason in text.reasons(found):
+print(text.headline(report))
+print(text.uncertainty(report))
+print(report.comparison.verdict.sentence)
+for reason in text.reasons(report):
     print("-", reason)
 
 # %%
-charts.loss_against_flops(found)
+charts.loss_against_flops(report)
 
 # %%
-charts.differences(found)
+charts.differences(report)
 
 # %% [markdown]
-# A gap that shrinks or grows along the axis is not yet a difference of exponents: with equal exponents and
-# different levels it shrinks by itself. Each pair has equal tokens and FLOPs; the interval comes from the
-# scatter over pairs of shapes, not from the noise between seeds.
+# A loss difference that shrinks along the axis does not imply different exponents: with equal exponents and
+# different levels, it also shrinks. The two runs of a pair have equal tokens and FLOPs. The interval is computed
+# from the variation between pairs of shapes, not from the seed standard deviation.
 
 # %%
-for line in text.budget_sentences(found):
+for line in text.budget_sentences(report):
     print("-", line)
-pd.DataFrame(tables.summary_rows(found))
+pd.DataFrame(tables.summary_rows(report))
 
 # %% [markdown]
-# ## What a shape is worth
+# ## Compute multiplier and shape curve
 
 # %%
-comparison = found.comparison
+comparison = report.comparison
 print(text.kappa_sentence(comparison.kappa, comparison.deep, comparison.wide))
-if found.shape_curve is not None:
-    print(f"{found.shape_curve.status}: {found.shape_curve.sentence}")
-charts_diagnostics.shape_curve(found)
+if report.shape_curve is not None:
+    print(f"{report.shape_curve.status}: {report.shape_curve.sentence}")
+charts_diagnostics.shape_curve(report)
 
 # %% [markdown]
-# ## What would settle it
+# ## Power of larger designs
 #
-# The smallest true difference that would be found with a probability of 80%, now and with more runs.
+# MDE (80% power): the smallest true difference that is detected with probability 80%, for this design and for
+# larger ones.
 
 # %%
-pd.DataFrame(tables.extension_rows(found))
+pd.DataFrame(tables.extension_rows(report))

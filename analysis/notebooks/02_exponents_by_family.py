@@ -11,11 +11,11 @@
 # ---
 
 # %% [markdown]
-# # Exponents by family, and whether to believe them
+# # Exponents by family, and how robust they are
 #
-# The joint law `L = E + A_f N^-alpha_f + B D^-beta`: level and exponent of each family, the rest shared. Every
-# estimate comes with a status. REFUSED and UNIDENTIFIED ones are not shown as numbers: what the runs accept is
-# a range.
+# The joint law is `L = E + A_f N^-alpha_f + B D^-beta`: each family f has its own level A_f and exponent alpha_f;
+# E, B and beta are shared. Every estimate has a status. An UNIDENTIFIED estimate is given only as the range of
+# accepted values, and a REFUSED one has no value.
 
 # %% tags=["parameters"]
 import os
@@ -31,65 +31,70 @@ import pandas as pd
 
 from analysis import fit_joint
 from analysis.report import charts, charts_diagnostics, tables, text
-from analysis.report.study_report import answer
+from analysis.report.study_report import analyze_study
 
-found = answer(analysis.load_runs(RUNS))
-print(text.exponent_sentence(found))
+report = analyze_study(analysis.load_runs(RUNS))
+print(text.exponent_sentence(report))
 
 # %%
-charts.alphas(found)
+charts.alphas(report)
 
 # %% [markdown]
-# ## Is it the law that says so?
+# ## Sensitivity to the form of the law
 #
-# M0 has nothing of a family's own, M1 the level, M2 (the primary) the exponent too, M3 also B and beta, M4 also
-# E. What matters is whether alpha stays where it is, and which of them are identified at all.
+# Parameters with one value per family: none in M0, A in M1, also alpha in M2 (the form of the report), also B and
+# beta in M3, also E in M4. Check whether alpha changes between the forms, and which forms are identified.
 
 # %%
-table = found.table
+table = report.table
 rows = []
 for model in ("M0", "M1", "M2", "M3", "M4"):
     fit = fit_joint(
-        table["n"], table["tokens"], table["loss_nats_per_token"], list(table["family"]),
-        model=model, cluster=list(table["shape"]),
-    )  # fmt: skip
+        table["n"],
+        table["tokens"],
+        table["loss_nats_per_token"],
+        list(table["family"]),
+        model=model,
+        cluster=list(table["shape"]),
+    )
     row = {"model": model, "status": fit.status}
-    for family in found.families:
-        told = fit.status in ("OK", "WEAK")
-        row[f"alpha {family}"] = f"{fit.of_family(family)['alpha']:.4f}" if told else "no number"
-    row["residual sd, ln L"] = "" if fit.evidence is None else f"{fit.evidence.residual_sd:.4f}"
-    row["why"] = "; ".join(fit.reasons[:2])
+    for family in report.families:
+        is_identified = fit.status in ("OK", "WEAK")
+        alpha = f"{fit.of_family(family)['alpha']:.4f}" if is_identified else "no value"
+        row[f"alpha {family}"] = alpha
+    row["residual SD, ln L"] = "" if fit.evidence is None else f"{fit.evidence.residual_sd:.4f}"
+    row["reason"] = "; ".join(fit.reasons[:2])
     rows.append(row)
 pd.DataFrame(rows)
 
 # %% [markdown]
-# ## Is it the definition of N?
+# ## Sensitivity to the definition of N
 #
-# `n_flop` (FLOPs per token / 6) is primary. If the sign of the difference changed with the definition, the
-# verdict would be `definition_dependent`, not that one family is better.
+# The primary definition is `n_flop` (FLOPs per token / 6). If the sign of a significant exponent difference
+# depends on the definition, the verdict is `definition_dependent`.
 
 # %%
-pd.DataFrame(tables.exponent_rows(found))
+pd.DataFrame(tables.exponent_rows(report))
 
 # %%
-charts.exponent_difference(found)
+charts.exponent_difference(report)
 
 # %% [markdown]
-# ## Is it the loss function?
+# ## Sensitivity to the Huber delta
 
 # %%
-pd.DataFrame(tables.delta_rows(found))
+pd.DataFrame(tables.delta_rows(report))
 
 # %% [markdown]
-# ## Is it one shape? Does it extrapolate?
+# ## Sensitivity to a single shape, and extrapolation to the largest size
 
 # %%
-one = found.comparison.exponents
-if one.without is not None and one.status in ("OK", "WEAK"):
-    shape, difference = one.without
-    print(f"without {shape} the difference is {difference:+.4f}, with it {one.difference:+.4f}")
-print("Hold-out:", text.hold_out_sentence(found))
-charts_diagnostics.residuals(found)
+exponents = report.comparison.exponents
+if exponents.without is not None and exponents.status in ("OK", "WEAK"):
+    shape, difference = exponents.without
+    print(f"exponent difference: {exponents.difference:+.4f}, without {shape}: {difference:+.4f}")
+print("Hold-out:", text.hold_out_sentence(report))
+charts_diagnostics.residuals(report)
 
 # %%
-charts_diagnostics.hold_out(found)
+charts_diagnostics.hold_out(report)

@@ -11,12 +11,12 @@
 # ---
 
 # %% [markdown]
-# # Four published points: what they can and cannot say
+# # Four published points: which conclusions they support
 #
-# The MobileLLM family, measured by one author: perplexity on WikiText-2, speed, memory. The README that
-# published them says that `PPL = 1152 N^-0.246` with `R^2 = .9935`, that the interval of the exponent is too wide
-# to tell it from those of Kaplan (-0.076) and Hoffmann (-0.089), that it is "roughly 3x steeper", and that there
-# is "a knee around 300-400M". Which of these hold?
+# Four MobileLLM models, measured by one author: perplexity on WikiText-2, speed and memory. The README with these
+# measurements makes four statements: `PPL = 1152 N^-0.246` with `R^2 = .9935`; the interval of the exponent is
+# too wide to exclude the exponents of Kaplan (-0.076) and Hoffmann (-0.089); the slope is "roughly 3x steeper";
+# there is "a knee around 300-400M". Which of them are correct?
 
 # %%
 import math
@@ -36,61 +36,62 @@ pd.DataFrame(
 ).round(3)
 
 # %% [markdown]
-# ## The fit reproduces
+# ## The published fit is reproduced
 
 # %%
 seed = fit_power_law(total, perplexity, unit="perplexity")
 print(seed.summary())
 print(
-    f"R^2 {seed.r_squared:.4f}: with four points nearly any falling curve has such a one; no evidence"
+    f"R^2 {seed.r_squared:.4f}: no evidence, because nearly any decreasing curve through four points has it"
 )
 value, low, high = seed.predict(2e9)
-print(f"at 2B: PPL {value:.3f} [{low:.3f}, {high:.3f}], twice the largest model: extrapolation")
+print(f"at 2B: PPL {value:.3f} [{low:.3f}, {high:.3f}], extrapolation to twice the largest model")
 
 # %% [markdown]
-# ## First correction: the interval is not too wide, it is worth little
+# ## First correction: the interval is not too wide
 #
-# The naive t interval excludes both published values. What is wrong is another thing: it rests on two degrees
-# of freedom, knows no noise between seeds, and since all four models saw the same tokens, compute rises with
-# size: an exponent in N at fixed D.
+# The naive t interval excludes both published values. Its problem is another one: it has two degrees of freedom
+# and no estimate of the seed standard deviation. All four models were also trained on the same number of
+# tokens, so compute increases with size, and the exponent is one in N at fixed D.
 
 # %%
 low, high = (-end for end in reversed(seed.alpha_interval))
 print(f"slope {-seed.alpha:.4f} [{low:.4f}, {high:.4f}]")
-for who, exponent in (("Kaplan", 0.076), ("'Hoffmann'", 0.089)):
-    print(f"p of {who} -{exponent}: {seed.p_value(exponent):.4f}")
+for name, exponent in (("Kaplan", 0.076), ("'Hoffmann'", 0.089)):
+    print(f"p of {name} -{exponent}: {seed.p_value(exponent):.4f}")
 
 # %% [markdown]
-# -0.089 is in no fit of Hoffmann et al. (alpha .34 in N, beta .28 in D, with an irreducible term).
+# No fit of Hoffmann et al. has the exponent -0.089 (alpha .34 in N, beta .28 in D, with an irreducible term).
 #
-# What a comparison of families would need, in the words of the refusals:
+# The joint law is refused for these runs. The reasons list what a comparison of families needs:
 
 # %%
 tokens = [1e12] * len(MODELS)
 print(fit_joint(body, tokens, loss, model="M0").summary())
 
 # %% [markdown]
-# ## Second correction: not three times steeper
+# ## Second correction: the slope is not three times steeper
 #
-# An exponent of perplexity was compared with exponents of the loss. `d ln PPL / d ln N = L d ln L / d ln N`: it is
-# larger by the loss in nats, about 2 here. In the same unit:
+# The README compares an exponent of perplexity with exponents of the loss. Since
+# `d ln PPL / d ln N = L d ln L / d ln N`, the exponent of perplexity is larger by a factor L, the loss in nats, which
+# is about 2 here. With the loss as the unit of both:
 
 # %%
 in_loss = fit_power_law(total, loss)
 in_body = fit_power_law(body, loss)
-for name, fit in (("all parameters", in_loss), ("without embedding", in_body)):
+for name, fit in (("all parameters", in_loss), ("parameters without embeddings", in_body)):
     low, high = (-end for end in reversed(fit.alpha_interval))
     print(
-        f"loss on {name}: {-fit.alpha:.4f} [{low:.4f}, {high:.4f}], {fit.alpha / 0.076:.2f}x of Kaplan's 0.076"
+        f"loss on {name}: {-fit.alpha:.4f} [{low:.4f}, {high:.4f}], {fit.alpha / 0.076:.2f}x Kaplan's 0.076"
     )
 kaplan = [(8.8e13 / n) ** 0.076 for n in body]
 as_perplexity = fit_power_law(body, [math.exp(nats) for nats in kaplan], unit="perplexity")
-print(f"Kaplan's own law read as perplexity on the same N has slope {-as_perplexity.alpha:.4f}")
+print(f"Kaplan's law, converted to perplexity at the same N, has slope {-as_perplexity.alpha:.4f}")
 
 # %% [markdown]
 # ## Third correction: a power law has no knee
 #
-# Its gain per parameter falls smoothly. Steps of unequal size make it look like a knee.
+# Its gain per parameter decreases smoothly. Steps of unequal size make it look like a knee.
 
 # %%
 steps = pd.DataFrame(
@@ -98,7 +99,7 @@ steps = pd.DataFrame(
         "step": [f"{a.name[10:]} to {b.name[10:]}" for a, b in pairwise(MODELS)],
         "PPL saved": [a - b for a, b in pairwise(perplexity)],
         "PPL per 100M": gain_per_100m(),
-        "of the fitted law": [
+        "PPL per 100M, fitted law": [
             100e6 * (seed.predict(a)[0] - seed.predict(b)[0]) / (b - a) for a, b in pairwise(total)
         ],
     }
@@ -109,7 +110,8 @@ print(f"{first['PPL per 100M'] / last['PPL per 100M']:.1f}x per parameter")
 steps.round(3)
 
 # %% [markdown]
-# The fitted law, which has no knee, falls as fast. What holds is the measurement itself:
+# The gain of the fitted law, which has no knee, decreases as fast. The measured comparison of the two smallest
+# models is correct:
 
 # %%
 small, medium = MODELS[:2]
@@ -118,10 +120,10 @@ slower = 1 - medium.tokens_per_second / small.tokens_per_second
 print(f"from 125M to 350M: {better:.1%} lower perplexity, {slower:.1%} slower")
 
 # %% [markdown]
-# ## With an irreducible loss nothing is left
+# ## With an irreducible loss, the exponent is not identified
 #
-# The form that published exponents are of has one more parameter. Four points do not identify it: any
-# irreducible loss in the range is accepted, and with each comes another alpha. No estimate, only the range.
+# The published exponents come from a law with one more parameter, the irreducible loss E. Four points do not
+# identify it: every E in the range below is accepted, and each has another alpha. So only the range is given.
 
 # %%
 full = fit_power_law(body, loss, irreducible=True)
@@ -131,6 +133,7 @@ for reason in full.reasons:
     print("-", reason)
 
 # %% [markdown]
-# **What they can say:** within this family, at these sizes and this data, larger is better, smoothly. **What they
-# cannot:** whether deep and thin is the reason (no other family), how it changes with scale (no noise, one D),
-# what happens at 2B. What could: `python sweep.py study=mobilellm action=plan`.
+# **Supported by these points:** within this family, for these sizes and data, the perplexity decreases smoothly
+# with size. **Not supported:** that the deep and thin shape is the reason (there is no other family), any change
+# with scale (no noise estimate, one D), and the perplexity at 2B. `python sweep.py study=mobilellm action=plan`
+# shows a design that can test them.

@@ -1,7 +1,7 @@
 """Execute the notebooks: python -m analysis.notebooks.execute [--runs RUNS] [--out DIR] [NAME ...]
 
-The text files beside this one are the source. Without --out their .ipynb twins are written anew, with the
-shipped results.
+The sources are the 0*.py files in this folder. Without --out, the .ipynb files beside them are overwritten.
+Without --runs, the notebooks read the shipped results.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ ROOT = HERE.parents[1]
 
 
 def sources() -> list[Path]:
-    """The notebooks as text, in the order to read them."""
+    """Return the .py sources of the notebooks, in reading order."""
     return sorted(HERE.glob("0*.py"))
 
 
 def execute(source: Path, runs: Path | None = None) -> Any:
-    """The executed notebook (an nbformat node). `runs`: instead of the shipped results.
+    """Execute a notebook, and return it with its outputs as an nbformat node.
+
+    Args:
+        source: a .py file in jupytext percent format.
+        runs: a folder of runs or a file of results; None: the shipped results.
 
     Raises:
-        DataError: if the extra that executes notebooks is missing.
+        DataError: if the extra `notebooks` is not installed.
         nbclient.exceptions.CellExecutionError: if a cell fails.
     """
     try:
@@ -34,7 +38,7 @@ def execute(source: Path, runs: Path | None = None) -> Any:
         from nbclient import NotebookClient
     except ImportError as error:
         fix = "pip install -e '.[notebooks]'"
-        raise DataError(f"notebooks need the extra of that name ({error}): {fix}") from None
+        raise DataError(f"the extra `notebooks` is not installed ({error}); run {fix}") from None
     notebook = jupytext.read(source)
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     if runs is not None:
@@ -43,7 +47,7 @@ def execute(source: Path, runs: Path | None = None) -> Any:
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
     )
     client.execute(env=environment)
-    for cell in notebook.cells:  # times and identities are not what a diff should show
+    for cell in notebook.cells:  # keep times and random ids out of diffs
         cell.metadata.pop("execution", None)
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"
@@ -52,10 +56,20 @@ def execute(source: Path, runs: Path | None = None) -> Any:
 
 
 def main() -> None:
+    """Execute the named notebooks, and write their .ipynb files."""
     parser = argparse.ArgumentParser(prog="python -m analysis.notebooks.execute")
-    parser.add_argument("names", nargs="*", help="such as 01_first_look; default: all")
-    parser.add_argument("--runs", type=Path, help="a folder of runs or a file of results")
-    parser.add_argument("--out", type=Path, default=HERE, help="where the .ipynb are written")
+    parser.add_argument(
+        "names", nargs="*", help="notebooks to execute, such as 01_first_look; default: all"
+    )
+    parser.add_argument(
+        "--runs", type=Path, help="folder of runs or file of results; default: the shipped results"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=HERE,
+        help="folder to write the .ipynb files to; default: beside the sources",
+    )
     arguments = parser.parse_args()
     import nbformat
 

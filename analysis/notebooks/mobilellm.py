@@ -1,8 +1,8 @@
-"""Four published MobileLLM models: sizes, perplexities and speeds, as measured by one author.
+"""Four published MobileLLM models: sizes, perplexities and speeds, measured by one author.
 
-Perplexity on WikiText-2 raw test with a sliding window of 1024 tokens and stride 512, speed and memory
-on a T4 in fp16. One architecture family, one run a size, the same tokens for all: what a table like this
-cannot say is as instructive as what it says.
+Perplexity is on the raw test set of WikiText-2 with a sliding window of 1024 tokens and stride 512. Speed (tokens/s)
+and peak memory (MB) are those of a T4 in fp16. There is one family, one run per size, and the same number of
+training tokens for all sizes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ VOCAB_SIZE = 32_000
 
 @dataclass(frozen=True)
 class Model:
+    """Published measurements of one model."""
+
     name: str
     params_total: int
     params_non_embedding: int
@@ -25,7 +27,7 @@ class Model:
 
     @property
     def loss(self) -> float:
-        """Nats per token."""
+        """Return the loss in nats per token."""
         return math.log(self.perplexity)
 
 
@@ -38,7 +40,7 @@ MODELS = (
 
 
 def gain_per_100m() -> list[float]:
-    """Perplexity that each step to the next size saves, per 100M parameters added."""
+    """Return the decrease of perplexity per 100M added parameters, for each step to the next size."""
     return [
         (small.perplexity - large.perplexity) / (large.params_total - small.params_total) * 1e8
         for small, large in pairwise(MODELS)

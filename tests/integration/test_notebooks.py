@@ -49,7 +49,7 @@ def test_notebook_runs_on_other_runs(name: str) -> None:
     output = output_text(execute(HERE / f"{name}.py", HERE / "data" / "aa.jsonl"))
     assert "arm_a" in output and "deep_thin" not in output
     if name.startswith("02"):
-        assert "not identified" in output and "no number" in output
+        assert "not identified" in output and "no value" in output
 
 
 def test_seed_reanalysis_has_the_reference_numbers() -> None:
