@@ -204,7 +204,7 @@ def _power(report: StudyReport) -> Iterator[str]:
     yield _table(tables.family_rows(report))
     power = report.power
     if power is not None:
-        yield f"<p>Power of a study with this design, given {escape(text.noise_text(report))}:</p>"
+        yield f"<p>Power of a study with this design. Noise: {escape(text.assumed_noise_text(report))}.</p>"
         yield _list([f"Exponents: {reason}" for reason in power.refusals])
         yield _table(tables.power_rows(report))
     extensions = tables.extension_rows(report)

@@ -140,9 +140,7 @@ def exponent_sentence(report: StudyReport) -> str:
     if one.fit is not None and one.status != "UNIDENTIFIED":
         level = f"E shared = {one.fit.params['E']:.3f}; "
     permuted = (
-        ""
-        if one.permutation is None
-        else f"permutation {format_format_p_value(one.permutation.p)}; "
+        "" if one.permutation is None else f"permutation {format_p_value(one.permutation.p)}; "
     )
     low, high = found.tokens_per_param
     return (
@@ -157,6 +155,19 @@ def noise_text(report: StudyReport) -> str:
     found = report.comparison
     sigma = "not measured" if found.sigma is None else f"{found.sigma:.4f} nats"
     tau = "not identified" if found.tau is None else f"{found.tau:.4f} nats"
+    return f"seed standard deviation {sigma}, random effect of a shape {tau}"
+
+
+def assumed_noise_text(report: StudyReport) -> str:
+    """Return the noise that the power calculation assumes; empty if the report has no power calculation."""
+    power, found = report.power, report.comparison
+    if power is None:
+        return ""
+    sigma, tau = f"{power.sigma:.4f} nats", f"{power.tau:.4f} nats"
+    if not found.sigma:
+        sigma += " (default, not measured)"
+    if not found.tau:
+        tau += " (default, not identified)"
     return f"seed standard deviation {sigma}, random effect of a shape {tau}"
 
 
@@ -210,8 +221,8 @@ def budget_sentences(report: StudyReport) -> list[str]:
         )
         lines.append(
             f"{start} {interval(row['largest'], row['largest_low'], row['largest_high'])} nats/token "
-            f"at the largest FLOPs ({count(pairs, 'pair')}, {format_p_value(row['largest_p_holm'], ' = ')}, "
-            f"Holm-adjusted over token budgets): {reading}. {contrast.deep} has the lower loss in "
+            f"at the largest FLOPs (unadjusted 95% CI over {count(pairs, 'pair')}; Holm-adjusted "
+            f"{format_p_value(row['largest_p_holm'], ' = ')}): {reading}. {contrast.deep} has the lower loss in "
             f"{int(row['deep_lower'])} of {count(pairs, 'pair')}."
         )
     return lines

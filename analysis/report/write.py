@@ -166,10 +166,10 @@ def markdown(report: StudyReport) -> str:
     parts += [f"- Learning-rate audit: {text.audit_sentence(report)}", ""]
     parts += _section("Runs by family", tables.family_rows(report))
     if report.power is not None:
-        assumed = f"Power of a study with this design, given {text.noise_text(report)}."
-        parts += ["## Power of this design", "", assumed, ""]
-        parts += [f"- Exponents: {reason}" for reason in report.power.refusals]
-        parts += ["", *_markdown_table(tables.power_rows(report)), ""]
+        parts += ["## Power of this design", "", f"Noise: {text.assumed_noise_text(report)}.", ""]
+        refusals = [f"- Exponents: {reason}" for reason in report.power.refusals]
+        parts += [*refusals, ""] if refusals else []
+        parts += [*_markdown_table(tables.power_rows(report)), ""]
     parts += _section("Power of larger designs", tables.extension_rows(report))
     parts += _section("Most informative additional runs per FLOP", tables.next_rows(report))
     parts += ["## Runs in this report", ""]

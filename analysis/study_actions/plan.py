@@ -242,7 +242,10 @@ def _next_runs(cells: Sequence[Cell], power: DesignPower) -> Iterator[str]:
         tau=config.plan.tau,
         count=NEXT_RUNS,
     )
-    yield "additional runs with the largest decrease of the exponent's SE per FLOP, each added to those above it:"
+    yield (
+        "additional runs with the largest decrease in SE of the exponent difference per FLOP; each SE includes "
+        "the runs above it:"
+    )
     for run in next_runs:
         rung = run.rung if isinstance(run.rung, str) else format_rung(run.rung)  # type: ignore[arg-type]
         yield (
