@@ -93,24 +93,25 @@ def _difference_refusals(power: DesignPower) -> Sequence[str]:
     if not 0 < power.pairs < MIN_PAIRS:
         return power.refusals
     return [
-        f"{count(power.pairs, 'pair')} of shapes at equal FLOPs give no standard error of the difference; use at "
-        f"least {MIN_PAIRS} sizes, better 6 or more"
+        f"{count(power.pairs, 'pair')} of shapes at equal FLOPs, but the standard error of a difference needs at "
+        f"least {MIN_PAIRS}; use {MIN_PAIRS} sizes or more, better 6"
     ]
 
 
 def refusal_message(config: Config) -> str:
     """Return the last line of a refusal: the claim of the study, and how to fix it."""
     study = config.study
-    weaker = "" if study.claim == "none" else ", or set a weaker study.claim (differences or none)"
-    return f"study {study.name} is REFUSED for the reasons above (study.claim={study.claim}); change the design{weaker}"
+    weaker_claims = {"exponents": "differences or none", "differences": "none"}
+    weaker = weaker_claims.get(study.claim)
+    fix = "change the design" + ("" if weaker is None else f", or set study.claim to {weaker}")
+    return f"study {study.name} is REFUSED for the reasons above (study.claim={study.claim}); {fix}"
 
 
 def _power_warnings(power: DesignPower | None, claim: str) -> Iterator[str]:
     if power is not None:
         for line in power.warnings:
-            if not line.startswith(
-                "rung "
-            ):  # `design_warnings` prints mismatched rungs with their shapes
+            # `design_warnings` prints mismatched rungs with their shapes.
+            if not line.startswith("rung "):
                 yield f"WARN {line}{' (plan.law=...)' if 'base law' in line else ''}"
         verdict_power = (power.power_verdict or {}).get(EFFECTS[-1])
         if claim == "exponents" and verdict_power is not None and verdict_power < MIN_POWER:
