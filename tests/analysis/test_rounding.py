@@ -19,17 +19,17 @@ from analysis.compare.compute_multiplier import envelope, multiplier
 from analysis.compare.matched_pairs import holm, holm_limits
 from analysis.design.identifiability import (
     comparison_refusals,
+    count_distinct,
     design_warnings,
-    distinct,
     exponent_refusals,
 )
 from analysis.fit import joint
 from analysis.fit.isoflop import fit_isoflop
 from analysis.fit.levenberg_marquardt import start_grid
 from analysis.fit.power_law import fit_power_law
-from analysis.learning_rate.audit import audit_rates
+from analysis.learning_rate.audit import audit_learning_rates
 from analysis.learning_rate.transfer import common_rate, curves, loss_grid
-from analysis.report.study_report import answer
+from analysis.report.study_report import analyze_study
 from analysis.report.write import results
 from analysis.runs.load import Runs, load_runs
 from analysis.runs.study import Columns, prepare
@@ -134,7 +134,7 @@ def few_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def all_of(runs: Runs | pd.DataFrame) -> dict[str, Any]:
     """Every value of a report by its place; of a text the words."""
-    found = results(answer(runs, bootstrap=19))
+    found = results(analyze_study(runs, bootstrap=19))
     found["residuals"].sort(key=lambda row: row["run_id"])
     return dict(_leaves(found, ""))
 
@@ -209,7 +209,7 @@ def test_of_equally_good_learning_rates_the_lowest_is_taken(losses: tuple[int, .
                 "parametrization": "mup", "loss_nats_per_token": changed(np.array(losses), seed),
             }
         )  # fmt: skip
-        (audited,), (curve,) = audit_rates(table).shapes, curves(table)
+        (audited,), (curve,) = audit_learning_rates(table).shapes, curves(table)
         assert audited.interior == curve.interior == (lowest in (1, 2))
         assert audited.best_lr == pytest.approx(curve.best_lr)
         if not curve.interior:
@@ -261,7 +261,7 @@ def test_a_design_that_just_keeps_a_rule_keeps_it() -> None:
         assert design_warnings(family, rung, n, per_token, [0, 1] * 18) == []
         steps = 10 ** (np.concatenate([np.arange(18), np.arange(3, 21)]) / 10)
         assert not comparison_refusals(family, changed(steps, seed), "deep", "wide")
-        assert distinct(changed(np.array([1000.0, 1001.0]), seed)) == 1
+        assert count_distinct(changed(np.array([1000.0, 1001.0]), seed)) == 1
         same = changed(np.full(36, 1e7), seed)
         assert "undefined" in exponent_refusals(family, None, same, tokens.repeat(2))[-1]
 
