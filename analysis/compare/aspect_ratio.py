@@ -139,7 +139,7 @@ def _curve(rows: pd.DataFrame, slope: float) -> RungCurve:
         flops=float(np.exp(np.log(rows["flops"]).mean())),
         aspects=tuple(float(value) for value in np.exp(x[order])),
         losses=tuple(float(value) for value in y[order]),
-        best_aspect=math.exp(best.x) if best is not None and x.min() < best.x < x.max() else None,
+        best_aspect=math.exp(best.x) if best is not None and _is_inside(best.x, x) else None,
         cost_of_two=cost,
         cost_in_flops=math.exp(cost / slope) if cost is not None and slope > 0 else None,
     )

@@ -23,6 +23,8 @@ from slm.run.spec import RunSpec
 from slm.tracking.result import SCHEMA_VERSION, RunResult
 from slm.tracking.run_dir import RunDirectory
 
+pytestmark = pytest.mark.numeric
+
 SIZES = (50_000, 100_000, 200_000, 400_000, 800_000)
 BUDGETS = (4.0, 16.0)
 

@@ -10,6 +10,8 @@ import pytest
 from slm.parabola import minimum_on_grid, parabola_minimum
 from slm.rounding import first_argmin
 
+pytestmark = pytest.mark.numeric
+
 RATES = [math.log(1e-3 * 2**n) for n in range(6)]
 
 

@@ -31,6 +31,8 @@ from slm.errors import DataError
 from tests.benchmarks.simulated_studies import SIGMA, Truth, naive_f, simulate
 from tests.full_study import full_study
 
+pytestmark = pytest.mark.numeric
+
 NOTHING, EXPONENT = Truth(0, 0), Truth(0, 0.05)
 
 

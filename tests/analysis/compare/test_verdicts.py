@@ -18,6 +18,8 @@ from analysis.formatting import count, format_p_value
 from slm.errors import DataError
 from tests.benchmarks.simulated_studies import SIGMA, Truth, judge, simulate
 
+pytestmark = pytest.mark.numeric
+
 NOTHING, LEVEL, EXPONENT = Truth(0, 0), Truth(-0.08, 0), Truth(0, 0.05)
 
 

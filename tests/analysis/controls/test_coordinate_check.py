@@ -12,6 +12,8 @@ from slm.errors import DataError
 from slm.files import read_json
 from slm.training.coordinates import coordinate_check, write_coordinates
 
+pytestmark = pytest.mark.numeric
+
 # Whether the growth exponent of the residual stream's update after 3 steps is below 1/4, which is a factor of
 # less than 1.7 over 8-fold width and 2 over 16-fold depth. Without the multipliers it is about 1/2.
 IS_STABLE = {

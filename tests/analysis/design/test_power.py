@@ -18,6 +18,8 @@ from analysis.design.power import design_power, most_valuable_next, t_power
 from slm.errors import DataError
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.numeric
+
 TOKENS_PER_PARAM = (5.0, 20.0, 80.0)
 
 
@@ -240,14 +242,13 @@ def test_seed_noise_grows_with_the_loss() -> None:
     assert seed_noise(np.array([3.0, 4.5, 7.0])).tolist() == [0.005, 0.01, 0.02]
 
 
-def test_design_power_takes_less_than_a_second_and_imports_no_pandas() -> None:
+def test_design_power_imports_neither_pandas_nor_scipy_stats() -> None:
     code = (
-        "import sys, time\nstart = time.perf_counter()\n"
+        "import sys\n"
         "from analysis.design.power import Design, design_power\n"
         "rows = [(f, r, f'{f}{r}', 2.0**r * 1e7, m * 2.0**r * 1e7, s, 6e14 * m * 4.0**r, m)"
         " for f in ('deep', 'wide') for r in range(5) for m in (5, 20, 80) for s in range(3)]\n"
         "design_power(Design(*map(list, zip(*rows))), 'deep', 'wide')\n"
-        "assert time.perf_counter() - start < 1\n"
         "assert not {'pandas', 'scipy.stats'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

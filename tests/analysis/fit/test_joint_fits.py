@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ from analysis.fit.resampling import cluster_bootstrap
 from analysis.notebooks.mobilellm import MODELS, VOCAB_SIZE, gain_per_100m
 from slm.errors import DataError
 from tests.conftest import ROOT
+
+pytestmark = pytest.mark.numeric
 
 TRUTH = {"E": 1.8172, "A": 482.01, "alpha": 0.3478, "B": 2085.43, "beta": 0.3658}
 Table = dict[str, Any]
@@ -58,9 +59,7 @@ def simulated(
 class TestPublishedPoints:
     def test_huber_optimum(self, chinchilla: pd.DataFrame) -> None:
         points = chinchilla
-        start = time.perf_counter()
         fit = fit_joint(points["N"], points["D"], points["loss"], loss_fn="huber", delta=1e-3)
-        assert time.perf_counter() - start < 3  # under 1 s on an idle machine
         assert fit.status == "OK" and fit.objective is not None and fit.evidence is not None
         assert fit.objective <= 1.01830e-3
         assert fit.evidence.starts >= 100 and fit.evidence.agreeing_share > 0.5
@@ -113,11 +112,9 @@ class TestPublishedPoints:
         points = Points.of(*(chinchilla[c] for c in ("N", "D", "loss")), family)
         problem = Problem.of(JointLaw("M2", 2), points)
         found = minimise(problem, start_grid(problem.law, points))
-        start = time.perf_counter()
         drawn = cluster_bootstrap(
             problem, found.theta[found.best], np.arange(240), family, replicates=1000
         )
-        assert time.perf_counter() - start < 10
         assert len(drawn.theta) == 1000
 
     def test_scipy_lbfgsb_finds_no_lower_objective(self, chinchilla: pd.DataFrame) -> None:

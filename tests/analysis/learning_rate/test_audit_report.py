@@ -18,6 +18,8 @@ from analysis.learning_rate.gate import read_lr_audit, read_lr_audit_of_recipe
 from slm.errors import DataError
 from slm.files import write_json
 
+pytestmark = pytest.mark.numeric
+
 LEARNING_RATES = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
 
 

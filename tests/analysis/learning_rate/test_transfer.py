@@ -17,6 +17,8 @@ from analysis.learning_rate.transfer import (
     summaries,
 )
 
+pytestmark = pytest.mark.numeric
+
 LEARNING_RATES = [1e-3 * 2**n for n in range(6)]
 BEST = {  # (parametrization, n_layers, d_model) -> learning rate at the bottom of its parabola
     ("standard", 2, 64): 2e-3,

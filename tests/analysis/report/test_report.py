@@ -26,6 +26,8 @@ from slm.tracking.results_file import read_results
 from tests.conftest import ROOT
 from tests.full_study import full_study
 
+pytestmark = pytest.mark.numeric
+
 VOID_TAGS = {"meta", "link", "br", "line", "rect", "circle", "polyline", "polygon"}
 SHIPPED = ROOT / "analysis" / "notebooks" / "data"
 MICRO = SHIPPED.parents[1] / "examples" / "micro" / "results.jsonl"

@@ -26,6 +26,8 @@ from slm.errors import ConfigError
 from slm.model.transformer import Transformer
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.numeric
+
 MICRO = ShapeFrame(99, 64, True, d_head=8, gqa_ratio=1, ff_ratio=8 / 3, d_ff_multiple=2)
 SUB1B = ShapeFrame(8192, 2048, True, d_head=32, gqa_ratio=2, ff_ratio=8 / 3, d_ff_multiple=32)
 MICRO_ASPECTS, SUB1B_ASPECTS = (4.0, 11.0, 32.0), (24.0, 64.0, 192.0)

@@ -25,6 +25,8 @@ from slm.run.spec import RunSpec
 from slm.tracking.run_dir import RunDirectory
 from slm.training.runner import train
 
+pytestmark = pytest.mark.numeric
+
 TEXTS = [("empty", ""), ("short", "Deep."), ("long", "deep and thin, wide and shallow; " * 9)]
 
 

@@ -12,6 +12,8 @@ from slm.model.attention import attend
 from slm.model.generate import KeyValueCache
 from slm.model.transformer import Transformer
 
+pytestmark = pytest.mark.numeric
+
 D_HEAD, N_HEADS, QUERIES = 8, 6, 17
 DOCUMENTS = torch.tensor([[0] * 5 + [1] * 12, [0] * 16 + [1]])
 

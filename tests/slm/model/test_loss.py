@@ -16,6 +16,8 @@ from slm.model import loss
 from slm.model.loss import IGNORED, HeadLoss, head_loss, token_nats
 from slm.model.transformer import Transformer
 
+pytestmark = pytest.mark.numeric
+
 VOCAB_SIZE, D_MODEL, CHUNK = 13, 6, 4
 Inputs = tuple[Tensor, Tensor, Tensor]
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from slm.model.norm import RMSNorm
 
+pytestmark = pytest.mark.numeric
+
 SIZE, EPS = 24, 1e-3
 
 

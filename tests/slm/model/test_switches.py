@@ -17,6 +17,8 @@ from slm.tracking.checkpoints import newest_checkpoint
 from slm.training.runner import build_module
 from tests.running import run_to_end
 
+pytestmark = pytest.mark.numeric
+
 Spec = Callable[..., RunSpec]
 
 

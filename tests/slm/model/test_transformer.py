@@ -22,6 +22,8 @@ from slm.model.generate import KeyValueCache, generate
 from slm.model.parametrization import Parametrization, initialize
 from slm.model.transformer import Transformer
 
+pytestmark = pytest.mark.numeric
+
 SHAPE = ModelShape(3, 48, 6, 2, 8, 100, 61, 20)
 Array = NDArray[np.float64]
 

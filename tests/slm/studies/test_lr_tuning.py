@@ -19,6 +19,8 @@ from slm.tracking.results_file import read_results
 from tests.conftest import ROOT
 from tests.slm.studies.test_expand import STUDY, composer
 
+pytestmark = pytest.mark.numeric
+
 RESULT = next(
     iter(read_results(ROOT / "analysis" / "examples" / "micro" / "results.jsonl").values())
 )

@@ -7,6 +7,8 @@ import pytest
 
 from slm.tracking.spikes import loss_spikes
 
+pytestmark = pytest.mark.numeric
+
 
 def noisy_losses(seed: int, rows: int = 1000) -> np.ndarray:
     noise = np.random.default_rng(seed).normal(size=rows)

@@ -24,6 +24,8 @@ from slm.training.optimizer import LR_MULTIPLIER, build_optimizer
 from slm.training.runner import build_module
 from tests.running import losses, run_to_end, weights
 
+pytestmark = pytest.mark.numeric
+
 Spec = Callable[..., RunSpec]
 
 
