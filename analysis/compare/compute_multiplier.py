@@ -187,9 +187,13 @@ def compute_multiplier(known: FittedStudy, bootstrap: int = 999, seed: int = 0) 
     if not bootstrap:
         return found
     drawn = cluster_bootstrap(
-        known.problem, known.theta, known.shape, known.problem.points.family,
-        replicates=bootstrap, seed=seed,
-    )  # fmt: skip
+        known.problem,
+        known.theta,
+        known.shape,
+        known.problem.points.family,
+        replicates=bootstrap,
+        seed=seed,
+    )
     values = log_multiplier(frontiers, known.law, drawn.theta)
     values = values[np.isfinite(values)]
     found = replace(found, replicates=bootstrap, discarded=bootstrap - len(values))

@@ -85,16 +85,20 @@ class ExponentDifference:
     def significant(self) -> bool:
         """Jackknife and permutation both below .05."""
         return (
-            self.p is not None and self.p < 0.05
-            and self.permutation is not None and self.permutation.p < 0.05
-        )  # fmt: skip
+            self.p is not None
+            and self.p < 0.05
+            and self.permutation is not None
+            and self.permutation.p < 0.05
+        )
 
     @property
     def is_fragile(self) -> bool:
         """Whether the sign hangs on one shape."""
-        return self.without is not None and self.difference is not None and (
-            opposite_signs(self.without[1], self.difference)
-        )  # fmt: skip
+        return (
+            self.without is not None
+            and self.difference is not None
+            and (opposite_signs(self.without[1], self.difference))
+        )
 
     def accepted_alpha(self, family: str) -> tuple[float, float]:
         """The range of a family's exponent that the profile likelihood accepts."""
@@ -212,14 +216,21 @@ def exponent_difference_of(
     refusals = refusals_of(study, size)
     shapes = table.groupby(["family", "shape"]).ngroups
     head: dict[str, Any] = {
-        "n_name": called, "deep": study.deep, "wide": study.wide, "runs": len(table), "shapes": shapes,
-    }  # fmt: skip
+        "n_name": called,
+        "deep": study.deep,
+        "wide": study.wide,
+        "runs": len(table),
+        "shapes": shapes,
+    }
     if refusals:
         return ExponentDifference(status="REFUSED", reasons=tuple(refusals), **head)
     fit = fit_joint(
-        size, table["tokens"], table["loss_nats_per_token"], list(table["family"]),
+        size,
+        table["tokens"],
+        table["loss_nats_per_token"],
+        list(table["family"]),
         cluster=list(table["shape"]),
-    )  # fmt: skip
+    )
     if fit.solution is None:
         return ExponentDifference(status="REFUSED", reasons=fit.reasons, **head)
     known = _fitted(study, fit.solution)
@@ -235,9 +246,14 @@ def exponent_difference_of(
             "collapsed": collapsed_f(known.problem.points, known.shape, known.law, known.families),
         }
     return ExponentDifference(
-        status=fit.status, reasons=fit.reasons, fit=fit, fitted=known,
-        **_jackknife(known), **tests, **head,
-    )  # fmt: skip
+        status=fit.status,
+        reasons=fit.reasons,
+        fit=fit,
+        fitted=known,
+        **_jackknife(known),
+        **tests,
+        **head,
+    )
 
 
 def _jackknife(known: FittedStudy) -> dict[str, Any]:

@@ -193,10 +193,16 @@ def compare_families(
         return asked if asked is not None else usual if usual in table else None
 
     columns = Columns(
-        n_column, tokens_column, loss_column, family_column, shape_column,
-        flops=present(flops_column, "flops"), rung=present(rung_column, "rung"),
-        seed=present(seed_column, "seed"), aspect=present(None, "aspect_ratio"),
-    )  # fmt: skip
+        n_column,
+        tokens_column,
+        loss_column,
+        family_column,
+        shape_column,
+        flops=present(flops_column, "flops"),
+        rung=present(rung_column, "rung"),
+        seed=present(seed_column, "seed"),
+        aspect=present(None, "aspect_ratio"),
+    )
     return compare_study(
         prepare(table, columns, deep, wide, vocab_size),
         parse_audit(audit),

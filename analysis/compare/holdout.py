@@ -110,9 +110,13 @@ def _predict(known: FittedStudy, rows: pd.DataFrame, seed: int) -> list[HeldOutC
     )
     cells = cells[cells["family"].isin(known.study.families)]
     drawn = cluster_bootstrap(
-        known.problem, known.theta, known.shape, known.problem.points.family,
-        replicates=REPLICATES, seed=seed,
-    )  # fmt: skip
+        known.problem,
+        known.theta,
+        known.shape,
+        known.problem.points.family,
+        replicates=REPLICATES,
+        seed=seed,
+    )
     predicted = _log_predictions(known, cells, known.theta[None])[0]
     spread = _log_predictions(known, cells, drawn.theta).std(axis=0)
     half = quantile_t(known.df) * np.sqrt(spread**2 + shape_misfit(known) ** 2)

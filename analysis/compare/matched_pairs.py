@@ -81,9 +81,12 @@ def paired_differences(
     """
     keys = ["rung", "tokens"]
     values = {
-        "size": "mean", "tokens_per_param": "mean", "flops": "mean", "loss_nats_per_token": "mean",
+        "size": "mean",
+        "tokens_per_param": "mean",
+        "flops": "mean",
+        "loss_nats_per_token": "mean",
         "seed": "count",
-    }  # fmt: skip
+    }
     if "n" in table:
         values["n"] = "mean"
     sides = [table[table["family"] == name].groupby(keys).agg(values) for name in (deep, wide)]

@@ -19,9 +19,17 @@ from analysis.learning_rate.audit import Audit
 from slm.rounding import ITERATION_TOLERANCE, exceeds, opposite_signs, snap_to_zero
 
 Word = Literal[
-    "depth_exponent_better", "width_exponent_better", "depth_level_better", "width_level_better",
-    "no_difference", "definition_dependent", "fragile", "inconclusive", "audit_failed", "refused",
-]  # fmt: skip
+    "depth_exponent_better",
+    "width_exponent_better",
+    "depth_level_better",
+    "width_level_better",
+    "no_difference",
+    "definition_dependent",
+    "fragile",
+    "inconclusive",
+    "audit_failed",
+    "refused",
+]
 
 SIGNIFICANCE = 0.05
 SAME_COST = math.log(1.05)  # ln kappa closer to 0 than this is no difference
@@ -82,9 +90,10 @@ def _exponents(found: Findings, doubts: list[str]) -> Verdict | None:
         return None
     estimate = describe(one)
     other_sign = [
-        other for other in found.others
+        other
+        for other in found.others
         if other.difference is not None and opposite_signs(other.difference, one.difference)
-    ]  # fmt: skip
+    ]
     if other_sign:
         sentence = f"{estimate}; with N as {other_sign[0].n_name} the sign is the other one."
         return Verdict("definition_dependent", sentence)

@@ -107,19 +107,25 @@ def loss_against_flops(answer: StudyReport) -> Figure:
     for row in table.to_dict("records"):
         style = kinds[row["family"]]
         plot.point(
-            row["flops"], row["loss_nats_per_token"], style.colour, style.marker, run_title(row),
+            row["flops"],
+            row["loss_nats_per_token"],
+            style.colour,
+            style.marker,
+            run_title(row),
             3.6,
-        )  # fmt: skip
+        )
     if len(answer.tokens_per_param) <= MOST_CURVES:
         _name_budgets(plot, table)
     band = "lines and bands: the joint law and its 95% interval (jackknife over shapes); " * bool(
         curves
     )
     return Figure(
-        "loss", "Loss against compute",
+        "loss",
+        "Loss against compute",
         f"A mark a run, {band}D/N: tokens_per_param. Hover a mark for its shape and run id.",
-        plot.svg(), kinds,
-    )  # fmt: skip
+        plot.svg(),
+        kinds,
+    )
 
 
 def _name_budgets(plot: Plot, table: pd.DataFrame) -> None:
@@ -134,9 +140,12 @@ def _name_budgets(plot: Plot, table: pd.DataFrame) -> None:
         said = f"D/N {float(str(budget)):g}"
         wide = 7.5 * len(said)
         places = [
-            (first[0] - 14, first[1] - 14), (last[0] + 9, last[1] - 8), (last[0] - 14, last[1] - 16),
-            (first[0] - wide, first[1] + 24), (last[0] - wide, last[1] + 26),
-        ]  # fmt: skip
+            (first[0] - 14, first[1] - 14),
+            (last[0] + 9, last[1] - 8),
+            (last[0] - 14, last[1] - 16),
+            (first[0] - wide, first[1] + 24),
+            (last[0] - wide, last[1] + 26),
+        ]
         inside = [
             (x, y)
             for x, y in places
@@ -175,9 +184,12 @@ def differences(answer: StudyReport) -> Figure | None:
         plot.left + 6, at_top, f"{matched.wide} better", kinds[matched.wide].colour, pixels=True
     )
     plot.text(
-        plot.left + 6, plot.height - plot.bottom - 7, f"{matched.deep} better",
-        kinds[matched.deep].colour, pixels=True,
-    )  # fmt: skip
+        plot.left + 6,
+        plot.height - plot.bottom - 7,
+        f"{matched.deep} better",
+        kinds[matched.deep].colour,
+        pixels=True,
+    )
     ends: list[float] = []
     for budget, rows in matched.pairs.groupby("tokens_per_param"):
         ends.append(plot.px(rows["flops"].max()))
@@ -187,12 +199,13 @@ def differences(answer: StudyReport) -> Figure | None:
         style = grey.get(float(str(budget)), Style(NEUTRAL, "o"))
         _one_budget(plot, matched, rows, style, 11.0 * beside)
     return Figure(
-        "differences", "The same FLOPs, the other shape",
+        "differences",
+        "The same FLOPs, the other shape",
         f"Loss of {matched.deep} minus that of {matched.wide}. A mark a pair of shapes with equal tokens, corrected to equal FLOPs; seeds averaged. Bars: 95% "
         "interval at the largest FLOPs of each budget, from the scatter over pairs.",
         plot.svg(),
         {f"D/N {budget:g}": style for budget, style in grey.items()} if len(grey) < 10 else {},
-    )  # fmt: skip
+    )
 
 
 def _one_budget(
@@ -255,20 +268,26 @@ def alphas(answer: StudyReport) -> Figure | None:
         if not told:
             plot.interval(0, index, low, high, style.colour, across=True, dash="3 4")
             plot.text(
-                plot.px(low) + 6, plot.py(index) - 8, "not identified: all of this is accepted",
-                style.colour, pixels=True,
-            )  # fmt: skip
+                plot.px(low) + 6,
+                plot.py(index) - 8,
+                "not identified: all of this is accepted",
+                style.colour,
+                pixels=True,
+            )
             continue
         plot.interval(0, index, low, high, style.colour, across=True)
         title = f"alpha {name} = {one.alpha[name]:.4f} [{low:.4f}, {high:.4f}]"
         plot.point(one.alpha[name], index, style.colour, style.marker, title, 5)
     return Figure(
-        "alphas", "Exponent of each family",
+        "alphas",
+        "Exponent of each family",
         f"Joint law, E, B and beta shared; loss in nats against N = FLOPs per token / 6. 95% by the "
-        f"jackknife over shapes. Status {one.status}." if told else
-        "Status UNIDENTIFIED: there is no estimate. Dashed: the range of exponents that the runs accept.",
-        plot.svg(), {},
-    )  # fmt: skip
+        f"jackknife over shapes. Status {one.status}."
+        if told
+        else "Status UNIDENTIFIED: there is no estimate. Dashed: the range of exponents that the runs accept.",
+        plot.svg(),
+        {},
+    )
 
 
 def exponent_difference(answer: StudyReport) -> Figure | None:
@@ -317,12 +336,14 @@ def exponent_difference(answer: StudyReport) -> Figure | None:
         if value is not None:
             plot.point(value, index, colour, "o" if ends else "D", title, 4.5, hollow=ends is None)
     return Figure(
-        "difference", "Their difference, however it is taken",
+        "difference",
+        "Their difference, however it is taken",
         f"First row: the primary estimate. Right of 0 {found.deep} gains with size. Dotted: within "
         f"{EQUIVALENT:g} exponents count as equal. The definitions of N must agree; they are not further "
         "chances.",
-        plot.svg(), {},
-    )  # fmt: skip
+        plot.svg(),
+        {},
+    )
 
 
 def legend(entries: Mapping[str, Style]) -> str:

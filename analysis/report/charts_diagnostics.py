@@ -35,13 +35,15 @@ def kappa(answer: StudyReport) -> Figure | None:
         title = f"by the law: {one.by_law:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
         plot.point(one.at_flops, one.by_law, INK, "D", title)
     return Figure(
-        "kappa", "What the deeper shape saves",
+        "kappa",
+        "What the deeper shape saves",
         f"FLOPs that {found.wide} needs over those that {found.deep} needs for the same loss, from the runs "
         f"themselves; above 1, {found.deep} is cheaper. Bar: at the largest FLOPs that both reach, by the joint law, "
         f"95% jackknife. Slope {one.slope:+.3f} per ln FLOPs, of which levels alone explain "
         f"{one.drift or 0.0:+.3f}.",
-        plot.svg(), {},
-    )  # fmt: skip
+        plot.svg(),
+        {},
+    )
 
 
 def shape_curve(answer: StudyReport) -> Figure | None:
@@ -79,11 +81,13 @@ def shape_curve(answer: StudyReport) -> Figure | None:
         plot.point(found.best_aspect, at, INK, "D", title)
     few = len(answer.tokens_per_param) <= MOST_CURVES
     return Figure(
-        "shape", "Which shape is best",
+        "shape",
+        "Which shape is best",
         f"{found.status}: {found.sentence} A line a size and token budget, at equal FLOPs; the darker, the more "
         "FLOPs.",
-        plot.svg(), {f"D/N {budget:g}": style for budget, style in markers.items()} if few else {},
-    )  # fmt: skip
+        plot.svg(),
+        {f"D/N {budget:g}": style for budget, style in markers.items()} if few else {},
+    )
 
 
 def isoflop(answer: StudyReport) -> Figure | None:
@@ -111,9 +115,12 @@ def isoflop(answer: StudyReport) -> Figure | None:
     for family, parabolas in good.items():
         style, found = kinds[family], answer.isoflop[family]
         plot.line(
-            [one.flops for one in parabolas], [one.n_best or math.nan for one in parabolas],
-            style.colour, style.dash, 1.2,
-        )  # fmt: skip
+            [one.flops for one in parabolas],
+            [one.n_best or math.nan for one in parabolas],
+            style.colour,
+            style.dash,
+            1.2,
+        )
         for one in parabolas:
             best = one.n_best or math.nan
             title = (
@@ -129,11 +136,13 @@ def isoflop(answer: StudyReport) -> Figure | None:
                 f"{family}: best N grows as C to the {found.exponent:.2f} [{low:.2f}, {high:.2f}]"
             )
     return Figure(
-        "isoflop", "IsoFLOP: best size at each compute budget",
+        "isoflop",
+        "IsoFLOP: best size at each compute budget",
         f"{'. '.join(told)}. A secondary estimate: parabolas are biased, the more so the farther their "
         "points lie from the minimum.",
-        plot.svg(), {name: kinds[name] for name in good},
-    )  # fmt: skip
+        plot.svg(),
+        {name: kinds[name] for name in good},
+    )
 
 
 def hold_out(answer: StudyReport) -> Figure | None:
@@ -143,8 +152,15 @@ def hold_out(answer: StudyReport) -> Figure | None:
         return None
     kinds = styles(answer.families)
     order = sorted(cells, key=lambda c: (c.tokens, answer.families.index(c.family)))
-    values = [v for cell in order for v in (100 * (cell.low / cell.predicted - 1),
-              100 * (cell.high / cell.predicted - 1), cell.error_percent)]  # fmt: skip
+    values = [
+        v
+        for cell in order
+        for v in (
+            100 * (cell.low / cell.predicted - 1),
+            100 * (cell.high / cell.predicted - 1),
+            cell.error_percent,
+        )
+    ]
     plot = Plot(
         Axis.around([*values, 0.0], "observed over predicted loss (%)"),
         Axis(len(order) - 0.5, -0.5, ""),
@@ -163,10 +179,12 @@ def hold_out(answer: StudyReport) -> Figure | None:
         )
         plot.point(cell.error_percent, index, style.colour, style.marker, title, 5)
     return Figure(
-        "hold_out", "The largest size, predicted from the others",
+        "hold_out",
+        "The largest size, predicted from the others",
         "Grey: 95% interval of a new shape's loss around the prediction at 0. Marks: what was observed.",
-        plot.svg(), {},
-    )  # fmt: skip
+        plot.svg(),
+        {},
+    )
 
 
 def residuals(answer: StudyReport) -> Figure | None:
@@ -188,9 +206,13 @@ def residuals(answer: StudyReport) -> Figure | None:
     plot.rule(y=0)
     for row in table.to_dict("records"):
         plot.point(
-            row["n"], 100 * row["residual"], kinds[row["family"]].colour + "66",
-            kinds[row["family"]].marker, run_title(row), 2,
-        )  # fmt: skip
+            row["n"],
+            100 * row["residual"],
+            kinds[row["family"]].colour + "66",
+            kinds[row["family"]].marker,
+            run_title(row),
+            2,
+        )
     for name in answer.families:
         if name not in means.index.get_level_values(0):
             continue
@@ -201,8 +223,10 @@ def residuals(answer: StudyReport) -> Figure | None:
             title = f"{name} {label}: {mean:+.2%} on average over {runs} runs"
             plot.point(n, 100 * mean, style.colour, style.marker, title, 5)
     return Figure(
-        "residuals", "Residuals by shape",
+        "residuals",
+        "Residuals by shape",
         "Small: runs. Large: mean of a shape, observed above the joint law if positive. A trend within a "
         "family says that the law does not fit it; one shape far off, that its learning rate may not.",
-        plot.svg(), kinds,
-    )  # fmt: skip
+        plot.svg(),
+        kinds,
+    )

@@ -144,9 +144,18 @@ class Plot:
             self._segment(self.left, self.py(y), WIDTH - self.right, self.py(y), INK, 1, dash)
 
     def interval(
-        self, x: float, y: float, low: float, high: float, colour: str, *, across: bool = False,
-        shift: float = 0.0, width: float = 2.4, dash: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        x: float,
+        y: float,
+        low: float,
+        high: float,
+        colour: str,
+        *,
+        across: bool = False,
+        shift: float = 0.0,
+        width: float = 2.4,
+        dash: str = "",
+    ) -> None:
         """An interval with ends: upright, or `across` from left to right. `shift` in pixels."""
         if across:
             a, b = self.px(max(low, self.x.low)), self.px(min(high, self.x.high))
@@ -165,9 +174,17 @@ class Plot:
             self._segment(at - 5, end, at + 5, end, colour, width)
 
     def point(  # noqa: PLR0917
-        self, x: float, y: float, colour: str, marker: str, title: str, size: float = 4.5,
-        *, hollow: bool = False, shift: tuple[float, float] = (0.0, 0.0),
-    ) -> None:  # fmt: skip
+        self,
+        x: float,
+        y: float,
+        colour: str,
+        marker: str,
+        title: str,
+        size: float = 4.5,
+        *,
+        hollow: bool = False,
+        shift: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
         """A mark that says `title` when it is hovered, tapped or read aloud."""
         at = (self.px(x) + shift[0], self.py(y) + shift[1])
         fill = "#fff" if hollow else colour
@@ -176,9 +193,16 @@ class Plot:
         )
 
     def text(
-        self, x: float, y: float, said: str, colour: str = INK, anchor: str = "start",
-        *, pixels: bool = False, size: float = 13,
-    ) -> None:  # fmt: skip
+        self,
+        x: float,
+        y: float,
+        said: str,
+        colour: str = INK,
+        anchor: str = "start",
+        *,
+        pixels: bool = False,
+        size: float = 13,
+    ) -> None:
         at = (x, y) if pixels else (self.px(x), self.py(y))
         self.marks.append(
             f'<text class="over" x="{at[0]:.1f}" y="{at[1]:.1f}" fill="{colour}" text-anchor="{anchor}"'
@@ -186,9 +210,15 @@ class Plot:
         )
 
     def _segment(  # noqa: PLR0917
-        self, x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1.0,
+        self,
+        x1: float,
+        y1: float,
+        x2: float,
+        y2: float,
+        colour: str,
+        width: float = 1.0,
         dash: str = "",
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.marks.append(
             f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"'
             f' stroke-width="{width:g}" stroke-dasharray="{dash}"/>'

@@ -33,9 +33,18 @@ log = logging.getLogger("slm")
 # Whatever else squeue says of a job, it may go on.
 GONE = "no longer listed"
 ENDED = {
-    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
-    "REVOKED", "TIMEOUT", GONE,
-}  # fmt: skip
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+    GONE,
+}
 LONGEST_PAUSE_SECONDS = 30.0
 SAVING_SECONDS = 300.0  # that jobs have for their state after a Ctrl-C; Slurm kills them sooner
 

@@ -43,9 +43,11 @@ def _shapes(cells: Sequence[Cell]) -> list[Cell]:
     return sorted(
         first.values(),
         key=lambda c: (
-            c.spec.reference_flops_per_token, order.index(c.family), c.spec.shape.aspect_ratio
+            c.spec.reference_flops_per_token,
+            order.index(c.family),
+            c.spec.shape.aspect_ratio,
         ),
-    )  # fmt: skip
+    )
 
 
 def design_warnings(cells: Sequence[Cell]) -> list[str]:
