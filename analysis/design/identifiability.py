@@ -93,7 +93,7 @@ def comparison_refusals(
     present = list(dict.fromkeys(family))
     if len(present) < 2:
         name = f", {present[0]}" if present else ""
-        return [f"one family{name}, a comparison needs two; run a second family at the same sizes"]
+        return [f"one family{name}; a comparison needs two, so run a second family at the same sizes"]
     missing = [name for name in (deep, wide) if name not in present]
     if missing:
         return [
@@ -158,7 +158,7 @@ def _range_warnings(family: NDArray[Any], families: list[Any], n: Floats) -> Ite
         sizes = n[family == name]
         decades = math.log10(sizes.max() / sizes.min())
         if exceeds(MIN_DECADES, decades):
-            yield f"{name}: sizes span {decades:.1f} decades of N, less than {MIN_DECADES:g}"
+            yield f"{name}: sizes span {decades:.2f} decades of N, less than {MIN_DECADES:g}"
 
 
 def count_distinct(values: Floats) -> int:

@@ -185,7 +185,10 @@ def test_aa_study_finds_no_difference(cli: Cli, tmp_path: Path) -> None:
     }
     assert losses["arm_a"]["shape"] == losses["arm_b"]["shape"]
     assert losses["arm_a"]["val_loss_nats_per_token"] != losses["arm_b"]["val_loss_nats_per_token"]
-    assert "Are two families of the same shapes told apart" in (report / "report.html").read_text()
+    assert (
+        "Does the analysis report a difference between two families with the same shapes"
+        in (report / "report.html").read_text()
+    )
 
 
 @pytest.mark.slow
