@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Floats = NDArray[np.float64]
-
 # Relative. Far above the 1e-16 of one operation, far below any measured difference.
 ROUNDING_TOLERANCE = 1e-9
 ITERATION_TOLERANCE = 1e-6  # for results of iterative solvers and matrix inverses
@@ -46,7 +44,7 @@ def first_argmin(values: ArrayLike, tolerance: float = ROUNDING_TOLERANCE) -> in
     return int(np.argmax(array <= minimum + tolerance * abs(minimum)))
 
 
-def merge_close(values: ArrayLike, tolerance: float = ROUNDING_TOLERANCE) -> Floats:
+def merge_close(values: ArrayLike, tolerance: float = ROUNDING_TOLERANCE) -> NDArray[np.float64]:
     """Replace every group of values that are equal up to a relative tolerance by the smallest of the group."""
     array = np.asarray(values, dtype=np.float64)
     order = np.argsort(array, kind="stable")
@@ -62,12 +60,12 @@ def stable_argsort(values: ArrayLike, tolerance: float = ROUNDING_TOLERANCE) -> 
     return np.argsort(merge_close(values, tolerance), kind="stable")
 
 
-def pseudoinverse(matrix: Floats) -> Floats:
+def pseudoinverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the pseudoinverse of a column-scaled matrix; singular values at rounding level count as 0."""
     return np.asarray(np.linalg.pinv(matrix, rcond=ROUNDING_TOLERANCE), dtype=np.float64)
 
 
-def condition_number(matrix: Floats) -> float:
+def condition_number(matrix: NDArray[np.float64]) -> float:
     """Return the condition number of a column-scaled matrix; inf if it is rank-deficient."""
     values = np.linalg.svd(matrix, compute_uv=False)
     return float(values[0] / values[-1]) if values[-1] > ROUNDING_TOLERANCE * values[0] else np.inf

@@ -93,7 +93,9 @@ def comparison_refusals(
     present = list(dict.fromkeys(family))
     if len(present) < 2:
         name = f", {present[0]}" if present else ""
-        return [f"one family{name}; a comparison needs two, so run a second family at the same sizes"]
+        return [
+            f"one family{name}; a comparison needs two, so run a second family at the same sizes"
+        ]
     missing = [name for name in (deep, wide) if name not in present]
     if missing:
         return [

@@ -26,9 +26,8 @@ from slm.tracking.checkpoints import (
 )
 from slm.tracking.lease import Lease
 
-KEPT_CHECKPOINTS = (
-    2  # the next branch starts from the newest, or from the previous one if that is damaged
-)
+# The next branch starts from the newest, or from the previous one if that is damaged
+KEPT_CHECKPOINTS = 2
 FOLDER = ".trunks"
 
 

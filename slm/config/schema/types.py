@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal, dataclass_transform
 from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-IGNORED = (
-    -100
-)  # a target that is not scored and counts as 0 nats; the default of torch's cross entropy
+# A target that is not scored and counts as 0 nats; the default of torch's cross entropy
+IGNORED = -100
 SIZE_SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9}
 
 
