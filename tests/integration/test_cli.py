@@ -235,7 +235,7 @@ def test_plans_list_matched_shapes_of_three_families(cli: Cli) -> None:
     for study, rungs in (("micro", 8), ("sub1b", 8), ("mobilellm", 5)):
         plan = cli("sweep.py", f"study={study}", "action=plan")
         assert plan.returncode == 0, plan.stderr
-        ladder = plan.stdout.partition("cells in their order")[0]
+        ladder = plan.stdout.partition("cells in execution order")[0]
         shapes = [line.split("│")[1:-1] for line in ladder.splitlines() if line.startswith("│")]
         assert len(shapes) == 3 * rungs
         differences = [float(row[-1].strip(" %")) for row in shapes if row[-1].strip()]
