@@ -111,4 +111,4 @@ def nearest(asked: str, known: Iterable[object]) -> str:
     """`did you mean NAME?`, or where no known name is near, all of them."""
     names = [str(name) for name in known]
     near = get_close_matches(asked, names, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
+    return f"did you mean {near[0]}?" if near else f"choose one of: {', '.join(names)}"

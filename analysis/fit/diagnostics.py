@@ -120,11 +120,11 @@ def _flat_profiles(profiles: Mapping[str, Interval]) -> Iterator[str]:
         if name.startswith("E"):
             if interval.open_high:
                 low = 0.0 if interval.open_low else interval.low
-                yield f"every {name} from {low:.3g} to {interval.high:.3f}, the lowest loss, is accepted"
+                yield f"{name} is not identified: the data accept {low:.3g} to {interval.high:.3f} (the lowest loss)"
         elif any(ends):
             yield (
-                f"every {name} from {interval.low:.3f} to {interval.high:.3f} is accepted, up to a bound of the "
-                "search"
+                f"{name} is not identified: the data accept {interval.low:.3f} to {interval.high:.3f}, up to a bound "
+                "of the search"
             )
 
 
@@ -146,7 +146,7 @@ def _convergence_problems(evidence: Evidence) -> Iterator[str]:
     if evidence.unmoved:
         yield f"{', '.join(evidence.unmoved)} did not move from the starting value"
     if evidence.at_bound:
-        yield f"{', '.join(evidence.at_bound)} at a bound of the search"
+        yield f"parameters at a bound of the search: {', '.join(evidence.at_bound)}"
     if not evidence.gradient < MAX_GRADIENT:
         yield f"the largest relative gradient component is {evidence.gradient:.1g}, above {MAX_GRADIENT:g}"
     if not evidence.condition < MAX_CONDITION:

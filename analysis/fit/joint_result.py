@@ -18,7 +18,7 @@ from slm.errors import DataError
 
 
 class Parameters(dict[str, Any]):
-    """Fitted parameters: `params["E"]`, and A, alpha, B, beta by family and name, in either order.
+    """Fitted parameters: `params["E"]`, and A, alpha, B, beta indexed as `params[family][name]` or `params[name][family]`.
 
     `params["deep"]["alpha"]` and `params["alpha"]["deep"]` are equal; in a fit without family labels,
     `params["alpha"]` is a number. A and B are in raw units: A N^-alpha is in nats.

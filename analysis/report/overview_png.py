@@ -1,4 +1,4 @@
-"""Figures. Results in, axes out; nothing is read and nothing is fitted here."""
+"""Plot the overview figure of a report, loss_vs_flops.png."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ SIGNIFICANCE = 0.05
 MAX_LISTED_BUDGETS = 5
 CAVEATS = (
     "All shapes share one learning rate unless the study tunes it (study.lr_policy=tuned). A family with "
-    "another optimal learning rate has a higher loss for this reason alone.",
+    "another optimal learning rate can have a higher loss only because its learning rate is not tuned.",
     "The intervals cover the variation between shapes. They do not cover another corpus, another learning "
     "rate, or sizes outside the measured range.",
     "The mean over pairs assumes the same difference at all sizes and is descriptive only. The verdict uses "

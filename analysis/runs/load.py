@@ -339,8 +339,8 @@ def _warnings(table: pd.DataFrame, dropped: Counter[str]) -> Iterator[str]:
             yield f"runs differ in {column}: {_first_few(values)}"
     if "loss_spikes" in table and (spiky := int((table["loss_spikes"] > 0).sum())):
         yield (
-            f"{count(spiky, 'run')} with logged losses that count as spikes (with normal noise 1 loss in 740 does): "
-            "inspect the loss curves; rerun a run that has a real spike with another seed, do not drop it"
+            f"{count(spiky, 'run')} with loss spikes (expected by chance: 1 in 740 logged losses); inspect the loss "
+            "curves, and repeat a run with a real spike with another seed instead of dropping it"
         )
     if "epochs" in table and (table["epochs"] > 1).any():
         yield f"some runs repeat the training text, up to {table['epochs'].max():.1f} epochs"

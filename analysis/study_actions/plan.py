@@ -112,7 +112,7 @@ def _power_warnings(power: DesignPower | None, claim: str) -> Iterator[str]:
         for line in power.warnings:
             # `design_warnings` prints mismatched rungs with their shapes.
             if not line.startswith("rung "):
-                yield f"WARN {line}{' (plan.law=...)' if 'base law' in line else ''}"
+                yield f"WARN {line}"
         verdict_power = (power.power_verdict or {}).get(EFFECTS[-1])
         if claim == "exponents" and verdict_power is not None and verdict_power < MIN_POWER:
             yield (

@@ -247,9 +247,7 @@ def _check_khop(config: Config) -> Iterator[Problem]:
 
 def _check_schedule(schedule: ScheduleConfig) -> Iterator[Problem]:
     if schedule.kind == "wsd" and schedule.warmup_fraction + schedule.decay_fraction > 1:
-        rule = (
-            f"schedule.decay_fraction={schedule.decay_fraction:g} leaves less than this for warmup"
-        )
+        rule = f"warmup_fraction + decay_fraction exceeds 1 (schedule.decay_fraction={schedule.decay_fraction:g})"
         fix = f"use at most {1 - schedule.decay_fraction:g}"
         yield Problem("schedule.warmup_fraction", schedule.warmup_fraction, rule, fix)
 

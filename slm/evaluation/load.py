@@ -64,7 +64,7 @@ def load_tokenizer_of(run: Path) -> Tokenizer:
     """Load the tokenizer that a run was trained with.
 
     Raises:
-        RunError: if the run has no tokenizer, or not yet.
+        RunError: if the run has no tokenizer file (data=khop, or not trained yet).
     """
     config = RunDirectory(run).spec().config.tokenizer
     if config.kind == "symbols":

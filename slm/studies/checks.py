@@ -59,7 +59,7 @@ def _grid(study: StudyConfig) -> Iterator[Problem]:
         if not values:
             yield Problem(f"study.grid.{key}", "[]", "needs values", "add values or remove the key")
         if key in RESERVED_KEYS or key.partition(".")[0] in RESERVED_SECTIONS:
-            rule = "a grid cannot vary this key: another setting of the study does, or no run depends on it"
+            rule = "study.grid cannot vary this key: the study sets it, or it does not change the result"
             yield Problem(f"study.grid.{key}", list(values), rule, "remove the key")
 
 

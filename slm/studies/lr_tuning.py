@@ -1,6 +1,6 @@
 """Tuning of the learning rate per shape: a grid of factor 2 at the shortest budget, extended to the optimum.
 
-It is used by studies whose parametrization does not transfer one rate to all shapes. The results are written
+Used with study.lr_policy=tuned, where no parametrization transfers one rate to all shapes. The results are written
 to `lr_tuning.json` beside the runs: the best rate, the curvature of the loss in ln lr and the residual
 penalty, curvature / 2 * (ln(lr / vertex))^2, that stays because rates are a factor of 2 apart (null where a
 neighbour of the best rate diverged). Of rates with equal losses, the lowest is the best.
@@ -83,8 +83,8 @@ def tune(
             further = own[0] - 1 if at == 0 else own[-1] + 1
             if abs(further) > MAX_DOUBLINGS:
                 raise RunError(
-                    f"{arm.family} on {arm.rung}: the best rate is still {_rate(arm, own[at]):.2g}, the "
-                    f"last of {len(own)}; start from another optimizer.lr"
+                    f"{arm.family} on {arm.rung}: the best learning rate {_rate(arm, own[at]):.2g} is at the edge of "
+                    f"the grid of {len(own)} rates; set another optimizer.lr"
                 )
             steps[arm.key].append(further)
             is_extended = True

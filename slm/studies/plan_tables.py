@@ -114,8 +114,8 @@ def _unverified_rates(cells: Sequence[Cell]) -> Iterator[str]:
     config = cells[0].spec.config
     if config.study.lr_policy == "transfer" and config.study.lr_audit is None:
         yield (
-            "WARN one learning rate for all shapes is not verified in this recipe; run study=lr_audit with the "
-            "same recipe and set study.lr_audit to the lr_audit.json of its report"
+            "WARN this recipe has no learning-rate audit; run study=lr_audit with the same recipe and set "
+            "study.lr_audit to its lr_audit.json"
         )
 
 
@@ -238,7 +238,7 @@ def format_time_estimate(cells: Sequence[Cell], throughput: Throughput) -> str:
     seconds = [each for job in jobs if (each := throughput.seconds(job)) is not None]
     if len(seconds) < len(jobs):
         return (
-            "time unknown: measure the throughput of this machine with plan.probe=true, or state it, for "
+            "time unknown: measure the throughput of this machine with plan.probe=true, or set an assumed one, for "
             "example plan.device_flops=989e12 plan.mfu=0.4 (H100, bf16)"
         )
     if not jobs:

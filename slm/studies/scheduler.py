@@ -81,7 +81,7 @@ def _log_owners(jobs: Sequence[Job]) -> None:
     owners = {
         str(owner).partition(" (")[0] for job in jobs if (owner := find_owner(job)) is not None
     }
-    log.info("waiting for %d jobs that are run elsewhere: %s", len(jobs), ", ".join(sorted(owners)))
+    log.info("waiting for %d jobs of other processes: %s", len(jobs), ", ".join(sorted(owners)))
 
 
 def _count_failed(cells: Sequence[Cell]) -> int:

@@ -33,7 +33,7 @@ class Throughput:
     def source(self) -> str:
         if self.measured:
             return f"measured throughput of {len(self.measured)} shapes"
-        return f"stated throughput of {self.assumed:.3g} FLOP/s per device" if self.assumed else ""
+        return f"assumed throughput of {self.assumed:.3g} FLOP/s per device" if self.assumed else ""
 
     def flops_per_second(self, spec: RunSpec) -> float | None:
         """Return the FLOP/s of a shape, interpolated (log-log) between measured shapes; None if unknown."""

@@ -61,5 +61,5 @@ def checksum_path(path: Path) -> Path:
 def is_valid(path: Path) -> bool:
     try:
         return checksum_path(path).read_text(encoding="utf-8") == file_hash(path)
-    except FileNotFoundError:  # saved incompletely, or deleted by keep_newest meanwhile
+    except FileNotFoundError:  # incomplete save, or deleted concurrently by keep_newest
         return False

@@ -2,7 +2,7 @@
 
 The owner locks a file that contains its host and pid. On the owner's machine the lock itself shows whether
 the owner is alive: the kernel releases it when the process dies. Other machines use a heartbeat instead,
-because not every shared file system passes locks on: the owner touches the file, and an owner whose file
+because some shared file systems do not support locks across machines: the owner touches the file, and an owner whose file
 was not touched for `STALE_SECONDS` counts as dead. Clocks of machines may therefore differ by a minute. An
 owner that was suspended for that long and finds its file taken over exits at once, without writing.
 """
@@ -86,9 +86,9 @@ class Lease:
                 )
 
     def _has_heartbeat(self) -> bool:
-        """Wait for a heartbeat from another machine; return False if its owner counts as dead before.
+        """Return True at the next heartbeat, or False once STALE_SECONDS pass without one.
 
-        A scheduler may restart a job on this machine earlier than its killed process counts as dead.
+        A requeued job may start on this machine before its killed process counts as dead.
         """
         last = self._read_owner()
         while (owner := self.owner()) is not None:

@@ -90,7 +90,7 @@ def result_from(saved: Any) -> RunResult:
     version = saved.get("schema_version")
     if not isinstance(version, int) or version < OLDEST_VERSION:
         raise DataError(
-            f"schema_version {version!r} cannot be read; {OLDEST_VERSION} is the oldest that can"
+            f"schema_version {version!r} is not supported; the oldest supported version is {OLDEST_VERSION}"
         )
     required = [
         field.name
@@ -98,6 +98,6 @@ def result_from(saved: Any) -> RunResult:
         if field.default is MISSING and field.default_factory is MISSING
     ]
     if missing := [name for name in required if name not in saved]:
-        raise DataError(f"schema_version {version} without {', '.join(missing)}")
+        raise DataError(f"schema_version {version}: missing fields {', '.join(missing)}")
     known = {field.name for field in fields(RunResult)}
     return RunResult(**{name: value for name, value in saved.items() if name in known})

@@ -5,9 +5,10 @@
       status.json       state, heartbeat, owner               metrics.jsonl one row per logged step
       result.json       RunResult, once finished              checkpoints/  last and previous
       log.txt           log lines of the run                  traceback.txt if the run failed
+      tokenizer.json    data.json   what the run was trained on   lock      the lease            wandb/
 
-A process holds the lease of the directory (`slm.tracking.lease`) while it works on the run. So a killed run
-is not reported as running, and a run of another machine is not reported as killed.
+A process holds the lease of the directory (`slm.tracking.lease`) while it works on the run. This
+distinguishes a killed run from one that runs on another machine.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ class RunDirectory:
         return self.lease.take(self._refresh_status)
 
     def _check_config(self, spec: RunSpec) -> None:
-        """Raise a RunError that lists the differing keys if the directory has a run of another config."""
+        """Raise a RunError that lists the differing keys if the directory belongs to a run with another config."""
         if not (self.path / "config.yaml").exists():
             return
         saved = self.spec()
@@ -167,7 +168,9 @@ class RunDirectory:
             return  # the saved path of the corpus is gone; the tokens' fingerprint is compared later
         if is_other:
             differing = ", ".join(_differing_keys(saved.identity, spec.identity))
-            raise RunError(f"{self.path} has a run of another config: {differing}; {START_OVER}")
+            raise RunError(
+                f"{self.path} belongs to a run with another config ({differing}); {START_OVER}"
+            )
 
     @contextmanager
     def _recorded_state(self, held: HeldLease) -> Iterator[None]:

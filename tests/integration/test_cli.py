@@ -293,7 +293,7 @@ def test_study_waits_for_runs_of_other_processes_and_repeats_none(
     holder.wait()
     _, stderr = sweep.communicate(timeout=PATIENCE_SECONDS)
     assert sweep.returncode == 0, stderr
-    assert "4 to run" in stderr and f"run elsewhere: process {holder.pid}" in stderr
+    assert "4 to run" in stderr and f"of other processes: process {holder.pid}" in stderr
     assert finished(busy).val_loss_nats_per_token == single_loss
 
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").glob("smoke/*/result.json")}

@@ -1,7 +1,7 @@
 """Schema of `conf/`: every key with its type, default and documentation.
 
 Defaults are defined only here; the files in `conf/` state what they change. `slm.config.rules` checks
-rules between keys, and `slm.config.load` words the errors. The string under a field is its
+rules between keys, and `slm.config.load` formats the error messages. The string under a field is its
 documentation, which `python train.py --help` prints.
 """
 

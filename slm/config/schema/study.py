@@ -101,5 +101,5 @@ class PlanConfig:
     """Parameters of the law L = E + A N_flop^-alpha + B D^-beta in nats per token, for the power of the
     design; missing ones are taken from arXiv 2404.10102."""
     tau: NonNegative = 0.01
-    """Standard deviation of the random effect of a shape (misfit of the law that all runs of the shape share)
+    """Standard deviation of the random effect of a shape (deviation from the law common to all runs of the shape)
     in nats."""

@@ -288,7 +288,7 @@ class TestFourModels:
             pytest.approx(1.259, abs=1e-3),
             pytest.approx(0.258, abs=1e-3),
         )
-        assert fit.status == "UNIDENTIFIED" and "every E from 0 to 1.96" in fit.reasons[0]
+        assert fit.status == "UNIDENTIFIED" and "the data accept 0 to 1.96" in fit.reasons[0]
         assert fit.accepted_e == pytest.approx((0, 1.968), abs=1e-3)
 
     def test_gain_per_100m_parameters_falls_smoothly(self) -> None:

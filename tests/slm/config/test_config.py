@@ -75,7 +75,7 @@ def test_all_problems_are_reported_at_once() -> None:
         (
             {"schedule": {"warmup_fraction": 0.9}},
             "schedule.warmup_fraction",
-            "leaves less than this for warmup (use at most 0.8)",
+            "warmup_fraction + decay_fraction exceeds 1 (schedule.decay_fraction=0.2) (use at most 0.8)",
         ),
         ({"optimizer": {"beta2": 1.0}}, "optimizer.beta2", "less than 1"),
         ({"ladder": {"aspect_ratios": {"x": 0}}}, "ladder.aspect_ratios.x", "greater than 0"),

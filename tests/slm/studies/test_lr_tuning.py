@@ -81,5 +81,7 @@ def test_a_tie_with_the_end_of_the_grid_extends_it(tiny_config: Callable[..., Co
 def test_an_optimum_far_from_the_first_rates_is_an_error(
     tiny_config: Callable[..., Config], sign: int, last: str
 ) -> None:
-    with pytest.raises(RunError, match=f"the best rate is still {last}, the last of 8"):
+    with pytest.raises(
+        RunError, match=f"the best learning rate {last} is at the edge of the grid of 8 rates"
+    ):
         tuned(tiny_config, lambda lr: 3 + sign * lr)

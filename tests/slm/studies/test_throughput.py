@@ -1,4 +1,4 @@
-"""Time estimates of a study, from measured or stated throughput."""
+"""Time estimates of a study, from measured or assumed throughput."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_stated_mfu_gives_the_throughput(tiny_spec: Callable[..., RunSpec]) -> N
     spec = tiny_spec(plan={"device_flops": 1e12, "mfu": 0.25, "devices": 8})
     throughput = load_throughput([Cell(spec, "tiny", 1)])
     assert throughput.flops_per_second(spec) == 2.5e11
-    assert "stated throughput of 2.5e+11 FLOP/s" in throughput.source
+    assert "assumed throughput of 2.5e+11 FLOP/s" in throughput.source
     assert count_concurrent_jobs(spec.config) == 8
 
 

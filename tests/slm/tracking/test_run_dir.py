@@ -230,13 +230,17 @@ def test_an_older_result_takes_the_default_of_a_field_added_since(
 @pytest.mark.parametrize(
     ("changes", "absent", "said"),
     [
-        ({"schema_version": 3}, (), "schema_version 3 cannot be read; 4 is the oldest that can"),
+        (
+            {"schema_version": 3},
+            (),
+            "schema_version 3 is not supported; the oldest supported version is 4",
+        ),
         (
             {"schema_version": "4"},
             (),
-            "schema_version '4' cannot be read; 4 is the oldest that can",
+            "schema_version '4' is not supported; the oldest supported version is 4",
         ),
-        ({}, ("run_id", "tokens"), "schema_version 4 without run_id, tokens"),
+        ({}, ("run_id", "tokens"), "schema_version 4: missing fields run_id, tokens"),
     ],
 )
 def test_a_result_that_cannot_be_read_is_refused(
