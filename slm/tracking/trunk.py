@@ -2,7 +2,8 @@
 
     runs/<study>/.trunks/<trunk_id>/  step-N.ckpt  step-N.ckpt.sha256  step-N.jsonl
 
-A run that starts from a cached checkpoint computes the same bits as a run trained alone. So the folder can be
+A run that starts from a cached checkpoint computes the same bits as a run trained alone (on the same kind
+of CPU, number of threads and torch version). So the folder can be
 deleted at any time, and two processes may write to it at once.
 """
 

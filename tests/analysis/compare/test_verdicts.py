@@ -198,7 +198,9 @@ def test_an_exponent_at_its_bound_is_not_taken_for_certain() -> None:
     assert one.profile[0] == pytest.approx(-1.48) and one.profile[1] > -1.45
     low, high = one.fit.intervals["alpha[wide]"]
     assert low < 1.45 and high == pytest.approx(1.5)
-    assert f"alpha[wide] is not identified: the data accept {low:.3f} to 1.500" in " ".join(one.reasons)
+    assert f"alpha[wide] is not identified: the data accept {low:.3f} to 1.500" in " ".join(
+        one.reasons
+    )
 
 
 def test_bad_tables_say_what_is_wrong() -> None:
