@@ -125,7 +125,9 @@ def _saved(cells: pd.DataFrame) -> float:
     design = np.column_stack([np.ones(len(x)), x - x.mean(), z - z.mean()])
     if math.isinf(condition_number(design)):
         return 0.0
-    return -float(np.linalg.lstsq(design, cells["loss_nats_per_token"].to_numpy())[0][1])
+    return float(
+        snap_to_zero(-np.linalg.lstsq(design, cells["loss_nats_per_token"].to_numpy())[0][1])
+    )
 
 
 def _curve(rows: pd.DataFrame, slope: float) -> RungCurve:

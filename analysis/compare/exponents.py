@@ -35,7 +35,7 @@ from analysis.fit.profile_likelihood import naive_covariance, profile_contrast, 
 from analysis.fit.resampling import Solution, jackknife_error, solve
 from analysis.formatting import count
 from analysis.runs.study import Study
-from slm.rounding import ITERATION_TOLERANCE, first_argmin, opposite_signs, snap_to_zero
+from slm.rounding import ITERATION_TOLERANCE, exceeds, first_argmin, opposite_signs, snap_to_zero
 
 EQUIVALENT = 0.02  # exponents closer than this are the same for any use
 POWER = 0.8
@@ -308,7 +308,7 @@ def two_sided(estimate: float, error: float, df: float) -> float:
 def equivalence_p(estimate: float, error: float, df: float, margin: float) -> float:
     """Two one-sided t tests: the larger p of estimate > -margin and estimate < margin."""
     if error <= 0:
-        return 0.0 if abs(estimate) < margin else 1.0
+        return 0.0 if exceeds(margin, abs(estimate)) else 1.0
     return float(special.stdtr(df, -(margin - abs(estimate)) / error))
 
 

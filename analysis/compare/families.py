@@ -24,7 +24,7 @@ from analysis.design.identifiability import comparison_refusals, design_warnings
 from analysis.learning_rate.audit import Audit, parse_audit
 from analysis.runs.study import Columns, Study, prepare
 from slm.errors import DataError
-from slm.rounding import snap_to_zero
+from slm.rounding import exceeds, snap_to_zero
 
 EXTRAPOLATION = 3.0  # times the largest measured FLOPs
 
@@ -93,7 +93,7 @@ class Comparison:
 
     def is_extrapolation(self, flops: float) -> bool:
         """Whether a claim at these FLOPs is no longer a measured one."""
-        return flops > EXTRAPOLATION * self.largest_flops
+        return bool(exceeds(flops, EXTRAPOLATION * self.largest_flops))
 
     def summary(self) -> str:
         """The answer in a few lines."""

@@ -168,7 +168,7 @@ def jacobian(law: JointLaw, shares: Floats, points: Points) -> Floats:
         users = np.flatnonzero(law.slots[role] == parameter)
         column = by_role[role]
         if len(users) < law.families:
-            column = column * np.isin(points.family, users)
+            column = column * (law.slots[role][points.family] == parameter)
         result[:, parameter] = column
     return result
 
@@ -183,7 +183,7 @@ def bounds(law: JointLaw, points: Points) -> tuple[Floats, Floats]:
     low[exponent], high[exponent] = EXPONENT_BOUNDS
     for parameter in np.flatnonzero(law.roles == E):
         users = np.flatnonzero(law.slots[E] == parameter)
-        rows = np.isin(points.family, users)
+        rows = law.slots[role][points.family] == parameter
         lowest = points.y[rows].min() if points.family.ndim == 1 and rows.any() else points.y.min()
         low[parameter], high[parameter] = lowest + np.log(0.05), lowest + np.log(0.999)
     return low, high

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from analysis.arrays import Floats
 from slm.errors import DataError
+from slm.rounding import exceeds
 
 LARGEST_VOCABULARY = 2**18
 SUSPICIOUS_LOSS = math.log(50_257)  # nats; loss of a uniform guess over GPT-2's vocabulary
@@ -70,17 +71,18 @@ def loss_warnings(loss: Floats, vocab_size: int | None = None) -> list[str]:
         DataError: if they cannot be nats per token: above ln(vocab_size), the loss of a uniform guess.
     """
     advice = "if these are perplexities, pass their logarithm; if bits, multiply by ln 2"
-    if vocab_size is not None and (worst := float(loss.max())) > math.log(vocab_size):
+    worst = float(loss.max())
+    if vocab_size is not None and exceeds(worst, math.log(vocab_size)):
         raise DataError(
             f"loss={worst:g}: cannot exceed ln({vocab_size}) = {math.log(vocab_size):.2f} nats per token "
             f"after training; {advice}"
         )
-    if (median := float(np.median(loss))) > math.log(LARGEST_VOCABULARY):
+    if exceeds(median := float(np.median(loss)), math.log(LARGEST_VOCABULARY)):
         raise DataError(
             f"a median loss of {median:g} is worse than a uniform guess over {LARGEST_VOCABULARY} "
             f"tokens, so it is not nats per token; {advice}"
         )
-    if (worst := float(loss.max())) > SUSPICIOUS_LOSS:
+    if exceeds(worst, SUSPICIOUS_LOSS):
         return [
             f"losses up to {worst:.2f} are high for nats per token (a uniform guess over 50,257 tokens "
             f"has {SUSPICIOUS_LOSS:.2f}); {advice}"
