@@ -122,6 +122,9 @@ def paired_differences(
         [_summarize(value, rows) for value, rows in pairs.groupby("tokens_per_param")]
     )
     if len(summary):
+        summary["budget"] = summary[
+            "tokens_per_param"
+        ]  # its older name, which scripts of users read
         p_values = summary["largest_p"].to_numpy()
         summary["largest_p_holm"] = holm(p_values)
         half = [

@@ -160,7 +160,7 @@ def _range_warnings(family: NDArray[Any], families: list[Any], n: Floats) -> Ite
         sizes = n[family == name]
         decades = math.log10(sizes.max() / sizes.min())
         if exceeds(MIN_DECADES, decades):
-            yield f"{name}: sizes span {decades:.2f} decades of N, less than {MIN_DECADES:g}"
+            yield f"{name}: sizes span {decades:.4g} decades of N, less than {MIN_DECADES:g}"
 
 
 def count_distinct(values: Floats) -> int:

@@ -183,7 +183,7 @@ def bounds(law: JointLaw, points: Points) -> tuple[Floats, Floats]:
     low[exponent], high[exponent] = EXPONENT_BOUNDS
     for parameter in np.flatnonzero(law.roles == E):
         users = np.flatnonzero(law.slots[E] == parameter)
-        rows = law.slots[role][points.family] == parameter
+        rows = np.isin(points.family, users)
         lowest = points.y[rows].min() if points.family.ndim == 1 and rows.any() else points.y.min()
         low[parameter], high[parameter] = lowest + np.log(0.05), lowest + np.log(0.999)
     return low, high

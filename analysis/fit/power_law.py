@@ -211,7 +211,7 @@ def _status(accepted: Interval, alpha: Interval, sizes: int) -> tuple[Status, li
     reasons = _too_few_sizes(sizes)
     low = 0.0 if accepted.open_low else math.exp(accepted.low)
     if accepted.open_high or alpha.open_low or alpha.open_high:
-        flat = f"every E from {low:.3g} to {math.exp(accepted.high):.3f} is accepted"
+        flat = f"E is not identified: the data accept {low:.3g} to {math.exp(accepted.high):.3f}"
         return "UNIDENTIFIED", [flat, *reasons]
     if accepted.open_low:
         reasons.append("the interval of E reaches 0")

@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ OTHER_VALIDATION_SET = "other validation set"
 MAX_LISTED, MAX_CHARACTERS = 3, 12  # of the differing values in a warning
 NOT_A_CELL = "not a cell of the study"
 WANDB = "wandb:"
+LINES_TO_RECOGNIZE = 3  # of a results file, so that one damaged line does not make it a plain table
 ONE_RUN = ["family", "shape", "rung", "tokens", "seed", "peak_lr"]
 ARCHITECTURE = ("tied", "mlp", "qk_norm", "layer_sharing", "d_head")
 
@@ -74,7 +76,7 @@ def load_runs(
     Raises:
         DataError: if the source has no finished run.
     """
-    if columns is None and _is_results_file(Path(source)):
+    if not columns and _is_results_file(Path(source)):
         results = read_results(Path(source)).values()
         return runs_from_results(results, only, pool_validation_sets=pool_validation_sets)
     table, dropped = _collect(source, only, columns)
@@ -129,15 +131,22 @@ def _collect(
 
 
 def _is_results_file(path: Path) -> bool:
-    """Return whether the file is a study's results file: its first line is a `RunResult`."""
+    """Return whether the file is a study's results file: one of its first lines has the keys of a `RunResult`."""
     if path.suffix != ".jsonl" or not path.is_file():
         return False
-    with path.open(encoding="utf-8") as lines:
-        try:
-            first = json.loads(lines.readline())
-        except json.JSONDecodeError:
-            return False
-    return isinstance(first, dict) and {"schema_version", "run_id", "trunk_id"} <= set(first)
+    try:
+        with path.open(encoding="utf-8") as lines:
+            return any(_has_result_keys(line) for line in islice(lines, LINES_TO_RECOGNIZE))
+    except (OSError, UnicodeDecodeError):  # `read_table` reports it
+        return False
+
+
+def _has_result_keys(line: str) -> bool:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return isinstance(row, dict) and {"schema_version", "run_id", "trunk_id"} <= set(row)
 
 
 def _finished(table: pd.DataFrame) -> tuple[pd.DataFrame, Counter[str]]:

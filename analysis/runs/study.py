@@ -24,7 +24,7 @@ from slm.rounding import exceeds, merge_close, round_to_three_digits, stable_arg
 OTHER_DEFINITIONS = ("n_flop", "params_non_embedding", "params_total")
 SAME_SIZE = math.log(1.25)  # ln N: shapes of two families closer than this are paired in one rung
 SAME_BUDGET = math.log(1.3)  # ln tokens_per_param: runs closer than this have the same token budget
-BUDGET_COLUMNS = ("tokens_per_param", "budget")  # in order of preference
+BUDGET_COLUMNS = ("budget", "tokens_per_param")  # in order of preference
 DEEP_WORDS, WIDE_WORDS = ("deep", "thin"), ("wide", "shallow")
 
 
@@ -113,12 +113,7 @@ def prepare(
     prepared["rung"] = list(table[columns.rung]) if columns.rung else _matched_rungs(prepared)
     mean = prepared.groupby("rung", sort=False)["n"].transform("mean")
     prepared["size"] = table["size"].to_numpy() if "size" in table else mean
-    given = next((table[name] for name in BUDGET_COLUMNS if name in table), None)
-    prepared["tokens_per_param"] = (
-        _tokens_per_param(np.log((prepared["tokens"] / mean).to_numpy()))
-        if given is None
-        else merge_close(given)
-    )
+    prepared["tokens_per_param"] = _budget_labels(table, (prepared["tokens"] / mean).to_numpy())
     prepared = _sorted_rows(prepared)
     deep, wide = _deep_and_wide(prepared, deep, wide)
     return Study(prepared, deep, wide, columns.n, tuple(others), tuple(warnings))
@@ -165,6 +160,27 @@ def _matched_rungs(prepared: pd.DataFrame) -> list[Any]:
             rungs.append((log_size, {family}))
         rung_of[family, shape] = index
     return [rung_of[key] for key in zip(prepared["family"], prepared["shape"], strict=True)]
+
+
+def _budget_labels(table: pd.DataFrame, ratio: np.ndarray) -> np.ndarray:
+    """Return tokens_per_param as requested, equal for all runs of one budget; else group the runs by `ratio`.
+
+    The requested values are in the column `budget`, or in `tokens_per_param` of our own runs, which have a
+    `recipe_id`. A column of another table with this name may hold each run's own ratio. It is used if it has no
+    more distinct values than there are groups. Columns with values that are not numbers are not used.
+    """
+    grouped = _tokens_per_param(np.log(ratio))
+    for name in BUDGET_COLUMNS:
+        if name not in table:
+            continue
+        values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=float)
+        if not np.isfinite(values).all():
+            continue
+        labels = merge_close(values)
+        is_requested = name == "budget" or "recipe_id" in table
+        if is_requested or len(np.unique(labels)) <= len(np.unique(grouped)):
+            return labels
+    return grouped
 
 
 def _tokens_per_param(log_ratio: np.ndarray) -> np.ndarray:

@@ -30,8 +30,8 @@ def read_results(path: Path) -> dict[str, RunResult]:
             result = result_from(json.loads(line))
         except (json.JSONDecodeError, DataError) as error:
             raise DataError(
-                f"{path}, line {number}: not a readable result: {error}; remove the line, and its run is "
-                "trained again"
+                f"{path}, line {number}: not a readable result: {error}; remove the line (a sweep then trains "
+                "its run again)"
             ) from None
         found[result.run_id] = result
     return found

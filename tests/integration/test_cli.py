@@ -283,17 +283,19 @@ def test_study_waits_for_runs_of_other_processes_and_repeats_none(
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while len(list((tmp_path / "runs").glob("smoke/*/result.json"))) < 3:
-        assert sweep.poll() is None and time.monotonic() < deadline
-        time.sleep(0.2)
-    time.sleep(3)
+    assert sweep.stderr is not None
+    stderr = ""
+    while f"of other processes: process {holder.pid} " not in stderr:
+        line = sweep.stderr.readline()
+        assert line, stderr  # the sweep has exited
+        stderr += line
+    assert len(list((tmp_path / "runs").glob("smoke/*/result.json"))) == 3
     assert sweep.poll() is None
     holder.kill()
     holder.wait()
-    _, stderr = sweep.communicate(timeout=PATIENCE_SECONDS)
-    assert sweep.returncode == 0, stderr
-    assert "4 to run" in stderr and f"of other processes: process {holder.pid}" in stderr
+    stderr += sweep.stderr.read()
+    assert sweep.wait(timeout=PATIENCE_SECONDS) == 0, stderr
+    assert "4 to run" in stderr
     assert finished(busy).val_loss_nats_per_token == single_loss
 
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").glob("smoke/*/result.json")}

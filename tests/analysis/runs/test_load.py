@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -245,7 +246,7 @@ def test_the_old_column_name_budget_is_read_as_tokens_per_param() -> None:
     assert new.sort_index().tolist() == table["tokens_per_param"].tolist()
     renamed = table.rename(columns={"tokens_per_param": "budget"})
     assert prepare(renamed, columns, None, None).table["tokens_per_param"].equals(new)
-    both = table.assign(budget=1.0)
+    both = table.assign(budget=table["tokens_per_param"], tokens_per_param=1.0)
     assert prepare(both, columns, None, None).table["tokens_per_param"].equals(new)
     neither = table.drop(columns="tokens_per_param")
     assert set(prepare(neither, columns, None, None).table["tokens_per_param"]) == {
@@ -253,3 +254,17 @@ def test_the_old_column_name_budget_is_read_as_tokens_per_param() -> None:
         24.0,
         71.9,
     }
+
+
+@pytest.mark.parametrize("values", ["own ratio", "missing", "words"])
+def test_a_column_tokens_per_param_without_budget_labels_is_not_used(values: str) -> None:
+    """Exact tokens / N of every run would make each run a budget of its own."""
+    table = full_study(families=("deep_thin", "wide_shallow"), anchor_seeds=0)
+    table = table.drop(columns=["tokens_per_param", "recipe_id"], errors="ignore")
+    columns = Columns(flops="flops", rung="rung")
+    expected = prepare(table, columns, None, None).table["tokens_per_param"]
+    ratio = table["tokens"] / table["n_flop"] * (1 + 1e-3 * np.arange(len(table)))
+    filled = {"own ratio": ratio, "missing": np.nan, "words": "20x"}[values]
+    with_column = table.assign(tokens_per_param=filled)
+    found = prepare(with_column, columns, None, None).table["tokens_per_param"]
+    assert found.equals(expected)

@@ -136,7 +136,7 @@ def test_grid_varies_other_keys(tiny_config: Callable[..., Config]) -> None:
     ("grid", "message"),
     [
         ({"size": ["90k"]}, "study.grid.size"),
-        ({"seed": [1]}, "a grid cannot vary this key"),
+        ({"seed": [1]}, "study.grid cannot vary this key"),
         ({"budget.tokens": [5]}, "study.grid.budget.tokens"),
         ({"optimizer.lr": []}, "needs values"),
     ],
