@@ -154,7 +154,7 @@ def test_jobs_of_a_multirun_do_not_affect_each_other(cli: Cli, tmp_path: Path) -
     grid = cli("train.py", "-m", "experiment=smoke", "family=deep_thin,wide_shallow", "size=80k,30")
     assert grid.returncode != 0
     assert grid.stderr.count("finished: validation") == 2
-    assert "size=30: families of aspect ratio 4, 11, 32" in grid.stderr
+    assert "size=30: the families (aspect ratios 4, 11, 32;" in grid.stderr
     runs = [
         RunDirectory(p.parent) for p in sorted((tmp_path / "runs").glob("single/*/result.json"))
     ]
