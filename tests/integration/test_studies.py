@@ -42,7 +42,7 @@ def test_seed_design_is_refused_and_sub1b_is_not(cli: Cli) -> None:
     assert "seed_design is REFUSED" in seed.stderr
     good = cli("sweep.py", "study=sub1b", "action=plan")
     assert good.returncode == 0 and "REFUSED" not in good.stdout
-    assert "device-hours at the stated" in good.stdout and "power at 0.01" in good.stdout
+    assert "device-hours at the assumed" in good.stdout and "power at 0.01" in good.stdout
 
 
 def test_refused_study_does_not_run(cli: Cli, tmp_path: Path) -> None:
