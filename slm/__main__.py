@@ -89,7 +89,7 @@ def export(arguments: Sequence[str]) -> None:
 
 def coordinates(arguments: Sequence[str]) -> None:
     out = Path(_parse_settings(arguments, needed=("out",))["out"])
-    from slm.training.coordinates import write_coordinates
+    from slm.training.coordinate_check import write_coordinates
 
     write_coordinates(out)
     print(f"wrote {out}; to plot it, run: python -m analysis {out} --of coordinates --out DIR")

@@ -20,9 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 from slm.config.hydra import CONF_DIR, add_force_prefix, load_composed_config, register_schema
 from slm.errors import ConfigError, Interrupted, Problem, SlmError
 from slm.logs import log, log_to_console
+from slm.training.distributed.rank import find_place
+from slm.training.distributed.workers import assembled
 from slm.training.execute import train_all
-from slm.training.launch import find_place
-from slm.training.team import assembled
 
 
 def run_app(main: Callable[[], Any]) -> NoReturn:

@@ -24,10 +24,10 @@ from torch.distributed.tensor import DTensor
 from slm.config.load import load_config
 from slm.config.schema import Config, to_tree
 from slm.errors import SlmError
+from slm.training.distributed.rank import find_place
+from slm.training.distributed.workers import Team, assembled
 from slm.training.execute import train_all
-from slm.training.launch import find_place
 from slm.training.module import LanguageModule
-from slm.training.team import Team, assembled
 from tests.conftest import PATIENCE_SECONDS, ROOT, cli_env
 
 

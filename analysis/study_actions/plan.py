@@ -270,7 +270,7 @@ def _tuning_cost(cells: Sequence[Cell]) -> str:
 
 def _probe(cells: Sequence[Cell]) -> None:
     """Measure the throughput of every shape on this machine, and store it."""
-    from slm.training.probe import measure_tokens_per_second
+    from slm.training.throughput_probe import measure_tokens_per_second
 
     config = cells[0].spec.config
     shapes = {cell.spec.shape.label: cell.spec for cell in cells}

@@ -30,7 +30,7 @@ from omegaconf import DictConfig
 
 from slm.errors import ConfigError, InUse, Problem
 from slm.tracking.environment import available_cores
-from slm.training.launch import check_alone
+from slm.training.distributed.rank import check_alone
 
 log = logging.getLogger("slm")
 SHOWN_LINES = 20  # of the output of a job that failed

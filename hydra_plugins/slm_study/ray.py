@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from hydra_plugins.slm_study.cluster import check_extra, failed_job, plain, tell
 from hydra_plugins.slm_study.local import stopped_by_signals
 from slm.errors import ConfigError, Problem, RunError
-from slm.training.launch import check_alone
+from slm.training.distributed.rank import check_alone
 
 log = logging.getLogger("slm")
 # The plugin's own option of the same name would be taken for the schema of conf/hydra/launcher/ray.yaml.

@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 from hydra_plugins.slm_study.cluster import check_extra, died, failed_job, plain, tell
 from hydra_plugins.slm_study.local import stopped_by_signals
 from slm.errors import RunError
-from slm.training.launch import check_alone
+from slm.training.distributed.rank import check_alone
 
 log = logging.getLogger("slm")
 # Whatever else squeue says of a job, it may go on.

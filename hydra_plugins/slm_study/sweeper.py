@@ -16,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from slm.errors import ConfigError, Problem, RunError
-from slm.training.launch import check_alone
+from slm.training.distributed.rank import check_alone
 
 log = logging.getLogger("slm")
 KEYS_SET_BY_STUDY = {

@@ -12,8 +12,8 @@ from slm.run.spec import RunSpec, branch_specs
 from slm.tracking.result import RunResult
 from slm.tracking.run_dir import RunDirectory
 from slm.tracking.trunk import Trunk
-from slm.training.launch import check_launch
-from slm.training.team import ALONE, Team
+from slm.training.distributed.rank import check_launch
+from slm.training.distributed.workers import ALONE, Team
 
 
 def train_all(config: Config, team: Team = ALONE) -> float | None:

@@ -18,11 +18,11 @@ from slm.model.parametrization import Parametrization
 from slm.model.transformer import Transformer
 from slm.run.lr_schedule import step_lr_multiplier
 from slm.run.spec import RunSpec
-from slm.training.divergence import FiniteSteps
+from slm.training.device.rng import seed_step
+from slm.training.distributed.parallelize import Whole, spread
+from slm.training.distributed.workers import ALONE, Team
+from slm.training.nonfinite import FiniteSteps
 from slm.training.optimizer import LR_MULTIPLIER, build_optimizer
-from slm.training.parallel import Whole, spread
-from slm.training.randomness import seed_step
-from slm.training.team import ALONE, Team
 
 
 class LanguageModule(LightningModule):

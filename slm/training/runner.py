@@ -37,18 +37,18 @@ from slm.training.callbacks.interruption import StopOnSignal
 from slm.training.callbacks.metrics import Metrics
 from slm.training.callbacks.progress import ProgressDisplay
 from slm.training.callbacks.validation import Validation
-from slm.training.compilation import compile_blocks
-from slm.training.hardware import (
+from slm.training.device.accelerator import (
     Machine,
     peak_memory_bytes,
     prepare_machine,
     resolve_accelerator,
 )
-from slm.training.memory import out_of_memory_told, settle_micro_batch
+from slm.training.device.compile import compile_blocks
+from slm.training.device.memory import out_of_memory_told, settle_micro_batch
+from slm.training.distributed.lightning_strategy import OneOfSeveral
+from slm.training.distributed.workers import ALONE, Team
 from slm.training.module import LanguageModule
-from slm.training.outcome import counts_of, result_of
-from slm.training.strategy import OneOfSeveral
-from slm.training.team import ALONE, Team
+from slm.training.result import counts_of, result_of
 
 log = logging.getLogger(__name__)
 LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}

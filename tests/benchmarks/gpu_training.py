@@ -7,7 +7,7 @@
 Sequences have 2048 tokens. Flash attention is measured if flash-attn is installed, for slm and transformers.
 All libraries start from the same weights, and their first losses must agree. Each is measured alone on the
 device, because its memory is too small for two; so results are medians, not paired ratios. FLOPs follow
-slm's convention (`slm.architecture.flops`) for every library. The peak is that of `slm.training.hardware`;
+slm's convention (`slm.architecture.flops`) for every library. The peak is that of `slm.training.device.accelerator`;
 without a known peak there is no MFU.
 
 This has not been run on a GPU. The code shared with `training.py` and the measuring loop have run on a CPU.
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from slm.architecture.shapes import count_parameters
-from slm.training.hardware import peak_flops
+from slm.training.device.accelerator import peak_flops
 from tests.benchmarks.paired import (
     Worker,
     describe_machine,

@@ -28,7 +28,7 @@ from slm.model.hf import export_llama
 from slm.model.parametrization import Parametrization, initialize
 from slm.model.transformer import Transformer
 from slm.run.spec import RunSpec, resolve
-from slm.training.hardware import peak_memory_bytes
+from slm.training.device.accelerator import peak_memory_bytes
 from tests.benchmarks.paired import Measure, Result, run_for
 
 Step = Callable[[], Tensor]

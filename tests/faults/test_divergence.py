@@ -12,8 +12,8 @@ import torch
 from slm.errors import Diverged
 from slm.run.spec import RunSpec
 from slm.tracking.run_dir import RunDirectory
-from slm.training.divergence import FiniteSteps
 from slm.training.module import LanguageModule
+from slm.training.nonfinite import FiniteSteps
 from tests.running import run_to_end
 
 Spec = Callable[..., RunSpec]

@@ -11,7 +11,7 @@ import torch
 from slm.model.attention import attend
 from slm.run.spec import RunSpec
 from slm.tracking.run_dir import RunDirectory
-from slm.training.hardware import peak_flops
+from slm.training.device.accelerator import peak_flops
 from slm.training.runner import train
 
 pytestmark = [

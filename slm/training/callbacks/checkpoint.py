@@ -22,9 +22,9 @@ from slm.tracking.checkpoints import (
     keep_newest,
     saved_checkpoints,
 )
+from slm.training.device.rng import random_states, restore_random_states, seed_random_states
+from slm.training.distributed.workers import ALONE, Team
 from slm.training.module import LanguageModule
-from slm.training.randomness import random_states, restore_random_states, seed_random_states
-from slm.training.team import ALONE, Team
 
 KEPT = 2
 RANDOM_STATES = "random_states"

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from slm.errors import Interrupted
 from slm.training.callbacks.checkpoint import Checkpoints
-from slm.training.team import ALONE, Team
+from slm.training.distributed.workers import ALONE, Team
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 

@@ -15,8 +15,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from slm.model.loss import IGNORED, token_nats
+from slm.training.distributed.workers import ALONE, Team
 from slm.training.module import LanguageModule
-from slm.training.team import ALONE, Team
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from analysis.controls.coordinate_check import growth, write_coordinate_report
 from slm.errors import DataError
 from slm.files import read_json
-from slm.training.coordinates import coordinate_check, write_coordinates
+from slm.training.coordinate_check import coordinate_check, write_coordinates
 
 pytestmark = pytest.mark.numeric
 

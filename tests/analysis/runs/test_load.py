@@ -21,7 +21,7 @@ from analysis.runs.wandb import TrackedRun, offline_runs, read_offline, tracked_
 from slm.errors import DataError
 from slm.run.spec import RunSpec
 from slm.tracking.wandb import mirror
-from slm.training.outcome import counts_of
+from slm.training.result import counts_of
 from tests.benchmarks.simulated_studies import SIGMA, Truth, simulate
 from tests.full_study import full_study
 

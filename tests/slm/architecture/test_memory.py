@@ -33,8 +33,8 @@ from slm.model import loss
 from slm.model.transformer import Transformer
 from slm.run.micro_batch import execution_of, micro_batch_of
 from slm.run.spec import RunSpec, resolve
+from slm.training.distributed.parallelize import spread
 from slm.training.module import LanguageModule
-from slm.training.parallel import spread
 from tests.conftest import ROOT, cli_env
 from tests.running import run_to_end
 

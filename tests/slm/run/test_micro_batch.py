@@ -23,8 +23,8 @@ from slm.run.spec import RunSpec, resolve
 from slm.studies.cells import Cell
 from slm.studies.plan_tables import ladder_table
 from slm.tracking.run_dir import RunDirectory
+from slm.training.device.memory import _left_in, free_bytes, settle_micro_batch
 from slm.training.execute import train_all
-from slm.training.memory import _left_in, free_bytes, settle_micro_batch
 from tests.conftest import ROOT, cli_command, cli_env
 from tests.running import counted_steps, run_to_end
 
@@ -128,7 +128,7 @@ def test_address_space_limit_bounds_free_bytes() -> None:
     limit = 3 * 2**30
     code = (
         f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))\n"
-        "from slm.training.memory import free_bytes\n"
+        "from slm.training.device.memory import free_bytes\n"
         "print(free_bytes('cpu'))"
     )
     free = int(run_child([sys.executable, "-c", code]).stdout)

@@ -68,7 +68,7 @@ def test_format_hours() -> None:
 def test_probe_measures_throughput_and_writes_no_files(tiny_spec: Callable[..., RunSpec]) -> None:
     from pathlib import Path
 
-    from slm.training.probe import measure_tokens_per_second
+    from slm.training.throughput_probe import measure_tokens_per_second
 
     spec = tiny_spec()
     rate = measure_tokens_per_second(spec, 1.0)

@@ -19,7 +19,7 @@ from slm.run.lr_schedule import lr_multiplier
 from slm.run.spec import RunSpec
 from slm.tracking import run_dir
 from slm.tracking.run_dir import RunDirectory
-from slm.training.hardware import peak_flops
+from slm.training.device.accelerator import peak_flops
 from slm.training.optimizer import LR_MULTIPLIER, build_optimizer
 from slm.training.runner import build_module
 from tests.running import losses, run_to_end, weights

@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from slm.errors import PeerFailed, RunError, SlmError
-from slm.training.launch import Place
+from slm.training.distributed.rank import Place
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -26,7 +26,7 @@ from slm.run.micro_batch import (
 )
 from slm.run.spec import RunSpec
 from slm.tracking.run_dir import RunDirectory
-from slm.training.team import Team
+from slm.training.distributed.workers import Team
 
 log = logging.getLogger(__name__)
 # cgroups of version 2 and of version 1: where they are, their limit, what is used of it, and what of

@@ -14,7 +14,7 @@ import torch
 from slm.config.schema import TrainerConfig
 from slm.errors import ConfigError, Problem
 from slm.tracking.environment import available_cores
-from slm.training.team import Team
+from slm.training.distributed.workers import Team
 
 # Dense peak FLOP/s of tensor cores with 16-bit inputs; NVIDIA's datasheets print twice these where
 # they assume sparsity.

@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from slm.errors import ConfigError
 from slm.run.spec import RunSpec
 from slm.training import compilation
-from slm.training.compilation import MIN_CPU_FLOPS, MIN_GPU_STEPS, should_compile
+from slm.training.device.compile import MIN_CPU_FLOPS, MIN_GPU_STEPS, should_compile
 from slm.training.runner import build_module
 from tests.running import losses, run_to_end
 

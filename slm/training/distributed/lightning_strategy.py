@@ -2,7 +2,7 @@
 
 Its own strategies for several wait for the device in every step (to hear of signals), meet in places
 where an error of one leaves the others waiting, and start the script anew. Here each process is a
-trainer of one device, and the module and `slm.training.team` see to the rest.
+trainer of one device, and the module and `slm.training.distributed.workers` see to the rest.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.optim import Optimizer
 
+from slm.training.distributed.parallelize import Sharded
 from slm.training.module import LanguageModule
-from slm.training.parallel import Sharded
 
 
 class OneOfSeveral(SingleDeviceStrategy):

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from hydra_plugins.slm_study.local import LocalLauncher, said_by_the_run, visible_gpus
 from slm.config.schema import Config, TrainerConfig, to_tree
 from slm.errors import ConfigError, RunError
-from slm.training.launch import check_alone, check_launch, find_place, first_node
+from slm.training.distributed.rank import check_alone, check_launch, find_place, first_node
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 SRUN = {

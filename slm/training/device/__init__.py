@@ -1,0 +1,1 @@
+"""Device of a process: accelerator, memory, compilation and random number generators."""
