@@ -20,8 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from slm.config.hydra import CONF_DIR, add_force_prefix, load_composed_config, register_schema
 from slm.errors import ConfigError, Interrupted, Problem, SlmError
 from slm.logs import log, log_to_console
-from slm.training.distributed.rank import find_place
-from slm.training.distributed.workers import assembled
+from slm.training.distributed.rank import find_placement
+from slm.training.distributed.workers import joined_workers
 from slm.training.execute import train_all
 
 
@@ -72,12 +72,12 @@ def train_job(cfg: DictConfig) -> float | None:
     """
     log_to_console()  # needed in the processes that launchers start
     try:
-        with assembled(find_place(os.environ), log.error) as team:
-            if not team.leads:
+        with joined_workers(find_placement(os.environ), log.error) as workers:
+            if not workers.is_rank_zero:
                 log.setLevel(logging.CRITICAL)
-            with team.together():
+            with workers.sync_errors():
                 config = load_composed_config(cfg)
-            return train_all(config, team)
+            return train_all(config, workers)
     except SlmError as error:
         if isinstance(error, Interrupted):
             _raise_for_other_handler(error.signal_number)

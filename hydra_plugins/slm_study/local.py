@@ -30,7 +30,7 @@ from omegaconf import DictConfig
 
 from slm.errors import ConfigError, InUse, Problem
 from slm.tracking.environment import available_cores
-from slm.training.distributed.rank import check_alone
+from slm.training.distributed.rank import check_single_process
 
 log = logging.getLogger("slm")
 SHOWN_LINES = 20  # of the output of a job that failed
@@ -83,7 +83,7 @@ class LocalLauncher(Launcher):
         Raises:
             ConfigError: if a job needs more GPUs than there are.
         """
-        check_alone(os.environ)
+        check_single_process(os.environ)
         places = self._places()
         at_once = min(places.qsize(), self.n_jobs or places.qsize())
         total = len(job_overrides)

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from hydra_plugins.slm_study.cluster import check_extra, failed_job, plain, tell
 from hydra_plugins.slm_study.local import stopped_by_signals
 from slm.errors import ConfigError, Problem, RunError
-from slm.training.distributed.rank import check_alone
+from slm.training.distributed.rank import check_single_process
 
 log = logging.getLogger("slm")
 # The plugin's own option of the same name would be taken for the schema of conf/hydra/launcher/ray.yaml.
@@ -80,7 +80,7 @@ class RayLauncher(Launcher):
             ConfigError: if the launcher is not installed, or runs are of several processes.
             RunError: if there is no such cluster.
         """
-        check_alone(os.environ)
+        check_single_process(os.environ)
         check_extra("ray", "ray", "hydra_plugins.hydra_ray_launcher")
         devices = self.config.trainer.devices
         if devices > 1:

@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 from hydra_plugins.slm_study.cluster import check_extra, died, failed_job, plain, tell
 from hydra_plugins.slm_study.local import stopped_by_signals
 from slm.errors import RunError
-from slm.training.distributed.rank import check_alone
+from slm.training.distributed.rank import check_single_process
 
 log = logging.getLogger("slm")
 # Whatever else squeue says of a job, it may go on.
@@ -76,7 +76,7 @@ class SlurmLauncher(Launcher):
             ConfigError: if the launcher is not installed.
             RunError: if Slurm does not take the jobs.
         """
-        check_alone(os.environ)
+        check_single_process(os.environ)
         check_extra("slurm", "submitit", "hydra_plugins.hydra_submitit_launcher")
         jobs = self._submit(job_overrides, initial_job_idx)
         ids = [job.job_id for job in jobs]

@@ -14,7 +14,7 @@ import torch
 from slm.config.schema import TrainerConfig
 from slm.errors import ConfigError, Problem
 from slm.tracking.environment import available_cores
-from slm.training.distributed.workers import Team
+from slm.training.distributed.workers import Workers
 
 # Dense peak FLOP/s of tensor cores with 16-bit inputs; NVIDIA's datasheets print twice these where
 # they assume sparsity.
@@ -37,7 +37,7 @@ class Machine:
     peak_flops: float | None
 
 
-def prepare_machine(config: TrainerConfig, team: Team) -> Machine:
+def prepare_machine(config: TrainerConfig, workers: Workers) -> Machine:
     """Choose this process's device and threads, and forget what earlier jobs needed of them.
 
     Raises:
@@ -46,11 +46,13 @@ def prepare_machine(config: TrainerConfig, team: Team) -> Machine:
     accelerator = resolve_accelerator(config)
     threads = set_threads(config)
     if accelerator == "gpu":
-        torch.cuda.set_device(team.local_rank)
+        torch.cuda.set_device(workers.local_rank)
     device = device_name(accelerator)
     reset_peak_memory(accelerator)
     peak = peak_flops(device, config.precision)
-    return Machine(accelerator, device, threads, None if peak is None else peak * team.world_size)
+    return Machine(
+        accelerator, device, threads, None if peak is None else peak * workers.world_size
+    )
 
 
 def resolve_accelerator(config: TrainerConfig) -> str:

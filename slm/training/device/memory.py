@@ -26,7 +26,7 @@ from slm.run.micro_batch import (
 )
 from slm.run.spec import RunSpec
 from slm.tracking.run_dir import RunDirectory
-from slm.training.distributed.workers import Team
+from slm.training.distributed.workers import Workers
 
 log = logging.getLogger(__name__)
 # cgroups of version 2 and of version 1: where they are, their limit, what is used of it, and what of
@@ -77,8 +77,8 @@ def _chosen_before(run: RunDirectory) -> int | None:
 
 
 @contextmanager
-def out_of_memory_told(
-    spec: RunSpec, accelerator: str, micro_batch: MicroBatch, team: Team
+def advise_on_oom(
+    spec: RunSpec, accelerator: str, micro_batch: MicroBatch, workers: Workers
 ) -> Iterator[None]:
     """Turn what torch or Python raise where memory runs out into what can be done about it.
 
@@ -92,8 +92,8 @@ def out_of_memory_told(
         if not _is_out_of_memory(error):
             raise
         message = _advice(error, spec, accelerator, micro_batch)
-        if team.world_size > 1:
-            log.critical("process %d: %s", team.rank, message)
+        if workers.world_size > 1:
+            log.critical("process %d: %s", workers.rank, message)
             raise
         raise RunError(message) from error
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from slm.training.distributed.parallelize import spread
 from torch import Tensor, distributed
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -33,7 +34,6 @@ from slm.model import loss
 from slm.model.transformer import Transformer
 from slm.run.micro_batch import execution_of, micro_batch_of
 from slm.run.spec import RunSpec, resolve
-from slm.training.distributed.parallelize import spread
 from slm.training.module import LanguageModule
 from tests.conftest import ROOT, cli_env
 from tests.running import run_to_end

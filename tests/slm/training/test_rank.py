@@ -15,7 +15,12 @@ from omegaconf import OmegaConf
 from hydra_plugins.slm_study.local import LocalLauncher, said_by_the_run, visible_gpus
 from slm.config.schema import Config, TrainerConfig, to_tree
 from slm.errors import ConfigError, RunError
-from slm.training.distributed.rank import check_alone, check_launch, find_place, first_node
+from slm.training.distributed.rank import (
+    check_launch,
+    check_single_process,
+    find_placement,
+    first_node,
+)
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 SRUN = {
@@ -29,23 +34,23 @@ SRUN = {
 
 
 def test_rank_and_world_size_from_the_environment() -> None:
-    assert find_place({}) is None
-    assert find_place({**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0"}) is None
-    elastic = find_place({**SRUN, **TORCHRUN})  # torchrun started by srun
-    assert elastic is not None and elastic.meeting_point == "env://"
+    assert find_placement({}) is None
+    assert find_placement({**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0"}) is None
+    elastic = find_placement({**SRUN, **TORCHRUN})  # torchrun started by srun
+    assert elastic is not None and elastic.init_method == "env://"
     assert (elastic.rank, elastic.world_size, elastic.local_rank) == (5, 8, 1)
-    task = find_place(SRUN)
+    task = find_placement(SRUN)
     assert task is not None and (task.rank, task.world_size, task.local_rank) == (3, 4, 1)
-    assert task.meeting_point.startswith("tcp://gpu07:")
+    assert task.init_method.startswith("tcp://gpu07:")
     # Concurrent steps of one Slurm job use different ports.
-    other = find_place({**SRUN, "SLURM_STEP_ID": "1"})
-    assert other is not None and other.meeting_point != task.meeting_point
-    configured = find_place({**SRUN, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "4000"})
-    assert configured is not None and configured.meeting_point == "tcp://10.0.0.1:4000"
+    other = find_placement({**SRUN, "SLURM_STEP_ID": "1"})
+    assert other is not None and other.init_method != task.init_method
+    configured = find_placement({**SRUN, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "4000"})
+    assert configured is not None and configured.init_method == "tcp://10.0.0.1:4000"
 
 
 def test_slurm_batch_script_is_not_a_task() -> None:
-    assert find_place({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None
+    assert find_placement({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None
 
 
 @pytest.mark.parametrize(
@@ -79,10 +84,10 @@ def test_error_for_wrong_number_of_processes(
 
 
 def test_several_processes_of_a_launcher_are_an_error() -> None:
-    check_alone({})
+    check_single_process({})
     for rank in ("0", "1"):
         with pytest.raises(RunError, match="start one") as caught:
-            check_alone({**TORCHRUN, "RANK": rank})
+            check_single_process({**TORCHRUN, "RANK": rank})
         assert caught.value.was_shown == (rank == "1"), "only rank 0 prints the error"
 
 

@@ -20,8 +20,8 @@ from slm.run.spec import RunSpec
 from slm.tracking import run_dir
 from slm.tracking.run_dir import RunDirectory
 from slm.training.device.accelerator import peak_flops
-from slm.training.optimizer import LR_MULTIPLIER, build_optimizer
-from slm.training.runner import build_module
+from slm.training.optimizer import build_optimizer
+from slm.training.step import build_module
 from tests.running import losses, run_to_end, weights
 
 pytestmark = pytest.mark.numeric
@@ -69,7 +69,7 @@ def test_parameter_groups_follow_the_parametrization_table(
         row = 0 if is_table else 1 if parameter.ndim == 2 else 2 if in_blocks else 3
         lr, decay, eps = EXPECTED[kind][row]
         group = group_of[id(parameter)]
-        assert group[LR_MULTIPLIER] == lr and group["lr"] == config.lr * lr, name
+        assert group["initial_lr"] == group["lr"] == config.lr * lr, name
         assert group["weight_decay"] == 0.1 * decay and group["eps"] == config.eps * eps, name
 
 
@@ -158,7 +158,7 @@ def test_overfits_one_batch(tiny_spec: Spec) -> None:
     """The loss of a repeated batch approaches 0, so gradients reach all parameters."""
     module = build_module(tiny_spec())
     batch = torch.randint(99, (4, 17), generator=torch.manual_seed(0))
-    optimizer = module.configure_optimizers()
+    optimizer = module.build_optimizer()
     for _ in range(150):
         loss = token_nats(module(batch[:, :-1]), batch[:, 1:]).mean()
         loss.backward()

@@ -1,0 +1,171 @@
+"""Checkpoints that survive a kill at any moment: atomic, checksummed, with the previous one kept.
+
+A checkpoint file holds the whole model and optimizer, whatever the strategy, so that a run can continue with
+another world size:
+
+    state_dict      weights by name, with the prefix "model." of the LightningModule
+    optimizer       state by name of the weight, and parameter groups
+    random_states   of python, numpy, torch and CUDA
+    progress        metrics and the last validation
+    global_step     steps taken
+
+The order of data needs no state: it is a function of the step.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
+
+from slm.errors import RunError
+from slm.files import atomic_write, file_hash, write_text
+from slm.model.transformer import Transformer
+from slm.tracking.checkpoints import (
+    checkpoint_path,
+    checksum_path,
+    keep_newest,
+    saved_checkpoints,
+)
+from slm.training.device.rng import random_states
+from slm.training.distributed.workers import SINGLE_PROCESS, Workers
+
+KEPT = 2
+PREFIX = "model."
+
+
+def training_state(model: Transformer, optimizer: Optimizer) -> dict[str, Any]:
+    """Return the whole model and optimizer on the CPU of rank 0; all ranks call this.
+
+    On the other ranks the dictionaries are empty. On a single CPU process the tensors are not copied.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(model, options=options)
+    return {
+        "state_dict": {PREFIX + name: tensor for name, tensor in weights.items()},
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=options),
+    }
+
+
+def restore_training_state(
+    model: Transformer, optimizer: Optimizer, saved: Mapping[str, Any]
+) -> None:
+    """Load what `training_state` returned; each rank takes its shards.
+
+    Settings of the parameter groups stay those of the config.
+    """
+    options = StateDictOptions(full_state_dict=True)
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in saved["state_dict"].items()}
+    settings = [{**group} for group in optimizer.param_groups]
+    set_model_state_dict(model, weights, options=options)
+    set_optimizer_state_dict(model, optimizer, saved["optimizer"], options=options)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update({key: value for key, value in own.items() if key != "params"})
+
+
+def load_checkpoint(path: Path, *, is_shared: bool) -> dict[str, Any]:
+    """Read a checkpoint to the CPU; with `is_shared`, several processes of a node share its memory."""
+    checkpoint: dict[str, Any] = torch.load(
+        path, map_location="cpu", mmap=is_shared, weights_only=True
+    )
+    return checkpoint
+
+
+class CheckpointWriter:
+    """Writes `step-N.ckpt` and its checksum, and deletes all but the newest two.
+
+    All ranks call `save`, and rank 0 writes. With `in_background` (on a GPU, where the state is copied to the
+    host anyway) the file is written by a thread; an error is raised by the next call.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        workers: Workers = SINGLE_PROCESS,
+        *,
+        saved_step: int | None = None,
+        in_background: bool = False,
+    ):
+        self._folder = folder
+        self._workers = workers
+        self._saved_step = saved_step
+        self._executor = ThreadPoolExecutor(1) if in_background and workers.is_rank_zero else None
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True)
+
+    def save(
+        self, step: int, model: Transformer, optimizer: Optimizer, progress: Mapping[str, Any]
+    ) -> Path:
+        """Save the state after `step` steps; do nothing if that is already saved.
+
+        Raises:
+            RunError: if it cannot be written; earlier checkpoints are intact.
+        """
+        path = checkpoint_path(self._folder, step)
+        if step == self._saved_step:
+            return path
+        self._saved_step = step
+        content = training_state(model, optimizer)
+        device = next(model.parameters()).device
+        content |= {"random_states": random_states(cuda=device.type == "cuda")}
+        content |= {"progress": progress, "global_step": step}
+        with self._workers.sync_errors():
+            self._wait_for_thread()
+            if self._executor is not None:
+                self._pending = self._executor.submit(_write, path, content)
+            elif self._workers.is_rank_zero:
+                _write(path, content)
+        return path
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on disk, and raise its error on all ranks."""
+        with self._workers.sync_errors():
+            self._wait_for_thread()
+
+    def _wait_for_thread(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for partial_file in path.parent.glob(".*.tmp"):  # of a save that was killed
+        partial_file.unlink()
+    try:
+        with atomic_write(path) as temporary:
+            torch.save(dict(content), temporary)
+            write_text(checksum_path(path), file_hash(temporary))
+    except (OSError, RuntimeError) as error:
+        raise _save_error(path, error) from error
+    keep_newest(path.parent, KEPT)
+
+
+def _save_error(path: Path, error: OSError | RuntimeError) -> RunError:
+    """A full disk raises an OSError or, inside torch.save, a RuntimeError."""
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    kept = saved_checkpoints(path.parent)
+    instead = f"{kept[0].name} is intact" if kept else "there is no earlier one"
+    free_bytes = shutil.disk_usage(path.parent).free
+    return RunError(
+        f"{path}: could not be saved ({reason}; {free_bytes / 1e6:,.0f} MB free); {instead}. "
+        "Free some space; the same command then continues from there"
+    )
