@@ -36,7 +36,6 @@ TORCH_FREE = (
     "slm.cli",
     "slm.config.hydra",
     "slm.config.load",
-    "slm.data.blocks",
     "slm.data.examples",
     "slm.data.tokens.prepare",
     "slm.data.tokens.summary",
@@ -60,17 +59,12 @@ TORCH_FREE = (
 )
 ALLOWED_IMPORTERS = {
     "wandb": {"slm.tracking.wandb", "analysis.runs.wandb"},
-    "lightning": {"slm.data.datamodule", "slm.training"},
+    "lightning": {"slm.training"},
     "hydra": {"slm.cli", "slm.config.hydra", "hydra_plugins"},
     "datasets": {"slm.data.corpus.sources"},
     "huggingface_hub": {"slm.data.corpus.sources"},
     "tokenizers": {"slm.data.tokenizers.hf_files", "slm.data.tokenizers.export"},
-    "torch": {
-        "slm.data.datamodule",
-        "slm.model",
-        "slm.training",
-        "slm.evaluation",
-    },
+    "torch": {"slm.model", "slm.training", "slm.evaluation"},
     "safetensors": {"slm.model.hf"},
     "flash_attn": {"slm.model.attention"},
     "pandas": {"analysis"},

@@ -36,8 +36,8 @@ class TrainingLoop:
     checkpoints: CheckpointWriter
     stop: StopSignal
     workers: Workers
-    on_trunk_saved: Callable[[Path], None]
-    """Called with the checkpoint before the decay, which other branches of the trunk start from."""
+    on_trunk_saved: Callable[[Path], None] | None = None
+    """Called with the checkpoint before the decay, which the other branches of a trunk start from."""
     last_validation: Measurement | None = None
 
     def run(self, first_step: int) -> None:
@@ -69,7 +69,7 @@ class TrainingLoop:
                     self.training_step.finite_check.check()
                 self.metrics.after_step(done, output)
                 progress.update(done, output)
-                if done == spec.trunk_steps:
+                if self.on_trunk_saved is not None and done == spec.trunk_steps:
                     path = self.save(done)
                     self.checkpoints.wait()
                     self.on_trunk_saved(path)

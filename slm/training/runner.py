@@ -19,7 +19,7 @@ from slm.errors import ConfigError, Diverged, Problem, RunError
 from slm.files import atomic_write, read_json, write_json
 from slm.run.micro_batch import MicroBatch
 from slm.run.spec import RunSpec
-from slm.tracking.checkpoints import newest_checkpoint
+from slm.tracking.checkpoints import newest_checkpoint, step_of
 from slm.tracking.environment import describe_environment
 from slm.tracking.result import RunResult
 from slm.tracking.run_dir import RunDirectory
@@ -68,7 +68,7 @@ def train(spec: RunSpec, run: RunDirectory, workers: Workers = SINGLE_PROCESS) -
         _check_epochs(spec, examples)
     # May wait for other ranks (FSDP, DDP), so that an error here ends its process.
     training_step = build_step(spec, workers, micro_batch.sequences)
-    stop = StopSignal(workers)
+    stop, trunk = StopSignal(workers), Trunk.of(spec)
     with (
         _opened_outputs(spec, run, workers) as (stream, mirrored),
         CheckpointWriter(
@@ -99,7 +99,7 @@ def train(spec: RunSpec, run: RunDirectory, workers: Workers = SINGLE_PROCESS) -
             checkpoints,
             stop,
             workers,
-            on_trunk_saved=partial(_store_trunk, spec, run, workers),
+            on_trunk_saved=None if trunk is None else partial(_store, trunk, run, workers),
         )
         _restore(loop, start)
 
@@ -180,10 +180,9 @@ def _restore(loop: TrainingLoop, start: StartPoint) -> None:
     restore_random_states(saved["random_states"])
 
 
-def _store_trunk(spec: RunSpec, run: RunDirectory, workers: Workers, checkpoint: Path) -> None:
-    trunk = Trunk.of(spec)
-    if trunk is not None and workers.is_rank_zero:
-        trunk.store(checkpoint, run.metrics_until(spec.trunk_steps))
+def _store(trunk: Trunk, run: RunDirectory, workers: Workers, checkpoint: Path) -> None:
+    if workers.is_rank_zero:
+        trunk.store(checkpoint, run.metrics_until(step_of(checkpoint)))
 
 
 @contextmanager

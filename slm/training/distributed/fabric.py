@@ -32,7 +32,9 @@ def build_fabric(config: TrainerConfig, accelerator: str, workers: Workers) -> F
     if workers.world_size > 1:
         environment = LaunchedEnvironment(workers, config.devices)
         devices = config.devices
-        strategy = _fsdp(workers) if config.strategy == "fsdp" else _ddp()
+        strategy = (
+            fsdp_strategy(workers.world_size) if config.strategy == "fsdp" else ddp_strategy()
+        )
     fabric = Fabric(
         accelerator="cuda" if is_gpu else "cpu",
         devices=devices,
@@ -44,11 +46,11 @@ def build_fabric(config: TrainerConfig, accelerator: str, workers: Workers) -> F
     return fabric
 
 
-def _ddp() -> DDPStrategy:
+def ddp_strategy() -> DDPStrategy:
     return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def _fsdp(workers: Workers) -> ModelParallelStrategy:
+def fsdp_strategy(world_size: int) -> ModelParallelStrategy:
     """Shard every block and the rest of the model over all ranks.
 
     Weights are gathered in fp32: a bf16 gather would round norm gains and the residual path, and losses
@@ -62,9 +64,7 @@ def _fsdp(workers: Workers) -> ModelParallelStrategy:
         fully_shard(module.model, mesh=mesh)
         return module
 
-    return ModelParallelStrategy(
-        shard, data_parallel_size=workers.world_size, tensor_parallel_size=1
-    )
+    return ModelParallelStrategy(shard, data_parallel_size=world_size, tensor_parallel_size=1)
 
 
 class LaunchedEnvironment(ClusterEnvironment):

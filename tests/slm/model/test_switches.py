@@ -14,7 +14,7 @@ import slm
 from slm.run.spec import RunSpec
 from slm.tracking import run_dir
 from slm.tracking.checkpoints import newest_checkpoint
-from slm.training.runner import build_module
+from slm.training.step import build_module
 from tests.running import run_to_end
 
 pytestmark = pytest.mark.numeric
@@ -41,7 +41,7 @@ def test_document_mask_changes_the_logits_and_the_run_id(tiny_spec: Spec) -> Non
     tokens = torch.randint(98, (1, 32))
     tokens[0, 10] = masked.eot_id
     with torch.no_grad():
-        split = module.model(tokens, module.documents(tokens))
+        split = module(tokens)
         assert torch.equal(split[:, :10], module.model(tokens)[:, :10])
         assert not torch.allclose(split[:, 11:], module.model(tokens)[:, 11:])
 

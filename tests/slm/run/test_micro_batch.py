@@ -184,18 +184,18 @@ import resource, sys
 from slm.cli import run_and_exit
 from slm.config.hydra import compose_config
 from slm.training.execute import train_all
-from slm.training.module import LanguageModule
+from slm.training.step import TrainingStep
 
-take_step = LanguageModule.take_step
+take = TrainingStep.take
 
-def limited(self, step, batch):
+def limited(self, step, pairs):
     if step == 2:
         pages = int(open("/proc/self/statm").read().split()[0])
         limit = pages * resource.getpagesize() + 5 * 10**8
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    return take_step(self, step, batch)
+    return take(self, step, pairs)
 
-LanguageModule.take_step = limited
+TrainingStep.take = limited
 run_and_exit(lambda: train_all(compose_config(sys.argv[1:])))
 """
 
