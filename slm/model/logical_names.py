@@ -9,9 +9,9 @@ tensors, which do not depend on how the model stores them.
     mlp.gate_up.weight (2F, D)              mlp.{gate, up}.weight, with F rows each
     embedding.weight, head.weight (V', D)   the same names (V, D); the rows from V to V' are zeros
 
-All other parameters are the same in both forms. All functions use names in the transformer, such as
-`blocks.0.attention.qkv.weight`. Optimizer states have the form of
-`torch.distributed.checkpoint.state_dict.get_optimizer_state_dict`:
+All other parameters are the same in both forms. Names are those in the transformer, such as
+`blocks.0.attention.qkv.weight`. Tensors are whole: FSDP shards are gathered before. Optimizer states
+have the form of `torch.distributed.checkpoint.state_dict.get_optimizer_state_dict`:
 {"state": {name: {"exp_avg": tensor, ..., "step": scalar}}, "param_groups": [{"params": [name, ...], ...}]}.
 """
 
@@ -112,17 +112,17 @@ def logical_names(name: str, shape: ModelShape) -> list[str]:
 
 def _logical_rows(name: str, shape: ModelShape) -> dict[str, int]:
     """Return the rows of each logical tensor of a fused parameter; empty for other parameters."""
-    block, kind, _ = name.rpartition(".attention.qkv.weight")
-    if kind:
+    if name.endswith(".attention.qkv.weight"):
+        attention = name.removesuffix(".qkv.weight")
         query, key_or_value = shape.n_heads * shape.d_head, shape.n_kv_heads * shape.d_head
         return {
-            f"{block}.attention.query.weight": query,
-            f"{block}.attention.key.weight": key_or_value,
-            f"{block}.attention.value.weight": key_or_value,
+            f"{attention}.query.weight": query,
+            f"{attention}.key.weight": key_or_value,
+            f"{attention}.value.weight": key_or_value,
         }
-    block, kind, _ = name.rpartition(".mlp.gate_up.weight")
-    if kind:
-        return {f"{block}.mlp.gate.weight": shape.d_ff, f"{block}.mlp.up.weight": shape.d_ff}
+    if name.endswith(".mlp.gate_up.weight"):
+        mlp = name.removesuffix(".gate_up.weight")
+        return {f"{mlp}.gate.weight": shape.d_ff, f"{mlp}.up.weight": shape.d_ff}
     return {}
 
 
@@ -133,12 +133,11 @@ def _group_by_parameter(names: Iterable[str], shape: ModelShape) -> dict[str, li
 
 
 def _parameter_name(logical: str, shape: ModelShape) -> str:
-    block, _, tensor = logical.rpartition(".attention.")
-    if tensor in {"query.weight", "key.weight", "value.weight"}:
-        return f"{block}.attention.qkv.weight"
-    block, _, tensor = logical.rpartition(".mlp.")
-    if shape.mlp == "swiglu" and tensor in {"gate.weight", "up.weight"}:
-        return f"{block}.mlp.gate_up.weight"
+    module, _, tensor = logical.removesuffix(".weight").rpartition(".")
+    if module.endswith(".attention") and tensor in {"query", "key", "value"}:
+        return f"{module}.qkv.weight"
+    if module.endswith(".mlp") and tensor in {"gate", "up"} and shape.mlp == "swiglu":
+        return f"{module}.gate_up.weight"
     return logical
 
 
