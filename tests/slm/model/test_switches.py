@@ -11,6 +11,8 @@ import pytest
 import torch
 
 import slm
+from slm.model.logical_names import to_logical
+from slm.model.transformer import Transformer
 from slm.run.spec import RunSpec
 from slm.tracking import run_dir
 from slm.tracking.checkpoints import newest_checkpoint
@@ -61,7 +63,10 @@ def test_model_option_trains_and_loads_unchanged(tiny_spec: Spec, model: dict[st
     assert found is not None
     state = torch.load(found[0], weights_only=True)["state_dict"]
     saved = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-    assert all(torch.equal(saved[name], value) for name, value in loaded.state_dict().items())
+    assert isinstance(loaded, Transformer)
+    tensors = to_logical(loaded.state_dict(), loaded.shape)
+    assert saved.keys() == tensors.keys()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in tensors.items())
     assert result.params_total == sum(p.numel() for p in loaded.parameters())
 
 
