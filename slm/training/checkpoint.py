@@ -3,8 +3,8 @@
 A checkpoint file holds the whole model and optimizer, whatever the strategy, so that a run can continue with
 another world size:
 
-    state_dict      weights by name, with the prefix "model." of the LightningModule
-    optimizer       state by name of the weight, and parameter groups
+    state_dict      logical tensors by name, with the prefix "model." of the LightningModule
+    optimizer       state by name of the logical tensor, and parameter groups
     random_states   of python, numpy, torch and CUDA
     progress        metrics and the last validation
     global_step     steps taken
@@ -32,7 +32,16 @@ from torch.optim import Optimizer
 
 from slm.errors import RunError
 from slm.files import atomic_write, file_hash, write_text
+from slm.model.lightning_optimizer import name_optimizer_state
+from slm.model.logical_names import (
+    optimizer_to_logical,
+    optimizer_to_physical,
+    to_logical,
+    to_physical,
+)
+from slm.model.parametrization import Parametrization
 from slm.model.transformer import Transformer
+from slm.run.spec import RunSpec
 from slm.tracking.checkpoints import (
     checkpoint_path,
     checksum_path,
@@ -47,15 +56,19 @@ PREFIX = "model."
 
 
 def training_state(model: Transformer, optimizer: Optimizer) -> dict[str, Any]:
-    """Return the whole model and optimizer on the CPU of rank 0; all ranks call this.
+    """Return the whole model and optimizer on the CPU of rank 0, empty on other ranks; all ranks call this.
 
-    On the other ranks the dictionaries are empty. On a single CPU process the tensors are not copied.
+    On a CPU the tensors are views of the parameters, not copies.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(model, options=options)
+    weights: Any = get_model_state_dict(model, options=options)
+    moments = get_optimizer_state_dict(model, optimizer, options=options)
+    if not moments:
+        return {}
+    weights = to_logical(weights, model.shape)
     return {
         "state_dict": {PREFIX + name: tensor for name, tensor in weights.items()},
-        "optimizer": get_optimizer_state_dict(model, optimizer, options=options),
+        "optimizer": optimizer_to_logical(moments, model.shape),
     }
 
 
@@ -67,20 +80,35 @@ def restore_training_state(
     Settings of the parameter groups stay those of the config.
     """
     options = StateDictOptions(full_state_dict=True)
-    weights = {name.removeprefix(PREFIX): tensor for name, tensor in saved["state_dict"].items()}
-    settings = [{**group} for group in optimizer.param_groups]
-    set_model_state_dict(model, weights, options=options)
-    set_optimizer_state_dict(model, optimizer, saved["optimizer"], options=options)
-    for group, own in zip(optimizer.param_groups, settings, strict=True):
-        group.update({key: value for key, value in own.items() if key != "params"})
+    logical = {name.removeprefix(PREFIX): tensor for name, tensor in saved["state_dict"].items()}
+    weights = to_physical(logical, model.shape, model.padded_vocab_size)
+    moments = optimizer_to_physical(saved["optimizer"], model.shape, model.padded_vocab_size)
+    pairs = zip(optimizer.param_groups, moments["param_groups"], strict=True)
+    moments["param_groups"] = [{**own, "params": group["params"]} for own, group in pairs]
+    set_model_state_dict(model, dict(weights), options=options)
+    set_optimizer_state_dict(model, optimizer, moments, options=options)
 
 
-def load_checkpoint(path: Path, *, is_shared: bool) -> dict[str, Any]:
+def load_checkpoint(path: Path, spec: RunSpec, *, is_shared: bool) -> dict[str, Any]:
     """Read a checkpoint to the CPU; with `is_shared`, several processes of a node share its memory."""
-    checkpoint: dict[str, Any] = torch.load(
-        path, map_location="cpu", mmap=is_shared, weights_only=True
-    )
-    return checkpoint
+    saved: dict[str, Any] = torch.load(path, map_location="cpu", mmap=is_shared, weights_only=True)
+    return saved if "progress" in saved else _convert_version_1(saved, spec)
+
+
+def _convert_version_1(saved: Mapping[str, Any], spec: RunSpec) -> dict[str, Any]:
+    """Convert a checkpoint that Lightning's Trainer wrote."""
+    rules = Parametrization.of(spec.config.parametrization, spec.shape)
+    callbacks = saved["callbacks"]
+    return {
+        "state_dict": saved["state_dict"],
+        "optimizer": name_optimizer_state(saved["optimizer_states"][0], spec.shape, rules),
+        "random_states": saved["random_states"],
+        "progress": {
+            "metrics": callbacks["Metrics"],
+            "validation": callbacks["Validation"]["last"],
+        },
+        "global_step": saved["global_step"],
+    }
 
 
 class CheckpointWriter:

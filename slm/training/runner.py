@@ -173,7 +173,7 @@ def _restore(loop: TrainingLoop, start: StartPoint) -> None:
         seed_random_states(loop.spec.config.seed)
         return
     step = loop.training_step
-    saved = load_checkpoint(start.checkpoint, is_shared=loop.workers.world_size > 1)
+    saved = load_checkpoint(start.checkpoint, loop.spec, is_shared=loop.workers.world_size > 1)
     restore_training_state(step.module.model, step.optimizer, saved)
     step.seek(start.step)
     loop.restore(saved["progress"])

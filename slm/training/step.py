@@ -8,7 +8,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from slm.model.build import build_model
+from slm.model.build import VOCAB_MULTIPLE_ON_GPU, build_model
 from slm.model.loss import IGNORED
 from slm.model.parametrization import Parametrization, initialize
 from slm.run.micro_batch import requested_sequences
@@ -134,9 +134,11 @@ class TrainingStep:
 
 def build_module(spec: RunSpec) -> LanguageModule:
     """Return the initialised model of a spec on the CPU, compiled if the spec requires it."""
-    model = build_model(spec.config, spec.shape)
+    accelerator = resolve_accelerator(spec.config.trainer)
+    pad_vocab_to = VOCAB_MULTIPLE_ON_GPU if accelerator == "gpu" else 1
+    model = build_model(spec.config, spec.shape, pad_vocab_to)
     initialize(model, Parametrization.of(spec.config.parametrization, spec.shape), spec.init_seed)
-    compile_blocks(model, spec, resolve_accelerator(spec.config.trainer))
+    compile_blocks(model, spec, accelerator)
     return LanguageModule(model, spec)
 
 

@@ -73,7 +73,12 @@ def test_first_node_of_a_nodelist(nodes: str, first: str) -> None:
         ({"strategy": "fsdp", "devices": 4, "num_nodes": 2}, 1, 0, "--nnodes=2 --nproc-per-node=4"),
         ({"strategy": "ddp", "devices": 2}, 3, 0, "make 2 processes; 3 were started"),
         ({"strategy": "ddp", "devices": 2, "num_nodes": 2}, 4, 3, "4 or more on this node"),
-        ({}, 2, 0, "trainer.strategy=single: strategy single trains in one process, 2 were started"),
+        (
+            {},
+            2,
+            0,
+            "trainer.strategy=single: strategy single trains in one process, 2 were started",
+        ),
     ],
 )
 def test_error_for_wrong_number_of_processes(

@@ -13,6 +13,7 @@ import torch
 from slm.config.schema import OptimizerConfig, ParametrizationConfig, ScheduleConfig
 from slm.data.tokens.shards import PreparedData
 from slm.errors import ConfigError, RunError
+from slm.model.build import load_weights
 from slm.model.loss import token_nats
 from slm.model.parametrization import Parametrization
 from slm.run.lr_schedule import lr_multiplier
@@ -94,7 +95,7 @@ def test_validation_loss_equals_a_plain_sum(tiny_spec: Spec, prose: PreparedData
     spec = tiny_spec(data={"val_tokens": 1000})
     run, result = run_to_end(spec)
     module = build_module(spec)
-    module.load_state_dict(weights(run))
+    load_weights(module.model, {k.removeprefix("model."): v for k, v in weights(run).items()})
     stream = torch.from_numpy(np.concatenate(prose.split("val"))[:1001].astype(np.int64))
     total = 0.0
     with torch.no_grad():
