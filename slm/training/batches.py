@@ -40,9 +40,8 @@ class TrainingBatches(Dataset[Tensor]):
         self._seed = seed
         self._batch_sequences = batch_sequences
         self._rows = rows_of_rank(batch_sequences, rank, world_size)
-        self._is_padded = self._rows.stop - self._rows.start < math.ceil(
-            batch_sequences / world_size
-        )
+        n_rows = math.ceil(batch_sequences / world_size)
+        self._is_padded = self._rows.stop - self._rows.start < n_rows
 
     def __getitem__(self, step: int) -> Tensor:
         batch = self._examples.batch(self._seed, step, self._batch_sequences, self._rows)
@@ -114,13 +113,6 @@ class ValidationBatches:
                 np.zeros(len(pairs), np.int64) if group_of is None else group_of[indices or [0]]
             )
             yield torch.from_numpy(pairs), torch.from_numpy(groups)
-
-
-def validation_batches(
-    val: ValidationSet, spec: RunSpec, device: torch.device, rank: int, world_size: int
-) -> ValidationBatches:
-    batch_size = max(1, VAL_BATCH_TOKENS[device.type] // spec.shape.seq_len)
-    return ValidationBatches(val, batch_size, rank, world_size)
 
 
 def count_epochs(examples: Examples, spec: RunSpec) -> float:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,12 @@ from torch.optim import Optimizer
 
 from slm.errors import RunError
 from slm.files import atomic_write, file_hash, write_text
-from slm.model.lightning_optimizer import name_optimizer_state
 from slm.model.logical_names import (
     optimizer_to_logical,
     optimizer_to_physical,
     to_logical,
     to_physical,
 )
-from slm.model.parametrization import Parametrization
 from slm.model.transformer import Transformer
 from slm.run.spec import RunSpec
 from slm.tracking.checkpoints import (
@@ -50,6 +49,7 @@ from slm.tracking.checkpoints import (
 )
 from slm.training.device.rng import random_states
 from slm.training.distributed.workers import SINGLE_PROCESS, Workers
+from slm.training.version_1 import convert_checkpoint
 
 KEPT = 2
 PREFIX = "model."
@@ -92,52 +92,22 @@ def restore_training_state(
 def load_checkpoint(path: Path, spec: RunSpec, *, is_shared: bool) -> dict[str, Any]:
     """Read a checkpoint to the CPU; with `is_shared`, several processes of a node share its memory."""
     saved: dict[str, Any] = torch.load(path, map_location="cpu", mmap=is_shared, weights_only=True)
-    return saved if "progress" in saved else _convert_version_1(saved, spec)
+    return saved if "progress" in saved else convert_checkpoint(saved, spec)
 
 
-def _convert_version_1(saved: Mapping[str, Any], spec: RunSpec) -> dict[str, Any]:
-    """Convert a checkpoint that Lightning's Trainer wrote."""
-    rules = Parametrization.of(spec.config.parametrization, spec.shape)
-    callbacks = saved["callbacks"]
-    return {
-        "state_dict": saved["state_dict"],
-        "optimizer": name_optimizer_state(saved["optimizer_states"][0], spec.shape, rules),
-        "random_states": saved["random_states"],
-        "progress": {
-            "metrics": callbacks["Metrics"],
-            "validation": callbacks["Validation"]["last"],
-        },
-        "global_step": saved["global_step"],
-    }
-
-
+@dataclass
 class CheckpointWriter:
     """Writes `step-N.ckpt` and its checksum, and deletes all but the newest two.
 
-    All ranks call `save`, and rank 0 writes. With `in_background` (on a GPU, where the state is copied to the
-    host anyway) the file is written by a thread; an error is raised by the next call.
+    All ranks call `save` and `wait`, and rank 0 writes. With a `thread` (on a GPU, where the state is copied to
+    the host anyway) the file is written in the background, and the next call raises its error.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        workers: Workers = SINGLE_PROCESS,
-        *,
-        saved_step: int | None = None,
-        in_background: bool = False,
-    ):
-        self._folder = folder
-        self._workers = workers
-        self._saved_step = saved_step
-        self._executor = ThreadPoolExecutor(1) if in_background and workers.is_rank_zero else None
-        self._pending: Future[None] | None = None
-
-    def __enter__(self) -> CheckpointWriter:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=True)
+    folder: Path
+    workers: Workers = SINGLE_PROCESS
+    thread: ThreadPoolExecutor | None = None
+    saved_step: int | None = None
+    pending: Future[None] | None = None
 
     def save(
         self, step: int, model: Transformer, optimizer: Optimizer, progress: Mapping[str, Any]
@@ -147,31 +117,27 @@ class CheckpointWriter:
         Raises:
             RunError: if it cannot be written; earlier checkpoints are intact.
         """
-        path = checkpoint_path(self._folder, step)
-        if step == self._saved_step:
+        path = checkpoint_path(self.folder, step)
+        if step == self.saved_step:
             return path
-        self._saved_step = step
-        content = training_state(model, optimizer)
-        device = next(model.parameters()).device
-        content |= {"random_states": random_states(cuda=device.type == "cuda")}
-        content |= {"progress": progress, "global_step": step}
-        with self._workers.sync_errors():
-            self._wait_for_thread()
-            if self._executor is not None:
-                self._pending = self._executor.submit(_write, path, content)
-            elif self._workers.is_rank_zero:
+        self.saved_step = step
+        self.wait()
+        content = {**training_state(model, optimizer), "progress": progress, "global_step": step}
+        content["random_states"] = random_states(cuda=next(model.parameters()).is_cuda)
+        with self.workers.sync_errors():
+            if self.thread is not None and self.workers.is_rank_zero:
+                self.pending = self.thread.submit(_write, path, content)
+            elif self.workers.is_rank_zero:
                 _write(path, content)
         return path
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is on disk, and raise its error on all ranks."""
-        with self._workers.sync_errors():
-            self._wait_for_thread()
-
-    def _wait_for_thread(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        """Wait until the last checkpoint is on disk; raise its error on all ranks."""
+        if self.thread is not None:
+            with self.workers.sync_errors():
+                pending, self.pending = self.pending, None
+                if pending is not None:
+                    pending.result()
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

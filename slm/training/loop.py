@@ -11,11 +11,11 @@ from typing import Any
 from slm.data.examples import Examples
 from slm.errors import Interrupted
 from slm.run.spec import RunSpec
-from slm.training.batches import TrainingBatches, to_pairs, validation_batches
+from slm.training.batches import VAL_BATCH_TOKENS, TrainingBatches, ValidationBatches, to_pairs
 from slm.training.checkpoint import CheckpointWriter
 from slm.training.distributed.workers import Workers
 from slm.training.metrics import Metrics
-from slm.training.progress import ProgressDisplay
+from slm.training.progress import shown_progress
 from slm.training.step import TrainingStep
 from slm.training.stop_on_signal import StopSignal
 from slm.training.validation import Measurement, measure_validation
@@ -47,17 +47,12 @@ class TrainingLoop:
         RunError: if a checkpoint cannot be written.
         """
         spec, config, device = self.spec, self.spec.config.trainer, self.training_step.fabric.device
-        batches = TrainingBatches(
-            self.examples,
-            spec.config.seed,
-            spec.batch_sequences,
-            self.workers.rank,
-            self.workers.world_size,
-        )
+        share = self.workers.rank, self.workers.world_size
+        batches = TrainingBatches(self.examples, spec.config.seed, spec.batch_sequences, *share)
         steps = range(first_step, spec.steps)
         loader = batches.loader(steps, config.num_workers, pin_memory=device.type == "cuda")
         is_shown = config.progress and self.workers.is_rank_zero
-        with ProgressDisplay(spec, first_step, is_shown=is_shown) as progress:
+        with shown_progress(spec, first_step, is_shown=is_shown) as show_progress:
             if first_step:
                 self.validate_if_due(first_step)
             self.metrics.start(first_step)
@@ -68,7 +63,7 @@ class TrainingLoop:
                 if self.metrics.is_due(done):
                     self.training_step.finite_check.check()
                 self.metrics.after_step(done, output)
-                progress.update(done, output)
+                show_progress(done, output)
                 if self.on_trunk_saved is not None and done == spec.trunk_steps:
                     path = self.save(done)
                     self.checkpoints.wait()
@@ -93,12 +88,14 @@ class TrainingLoop:
         is_due = done == self.spec.steps or (every is not None and done % every == 0)
         if not is_due or (self.last_validation is not None and self.last_validation.step == done):
             return
-        val, workers, device = self.examples.val, self.workers, self.training_step.fabric.device
+        device = self.training_step.fabric.device
+        batch_size = max(1, VAL_BATCH_TOKENS[device.type] // self.spec.shape.seq_len)
+        share = self.workers.rank, self.workers.world_size
         self.last_validation = measure_validation(
             self.training_step.module,
-            validation_batches(val, self.spec, device, workers.rank, workers.world_size),
+            ValidationBatches(self.examples.val, batch_size, *share),
             step=done,
-            workers=workers,
+            workers=self.workers,
             before_batch=lambda: self.stop_if_signalled(done, validating=True),
         )
         self.metrics.log_validation(self.last_validation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from typing import IO, Any
 
 import torch
@@ -15,30 +16,19 @@ from slm.training.step import StepOutput
 from slm.training.validation import Measurement, val_losses
 
 
+@dataclass
 class Metrics:
-    """Writes a row every `log_every_steps` steps and after each validation.
+    """Writes a row every `log_every_steps` steps and after each validation."""
 
-    `taken_over_steps` counts the first steps that another run of the trunk has taken.
-    """
-
-    def __init__(
-        self,
-        spec: RunSpec,
-        stream: IO[str],
-        mirror: Mirror,
-        *,
-        peak_flops: float | None,
-        val_bytes: int | None,
-        taken_over_steps: int = 0,
-    ):
-        self.taken_over_steps = taken_over_steps
-        self.training_seconds = 0.0
-        self.last_train_loss: float | None = None
-        self._spec = spec
-        self._stream = stream
-        self._mirror = mirror
-        self._peak_flops = peak_flops
-        self._val_bytes = val_bytes
+    spec: RunSpec
+    stream: IO[str]
+    mirror: Mirror
+    peak_flops: float | None
+    val_bytes: int | None
+    taken_over_steps: int = 0
+    """First steps that another run of the trunk has taken."""
+    training_seconds: float = 0.0
+    last_train_loss: float | None = None
 
     def tokens_per_second(self, tokens: int) -> float:
         """Return tokens per second of the training loop, including earlier starts, without validation."""
@@ -46,9 +36,9 @@ class Metrics:
 
     def mfu(self, tokens_per_second: float) -> float | None:
         """Return the share of the devices' dense peak, causal attention counted; None if it is unknown."""
-        if self._peak_flops is None:
+        if self.peak_flops is None:
             return None
-        return tokens_per_second * self._spec.flops_per_token / self._peak_flops
+        return tokens_per_second * self.spec.flops_per_token / self.peak_flops
 
     def state(self) -> dict[str, Any]:
         keys = ("training_seconds", "last_train_loss", "taken_over_steps")
@@ -70,8 +60,8 @@ class Metrics:
         self._step_start_seconds = time.perf_counter()
 
     def is_due(self, done: int) -> bool:
-        every = self._spec.config.trainer.log_every_steps
-        return done == 1 or done % every == 0 or done == self._spec.steps
+        every = self.spec.config.trainer.log_every_steps
+        return done == 1 or done % every == 0 or done == self.spec.steps
 
     def after_step(self, done: int, output: StepOutput) -> None:
         """Add the time of the step and, if a row is due, write it."""
@@ -87,7 +77,7 @@ class Metrics:
     def _write_step(self, done: int, output: StepOutput) -> None:
         steps, seconds = done - self._last_row[0], self.training_seconds - self._last_row[1]
         self._last_row = (done, self.training_seconds)
-        rate = steps * self._spec.batch_tokens / seconds
+        rate = steps * self.spec.batch_tokens / seconds
         self.last_train_loss = float(output.loss)
         row = {
             run_dir.TRAIN_LOSS: self.last_train_loss,
@@ -99,7 +89,7 @@ class Metrics:
         self._write(done, row if mfu is None else {**row, run_dir.MFU: mfu})
 
     def log_validation(self, measured: Measurement) -> None:
-        loss, bits_per_byte = val_losses(measured, self._val_bytes)
+        loss, bits_per_byte = val_losses(measured, self.val_bytes)
         row = {run_dir.VAL_LOSS: loss}
         if bits_per_byte is not None:
             row[run_dir.VAL_BITS_PER_BYTE] = bits_per_byte
@@ -107,11 +97,11 @@ class Metrics:
         self._write(measured.step, row)
 
     def _write(self, step: int, row: dict[str, float]) -> None:
-        tokens = step * self._spec.batch_tokens
+        tokens = step * self.spec.batch_tokens
         progress = {
             run_dir.STEP: step,
             run_dir.TOKENS: tokens,
-            run_dir.FLOPS: tokens * self._spec.flops_per_token,
+            run_dir.FLOPS: tokens * self.spec.flops_per_token,
         }
-        self._stream.write(json.dumps({**progress, **row}) + "\n")
-        self._mirror.log({**progress, **row})
+        self.stream.write(json.dumps({**progress, **row}) + "\n")
+        self.mirror.log({**progress, **row})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,71 +14,41 @@ from slm.run.spec import RunSpec
 from slm.training.step import StepOutput
 
 log = logging.getLogger(__name__)
-LINE_EVERY_SECONDS = 20.0
-BAR_EVERY_SECONDS = 0.1
+LINE_EVERY_SECONDS, BAR_EVERY_SECONDS = 20.0, 0.1
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+    TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s  left"),
+    TimeRemainingColumn(),
+)
 
 
-class ProgressDisplay:
-    """Context manager; `update` is called after every step and reads the loss only when it shows it."""
+@contextmanager
+def shown_progress(
+    spec: RunSpec, first_step: int, *, is_shown: bool
+) -> Iterator[Callable[[int, StepOutput], None]]:
+    """Yield the function to call after each step; it reads the loss only when it shows it."""
+    console = Console(stderr=True)
+    is_bar = is_shown and console.is_terminal
+    bar = Progress(*COLUMNS, console=console, disable=not is_bar)
+    label = f"{spec.config.family.name} {spec.shape.label}"
+    task = bar.add_task(label, total=spec.steps, completed=first_step, loss=float("nan"), rate=0.0)
+    pause_seconds = BAR_EVERY_SECONDS if is_bar else LINE_EVERY_SECONDS
+    start_seconds = shown_seconds = time.monotonic()
 
-    def __init__(self, spec: RunSpec, first_step: int, *, is_shown: bool):
-        self._spec = spec
-        self._first_step = first_step
-        self._is_shown = is_shown
-        self._bar: Progress | None = None
-
-    def __enter__(self) -> ProgressDisplay:
-        self._start_seconds = self._last_seconds = time.monotonic()
-        console = Console(stderr=True)
-        if self._is_shown and console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
-                TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s  left"),
-                TimeRemainingColumn(),
-                console=console,
-            )
-            self._bar.add_task(
-                f"{self._spec.config.family.name} {self._spec.shape.label}",
-                total=self._spec.steps,
-                completed=self._first_step,
-                loss=float("nan"),
-                rate=0.0,
-            )
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def update(self, done: int, output: StepOutput) -> None:
+    def update(done: int, output: StepOutput) -> None:
+        nonlocal shown_seconds
         now = time.monotonic()
-        pause = LINE_EVERY_SECONDS if self._bar is None else BAR_EVERY_SECONDS
-        if not self._is_shown or (now - self._last_seconds < pause and done < self._spec.steps):
+        if not is_shown or (now - shown_seconds < pause_seconds and done < spec.steps):
             return
-        self._last_seconds = now
-        rate = (
-            (done - self._first_step)
-            * self._spec.batch_tokens
-            / max(now - self._start_seconds, 1e-9)
-        )
-        if self._bar is not None:
-            task = self._bar.task_ids[0]
-            self._bar.update(task, completed=done, loss=float(output.loss), rate=rate)
-        elif done < self._spec.steps:
-            remaining_seconds = (self._spec.steps - done) * self._spec.batch_tokens / rate
-            log.info(
-                "step %d/%d  loss %.3f  %.0f tokens/s  %.0f s left",
-                done,
-                self._spec.steps,
-                float(output.loss),
-                rate,
-                remaining_seconds,
-            )
+        shown_seconds = now
+        rate = (done - first_step) * spec.batch_tokens / max(now - start_seconds, 1e-9)
+        loss, remaining_tokens = float(output.loss), (spec.steps - done) * spec.batch_tokens
+        bar.update(task, completed=done, loss=loss, rate=rate)
+        if not is_bar and remaining_tokens:
+            line = "step %d/%d  loss %.3f  %.0f tokens/s  %.0f s left"
+            log.info(line, done, spec.steps, loss, rate, remaining_tokens / rate)
+
+    with bar:
+        yield update

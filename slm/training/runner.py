@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,6 @@ from slm.data.examples import Examples, open_examples
 from slm.data.tokenizers.tokenizer import FILE_NAME as TOKENIZER_FILE
 from slm.errors import ConfigError, Diverged, Problem, RunError
 from slm.files import atomic_write, read_json, write_json
-from slm.run.micro_batch import MicroBatch
 from slm.run.spec import RunSpec
 from slm.tracking.checkpoints import newest_checkpoint, step_of
 from slm.tracking.environment import describe_environment
@@ -31,7 +31,7 @@ from slm.training.checkpoint import (
     load_checkpoint,
     restore_training_state,
 )
-from slm.training.device.accelerator import Machine, peak_memory_bytes, prepare_machine
+from slm.training.device.accelerator import peak_memory_bytes, prepare_machine
 from slm.training.device.memory import advise_on_oom, settle_micro_batch
 from slm.training.device.rng import restore_random_states, seed_random_states
 from slm.training.distributed.workers import SINGLE_PROCESS, Workers
@@ -58,9 +58,11 @@ def train(spec: RunSpec, run: RunDirectory, workers: Workers = SINGLE_PROCESS) -
     micro_batch = workers.broadcast_from_rank0(
         lambda: settle_micro_batch(spec, run, machine.accelerator)
     )
-    env = workers.broadcast_from_rank0(
-        lambda: _write_environment(run, machine, workers, micro_batch)
+    env = describe_environment(
+        device=machine.device, threads=machine.threads, processes=workers.world_size
     )
+    env["memory"] = micro_batch.as_dict()
+    workers.broadcast_from_rank0(lambda: run.write_env(env))
     examples = workers.rank_zero_first(lambda: open_examples(config, spec.shape.seq_len, log.info))
     start = workers.broadcast_from_rank0(lambda: _find_start(spec, run))
     workers.broadcast_from_rank0(lambda: _check_data(run.path, examples, start))
@@ -71,26 +73,21 @@ def train(spec: RunSpec, run: RunDirectory, workers: Workers = SINGLE_PROCESS) -
     stop, trunk = StopSignal(workers), Trunk.of(spec)
     with (
         _opened_outputs(spec, run, workers) as (stream, mirrored),
-        CheckpointWriter(
-            run.checkpoints,
-            workers,
-            saved_step=start.step if start.is_own else None,
-            in_background=machine.accelerator == "gpu",
-        ) as checkpoints,
+        ThreadPoolExecutor(1) as thread,
         stop.listening(),
         advise_on_oom(spec, machine.accelerator, micro_batch, workers),
     ):
+        checkpoints = CheckpointWriter(
+            run.checkpoints,
+            workers,
+            thread if machine.accelerator == "gpu" else None,
+            saved_step=start.step if start.is_own else None,
+        )
         taken_over_steps = 0 if start.is_own else start.step
         for row in run.read_metrics() if taken_over_steps and workers.is_rank_zero else ():
             mirrored.log(row)
-        metrics = Metrics(
-            spec,
-            stream,
-            mirrored,
-            peak_flops=machine.peak_flops,
-            val_bytes=examples.val.text_bytes,
-            taken_over_steps=taken_over_steps,
-        )
+        known = machine.peak_flops, examples.val.text_bytes
+        metrics = Metrics(spec, stream, mirrored, *known, taken_over_steps)
         loop = TrainingLoop(
             spec,
             examples,
@@ -127,17 +124,6 @@ def train(spec: RunSpec, run: RunDirectory, workers: Workers = SINGLE_PROCESS) -
             write_result(diverged.evidence)
             raise
         return write_result()
-
-
-def _write_environment(
-    run: RunDirectory, machine: Machine, workers: Workers, micro_batch: MicroBatch
-) -> dict[str, Any]:
-    env = describe_environment(
-        device=machine.device, threads=machine.threads, processes=workers.world_size
-    )
-    env["memory"] = micro_batch.as_dict()
-    run.write_env(env)
-    return env
 
 
 @dataclass(frozen=True)

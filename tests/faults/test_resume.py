@@ -133,7 +133,7 @@ def test_interrupted_validation_is_repeated_on_resume(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """20 steps with a validation every 5 steps; the fourth pass is after the last step."""
-    monkeypatch.setattr("slm.training.batches.ValidationBatches", SmallBatches)
+    monkeypatch.setattr("slm.training.loop.ValidationBatches", SmallBatches)
     monkeypatch.setattr(SmallBatches, "fail", staticmethod(fail), raising=False)
     settings: dict[str, Any] = {"trainer": {"validate_every_steps": 5}}
     uninterrupted, _ = run_to_end(tiny_spec(runs_dir=str(tmp_path / "uninterrupted"), **settings))

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import Precision
-from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -26,7 +26,7 @@ def build_fabric(config: TrainerConfig, accelerator: str, workers: Workers) -> F
     """
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     is_gpu = accelerator == "gpu"
-    environment: ClusterEnvironment = LightningEnvironment()
+    environment = LightningEnvironment()
     strategy: str | Strategy = "auto"
     devices: int | list[int] = [workers.local_rank] if is_gpu else 1
     if workers.world_size > 1:
@@ -67,46 +67,23 @@ def fsdp_strategy(world_size: int) -> ModelParallelStrategy:
     return ModelParallelStrategy(shard, data_parallel_size=world_size, tensor_parallel_size=1)
 
 
-class LaunchedEnvironment(ClusterEnvironment):
+class LaunchedEnvironment(LightningEnvironment):
     """Processes that torchrun or srun has started and that have joined a process group."""
 
     def __init__(self, workers: Workers, devices_per_node: int):
-        self._workers = workers
-        self._devices_per_node = devices_per_node
+        super().__init__()
+        self._local_rank = workers.local_rank
+        self._node_rank = workers.rank // devices_per_node
 
     @property
     def creates_processes_externally(self) -> bool:
         return True
 
-    @property
-    def main_address(self) -> str:
-        raise RuntimeError("the process group exists already")
-
-    @property
-    def main_port(self) -> int:
-        raise RuntimeError("the process group exists already")
-
-    @staticmethod
-    def detect() -> bool:
-        return False
-
-    def world_size(self) -> int:
-        return self._workers.world_size
-
-    def set_world_size(self, size: int) -> None:
-        pass
-
-    def global_rank(self) -> int:
-        return self._workers.rank
-
-    def set_global_rank(self, rank: int) -> None:
-        pass
-
     def local_rank(self) -> int:
-        return self._workers.local_rank
+        return self._local_rank
 
     def node_rank(self) -> int:
-        return self._workers.rank // self._devices_per_node
+        return self._node_rank
 
 
 def local_part(tensor: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,19 +32,15 @@ CONNECTION_LOST = ("gloo", "Connection reset", "Connection closed", "Broken pipe
 PEER_ENDED = "another process of this run has ended; the same command continues from its checkpoint"
 
 
+@dataclass(frozen=True)
 class Workers:
-    """One process and its connection to the other processes of its run.
+    """One process and its connection to the other processes of its run."""
 
-    Control messages use a gloo group on the CPU, apart from the group that averages gradients.
-    """
-
-    def __init__(
-        self, rank: int = 0, world_size: int = 1, local_rank: int = 0, control_group: Any = None
-    ) -> None:
-        self.rank = rank
-        self.world_size = world_size
-        self.local_rank = local_rank
-        self._control_group = control_group
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    control_group: Any = None
+    """Process group of gloo for control messages, apart from the group that averages gradients."""
 
     @property
     def is_rank_zero(self) -> bool:
@@ -70,7 +67,7 @@ class Workers:
             error = caught
         own = None if error is None else (str(error), getattr(error, "exit_code", 1))
         by_rank: list[tuple[str, int] | None] = [None] * self.world_size
-        distributed.all_gather_object(by_rank, own, group=self._control_group)
+        distributed.all_gather_object(by_rank, own, group=self.control_group)
         if error is not None:
             raise error
         for rank, failure in enumerate(by_rank):
@@ -87,7 +84,7 @@ class Workers:
         with self.sync_errors():
             if self.is_rank_zero:
                 results = [compute()]
-        distributed.broadcast_object_list(results, src=0, group=self._control_group)
+        distributed.broadcast_object_list(results, src=0, group=self.control_group)
         return results[0]
 
     def rank_zero_first(self, compute: Callable[[], Result]) -> Result:
@@ -116,7 +113,7 @@ class Workers:
 
         largest = torch.tensor(number)
         work = distributed.all_reduce(
-            largest, op=distributed.ReduceOp.MAX, group=self._control_group, async_op=True
+            largest, op=distributed.ReduceOp.MAX, group=self.control_group, async_op=True
         )
         assert work is not None
 
@@ -134,7 +131,7 @@ class Workers:
             # torchrun sends SIGTERM to the remaining ranks when one exits with an error.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with suppress(RuntimeError):  # a rank that is gone
-            distributed.monitored_barrier(self._control_group, SHUTDOWN_TIMEOUT)
+            distributed.monitored_barrier(self.control_group, SHUTDOWN_TIMEOUT)
 
 
 SINGLE_PROCESS = Workers()

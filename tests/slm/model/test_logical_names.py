@@ -27,7 +27,6 @@ from slm.model.attention import attend
 from slm.model.build import build_model, load_weights
 from slm.model.generate import generate
 from slm.model.hf import export_llama
-from slm.model.lightning_optimizer import name_optimizer_state
 from slm.model.logical_names import (
     logical_names,
     optimizer_to_logical,
@@ -39,6 +38,7 @@ from slm.model.parametrization import Parametrization, initialize
 from slm.model.transformer import Attention, SwiGLU, Transformer, apply_rope
 from slm.tracking.run_dir import RunDirectory
 from slm.training.optimizer import build_optimizer
+from slm.training.version_1 import name_optimizer_state
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.numeric

@@ -1,8 +1,4 @@
-"""Optimizer states of the checkpoints of version 1, which Lightning wrote.
-
-They number the parameters instead of naming them, and query, key, value, gate and up were parameters of
-their own.
-"""
+"""Conversion of checkpoints of version 1, which Lightning's Trainer wrote."""
 
 from __future__ import annotations
 
@@ -17,6 +13,23 @@ from slm.architecture.shapes import ModelShape
 from slm.model.logical_names import to_logical
 from slm.model.parametrization import Parametrization
 from slm.model.transformer import Transformer
+from slm.run.spec import RunSpec
+
+
+def convert_checkpoint(saved: Mapping[str, Any], spec: RunSpec) -> dict[str, Any]:
+    """Convert the content of a version 1 checkpoint to the form of `slm.training.checkpoint`."""
+    rules = Parametrization.of(spec.config.parametrization, spec.shape)
+    callbacks = saved["callbacks"]
+    return {
+        "state_dict": saved["state_dict"],
+        "optimizer": name_optimizer_state(saved["optimizer_states"][0], spec.shape, rules),
+        "random_states": saved["random_states"],
+        "progress": {
+            "metrics": callbacks["Metrics"],
+            "validation": callbacks["Validation"]["last"],
+        },
+        "global_step": saved["global_step"],
+    }
 
 
 def name_optimizer_state(
@@ -25,7 +38,7 @@ def name_optimizer_state(
     """Convert `optimizer_states[0]` of a checkpoint to an optimizer state of logical tensors.
 
     Parameters were numbered group by group. A group was made of all parameters with the same
-    multipliers, in the order of the model.
+    multipliers, in the order of the model. Query, key, value, gate and up were parameters of their own.
 
     Raises:
         ValueError: if it is the optimizer state of another shape or parametrization.
