@@ -33,6 +33,7 @@ from slm.model import loss
 from slm.model.transformer import Transformer
 from slm.run.micro_batch import execution_of, micro_batch_of
 from slm.run.spec import RunSpec, resolve
+from slm.training.device import accelerator
 from slm.training.distributed.parallelize import spread
 from slm.training.module import LanguageModule
 from tests.conftest import ROOT, cli_env
@@ -161,6 +162,8 @@ def measure_step_peak(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> int:
 
     with monkeypatch.context() as patched:
         patched.setattr(LanguageModule, "take_step", take)
+        # Memory of bf16 is the same on a CPU that emulates it.
+        patched.setattr(accelerator, "cpu_multiplies_bf16", lambda: True)
         run_to_end(spec)
     return peaks[0]
 
