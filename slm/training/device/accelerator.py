@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,12 +109,23 @@ def set_threads(config: TrainerConfig, accelerator: str = "cpu") -> int:
     On a CPU the number changes how sums are rounded, so it is what the config says. On a GPU it does not, and
     is at most this process's share of the cores.
     """
-    share = max(1, available_cores() // config.devices)
+    share = cores_of_process(config, os.environ)
     threads = config.threads or share
     if accelerator == "gpu":
         threads = min(threads, share)
     torch.set_num_threads(threads)
     return threads
+
+
+def cores_of_process(config: TrainerConfig, environ: Mapping[str, str]) -> int:
+    """Return the cores for one process: those of its Slurm task, else its share of the cores of this machine.
+
+    The processes of torchrun share the cores that they see, also inside a Slurm job.
+    """
+    cores, of_task = available_cores(), environ.get("SLURM_CPUS_PER_TASK")
+    if of_task and "SLURM_STEP_NUM_TASKS" in environ and "RANK" not in environ:
+        return min(cores, int(of_task))
+    return max(1, cores // config.devices)
 
 
 def set_deterministic(enabled: bool) -> None:

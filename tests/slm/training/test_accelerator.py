@@ -15,6 +15,7 @@ from slm.tracking.environment import available_cores
 from slm.training.device import accelerator
 from slm.training.device.accelerator import (
     check_precision,
+    cores_of_process,
     describe_gpu,
     peak_flops,
     prepare_machine,
@@ -107,6 +108,17 @@ def test_gpu_processes_use_no_more_threads_than_their_share_of_cores() -> None:
     assert set_threads(many, "gpu") == 1
     # On a CPU the number of threads changes rounding, so it is exactly the configured one.
     assert set_threads(TrainerConfig(threads=cores + 1)) == cores + 1 == torch.get_num_threads()
+
+
+def test_slurm_tasks_have_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerator, "available_cores", lambda: 8)
+    four = TrainerConfig(strategy="ddp", devices=4)
+    task = {"SLURM_CPUS_PER_TASK": "6", "SLURM_STEP_NUM_TASKS": "4"}
+    assert cores_of_process(four, task) == 6
+    assert cores_of_process(four, {**task, "SLURM_CPUS_PER_TASK": "16"}) == 8
+    assert cores_of_process(four, {**task, "RANK": "0"}) == 2  # torchrun in a task
+    assert cores_of_process(four, {"SLURM_STEP_NUM_TASKS": "4"}) == 2
+    assert cores_of_process(four, {}) == 2 and cores_of_process(TrainerConfig(), {}) == 8
 
 
 @pytest.fixture

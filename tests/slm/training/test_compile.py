@@ -103,14 +103,14 @@ def test_headers_are_also_found_in_cpath(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert folders[-1] == tmp_path and len(folders) == 3
 
 
-def test_ddp_compiles_whole_blocks(tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ddp_compiles_whole_blocks(tiny_spec: Spec) -> None:
     from torch._dynamo import config as dynamo_config
 
-    monkeypatch.setattr(dynamo_config, "optimize_ddp", True)
-    assert is_compiled(tiny_spec(trainer={"compile": "on"}))
-    assert dynamo_config.optimize_ddp is True
-    assert is_compiled(tiny_spec(trainer={"compile": "on", "strategy": "ddp"}))
-    assert dynamo_config.optimize_ddp is False
+    with dynamo_config.patch(optimize_ddp=True):
+        assert is_compiled(tiny_spec(trainer={"compile": "on"}))
+        assert dynamo_config.optimize_ddp is True
+        assert is_compiled(tiny_spec(trainer={"compile": "on", "strategy": "ddp"}))
+        assert dynamo_config.optimize_ddp is False
 
 
 def test_probe_is_compiled_like_the_run_that_it_predicts(tiny_spec: Spec) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.slm_study import local
 from hydra_plugins.slm_study.local import LocalLauncher, said_by_the_run, visible_gpus
+from slm import cli
 from slm.config.schema import Config, TrainerConfig, to_tree
 from slm.errors import ConfigError, RunError
 from slm.training.distributed.rank import check_alone, check_launch, find_place, first_node
@@ -77,6 +79,22 @@ def test_error_for_wrong_number_of_processes(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_launch(TrainerConfig(**trainer), world_size, local_rank)
+
+
+def test_other_ranks_wait_while_rank_0_requeues_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    handled: list[int] = []
+    waits: list[float] = []
+    monkeypatch.setattr(cli.time, "sleep", waits.append)
+    before = signal.signal(signal.SIGUSR2, lambda number, _: handled.append(number))
+    try:
+        for rank in ("0", "1"):
+            for name, value in {**TORCHRUN, "RANK": rank}.items():
+                monkeypatch.setenv(name, value)
+            cli._raise_for_other_handler(signal.SIGUSR2)
+            assert waits == [cli.REQUEUE_SECONDS] * int(rank)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert handled == [signal.SIGUSR2] * 2
 
 
 def test_several_processes_of_a_launcher_are_an_error() -> None:
