@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
+from torch import distributed
 from torch._dynamo.utils import counters
+from torch.nn.parallel import DistributedDataParallel
 
 from slm.errors import ConfigError
+from slm.model.build import build_model
 from slm.run import compile_rule
 from slm.run.compile_rule import MIN_CPU_FLOPS
 from slm.run.spec import RunSpec
 from slm.training.device import compile as compilation
-from slm.training.device.compile import decide_compile, missing_compiler, should_compile
+from slm.training.device.compile import (
+    compile_blocks,
+    decide_compile,
+    missing_compiler,
+    should_compile,
+)
 from slm.training.runner import build_module
 from slm.training.throughput_probe import probe_config
 from tests.running import losses, run_to_end
@@ -147,3 +156,28 @@ def test_blocks_share_one_graph_and_train_the_same(
         assert counters["stats"]["unique_graphs"] == (1 if choice == "on" else 0)
     # 20 AdamW steps amplify rounding: compiled sums are fused and in a different order.
     np.testing.assert_allclose(curves["on"], curves["off"], rtol=5e-5)
+
+
+@pytest.fixture
+def group_of_one_process(tmp_path: Path) -> Iterator[None]:
+    store = f"file://{tmp_path / 'store'}"
+    distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("group_of_one_process")
+def test_each_block_is_one_graph_under_ddp(tiny_spec: Spec) -> None:
+    """Blocks of 3 MB exceed DDP's first bucket of 1 MB, where dynamo would cut the graph by default."""
+    torch._dynamo.reset()
+    counters.clear()
+    spec = tiny_spec(
+        model={"d_model": 256, "n_heads": 8}, trainer={"compile": "on", "strategy": "ddp"}
+    )
+    model = build_model(spec.config, spec.shape)
+    with torch._dynamo.config.patch(optimize_ddp=True):
+        compile_blocks(model, spec, "cpu")
+        tokens = torch.zeros(2, 32, dtype=torch.long)
+        DistributedDataParallel(model)(tokens, targets=tokens).objective.backward()
+    assert counters["stats"]["unique_graphs"] == 1
