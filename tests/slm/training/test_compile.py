@@ -180,4 +180,5 @@ def test_each_block_is_one_graph_under_ddp(tiny_spec: Spec) -> None:
         compile_blocks(model, spec, "cpu")
         tokens = torch.zeros(2, 32, dtype=torch.long)
         DistributedDataParallel(model)(tokens, targets=tokens).objective.backward()
-    assert counters["stats"]["unique_graphs"] == 1
+    # A cut graph is compiled in parts, each a graph for autograd, and resumed in further frames.
+    assert counters["aot_autograd"]["total"] == counters["frames"]["total"] == 1
