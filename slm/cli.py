@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -23,6 +24,8 @@ from slm.logs import log, log_to_console
 from slm.training.distributed.rank import find_placement
 from slm.training.distributed.workers import joined_workers
 from slm.training.execute import train_all
+
+REQUEUE_SECONDS = 60
 
 
 def run_app(main: Callable[[], Any]) -> NoReturn:
@@ -94,10 +97,15 @@ def train_job(cfg: DictConfig) -> float | None:
 def _raise_for_other_handler(number: int) -> None:
     """Raise the signal again for the handler installed before ours, now that the state is saved.
 
-    A launcher's handler then requeues the job.
+    A launcher's handler then requeues the job. The one of submitit does so on rank 0 alone and returns on other
+    ranks. These wait here for the requeue, which ends them: with srun --kill-on-bad-exit, a rank that exited
+    first would end rank 0 before it requeues.
     """
     if number != signal.SIGINT and callable(signal.getsignal(number)):
         signal.raise_signal(number)
+        placement = find_placement(os.environ)
+        if placement is not None and placement.rank > 0:
+            time.sleep(REQUEUE_SECONDS)
 
 
 def _exit(message: str, code: int) -> NoReturn:

@@ -45,6 +45,9 @@ ENDED = {
     "TIMEOUT",
     GONE,
 }
+CORES_PER_GPU = (
+    8  # for the dataloader, the compiler and the process itself; threads of conf/trainer/gpu.yaml
+)
 LONGEST_PAUSE_SECONDS = 30.0
 SAVING_SECONDS = 300.0  # that jobs have for their state after a Ctrl-C; Slurm kills them sooner
 
@@ -66,6 +69,12 @@ class SlurmLauncher(Launcher):
         trainer = config.trainer
         if self.settings["gpus_per_node"] is None and trainer.accelerator == "gpu":
             self.settings["gpus_per_node"] = trainer.devices
+        if self.settings["cpus_per_task"] is None:
+            default = CORES_PER_GPU if trainer.accelerator == "gpu" else None
+            self.settings["cpus_per_task"] = trainer.threads or default
+        if trainer.devices * trainer.num_nodes > 1:
+            # Else the other ranks of a run wait for a rank that died, until the time limit.
+            self.settings.setdefault("srun_args", ["--kill-on-bad-exit=1"])
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int

@@ -31,8 +31,9 @@ from slm.training.checkpoint import (
     load_checkpoint,
     restore_training_state,
 )
-from slm.training.device.accelerator import peak_memory_bytes, prepare_machine
-from slm.training.device.memory import advise_on_oom, settle_micro_batch
+from slm.training.device.accelerator import describe_gpu, peak_memory_bytes, prepare_machine
+from slm.training.device.compile import decide_compile
+from slm.training.device.memory import advise_on_oom, free_bytes, settle_micro_batch
 from slm.training.device.rng import restore_random_states, seed_random_states
 from slm.training.distributed.workers import SINGLE_PROCESS, Workers
 from slm.training.loop import TrainingLoop
@@ -55,11 +56,19 @@ def train(spec: RunSpec, run: RunDirectory, workers: Workers = SINGLE_PROCESS) -
     config = spec.config
     with workers.sync_errors():
         machine = prepare_machine(config.trainer, workers)
+        compilation = decide_compile(spec, machine.accelerator)
+    free = free_bytes(machine.accelerator, config.trainer.gpu_memory_fraction)
+    least = -workers.all_reduce_max_async(-free)()
     micro_batch = workers.broadcast_from_rank0(
-        lambda: settle_micro_batch(spec, run, machine.accelerator)
+        lambda: settle_micro_batch(spec, run, machine.accelerator, least)
     )
     env = describe_environment(
-        device=machine.device, threads=machine.threads, processes=workers.world_size
+        device=machine.device,
+        threads=machine.threads,
+        processes=workers.world_size,
+        gpu=describe_gpu() if machine.accelerator == "gpu" else None,
+        attention=config.model.attention,
+        compilation=compilation.as_dict(),
     )
     env["memory"] = micro_batch.as_dict()
     workers.broadcast_from_rank0(lambda: run.write_env(env))

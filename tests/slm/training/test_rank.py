@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
 
+from hydra_plugins.slm_study import local
 from hydra_plugins.slm_study.local import LocalLauncher, said_by_the_run, visible_gpus
+from slm import cli
 from slm.config.schema import Config, TrainerConfig, to_tree
 from slm.errors import ConfigError, RunError
 from slm.training.distributed.rank import (
@@ -88,6 +91,22 @@ def test_error_for_wrong_number_of_processes(
         check_launch(TrainerConfig(**trainer), world_size, local_rank)
 
 
+def test_other_ranks_wait_while_rank_0_requeues_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    handled: list[int] = []
+    waits: list[float] = []
+    monkeypatch.setattr(cli.time, "sleep", waits.append)
+    before = signal.signal(signal.SIGUSR2, lambda number, _: handled.append(number))
+    try:
+        for rank in ("0", "1"):
+            for name, value in {**TORCHRUN, "RANK": rank}.items():
+                monkeypatch.setenv(name, value)
+            cli._raise_for_other_handler(signal.SIGUSR2)
+            assert waits == [cli.REQUEUE_SECONDS] * int(rank)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert handled == [signal.SIGUSR2] * 2
+
+
 def test_several_processes_of_a_launcher_are_an_error() -> None:
     check_single_process({})
     for rank in ("0", "1"):
@@ -102,7 +121,10 @@ began = time.time()
 time.sleep(0.3)
 gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
 with open(sys.argv[1], "w") as stream:
-    json.dump({"gpus": gpus, "began": began, "ended": time.time()}, stream)
+    names = "OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"
+    threads = [os.environ.get(name) for name in names]
+    job = {"overrides": sys.argv[2:], "threads": threads}
+    json.dump({**job, "gpus": gpus, "began": began, "ended": time.time()}, stream)
 print("done")
 """
 Launched = Callable[..., list[dict[str, object]]]
@@ -143,6 +165,37 @@ def test_each_job_has_a_gpu(launched: Launched, jobs_per_gpu: int, concurrent: i
     assert {job["gpus"] for job in jobs} == {"4", "GPU-abc"}
     assert max_concurrent_jobs(jobs, "4") == max_concurrent_jobs(jobs, "GPU-abc") == jobs_per_gpu
     assert sum(max_concurrent_jobs(jobs, gpu) for gpu in ("4", "GPU-abc")) == concurrent
+
+
+@pytest.fixture
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "available_cores", lambda: 8)
+    for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_jobs_on_one_gpu_share_its_memory_and_the_cores(launched: Launched) -> None:
+    launcher = LocalLauncher(gpus=[0], jobs_per_gpu=4)
+    for job in launched(launcher, 4, accelerator="gpu", threads=8):
+        assert job["overrides"] == ["trainer.threads=2", "trainer.gpu_memory_fraction=0.25"]
+        assert job["threads"] == ["2", "2"]
+    (job,) = launched(launcher, 1, accelerator="gpu", gpu_memory_fraction=0.1)
+    assert job["overrides"] == ["trainer.threads=8"], (
+        "one job has all cores; the config's share stays"
+    )
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_job_with_a_gpu_of_its_own_has_all_its_memory(launched: Launched) -> None:
+    for job in launched(LocalLauncher(gpus=[0, 1]), 2, accelerator="gpu", threads=3):
+        assert job["overrides"] == ["trainer.threads=3"] and job["threads"] == ["3", "3"]
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_cpu_jobs_keep_their_threads_but_share_the_compilers(launched: Launched) -> None:
+    for job in launched(LocalLauncher(n_jobs=4), 4, accelerator="cpu", threads=3):
+        assert job["overrides"] == [] and job["threads"] == [None, "2"]
 
 
 def test_n_jobs_limits_concurrent_jobs(launched: Launched) -> None:

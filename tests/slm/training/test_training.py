@@ -20,7 +20,6 @@ from slm.run.lr_schedule import lr_multiplier
 from slm.run.spec import RunSpec
 from slm.tracking import run_dir
 from slm.tracking.run_dir import RunDirectory
-from slm.training.device.accelerator import peak_flops
 from slm.training.optimizer import build_optimizer
 from slm.training.step import build_module
 from tests.running import losses, run_to_end, weights
@@ -166,13 +165,3 @@ def test_overfits_one_batch(tiny_spec: Spec) -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert loss.item() < 0.1
-
-
-def test_peak_flops_of_known_devices_and_none_otherwise() -> None:
-    assert peak_flops("NVIDIA H100 80GB HBM3", "bf16") == 989e12
-    assert peak_flops("NVIDIA H100 PCIe", "bf16") == 756e12
-    assert peak_flops("NVIDIA A100-SXM4-80GB", "bf16") == 312e12
-    for device in ("NVIDIA L40S", "NVIDIA H100 NVL", "NVIDIA H200 MIG 1g.18gb"):
-        assert peak_flops(device, "bf16") is None
-    assert peak_flops("NVIDIA H100 80GB HBM3", "fp32") is None
-    assert peak_flops("cpu", "bf16") is None
