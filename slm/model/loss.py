@@ -153,6 +153,7 @@ class _HeadLoss(torch.autograd.Function):
                 if grad_logits is not None:
                     torch.mm(grad_logits, table, out=grad_hidden[chunk])
                     _add_product(grad_weight, grad_logits.T, rows[chunk])
+                del grad_logits  # before the next chunk, which takes the same memory
         if with_gradients:
             ctx.save_for_backward(
                 grad_hidden.masked_fill_(ignored, 0).to(hidden.dtype), grad_weight
