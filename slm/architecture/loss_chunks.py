@@ -7,7 +7,7 @@ import math
 # Measured on two CPU cores with vocabularies of 99 to 32,000: chunks of CPU_LOGITS logits (16 MiB)
 # fit into the CPU cache; below MIN_TOKENS tokens, accumulating the head's gradient dominates.
 CPU_LOGITS = 2**22
-# On a GPU each chunk reads and writes the head's fp32 gradient once and launches about a dozen kernels,
+# On a GPU each chunk reads and writes the head's fp32 gradient once and launches about 16 kernels,
 # so chunks are as large as memory allows: the fp32 logits of a chunk take at most 512 MiB (4096 tokens
 # for a vocabulary of 32,000), except below MIN_TOKENS tokens.
 GPU_LOGITS = 2**27

@@ -331,19 +331,13 @@ def _varlen_workspace(shape: ModelShape, execution: Execution, sequences: int) -
 
 def _loss_bytes(shape: ModelShape, execution: Execution, tokens: int) -> int:
     """Count the peak bytes of the loss computation, which processes its logits in chunks."""
-    a, d, vocab_size, on_gpu = (
-        execution.element_bytes,
-        shape.d_model,
-        shape.vocab_size,
-        execution.on_gpu,
-    )
-    logits = min(tokens, chunk_tokens(vocab_size, tokens, on_gpu=on_gpu)) * vocab_size
-    is_bf16 = a == BF16
-    # Logits and fp32 log-probabilities; in bf16 the gradient, and on CPU before it an fp32 copy.
-    chunk = logits * (a + FP32 + (0 if not is_bf16 else a if on_gpu else FP32))
-    if (
-        is_bf16 and not on_gpu
-    ):  # the gradient, and its product with the hidden states before it is added
+    a, d, vocab_size = execution.element_bytes, shape.d_model, shape.vocab_size
+    chunk_size = chunk_tokens(vocab_size, tokens, on_gpu=execution.on_gpu)
+    logits, is_bf16 = min(tokens, chunk_size) * vocab_size, a == BF16
+    # Logits, in bf16 their fp32 copy, and log-probabilities. Compiled GPU code needs less.
+    chunk = logits * (a + (FP32 if is_bf16 else 0) + FP32)
+    if is_bf16 and not execution.on_gpu:
+        # The logits' gradient, and its product with the hidden states before it is added.
         chunk = max(chunk, BF16 * logits + BF16 * vocab_size * d)
     head = vocab_size * d * (FP32 + (BF16 if is_bf16 else 0))  # gradient and bf16 copy
     return chunk + head + tokens * d * 3 * a  # hidden states, their copy and gradient

@@ -352,13 +352,14 @@ def test_gpu_saves_less_and_never_attention_weights() -> None:
     assert with_mask == saved_activation_bytes(grouped, fp32, 1) + mask
 
 
-def test_loss_chunks_on_gpu_take_at_most_1_gib() -> None:
+def test_loss_chunks_on_gpu_take_at_most_1280_mib() -> None:
     shape = ModelShape(30, 576, 9, 3, 64, 1536, 32_000, 2048)
     (plan, *_) = plan_moments(shape, Execution("bf16", on_gpu=True), 32)
     assert plan.moment == "the loss computation"
     head = shape.vocab_size * shape.d_model * (4 + 2)
     hidden = 32 * shape.seq_len * shape.d_model * 3 * 2
-    assert 0.9 * 2**30 < plan.loss_bytes - head - hidden <= 2**30
+    # 512 MiB in fp32, twice, and half of that in bf16.
+    assert 1200 * 2**20 < plan.loss_bytes - head - hidden <= 1280 * 2**20
 
 
 def test_documents_on_gpu_need_workspace_for_the_largest_number_of_documents() -> None:
