@@ -23,7 +23,8 @@ and the token ids; the loss (slm/model/loss.py) saves its gradients with respect
 the head. With document_mask and sdpa, all blocks share one additive mask of a T per token, except on CUDA
 in bf16 (slm/model/documents.py). Compiled blocks save less than this.
 
-Not counted: workspace inside kernels, and fragmentation in the allocator.
+Not counted: workspace inside kernels (except of attention over documents on CUDA, where it is large), and
+fragmentation in the allocator.
 """
 
 from __future__ import annotations

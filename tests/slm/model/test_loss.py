@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slm.architecture import loss_chunks
@@ -225,6 +228,19 @@ def test_compiled_chunks_equal_eager_chunks(z_loss: float, backend: str) -> None
             results[-1] += (head_loss(hidden, weight, targets, z_loss, body).nats,)
     for expected, actual in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_compiled_chunk_stores_only_the_gradient_of_the_logits() -> None:
+    """In bf16; softmax and sums stay inside the kernels."""
+    torch._dynamo.reset()
+    logits, targets = torch.randn(64, 999, dtype=torch.bfloat16), torch.randint(999, (64, 1))
+    compiled = partial(
+        compile_chunk_loss(), z_loss=0.0, sum_dtype=torch.float32, with_gradients=True
+    )
+    _, (code, *_) = run_and_get_code(compiled, logits, targets, targets >= 0)
+    stored = re.findall(r"empty_strided_cpu\(\(64, 999\), \(999, 1\), torch\.(\w+)\)", code)
+    assert stored == ["bfloat16"]
 
 
 @pytest.mark.parametrize("tied", [True, False])
