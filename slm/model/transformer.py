@@ -131,7 +131,15 @@ class Transformer(nn.Module):
                 index = layer * self.shape.layer_sharing + repeat
                 slot = None if cache is None else cache.slot(index)
                 if self.activation_checkpointing and self.training:
-                    x = checkpoint(block, x, cos_sin, layout, slot, use_reentrant=False)
+                    x = checkpoint(
+                        block,
+                        x,
+                        cos_sin,
+                        layout,
+                        slot,
+                        use_reentrant=False,
+                        preserve_rng_state=self.dropout.p > 0,
+                    )
                 else:
                     x = block(x, cos_sin, layout, slot)
         if cache is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from slm.data.examples import open_examples
 from slm.run.spec import RunSpec
 from slm.training.batches import TrainingBatches
 from slm.training.step import build_module
+from tests.conftest import ROOT
 from tests.running import losses, run_to_end
 
 pytestmark = pytest.mark.numeric
@@ -31,6 +33,19 @@ class Record(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self.rows.append((float(trainer.callback_metrics["train/loss"]), self._peak_group_lr))
+
+
+def test_code_of_the_page_runs(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "lightning.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    small = code.replace("budget.tokens=200k", f'budget.tokens=20480", "cache_dir={cache_dir}')
+    assert small != code
+    monkeypatch.chdir(tmp_path)  # the Trainer writes its logs here
+    names: dict[str, Any] = {}
+    exec(compile(small, "docs/lightning.md", "exec"), names)
+    assert names["trainer"].global_step == names["spec"].steps == 5
 
 
 @pytest.mark.parametrize(
