@@ -146,7 +146,8 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
         partial_file.unlink()
     try:
         with atomic_write(path) as temporary:
-            torch.save(dict(content), temporary)
+            with temporary.open("wb") as stream:  # given a path, torch would hide the OSError
+                torch.save(dict(content), stream)
             write_text(checksum_path(path), file_hash(temporary))
     except (OSError, RuntimeError) as error:
         raise _save_error(path, error) from error
@@ -154,8 +155,11 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _save_error(path: Path, error: OSError | RuntimeError) -> RunError:
-    """A full disk raises an OSError or, inside torch.save, a RuntimeError."""
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    """The RuntimeError that torch.save raises for a full disk has the OSError as its context."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
     kept = saved_checkpoints(path.parent)
     instead = f"{kept[0].name} is intact" if kept else "there is no earlier one"
     free_bytes = shutil.disk_usage(path.parent).free
