@@ -1,0 +1,110 @@
+"""Versions of driver and libraries, and the attention kernel of each kind of shape."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import subprocess
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from slm.config.hydra import compose_config
+from slm.run.spec import RunSpec, resolve
+from slm.training.device.accelerator import peak_flops
+from tests.benchmarks import engine
+from tests.benchmarks.acceptance.rows import Options, Rows
+from tests.benchmarks.peers import Mode, fixed_batch
+
+PACKAGES = ("torch", "triton", "lightning", "transformers", "hydra-core", "omegaconf", "pydantic")
+ATTENTION = ("sdpa", "flash", "fmha", "attention", "attn")  # in names of kernels, lower case
+BASE = ("model=mobilellm_125m", "model.n_layers=2", "optimizer.global_batch_tokens=8192")
+QUICK = (
+    "model=tiny",
+    "model.n_layers=1",
+    "model.seq_len=64",
+    "optimizer.global_batch_tokens=128",
+)
+# Name, precision, overrides, and whether a fused kernel must run.
+CASES = (
+    ("bf16, d_head 64, 9 query and 3 key heads", "bf16", (), True),
+    ("bf16, d_head 32, 18 query and 6 key heads", "bf16", ("model.n_heads=18", "model.n_kv_heads=6"), True),
+    ("bf16, d_head 8, 72 heads", "bf16", ("model.n_heads=72", "model.n_kv_heads=72"), False),
+    ("bf16, d_head 64, document_mask", "bf16", ("model.document_mask=true",), False),
+    ("fp32, d_head 64, 9 query and 3 key heads", "fp32", (), False),
+)  # fmt: skip
+
+
+def run(options: Options, rows: Rows) -> None:
+    _versions(options, rows)
+    for name, precision, overrides, must_be_fused in CASES:
+        base, own = (QUICK, overrides[:0]) if options.quick else (BASE, overrides)
+        if "model.document_mask=true" in overrides:
+            own = overrides
+        mode = Mode(precision, compiled=False).overrides(options.device)
+        spec = resolve(compose_config([*base, *mode, "trainer.compile=off", *own]))
+        kernels = attention_kernels(spec, options.device)
+        shown = ", ".join(kernel[:60] for kernel in kernels) or "none of a known name (math)"
+        check = f"attention kernels: {name}"
+        if must_be_fused and options.on_gpu:
+            rows.holds(f"{check}: fused", bool(kernels), shown)
+        else:
+            rows.measured(check, shown)
+
+
+def _versions(options: Options, rows: Rows) -> None:
+    for package in PACKAGES:
+        try:
+            rows.measured(package, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            rows.skipped(package, "not installed")
+    if not options.on_gpu:
+        rows.skipped("driver, CUDA, cuDNN, NCCL", "no GPU in this run")
+        return
+    name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    rows.measured("device", name, note=f"compute capability {major}.{minor}")
+    rows.measured("driver", _driver())
+    rows.measured("CUDA", str(torch.version.cuda))
+    rows.measured("cuDNN", str(torch.backends.cudnn.version()))
+    if torch.distributed.is_available() and torch.distributed.is_nccl_available():
+        rows.measured("NCCL", ".".join(map(str, torch.cuda.nccl.version())))
+    peak = peak_flops(name, "bf16")
+    if peak is None:
+        rows.skipped("dense bf16 peak", f"{name} is not in PEAK_BF16_FLOPS, so there is no MFU")
+    else:
+        rows.measured("dense bf16 peak", peak / 1e12, "TFLOP/s")
+
+
+def _driver() -> str:
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return "unknown (no nvidia-smi)"
+    query = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    return (done.stdout or done.stderr).strip().splitlines()[0]
+
+
+def attention_kernels(spec: RunSpec, device: str) -> list[str]:
+    """Return the names of the fused attention kernels of one training step, in profiler order.
+
+    The math fallback runs plain matrix products and softmax, so it leaves no such name.
+    """
+    step, batch = engine.build_step(spec, device), fixed_batch(spec, device)
+    step.take(0, batch)
+    activities = [ProfilerActivity.CPU]
+    if device == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as profiled:
+        step.take(1, batch)
+        if device == "cuda":
+            torch.cuda.synchronize()
+    kind = DeviceType.CUDA if device == "cuda" else DeviceType.CPU
+    names = [event.key for event in profiled.key_averages() if event.device_type == kind]
+    # Longer names contain arguments of templates and of functions; a math kernel is not fused.
+    return [
+        name.removeprefix("void ").split("<")[0].split("(")[0]
+        for name in names
+        if any(part in name.lower() for part in ATTENTION)
+        and not any(part in name.lower() for part in ("math", "backward0", "generatedbackward"))
+    ]
