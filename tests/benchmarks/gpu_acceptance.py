@@ -16,11 +16,13 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,7 +49,9 @@ from tests.conftest import ROOT
 
 CPU_LIMIT_SECONDS = 300.0  # of a stage; a CPU that is shared may be slow
 CANNOT_FORK = 3
+MACHINE_FILE = "machine.json"
 JOIN_SECONDS = 10.0
+TICK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,11 @@ class Stage:
 
 
 STAGES = {
-    "versions": Stage(versions.run, 30),
+    "versions": Stage(versions.run, 25),
     "parity": Stage(parity.run, 50),
-    "resume": Stage(resume.run, 35),
-    "speed": Stage(speed.run, 115),
-    "loss_chunks": Stage(loss_chunks.run, 25),
+    "resume": Stage(resume.run, 45),
+    "speed": Stage(speed.run, 110),
+    "loss_chunks": Stage(loss_chunks.run, 20),
     "small": Stage(small.run, 45),
     "pytest": Stage(on_request.run_pytest, 240, on_request=True),
     "presets": Stage(on_request.run_presets, 400, on_request=True),
@@ -74,7 +78,7 @@ STAGES = {
 class StageResult:
     stage: str
     status: str
-    """finished, failed or stopped."""
+    """running, finished, failed, or stopped (at its time limit or with the command)."""
     seconds: float
     limit_seconds: float
     rows: list[Row]
@@ -85,45 +89,73 @@ class StageResult:
 
 
 def run_stages(
-    names: Sequence[str], options: Options, save: Callable[[list[StageResult], Any], None]
+    names: Sequence[str], options: Options, save: Callable[[Sequence[StageResult]], None]
 ) -> list[StageResult]:
-    """Run the stages in order; call `save` with the results so far after each, and the machine."""
+    """Run the stages in order; call `save` with the results so far, also while a stage runs.
+
+    A signal stops the current stage; its rows are saved before the exception is raised.
+    """
     results: list[StageResult] = []
     method = "fork"  # saves each stage the seconds of its imports
     for name in names:
         print(f"\n{name}", flush=True)
-        result, code = _run_stage(name, options, method)
-        if code == CANNOT_FORK:
-            method = "spawn"
-            result, _ = _run_stage(name, options, method)
-        results.append(result)
-        print(f"  {result.status} after {result.seconds:.1f} s", flush=True)
-        machine = options.folder / "machine.json"
-        save(results, read_json(machine) if machine.exists() else {})
+        run = StageRun(name, options)
+        try:
+            exit_code = run.until_done(method, lambda result: save([*results, result]))
+            if exit_code == CANNOT_FORK:
+                method = "spawn"
+                run.until_done(method, lambda result: save([*results, result]))
+        finally:
+            run.stop()
+            results.append(run.result)
+            print(f"  {run.result.status} after {run.result.seconds:.1f} s", flush=True)
+            save(results)
     return results
 
 
-def _run_stage(name: str, options: Options, method: str) -> tuple[StageResult, int | None]:
-    """Run one stage in a process; stop the process and its descendants at the time limit."""
-    limit_seconds = STAGES[name].limit_seconds if options.on_gpu else CPU_LIMIT_SECONDS
-    context: Any = multiprocessing.get_context(method)
-    process = context.Process(target=_serve_stage, args=(name, options, method))
-    sys.stdout.flush()
-    start_seconds = time.monotonic()
-    process.start()
-    process.join(limit_seconds)
-    status = "finished"
-    if process.exitcode is None:
-        status = "stopped"
-        end_tree(process.pid)
-        process.join(JOIN_SECONDS)
-    elif process.exitcode != 0:
-        status = FAILED
-    seconds = time.monotonic() - start_seconds
-    rows = read_rows(_rows_file(options, name))
-    if status == FAILED and not any(row.status == FAILED for row in rows):
-        rows.append(Row("process of the stage", FAILED, note=f"exit code {process.exitcode}"))
-    return StageResult(name, status, seconds, limit_seconds, rows), process.exitcode
+class StageRun:
+    """One stage in a process of its own, which ends at the time limit of the stage."""
+
+    def __init__(self, name: str, options: Options):
+        self._name = name
+        self._options = options
+        self._limit_seconds = STAGES[name].limit_seconds if options.on_gpu else CPU_LIMIT_SECONDS
+        self._status = "running"
+        self._start_seconds = self._end_seconds = time.monotonic()
+        self._process: Any = None
+
+    def until_done(self, method: str, on_tick: Callable[[StageResult], None]) -> int | None:
+        """Start the process and block until it ends or the limit has passed; return the exit code."""
+        context: Any = multiprocessing.get_context(method)
+        arguments = (self._name, self._options, method)
+        self._process = context.Process(target=_serve_stage, args=arguments)
+        self._process.start()
+        while self._process.exitcode is None and self._seconds < self._limit_seconds:
+            self._process.join(TICK_SECONDS)
+            on_tick(self.result)
+        return self._process.exitcode
+
+    def stop(self) -> None:
+        """Set the final status; end the process and its descendants if it still runs."""
+        code = self._process.exitcode if self._process else None
+        if code is None and self._process and self._process.pid:
+            end_tree(self._process.pid)
+            self._process.join(JOIN_SECONDS)
+        self._status = {None: "stopped", 0: "finished"}.get(code, FAILED)
+        self._end_seconds = time.monotonic()
+
+    @property
+    def _seconds(self) -> float:
+        end_seconds = time.monotonic() if self._status == "running" else self._end_seconds
+        return end_seconds - self._start_seconds
+
+    @property
+    def result(self) -> StageResult:
+        rows = read_rows(_rows_file(self._options, self._name))
+        if self._status == FAILED and not any(row.status == FAILED for row in rows):
+            note = f"exit code {self._process.exitcode}"
+            rows.append(Row("process of the stage", FAILED, note=note))
+        return StageResult(self._name, self._status, self._seconds, self._limit_seconds, rows)
 
 
 def _rows_file(options: Options, name: str) -> Path:
@@ -133,10 +165,12 @@ def _rows_file(options: Options, name: str) -> Path:
 def _serve_stage(name: str, options: Options, method: str) -> None:
     """Run a stage in its own process; an error becomes a row."""
     os.setsid()
+    # As the handler of the command, but for the signal of `end_tree`: stages clean up on SystemExit.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if options.on_gpu and method == "fork":
         _exit_if_cuda_cannot_fork()
     rows = Rows(_rows_file(options, name))
-    machine = options.folder / "machine.json"
+    machine = options.folder / MACHINE_FILE
     try:
         if not machine.exists():
             write_json(machine, describe_machine(os.cpu_count() or 1))
@@ -174,10 +208,6 @@ def print_results(results: Sequence[StageResult]) -> None:
         print(line.rstrip())
 
 
-def as_json(result: StageResult) -> dict[str, Any]:
-    return {**asdict(result), "is_bad": result.is_bad}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")
@@ -187,23 +217,32 @@ def main() -> None:
     arguments = parser.parse_args()
     default = [name for name, stage in STAGES.items() if arguments.quick or not stage.on_request]
     names = arguments.only or default
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-
-    def save(results: list[StageResult], machine: Any) -> None:
-        bad = [result.stage for result in results if result.is_bad]
-        done = {"quick": arguments.quick, "device": arguments.device, "bad_stages": bad}
-        stages = [as_json(result) for result in results]
-        write_json(arguments.json, {"machine": machine, **done, "stages": stages})
-
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     cache = ROOT / ".cache"
     cache.mkdir(exist_ok=True)
     with TemporaryDirectory(prefix="gpu-acceptance-", dir=cache) as folder:
         options = Options(arguments.device, arguments.quick, Path(folder))
-        results = run_stages(names, options, save)
+        results = run_stages(names, options, partial(save_json, arguments.json, options))
     print_results(results)
     bad = [result.stage for result in results if result.is_bad]
     print(f"not met: {', '.join(bad)}" if bad else "all bounds are met", flush=True)
     sys.exit(1 if bad else 0)
+
+
+def save_json(path: Path, options: Options, results: Sequence[StageResult]) -> None:
+    """Write the results so far; the file is replaced atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = options.folder / MACHINE_FILE
+    write_json(
+        path,
+        {
+            "machine": read_json(machine) if machine.exists() else {},
+            "device": options.device,
+            "quick": options.quick,
+            "bad_stages": [result.stage for result in results if result.is_bad],
+            "stages": [asdict(result) for result in results],
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -72,8 +73,7 @@ def run(options: Options, rows: Rows) -> None:
             continue
         torch._dynamo.reset()
         measured = train_steps(spec_of(options, mode), options.device)
-        pairs = zip(measured.losses, reference.losses, strict=True)
-        difference = max(abs(ours / other - 1) for ours, other in pairs)
+        difference = largest_difference(measured.losses, reference.losses)
         tolerance = FP32_TOLERANCE if mode.precision == "fp32" else BF16_TOLERANCE
         last = f"loss {reference.losses[0]:.3f} to {measured.losses[-1]:.3f}"
         note = f"largest relative difference of {STEPS} losses; {last}"
@@ -112,6 +112,12 @@ def train_steps(spec: RunSpec, device: str) -> Trajectory:
         first_step_seconds = first_step_seconds or time.perf_counter() - start_seconds
     later = counters["stats"]["unique_graphs"] - graphs
     return Trajectory(losses, first_step_seconds, later)
+
+
+def largest_difference(ours: Sequence[float], reference: Sequence[float]) -> float:
+    """Return the largest relative difference; infinity if a loss is not finite."""
+    differences = [abs(a / b - 1) for a, b in zip(ours, reference, strict=True)]
+    return max(differences) if all(map(math.isfinite, differences)) else math.inf
 
 
 def _check_synchronisation(

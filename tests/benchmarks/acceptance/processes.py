@@ -52,12 +52,12 @@ def alive(pids: Collection[int]) -> set[int]:
 def end_tree(pid: int) -> None:
     """Stop a process and its descendants: SIGTERM, and SIGKILL for those that remain."""
     members = {pid, *descendants(pid)}
-    _signal(members, signal.SIGTERM)
-    deadline = time.monotonic() + GRACE_SECONDS
-    while alive(members) and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
-    members |= descendants(pid)
-    _signal(alive(members), signal.SIGKILL)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        members |= descendants(pid)
+        _signal(alive(members), number)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while alive(members) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
 
 
 def _signal(pids: Collection[int], number: int) -> None:

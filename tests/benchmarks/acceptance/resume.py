@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from slm.run.spec import resolve
 from slm.tracking.run_dir import STEP, TRAIN_LOSS, RunDirectory
 from tests.benchmarks import engine
 from tests.benchmarks.acceptance.corpus import corpus_overrides
+from tests.benchmarks.acceptance.parity import largest_difference
 from tests.benchmarks.acceptance.rows import Options, Rows
 from tests.conftest import ROOT
 
@@ -87,7 +87,7 @@ def _wait_for_step(run: RunDirectory, process: subprocess.Popen[bytes]) -> None:
 def _losses(run: RunDirectory) -> dict[int, float]:
     if not (run.path / "metrics.jsonl").exists():
         return {}
-    return {row[STEP]: row[TRAIN_LOSS] for row in run.read_metrics() if TRAIN_LOSS in row}
+    return {int(row[STEP]): row[TRAIN_LOSS] for row in run.read_metrics() if TRAIN_LOSS in row}
 
 
 def _compare(
@@ -100,17 +100,17 @@ def _compare(
     one, other = _losses(reference), _losses(interrupted)
     rows.holds("every step is logged once", one.keys() == other.keys(), f"{len(other)} steps")
     results = reference.result(), interrupted.result()
-    final = [result.val_loss_nats_per_token if result else None for result in results]
-    if None in final:
+    final = [None if result is None else result.val_loss_nats_per_token for result in results]
+    if final[0] is None or final[1] is None:
         rows.failed("validation loss", f"a run has no result: {final}")
         return
-    pairs = [(one[step], other[step]) for step in one.keys() & other.keys()]
-    difference = max(
-        abs(a / b - 1) for a, b in itertools.chain(pairs, [(final[0], final[1])]) if a and b
+    steps = sorted(one.keys() & other.keys())
+    difference = largest_difference(
+        [*(other[step] for step in steps), final[1]], [*(one[step] for step in steps), final[0]]
     )
     exact = deterministic or not options.on_gpu
     note = (
-        f"deterministic, {len(pairs)} steps" if exact else f"not deterministic, {len(pairs)} steps"
+        f"deterministic, {len(steps)} steps" if exact else f"not deterministic, {len(steps)} steps"
     )
     bound = 0.0 if exact else TOLERANCE
     rows.check("losses, resumed against uninterrupted", difference, at_most=bound, note=note)

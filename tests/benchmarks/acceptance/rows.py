@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,8 +42,7 @@ class Row:
     note: str = ""
 
     def cells(self) -> list[str]:
-        value = f"{self.value:,.4g}" if isinstance(self.value, float) else self.value
-        shown = "" if value is None else f"{value} {self.unit}".strip()
+        shown = "" if self.value is None else f"{format_value(self.value)} {self.unit}".strip()
         return [self.check, shown, self.bound, self.status, self.note]
 
     def line(self) -> str:
@@ -50,6 +50,12 @@ class Row:
         measured = f": {value}" if value else ""
         target = f" ({bound})" if bound else ""
         return f"  {status:8} {check}{measured}{target}{f'; {note}' if note else ''}"
+
+
+def format_value(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 class Rows:
@@ -80,7 +86,8 @@ class Rows:
             bounds.append(f"<= {at_most:g}")
             is_met = is_met and value <= at_most
         status = MET if is_met else MISSED
-        self._add(Row(check, status, float(value), unit, ", ".join(bounds), note))
+        shown = float(value) if math.isfinite(value) else str(value)  # JSON has no infinity
+        self._add(Row(check, status, shown, unit, ", ".join(bounds), note))
 
     def holds(self, check: str, condition: bool, note: str = "") -> None:
         self._add(Row(check, MET if condition else MISSED, "yes" if condition else "no", note=note))
