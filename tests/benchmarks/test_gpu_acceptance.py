@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,6 @@ def test_every_default_stage_runs_without_the_packages_that_a_gpu_machine_lacks(
     for stage in stages:
         assert stage["status"] == "finished"
         assert any(row["status"] in ("met", "measured") for row in stage["rows"]), stage
-    assert not list((ROOT / ".cache").glob("gpu-acceptance-*/corpus"))
 
 
 @pytest.mark.slow
@@ -70,7 +70,7 @@ def test_stages_on_request_run(tmp_path: Path) -> None:
 
 def quick_command(
     tmp_path: Path, names: Sequence[str]
-) -> tuple[subprocess.CompletedProcess[str], list[dict[str, object]]]:
+) -> tuple[subprocess.CompletedProcess[str], list[dict[str, Any]]]:
     """Run the command at toy size, with the packages in ABSENT hidden from it and from its processes."""
     hidden = f"import sys\nsys.modules.update(dict.fromkeys({ABSENT!r}))\n"
     (tmp_path / "sitecustomize.py").write_text(hidden)
@@ -128,7 +128,7 @@ def test_missed_bound_is_bad_and_rows_are_saved_while_a_stage_runs(
 ) -> None:
     saved: list[StageResult] = []
     monkeypatch.setitem(STAGES, "versions", Stage(_miss, PATIENCE_SECONDS))
-    (result,) = run_stages(["versions"], options, lambda results: saved.extend(results))
+    (result,) = run_stages(["versions"], options, saved.extend)
     assert result.status == "finished" and result.is_bad
     running = [one for one in saved if one.status == "running"]
     assert [row.status for row in running[-1].rows] == [MISSED]
