@@ -43,9 +43,8 @@ from tests.benchmarks.acceptance import (
     versions,
 )
 from tests.benchmarks.acceptance.processes import end_tree
-from tests.benchmarks.acceptance.rows import BAD, FAILED, Options, Row, Rows, read_rows
+from tests.benchmarks.acceptance.rows import BAD, FAILED, ROOT, Options, Row, Rows, read_rows
 from tests.benchmarks.paired import describe_machine
-from tests.conftest import ROOT
 
 CPU_LIMIT_SECONDS = 300.0  # of a stage; a CPU that is shared may be slow
 CANNOT_FORK = 3

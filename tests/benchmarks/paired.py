@@ -201,7 +201,13 @@ def cpu_instruction_set() -> str:
     """Return the widest vector instructions of the CPU, and its bf16 products: `AVX2`, `AVX-512 + BF16`."""
     found = re.search(r"^(?:flags|Features)\s*: (.*)$", _cpu_info(), re.MULTILINE)
     flags = set(found[1].split()) if found else set()
-    vectors = {"AVX-512": "avx512f", "AVX2": "avx2", "SSE4.2": "sse4_2", "SVE": "sve", "NEON": "asimd"}
+    vectors = {
+        "AVX-512": "avx512f",
+        "AVX2": "avx2",
+        "SSE4.2": "sse4_2",
+        "SVE": "sve",
+        "NEON": "asimd",
+    }
     widest = next((name for name, flag in vectors.items() if flag in flags), platform.machine())
     products = {"BF16": {"avx512_bf16", "bf16"}, "AMX": {"amx_bf16"}}
     return " + ".join([widest, *(name for name, own in products.items() if own & flags)])

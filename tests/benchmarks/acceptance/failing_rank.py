@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tests.benchmarks import engine
-from tests.conftest import ROOT
+from tests.benchmarks.acceptance.rows import ROOT
 
 
 def main() -> None:

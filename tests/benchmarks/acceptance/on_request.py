@@ -7,9 +7,8 @@ import subprocess
 import sys
 
 from tests.benchmarks.acceptance.measuring import add_speed, measure_speed
-from tests.benchmarks.acceptance.rows import Options, Rows
+from tests.benchmarks.acceptance.rows import ROOT, Options, Rows
 from tests.benchmarks.peers import Mode
-from tests.conftest import ROOT
 
 PRESETS = ("125m", "350m", "600m", "1b")
 

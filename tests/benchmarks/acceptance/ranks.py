@@ -19,8 +19,7 @@ from slm.tracking.run_dir import RunDirectory
 from tests.benchmarks import engine
 from tests.benchmarks.acceptance.corpus import corpus_overrides
 from tests.benchmarks.acceptance.processes import POLL_SECONDS, alive, descendants, end_tree
-from tests.benchmarks.acceptance.rows import Options, Rows
-from tests.conftest import ROOT
+from tests.benchmarks.acceptance.rows import ROOT, Options, Rows
 
 EFFICIENCY_FLOOR = 0.9  # tokens/s of n GPUs / (n x tokens/s of one), batch per GPU constant
 END_SECONDS = {"cuda": 60.0, "cpu": 30.0}  # from the error of rank 1 to the end of the last process

@@ -15,8 +15,7 @@ from slm.tracking.run_dir import STEP, TRAIN_LOSS, RunDirectory
 from tests.benchmarks import engine
 from tests.benchmarks.acceptance.corpus import corpus_overrides
 from tests.benchmarks.acceptance.parity import largest_difference
-from tests.benchmarks.acceptance.rows import Options, Rows
-from tests.conftest import ROOT
+from tests.benchmarks.acceptance.rows import ROOT, Options, Rows
 
 TOLERANCE = 1e-3  # largest relative difference of a logged or validation loss on a GPU
 STOP_AFTER_STEP = 20

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 MET, MISSED, MEASURED, SKIPPED, FAILED = "met", "missed", "measured", "skipped", "failed"
+ROOT = Path(__file__).parents[
+    3
+]  # of the checkout; tests.conftest needs pytest, which may be missing
 BAD = {MISSED, FAILED}
 
 
