@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -20,9 +21,11 @@ from omegaconf.errors import OmegaConfBaseException
 from slm.config.hydra import CONF_DIR, add_force_prefix, load_composed_config, register_schema
 from slm.errors import ConfigError, Interrupted, Problem, SlmError
 from slm.logs import log, log_to_console
-from slm.training.distributed.rank import find_place
-from slm.training.distributed.workers import assembled
+from slm.training.distributed.rank import find_placement
+from slm.training.distributed.workers import joined_workers
 from slm.training.execute import train_all
+
+REQUEUE_SECONDS = 60
 
 
 def run_app(main: Callable[[], Any]) -> NoReturn:
@@ -72,12 +75,12 @@ def train_job(cfg: DictConfig) -> float | None:
     """
     log_to_console()  # needed in the processes that launchers start
     try:
-        with assembled(find_place(os.environ), log.error) as team:
-            if not team.leads:
+        with joined_workers(find_placement(os.environ), log.error) as workers:
+            if not workers.is_rank_zero:
                 log.setLevel(logging.CRITICAL)
-            with team.together():
+            with workers.sync_errors():
                 config = load_composed_config(cfg)
-            return train_all(config, team)
+            return train_all(config, workers)
     except SlmError as error:
         if isinstance(error, Interrupted):
             _raise_for_other_handler(error.signal_number)
@@ -94,10 +97,15 @@ def train_job(cfg: DictConfig) -> float | None:
 def _raise_for_other_handler(number: int) -> None:
     """Raise the signal again for the handler installed before ours, now that the state is saved.
 
-    A launcher's handler then requeues the job.
+    A launcher's handler then requeues the job. The one of submitit does so on rank 0 alone and returns on other
+    ranks. These wait here for the requeue, which ends them: with srun --kill-on-bad-exit, a rank that exited
+    first would end rank 0 before it requeues.
     """
     if number != signal.SIGINT and callable(signal.getsignal(number)):
         signal.raise_signal(number)
+        placement = find_placement(os.environ)
+        if placement is not None and placement.rank > 0:
+            time.sleep(REQUEUE_SECONDS)
 
 
 def _exit(message: str, code: int) -> NoReturn:

@@ -17,8 +17,8 @@ from slm.tracking.checkpoints import newest_checkpoint
 from slm.tracking.result import RunResult
 from slm.tracking.run_dir import RunDirectory
 from slm.training.execute import train_all
-from slm.training.module import LanguageModule
 from slm.training.runner import train
+from slm.training.step import StepOutput, TrainingStep
 
 TIMING_KEYS = {run_dir.TOKENS_PER_SECOND}
 
@@ -62,7 +62,7 @@ def assert_same_run(ours: RunDirectory, theirs: RunDirectory) -> None:
     assert rows[0] == rows[1]
     saved, other = checkpoint(ours), checkpoint(theirs)
     assert_equal(saved["state_dict"], other["state_dict"])
-    assert_equal(saved["optimizer_states"], other["optimizer_states"])
+    assert_equal(saved["optimizer"], other["optimizer"])
     assert_equal(saved["random_states"], other["random_states"])
     assert saved["global_step"] == other["global_step"]
     result, expected = ours.result(), theirs.result()
@@ -89,15 +89,15 @@ def assert_equal(one: Any, other: Any) -> None:
 @contextmanager
 def power_cut(monkeypatch: pytest.MonkeyPatch, before_step: int) -> Iterator[None]:
     """Raise an unexpected error before training step `before_step`, and catch it."""
-    original = LanguageModule.take_step
+    original = TrainingStep.take
 
-    def fail(self: LanguageModule, step: int, batch: Tensor) -> dict[str, Any]:
+    def fail(self: TrainingStep, step: int, pairs: Tensor) -> StepOutput:
         if step == before_step:
             raise RuntimeError("power cut")
-        return original(self, step, batch)
+        return original(self, step, pairs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(LanguageModule, "take_step", fail)
+        patched.setattr(TrainingStep, "take", fail)
         with pytest.raises(RuntimeError, match="power cut"):
             yield
 
@@ -105,13 +105,13 @@ def power_cut(monkeypatch: pytest.MonkeyPatch, before_step: int) -> Iterator[Non
 @contextmanager
 def counted_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Record the numbers of the training steps that are taken inside the context."""
-    original = LanguageModule.take_step
+    original = TrainingStep.take
     taken: list[int] = []
 
-    def count(self: LanguageModule, step: int, batch: Tensor) -> dict[str, Any]:
+    def count(self: TrainingStep, step: int, pairs: Tensor) -> StepOutput:
         taken.append(step)
-        return original(self, step, batch)
+        return original(self, step, pairs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(LanguageModule, "take_step", count)
+        patched.setattr(TrainingStep, "take", count)
         yield taken

@@ -24,10 +24,10 @@ from torch.distributed.tensor import DTensor
 from slm.config.load import load_config
 from slm.config.schema import Config, to_tree
 from slm.errors import SlmError
-from slm.training.distributed.rank import find_place
-from slm.training.distributed.workers import Team, assembled
+from slm.training.distributed.rank import find_placement
+from slm.training.distributed.workers import Workers, joined_workers
 from slm.training.execute import train_all
-from slm.training.module import LanguageModule
+from slm.training.step import StepOutput, TrainingStep
 from tests.conftest import PATIENCE_SECONDS, ROOT, cli_env
 
 
@@ -93,17 +93,17 @@ def endings(folder: Path, processes: int) -> list[list[Ending]]:
 def main(jobs: Path, folder: Path) -> None:
     logging.getLogger("slm").setLevel(logging.INFO)
     outcomes: list[dict[str, Any]] = []
-    with assembled(find_place(os.environ), print) as team:
+    with joined_workers(find_placement(os.environ), print) as workers:
         for tree in json.loads(jobs.read_text()):
             job = Job(**{**tree, "config": load_config(tree["config"])})
-            outcomes.append(asdict(run_job(job, team)))
-    (folder / f"rank-{team.rank}.json").write_text(json.dumps(outcomes))
+            outcomes.append(asdict(run_job(job, workers)))
+    (folder / f"rank-{workers.rank}.json").write_text(json.dumps(outcomes))
 
 
-def run_job(job: Job, team: Team) -> Ending:
-    with injected_faults(job, team) as steps:
+def run_job(job: Job, workers: Workers) -> Ending:
+    with injected_faults(job, workers) as steps:
         try:
-            train_all(job.config, team)
+            train_all(job.config, workers)
         except Exception as error:
             code = error.exit_code if isinstance(error, SlmError) else 1
             return Ending(type(error).__name__, str(error), code, steps)
@@ -111,27 +111,27 @@ def run_job(job: Job, team: Team) -> Ending:
 
 
 @contextmanager
-def injected_faults(job: Job, team: Team) -> Iterator[list[int]]:
+def injected_faults(job: Job, workers: Workers) -> Iterator[list[int]]:
     """Inject the faults of the job into its training steps; record the steps taken."""
-    original = LanguageModule.take_step
+    original = TrainingStep.take
     steps: list[int] = []
 
-    def take_step(self: LanguageModule, step: int, batch: torch.Tensor) -> dict[str, Any]:
+    def take(self: TrainingStep, step: int, pairs: torch.Tensor) -> StepOutput:
         if step == job.cut_before_step:
             raise RuntimeError("power cut")
-        self.finite_steps.at_once = not job.defers_finite_check
-        if step == job.poisoned_step and team.rank == 1:
-            weight = self.model.blocks[1].mlp_norm.weight.detach()
+        self.finite_check.is_immediate = not job.defers_finite_check
+        if step == job.poisoned_step and workers.rank == 1:
+            weight = self.module.model.blocks[1].mlp_norm.weight.detach()
             shard = weight.to_local() if isinstance(weight, DTensor) else weight
             shard[0] = float("inf")
         steps.append(step)
-        return original(self, step, batch)
+        return original(self, step, pairs)
 
-    LanguageModule.take_step = take_step  # type: ignore[method-assign]
+    TrainingStep.take = take  # type: ignore[method-assign]
     try:
         yield steps
     finally:
-        LanguageModule.take_step = original  # type: ignore[method-assign]
+        TrainingStep.take = original  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

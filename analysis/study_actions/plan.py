@@ -28,6 +28,7 @@ from slm.studies.plan_tables import (
     format_totals,
     ladder_table,
     list_epoch_refusals,
+    mfu_warnings,
 )
 from slm.studies.throughput import load_throughput, store_probe
 
@@ -69,7 +70,8 @@ def show_plan(cells: Sequence[Cell]) -> None:
         console.print(power_table(power, config))
         for line in _next_runs(cells, power):
             console.print(line, soft_wrap=True)
-    for line in [*design_warnings(cells), *_power_warnings(power, config.study.claim)]:
+    warnings = [*mfu_warnings(cells, throughput), *design_warnings(cells)]
+    for line in [*warnings, *_power_warnings(power, config.study.claim)]:
         console.print(line, soft_wrap=True)
     refusals = list_refusals(cells, power)
     for line in refusals:

@@ -30,7 +30,7 @@ from omegaconf import DictConfig
 
 from slm.errors import ConfigError, InUse, Problem
 from slm.tracking.environment import available_cores
-from slm.training.distributed.rank import check_alone
+from slm.training.distributed.rank import check_single_process
 
 log = logging.getLogger("slm")
 SHOWN_LINES = 20  # of the output of a job that failed
@@ -54,7 +54,8 @@ class LocalLauncher(Launcher):
 
     `gpus` are ids as in CUDA_VISIBLE_DEVICES; by default those that this process sees, and none for
     trainer.accelerator=cpu. Without GPUs there are as many jobs at once as the cores allow at
-    trainer.threads for each process.
+    trainer.threads for each process. Jobs on GPUs share the CPU cores equally, and jobs on the same GPU share
+    its memory equally.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class LocalLauncher(Launcher):
         self._running: set[subprocess.Popen[str]] = set()
         self._stopping = threading.Event()
         self._failed = 0
+        self._concurrent_jobs = 1
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -83,10 +85,11 @@ class LocalLauncher(Launcher):
         Raises:
             ConfigError: if a job needs more GPUs than there are.
         """
-        check_alone(os.environ)
+        check_single_process(os.environ)
         places = self._places()
-        at_once = min(places.qsize(), self.n_jobs or places.qsize())
         total = len(job_overrides)
+        at_once = min(places.qsize(), self.n_jobs or places.qsize())
+        self._concurrent_jobs = min(at_once, total)
         log.info("%d jobs, %d at once, each in its own process", total, at_once)
         with ThreadPoolExecutor(at_once) as pool, stopped_by_signals():
             futures = [
@@ -122,6 +125,18 @@ class LocalLauncher(Launcher):
         for place in places:
             free.put(place)
         return free
+
+    def _threads_of_process(self) -> int:
+        """Return trainer.threads, but not more than an equal share of the cores for every concurrent process."""
+        trainer = self.config.trainer
+        share = available_cores() // (self._concurrent_jobs * trainer.devices)
+        return max(1, min(trainer.threads or share, share))
+
+    def _memory_share(self) -> list[str]:
+        """Return the override that gives each job on a shared GPU an equal share of its memory."""
+        if self.jobs_per_gpu == 1 or self.config.trainer.gpu_memory_fraction is not None:
+            return []
+        return [f"trainer.gpu_memory_fraction={1 / self.jobs_per_gpu:.4g}"]
 
     def _stop(self) -> None:
         """Start nothing new, and let each running job save its state."""
@@ -172,12 +187,17 @@ class LocalLauncher(Launcher):
         return limit is not None and self._failed >= limit
 
     def _call(self, overrides: Sequence[str], gpus: str | None) -> tuple[int, list[str]]:
-        """The exit code of a run and what it said, without what torchrun has to say of it."""
+        """Run train.py; return its exit code and its output, without the lines of torchrun."""
         script = Path(sys.argv[0]).resolve().with_name("train.py")
-        env = dict(os.environ)
-        if gpus is not None:
-            env["CUDA_VISIBLE_DEVICES"] = gpus
         devices = self.config.trainer.devices
+        env = dict(os.environ)
+        threads = self._threads_of_process()
+        # By default each process would start as many compiler processes as there are cores, up to 32.
+        env.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(threads))
+        if gpus is not None:
+            overrides = [*overrides, f"trainer.threads={threads}", *self._memory_share()]
+            env["CUDA_VISIBLE_DEVICES"] = gpus
+            env.setdefault("OMP_NUM_THREADS", str(threads))
         launcher: list[str] = []
         if devices > 1:
             launcher = [

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from hydra_plugins.slm_study.cluster import check_extra, failed_job, plain, tell
 from hydra_plugins.slm_study.local import stopped_by_signals
 from slm.errors import ConfigError, Problem, RunError
-from slm.training.distributed.rank import check_alone
+from slm.training.distributed.rank import check_single_process
 
 log = logging.getLogger("slm")
 # The plugin's own option of the same name would be taken for the schema of conf/hydra/launcher/ray.yaml.
@@ -70,6 +70,7 @@ class RayLauncher(Launcher):
         self.config = config
         if self.remote["num_gpus"] is None:
             self.remote["num_gpus"] = 1 if config.trainer.accelerator == "gpu" else 0
+        self.shares: list[str] = []
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -80,7 +81,7 @@ class RayLauncher(Launcher):
             ConfigError: if the launcher is not installed, or runs are of several processes.
             RunError: if there is no such cluster.
         """
-        check_alone(os.environ)
+        check_single_process(os.environ)
         check_extra("ray", "ray", "hydra_plugins.hydra_ray_launcher")
         devices = self.config.trainer.devices
         if devices > 1:
@@ -106,6 +107,7 @@ class RayLauncher(Launcher):
         import ray
 
         total, resources = len(job_overrides), ray.cluster_resources()
+        self._share(resources)
         have = f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
         log.info("%d jobs on Ray, which has %s", total, have)
         setup_globals()  # resolvers that Hydra's own config needs
@@ -131,10 +133,23 @@ class RayLauncher(Launcher):
                 raise
         return [returns[index] for index in range(total)]
 
+    def _share(self, resources: Mapping[str, float]) -> None:
+        """Give each job on a GPU its share of the GPU's memory and of the cluster's CPU cores."""
+        num_gpus, trainer = self.remote["num_gpus"], self.config.trainer
+        if not num_gpus:
+            return
+        cores = int(resources.get("CPU", 1) * num_gpus / max(resources.get("GPU", 1), num_gpus))
+        cpus = max(1, min(self.remote["num_cpus"] or cores, cores))
+        self.remote["num_cpus"] = cpus
+        self.shares = [f"++trainer.threads={cpus}"]
+        if num_gpus < 1 and trainer.gpu_memory_fraction is None:
+            self.shares.append(f"++trainer.gpu_memory_fraction={num_gpus:.4g}")
+
     def _start(self, overrides: Sequence[str], index: int) -> Any:
         from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray
 
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        arguments = [*overrides, *self.shares]
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, arguments)
         with open_dict(config):
             config.hydra.job.id = str(index)
             config.hydra.job.num = index

@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 from hydra_plugins.slm_study.cluster import check_extra, died, failed_job, plain, tell
 from hydra_plugins.slm_study.local import stopped_by_signals
 from slm.errors import RunError
-from slm.training.distributed.rank import check_alone
+from slm.training.distributed.rank import check_single_process
 
 log = logging.getLogger("slm")
 # Whatever else squeue says of a job, it may go on.
@@ -45,6 +45,9 @@ ENDED = {
     "TIMEOUT",
     GONE,
 }
+CORES_PER_GPU = (
+    8  # for the dataloader, the compiler and the process itself; threads of conf/trainer/gpu.yaml
+)
 LONGEST_PAUSE_SECONDS = 30.0
 SAVING_SECONDS = 300.0  # that jobs have for their state after a Ctrl-C; Slurm kills them sooner
 
@@ -66,6 +69,12 @@ class SlurmLauncher(Launcher):
         trainer = config.trainer
         if self.settings["gpus_per_node"] is None and trainer.accelerator == "gpu":
             self.settings["gpus_per_node"] = trainer.devices
+        if self.settings["cpus_per_task"] is None:
+            default = CORES_PER_GPU if trainer.accelerator == "gpu" else None
+            self.settings["cpus_per_task"] = trainer.threads or default
+        if trainer.devices * trainer.num_nodes > 1:
+            # Else the other ranks of a run wait for a rank that died, until the time limit.
+            self.settings.setdefault("srun_args", ["--kill-on-bad-exit=1"])
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -76,7 +85,7 @@ class SlurmLauncher(Launcher):
             ConfigError: if the launcher is not installed.
             RunError: if Slurm does not take the jobs.
         """
-        check_alone(os.environ)
+        check_single_process(os.environ)
         check_extra("slurm", "submitit", "hydra_plugins.hydra_submitit_launcher")
         jobs = self._submit(job_overrides, initial_job_idx)
         ids = [job.job_id for job in jobs]

@@ -16,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from slm.errors import ConfigError, Problem, RunError
-from slm.training.distributed.rank import check_alone
+from slm.training.distributed.rank import check_single_process
 
 log = logging.getLogger("slm")
 KEYS_SET_BY_STUDY = {
@@ -59,7 +59,7 @@ class StudySweeper(Sweeper):
         from slm.config.hydra import load_composed_config
         from slm.studies.checks import check_study
 
-        check_alone(os.environ)
+        check_single_process(os.environ)
         _check_overrides(arguments)
         config = load_composed_config(self._compose(arguments))
         self.arguments = [a for a in arguments if not a.lstrip("+").startswith("action=")]

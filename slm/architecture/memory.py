@@ -240,6 +240,8 @@ def _attention_bytes(shape: ModelShape, execution: Execution) -> int:
     saved = _norm_bytes(d) + a * d
     if shape.qk_norm:
         saved += (heads + groups) * _norm_bytes(shape.d_head, FP32 if execution.on_gpu else a)
+        if not execution.on_gpu or execution.precision == "fp32":
+            saved += a * kv  # the norms save views of q and k, which keep the memory of v too
     if execution.attention == "reference":
         saved += 2 * a * (q + kv) + a * heads * seq_len
         saved += seq_len if execution.document_mask else 0

@@ -44,8 +44,11 @@ class Examples(Protocol):
     def train_sequences(self) -> int | None:
         """Sequences per epoch; None for an endless stream."""
 
-    def batch(self, seed: int, step: int, batch_sequences: int, rows: slice) -> Pairs:
-        """Return `rows` of the global batch of a step, shape (rows, 2, seq_len)."""
+    def batch(self, seed: int, step: int, batch_sequences: int, rows: slice) -> NDArray[Any]:
+        """Return `rows` of the global batch of a step.
+
+        Windows of tokens (rows, seq_len + 1) in the integer type of the shards, or pairs (rows, 2, seq_len).
+        """
 
 
 @dataclass(frozen=True)
@@ -105,15 +108,14 @@ class TrainingWindows:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def pairs(self, indices: NDArray[np.int64]) -> Pairs:
-        """Return inputs and targets of the windows `indices`, shape (len(indices), 2, seq_len)."""
+    def windows(self, indices: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the windows `indices` in the type of the shards, shape (len(indices), seq_len + 1)."""
         shard_of = np.searchsorted(self._ends, indices, side="right")
         starts = (indices - self._before[shard_of]) * self._seq_len
-        pairs = np.empty((len(indices), 2, self._seq_len), dtype=np.int64)
+        windows = np.empty((len(indices), self._seq_len + 1), dtype=self._arrays[0].dtype)
         for row, (shard, start) in enumerate(zip(shard_of.tolist(), starts.tolist(), strict=True)):
-            window = self._arrays[shard][start : start + self._seq_len + 1]
-            pairs[row, 0], pairs[row, 1] = window[:-1], window[1:]
-        return pairs
+            windows[row] = self._arrays[shard][start : start + self._seq_len + 1]
+        return windows
 
 
 def _reopen(sources: list[Any], seq_len: int) -> TrainingWindows:
@@ -181,7 +183,7 @@ class TextExamples:
     def train_sequences(self) -> int:
         return len(self._windows)
 
-    def batch(self, seed: int, step: int, batch_sequences: int, rows: slice) -> Pairs:
+    def batch(self, seed: int, step: int, batch_sequences: int, rows: slice) -> NDArray[Any]:
         # Computing the order of many steps at once takes hardly longer than that of one step.
         block, within = divmod(step, ORDER_BLOCK_STEPS)
         if self._order_of != (seed, block, batch_sequences):
@@ -189,7 +191,7 @@ class TextExamples:
             self._order = sequences_of_step(seed, block, sequences, len(self._windows))
             self._order_of = (seed, block, batch_sequences)
         first = within * batch_sequences
-        return self._windows.pairs(self._order[first + rows.start : first + rows.stop])
+        return self._windows.windows(self._order[first + rows.start : first + rows.stop])
 
 
 def _read_first_tokens(shards: Sequence[NDArray[Any]], tokens: int | None) -> NDArray[Any]:

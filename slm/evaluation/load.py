@@ -11,13 +11,13 @@ import torch
 from slm.data.tokenizers.export import save_for_transformers
 from slm.data.tokenizers.tokenizer import FILE_NAME, Tokenizer, load_tokenizer
 from slm.errors import DataError, RunError
-from slm.model.build import build_model
+from slm.model.build import build_model, load_weights
 from slm.model.hf import export_llama, import_llama, is_llama_folder
 from slm.model.transformer import Transformer
 from slm.tracking.checkpoints import newest_checkpoint
 from slm.tracking.run_dir import RunDirectory
 
-LIGHTNING_PREFIX = "model."
+CHECKPOINT_PREFIX = "model."
 
 
 def load_model(folder: str | Path) -> Transformer:
@@ -84,10 +84,9 @@ def _load_run(run: Path) -> Transformer:
     config = replace(spec.config, model=replace(spec.config.model, attention="sdpa"))
     model = build_model(config, spec.shape)
     try:
-        model.load_state_dict({k.removeprefix(LIGHTNING_PREFIX): v for k, v in saved.items()})
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
+        load_weights(model, {k.removeprefix(CHECKPOINT_PREFIX): v for k, v in saved.items()})
+    except ValueError as error:
         raise RunError(
-            f"{run}: the checkpoint does not fit {spec.shape.label}, the shape in config.yaml: {reason}"
+            f"{run}: the checkpoint does not fit {spec.shape.label}, the shape in config.yaml: {error}"
         ) from None
     return model.eval()

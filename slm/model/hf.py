@@ -26,6 +26,8 @@ from torch import Tensor
 from slm.architecture.shapes import ModelShape
 from slm.errors import DataError
 from slm.files import atomic_write, read_json, write_json
+from slm.model.build import load_weights
+from slm.model.logical_names import to_logical
 from slm.model.transformer import Transformer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -111,7 +113,7 @@ def llama_config(model: Transformer, eot_id: int | None = None) -> dict[str, Any
 
 def _llama_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """Yield Llama's names and fp32 tensors, with the multipliers folded in."""
-    for name, parameter in model.state_dict().items():
+    for name, parameter in to_logical(model.state_dict(), model.shape).items():
         tensor = parameter.detach().float().cpu()
         if name == "norm.weight":
             tensor = tensor * model.logit_multiplier
@@ -139,7 +141,7 @@ def import_llama(folder: Path) -> Transformer:
     shape = _parse_shape(config, folder / CONFIG)
     eps = float(config.get("rms_norm_eps", 1e-6))  # the default of transformers
     model = Transformer(shape, rope_theta=_parse_rope_theta(config), norm_eps=eps)
-    model.load_state_dict(_convert_to_slm(_read_weights(folder), model, folder))
+    load_weights(model, _convert_to_slm(_read_weights(folder), model, folder))
     return model.eval()
 
 
@@ -239,12 +241,13 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 def _convert_to_slm(
     tensors: dict[str, Tensor], model: Transformer, folder: Path
 ) -> dict[str, Tensor]:
-    """Return the state_dict of `model` from Llama tensors; used tensors are removed from `tensors`.
+    """Return the logical tensors of `model` from Llama tensors; used ones are removed from `tensors`.
 
     Raises:
         DataError: if tensors are missing, unexpected, or have the wrong shape.
     """
-    names = {name: _llama_name(name) for name in dict(model.named_parameters())}
+    parameters = to_logical(dict(model.named_parameters()), model.shape)
+    names = {name: _llama_name(name) for name in parameters}
     missing = sorted(set(names.values()) - set(tensors))
     if missing:
         raise DataError(f"{folder}: {len(missing)} missing tensors; the first is {missing[0]}")
@@ -262,7 +265,7 @@ def _convert_to_slm(
         raise DataError(
             f"{folder}: {len(unexpected)} unexpected tensors; the first is {unexpected[0]}"
         )
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         found, expected = tuple(state[name].shape), tuple(parameter.shape)
         if found != expected:
             raise DataError(

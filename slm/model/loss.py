@@ -8,6 +8,7 @@ gradients are known in the forward pass up to the factor that backward receives.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -41,15 +42,23 @@ def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, reduction="none")
 
 
-def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0) -> HeadLoss:
+def head_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    z_loss: float = 0.0,
+    vocab_size: int | None = None,
+) -> HeadLoss:
     """Compute the loss of logits = hidden (B, T, D) @ weight (V, D)^T for targets (B, T).
 
     `z_loss` is the weight of (log sum exp logits)^2 (2204.02311, section 5). Matrix products use the
-    autocast dtype; softmax and sums use fp32. The result can be differentiated once.
+    autocast dtype; softmax and sums use fp32. Rows of `weight` from `vocab_size` on are padding: their logits are -inf
+    and their gradient is 0. The result can be differentiated once.
     """
     if not torch.is_grad_enabled():  # needs_input_grad stays True under no_grad
         hidden, weight = hidden.detach(), weight.detach()
-    return HeadLoss(*_HeadLoss.apply(hidden.flatten(0, 1), weight, targets.flatten(), z_loss))
+    rows, flat_targets = hidden.flatten(0, 1), targets.flatten()
+    return HeadLoss(*_HeadLoss.apply(rows, weight, flat_targets, z_loss, vocab_size))
 
 
 def chunk_tokens(vocab_size: int) -> int:
@@ -58,8 +67,13 @@ def chunk_tokens(vocab_size: int) -> int:
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float
+    def forward(  # noqa: PLR0917  autograd passes arguments by position
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        z_loss: float,
+        vocab_size: int | None,
     ) -> tuple[Tensor, Tensor]:
         device, sum_dtype = hidden.device.type, torch.promote_types(weight.dtype, torch.float32)
         autocast = torch.is_autocast_enabled(device)
@@ -75,6 +89,8 @@ class _HeadLoss(torch.autograd.Function):
             size = chunk_tokens(len(weight))
             for chunk in (slice(start, start + size) for start in range(0, len(rows), size)):
                 logits = rows[chunk] @ table.T
+                if vocab_size is not None and vocab_size < len(weight):
+                    logits[:, vocab_size:] = -math.inf
                 chunk_nats, squares, grad_logits = _chunk_loss(
                     logits, targets[chunk], z_loss, sum_dtype
                 )
@@ -95,7 +111,7 @@ class _HeadLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_objective: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_objective, grad_weight * grad_objective, None, None
+        return grad_hidden * grad_objective, grad_weight * grad_objective, None, None, None
 
 
 def _chunk_loss(

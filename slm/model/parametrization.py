@@ -33,6 +33,9 @@ each of the 2 depth branches is multiplied by 1/r; therefore the initial varianc
 does not depend on depth. At alpha = 1 the learning rate has no depth factor. Adam's eps decreases as
 the gradients do.
 
+Query, key and value are rows of one parameter, `qkv`, and gate and up of `gate_up`; they have the same
+rule. Initialisation draws them one after the other, so that it does not depend on how they are stored.
+
 A tied table is one tensor: it is initialised, updated and decayed once, by the rules of the embedding,
 which are also those of the head; only the logits are multiplied by 1/m. At d_model = base_width and
 depth = base_depth all three parametrizations are the same.
@@ -44,13 +47,14 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slm.architecture.shapes import ModelShape
 from slm.config.schema import ParametrizationConfig
+from slm.model.logical_names import TABLES, to_logical
+from slm.model.transformer import Transformer
 
 BRANCH_OUTPUTS = ("attention.output.weight", "mlp.down.weight")
-TABLES = {"embedding.weight", "head.weight"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Parametrization:
         return 1 / self.width_multiplier
 
     def rule(self, name: str, parameter: Tensor) -> TensorRule:
-        """Return the rule of a parameter; `name` is its name in the transformer."""
+        """Return the rule of a parameter or logical tensor; `name` is its name in the transformer."""
         width, depth = self.width_multiplier, self.depth_multiplier
         if name in TABLES:
             return TensorRule(math.sqrt(width / parameter.shape[1]), lr=1, decay=1, eps=1 / width)
@@ -101,12 +105,13 @@ class Parametrization:
         return TensorRule(std, lr=1 / width, decay=width, eps=eps)
 
 
-def initialize(model: nn.Module, parametrization: Parametrization, seed: int) -> None:
-    """Initialise every parameter of the transformer; the result depends on `seed` only."""
+@torch.no_grad()
+def initialize(model: Transformer, parametrization: Parametrization, seed: int) -> None:
+    """Initialise every parameter of the transformer; the logical tensors depend on `seed` only."""
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        std = parametrization.rule(name, parameter).initial_std
+    for name, tensor in to_logical(dict(model.named_parameters()), model.shape).items():
+        std = parametrization.rule(name, tensor).initial_std
         if std is None:
-            nn.init.ones_(parameter)
+            tensor.fill_(1)
         else:
-            nn.init.normal_(parameter, std=std, generator=generator)
+            tensor.normal_(std=std, generator=generator)

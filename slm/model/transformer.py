@@ -6,13 +6,19 @@
            │               x = x + m MLP(RMSNorm(x))           each block runs layer_sharing times
            └─ RMSNorm ─▶ head (the embedding table if tied) ─▶ logits (B, T, V), or the loss
 
+    Attention:  x (B, T, D) ─ qkv ─▶ (B, T, (H + 2G) K) ─ split, RoPE ─▶ q (B, H, T, K); k, v (B, G, T, K)
+                  ─ attend ─▶ (B, H, T, K) ─ output ─▶ (B, T, D)
+    SwiGLU:     x (B, T, D) ─ gate_up ─▶ gate, up (B, T, F) ─ silu(gate) * up ─ down ─▶ (B, T, D)
+
 Shapes: B batch, T tokens, D d_model, H query heads, G key/value heads, K d_head, F d_ff, V vocabulary.
 There are no biases. Dropout applies to the embedding and to each branch.
-`slm.model.parametrization` sets the initialisation and the multiplier m.
+`slm.model.parametrization` sets the initialisation and the multiplier m. Checkpoints hold query, key,
+value, gate and up as separate tensors; `slm.model.logical_names` converts them.
 """
 
 from __future__ import annotations
 
+import math
 from typing import overload
 
 import torch
@@ -32,7 +38,8 @@ class Transformer(nn.Module):
     """Decoder-only transformer with tied or untied head.
 
     With `activation_checkpointing`, training saves only the input of each block and recomputes the
-    block in the backward pass.
+    block in the backward pass. The tables have `padded_vocab_size` rows, V rounded up to a multiple of
+    `pad_vocab_to`; the added rows are zeros, and their logits are neither returned nor part of the loss.
     """
 
     cos_sin: Tensor
@@ -49,6 +56,7 @@ class Transformer(nn.Module):
         logit_multiplier: float = 1.0,
         dropout: float = 0.0,
         activation_checkpointing: bool = False,
+        pad_vocab_to: int = 1,
     ):
         super().__init__()
         if attention == "flash":
@@ -59,16 +67,20 @@ class Transformer(nn.Module):
         self.branch_multiplier = branch_multiplier
         self.logit_multiplier = logit_multiplier
         self.activation_checkpointing = activation_checkpointing
-        self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
+        self.padded_vocab_size = math.ceil(shape.vocab_size / pad_vocab_to) * pad_vocab_to
+        self.embedding = nn.Embedding(self.padded_vocab_size, shape.d_model)
         self.blocks = nn.ModuleList(
             Block(shape, norm_eps, attention, branch_multiplier, dropout)
             for _ in range(shape.n_layers)
         )
         self.dropout = nn.Dropout(dropout)
         self.norm = RMSNorm(shape.d_model, norm_eps)
-        self.head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
+        self.head = nn.Linear(shape.d_model, self.padded_vocab_size, bias=False)
         if shape.tied:
             self.head.weight = self.embedding.weight
+        with torch.no_grad():
+            for table in (self.embedding.weight, self.head.weight):
+                table[shape.vocab_size :] = 0
         cos_sin = precompute_rope(shape.seq_len, shape.d_head, rope_theta)
         self.register_buffer("cos_sin", cos_sin, persistent=False)
 
@@ -122,8 +134,8 @@ class Transformer(nn.Module):
             cache.length += tokens.shape[1]
         hidden = self.norm(x, self.logit_multiplier)
         if targets is not None:
-            return head_loss(hidden, self.head.weight, targets, z_loss)
-        return self.head(hidden)
+            return head_loss(hidden, self.head.weight, targets, z_loss, self.shape.vocab_size)
+        return self.head(hidden)[..., : self.shape.vocab_size]
 
 
 class Block(nn.Module):
@@ -155,9 +167,9 @@ class Attention(nn.Module):
         super().__init__()
         self.backend = backend
         self.d_head = shape.d_head
-        self.query = nn.Linear(shape.d_model, shape.n_heads * shape.d_head, bias=False)
-        self.key = nn.Linear(shape.d_model, shape.n_kv_heads * shape.d_head, bias=False)
-        self.value = nn.Linear(shape.d_model, shape.n_kv_heads * shape.d_head, bias=False)
+        heads = (shape.n_heads, shape.n_kv_heads, shape.n_kv_heads)
+        self.widths = [n * shape.d_head for n in heads]  # of q, k and v
+        self.qkv = nn.Linear(shape.d_model, sum(self.widths), bias=False)
         self.output = nn.Linear(shape.n_heads * shape.d_head, shape.d_model, bias=False)
         # Per-head normalisation with one gain for all heads (2302.05442 section 2, here with RMSNorm).
         self.query_norm = RMSNorm(shape.d_head, norm_eps) if shape.qk_norm else nn.Identity()
@@ -167,9 +179,10 @@ class Attention(nn.Module):
         self, x: Tensor, cos_sin: Tensor, documents: Tensor | None, slot: Slot | None
     ) -> Tensor:
         q, k, v = (
-            rearrange(project(x), "b t (h k) -> b h t k", k=self.d_head)
-            for project in (self.query, self.key, self.value)
+            rearrange(part, "b t (h k) -> b h t k", k=self.d_head)
+            for part in self.qkv(x).split(self.widths, dim=-1)
         )
+        v = v.contiguous()  # as a view, it would keep the memory of q and k until the backward pass
         q, k = apply_rope(self.query_norm(q), cos_sin), apply_rope(self.key_norm(k), cos_sin)
         if slot is not None:
             k, v = slot.append(k, v)
@@ -182,12 +195,12 @@ class SwiGLU(nn.Module):
 
     def __init__(self, shape: ModelShape):
         super().__init__()
-        self.gate = nn.Linear(shape.d_model, shape.d_ff, bias=False)
-        self.up = nn.Linear(shape.d_model, shape.d_ff, bias=False)
+        self.gate_up = nn.Linear(shape.d_model, 2 * shape.d_ff, bias=False)
         self.down = nn.Linear(shape.d_ff, shape.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
 
 
 class GeluMLP(nn.Module):

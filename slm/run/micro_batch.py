@@ -62,7 +62,8 @@ def micro_batch_of(spec: RunSpec, accelerator: str, sequences: int | None = None
     if sequences is None:
         sequences = requested_sequences(spec)
     if sequences is None:
-        usable_bytes = usable_memory(PLANNED_GPU_BYTES, accelerator)
+        fraction = spec.config.trainer.gpu_memory_fraction or 1.0
+        usable_bytes = usable_memory(PLANNED_GPU_BYTES * fraction, accelerator)
         largest = largest_micro_batch(spec.shape, execution, rank_sequences, usable_bytes)
         sequences = largest or 1
     plan = plan_memory(spec.shape, execution, sequences, math.ceil(rank_sequences / sequences))

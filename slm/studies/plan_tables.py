@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.table import Table
 
@@ -13,6 +13,7 @@ from slm.architecture.memory import format_bytes
 from slm.architecture.shape_solver import MATCH_TOLERANCE, is_within_aspect_tolerance
 from slm.architecture.shapes import ModelShape, count_parameters
 from slm.rounding import exceeds
+from slm.run.mfu import is_far_outside
 from slm.run.micro_batch import micro_batch_of, planned_accelerator
 from slm.run.spec import RunSpec
 from slm.studies.cells import Cell, RungKey, jobs_of
@@ -238,8 +239,8 @@ def format_time_estimate(cells: Sequence[Cell], throughput: Throughput) -> str:
     seconds = [each for job in jobs if (each := throughput.seconds(job)) is not None]
     if len(seconds) < len(jobs):
         return (
-            "time unknown: measure the throughput of this machine with plan.probe=true, or set an assumed one, for "
-            "example plan.device_flops=989e12 plan.mfu=0.4 (H100, bf16)"
+            "time unknown: measure the throughput of this machine with plan.probe=true, or assume one with plan=h100 "
+            "or plan.device_flops and plan.mfu"
         )
     if not jobs:
         return "all cells are done"
@@ -251,6 +252,22 @@ def format_time_estimate(cells: Sequence[Cell], throughput: Throughput) -> str:
         f"wall time {format_hours(wall)} hours with {at_a_time} at a time, longest job "
         f"{format_hours(longest)} hours"
     )
+
+
+def mfu_warnings(cells: Sequence[Cell], throughput: Throughput) -> list[str]:
+    """Warn of shapes that the table plan.mfu does not cover, if the estimate of hours uses it."""
+    mfu = throughput.mfu
+    if not throughput.is_assumed or not isinstance(mfu, Mapping):
+        return []
+    params = {count_parameters(cell.spec.shape).params_total for cell in cells}
+    outside = sorted(each for each in params if is_far_outside(mfu, each))
+    if not outside:
+        return []
+    counts = " to ".join(dict.fromkeys(f"{each:,}" for each in (outside[0], outside[-1])))
+    return [
+        f"WARN plan.mfu covers {min(mfu):,} to {max(mfu):,} parameters; the hours of {len(outside)} of {len(params)} "
+        f"shapes ({counts} parameters) assume the MFU of the nearer end"
+    ]
 
 
 def _short_override(override: str) -> str:

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from slm.architecture.shapes import count_parameters
 from slm.config.schema import Config
 from slm.data.corpus.identity import MANIFEST
 from slm.data.tokens.prepare import prepared_folder
 from slm.errors import DataError
 from slm.files import read_json, write_json
+from slm.run.mfu import Mfu, mfu_at
 from slm.run.spec import RunSpec
 from slm.studies.cells import Cell, Job
 from slm.tracking.environment import available_cores
@@ -26,19 +28,31 @@ class Throughput:
     """Training throughput in FLOP/s; `measured` maps the FLOPs per token of a shape to its FLOP/s."""
 
     measured: Mapping[int, float]
-    assumed: float | None
-    """FLOP/s if no shape was measured; None if unknown."""
+    device_flops: float | None = None
+    """Peak FLOP/s of a device. With `mfu` it gives the throughput if no shape was measured; None if unknown."""
+    mfu: Mfu = 1.0
 
     @property
     def source(self) -> str:
         if self.measured:
             return f"measured throughput of {len(self.measured)} shapes"
-        return f"assumed throughput of {self.assumed:.3g} FLOP/s per device" if self.assumed else ""
+        if self.device_flops is None:
+            return ""
+        shares = sorted(self.mfu.values() if isinstance(self.mfu, Mapping) else [self.mfu])
+        used = " to ".join(f"{share:.0%}" for share in dict.fromkeys([shares[0], shares[-1]]))
+        return f"assumed MFU of {used} of {self.device_flops:.3g} FLOP/s (estimated until measured)"
+
+    @property
+    def is_assumed(self) -> bool:
+        return not self.measured and self.device_flops is not None
 
     def flops_per_second(self, spec: RunSpec) -> float | None:
         """Return the FLOP/s of a shape, interpolated (log-log) between measured shapes; None if unknown."""
         if not self.measured:
-            return self.assumed
+            params = count_parameters(spec.shape).params_total
+            return (
+                None if self.device_flops is None else self.device_flops * mfu_at(self.mfu, params)
+            )
         f = spec.flops_per_token
         below = max((flops for flops in self.measured if flops <= f), default=None)
         above = min((flops for flops in self.measured if flops >= f), default=None)
@@ -70,8 +84,7 @@ def load_throughput(cells: Sequence[Cell]) -> Throughput:
         result = cell.result
         if result is not None and result.status == "finished":
             measured[cell.spec.flops_per_token] = result.tokens_per_second * result.flops_per_token
-    peak = config.plan.device_flops
-    return Throughput(measured, None if peak is None else peak * config.plan.mfu)
+    return Throughput(measured, config.plan.device_flops, config.plan.mfu)
 
 
 def probe_path(config: Config) -> Path:

@@ -8,6 +8,7 @@ import platform
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,35 @@ PACKAGES = (
 )
 
 
-def describe_environment(*, device: str, threads: int, processes: int = 1) -> dict[str, Any]:
-    """Return the content of env.json."""
+CPUINFO = Path("/proc/cpuinfo")
+DRIVER_VERSION = Path("/sys/module/nvidia/version")
+# Instruction sets in ascending order, by a flag of /proc/cpuinfo on x86-64 or a feature on ARM.
+INSTRUCTION_SETS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX512",
+    "avx512_bf16": "AVX512-BF16",
+    "amx_bf16": "AMX-BF16",
+    "asimd": "NEON",
+    "sve": "SVE",
+    "bf16": "ARM-BF16",
+}
+WITH_BF16 = {"AVX512-BF16", "AMX-BF16", "ARM-BF16"}
+
+
+def describe_environment(
+    *,
+    device: str,
+    threads: int,
+    processes: int = 1,
+    gpu: Mapping[str, str | None] | None = None,
+    attention: str | None = None,
+    compilation: Mapping[str, bool | str] | None = None,
+) -> dict[str, Any]:
+    """Return the content of env.json.
+
+    `gpu` has the versions of the GPU's libraries and driver, `attention` is the attention backend, and
+    `compilation` says whether the blocks are compiled, and why.
+    """
     commit, dirty = source_commit()
     return {
         "python": platform.python_version(),
@@ -37,6 +65,10 @@ def describe_environment(*, device: str, threads: int, processes: int = 1) -> di
         "processes": processes,
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "cores": os.cpu_count(),
+        "cpu_instruction_set": cpu_instruction_set(),
+        "gpu": None if gpu is None else dict(gpu),
+        "attention": attention,
+        "compilation": None if compilation is None else dict(compilation),
         "versions": {package: _version(package) for package in PACKAGES},
         "commit": commit,
         "dirty": dirty,
@@ -48,6 +80,38 @@ def available_cores() -> int:
     """Count the cores that this process may use; a container or a Slurm job may allow fewer than exist."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def cpu_instruction_set() -> str:
+    """Return the most capable vector instruction set of this CPU, such as AVX2 or AVX512-BF16."""
+    flags = _cpu_flags()
+    return next((INSTRUCTION_SETS[f] for f in reversed(INSTRUCTION_SETS) if f in flags), "unknown")
+
+
+def cpu_multiplies_bf16() -> bool | None:
+    """Return whether this CPU has instructions for bf16 matrix products; None if the system does not say."""
+    return cpu_instruction_set() in WITH_BF16 if _cpu_flags() else None
+
+
+def _cpu_flags() -> set[str]:
+    """Return the flags of the first processor in /proc/cpuinfo; empty on systems other than Linux."""
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    for line in lines:
+        name, _, flags = line.partition(":")
+        if name.strip() in ("flags", "Features"):  # x86-64, ARM
+            return set(flags.split())
+    return set()
+
+
+def gpu_driver_version() -> str | None:
+    """Return the version of the NVIDIA driver; None if it is not loaded or the system does not say."""
+    try:
+        return DRIVER_VERSION.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
 
 
 def source_commit() -> tuple[str | None, bool | None]:

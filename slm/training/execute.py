@@ -13,10 +13,10 @@ from slm.tracking.result import RunResult
 from slm.tracking.run_dir import RunDirectory
 from slm.tracking.trunk import Trunk
 from slm.training.distributed.rank import check_launch
-from slm.training.distributed.workers import ALONE, Team
+from slm.training.distributed.workers import SINGLE_PROCESS, Workers
 
 
-def train_all(config: Config, team: Team = ALONE) -> float | None:
+def train_all(config: Config, workers: Workers = SINGLE_PROCESS) -> float | None:
     """Train the run of a config, or all branches of its trunk; a failed branch does not stop the others.
 
     Returns the validation loss of the longest run in nats per token on rank 0, else None.
@@ -25,18 +25,18 @@ def train_all(config: Config, team: Team = ALONE) -> float | None:
         InUse: if another process holds the lease of the run or of the trunk.
         SlmError: the first failure, raised after all branches.
     """
-    with team.together():
-        check_launch(config.trainer, team.world_size, team.local_rank)
+    with workers.sync_errors():
+        check_launch(config.trainer, workers.world_size, workers.local_rank)
         specs = branch_specs(config)
         runs = [RunDirectory.of(spec) for spec in specs]
     trunk = Trunk.of(specs[0])
     with ExitStack() as leases:
         if trunk is not None and len(specs) > 1:
-            team.decide(lambda: _acquire_trunk(trunk, leases))
+            workers.broadcast_from_rank0(lambda: _acquire_trunk(trunk, leases))
         if trunk is not None and config.rerun:
-            team.decide(trunk.delete)
-        _train_each(specs, runs, team)
-    result = runs[-1].result() if team.leads else None
+            workers.broadcast_from_rank0(trunk.delete)
+        _train_each(specs, runs, workers)
+    result = runs[-1].result() if workers.is_rank_zero else None
     return None if result is None else result.val_loss_nats_per_token
 
 
@@ -44,11 +44,11 @@ def _acquire_trunk(trunk: Trunk, leases: ExitStack) -> None:
     leases.callback(trunk.lease.take().release)
 
 
-def _train_each(specs: Sequence[RunSpec], runs: Sequence[RunDirectory], team: Team) -> None:
+def _train_each(specs: Sequence[RunSpec], runs: Sequence[RunDirectory], workers: Workers) -> None:
     failures: list[SlmError] = []
     for spec, run in zip(specs, runs, strict=True):
         try:
-            _train(spec, run, team)
+            _train(spec, run, workers)
         except Interrupted:
             raise
         except SlmError as error:
@@ -59,14 +59,14 @@ def _train_each(specs: Sequence[RunSpec], runs: Sequence[RunDirectory], team: Te
         raise failures[0]
 
 
-def _train(spec: RunSpec, run: RunDirectory, team: Team) -> None:
-    if not team.decide(lambda: _needs_training(spec, run)):
+def _train(spec: RunSpec, run: RunDirectory, workers: Workers) -> None:
+    if not workers.broadcast_from_rank0(lambda: _needs_training(spec, run)):
         return
     with ExitStack() as resources:
-        team.decide(lambda: _claim(spec, run, resources))
+        workers.broadcast_from_rank0(lambda: _claim(spec, run, resources))
         from slm.training.runner import train  # torch and lightning take seconds to import
 
-        result = train(spec, run, team)
+        result = train(spec, run, workers)
     if result is not None:
         log.info("finished: validation %s; run directory: %s", _format_scores(result), run.path)
 

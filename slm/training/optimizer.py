@@ -10,16 +10,14 @@ from torch.optim import AdamW
 from slm.config.schema import OptimizerConfig
 from slm.model.parametrization import Parametrization
 
-LR_MULTIPLIER = "lr_multiplier"
-
 
 def build_optimizer(
     model: nn.Module, config: OptimizerConfig, parametrization: Parametrization
 ) -> AdamW:
-    """Group parameters by the multipliers that the parametrization gives them.
+    """Group parameters by the multipliers of the parametrization.
 
-    Each group carries its `lr_multiplier`; whoever sets learning rates applies it. Norm gains are
-    never decayed; a tied table is one parameter and is decayed once.
+    The peak learning rate of a group is `initial_lr`. Norm gains are never decayed; a tied table is one
+    parameter and is decayed once.
     """
     members: dict[tuple[float, float, float], list[Tensor]] = defaultdict(list)
     for name, parameter in model.named_parameters():
@@ -29,7 +27,7 @@ def build_optimizer(
         {
             "params": parameters,
             "lr": config.lr * lr,
-            LR_MULTIPLIER: lr,
+            "initial_lr": config.lr * lr,
             "weight_decay": config.weight_decay * decay,
             "eps": config.eps * eps,
         }

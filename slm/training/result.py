@@ -1,4 +1,4 @@
-"""What a run came to: its RunResult, put together from the spec and what was measured."""
+"""The RunResult of a run, from its spec and its measurements."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from slm.run.spec import RunSpec
 from slm.tracking import run_dir
 from slm.tracking.result import SCHEMA_VERSION, RunResult, State
 from slm.tracking.spikes import loss_spikes
-from slm.training.callbacks.metrics import Metrics, val_losses
-from slm.training.callbacks.validation import Measured
+from slm.training.batches import count_epochs
+from slm.training.metrics import Metrics
+from slm.training.validation import Measurement, val_losses
 
 
-def counts_of(spec: RunSpec) -> dict[str, Any]:
+def run_counts(spec: RunSpec) -> dict[str, Any]:
     counts = count_parameters(spec.shape)
     return {
         "params_total": counts.params_total,
@@ -38,8 +39,7 @@ def result_of(
     spec: RunSpec,
     *,
     examples: Examples,
-    epochs: float,
-    measured: Measured | None,
+    measured: Measurement | None,
     divergence: Mapping[str, Any] | None,
     metrics: Metrics,
     rows: Sequence[Mapping[str, float]],
@@ -47,9 +47,9 @@ def result_of(
     commit: str | None,
     wandb_id: str | None,
 ) -> RunResult:
-    """`measured` is the final validation; without one the run diverged, as `divergence` says.
+    """Build the result from the final validation or, if `measured` is None, from the divergence.
 
-    `rows` are those of metrics.jsonl, `epochs` the passes that the whole budget means.
+    `rows` are the rows of metrics.jsonl.
     """
     status: State = "diverged" if measured is None else "finished"
     steps = spec.steps if divergence is None else int(divergence["step"])
@@ -59,9 +59,14 @@ def result_of(
     return RunResult(
         schema_version=SCHEMA_VERSION,
         status=status,
-        **_what_was_asked(spec),
-        **{**counts_of(spec), "steps": steps, "tokens": done, "flops": done * spec.flops_per_token},
-        epochs=epochs * steps / spec.steps,
+        **_requested(spec),
+        **{
+            **run_counts(spec),
+            "steps": steps,
+            "tokens": done,
+            "flops": done * spec.flops_per_token,
+        },
+        epochs=count_epochs(examples, spec) * steps / spec.steps,
         taken_over_steps=metrics.taken_over_steps,
         **_validation(examples, measured),
         data_fingerprint=examples.fingerprint,
@@ -78,7 +83,7 @@ def result_of(
     )
 
 
-def _what_was_asked(spec: RunSpec) -> dict[str, Any]:
+def _requested(spec: RunSpec) -> dict[str, Any]:
     config, schedule = spec.config, spec.config.schedule
     decay_tokens = (
         schedule.decay_fraction * spec.tokens
@@ -107,7 +112,7 @@ def _what_was_asked(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def _validation(examples: Examples, measured: Measured | None) -> dict[str, Any]:
+def _validation(examples: Examples, measured: Measurement | None) -> dict[str, Any]:
     val = examples.val
     loss, bits_per_byte = (None, None) if measured is None else val_losses(measured, val.text_bytes)
     return {

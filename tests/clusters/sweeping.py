@@ -93,7 +93,7 @@ def saved_state(run: RunDirectory) -> str:
 
 
 def count_resumes(run: RunDirectory) -> int:
-    return (run.path / "log.txt").read_text().count("going on after step")
+    return (run.path / "log.txt").read_text().count("continuing after step")
 
 
 def assert_same_study(ours: Sweep, theirs: Sweep) -> None:

@@ -39,7 +39,7 @@ def test_resume_uses_the_previous_checkpoint_if_the_newest_is_damaged(
         newest.write_bytes(content if damage == "flip" else content[: len(content) // 2])
     with caplog.at_level("INFO"):
         run_to_end(spec)
-    assert "going on after step 16 of 20" in caplog.text
+    assert "continuing after step 16 of 20" in caplog.text
     assert ("is damaged" in caplog.text) == (damage != "delete")
     assert_same_run(run, uninterrupted)
 
@@ -117,7 +117,7 @@ def test_failed_checkpoint_write_keeps_the_previous_checkpoint(
     again = subprocess.run(
         command, cwd=ROOT, env=cli_env(), capture_output=True, text=True, check=False
     )
-    assert again.returncode == 0 and "going on after step 30 of 40" in again.stderr
+    assert again.returncode == 0 and "continuing after step 30 of 40" in again.stderr
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -12,8 +11,8 @@ import torch
 from slm.errors import Diverged
 from slm.run.spec import RunSpec
 from slm.tracking.run_dir import RunDirectory
-from slm.training.module import LanguageModule
-from slm.training.nonfinite import FiniteSteps
+from slm.training.nonfinite import NonFiniteCheck
+from slm.training.step import StepOutput, TrainingStep
 from tests.running import run_to_end
 
 Spec = Callable[..., RunSpec]
@@ -23,15 +22,15 @@ def test_divergence_is_written_to_the_result(
     tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = tiny_spec(seed=3)
-    original = LanguageModule.take_step
+    original = TrainingStep.take
 
-    def poison(self: LanguageModule, step: int, batch: torch.Tensor) -> dict[str, Any]:
+    def poison(self: TrainingStep, step: int, pairs: torch.Tensor) -> StepOutput:
         if step == 5:
             with torch.no_grad():
-                self.model.blocks[1].mlp_norm.weight[0] = float("inf")
-        return original(self, step, batch)
+                self.module.model.blocks[1].mlp_norm.weight[0] = float("inf")
+        return original(self, step, pairs)
 
-    monkeypatch.setattr(LanguageModule, "take_step", poison)
+    monkeypatch.setattr(TrainingStep, "take", poison)
     with pytest.raises(Diverged, match="step 5: loss nan"):
         run_to_end(spec)
     run = RunDirectory.of(spec)
@@ -57,22 +56,22 @@ def test_deferred_check_skips_the_step_without_synchronizing(
     The host reads the flag only when a metric row is written.
     """
     spec = tiny_spec(trainer={"log_every_steps": 10})
-    original = LanguageModule.take_step
+    original = TrainingStep.take
     history: list[torch.Tensor] = []
 
-    def poison(self: LanguageModule, step: int, batch: torch.Tensor) -> dict[str, Any]:
-        self.finite_steps.at_once = False
-        gain = self.model.norm.weight
+    def poison(self: TrainingStep, step: int, pairs: torch.Tensor) -> StepOutput:
+        self.finite_check.is_immediate = False
+        gain = self.module.model.norm.weight
         before = gain.detach().clone()
         if step == 5:
             gain.data[0] = float("nan")
-        outputs = original(self, step, batch)
+        outputs = original(self, step, pairs)
         if step == 5:
             gain.data.copy_(before)  # undo only the NaN: `history` would show a step that was taken
-        history.append(self.model.embedding.weight.detach().clone())
+        history.append(self.module.model.embedding.weight.detach().clone())
         return outputs
 
-    monkeypatch.setattr(LanguageModule, "take_step", poison)
+    monkeypatch.setattr(TrainingStep, "take", poison)
     with pytest.raises(Diverged, match="step 5: loss nan"):
         run_to_end(spec)
     assert not torch.equal(history[4], history[3])
@@ -86,9 +85,9 @@ def test_steps_after_a_skipped_step_are_skipped() -> None:
     """The optimizer skips every later step until the host reads the flag."""
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
-    finite_steps = FiniteSteps(["norm.weight"], seed=0, device=torch.device("cpu"))
+    finite_check = NonFiniteCheck(["norm.weight"], seed=0, device=torch.device("cpu"))
     with pytest.raises(Diverged):
-        finite_steps.admit(7, torch.tensor(float("inf")), torch.tensor([1.0]), optimizer)
+        finite_check.admit(7, torch.tensor(float("inf")), torch.tensor([1.0]), optimizer)
     weight.grad = torch.ones(3)
     optimizer.step()
     assert torch.equal(weight, torch.ones(3))

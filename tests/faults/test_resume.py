@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
 
+from slm.data.examples import ValidationSet
 from slm.errors import Interrupted
 from slm.run.spec import RunSpec
 from slm.tracking import run_dir
 from slm.tracking.run_dir import RunDirectory
-from slm.training.callbacks.validation import Validation
-from slm.training.module import LanguageModule
+from slm.training.batches import ValidationBatches
+from slm.training.step import StepOutput, TrainingStep
 from tests.conftest import merged
 from tests.running import assert_same_run, power_cut, run_to_end
 
@@ -97,19 +98,20 @@ def test_run_does_not_depend_on_earlier_random_draws(tiny_spec: Spec, tmp_path: 
     assert_same_run(second, first)
 
 
-class FailingLoader(DataLoader[Any]):
-    """A validation loader that calls `fail` in the middle of its n-th pass."""
+class SmallBatches(ValidationBatches):
+    """Validation batches of 8 windows; the n-th pass calls `fail` in its middle."""
 
-    def __init__(self, loader: DataLoader[Any], at_pass: int, fail: Callable[[], None]):
-        super().__init__(loader.dataset, batch_size=8, generator=torch.Generator())
-        self.remaining, self.fail = at_pass, fail
+    fail: Callable[[], None]
+    remaining_passes = 0
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __init__(self, val: ValidationSet, batch_size: int, rank: int = 0, world_size: int = 1):
+        super().__init__(val, 8, rank, world_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        SmallBatches.remaining_passes -= 1
         for index, batch in enumerate(super().__iter__()):
-            if index == 2:
-                self.remaining -= 1
-                if self.remaining == 0:
-                    self.fail()
+            if index == 2 and SmallBatches.remaining_passes == 0:
+                SmallBatches.fail()
             yield batch
 
 
@@ -131,20 +133,14 @@ def test_interrupted_validation_is_repeated_on_resume(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """20 steps with a validation every 5 steps; the fourth pass is after the last step."""
+    monkeypatch.setattr("slm.training.loop.ValidationBatches", SmallBatches)
+    monkeypatch.setattr(SmallBatches, "fail", staticmethod(fail), raising=False)
     settings: dict[str, Any] = {"trainer": {"validate_every_steps": 5}}
     uninterrupted, _ = run_to_end(tiny_spec(runs_dir=str(tmp_path / "uninterrupted"), **settings))
     spec = tiny_spec(runs_dir=str(tmp_path / "cut"), **settings)
-    original = Validation.__init__
-
-    def use_failing_loader(
-        self: Validation, loader: DataLoader[Any], *rest: Any, **named: Any
-    ) -> None:
-        original(self, FailingLoader(loader, at_pass, fail), *rest, **named)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Validation, "__init__", use_failing_loader)
-        with pytest.raises(RuntimeError if fail is crash else Interrupted) as caught:
-            run_to_end(spec)
+    monkeypatch.setattr(SmallBatches, "remaining_passes", at_pass)
+    with pytest.raises(RuntimeError if fail is crash else Interrupted) as caught:
+        run_to_end(spec)
     if isinstance(caught.value, Interrupted):
         assert caught.value.exit_code == 128 + signal.SIGTERM
         assert f"after step {5 * at_pass} of 20" in str(caught.value)
@@ -178,21 +174,21 @@ def test_signal_interrupts_the_run_and_restores_the_handler(
         signal.signal(number, before)
 
 
-def test_signal_stops_within_a_block_of_steps(
+def test_signal_stops_between_metric_rows(
     tiny_spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {"trainer": {"log_every_steps": 10}}
     uninterrupted, _ = run_to_end(tiny_spec(runs_dir=str(tmp_path / "uninterrupted"), **settings))
     spec = tiny_spec(runs_dir=str(tmp_path / "cut"), **settings)
-    original = LanguageModule.take_step
+    original = TrainingStep.take
 
-    def terminate(self: LanguageModule, step: int, batch: torch.Tensor) -> dict[str, Any]:
+    def terminate(self: TrainingStep, step: int, pairs: torch.Tensor) -> StepOutput:
         if step == 6:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, step, batch)
+        return original(self, step, pairs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(LanguageModule, "take_step", terminate)
+        patched.setattr(TrainingStep, "take", terminate)
         with pytest.raises(Interrupted, match="after step 7 of 20"):
             run_to_end(spec)
     resumed, _ = run_to_end(spec)

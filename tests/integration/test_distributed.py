@@ -83,18 +83,18 @@ def assert_close(ours: RunDirectory, theirs: RunDirectory) -> None:
     assert (one.val_errors or {}) == pytest.approx(other.val_errors or {}, abs=1e-4)
     saved, others_saved = checkpoint(ours), checkpoint(theirs)
     assert saved.keys() == others_saved.keys()
-    assert saved["callbacks"].keys() == others_saved["callbacks"].keys()
+    assert saved["progress"].keys() == others_saved["progress"].keys()
     assert list(saved["state_dict"]) == list(others_saved["state_dict"])
     for name, tensor in saved["state_dict"].items():
         reference = others_saved["state_dict"][name]
         assert type(tensor) is type(reference) and tensor.dtype == reference.dtype
         np.testing.assert_allclose(tensor, reference, atol=1e-4)
-    (state,), (others_state,) = saved["optimizer_states"], others_saved["optimizer_states"]
+    state, others_state = saved["optimizer"], others_saved["optimizer"]
     assert_equal(state["param_groups"], others_state["param_groups"])
     shapes = [
         {
-            (index, key): value.shape
-            for index, values in s["state"].items()
+            (name, key): value.shape
+            for name, values in s["state"].items()
             for key, value in values.items()
         }
         for s in (state, others_state)

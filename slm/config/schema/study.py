@@ -7,8 +7,8 @@ from typing import Literal
 
 from slm.config.schema.types import (
     Count,
-    Fraction,
     Index,
+    Mfu,
     Name,
     NonNegative,
     Positive,
@@ -81,14 +81,16 @@ class StudyConfig:
 @section
 class PlanConfig:
     probe: bool = False
-    """Measure and store the throughput of every shape before planning; takes some seconds per shape."""
+    """Measure and store the throughput of every shape before planning; takes some seconds per shape, and up to
+    a minute if its blocks are compiled."""
     probe_seconds: Positive = 2.0
     """Measuring time of the probe per shape, in seconds."""
     device_flops: Positive | None = None
     """Dense peak FLOP/s of one device (H100 in bf16: 989e12), to estimate hours of shapes without a measured
     throughput."""
-    mfu: Fraction = 0.4
-    """Assumed model FLOPs utilization: the share of device_flops that training reaches."""
+    mfu: Mfu = 0.3
+    """Assumed model FLOPs utilization: the share of device_flops that training reaches. One number, or a table
+    of numbers by total parameters such as {125m: 0.23, 1b: 0.37}, interpolated in ln(parameters)."""
     devices: Count | None = None
     """Number of jobs that run at the same time, for the estimate of hours; null means as many as the local
     launcher would run on this machine."""

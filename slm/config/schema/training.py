@@ -16,6 +16,7 @@ from slm.config.schema.types import (
     NonNegative,
     OpenFraction,
     Positive,
+    ShareOfOne,
     Size,
     section,
 )
@@ -111,14 +112,20 @@ class TrainerConfig:
     """Number of nodes of the run."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """fp32, or bf16 autocast with fp32 weights. Part of a run's identity."""
+    deterministic: bool = False
+    """Use only deterministic kernels, for a bit-for-bit resume on a GPU; slower. Runs on a CPU resume bit for bit
+    without it."""
     threads: Count | None = None
-    """CPU threads of the run; null uses every core."""
+    """CPU threads of the run; null uses every core. On a GPU, at most the cores per process are used."""
+    gpu_memory_fraction: ShareOfOne | None = None
+    """Share of the GPU's memory that one process of the run may use; null means all of it. The launchers set it
+    where several jobs share a GPU."""
     micro_batch_sequences: CountOrAuto | None = None
     """Sequences per forward pass. null: the whole global batch at once. auto: the largest number predicted to
     fit in the free memory."""
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
-    """Compile the blocks with torch.compile. auto compiles where it saves time: runs of minutes on CPU, runs
-    of more than 1000 steps on a GPU. Changes rounding."""
+    """Compile the blocks with torch.compile. auto compiles runs that are predicted to take minutes without it.
+    Changes rounding."""
     activation_checkpointing: bool = False
     """Store only the input of each block and recompute the block in the backward pass: less memory, about a
     third more time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, dataclass_transform
 
 from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator
@@ -35,6 +36,28 @@ def _count_or_auto(value: object) -> object:
     return value
 
 
+def _mfu(value: object) -> object:
+    """Validate a share, or a table of shares by parameter count, in one function (see `_count_or_auto`)."""
+    if not isinstance(value, Mapping):
+        return _mfu_share(value)
+    if not value:
+        raise ValueError("must be a number, or a table such as {125m: 0.23, 1b: 0.37}")
+    table = {}
+    for size, share in value.items():
+        params = parse_size(size)
+        if isinstance(params, bool) or not isinstance(params, int) or params <= 0:
+            raise ValueError(f"parameter count {size!r} of the table must be a number such as 125m")
+        table[params] = _mfu_share(share)
+    return dict(sorted(table.items()))
+
+
+def _mfu_share(value: object) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= 1:  # type: ignore[operator]
+        raise ValueError("must be above 0 and at most 1, or a table such as {125m: 0.23, 1b: 0.37}")
+    return float(value)  # type: ignore[arg-type]
+
+
 def _no_bool(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")
@@ -63,6 +86,8 @@ Amount = Annotated[
 Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
+ShareOfOne = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1)]
+Mfu = Annotated[float | dict[int, float], PlainValidator(_mfu)]
 FractionBelowOne = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)]
 OpenFraction = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)]
 ParametrizationKind = Literal["standard", "mup", "completep"]

@@ -1,10 +1,12 @@
-"""The device of a run: which one, how many threads, and its peak if that is known."""
+"""Device of a run: choice, threads, memory limit, deterministic kernels, peak FLOP/s and library versions."""
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,23 +15,37 @@ import torch
 
 from slm.config.schema import TrainerConfig
 from slm.errors import ConfigError, Problem
-from slm.tracking.environment import available_cores
-from slm.training.distributed.workers import Team
+from slm.tracking.environment import (
+    available_cores,
+    cpu_instruction_set,
+    cpu_multiplies_bf16,
+    gpu_driver_version,
+)
+from slm.training.distributed.workers import Workers
 
-# Dense peak FLOP/s of tensor cores with 16-bit inputs; NVIDIA's datasheets print twice these where
-# they assume sparsity.
+# Dense peak FLOP/s of tensor cores with bf16 inputs and fp32 sums, by words of the device's name. NVIDIA's
+# datasheets print twice these where they assume sparsity.
 PEAK_BF16_FLOPS = {
+    "A10": 125e12,  # NVIDIA A10 datasheet, 2021
     "A100": 312e12,  # NVIDIA A100 Tensor Core GPU datasheet, 2021
-    "H100 PCIe": 756e12,  # NVIDIA H100 Tensor Core GPU datasheet, 2023
-    "H100": 989e12,  # the same, SXM5
+    "B200": 2250e12,  # NVIDIA HGX B200 datasheet, 2024
+    "GH200": 989e12,  # NVIDIA GH200 Grace Hopper Superchip datasheet, 2023
+    "H100": 989e12,  # NVIDIA H100 Tensor Core GPU datasheet, 2023: SXM5
+    "H100 NVL": 835e12,  # the same datasheet
+    "H100 PCIe": 756e12,  # the same datasheet
     "H200": 989e12,  # NVIDIA H200 Tensor Core GPU datasheet, 2024
     "L4": 121e12,  # NVIDIA L4 Tensor Core GPU datasheet, 2023
+    "L40S": 362e12,  # NVIDIA L40S datasheet, 2023
+    "RTX 4090": 165.2e12,  # NVIDIA Ada GPU Architecture whitepaper, 2022
 }
+# A device with one of these words in its name has another peak than the device without it, because it is another
+# chip or a slice of one; so it has a peak only if the table has it with the word.
+VARIANTS = {"D", "Laptop", "MIG", "NVL"}
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What this process computes on; `peak_flops` is that of the devices of its whole team."""
+    """Device of this process; `peak_flops` is the sum over the devices of all ranks."""
 
     accelerator: str
     device: str
@@ -37,20 +53,25 @@ class Machine:
     peak_flops: float | None
 
 
-def prepare_machine(config: TrainerConfig, team: Team) -> Machine:
-    """Choose this process's device and threads, and forget what earlier jobs needed of them.
+def prepare_machine(config: TrainerConfig, workers: Workers) -> Machine:
+    """Choose this process's device and threads, and undo the settings of earlier jobs of this process.
 
     Raises:
-        ConfigError: if there is no such device.
+        ConfigError: if there is no such device, or the CPU has no bf16 instructions and the config needs them.
     """
     accelerator = resolve_accelerator(config)
-    threads = set_threads(config)
+    check_precision(config, accelerator)
+    threads = set_threads(config, accelerator)
+    set_deterministic(config.deterministic)
     if accelerator == "gpu":
-        torch.cuda.set_device(team.local_rank)
+        torch.cuda.set_device(workers.local_rank)
+        torch.cuda.set_per_process_memory_fraction(config.gpu_memory_fraction or 1.0)
     device = device_name(accelerator)
     reset_peak_memory(accelerator)
     peak = peak_flops(device, config.precision)
-    return Machine(accelerator, device, threads, None if peak is None else peak * team.world_size)
+    return Machine(
+        accelerator, device, threads, None if peak is None else peak * workers.world_size
+    )
 
 
 def resolve_accelerator(config: TrainerConfig) -> str:
@@ -75,11 +96,62 @@ def resolve_accelerator(config: TrainerConfig) -> str:
     return accelerator
 
 
-def set_threads(config: TrainerConfig) -> int:
-    """Fix the CPU threads of this process; sums are rounded differently with other counts."""
-    threads = config.threads or max(1, available_cores() // config.devices)
+def check_precision(config: TrainerConfig, accelerator: str) -> None:
+    """Raise a ConfigError for bf16 on a CPU that would emulate it, several times slower than fp32."""
+    if accelerator == "gpu" or config.precision != "bf16" or cpu_multiplies_bf16() is not False:
+        return
+    rule = f"this CPU ({cpu_instruction_set()}) has no bf16 instructions: AVX512-BF16 or AMX-BF16"
+    fix = "use trainer=cpu, which trains in fp32; precision is part of a run's identity"
+    raise ConfigError([Problem("trainer.precision", "bf16", rule, fix)])
+
+
+def set_threads(config: TrainerConfig, accelerator: str = "cpu") -> int:
+    """Set and return the CPU threads of this process.
+
+    On a CPU the number changes how sums are rounded, so it is what the config says. On a GPU it does not, and
+    is at most this process's share of the cores.
+    """
+    share = cores_of_process(config, os.environ)
+    threads = config.threads or share
+    if accelerator == "gpu":
+        threads = min(threads, share)
     torch.set_num_threads(threads)
     return threads
+
+
+def cores_of_process(config: TrainerConfig, environ: Mapping[str, str]) -> int:
+    """Return the cores for one process: those of its Slurm task, else its share of the cores of this machine.
+
+    The processes of torchrun share the cores that they see, also inside a Slurm job.
+    """
+    cores, of_task = available_cores(), environ.get("SLURM_CPUS_PER_TASK")
+    if of_task and "SLURM_STEP_NUM_TASKS" in environ and "RANK" not in environ:
+        return min(cores, int(of_task))
+    return max(1, cores // config.devices)
+
+
+def set_deterministic(enabled: bool) -> None:
+    """Switch torch to deterministic kernels, or back; an operator without one then raises a RuntimeError.
+
+    cuBLAS reads its variable once per process, at the first matrix product, so it is never removed again.
+    """
+    if enabled:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(enabled)
+    torch.backends.cudnn.deterministic = enabled
+
+
+def describe_gpu() -> dict[str, str | None]:
+    """Return the versions of CUDA, cuDNN, NCCL and the driver, for env.json; all None without a GPU."""
+    if not torch.cuda.is_available():
+        return dict.fromkeys(("cuda", "cudnn", "nccl", "driver"))
+    cudnn, has_nccl = torch.backends.cudnn.version(), torch.distributed.is_nccl_available()
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": None if cudnn is None else str(cudnn),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if has_nccl else None,
+        "driver": gpu_driver_version(),
+    }
 
 
 def device_name(accelerator: str) -> str:
@@ -87,17 +159,19 @@ def device_name(accelerator: str) -> str:
 
 
 def peak_flops(device: str, precision: str) -> float | None:
-    """Dense peak FLOP/s of a device, None unless the device and precision are in the table.
+    """Return the dense peak FLOP/s of a device; None unless the device and precision are in the table.
 
-    NVL parts and MIG slices carry a name of the table with another peak, so they have none here.
+    `device` is a name as from torch.cuda.get_device_name, such as `NVIDIA H100 80GB HBM3`.
     """
     if precision != "bf16":
         return None
     words = set(re.split(r"[\s-]+", device))
-    if words & {"NVL", "MIG"}:
-        return None
     matches = [name for name in PEAK_BF16_FLOPS if words.issuperset(name.split())]
-    return PEAK_BF16_FLOPS[max(matches, key=len)] if matches else None
+    if not matches:
+        return None
+    name = max(matches, key=len)
+    is_variant = bool((words & VARIANTS) - set(name.split()))
+    return None if is_variant else PEAK_BF16_FLOPS[name]
 
 
 def reset_peak_memory(accelerator: str) -> None:

@@ -1,4 +1,4 @@
-"""The memory that a device has free, the micro-batch that it allows, and what is said when it runs out."""
+"""Free memory of the device, the micro-batch that fits, and advice when memory runs out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from slm.run.micro_batch import (
 )
 from slm.run.spec import RunSpec
 from slm.tracking.run_dir import RunDirectory
-from slm.training.distributed.workers import Team
+from slm.training.distributed.workers import Workers
 
 log = logging.getLogger(__name__)
 # cgroups of version 2 and of version 1: where they are, their limit, what is used of it, and what of
@@ -40,17 +40,22 @@ CGROUPS = {
         "total_inactive_file",
     ),
 }
-# What is said by torch's CPU allocator, on Linux and elsewhere, and by libraries of CUDA.
+# In messages of torch's CPU allocator (Linux, others) and of CUDA libraries.
 SIGNS = ("can't allocate memory", "not enough memory", "_ALLOC_FAILED")
 
 
-def settle_micro_batch(spec: RunSpec, run: RunDirectory, accelerator: str) -> MicroBatch:
-    """What the config asks for, or what auto comes to here; a run that goes on keeps that, if it can.
+def settle_micro_batch(
+    spec: RunSpec, run: RunDirectory, accelerator: str, free: int | None = None
+) -> MicroBatch:
+    """Return the configured micro-batch, or the one that auto chooses; a resumed run keeps its size if it fits.
+
+    `free` is the free memory in bytes, the smallest of all ranks; None means that of this process.
 
     Raises:
         ConfigError: if one sequence does not fit.
     """
-    free = free_bytes(accelerator)
+    if free is None:
+        free = free_bytes(accelerator, spec.config.trainer.gpu_memory_fraction)
     asked = requested_sequences(spec)
     if asked is None:
         chosen = choose_micro_batch(spec, accelerator, free, _chosen_before(run))
@@ -77,14 +82,12 @@ def _chosen_before(run: RunDirectory) -> int | None:
 
 
 @contextmanager
-def out_of_memory_told(
-    spec: RunSpec, accelerator: str, micro_batch: MicroBatch, team: Team
+def advise_on_oom(
+    spec: RunSpec, accelerator: str, micro_batch: MicroBatch, workers: Workers
 ) -> Iterator[None]:
-    """Turn what torch or Python raise where memory runs out into what can be done about it.
+    """Replace an out-of-memory error by a RunError that lists changes which need less memory.
 
-    Raises:
-        RunError: for these alone; checkpoints stay as they are. A process of a team says it and raises
-            what it met, as of any error that the others do not share.
+    One of several ranks logs the advice and raises the original error, which the other ranks do not share.
     """
     try:
         yield
@@ -92,8 +95,8 @@ def out_of_memory_told(
         if not _is_out_of_memory(error):
             raise
         message = _advice(error, spec, accelerator, micro_batch)
-        if team.world_size > 1:
-            log.critical("process %d: %s", team.rank, message)
+        if workers.world_size > 1:
+            log.critical("process %d: %s", workers.rank, message)
             raise
         raise RunError(message) from error
 
@@ -107,7 +110,7 @@ def _advice(error: BaseException, spec: RunSpec, accelerator: str, micro_batch: 
         f"predicted for {micro_batch.sequences} sequences at once: {format_bytes(plan.total_bytes)}, "
         f"for {plan.moment} ({parts})\n"
         f"for less: {suggest_less_memory(spec, accelerator, micro_batch)}\n"
-        "the same command with such a change goes on from the newest checkpoint"
+        "the same command with such a change continues from the newest checkpoint"
     )
 
 
@@ -117,13 +120,30 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return any(sign in str(error) for sign in SIGNS)
 
 
-def free_bytes(accelerator: str) -> int:
-    """What this process could take: of its GPU, or of the machine and the limits that it was given."""
+def free_bytes(accelerator: str, gpu_memory_fraction: float | None = None) -> int:
+    """Return the bytes that this process could allocate on its GPU, or on the machine within its limits.
+
+    `gpu_memory_fraction` is the share of the GPU's memory that this process may use; None means all of it.
+    """
     if accelerator == "gpu":
         gc.collect()  # an earlier run of this process
-        free, _ = torch.cuda.mem_get_info()
-        return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        free, total = torch.cuda.mem_get_info()
+        reserved, allocated = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
+        return unused_bytes(free, total, reserved, allocated, gpu_memory_fraction)
     return min([_free_of_machine(), *_free_of_cgroups(), *_free_of_address_space()])
+
+
+def unused_bytes(
+    free: int, total: int, reserved: int, allocated: int, fraction: float | None
+) -> int:
+    """Return the bytes that a process can still allocate on a GPU, of `free` and of its share of `total`.
+
+    `reserved` is what its allocator holds, of which `allocated` is in use.
+    """
+    left = free + reserved
+    if fraction is not None:
+        left = min(left, int(fraction * total))
+    return max(0, left - allocated)
 
 
 def _free_of_machine() -> int:

@@ -1,7 +1,7 @@
-"""Random states: what a run starts from, what its checkpoints hold, what a step draws from.
+"""Random states: at the start of a run, in its checkpoints, and per step for dropout.
 
-Order and content of batches need none of it, and neither does dropout, which is seeded step by step.
-It is kept so that code added to a run, a callback say, may draw and still resume exactly.
+Batches need none, and dropout is seeded step by step. The states are kept so that code that a user adds to a
+run may draw random numbers and still resume exactly.
 """
 
 from __future__ import annotations
@@ -15,36 +15,33 @@ import torch
 
 
 def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
-    """Make what dropout draws in a step a function of these, and of nothing that came before."""
-    (words,) = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
-    # Not torch.manual_seed, which notes a stack trace a call where CUDA is built in but not used.
-    torch.default_generator.manual_seed(int(words))
+    """Seed the generators, so that dropout is a function of these arguments only."""
+    (word,) = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
+    # torch.manual_seed records a stack trace at each call if CUDA is built in but not used: 1 ms.
+    torch.default_generator.manual_seed(int(word))
     if device.type == "cuda":
-        torch.cuda.manual_seed(int(words))
+        torch.cuda.manual_seed(int(word))
 
 
 def seed_random_states(seed: int) -> None:
-    """Start every generator from the run's seed, whatever ran in this process before."""
+    """Seed every generator, whatever ran in this process before."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)  # CUDA's too
 
 
 def random_states(*, cuda: bool) -> dict[str, Any]:
-    """States of the python, numpy, torch and CUDA generators, as types `weights_only` can load."""
+    """Return the states of the python, numpy, torch and CUDA generators, loadable with `weights_only`."""
     version, internal, gauss = random.getstate()
     numpy_state = np.random.get_state(legacy=False)
     assert isinstance(numpy_state, dict)
+    key = {"key": numpy_state["state"]["key"].tolist(), "pos": int(numpy_state["state"]["pos"])}
     return {
         "python": [version, list(internal), gauss],
-        "numpy": {**numpy_state, "state": _plain(numpy_state["state"])},
+        "numpy": {**numpy_state, "state": key},
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if cuda else [],
     }
-
-
-def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    return {"key": state["key"].tolist(), "pos": int(state["pos"])}
 
 
 def restore_random_states(states: Mapping[str, Any]) -> None:

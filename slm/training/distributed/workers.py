@@ -1,177 +1,197 @@
-"""The processes that train one run together, and what they agree on. Torch comes with the second one.
+"""The processes that train one run together, and how they agree on decisions and errors.
 
-Rank 0 leads: it alone writes, and what it decides holds for all. An SlmError is raised in all of them at
-the same place, by what is below. Any other error ends its own process; the others end with it, since
-their connection to it breaks, or because torchrun or srun ends them.
+Rank 0 alone writes files and logs, and its decisions hold for every rank. An SlmError is raised on all ranks
+at the same place by the methods below. Any other error ends its own process at once; the launcher (torchrun, or
+srun with --kill-on-bad-exit) or the broken connection then ends the other ranks. Imports torch only if there are
+several processes.
 """
 
 from __future__ import annotations
 
 import atexit
+import os
 import signal
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from slm.errors import PeerFailed, RunError, SlmError
-from slm.training.distributed.rank import Place
+from slm.errors import PeerFailed, SlmError
+from slm.training.distributed.rank import Placement
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Answer = TypeVar("Answer")
-PATIENCE = timedelta(
-    days=7
-)  # with a leader that prepares a corpus; one that died is noticed at once
-FAREWELL = timedelta(minutes=5)  # for the leader to write its result and finish its mirror
-LOST = ("gloo", "Connection reset", "Connection closed", "Broken pipe")
+Result = TypeVar("Result")
+CONTROL_TIMEOUT = timedelta(days=7)  # rank 0 may prepare a corpus; a dead rank is noticed at once
+SHUTDOWN_TIMEOUT = timedelta(minutes=5)  # rank 0 writes its result and finishes W&B meanwhile
+CONNECTION_LOST = ("gloo", "Connection reset", "Connection closed", "Broken pipe")
+PEER_ENDED = "another process of this run has ended; the same command continues from its checkpoint"
 
 
-class Team:
-    """`words` is the process group of what is agreed on the CPU, apart from the gradients' own."""
+@dataclass(frozen=True)
+class Workers:
+    """One process and its connection to the other processes of its run."""
 
-    def __init__(
-        self, rank: int = 0, world_size: int = 1, local_rank: int = 0, words: Any = None
-    ) -> None:
-        self.rank = rank
-        self.world_size = world_size
-        self.local_rank = local_rank
-        self._words = words
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    control_group: Any = None
+    """Process group of gloo for control messages, apart from the group that averages gradients."""
 
     @property
-    def leads(self) -> bool:
+    def is_rank_zero(self) -> bool:
         return self.rank == 0
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Wait for all at the end of the block; an error of one is raised in all.
+    def sync_errors(self) -> Iterator[None]:
+        """Wait for all ranks at the end of the block; raise an error of one rank on all.
 
-        Nothing inside of the block may wait for the others.
+        The block must not contain a collective operation, which a failed rank would not join.
 
         Raises:
-            PeerFailed: if the error is another process's.
+            PeerFailed: if the error is another rank's.
         """
         if self.world_size == 1:
             yield
             return
         from torch import distributed
 
-        own: Exception | None = None
+        error: Exception | None = None
         try:
             yield
-        except Exception as error:
-            own = error
-        said: list[tuple[str, int] | None] = [None] * self.world_size
-        told = None if own is None else (str(own), getattr(own, "exit_code", 1))
-        distributed.all_gather_object(said, told, group=self._words)
-        if own is not None:
-            raise own
-        for rank, words in enumerate(said):
-            if words is not None:
-                raise PeerFailed(f"process {rank}: {words[0]}", words[1])
+        except Exception as caught:
+            error = caught
+        own = None if error is None else (str(error), getattr(error, "exit_code", 1))
+        by_rank: list[tuple[str, int] | None] = [None] * self.world_size
+        distributed.all_gather_object(by_rank, own, group=self.control_group)
+        if error is not None:
+            raise error
+        for rank, failure in enumerate(by_rank):
+            if failure is not None:
+                raise PeerFailed(f"process {rank}: {failure[0]}", failure[1])
 
-    def decide(self, question: Callable[[], Answer]) -> Answer:
-        """The leader's answer, or its error, in every process."""
+    def broadcast_from_rank0(self, compute: Callable[[], Result]) -> Result:
+        """Return the result of `compute` on rank 0, or raise its error, on every rank."""
         if self.world_size == 1:
-            return question()
+            return compute()
         from torch import distributed
 
-        answers: list[Any] = [None]
-        with self.together():
-            if self.leads:
-                answers = [question()]
-        distributed.broadcast_object_list(answers, src=0, group=self._words)
-        return answers[0]
+        results: list[Any] = [None]
+        with self.sync_errors():
+            if self.is_rank_zero:
+                results = [compute()]
+        distributed.broadcast_object_list(results, src=0, group=self.control_group)
+        return results[0]
 
-    def in_turn(self, work: Callable[[], Answer]) -> Answer:
-        """Everybody's own result of work that the leader does first."""
-        done: list[Answer] = []
-        for is_turn in (self.leads, not self.leads):
-            with self.together():
+    def rank_zero_first(self, compute: Callable[[], Result]) -> Result:
+        """Call `compute` on rank 0, then on the other ranks; return each rank's own result."""
+        results: list[Result] = []
+        for is_turn in (self.is_rank_zero, not self.is_rank_zero):
+            with self.sync_errors():
                 if is_turn:
-                    done.append(work())
-        return done[0]
+                    results.append(compute())
+        return results[0]
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Add the tensors of all processes up, in place, on the device that they are on."""
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over all ranks in place, on its device, and return it."""
         if self.world_size > 1:
             from torch import distributed
 
             distributed.all_reduce(tensor)
         return tensor
 
-    def most(self, number: int) -> Callable[[], int]:
-        """Ask for the largest number of all processes; the answer is there when it is called for."""
+    def all_reduce_max_async(self, number: int) -> Callable[[], int]:
+        """Start the maximum over all ranks; the returned function waits for it and returns it."""
         if self.world_size == 1:
             return lambda: number
         import torch
         from torch import distributed
 
         largest = torch.tensor(number)
-        asked = distributed.all_reduce(
-            largest, op=distributed.ReduceOp.MAX, group=self._words, async_op=True
+        work = distributed.all_reduce(
+            largest, op=distributed.ReduceOp.MAX, group=self.control_group, async_op=True
         )
-        assert asked is not None
+        assert work is not None
 
-        def answer() -> int:
-            asked.wait()
+        def wait() -> int:
+            work.wait()
             return int(largest)
 
-        return answer
+        return wait
 
-    def part(self) -> None:
-        """Leave when all are done, so that nobody is ended in the middle of its work."""
+    def shutdown_barrier(self) -> None:
+        """Wait until all ranks are done, so that torchrun ends none of them in the middle of its work."""
         from torch import distributed
 
         if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            # torchrun ends those that are left as soon as one has failed; all have ended here.
+            # torchrun sends SIGTERM to the remaining ranks when one exits with an error.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        with suppress(RuntimeError):  # of somebody who is gone
-            distributed.monitored_barrier(self._words, FAREWELL)
+        with suppress(RuntimeError):  # a rank that is gone
+            distributed.monitored_barrier(self.control_group, SHUTDOWN_TIMEOUT)
 
 
-ALONE = Team()
+SINGLE_PROCESS = Workers()
 
 
 @contextmanager
-def assembled(place: Place | None, tell: Callable[[str], None]) -> Iterator[Team]:
-    """The team that this process belongs to. The leader tells of an error that ends it.
+def joined_workers(
+    placement: Placement | None, log_error: Callable[[str], None]
+) -> Iterator[Workers]:
+    """Join the process group of the launcher inside the `with` block; rank 0 logs a shared error.
+
+    An error that the other ranks do not share ends the process: unwinding could block in a collective
+    operation of NCCL, and the launcher would never see the process die.
 
     Raises:
-        RunError: if a process of the team is gone.
+        SlmError: the error that all ranks share.
     """
-    if place is None:
-        yield ALONE
+    if placement is None:
+        yield SINGLE_PROCESS
         return
-    team = _joined(place)
+    workers = _join(placement)
     try:
-        yield team
+        yield workers
     except SlmError as error:
-        if team.leads:
-            tell(str(error))
+        if workers.is_rank_zero:
+            log_error(str(error))
         error.was_shown = True
-        team.part()
+        workers.shutdown_barrier()
         raise
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in LOST):
-            raise
-        rule = "another process of this run has ended; the same command goes on from its checkpoint"
-        raise RunError(rule) from error
-    team.part()
+    except Exception as error:
+        if any(sign in str(error) for sign in CONNECTION_LOST):
+            print(PEER_ENDED, file=sys.stderr)
+        else:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(SlmError.exit_code)
+    except KeyboardInterrupt:
+        atexit.unregister(_destroy_process_group)  # it could block on ranks that still compute
+        raise
+    workers.shutdown_barrier()
 
 
-def _joined(place: Place) -> Team:
+def _join(placement: Placement) -> Workers:
     import torch
     from torch import distributed
 
     if not distributed.is_initialized():  # by an earlier job of this process
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            init_method=place.meeting_point,
-            rank=place.rank,
-            world_size=place.world_size,
+            init_method=placement.init_method,
+            rank=placement.rank,
+            world_size=placement.world_size,
         )
-        atexit.register(distributed.destroy_process_group)
-    words = distributed.new_group(backend="gloo", timeout=PATIENCE)
-    return Team(place.rank, place.world_size, place.local_rank, words)
+        atexit.register(_destroy_process_group)
+    group = distributed.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+    return Workers(placement.rank, placement.world_size, placement.local_rank, group)
+
+
+def _destroy_process_group() -> None:
+    from torch import distributed
+
+    distributed.destroy_process_group()

@@ -21,7 +21,7 @@ from analysis.runs.wandb import TrackedRun, offline_runs, read_offline, tracked_
 from slm.errors import DataError
 from slm.run.spec import RunSpec
 from slm.tracking.wandb import mirror
-from slm.training.result import counts_of
+from slm.training.result import run_counts
 from tests.benchmarks.simulated_studies import SIGMA, Truth, simulate
 from tests.full_study import full_study
 
@@ -100,9 +100,9 @@ def offline(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> Callable[[str,
             folder=folder,
             group="study",
             tags=[family, "size-100"],
-            content={**spec.identity, "run": counts_of(spec)},
+            content={**spec.identity, "run": run_counts(spec)},
         ) as mirrored:
-            mirrored.summarize({**counts_of(spec), "val/loss": loss})
+            mirrored.summarize({**run_counts(spec), "val/loss": loss})
         for _ in range(200):  # W&B writes the file in another process, which may not be done
             if [run.state for run in offline_runs(folder)] == ["finished"]:
                 break

@@ -63,7 +63,7 @@ def assert_counts_equal_module(shape: ModelShape) -> None:
     groups = {
         "embedding": ("embedding.",),
         "head": ("head.",),
-        "attention": ("query.", "key.", "value.", "output."),
+        "attention": ("qkv.", "output."),
         "mlp": ("mlp.",),
         "norm": ("norm.",),
     }

@@ -21,9 +21,11 @@ def problems_of(**changes: Any) -> dict[str, str]:
 
 
 def test_config_round_trips_through_a_tree(tiny_config: Callable[..., Config]) -> None:
-    config = tiny_config(seed=3, study={"sizes": ["80k", "1.5m"]})
+    table = {"1.5b": 0.4, "125m": 0.2}
+    config = tiny_config(seed=3, study={"sizes": ["80k", "1.5m"]}, plan={"mfu": table})
     assert load_config(to_tree(config)) == config
     assert config.study.sizes == (80_000, 1_500_000)
+    assert config.plan.mfu == {125_000_000: 0.2, 1_500_000_000: 0.4}
 
 
 def test_all_problems_are_reported_at_once() -> None:
@@ -82,6 +84,11 @@ def test_all_problems_are_reported_at_once() -> None:
         ({"model": {"attention": "flash"}}, "trainer.precision", "trainer=gpu, or"),
         ({"model": {"mlp": "relu"}}, "model.mlp", "'swiglu' or 'gelu'"),
         ({"model": {"layer_sharing": 0}}, "model.layer_sharing", "greater than 0"),
+        ({"plan": {"mfu": 1.5}}, "plan.mfu", "above 0 and at most 1"),
+        ({"plan": {"mfu": {}}}, "plan.mfu", "or a table such as {125m: 0.23"),
+        ({"plan": {"mfu": {"125x": 0.2}}}, "plan.mfu", "a number such as 200000, 200k"),
+        ({"plan": {"mfu": {"125m": 0}}}, "plan.mfu", "above 0 and at most 1"),
+        ({"trainer": {"gpu_memory_fraction": 0}}, "trainer.gpu_memory_fraction", "greater than 0"),
         ({"study": {"grid": {"seed": [[1]]}}}, "study.grid.seed.0", "one number"),
         (
             {"tokenizer": {"vocab_size": 300}},

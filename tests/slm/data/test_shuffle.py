@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from slm.data.blocks import blocks
 from slm.data.shuffle import permute, sequences_of_step
 
 
@@ -41,12 +40,3 @@ def test_late_step_is_computed_without_earlier_steps() -> None:
     later = sequences_of_step(seed=3, step=10_000_000, batch_sequences=4, n_sequences=999)
     assert later.shape == (4,)
     assert np.array_equal(later, sequences_of_step(3, 10_000_000, 4, 999))
-
-
-@pytest.mark.parametrize("first", [0, 1, 7, 10, 33])
-def test_blocks_cover_all_steps_and_stop_at_requested_steps(first: int) -> None:
-    ranges = list(blocks(first, 45, every=[10, 4], at=[1, 36]))
-    assert [step for block in ranges for step in block] == list(range(first, 45))
-    stops = {n for n in range(1, 46) if n % 10 == 0 or n % 4 == 0} | {1, 36, 45}
-    assert [block.stop for block in ranges] == sorted(n for n in stops if n > first)
-    assert list(blocks(45, 45, every=[10], at=[1])) == []

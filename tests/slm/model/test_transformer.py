@@ -19,6 +19,7 @@ from slm.config.schema import ParametrizationConfig, ParametrizationKind
 from slm.errors import ConfigError
 from slm.model.attention import attend, document_ids
 from slm.model.generate import KeyValueCache, generate
+from slm.model.logical_names import to_logical
 from slm.model.parametrization import Parametrization, initialize
 from slm.model.transformer import Transformer
 
@@ -50,7 +51,8 @@ def random_tokens(shape: ModelShape = SHAPE, batch: int = 2) -> torch.Tensor:
 def independent_logits(model: Transformer, row: NDArray[np.int64]) -> Array:
     """Compute the logits of one sequence in numpy, with loops over heads and positions."""
     s = model.shape
-    w = {name: p.detach().double().numpy() for name, p in model.named_parameters()}
+    tensors = to_logical(dict(model.named_parameters()), s)
+    w = {name: tensor.detach().double().numpy() for name, tensor in tensors.items()}
 
     def norm(x: Array, gain: Array) -> Array:
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + model.norm_eps) * gain
@@ -198,7 +200,7 @@ def test_packed_row_equals_its_separate_documents() -> None:
 
 def test_error_without_flash_attn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", None)
-    with pytest.raises(ConfigError, match=r"slm\[gpu\]"):
+    with pytest.raises(ConfigError, match=r"slm\[flash\]"):
         build_transformer(attention="flash")
 
 
@@ -284,7 +286,7 @@ def test_initial_std_follows_the_parametrization_table() -> None:
         "blocks.3.mlp.gate.weight": 1 / math.sqrt(256),
         "blocks.3.mlp.down.weight": 1 / math.sqrt(640 * 16),
     }
-    parameters = dict(model.named_parameters())
+    parameters = to_logical(dict(model.named_parameters()), model.shape)
     for name, std in expected.items():
         # The standard error of the std of n >= 32,768 normals is at most 0.4%; 2% is five of them.
         assert parameters[name].std().item() == pytest.approx(std, rel=0.02)

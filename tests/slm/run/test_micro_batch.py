@@ -23,7 +23,12 @@ from slm.run.spec import RunSpec, resolve
 from slm.studies.cells import Cell
 from slm.studies.plan_tables import ladder_table
 from slm.tracking.run_dir import RunDirectory
-from slm.training.device.memory import _left_in, free_bytes, settle_micro_batch
+from slm.training.device.memory import (
+    _left_in,
+    free_bytes,
+    settle_micro_batch,
+    unused_bytes,
+)
 from slm.training.execute import train_all
 from tests.conftest import ROOT, cli_command, cli_env
 from tests.running import counted_steps, run_to_end
@@ -110,6 +115,34 @@ def test_warning_if_configured_micro_batch_does_not_fit(
     assert format_bytes(settled.plan.total_bytes) in caplog.text
 
 
+def test_auto_uses_no_more_than_the_share_of_the_gpu() -> None:
+    overrides = ["model=mobilellm_125m", "trainer=gpu", "optimizer.global_batch_tokens=524288"]
+    whole, quarter = (
+        micro_batch_of(resolve(compose_config([*overrides, *share])), "gpu")
+        for share in ([], ["trainer.gpu_memory_fraction=0.25"])
+    )
+    assert whole.sequences == 4 * quarter.sequences == 32
+    assert quarter.plan.total_bytes <= 0.25 * 80e9 * (1 - MARGINS["gpu"])
+
+
+def test_unused_bytes_of_a_gpu_respect_the_share_of_the_process() -> None:
+    total, free, reserved, allocated = 1000, 700, 100, 40
+    assert unused_bytes(free, total, reserved, allocated, None) == 760
+    assert unused_bytes(free, total, reserved, allocated, 0.5) == 460
+    assert (
+        unused_bytes(free, total, reserved, allocated, 0.9) == 760
+    )  # other processes use the rest
+    assert unused_bytes(free, total, reserved, allocated, 0.01) == 0
+
+
+def test_free_memory_of_all_ranks_can_be_given(tiny_spec: Spec) -> None:
+    spec = tiny_spec(trainer={"micro_batch_sequences": "auto"})
+    run = RunDirectory.of(spec)
+    scarce = micro_batch_of(spec, "cpu", 1).plan.total_bytes / (1 - MARGINS["cpu"]) + 1
+    assert settle_micro_batch(spec, run, "cpu", int(scarce) + 1).sequences == 1
+    assert settle_micro_batch(spec, run, "cpu", 10**9).sequences == 8
+
+
 def test_cgroup_memory_limit_is_read(tmp_path: Path) -> None:
     group = tmp_path / "group"
     group.mkdir()
@@ -184,18 +217,18 @@ import resource, sys
 from slm.cli import run_and_exit
 from slm.config.hydra import compose_config
 from slm.training.execute import train_all
-from slm.training.module import LanguageModule
+from slm.training.step import TrainingStep
 
-take_step = LanguageModule.take_step
+take = TrainingStep.take
 
-def limited(self, step, batch):
+def limited(self, step, pairs):
     if step == 2:
         pages = int(open("/proc/self/statm").read().split()[0])
         limit = pages * resource.getpagesize() + 5 * 10**8
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    return take_step(self, step, batch)
+    return take(self, step, pairs)
 
-LanguageModule.take_step = limited
+TrainingStep.take = limited
 run_and_exit(lambda: train_all(compose_config(sys.argv[1:])))
 """
 

@@ -6,8 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
+from slm.architecture.shapes import count_parameters
+from slm.config.hydra import compose_config
 from slm.run.spec import RunSpec
 from slm.studies.cells import Cell, Job
+from slm.studies.plan_tables import mfu_warnings
 from slm.studies.throughput import (
     Throughput,
     count_concurrent_jobs,
@@ -29,14 +32,14 @@ def test_throughput_is_interpolated_between_measured_shapes(
 ) -> None:
     spec = tiny_spec()
     f = spec.flops_per_token
-    assert Throughput({f: 1e9}, None).flops_per_second(spec) == 1e9
-    interpolated = Throughput({f // 4: 1e9, f * 4: 4e9}, None).flops_per_second(spec)
+    assert Throughput({f: 1e9}).flops_per_second(spec) == 1e9
+    interpolated = Throughput({f // 4: 1e9, f * 4: 4e9}).flops_per_second(spec)
     assert interpolated == pytest.approx(2e9, rel=1e-3)
-    assert Throughput({f * 4: 4e9}, None).flops_per_second(spec) == 4e9
-    assert Throughput({}, 3e9).flops_per_second(spec) == 3e9
-    assert Throughput({}, None).flops_per_second(spec) is None
+    assert Throughput({f * 4: 4e9}).flops_per_second(spec) == 4e9
+    assert Throughput({}, 6e9, 0.5).flops_per_second(spec) == 3e9
+    assert Throughput({}).flops_per_second(spec) is None
     job = Job((Cell(spec, "tiny", 1),))
-    assert Throughput({f: 1e9}, None).seconds(job) == pytest.approx(spec.flops / 1e9)
+    assert Throughput({f: 1e9}).seconds(job) == pytest.approx(spec.flops / 1e9)
 
 
 def test_probe_is_stored_in_the_study_folder(
@@ -55,8 +58,35 @@ def test_stated_mfu_gives_the_throughput(tiny_spec: Callable[..., RunSpec]) -> N
     spec = tiny_spec(plan={"device_flops": 1e12, "mfu": 0.25, "devices": 8})
     throughput = load_throughput([Cell(spec, "tiny", 1)])
     assert throughput.flops_per_second(spec) == 2.5e11
-    assert "assumed throughput of 2.5e+11 FLOP/s" in throughput.source
+    assert "assumed MFU of 25% of 1e+12 FLOP/s (estimated until measured)" in throughput.source
     assert count_concurrent_jobs(spec.config) == 8
+
+
+def test_mfu_table_gives_the_throughput_by_parameters(
+    tiny_spec: Callable[..., RunSpec],
+) -> None:
+    params = count_parameters(tiny_spec().shape).params_total
+    table = {params // 2: 0.1, 2 * params: 0.3}
+    cell = Cell(tiny_spec(plan={"device_flops": 1e12, "mfu": table}), "tiny", 1)
+    throughput = load_throughput([cell])
+    assert throughput.flops_per_second(cell.spec) == pytest.approx(2e11, rel=1e-3)
+    assert "assumed MFU of 10% to 30% of 1e+12 FLOP/s" in throughput.source
+    assert mfu_warnings([cell], throughput) == []
+    small = load_throughput(
+        [Cell(tiny_spec(plan={"device_flops": 1e12, "mfu": {"1b": 0.4}}), "tiny", 1)]
+    )
+    assert small.flops_per_second(cell.spec) == 4e11
+    (warning,) = mfu_warnings([cell], small)
+    assert f"1 of 1 shapes ({params:,} parameters) assume the MFU of the nearer end" in warning
+    measured = Throughput({cell.spec.flops_per_token: 1e9}, 1e12, {10**9: 0.4})
+    assert mfu_warnings([cell], measured) == []
+
+
+def test_plan_h100_has_a_table_and_a_study_may_replace_it_by_a_number() -> None:
+    sub1b = compose_config(["study=sub1b", "size=140m"]).plan
+    assert isinstance(sub1b.mfu, dict) and min(sub1b.mfu) == 125_000_000
+    small = compose_config(["study=small", "size=2m"]).plan
+    assert small.mfu == 0.05 and small.device_flops == sub1b.device_flops == 989e12
 
 
 def test_format_hours() -> None:

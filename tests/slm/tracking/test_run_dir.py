@@ -37,6 +37,7 @@ def test_run_id_depends_on_the_scientific_config_only(tiny_spec: Spec) -> None:
         {"trainer": {"threads": 2, "num_workers": 1, "log_every_steps": 7}},
         {"trainer": {"compile": "on", "accelerator": "auto", "checkpoint_every_steps": 3}},
         {"trainer": {"activation_checkpointing": True}},
+        {"trainer": {"deterministic": True, "gpu_memory_fraction": 0.5}},
         {"model": {"dropout": 0.0}},
         {"trainer": {"strategy": "ddp", "devices": 2, "num_nodes": 2}},
         {"tracking": {"wandb": "offline", "project": "other"}},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,10 +13,17 @@ import pytest
 from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
 
+from hydra_plugins.slm_study import local
 from hydra_plugins.slm_study.local import LocalLauncher, said_by_the_run, visible_gpus
+from slm import cli
 from slm.config.schema import Config, TrainerConfig, to_tree
 from slm.errors import ConfigError, RunError
-from slm.training.distributed.rank import check_alone, check_launch, find_place, first_node
+from slm.training.distributed.rank import (
+    check_launch,
+    check_single_process,
+    find_placement,
+    first_node,
+)
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 SRUN = {
@@ -29,23 +37,23 @@ SRUN = {
 
 
 def test_rank_and_world_size_from_the_environment() -> None:
-    assert find_place({}) is None
-    assert find_place({**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0"}) is None
-    elastic = find_place({**SRUN, **TORCHRUN})  # torchrun started by srun
-    assert elastic is not None and elastic.meeting_point == "env://"
+    assert find_placement({}) is None
+    assert find_placement({**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0"}) is None
+    elastic = find_placement({**SRUN, **TORCHRUN})  # torchrun started by srun
+    assert elastic is not None and elastic.init_method == "env://"
     assert (elastic.rank, elastic.world_size, elastic.local_rank) == (5, 8, 1)
-    task = find_place(SRUN)
+    task = find_placement(SRUN)
     assert task is not None and (task.rank, task.world_size, task.local_rank) == (3, 4, 1)
-    assert task.meeting_point.startswith("tcp://gpu07:")
+    assert task.init_method.startswith("tcp://gpu07:")
     # Concurrent steps of one Slurm job use different ports.
-    other = find_place({**SRUN, "SLURM_STEP_ID": "1"})
-    assert other is not None and other.meeting_point != task.meeting_point
-    configured = find_place({**SRUN, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "4000"})
-    assert configured is not None and configured.meeting_point == "tcp://10.0.0.1:4000"
+    other = find_placement({**SRUN, "SLURM_STEP_ID": "1"})
+    assert other is not None and other.init_method != task.init_method
+    configured = find_placement({**SRUN, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "4000"})
+    assert configured is not None and configured.init_method == "tcp://10.0.0.1:4000"
 
 
 def test_slurm_batch_script_is_not_a_task() -> None:
-    assert find_place({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None
+    assert find_placement({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None
 
 
 @pytest.mark.parametrize(
@@ -63,12 +71,17 @@ def test_first_node_of_a_nodelist(nodes: str, first: str) -> None:
             {"strategy": "ddp", "devices": 2},
             1,
             0,
-            r"started by torchrun.* \(torchrun --nproc-per-node=2 train.py trainer=ddp trainer.devices=2",
+            r"start a run over 2 processes with torchrun.* \(torchrun --nproc-per-node=2 train.py trainer=ddp trainer.devices=2",
         ),
         ({"strategy": "fsdp", "devices": 4, "num_nodes": 2}, 1, 0, "--nnodes=2 --nproc-per-node=4"),
         ({"strategy": "ddp", "devices": 2}, 3, 0, "make 2 processes; 3 were started"),
         ({"strategy": "ddp", "devices": 2, "num_nodes": 2}, 4, 3, "4 or more on this node"),
-        ({}, 2, 0, "trainer.strategy=single: one process trains alone, 2 were started"),
+        (
+            {},
+            2,
+            0,
+            "trainer.strategy=single: strategy single trains in one process, 2 were started",
+        ),
     ],
 )
 def test_error_for_wrong_number_of_processes(
@@ -78,11 +91,27 @@ def test_error_for_wrong_number_of_processes(
         check_launch(TrainerConfig(**trainer), world_size, local_rank)
 
 
+def test_other_ranks_wait_while_rank_0_requeues_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    handled: list[int] = []
+    waits: list[float] = []
+    monkeypatch.setattr(cli.time, "sleep", waits.append)
+    before = signal.signal(signal.SIGUSR2, lambda number, _: handled.append(number))
+    try:
+        for rank in ("0", "1"):
+            for name, value in {**TORCHRUN, "RANK": rank}.items():
+                monkeypatch.setenv(name, value)
+            cli._raise_for_other_handler(signal.SIGUSR2)
+            assert waits == [cli.REQUEUE_SECONDS] * int(rank)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert handled == [signal.SIGUSR2] * 2
+
+
 def test_several_processes_of_a_launcher_are_an_error() -> None:
-    check_alone({})
+    check_single_process({})
     for rank in ("0", "1"):
         with pytest.raises(RunError, match="start one") as caught:
-            check_alone({**TORCHRUN, "RANK": rank})
+            check_single_process({**TORCHRUN, "RANK": rank})
         assert caught.value.was_shown == (rank == "1"), "only rank 0 prints the error"
 
 
@@ -92,7 +121,10 @@ began = time.time()
 time.sleep(0.3)
 gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
 with open(sys.argv[1], "w") as stream:
-    json.dump({"gpus": gpus, "began": began, "ended": time.time()}, stream)
+    names = "OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"
+    threads = [os.environ.get(name) for name in names]
+    job = {"overrides": sys.argv[2:], "threads": threads}
+    json.dump({**job, "gpus": gpus, "began": began, "ended": time.time()}, stream)
 print("done")
 """
 Launched = Callable[..., list[dict[str, object]]]
@@ -133,6 +165,37 @@ def test_each_job_has_a_gpu(launched: Launched, jobs_per_gpu: int, concurrent: i
     assert {job["gpus"] for job in jobs} == {"4", "GPU-abc"}
     assert max_concurrent_jobs(jobs, "4") == max_concurrent_jobs(jobs, "GPU-abc") == jobs_per_gpu
     assert sum(max_concurrent_jobs(jobs, gpu) for gpu in ("4", "GPU-abc")) == concurrent
+
+
+@pytest.fixture
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "available_cores", lambda: 8)
+    for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_jobs_on_one_gpu_share_its_memory_and_the_cores(launched: Launched) -> None:
+    launcher = LocalLauncher(gpus=[0], jobs_per_gpu=4)
+    for job in launched(launcher, 4, accelerator="gpu", threads=8):
+        assert job["overrides"] == ["trainer.threads=2", "trainer.gpu_memory_fraction=0.25"]
+        assert job["threads"] == ["2", "2"]
+    (job,) = launched(launcher, 1, accelerator="gpu", gpu_memory_fraction=0.1)
+    assert job["overrides"] == ["trainer.threads=8"], (
+        "one job has all cores; the config's share stays"
+    )
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_job_with_a_gpu_of_its_own_has_all_its_memory(launched: Launched) -> None:
+    for job in launched(LocalLauncher(gpus=[0, 1]), 2, accelerator="gpu", threads=3):
+        assert job["overrides"] == ["trainer.threads=3"] and job["threads"] == ["3", "3"]
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_cpu_jobs_keep_their_threads_but_share_the_compilers(launched: Launched) -> None:
+    for job in launched(LocalLauncher(n_jobs=4), 4, accelerator="cpu", threads=3):
+        assert job["overrides"] == [] and job["threads"] == [None, "2"]
 
 
 def test_n_jobs_limits_concurrent_jobs(launched: Launched) -> None:

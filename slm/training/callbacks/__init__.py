@@ -1,1 +1,0 @@
-"""One habit of the training loop per file."""
