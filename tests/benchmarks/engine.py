@@ -8,75 +8,36 @@ device and the peak memory.
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from torch import Tensor
 
 import slm.model.loss
+from slm.data.examples import Examples
 from slm.model.transformer import Transformer
 from slm.run.micro_batch import MicroBatch, choose_micro_batch
 from slm.run.spec import RunSpec
 from slm.tracking.run_dir import TOKENS, TOKENS_PER_SECOND, RunDirectory
-from slm.training.module import LanguageModule
+from slm.training import step as training_step
+from slm.training.step import TrainingStep
 
-TAKE_STEP = (LanguageModule, "take_step")
+TAKE_STEP = (TrainingStep, "take")
 """Class and method of the training step; the second argument of the method is the number of the step."""
 
 
-@dataclass(frozen=True)
-class StepOutputs:
-    loss: Tensor
-    grad_norm: Tensor
-
-
-class BareStep:
-    """The training step of a spec without the training loop."""
-
-    def __init__(self, module: LanguageModule, trainer: Any):
-        self.model: Transformer = module.model
-        self._module = module
-        self._trainer = trainer  # the module only keeps a weak reference
-        self._precision = trainer.strategy.precision_plugin
-
-    def take(self, step: int, pairs: Tensor) -> StepOutputs:
-        """Take step number `step` on pairs (rows, 2, seq_len), int64, on the device."""
-        with self._precision.train_step_context():
-            outputs = self._module.take_step(step, pairs)
-        return StepOutputs(outputs["loss"], outputs["grad_norm"])
-
-
-def build_step(spec: RunSpec, device: str) -> BareStep:
+def build_step(spec: RunSpec, device: str) -> TrainingStep:
     """Build the training step on `cuda` or `cpu`; its weights follow from the spec alone."""
-    from lightning.pytorch import Trainer
-    from lightning.pytorch.trainer.states import TrainerFn
+    accelerator: Literal["gpu", "cpu"] = "gpu" if device == "cuda" else "cpu"
+    trainer = replace(spec.config.trainer, accelerator=accelerator)
+    return training_step.build_step(replace(spec, config=replace(spec.config, trainer=trainer)))
 
-    from slm.training.runner import LIGHTNING_PRECISION, build_module
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    module = build_module(spec)
-    precision: Any = LIGHTNING_PRECISION[spec.config.trainer.precision]
-    trainer = Trainer(
-        accelerator=device,
-        devices=1,
-        precision=precision,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    # As `trainer.fit` before its loops: attach the trainer, move to the device, create the optimizer.
-    module.trainer, trainer.state.fn = trainer, TrainerFn.FITTING
-    trainer.strategy.connect(module)
-    trainer.strategy.setup_environment()
-    trainer.strategy.setup(trainer)
-    module.train()
-    module.on_train_start()
-    return BareStep(module, trainer)
+def model_of(step: TrainingStep) -> Transformer:
+    return step.module.model
 
 
 def train_run(spec: RunSpec) -> RunDirectory:
@@ -91,11 +52,11 @@ def train_run(spec: RunSpec) -> RunDirectory:
 
 def train_in_ranks(specs: Sequence[RunSpec]) -> None:
     """Train the runs one after the other as one of the processes that torchrun started."""
-    from slm.training.distributed.rank import find_place
-    from slm.training.distributed.workers import assembled
+    from slm.training.distributed.rank import find_placement
+    from slm.training.distributed.workers import joined_workers
     from slm.training.execute import train_all
 
-    with assembled(find_place(os.environ), print) as workers:
+    with joined_workers(find_placement(os.environ), print) as workers:
         for spec in specs:
             train_all(spec.config, workers)
 
@@ -148,18 +109,28 @@ def fail_before_step(step: int, error: Callable[[], Exception]) -> None:
     setattr(owner, name, take)
 
 
+def load_pairs(
+    examples: Examples, batch_sequences: int, steps: int, num_workers: int
+) -> Iterator[Tensor]:
+    """Return an iterator over global batches, pairs (rows, 2, seq_len), as the training loop loads them."""
+    from slm.training.batches import TrainingBatches, to_pairs
+
+    batches = TrainingBatches(examples, 0, batch_sequences)
+    return map(to_pairs, batches.loader(range(steps), num_workers, pin_memory=False))
+
+
 def loop_parts() -> list[tuple[Any, str, str]]:
-    """Return class, method and name of the parts of the training loop; a leading space marks a sub-part."""
-    from lightning.pytorch import Callback
-
-    import slm.training.runner  # noqa: F401  defines the callbacks
-    from slm.data.datamodule import Blocks
+    """Return owner, method and name of the parts of the training loop; a leading space marks a sub-part."""
     from slm.tracking.wandb import Mirror
+    from slm.training.batches import TrainingBatches
+    from slm.training.loop import TrainingLoop
+    from slm.training.metrics import Metrics
 
-    callbacks = [
-        (callback, "on_train_batch_end", f"callback: {callback.__name__}")
-        for callback in Callback.__subclasses__()
-        if callback.__module__.startswith("slm.") and "on_train_batch_end" in vars(callback)
+    return [
+        (TrainingBatches, "__getitem__", "batch"),
+        (Metrics, "after_step", "metrics"),
+        (Mirror, "log", "  W&B, within metrics"),
+        (TrainingLoop, "save", "checkpoints"),
+        (TrainingLoop, "validate_if_due", "validation"),
+        (TrainingLoop, "stop_if_signalled", "signals"),
     ]
-    data = (Blocks, "__getitem__", "data: the batch")
-    return [data, (Mirror, "log", "  W&B, within Metrics"), *callbacks]

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slm.files import write_json
-from slm.tracking.environment import describe_environment
+from slm.tracking.environment import CPUINFO, describe_environment
 
 Key = TypeVar("Key")
 Result = dict[str, Any]
@@ -180,42 +180,17 @@ def describe_machine(threads: int) -> dict[str, Any]:
     return {
         **describe_environment(device=gpu or name, threads=threads),
         "cpu": name,
-        "cpu_instruction_set": cpu_instruction_set(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
 
 
-def _cpu_info() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return ""
-
-
 def _processor_name() -> str:
-    found = re.search(r"^model name\s*: (.*)$", _cpu_info(), re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def cpu_instruction_set() -> str:
-    """Return the widest vector instructions of the CPU, and its bf16 products: `AVX2`, `AVX-512 + BF16`."""
-    found = re.search(r"^(?:flags|Features)\s*: (.*)$", _cpu_info(), re.MULTILINE)
-    flags = set(found[1].split()) if found else set()
-    vectors = {
-        "AVX-512": "avx512f",
-        "AVX2": "avx2",
-        "SSE4.2": "sse4_2",
-        "SVE": "sve",
-        "NEON": "asimd",
-    }
-    widest = next((name for name, flag in vectors.items() if flag in flags), platform.machine())
-    products = {"BF16": {"avx512_bf16", "bf16"}, "AMX": {"amx_bf16"}}
-    return " + ".join([widest, *(name for name, own in products.items() if own & flags)])
-
-
-def multiplies_bf16(instruction_set: str) -> bool:
-    """Return whether the CPU has matrix products in bf16; others convert to fp32 and take minutes."""
-    return "BF16" in instruction_set or "AMX" in instruction_set
+    try:
+        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor()
+    found = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    return found[1] if found else platform.machine()
 
 
 def print_machine(machine: Mapping[str, Any]) -> None:

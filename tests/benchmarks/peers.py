@@ -147,7 +147,7 @@ def slm_step(spec: RunSpec, mode: Mode, case: Case) -> tuple[Step, int]:
     """Build slm's training step; the spec already contains the mode."""
     built = engine.build_step(spec, case.device)
     batch, steps = fixed_batch(spec, case.device), itertools.cycle(range(spec.steps))
-    return lambda: built.take(next(steps), batch).loss, params_of(built.model)
+    return lambda: built.take(next(steps), batch).loss, params_of(engine.model_of(built))
 
 
 def plain_step(spec: RunSpec, mode: Mode, case: Case) -> tuple[Step, int]:

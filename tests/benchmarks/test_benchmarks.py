@@ -81,23 +81,6 @@ def test_ratios_are_taken_within_rounds() -> None:
     assert paired.median_ratio([40.0, 10.0, 30.0], [20.0, 10.0, 10.0]) == 2.0
 
 
-@pytest.mark.parametrize(
-    ("flags", "instruction_set", "has_bf16"),
-    [
-        ("fpu sse4_2 avx avx2", "AVX2", False),
-        ("avx2 avx512f", "AVX-512", False),
-        ("avx2 avx512f avx512_bf16 amx_bf16", "AVX-512 + BF16 + AMX", True),
-        ("asimd sve bf16", "SVE + BF16", True),
-    ],
-)
-def test_instruction_set_is_that_of_the_flags(
-    flags: str, instruction_set: str, has_bf16: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(paired, "_cpu_info", lambda: f"model name\t: CPU\nflags\t\t: {flags}\n")
-    assert paired.cpu_instruction_set() == instruction_set
-    assert paired.multiplies_bf16(instruction_set) == has_bf16
-
-
 def test_modes_that_the_cpu_emulates_are_skipped_with_a_reason(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +92,8 @@ def test_modes_that_the_cpu_emulates_are_skipped_with_a_reason(
     assert "bf16-eager is skipped: this CPU (AVX2) has no bf16 matrix products" in printed
     assert "fp32-compiled is skipped: there is no C++ compiler" in printed
     assert training.supported_modes(modes, machine, "cuda") == modes
+    machine = {"cpu_instruction_set": "AVX512-BF16"}
+    assert training.supported_modes(modes, machine, "cpu") == ["fp32-eager", "bf16-eager"]
 
 
 def test_rounds_report_progress(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,13 +32,13 @@ from typing import Any
 from slm.architecture.shapes import count_parameters
 from slm.config.hydra import compose_config
 from slm.run.spec import resolve
+from slm.tracking.environment import WITH_BF16
 from tests.benchmarks.paired import (
     Worker,
     check_target,
     measure_in_rounds,
     measuring_parser,
     median_ratio,
-    multiplies_bf16,
     parse_and_describe,
     print_table,
     report_progress,
@@ -250,7 +250,7 @@ def supported_modes(modes: Sequence[str], machine: Mapping[str, Any], device: st
     cpu, supported = machine["cpu_instruction_set"], []
     for mode in map(Mode.named, modes):
         reason = None
-        if device == "cpu" and mode.precision == "bf16" and not multiplies_bf16(cpu):
+        if device == "cpu" and mode.precision == "bf16" and cpu not in {*WITH_BF16, "unknown"}:
             reason = f"this CPU ({cpu}) has no bf16 matrix products"
         elif (
             device == "cpu" and mode.compiled and shutil.which(os.environ.get("CXX", "g++")) is None

@@ -173,7 +173,9 @@ def _check_nan(options: Options, rows: Rows) -> None:
     spec = spec_of(options, mode)
     step, batches = engine.build_step(spec, options.device), batches_of(spec, options.device)
     poison = [False]
-    step.model.norm.weight.register_hook(lambda grad: grad * float("nan") if poison[0] else grad)
+    engine.model_of(step).norm.weight.register_hook(
+        lambda grad: grad * float("nan") if poison[0] else grad
+    )
     start = _weights(step)
     for number in range(NAN_STEP):
         step.take(number, batches[number % BATCHES])
@@ -190,8 +192,8 @@ def _check_nan(options: Options, rows: Rows) -> None:
     rows.holds("NaN leaves the weights unchanged", _equal(before, _weights(step)), note)
 
 
-def _weights(step: engine.BareStep) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in step.model.parameters()]
+def _weights(step: engine.TrainingStep) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in engine.model_of(step).parameters()]
 
 
 def _equal(one: list[Tensor], other: list[Tensor]) -> bool:
