@@ -31,6 +31,8 @@ from typing import Any
 # forked from it could not use it. It has to be set before torch is imported.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
+import torch
+
 from slm.files import read_json, write_json
 from tests.benchmarks.acceptance import (
     loss_chunks,
@@ -183,8 +185,6 @@ def _serve_stage(name: str, options: Options, method: str) -> None:
 
 
 def _exit_if_cuda_cannot_fork() -> None:
-    import torch
-
     try:
         torch.cuda.current_device()
     except RuntimeError:
@@ -216,6 +216,8 @@ def main() -> None:
     arguments = parser.parse_args()
     default = [name for name, stage in STAGES.items() if arguments.quick or not stage.on_request]
     names = arguments.only or default
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("torch sees no CUDA device; on a CPU, run --device cpu --quick")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     cache = ROOT / ".cache"
     cache.mkdir(exist_ok=True)

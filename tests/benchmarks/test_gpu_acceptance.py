@@ -18,7 +18,7 @@ from tests.benchmarks.acceptance import processes
 from tests.benchmarks.acceptance.parity import largest_difference
 from tests.benchmarks.acceptance.processes import alive
 from tests.benchmarks.acceptance.rows import FAILED, MET, MISSED, Options, Rows, read_rows
-from tests.benchmarks.gpu_acceptance import STAGES, Stage, StageResult, run_stages
+from tests.benchmarks.gpu_acceptance import STAGES, Stage, StageResult, StageRun, run_stages
 from tests.conftest import PATIENCE_SECONDS, ROOT
 
 # Packages that a GPU machine without network may lack; docs/gpu.md installs the others.
@@ -121,6 +121,13 @@ def test_process_that_dies_is_a_failure(monkeypatch: pytest.MonkeyPatch, options
     result = run_stage(monkeypatch, options, lambda options, rows: os._exit(7))
     assert [row.note for row in result.rows] == ["exit code 7"]
     assert result.is_bad
+
+
+@pytest.mark.slow
+def test_stage_runs_in_a_new_interpreter_where_cuda_cannot_be_forked(options: Options) -> None:
+    run = StageRun("loss_chunks", options)
+    assert run.until_done("spawn", lambda result: None) == 0
+    assert run.result.rows
 
 
 def test_missed_bound_is_bad_and_rows_are_saved_while_a_stage_runs(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
-import subprocess
 
 import torch
 from torch.autograd import DeviceType
@@ -12,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from slm.config.hydra import compose_config
 from slm.run.spec import RunSpec, resolve
-from slm.training.device.accelerator import peak_flops
+from slm.training.device.accelerator import describe_gpu, peak_flops
 from tests.benchmarks import engine
 from tests.benchmarks.acceptance.rows import Options, Rows
 from tests.benchmarks.peers import Mode, fixed_batch
@@ -64,25 +62,13 @@ def _versions(options: Options, rows: Rows) -> None:
         return
     name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
     rows.measured("device", name, note=f"compute capability {major}.{minor}")
-    rows.measured("driver", _driver())
-    rows.measured("CUDA", str(torch.version.cuda))
-    rows.measured("cuDNN", str(torch.backends.cudnn.version()))
-    if torch.distributed.is_available() and torch.distributed.is_nccl_available():
-        rows.measured("NCCL", ".".join(map(str, torch.cuda.nccl.version())))
+    for library, version in describe_gpu().items():
+        rows.measured(library, version or "unknown")
     peak = peak_flops(name, "bf16")
     if peak is None:
         rows.skipped("dense bf16 peak", f"{name} is not in PEAK_BF16_FLOPS, so there is no MFU")
     else:
         rows.measured("dense bf16 peak", peak / 1e12, "TFLOP/s")
-
-
-def _driver() -> str:
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return "unknown (no nvidia-smi)"
-    query = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    return (done.stdout or done.stderr).strip().splitlines()[0]
 
 
 def attention_kernels(spec: RunSpec, device: str) -> list[str]:
