@@ -12,6 +12,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
+from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 
 from slm.config.load import load_config
@@ -40,6 +43,8 @@ class Job:
     """All processes raise an error before this step."""
     poisoned_step: int | None = None
     """A weight of rank 1 becomes infinite before this step."""
+    raising_rank: int | None = None
+    """This rank raises an error before step 5, which ends its process; it first writes the time to FOLDER."""
     defers_finite_check: bool = False
     """Report non-finite steps only when a metric row is written, as on a GPU."""
 
@@ -54,6 +59,8 @@ class Ending:
     exit_code: int = 0
     steps: list[int] = field(default_factory=list)
     """Numbers of the steps taken."""
+    graphs: int = 0
+    """Graphs that dynamo compiled."""
 
 
 def train_in_team(folder: Path, jobs: Sequence[Job], processes: int = 2) -> list[list[Ending]]:
@@ -96,22 +103,26 @@ def main(jobs: Path, folder: Path) -> None:
     with joined_workers(find_placement(os.environ), print) as workers:
         for tree in json.loads(jobs.read_text()):
             job = Job(**{**tree, "config": load_config(tree["config"])})
-            outcomes.append(asdict(run_job(job, workers)))
+            outcomes.append(asdict(run_job(job, workers, folder)))
     (folder / f"rank-{workers.rank}.json").write_text(json.dumps(outcomes))
 
 
-def run_job(job: Job, workers: Workers) -> Ending:
-    with injected_faults(job, workers) as steps:
+def run_job(job: Job, workers: Workers, folder: Path) -> Ending:
+    torch._dynamo.reset()
+    counters.clear()
+    with injected_faults(job, workers, folder) as steps:
         try:
             train_all(job.config, workers)
         except Exception as error:
+            if job.raising_rank is not None:
+                raise
             code = error.exit_code if isinstance(error, SlmError) else 1
             return Ending(type(error).__name__, str(error), code, steps)
-    return Ending(steps=steps)
+    return Ending(steps=steps, graphs=counters["stats"]["unique_graphs"])
 
 
 @contextmanager
-def injected_faults(job: Job, workers: Workers) -> Iterator[list[int]]:
+def injected_faults(job: Job, workers: Workers, folder: Path) -> Iterator[list[int]]:
     """Inject the faults of the job into its training steps; record the steps taken."""
     original = TrainingStep.take
     steps: list[int] = []
@@ -119,6 +130,9 @@ def injected_faults(job: Job, workers: Workers) -> Iterator[list[int]]:
     def take(self: TrainingStep, step: int, pairs: torch.Tensor) -> StepOutput:
         if step == job.cut_before_step:
             raise RuntimeError("power cut")
+        if step == 5 and workers.rank == job.raising_rank:
+            (folder / "raised").write_text(str(time.time()))
+            raise RuntimeError("bug on one rank")
         self.finite_check.is_immediate = not job.defers_finite_check
         if step == job.poisoned_step and workers.rank == 1:
             weight = self.module.model.blocks[1].mlp_norm.weight.detach()

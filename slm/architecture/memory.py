@@ -8,13 +8,11 @@ element of matrix products: 4 in fp32, 2 under bf16 autocast.
     query, key, value    a D                 their input
     qk_norm              (H + G) (a K + 4)   same as the two norms, per head; on CUDA the input is in fp32
     attention            2 a (H + G) K       q, k, v and the attention output
-      fused              4 H                 log-sum-exp of each softmax
-                         a T                 with document_mask: the additive mask (not with flash)
+      fused              4 H                 log-sum-exp of each softmax; on CUDA in fp32 or with a mask k
+                                             and v are repeated for their query heads: 4 a H K
       reference          a H T               attention weights; T more for the document mask, or T^2 per
                                              block for the causal mask
       matmul             a H (T + n) / 2     attention weights, in blocks of n queries without future keys
-      fallback           4 H (T + 3 K)       on CUDA, torch's sdpa has no fused kernel for grouped queries
-                                             in fp32 or with a mask: weights, q, k and v of all heads in fp32
     gate and up          a D                 their input
     MLP                  4 a F               gate, silu(gate), up and their product (gelu: 2 a F)
     dropout              2 a D               masks of both branches; on CUDA one byte per element
@@ -22,9 +20,11 @@ element of matrix products: 4 in fp32, 2 under bf16 autocast.
 With activation_checkpointing autograd saves only the block's input (4 D per token), and the rest for one
 block at a time. Outside the blocks it saves the input of the final norm, the dropout mask of the embedding
 and the token ids; the loss (slm/model/loss.py) saves its gradients with respect to the hidden states and
-the head. Compiled blocks save less than this.
+the head. With document_mask and sdpa, all blocks share one additive mask of a T per token, except on CUDA
+in bf16 (slm/model/documents.py). Compiled blocks save less than this.
 
-Not counted: workspace inside kernels, and fragmentation in the allocator.
+Not counted: workspace inside kernels (except of attention over documents on CUDA, where it is large), and
+fragmentation in the allocator.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
+from slm.architecture.loss_chunks import chunk_tokens
 from slm.architecture.shapes import ModelShape, ParameterCounts, count_parameters
+from slm.architecture.varlen import has_varlen_shape, max_documents
 
 FP32, BF16 = 4, 2  # bytes per element
-CHUNK_LOGITS, MIN_CHUNK_TOKENS = 2**22, 256  # copied from slm/model/loss.py, which imports torch
 MIN_BLOCK_QUERIES, MAX_BLOCKS = 64, 16  # copied from slm/model/attention_matmul.py
 UNFUSED_BACKENDS = {"reference", "matmul"}  # attention backends that store the attention weights
 CHECKPOINT = "the checkpoint write"
@@ -119,8 +120,10 @@ def plan_moments(
     saved = saved_activation_bytes(shape, execution, sequences)
     saved_by_block = _saved_by_block(shape, execution, sequences)
     workspace = tokens * _block_workspace(shape, execution)
+    workspace += _varlen_workspace(shape, execution, sequences)
     if execution.activation_checkpointing:
         workspace, saved_by_block = workspace + saved_by_block - residual, 0
+    layout = tokens * _layout_bytes(shape, execution)
     before, in_first_block, after = _gradients(shape, execution, counts, micro_batches)
     # With a tied table autograd holds the head's gradient until it adds the embedding's, beside the
     # gradient that earlier micro-batches accumulated.
@@ -130,7 +133,13 @@ def plan_moments(
         ("the loss computation", before, saved, _loss_bytes(shape, execution, tokens), 0),
         ("the backward pass of the loss", before, saved, 2 * (table + residual), 0),
         ("the backward pass of the last block", before, saved, table, workspace),
-        ("the backward pass of the first block", in_first_block, saved_by_block, 0, workspace),
+        (
+            "the backward pass of the first block",
+            in_first_block,
+            saved_by_block + layout,
+            0,
+            workspace,
+        ),
         ("the backward pass of the embedding", after, 0, tables, 0),
     ]
     if not execution.on_gpu:  # checkpoints are serialized in host memory
@@ -169,7 +178,7 @@ def divisors(number: int) -> list[int]:
 def saved_activation_bytes(shape: ModelShape, execution: Execution, sequences: int) -> int:
     """Count the bytes that autograd saves in a forward pass, without the loss and weight copies."""
     d, tokens = shape.d_model, sequences * shape.seq_len
-    ids = 16 if execution.activation_checkpointing and execution.document_mask else 8
+    ids = 8 + _layout_bytes(shape, execution)
     dropout_mask = d * _mask_bytes(execution, FP32) if execution.dropout else 0
     # FP32 * d: the gain of the final norm times the logit multiplier.
     outside = tokens * (ids + dropout_mask + _norm_bytes(d)) + FP32 * d
@@ -225,6 +234,28 @@ def _saved_by_block(shape: ModelShape, execution: Execution, sequences: int) -> 
     return per_pass + sequences * shape.seq_len * per_token
 
 
+def _layout_bytes(shape: ModelShape, execution: Execution) -> int:
+    """Count the bytes per token of the document layout that blocks keep for the backward pass."""
+    if not execution.document_mask:
+        return 0
+    mask = execution.element_bytes * shape.seq_len if _uses_mask(shape, execution) else 0
+    return mask + (8 if execution.activation_checkpointing else 0)  # and the ids
+
+
+def _uses_mask(shape: ModelShape, execution: Execution) -> bool:
+    """Return whether all blocks share an additive attention mask (slm/model/documents.py)."""
+    is_masked_sdpa = execution.document_mask and execution.attention == "sdpa"
+    return is_masked_sdpa and not _uses_varlen(shape, execution)
+
+
+def _uses_varlen(shape: ModelShape, execution: Execution) -> bool:
+    """Return whether attention uses kernels for documents of several lengths; assumes an A100 or newer."""
+    if not (execution.document_mask and execution.on_gpu):
+        return False
+    is_varlen_sdpa = execution.precision == "bf16" and has_varlen_shape(shape.d_head)
+    return execution.attention == "flash" or (execution.attention == "sdpa" and is_varlen_sdpa)
+
+
 def _norm_bytes(width: int, input_bytes: int = FP32) -> int:
     return input_bytes * width + FP32
 
@@ -247,11 +278,8 @@ def _attention_bytes(shape: ModelShape, execution: Execution) -> int:
         saved += seq_len if execution.document_mask else 0
     elif execution.attention == "matmul":
         saved += 2 * a * (q + kv) + a * heads * _matmul_weights(seq_len) // seq_len
-    elif _is_sdpa_fallback(shape, execution):
-        saved += FP32 * (heads * seq_len + 3 * q) + a * q
     else:
-        saved += 2 * a * (q + kv) + FP32 * heads
-        saved += a * seq_len if execution.document_mask and execution.attention == "sdpa" else 0
+        saved += 2 * a * (q + (q if _repeats_groups(shape, execution) else kv)) + FP32 * heads
     return saved + (d * _mask_bytes(execution, a) if execution.dropout else 0)
 
 
@@ -265,14 +293,10 @@ def _matmul_weights(seq_len: int) -> int:
     return sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False))
 
 
-def _is_sdpa_fallback(shape: ModelShape, execution: Execution) -> bool:
-    """Return whether torch's sdpa has no fused CUDA kernel for this attention.
-
-    Source: documentation of torch 2.13; only the flash kernel supports grouped queries.
-    """
-    is_grouped = shape.n_kv_heads != shape.n_heads
-    has_no_flash = execution.precision == "fp32" or execution.document_mask
-    return execution.on_gpu and execution.attention == "sdpa" and is_grouped and has_no_flash
+def _repeats_groups(shape: ModelShape, execution: Execution) -> bool:
+    """Return whether k and v are repeated for their query heads (slm/model/attention.py)."""
+    is_gpu_sdpa = execution.on_gpu and execution.attention == "sdpa"
+    return is_gpu_sdpa and (execution.precision == "fp32" or _uses_mask(shape, execution))
 
 
 def _mlp_bytes(shape: ModelShape, execution: Execution) -> int:
@@ -291,21 +315,32 @@ def _block_workspace(shape: ModelShape, execution: Execution) -> int:
     """
     a = execution.element_bytes
     mlp = 2 * a * shape.d_ff + FP32 * shape.d_model
-    if execution.attention not in UNFUSED_BACKENDS and not _is_sdpa_fallback(shape, execution):
+    if execution.attention not in UNFUSED_BACKENDS:
         return mlp
     # Scores, masked scores and weights exist together, while no activations of the MLP exist.
     return max(mlp, 2 * a * shape.n_heads * shape.seq_len - _mlp_bytes(shape, execution))
 
 
+def _varlen_workspace(shape: ModelShape, execution: Execution, sequences: int) -> int:
+    """Count the bytes in which FlashAttention 2 adds the gradient of q, over documents.
+
+    It reserves 128 rows for each document that the layout can hold.
+    """
+    if not _uses_varlen(shape, execution):
+        return 0
+    rows = sequences * shape.seq_len + 128 * max_documents(sequences, shape.seq_len)
+    return FP32 * rows * shape.n_heads * (math.ceil(shape.d_head / 32) * 32 + 1)
+
+
 def _loss_bytes(shape: ModelShape, execution: Execution, tokens: int) -> int:
     """Count the peak bytes of the loss computation, which processes its logits in chunks."""
     a, d, vocab_size = execution.element_bytes, shape.d_model, shape.vocab_size
-    chunk_tokens = max(MIN_CHUNK_TOKENS, CHUNK_LOGITS // vocab_size)
-    logits = min(tokens, chunk_tokens) * vocab_size
-    is_bf16, has_several_chunks = a == BF16, tokens > chunk_tokens
-    # Logits, in bf16 their fp32 copy, log-probabilities, and the gradient of the previous chunk.
-    chunk = logits * (a + (FP32 if is_bf16 else 0) + FP32 + (a if has_several_chunks else 0))
-    if is_bf16:  # logits, their gradient, and its product with the hidden states before it is added
-        chunk = max(chunk, 2 * BF16 * logits + BF16 * vocab_size * d)
+    chunk_size = chunk_tokens(vocab_size, tokens, on_gpu=execution.on_gpu)
+    logits, is_bf16 = min(tokens, chunk_size) * vocab_size, a == BF16
+    # Logits, in bf16 their fp32 copy, and log-probabilities. Compiled GPU code needs less.
+    chunk = logits * (a + (FP32 if is_bf16 else 0) + FP32)
+    if is_bf16 and not execution.on_gpu:
+        # The logits' gradient, and its product with the hidden states before it is added.
+        chunk = max(chunk, BF16 * logits + BF16 * vocab_size * d)
     head = vocab_size * d * (FP32 + (BF16 if is_bf16 else 0))  # gradient and bf16 copy
     return chunk + head + tokens * d * 3 * a  # hidden states, their copy and gradient

@@ -9,8 +9,10 @@ reference   the definition in einsum notation; any float dtype; for tests and fo
 
 from __future__ import annotations
 
+import inspect
 import math
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,34 +21,41 @@ from torch import Tensor
 
 from slm.errors import ConfigError, Problem
 from slm.model.attention_matmul import matmul_attention
+from slm.model.documents import Documents, document_ids, document_layout
+
+__all__ = ["attend", "document_ids", "require_flash"]
+HALF_DTYPES = (torch.bfloat16, torch.float16)
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa", documents: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    backend: str = "sdpa",
+    documents: Documents | Tensor | None = None,
 ) -> Tensor:
     """Return the attention output (B, H, T, K) of q (B, H, T, K) and k, v (B, G, S, K).
 
     G divides H, and query head h uses key/value head h // (H / G). Scores are scaled by 1 / sqrt(K).
     The T queries are the last of the S positions; each attends to the keys up to its own position.
-    With `documents` (B, T) and T = S, it attends only to keys with the same document id.
+    With `documents` and T = S, it attends only to keys with the same document id. They are ids (B, T),
+    or the layout of the ids for this backend if several layers use it.
 
     Raises:
         ValueError: if the backend does not exist.
     """
+    if isinstance(documents, Tensor):
+        documents = document_layout(documents, backend, q.dtype, q.shape[-1])
     if backend == "sdpa":
         return _sdpa(q, k, v, documents)
     if backend == "flash":
         return _flash(q, k, v, documents)
+    ids = None if documents is None else documents.ids
     if backend == "matmul":
-        return matmul_attention(q, k, v, documents)
+        return matmul_attention(q, k, v, ids)
     if backend == "reference":
-        return _reference(q, k, v, documents)
+        return _reference(q, k, v, ids)
     raise ValueError(f"unknown attention backend {backend!r}; use sdpa, flash, matmul or reference")
-
-
-def document_ids(tokens: Tensor, separator: int) -> Tensor:
-    """Return the document id of each token, shape (B, T); each separator starts a new document."""
-    return (tokens == separator).cumsum(dim=1)
 
 
 def require_flash() -> ModuleType:
@@ -64,17 +73,55 @@ def require_flash() -> ModuleType:
     return flash_attn
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
+    if documents is not None and documents.cu_seqlens is not None:
+        return _varlen(q, k, v, documents.cu_seqlens)
     queries, keys = q.shape[2], k.shape[2]
     causal = documents is None and queries == keys
+    mask = None if documents is None else documents.mask
     # A single query attends to all keys and needs no mask. With 1 < T < S, is_causal would be wrong:
     # torch aligns its causal mask at the first key, not at the last.
-    needs_no_mask = causal or (documents is None and queries == 1)
-    mask = None if needs_no_mask else _attention_mask(q, k, documents)
+    if documents is None and not causal and queries > 1:
+        mask = _attention_mask(q, k, None)
     grouped = k.shape[1] != q.shape[1]
+    if grouped and q.is_cuda and (mask is not None or q.dtype not in HALF_DTYPES):
+        # Of CUDA's fused kernels only those without a mask, in 16 bits, have grouped queries.
+        k, v, grouped = _expand_groups(k, q), _expand_groups(v, q), False
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped
     )
+
+
+def _expand_groups(x: Tensor, q: Tensor) -> Tensor:
+    """Repeat each key or value head of x (B, G, S, K) for its H / G query heads."""
+    return x.repeat_interleave(q.shape[1] // x.shape[1], dim=1)
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Compute torch's FlashAttention over documents; the longest may have all T tokens."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    batch, _, longest, _ = q.shape
+    # torch 2.10 has is_causal instead of window_size; enable_gqa is newer than both.
+    options: dict[str, Any] = {"is_causal": True}
+    if _varlen_accepts("window_size"):
+        options = {"window_size": (-1, 0)}
+    if k.shape[1] != q.shape[1]:
+        if _varlen_accepts("enable_gqa"):
+            options["enable_gqa"] = True
+        else:
+            k, v = _expand_groups(k, q), _expand_groups(v, q)
+    q, k, v = (rearrange(x, "b h t k -> (b t) h k") for x in (q, k, v))
+    output = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **options)
+    assert isinstance(output, Tensor)  # a pair only with return_aux
+    return rearrange(output, "(b t) h k -> b h t k", b=batch)
+
+
+@torch.compiler.assume_constant_result
+def _varlen_accepts(parameter: str) -> bool:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return parameter in inspect.signature(varlen_attn).parameters
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
@@ -97,21 +144,16 @@ def _attention_mask(q: Tensor, k: Tensor, documents: Tensor | None) -> Tensor:
     return causal & (documents[:, None, :, None] == documents[:, None, None, :])
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
+def _flash(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
     flash_attn = require_flash()
-    batch = q.shape[0]
-    q, k, v = (rearrange(x, "b h t k -> b t h k") for x in (q, k, v))
-    if documents is None:
+    batch, _, longest, _ = q.shape
+    if documents is None or documents.cu_seqlens is None:  # a single token per row needs no layout
+        q, k, v = (rearrange(x, "b h t k -> b t h k") for x in (q, k, v))
         output = flash_attn.flash_attn_func(q, k, v, causal=True)
         return rearrange(output, "b t h k -> b h t k")
-    # Concatenate all documents of the batch; cu_seqlens are the start positions and the total length.
-    is_start = torch.ones_like(documents, dtype=torch.bool)
-    is_start[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    total = torch.tensor([documents.numel()], device=documents.device)
-    cu_seqlens = torch.cat([is_start.flatten().nonzero().flatten(), total]).int()
-    longest = int(cu_seqlens.diff().max())
-    packed = (rearrange(x, "b t h k -> (b t) h k") for x in (q, k, v))
+    lengths = documents.cu_seqlens
+    packed = (rearrange(x, "b h t k -> (b t) h k") for x in (q, k, v))
     output = flash_attn.flash_attn_varlen_func(
-        *packed, cu_seqlens, cu_seqlens, longest, longest, causal=True
+        *packed, lengths, lengths, longest, longest, causal=True
     )
     return rearrange(output, "(b t) h k -> b h t k", b=batch)

@@ -29,8 +29,9 @@ from torch.utils.checkpoint import checkpoint
 
 from slm.architecture.shapes import ModelShape
 from slm.model.attention import attend, require_flash
+from slm.model.documents import Documents, document_layout
 from slm.model.generate import KeyValueCache, Slot
-from slm.model.loss import HeadLoss, head_loss
+from slm.model.loss import ChunkLoss, HeadLoss, chunk_loss, head_loss
 from slm.model.norm import RMSNorm
 
 
@@ -62,12 +63,14 @@ class Transformer(nn.Module):
         if attention == "flash":
             require_flash()
         self.shape = shape
+        self.attention_backend = attention
         self.rope_theta = rope_theta
         self.norm_eps = norm_eps
         self.branch_multiplier = branch_multiplier
         self.logit_multiplier = logit_multiplier
         self.activation_checkpointing = activation_checkpointing
         self.padded_vocab_size = math.ceil(shape.vocab_size / pad_vocab_to) * pad_vocab_to
+        self.chunk_loss: ChunkLoss = chunk_loss  # or compile_chunk_loss(), for GPUs
         self.embedding = nn.Embedding(self.padded_vocab_size, shape.d_model)
         self.blocks = nn.ModuleList(
             Block(shape, norm_eps, attention, branch_multiplier, dropout)
@@ -122,20 +125,42 @@ class Transformer(nn.Module):
             raise ValueError("a cache holds one document per row; pass either documents or a cache")
         cos_sin = self.cos_sin[:, start:end]
         x = self.dropout(self.embedding(tokens))
+        layout = None if documents is None else self._layout(documents, x)
         for layer, block in enumerate(self.blocks):
             for repeat in range(self.shape.layer_sharing):
                 index = layer * self.shape.layer_sharing + repeat
                 slot = None if cache is None else cache.slot(index)
                 if self.activation_checkpointing and self.training:
-                    x = checkpoint(block, x, cos_sin, documents, slot, use_reentrant=False)
+                    x = checkpoint(
+                        block,
+                        x,
+                        cos_sin,
+                        layout,
+                        slot,
+                        use_reentrant=False,
+                        preserve_rng_state=self.dropout.p > 0,
+                    )
                 else:
-                    x = block(x, cos_sin, documents, slot)
+                    x = block(x, cos_sin, layout, slot)
         if cache is not None:
             cache.length += tokens.shape[1]
         hidden = self.norm(x, self.logit_multiplier)
         if targets is not None:
-            return head_loss(hidden, self.head.weight, targets, z_loss, self.shape.vocab_size)
+            return head_loss(
+                hidden,
+                self.head.weight,
+                targets,
+                z_loss,
+                vocab_size=self.shape.vocab_size,
+                per_chunk=self.chunk_loss,
+            )
         return self.head(hidden)[..., : self.shape.vocab_size]
+
+    def _layout(self, ids: Tensor, x: Tensor) -> Documents:
+        device = x.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+        return document_layout(ids, self.attention_backend, dtype, self.shape.d_head)
 
 
 class Block(nn.Module):
@@ -153,7 +178,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, cos_sin: Tensor, documents: Tensor | None, slot: Slot | None
+        self, x: Tensor, cos_sin: Tensor, documents: Documents | None, slot: Slot | None
     ) -> Tensor:
         attended = self.attention(self.attention_norm(x), cos_sin, documents, slot)
         x = torch.add(x, self.dropout(attended), alpha=self.multiplier)
@@ -176,7 +201,7 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(shape.d_head, norm_eps) if shape.qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, cos_sin: Tensor, documents: Tensor | None, slot: Slot | None
+        self, x: Tensor, cos_sin: Tensor, documents: Documents | None, slot: Slot | None
     ) -> Tensor:
         q, k, v = (
             rearrange(part, "b t (h k) -> b h t k", k=self.d_head)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from slm.model.attention import document_ids
+from slm.model.documents import document_ids
 from slm.model.loss import IGNORED, HeadLoss
 from slm.model.parametrization import Parametrization
 from slm.model.transformer import Transformer

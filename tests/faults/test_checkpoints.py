@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import resource
 import signal
 import subprocess
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +20,9 @@ from slm.errors import RunError
 from slm.run.spec import RunSpec
 from slm.tracking.checkpoints import newest_checkpoint
 from slm.tracking.run_dir import RunDirectory
+from slm.training import checkpoint
 from tests.conftest import PATIENCE_SECONDS, ROOT, cli_command, cli_env
-from tests.running import assert_same_run, run_to_end
+from tests.running import assert_same_run, counted_steps, run_to_end
 
 Spec = Callable[..., RunSpec]
 
@@ -156,3 +161,50 @@ def test_signal_during_imports_marks_the_run_interrupted(tmp_path: Path, cache_d
     assert process.returncode in {-signal.SIGUSR2, 128 + signal.SIGUSR2}
     (status,) = (tmp_path / "runs").glob("*/*/status.json")
     assert RunDirectory(status.parent).state() == "interrupted"
+
+
+def test_checkpoints_written_in_the_background_equal_those_of_the_loop(
+    tiny_spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a thread writes the state that was copied to the host; here the copies are made explicitly."""
+    settings = {"trainer": {"checkpoint_every_steps": 3, "validate_every_steps": 5}}
+    plain, _ = run_to_end(tiny_spec(runs_dir=str(tmp_path / "plain"), **settings))
+    written_by = write_in_background(monkeypatch)
+    run, _ = run_to_end(tiny_spec(**settings))
+    assert written_by and threading.main_thread().name not in written_by
+    assert_same_run(run, plain)
+
+
+def test_error_of_a_background_write_stops_the_run(
+    tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny_spec(trainer={"checkpoint_every_steps": 3})
+    write_in_background(monkeypatch)
+    folder = RunDirectory.of(spec).checkpoints
+    folder.parent.mkdir(parents=True)
+    folder.write_text("a file in the place of the folder")
+    with counted_steps(monkeypatch) as steps, pytest.raises(OSError):
+        run_to_end(spec)
+    assert steps == list(range(6))  # raised by the next save
+    assert RunDirectory.of(spec).state() == "failed"
+
+
+def write_in_background(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Make checkpoints copy their tensors and write in a thread, as on a GPU; return the thread names."""
+    names: list[str] = []
+    original_write, original_init = checkpoint._write, checkpoint.CheckpointWriter.__init__
+    original_state = checkpoint.training_state
+
+    def write(path: Path, content: Any) -> None:
+        names.append(threading.current_thread().name)
+        original_write(path, content)
+
+    def init(self: Any, folder: Path, workers: Any, thread: Any, **named: Any) -> None:
+        original_init(self, folder, workers, ThreadPoolExecutor(1), **named)
+
+    monkeypatch.setattr(checkpoint, "_write", write)
+    monkeypatch.setattr(checkpoint.CheckpointWriter, "__init__", init)
+    monkeypatch.setattr(
+        checkpoint, "training_state", lambda *state: copy.deepcopy(original_state(*state))
+    )
+    return names

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from tests.running import (
     assert_same_run,
     checkpoint,
     counted_steps,
+    losses,
     power_cut,
     run_to_end,
 )
@@ -195,6 +198,48 @@ def test_error_of_one_rank_stops_all_ranks(tiny_config: Make, tmp_path: Path) ->
     assert run_of(used).read_metrics() == []
     assert [(e.error, e.exit_code) for e in disk] == [("FileExistsError", 1), ("PeerFailed", 1)]
     assert over == [Ending(steps=list(range(20)))] * 2 and done == [Ending()] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_rank_that_raises_ends_all_ranks(tiny_config: Make, tmp_path: Path, strategy: str) -> None:
+    """The other rank waits for a gradient that never comes."""
+    job = Job(team_of(tiny_config(), strategy), raising_rank=1)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, "-m", *module_arguments(tmp_path, [job])],
+        cwd=ROOT,
+        env={**cli_env(), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    ended_seconds = time.time()
+    assert done.returncode == 1 and "bug on one rank" in done.stderr
+    assert ended_seconds - float((tmp_path / "raised").read_text()) < 30
+    assert run_of(job.config).state() in {"failed", "interrupted"}
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_the_same_on_two_ranks(tiny_config: Make, tmp_path: Path) -> None:
+    """One graph for all blocks, with DDP and FSDP, with and without activation checkpointing."""
+    jobs = []
+    for strategy, checkpointing in product(("ddp", "fsdp"), (False, True)):
+        for choice in ("off", "on"):
+            trainer = {"compile": choice, "activation_checkpointing": checkpointing}
+            config = tiny_config(trainer=trainer, model={"n_layers": 4})
+            runs = tmp_path / f"{strategy}-{checkpointing}-{choice}"
+            jobs.append(Job(team_of(config, strategy, runs=runs)))
+    endings_by_job = train_in_team(tmp_path, jobs)
+    for number in range(0, len(jobs), 2):
+        assert [e.graphs for e in endings_by_job[number]] == [0, 0]
+        assert [e.graphs for e in endings_by_job[number + 1]] == [1, 1]
+        eager, compiled = (
+            [loss for loss, _, _ in losses(run_of(job.config))] for job in jobs[number : number + 2]
+        )
+        # 20 AdamW steps amplify rounding: compiled sums are fused and in a different order.
+        np.testing.assert_allclose(compiled, eager, rtol=5e-5)
 
 
 @pytest.mark.slow

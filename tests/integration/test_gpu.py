@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from slm.architecture import loss_chunks
 from slm.model.attention import attend
+from slm.model.loss import chunk_loss, compile_chunk_loss, head_loss
 from slm.run.spec import RunSpec
 from slm.tracking.run_dir import RunDirectory
 from slm.training.device.accelerator import peak_flops
@@ -53,6 +55,46 @@ def test_flash_attention_equals_reference(groups: int, packed: bool) -> None:
     if not packed:  # the last query alone, as in decoding
         last = attend(q[:, :, -1:], k, v, "flash").float()
         torch.testing.assert_close(last, expected[:, :, -1:], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("groups", [6, 2, 1])
+def test_attention_over_documents_equals_reference(groups: int, dtype: torch.dtype) -> None:
+    """bf16 uses the varlen kernel, fp32 an additive mask."""
+    torch.manual_seed(0)
+    sizes = [(2, 6, 40, 32), (2, groups, 40, 32), (2, groups, 40, 32)]
+    inputs = [torch.randn(size, device="cuda", dtype=dtype, requires_grad=True) for size in sizes]
+    documents = torch.arange(40, device="cuda").div(13, rounding_mode="floor").repeat(2, 1)
+    results = []
+    for backend, kind in (("sdpa", dtype), ("reference", torch.float32)):
+        output = attend(*(x.to(kind) for x in inputs), backend, documents).float()
+        results.append([output, *torch.autograd.grad(output.square().sum(), inputs)])
+    tolerance = 5e-2 if dtype == torch.bfloat16 else 1e-4
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual.float(), expected.float(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_head_loss_on_a_gpu_agrees_with_the_cpu(
+    z_loss: float, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_chunks, "GPU_LOGITS", 300 * 1000)  # 4 chunks of 256 tokens
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(4, 256, 64), torch.randn(1000, 64) / 8
+    targets = torch.randint(1000, (4, 256))
+    results = []
+    for device in ("cpu", "cuda"):
+        h, w = (x.detach().to(device, copy=True).requires_grad_() for x in (hidden, weight))
+        body = compile_chunk_loss() if compiled and device == "cuda" else chunk_loss
+        with torch.autocast(device, torch.bfloat16):
+            sums = head_loss(h, w, targets.to(device), z_loss, per_chunk=body)
+        gradients = torch.autograd.grad(sums.objective, (h, w))
+        results.append([x.cpu() for x in (*sums, *gradients)])
+    # Both use the same bf16 inputs; logits are rounded to bf16 after sums in different orders.
+    for expected, actual in zip(*results, strict=True):
+        atol = 2e-2 * expected.abs().max().item()
+        torch.testing.assert_close(actual, expected, rtol=2e-2, atol=atol)
 
 
 def test_peak_flops_of_this_device_is_plausible_or_none() -> None:

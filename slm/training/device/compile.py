@@ -10,6 +10,7 @@ import sysconfig
 from pathlib import Path
 
 from slm.errors import ConfigError, Problem
+from slm.model.loss import compile_chunk_loss
 from slm.model.transformer import Transformer
 from slm.run.compile_rule import CompileDecision, compile_decision
 from slm.run.spec import RunSpec
@@ -36,6 +37,8 @@ def compile_blocks(model: Transformer, spec: RunSpec, accelerator: str) -> None:
         from torch._dynamo import config as dynamo_config  # takes a second to import
 
         dynamo_config.optimize_ddp = False
+    if accelerator == "gpu":
+        model.chunk_loss = compile_chunk_loss()
     for block in model.blocks:
         # With fallback_random, dropout draws the same numbers as without compilation.
         block.compile(dynamic=False, options={"fallback_random": True})

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+import re
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from slm.architecture import loss_chunks
+from slm.architecture.loss_chunks import chunk_tokens
 from slm.architecture.shapes import ModelShape
-from slm.model import loss
-from slm.model.loss import IGNORED, HeadLoss, head_loss, token_nats
+from slm.model.loss import (
+    IGNORED,
+    HeadLoss,
+    chunk_loss,
+    compile_chunk_loss,
+    head_loss,
+    token_nats,
+)
 from slm.model.transformer import Transformer
 
 pytestmark = pytest.mark.numeric
@@ -25,8 +36,8 @@ Inputs = tuple[Tensor, Tensor, Tensor]
 @pytest.fixture(autouse=True)
 def _short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Set chunks of 4 tokens, so that 2 x 7 tokens are three full chunks and a partial one."""
-    monkeypatch.setattr(loss, "MIN_CHUNK_TOKENS", 1)
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", CHUNK * VOCAB_SIZE)
+    monkeypatch.setattr(loss_chunks, "MIN_TOKENS", 1)
+    monkeypatch.setattr(loss_chunks, "CPU_LOGITS", CHUNK * VOCAB_SIZE)
 
 
 def random_inputs(dtype: torch.dtype = torch.float32) -> Inputs:
@@ -55,7 +66,7 @@ def test_padded_rows_change_neither_loss_nor_gradients(dtype: torch.dtype, z_los
     results = []
     for table, size in ((weight, None), (padded, VOCAB_SIZE)):
         with torch.autocast("cpu", dtype=dtype, enabled=dtype == torch.bfloat16):
-            total = head_loss(hidden, table, targets, z_loss, size)
+            total = head_loss(hidden, table, targets, z_loss, vocab_size=size)
         gradients = torch.autograd.grad(total.objective, (hidden, table))
         results.append([total.objective, total.nats, gradients[0], gradients[1][:VOCAB_SIZE]])
     assert not gradients[1][VOCAB_SIZE:].any(), "padded rows must stay as they are"
@@ -79,10 +90,25 @@ def test_nats_equal_log_probability_and_ignored_targets_count_zero() -> None:
     assert total.item() == pytest.approx(expected_total, rel=1e-6)
 
 
-def test_chunk_is_16_mib_of_logits_or_256_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunk_on_cpu_is_16_mib_of_logits_or_256_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert loss.chunk_tokens(4096) == 1024
-    assert loss.chunk_tokens(32_000) == 256
+    assert chunk_tokens(4096, 10_000, on_gpu=False) == 1024
+    assert chunk_tokens(32_000, 10_000, on_gpu=False) == 256
+
+
+@pytest.mark.parametrize("tokens", [1, 100, 2048, 5000, 32 * 2048, 250 * 2048])
+@pytest.mark.parametrize("vocab_size", [99, 4096, 32_000, 50_257, 128_256])
+def test_chunks_on_gpu_are_few_and_equal_and_take_512_mib(
+    monkeypatch: pytest.MonkeyPatch, vocab_size: int, tokens: int
+) -> None:
+    monkeypatch.undo()
+    size = chunk_tokens(vocab_size, tokens, on_gpu=True)
+    assert 4 * size * vocab_size <= 2**29
+    count, largest = math.ceil(tokens / size), 2**27 // vocab_size // 64 * 64
+    assert count == math.ceil(tokens / largest)
+    assert count * size - tokens < 64 * count
+    if (vocab_size, tokens) == (32_000, 32 * 2048):
+        assert (size, count) == (4096, 16)
 
 
 @pytest.mark.parametrize("z_loss", [0.0, 0.3])
@@ -90,7 +116,7 @@ def test_chunk_is_16_mib_of_logits_or_256_tokens(monkeypatch: pytest.MonkeyPatch
 def test_equals_plain_loss(
     z_loss: float, chunk_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk_tokens * VOCAB_SIZE)
+    monkeypatch.setattr(loss_chunks, "CPU_LOGITS", chunk_tokens * VOCAB_SIZE)
     hidden, weight, targets = random_inputs(torch.float64)
     ours = head_loss(hidden, weight, targets, z_loss)
     expected = plain_loss(hidden, weight, targets, z_loss)
@@ -195,6 +221,44 @@ def test_without_gradients_computes_only_the_logits() -> None:
     products = ("mm", "addmm_")
     assert sum(training.names.count(name) for name in products) == 3 * chunks
     assert sum(validating.names.count(name) for name in products) == chunks
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.3])
+def test_without_z_loss_no_squares_are_computed(z_loss: float) -> None:
+    hidden, weight, targets = random_inputs()
+    with RecordedOutputs() as recorded:
+        head_loss(hidden, weight, targets, z_loss)
+    assert ("square" in recorded.names or "pow" in recorded.names) == (z_loss > 0)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("z_loss", [0.0, 0.3])
+def test_compiled_chunks_equal_eager_chunks(z_loss: float, backend: str) -> None:
+    """The compiled body computes the gradient of the target pointwise, without scatter."""
+    torch._dynamo.reset()
+    hidden, weight, targets = random_inputs(torch.float64)
+    compiled = compile_chunk_loss(backend)
+    results = []
+    for body in (chunk_loss, compiled):
+        ours = head_loss(hidden, weight, targets, z_loss, per_chunk=body)
+        results.append((*ours, *torch.autograd.grad(ours.objective, (hidden, weight))))
+        with torch.no_grad():
+            results[-1] += (head_loss(hidden, weight, targets, z_loss, per_chunk=body).nats,)
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_compiled_chunk_stores_only_the_gradient_of_the_logits() -> None:
+    """In bf16; softmax and sums stay inside the kernels."""
+    torch._dynamo.reset()
+    logits, targets = torch.randn(64, 999, dtype=torch.bfloat16), torch.randint(999, (64, 1))
+    compiled = partial(
+        compile_chunk_loss(), z_loss=0.0, sum_dtype=torch.float32, with_gradients=True
+    )
+    _, (code, *_) = run_and_get_code(compiled, logits, targets, targets >= 0)
+    stored = re.findall(r"empty_strided_cpu\(\(64, 999\), \(999, 1\), torch\.(\w+)\)", code)
+    assert stored == ["bfloat16"]
 
 
 @pytest.mark.parametrize("tied", [True, False])

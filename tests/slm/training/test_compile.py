@@ -26,7 +26,7 @@ from slm.training.device.compile import (
     missing_compiler,
     should_compile,
 )
-from slm.training.runner import build_module
+from slm.training.step import build_module
 from slm.training.throughput_probe import probe_config
 from tests.running import losses, run_to_end
 
