@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
+from unittest.mock import patch
 
 from torch import Tensor
 
@@ -80,20 +81,16 @@ def fit_micro_batch(spec: RunSpec, device: str) -> tuple[RunSpec, MicroBatch]:
     return replace(spec, config=replace(spec.config, trainer=trainer)), chosen
 
 
-def loss_chunk_tokens(vocab_size: int, device: str) -> int:
-    """Return the tokens per chunk of the head loss."""
-    return slm.model.loss.chunk_tokens(vocab_size)
+def loss_chunk_tokens(vocab_size: int, tokens: int, device: str) -> int:
+    """Return the tokens per chunk of the head loss of `tokens` tokens."""
+    return slm.model.loss.chunk_tokens(vocab_size, tokens, on_gpu=device == "cuda")
 
 
 @contextmanager
 def loss_chunks_of(tokens: int) -> Iterator[None]:
     """Compute the head loss in chunks of `tokens` tokens."""
-    original = slm.model.loss.chunk_tokens
-    slm.model.loss.chunk_tokens = lambda *arguments, **named: tokens
-    try:
+    with patch("slm.model.loss.chunk_tokens", lambda *arguments, **named: tokens):
         yield
-    finally:
-        slm.model.loss.chunk_tokens = original
 
 
 def fail_before_step(step: int, error: Callable[[], Exception]) -> None:

@@ -53,6 +53,7 @@ CANNOT_FORK = 3
 MACHINE_FILE = "machine.json"
 JOIN_SECONDS = 10.0
 TICK_SECONDS = 1.0
+TABLE_VALUE_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def print_results(results: Sequence[StageResult]) -> None:
         table.append((result.stage, result.status, "the stage", f"{result.seconds:.1f} s", ""))
         for row in result.rows:
             check, value, bound, status, _ = row.cells()
-            table.append((result.stage, status, check, value, bound))
+            table.append((result.stage, status, check, value[:TABLE_VALUE_CHARACTERS], bound))
     widths = [max(len(cells[column]) for cells in table) for column in range(len(table[0]))]
     print("\nGPU acceptance")
     for cells in table:

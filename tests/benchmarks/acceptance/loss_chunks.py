@@ -1,4 +1,4 @@
-"""Time and memory of the head loss, forward and backward, by the number of tokens in a chunk."""
+"""Time and memory of the head loss, forward and backward, by the tokens in a chunk, eager and compiled."""
 
 from __future__ import annotations
 
@@ -10,44 +10,52 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slm.model.loss import head_loss
+from slm.model.loss import ChunkLoss, chunk_loss, compile_chunk_loss, head_loss
 from tests.benchmarks import engine
 from tests.benchmarks.acceptance.rows import Options, Rows
 
 VOCAB_SIZE, D_MODEL, TOKENS = 32_000, 576, 32_768
 QUICK_VOCAB_SIZE, QUICK_D_MODEL, QUICK_TOKENS = 512, 32, 512
-CHUNKS = (256, 512, 1024, 2048, 4096, 8192, 16_384)
+CHUNKS = (512, 1024, 2048, 4096, 8192, 16_384)
+COMPILED_CHUNKS = (2048, 4096, 8192)  # each size takes seconds to compile
 QUICK_CHUNKS = (128, 256)
 REPEATS, QUICK_REPEATS = 7, 2
-ALL_LOGITS = "all logits"
 
 
 def run(options: Options, rows: Rows) -> None:
-    vocab_size = QUICK_VOCAB_SIZE if options.quick else VOCAB_SIZE
-    default = engine.loss_chunk_tokens(vocab_size, options.device)
-    milliseconds: dict[int | str, float] = {}
-    for chunk in sorted({*(QUICK_CHUNKS if options.quick else CHUNKS), default}):
-        with engine.loss_chunks_of(chunk):
-            milliseconds[chunk] = _add(options, rows, f"chunks of {chunk} tokens", chunk)
-    milliseconds[ALL_LOGITS] = _add(options, rows, ALL_LOGITS, None)
-    best = min(
-        (chunk for chunk in milliseconds if chunk != ALL_LOGITS), key=milliseconds.__getitem__
-    )
-    ratio = milliseconds[default] / milliseconds[best]
-    rows.measured(
-        "default chunk / best chunk", ratio, note=f"default {default}, best {best} tokens"
-    )
+    sizes = (QUICK_VOCAB_SIZE, QUICK_TOKENS) if options.quick else (VOCAB_SIZE, TOKENS)
+    default = engine.loss_chunk_tokens(*sizes, options.device)
+    _add(options, rows, "all logits", None)
+    for name, chunks in {
+        "eager": QUICK_CHUNKS if options.quick else CHUNKS,
+        "compiled": QUICK_CHUNKS if options.quick else COMPILED_CHUNKS,
+    }.items():
+        body = chunk_loss
+        if name == "compiled":
+            body = compile_chunk_loss("aot_eager" if options.quick else "inductor")
+        milliseconds = {}
+        for chunk in sorted({*chunks, default}):
+            with engine.loss_chunks_of(chunk):
+                check = f"{name}, chunks of {chunk} tokens"
+                milliseconds[chunk] = _add(options, rows, check, body)
+        best = min(milliseconds, key=milliseconds.__getitem__)
+        note = f"default {default}, best {best} tokens"
+        ratio = milliseconds[default] / milliseconds[best]
+        rows.measured(f"{name}, default chunk / best chunk", ratio, note=note)
 
 
-def _add(options: Options, rows: Rows, check: str, chunk: int | None) -> float:
-    milliseconds, peak_bytes = _measure(options, chunked=chunk is not None)
+def _add(options: Options, rows: Rows, check: str, body: ChunkLoss | None) -> float:
+    milliseconds, peak_bytes = _measure(options, body)
     memory = f"{peak_bytes / 1e9:.2f} GB" if options.on_gpu else ""
     rows.measured(check, milliseconds, "ms", memory)
     return milliseconds
 
 
-def _measure(options: Options, *, chunked: bool) -> tuple[float, int]:
-    """Return the median milliseconds of forward and backward, and the peak bytes on a GPU."""
+def _measure(options: Options, body: ChunkLoss | None) -> tuple[float, int]:
+    """Return the median milliseconds of forward and backward, and the peak bytes on a GPU.
+
+    Without a chunk loss, all logits are stored.
+    """
     hidden, weight, targets = _inputs(options)
     durations = []
     if options.on_gpu:
@@ -57,11 +65,11 @@ def _measure(options: Options, *, chunked: bool) -> tuple[float, int]:
         start_seconds = time.perf_counter()
         autocast = torch.autocast("cuda", torch.bfloat16) if options.on_gpu else nullcontext()
         with autocast:
-            if chunked:
-                loss = head_loss(hidden, weight, targets).objective
-            else:
+            if body is None:
                 logits = hidden.flatten(0, 1) @ weight.T
                 loss = F.cross_entropy(logits.float(), targets.flatten(), reduction="sum")
+            else:
+                loss = head_loss(hidden, weight, targets, per_chunk=body).objective
         loss.backward()
         _synchronize(options)
         durations.append(1e3 * (time.perf_counter() - start_seconds))
