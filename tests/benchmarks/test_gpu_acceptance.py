@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.benchmarks import gpu_acceptance
-from tests.benchmarks.acceptance import processes
+from tests.benchmarks.acceptance import processes, small
 from tests.benchmarks.acceptance.parity import largest_difference
 from tests.benchmarks.acceptance.processes import alive
 from tests.benchmarks.acceptance.rows import FAILED, MET, MISSED, Options, Rows, read_rows
@@ -144,6 +144,40 @@ def test_missed_bound_is_bad_and_rows_are_saved_while_a_stage_runs(
 def _miss(options: Options, rows: Rows) -> None:
     rows.check("speed", 0.1, at_least=0.2)
     time.sleep(2.5 * gpu_acceptance.TICK_SECONDS)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_mps_server_lives_as_long_as_the_block(
+    works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = tmp_path / small.MPS_CONTROL
+    control.write_text(MPS_SCRIPT if works else "#!/bin/sh\nexit 1\n")
+    control.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
+    if works:
+        with small.mps():
+            folder = Path(os.environ["CUDA_MPS_PIPE_DIRECTORY"])
+            assert (folder / "up").exists()
+    else:
+        with pytest.raises(RuntimeError, match="does not answer"), small.mps():
+            raise AssertionError("the block runs without a server")
+    assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
+    assert not works or not folder.exists()
+
+
+# Follows the protocol of nvidia-cuda-mps-control: `-f` serves in the foreground, else commands come on stdin.
+MPS_SCRIPT = """#!/bin/sh
+cd "$CUDA_MPS_PIPE_DIRECTORY" || exit 1
+if [ "$1" = -f ]; then
+    touch up
+    while [ -e up ]; do sleep 0.05; done
+else
+    read command
+    [ "$command" = quit ] && rm up
+    [ -e up ] || [ "$command" = quit ]
+fi
+"""
 
 
 @pytest.mark.parametrize(

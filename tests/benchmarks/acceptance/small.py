@@ -7,7 +7,7 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -47,23 +47,24 @@ def _rates(options: Options, processes: int) -> tuple[float, float]:
     mode = Mode("bf16" if options.on_gpu else "fp32", False)
     case = Case(QUICK if options.quick else CELL, options.device, Path())
     starts = {
-        number: partial(Worker, contender, "slm", mode.name, case, threads=1)
-        for number in range(processes)
+        f"process {number}": partial(Worker, contender, "slm", mode.name, case, threads=1)
+        for number in range(1, 1 + processes)
     }
     rounds = QUICK_ROUNDS if options.quick else ROUNDS
     seconds = QUICK_SECONDS if options.quick else SECONDS
     alone, together = [], []
     with started_workers(starts) as workers:
         for _ in range(rounds):
-            alone.append(_total({0: workers[0]}, seconds))
-            together.append(_total(workers, seconds))
+            alone.append(_total([workers["process 1"]], seconds))
+            together.append(_total(workers.values(), seconds))
     return statistics.median(alone), statistics.median(together)
 
 
-def _total(workers: Mapping[int, Worker], seconds: float) -> float:
-    for worker in workers.values():
+def _total(workers: Collection[Worker], seconds: float) -> float:
+    """Measure workers at the same time; return the sum of their tokens/s."""
+    for worker in workers:
         worker.request(seconds)
-    return sum(worker.receive()["tokens_per_second"] for worker in workers.values())
+    return sum(worker.receive()["tokens_per_second"] for worker in workers)
 
 
 def _add_mps(options: Options, rows: Rows, check: str, processes: int, alone_rate: float) -> None:
