@@ -217,6 +217,8 @@ def main() -> None:
     arguments = parser.parse_args()
     default = [name for name, stage in STAGES.items() if arguments.quick or not stage.on_request]
     names = arguments.only or default
+    if arguments.device == "cpu" and not arguments.quick:
+        parser.error("on a CPU the full sizes would take hours; add --quick")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("torch sees no CUDA device; on a CPU, run --device cpu --quick")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

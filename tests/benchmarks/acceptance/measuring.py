@@ -19,7 +19,7 @@ from tests.benchmarks.paired import run_for
 from tests.benchmarks.peers import Mode, fixed_batch
 
 BATCH_TOKENS = 131_072
-SECONDS, QUICK_SECONDS = 6.0, 0.1
+SECONDS, QUICK_SECONDS = 4.0, 0.1
 WARMUP_STEPS = 2
 MEMORY_RATIO = (0.8, 1.1)  # measured peak of the allocator / planned bytes
 QUICK = ("model=tiny", "model.n_layers=2", "model.seq_len=64", "optimizer.global_batch_tokens=512")
