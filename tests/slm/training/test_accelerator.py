@@ -22,7 +22,7 @@ from slm.training.device.accelerator import (
     set_deterministic,
     set_threads,
 )
-from slm.training.distributed.workers import ALONE
+from slm.training.distributed.workers import SINGLE_PROCESS
 from tests.running import run_to_end
 
 # Names as torch.cuda.get_device_name returns them, with the peak in TFLOP/s of the datasheet.
@@ -132,10 +132,10 @@ def _kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_kernels", "_threads")
 def test_deterministic_kernels_are_switched_on_and_off_for_each_job() -> None:
-    prepare_machine(TrainerConfig(accelerator="cpu", threads=1, deterministic=True), ALONE)
+    prepare_machine(TrainerConfig(accelerator="cpu", threads=1, deterministic=True), SINGLE_PROCESS)
     assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    prepare_machine(TrainerConfig(accelerator="cpu", threads=1), ALONE)
+    prepare_machine(TrainerConfig(accelerator="cpu", threads=1), SINGLE_PROCESS)
     assert not torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.deterministic
 
