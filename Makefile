@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-kernels test-slow test-gpu test-clusters clusters notebooks lint format clean
+.PHONY: help demo test test-kernels test-slow test-gpu gpu-wheels test-clusters clusters notebooks lint format clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -29,6 +29,17 @@ test-slow: $(READY) ## Run the slow tests
 
 test-gpu: $(READY) ## Run the tests that need a CUDA device
 	$(BIN)/pytest -m gpu
+
+# For a machine with a GPU and torch, but without network: docs/gpu.md. antlr4 has no wheel, so it is built here.
+GPU_WHEELS := hydra-core omegaconf pydantic pydantic_core annotated-types typing-inspection typing-extensions \
+	PyYAML packaging rich markdown-it-py mdurl pygments
+gpu-wheels: $(READY) ## Fill gpu-wheels/ with what the GPU acceptance command needs besides torch, for Python 3.12
+	mkdir -p gpu-wheels
+	$(BIN)/pip download --quiet --disable-pip-version-check --dest gpu-wheels --no-deps -c constraints.txt \
+		--only-binary=:all: --python-version 3.12 --implementation cp --abi cp312 --abi none \
+		--platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 $(GPU_WHEELS)
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --wheel-dir gpu-wheels --no-deps -c constraints.txt \
+		antlr4-python3-runtime
 
 test-clusters: clusters ## Run the tests that start a local Slurm and Ray (Slurm: as root, after apt install slurm-wlm munge)
 	$(BIN)/pytest -m cluster

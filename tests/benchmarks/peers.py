@@ -1,9 +1,9 @@
 """One training step of slm, of transformers' Llama and of litgpt's GPT, from the same weights.
 
 A step is the forward pass, mean cross-entropy in fp32, the backward pass, clipping of the global norm, and
-fused AdamW. For slm it is `LanguageModule.take_step` as Lightning's trainer calls it, without the loops of
-the trainer. The peers use a minimal loop: no label shift, one parameter group, no check for divergence, and
-in compiled modes `model.compile()` of the whole model.
+fused AdamW. For slm it is the step of the training loop, without the loop (`engine.build_step`). The
+peers use a minimal loop: no label shift, one parameter group, no check for divergence, and in compiled modes
+`model.compile()` of the whole model.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import itertools
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from slm.model.parametrization import Parametrization, initialize
 from slm.model.transformer import Transformer
 from slm.run.spec import RunSpec, resolve
 from slm.training.device.accelerator import peak_memory_bytes
+from tests.benchmarks import engine
 from tests.benchmarks.paired import Measure, Result, run_for
 
 Step = Callable[[], Tensor]
@@ -135,9 +135,9 @@ def contender(library: str, mode_name: str, case: Case) -> tuple[Result, Measure
     return {"params": params, "first_loss": loss}, measure
 
 
-def fixed_batch(spec: RunSpec, device: str) -> Tensor:
-    """Return inputs and targets of random tokens with a fixed seed, (batch_sequences, 2, seq_len)."""
-    generator = torch.Generator().manual_seed(0)
+def fixed_batch(spec: RunSpec, device: str, seed: int = 0) -> Tensor:
+    """Return inputs and targets of random tokens, (batch_sequences, 2, seq_len), int64."""
+    generator = torch.Generator().manual_seed(seed)
     size = (spec.batch_sequences, spec.shape.seq_len + 1)
     tokens = torch.randint(spec.shape.vocab_size, size, generator=generator)
     return torch.stack([tokens[:, :-1], tokens[:, 1:]], dim=1).to(device)
@@ -145,38 +145,9 @@ def fixed_batch(spec: RunSpec, device: str) -> Tensor:
 
 def slm_step(spec: RunSpec, mode: Mode, case: Case) -> tuple[Step, int]:
     """Build slm's training step; the spec already contains the mode."""
-    from lightning.pytorch import Trainer
-    from lightning.pytorch.trainer.states import TrainerFn
-
-    from slm.training.runner import LIGHTNING_PRECISION, build_module
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    module = build_module(spec)
-    precision: Any = LIGHTNING_PRECISION[spec.config.trainer.precision]
-    trainer = Trainer(
-        accelerator=case.device,
-        devices=1,
-        precision=precision,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    # As `trainer.fit` before its loops: attach the trainer, move to the device, create the optimizer.
-    module.trainer, trainer.state.fn = trainer, TrainerFn.FITTING
-    strategy = trainer.strategy
-    strategy.connect(module)
-    strategy.setup_environment()
-    strategy.setup(trainer)
-    module.train()
-    module.on_train_start()
+    built = engine.build_step(spec, case.device)
     batch, steps = fixed_batch(spec, case.device), itertools.cycle(range(spec.steps))
-
-    def step() -> Tensor:
-        with strategy.precision_plugin.train_step_context():
-            return module.take_step(next(steps), batch)["loss"]
-
-    return step, params_of(module.model)
+    return lambda: built.take(next(steps), batch).loss, params_of(engine.model_of(built))
 
 
 def plain_step(spec: RunSpec, mode: Mode, case: Case) -> tuple[Step, int]:
@@ -188,13 +159,28 @@ def plain_step(spec: RunSpec, mode: Mode, case: Case) -> tuple[Step, int]:
 
 
 def transformers_step(spec: RunSpec, mode: Mode, case: Case) -> tuple[Step, int]:
+    return llama_step(spec, mode, case.weights, case.device, nn.Module.compile)
+
+
+def llama_step(
+    spec: RunSpec, mode: Mode, weights: Path, device: str, compile_model: Callable[[Any], None]
+) -> tuple[Step, int]:
+    """Build the step of transformers' Llama from a checkpoint folder; compiled modes call `compile_model`."""
     transformers = importlib.import_module("transformers")
     transformers.utils.logging.disable_progress_bar()
     model = transformers.LlamaForCausalLM.from_pretrained(
-        case.weights, attn_implementation=attention_of(spec), dtype=torch.float32
+        weights, attn_implementation=attention_of(spec), dtype=torch.float32
     )
     model.config.use_cache = False
-    return peer_step(model, spec, mode, case.device, lambda output: output.logits)
+    return peer_step(
+        model, spec, mode, device, lambda output: output.logits, compile_model=compile_model
+    )
+
+
+def compile_layers(model: Any) -> None:
+    """Compile each layer of a Llama alone: one compilation of seconds, where the whole model takes minutes."""
+    for layer in model.model.layers:
+        layer.compile()
 
 
 def attention_of(spec: RunSpec) -> str:
@@ -271,6 +257,8 @@ def peer_step(
     mode: Mode,
     device: str,
     logits_of: Callable[[Any], Tensor],
+    *,
+    compile_model: Callable[[Any], None] = nn.Module.compile,
 ) -> tuple[Step, int]:
     """Build a plain training step of any model; return it with the parameter count."""
     config = spec.config.optimizer
@@ -284,7 +272,7 @@ def peer_step(
         fused=True,
     )
     if mode.compiled:
-        model.compile()
+        compile_model(model)
     inputs, targets = (part.contiguous() for part in fixed_batch(spec, device).unbind(1))
 
     def step() -> Tensor:

@@ -81,6 +81,35 @@ def test_ratios_are_taken_within_rounds() -> None:
     assert paired.median_ratio([40.0, 10.0, 30.0], [20.0, 10.0, 10.0]) == 2.0
 
 
+def test_modes_that_the_cpu_emulates_are_skipped_with_a_reason(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    modes = ["fp32-eager", "fp32-compiled", "bf16-eager"]
+    machine = {"cpu_instruction_set": "AVX2"}
+    assert training.supported_modes(modes, machine, "cpu") == ["fp32-eager"]
+    printed = capsys.readouterr().out
+    assert "bf16-eager is skipped: this CPU (AVX2) has no bf16 matrix products" in printed
+    assert "fp32-compiled is skipped: there is no C++ compiler" in printed
+    assert training.supported_modes(modes, machine, "cuda") == modes
+    machine = {"cpu_instruction_set": "AVX512-BF16"}
+    assert training.supported_modes(modes, machine, "cpu") == ["fp32-eager", "bf16-eager"]
+
+
+def test_rounds_report_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    worker = paired.Worker(_instant, threads=1)
+    with paired.started_workers({("slm", "fp32-eager"): lambda: worker}) as workers:
+        results = paired.measure_in_rounds(workers, 2, 0.0)
+    assert results == {("slm", "fp32-eager"): [{"rate": 1.0}] * 2}
+    ready, *rounds = capsys.readouterr().err.splitlines()
+    assert ready == "  slm fp32-eager is ready"
+    assert [line.split(" took ")[0] for line in rounds] == ["  round 1 of 2", "  round 2 of 2"]
+
+
+def _instant() -> tuple[paired.Result, paired.Measure]:
+    return {}, lambda seconds: {"rate": 1.0}
+
+
 def test_error_of_a_contender_contains_its_message() -> None:
     worker = paired.Worker(_failing, threads=1)
     with pytest.raises(RuntimeError, match="out of luck"):

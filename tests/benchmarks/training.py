@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.training [--shapes deep wide] [--modes fp32-eager bf16-compiled ...]
         [--libraries slm transformers litgpt] [--threads 2] [--rounds 5] [--seconds 2]
-        [--set model.attention=sdpa ...] [--json FILE]
+        [--set model.attention=sdpa ...] [--force] [--json FILE]
 
 All libraries start from slm's weights and train on one batch of random tokens; `peers.py` defines the step.
 Before the measurement, parameter counts must be equal, and first losses equal up to rounding. Each library
@@ -10,7 +10,9 @@ in each mode has a separate process; a round measures each process once, for `--
 step. The tables show medians over rounds; ratios are medians of the ratios within rounds. `--set` overrides
 apply to slm only. Large shapes are measured one mode at a time, so ratios between their modes are not paired;
 even so, mobilellm_125m takes 6 GB per library. Compilation takes minutes the first time, and less with
-torch's cache. `deep` and `wide` have the same number of matrix parameters.
+torch's cache. `deep` and `wide` have the same number of matrix parameters. Modes that the machine cannot run
+well are skipped, with the reason: bf16 on a CPU without bf16 matrix products, compiled modes without a C++
+compiler. `--force` measures them.
 
 Targets: slm's best mode over the best mode of the peers: 1.4 on `deep`, 1.2 on `wide`. slm's best fp32 mode
 over the peers' best fp32 mode: 1.0 against compiled modes, 1.05 against eager modes.
@@ -18,10 +20,10 @@ over the peers' best fp32 mode: 1.0 against compiled modes, 1.05 against eager m
 
 from __future__ import annotations
 
-import argparse
 import os
+import shutil
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,14 +32,16 @@ from typing import Any
 from slm.architecture.shapes import count_parameters
 from slm.config.hydra import compose_config
 from slm.run.spec import resolve
+from slm.tracking.environment import WITH_BF16
 from tests.benchmarks.paired import (
     Worker,
     check_target,
-    describe_machine,
     measure_in_rounds,
+    measuring_parser,
     median_ratio,
-    print_machine,
+    parse_and_describe,
     print_table,
+    report_progress,
     started_workers,
     write_results,
 )
@@ -115,6 +119,7 @@ def compare(
                 for mode in group
                 for library in libraries
             }
+            report_progress(f"starting {', '.join(group)}")
             with started_workers(starts, concurrently=params < LARGE_PARAMS) as workers:
                 for cell, worker in workers.items():
                     check_equal(cell, worker.facts, params, expected_loss)
@@ -224,9 +229,10 @@ def print_result(name: str, result: dict[str, Any]) -> None:
     columns = ["mode", "library", "tokens/s", "ms/step", "slm / library", "first loss"]
     print_table(title, columns, rows)
     if result["comparisons"]:
-        columns = ["comparison", "slm", "peer", "slm / peer", "target"]
+        columns = ["comparison", "slm", "peer", "slm / peer", "target", "CPU"]
+        keys = ("comparison", "slm", "peer", "ratio", "verdict", "cpu_instruction_set")
         comparison_rows = [
-            [c["comparison"], c["slm"], c["peer"], f"{c['ratio']:.2f}", c["verdict"]]
+            [f"{c[key]:.2f}" if key == "ratio" else c[key] for key in keys]
             for c in result["comparisons"]
         ]
         print_table("slm compared with the peers", columns, comparison_rows)
@@ -237,6 +243,24 @@ def installed(libraries: Sequence[str]) -> list[str]:
         if not is_installed(library):
             print(f"{library} is not installed and is skipped; to install: {INSTALL[library]}")
     return [library for library in libraries if is_installed(library)]
+
+
+def supported_modes(modes: Sequence[str], machine: Mapping[str, Any], device: str) -> list[str]:
+    """Return the modes that the machine runs at a useful speed; print why others are skipped."""
+    cpu, supported = machine["cpu_instruction_set"], []
+    for mode in map(Mode.named, modes):
+        reason = None
+        if device == "cpu" and mode.precision == "bf16" and cpu not in {*WITH_BF16, "unknown"}:
+            reason = f"this CPU ({cpu}) has no bf16 matrix products"
+        elif (
+            device == "cpu" and mode.compiled and shutil.which(os.environ.get("CXX", "g++")) is None
+        ):
+            reason = "there is no C++ compiler"
+        if reason is None:
+            supported.append(mode.name)
+        else:
+            print(f"{mode.name} is skipped: {reason}")
+    return supported
 
 
 def check_shapes() -> None:
@@ -250,35 +274,28 @@ def check_shapes() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = measuring_parser(__doc__.splitlines()[0], threads=2, rounds=5, seconds=2.0)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["deep", "wide"])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=LIBRARIES)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--seconds", type=float, default=2.0, help="duration of one measurement in a round"
-    )
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for slm only"
-    )
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    parser.add_argument("--force", action="store_true", help="measure modes that would be skipped")
     check_shapes()
-    machine = describe_machine(arguments.threads)
-    print_machine(machine)
+    arguments, machine = parse_and_describe(parser)
+    modes = arguments.modes if arguments.force else supported_modes(arguments.modes, machine, "cpu")
     results = {}
-    for name in arguments.shapes:
+    for name in arguments.shapes if modes else ():
+        report_progress(f"shape {name}")
         result = compare(
             SHAPES[name],
-            modes=arguments.modes,
+            modes=modes,
             libraries=installed(arguments.libraries),
             threads=arguments.threads,
             rounds=arguments.rounds,
             seconds=arguments.seconds,
             slm_overrides=arguments.set,
         )
-        result["comparisons"] = list(comparisons(name, rates_of(result)))
+        cpu = {"cpu_instruction_set": machine["cpu_instruction_set"]}
+        result["comparisons"] = [{**c, **cpu} for c in comparisons(name, rates_of(result))]
         print_result(name, result)
         results[name] = result
     write_results(arguments.json, machine, results)
