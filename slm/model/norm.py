@@ -41,7 +41,9 @@ class _RMSNorm(torch.autograd.Function):
         x_fp32 = x.to(torch.promote_types(x.dtype, torch.float32))
         length = torch.linalg.vector_norm(x_fp32, dim=-1, keepdim=True)
         scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        return (x_fp32 * scale).mul_(gain).to(dtype), scale
+        # Dynamo of torch 2.11 drops the gradient if an in-place operation or a no-op `to` makes the result.
+        normed = x_fp32 * scale * gain
+        return normed if normed.dtype == dtype else normed.to(dtype), scale
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
