@@ -92,7 +92,8 @@ class TrainingWindows:
 
     def __init__(self, shards: Sequence[NDArray[Any]], seq_len: int):
         self._shards = shards
-        self._arrays = [np.asarray(shard) for shard in shards]  # faster to slice than a memmap
+        # View s holds the windows that start at each token of shard s; an array is faster to index than a memmap.
+        self._views = [_all_windows(np.asarray(shard), seq_len + 1) for shard in shards]
         self._seq_len = seq_len
         self._ends = np.cumsum([max(0, (len(shard) - 1) // seq_len) for shard in shards])
         self._before = np.concatenate([[0], self._ends[:-1]])
@@ -112,10 +113,18 @@ class TrainingWindows:
         """Return the windows `indices` in the type of the shards, shape (len(indices), seq_len + 1)."""
         shard_of = np.searchsorted(self._ends, indices, side="right")
         starts = (indices - self._before[shard_of]) * self._seq_len
-        windows = np.empty((len(indices), self._seq_len + 1), dtype=self._arrays[0].dtype)
-        for row, (shard, start) in enumerate(zip(shard_of.tolist(), starts.tolist(), strict=True)):
-            windows[row] = self._arrays[shard][start : start + self._seq_len + 1]
+        if len(self._views) == 1:
+            return self._views[0][starts]
+        windows = np.empty((len(indices), self._seq_len + 1), dtype=self._views[0].dtype)
+        for shard in np.unique(shard_of):
+            rows = shard_of == shard
+            windows[rows] = self._views[shard][starts[rows]]
         return windows
+
+
+def _all_windows(tokens: NDArray[Any], size: int) -> NDArray[Any]:
+    padded = tokens if len(tokens) >= size else np.zeros(size, tokens.dtype)  # holds no window
+    return np.lib.stride_tricks.sliding_window_view(padded, size)
 
 
 def _reopen(sources: list[Any], seq_len: int) -> TrainingWindows:

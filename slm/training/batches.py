@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -55,20 +55,20 @@ class TrainingBatches(Dataset[Tensor]):
             pairs[-1, 1] = IGNORED
         return pairs
 
-    def loader(self, steps: range, num_workers: int, *, pin_memory: bool) -> DataLoader[Tensor]:
-        """Return a loader of the batches of `steps`; it draws nothing from torch's random numbers."""
-        batch = self[steps.start] if num_workers and steps else None
-        workers = 0
-        if batch is not None:
-            waiting = max(1, MAX_WAITING_BYTES // (batch.numel() * batch.element_size()))
-            workers = min(num_workers, waiting)
+    def load(self, steps: range, num_workers: int, *, pin_memory: bool) -> Iterable[Tensor]:
+        """Return the batches of `steps`, prepared ahead by `num_workers` processes."""
+        if not num_workers or not steps:
+            return map(self.__getitem__, steps)  # without the overhead of a DataLoader
+        batch = self[steps.start]
+        waiting = max(1, MAX_WAITING_BYTES // (batch.numel() * batch.element_size()))
+        workers = min(num_workers, waiting)
         return DataLoader(
             self,
             batch_size=None,
             sampler=steps,
             num_workers=workers,
-            prefetch_factor=min(2, waiting // workers) if workers else None,
-            generator=torch.Generator(),
+            prefetch_factor=min(2, waiting // workers),
+            generator=torch.Generator(),  # else it would draw from torch's random numbers
             pin_memory=pin_memory,
         )
 

@@ -50,7 +50,7 @@ class TrainingLoop:
         share = self.workers.rank, self.workers.world_size
         batches = TrainingBatches(self.examples, spec.config.seed, spec.batch_sequences, *share)
         steps = range(first_step, spec.steps)
-        loader = batches.loader(steps, config.num_workers, pin_memory=device.type == "cuda")
+        loader = batches.load(steps, config.num_workers, pin_memory=device.type == "cuda")
         is_shown = config.progress and self.workers.is_rank_zero
         with shown_progress(spec, first_step, is_shown=is_shown) as show_progress:
             if first_step:

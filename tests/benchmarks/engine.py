@@ -113,7 +113,7 @@ def load_pairs(
     from slm.training.batches import TrainingBatches, to_pairs
 
     batches = TrainingBatches(examples, 0, batch_sequences)
-    return map(to_pairs, batches.loader(range(steps), num_workers, pin_memory=False))
+    return map(to_pairs, batches.load(range(steps), num_workers, pin_memory=False))
 
 
 def loop_parts() -> list[tuple[Any, str, str]]:

@@ -152,7 +152,7 @@ def test_windows_of_any_integer_type_become_pairs(dtype: type) -> None:
     assert to_pairs(window).tolist() == [[[0, 7, 65_535], [7, 65_535, 3]]]
 
 
-@pytest.mark.parametrize(("num_workers", "expected"), [(0, (0, None)), (2, (2, 2)), (5, (5, 1))])
+@pytest.mark.parametrize(("num_workers", "expected"), [(2, (2, 2)), (5, (5, 1)), (9, (8, 1))])
 def test_waiting_batches_fit_into_the_shared_memory_of_a_container(
     prose: PreparedData, monkeypatch: pytest.MonkeyPatch, num_workers: int, expected: Any
 ) -> None:
@@ -160,7 +160,8 @@ def test_waiting_batches_fit_into_the_shared_memory_of_a_container(
     monkeypatch.setattr("slm.training.batches.MAX_WAITING_BYTES", 26_000)
     batches = TrainingBatches(TextExamples(prose, SEQ_LEN, 1024), 5, BATCH)
     assert batches[0].element_size() == 2
-    loader = batches.loader(range(10), num_workers, pin_memory=False)
+    loader = batches.load(range(10), num_workers, pin_memory=False)
+    assert isinstance(loader, DataLoader)
     assert (loader.num_workers, loader.prefetch_factor) == expected
     assert loader.num_workers * (loader.prefetch_factor or 0) * 48 * 33 * 2 <= 26_000
     if num_workers == 2:

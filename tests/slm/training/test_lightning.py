@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
+from torch.utils.data import DataLoader
 
 from slm.data.examples import open_examples
 from slm.run.spec import RunSpec
@@ -70,7 +71,7 @@ def test_trainer_takes_the_steps_of_the_loop(
         default_root_dir=tmp_path,
         callbacks=[recorded],
     )
-    trainer.fit(build_module(spec), batches.loader(range(spec.steps), 0, pin_memory=False))
+    trainer.fit(build_module(spec), DataLoader(batches, batch_size=None, sampler=range(spec.steps)))
     ours = [(loss, lr) for loss, _, lr in losses(run)]
     assert len(recorded.rows) == len(ours) == spec.steps
     np.testing.assert_allclose(recorded.rows, ours, rtol=1e-6)
