@@ -41,12 +41,7 @@ from slm.model.logical_names import (
 )
 from slm.model.transformer import Transformer
 from slm.run.spec import RunSpec
-from slm.tracking.checkpoints import (
-    checkpoint_path,
-    checksum_path,
-    keep_newest,
-    saved_checkpoints,
-)
+from slm.tracking.checkpoints import checkpoint_path, checksum_path, keep_newest, saved_checkpoints
 from slm.training.device.rng import random_states
 from slm.training.distributed.workers import SINGLE_PROCESS, Workers
 from slm.training.version_1 import convert_checkpoint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, overload
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -13,7 +13,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from slm.model.documents import document_ids
-from slm.model.loss import IGNORED, HeadLoss
+from slm.model.loss import IGNORED
 from slm.model.parametrization import Parametrization
 from slm.model.transformer import Transformer
 from slm.run.lr_schedule import step_lr_multiplier
@@ -33,12 +33,8 @@ class LanguageModule(LightningModule):
         self.model = model
         self._spec = spec
 
-    @overload
-    def forward(self, tokens: Tensor) -> Tensor: ...
-    @overload
-    def forward(self, tokens: Tensor, targets: Tensor) -> HeadLoss: ...
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor | HeadLoss:
-        """Return the logits (B, T, V) of tokens (B, T), or the loss sums of targets (B, T)."""
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Any:
+        """Return the logits (B, T, V) of tokens (B, T), or the HeadLoss of targets (B, T)."""
         documents, z_loss = self._documents(tokens), self._spec.config.optimizer.z_loss
         with self._autocast(tokens.device):
             if targets is None:

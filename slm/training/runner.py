@@ -26,11 +26,7 @@ from slm.tracking.run_dir import RunDirectory
 from slm.tracking.trunk import Trunk
 from slm.tracking.wandb import Mirror, mirror
 from slm.training.batches import count_epochs
-from slm.training.checkpoint import (
-    CheckpointWriter,
-    load_checkpoint,
-    restore_training_state,
-)
+from slm.training.checkpoint import CheckpointWriter, load_checkpoint, restore_training_state
 from slm.training.device.accelerator import describe_gpu, peak_memory_bytes, prepare_machine
 from slm.training.device.compile import decide_compile
 from slm.training.device.memory import advise_on_oom, free_bytes, settle_micro_batch

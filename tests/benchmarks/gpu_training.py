@@ -1,6 +1,6 @@
 """Training steps of MobileLLM's presets on a CUDA device, in bf16: tokens/s, MFU and peak memory.
 
-    python -m tests.benchmarks.gpu_training [--presets 125m 350m 600m 1b] [--batch-sequences 4]
+    python -m tests.benchmarks.gpu_training [--presets 125m 350m 600m 1b] [--batch-sequences 32]
         [--modes bf16-eager bf16-compiled] [--libraries slm transformers litgpt] [--attention sdpa flash]
         [--rounds 3] [--seconds 5] [--set KEY=VALUE ...] [--json FILE]
 
@@ -94,7 +94,7 @@ def table_row(preset: str, cell: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--presets", nargs="+", default=["125m", "350m", "600m", "1b"])
-    parser.add_argument("--batch-sequences", type=int, default=4)
+    parser.add_argument("--batch-sequences", type=int, default=32)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=LIBRARIES)
     parser.add_argument(

@@ -69,6 +69,7 @@ class Workers:
         by_rank: list[tuple[str, int] | None] = [None] * self.world_size
         distributed.all_gather_object(by_rank, own, group=self.control_group)
         if error is not None:
+            error.is_shared = True  # type: ignore[attr-defined]
             raise error
         for rank, failure in enumerate(by_rank):
             if failure is not None:
@@ -162,6 +163,9 @@ def joined_workers(
         workers.shutdown_barrier()
         raise
     except Exception as error:
+        if hasattr(error, "is_shared"):
+            workers.shutdown_barrier()
+            raise
         if any(sign in str(error) for sign in CONNECTION_LOST):
             print(PEER_ENDED, file=sys.stderr)
         else:
