@@ -58,7 +58,8 @@ class TrainingBatches(Dataset[Tensor]):
     def load(self, steps: range, num_workers: int, *, pin_memory: bool) -> Iterable[Tensor]:
         """Return the batches of `steps`, prepared ahead by `num_workers` processes."""
         if not num_workers or not steps:
-            return map(self.__getitem__, steps)  # without the overhead of a DataLoader
+            # Without the overhead of a DataLoader, which is a percent of a step of 10 ms.
+            return (self[step].pin_memory() if pin_memory else self[step] for step in steps)
         batch = self[steps.start]
         waiting = max(1, MAX_WAITING_BYTES // (batch.numel() * batch.element_size()))
         workers = min(num_workers, waiting)

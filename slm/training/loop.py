@@ -41,10 +41,12 @@ class TrainingLoop:
     last_validation: Measurement | None = None
 
     def run(self, first_step: int) -> None:
-        """Raises:
-        Interrupted: after a signal, with the state saved.
-        Diverged: if a loss or gradient is not finite.
-        RunError: if a checkpoint cannot be written.
+        """Take the steps from `first_step` to the last one.
+
+        Raises:
+            Interrupted: after a signal, with the state saved.
+            Diverged: if a loss or gradient is not finite.
+            RunError: if a checkpoint cannot be written.
         """
         spec, config, device = self.spec, self.spec.config.trainer, self.training_step.fabric.device
         share = self.workers.rank, self.workers.world_size
