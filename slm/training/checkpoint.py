@@ -78,10 +78,13 @@ def restore_training_state(
     logical = {name.removeprefix(PREFIX): tensor for name, tensor in saved["state_dict"].items()}
     weights = to_physical(logical, model.shape, model.padded_vocab_size)
     moments = optimizer_to_physical(saved["optimizer"], model.shape, model.padded_vocab_size)
-    pairs = zip(optimizer.param_groups, moments["param_groups"], strict=True)
+    settings = [{**group} for group in optimizer.param_groups]
+    pairs = zip(settings, moments["param_groups"], strict=True)
     moments["param_groups"] = [{**own, "params": group["params"]} for own, group in pairs]
     set_model_state_dict(model, dict(weights), options=options)
     set_optimizer_state_dict(model, optimizer, moments, options=options)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update({**own, "params": group["params"]})  # loading turns tuples into lists
 
 
 def load_checkpoint(path: Path, spec: RunSpec, *, is_shared: bool) -> dict[str, Any]:
