@@ -19,13 +19,20 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from slm.config.hydra import CONF_DIR, add_force_prefix, load_composed_config, register_schema
+from slm.config.schema import Config
 from slm.errors import ConfigError, Interrupted, Problem, SlmError
 from slm.logs import log, log_to_console
-from slm.training.distributed.rank import find_placement
+from slm.training.distributed.rank import (
+    Placement,
+    check_launch,
+    drop_empty_variables,
+    find_placement,
+)
 from slm.training.distributed.workers import joined_workers
 from slm.training.execute import train_all
 
 REQUEUE_SECONDS = 60
+REPORT_SECONDS = 5
 
 
 def run_app(main: Callable[[], Any]) -> NoReturn:
@@ -43,6 +50,7 @@ def run_app(main: Callable[[], Any]) -> NoReturn:
 def run_and_exit(main: Callable[[], Any]) -> NoReturn:
     """Run `main` and exit with code 0; on an error print its message and exit with its code."""
     log_to_console()
+    drop_empty_variables(os.environ)
     try:
         main()
     except SlmError as error:
@@ -74,12 +82,13 @@ def train_job(cfg: DictConfig) -> float | None:
     In a multirun an error is logged and raised, so that the other jobs continue; a signal stops all jobs.
     """
     log_to_console()  # needed in the processes that launchers start
+    drop_empty_variables(os.environ)
     try:
-        with joined_workers(find_placement(os.environ), log.error) as workers:
+        placement = find_placement(os.environ)
+        config = _load_config_of_launch(cfg, placement)
+        with joined_workers(placement, log.error) as workers:
             if not workers.is_rank_zero:
                 log.setLevel(logging.CRITICAL)
-            with workers.sync_errors():
-                config = load_composed_config(cfg)
             return train_all(config, workers)
     except SlmError as error:
         if isinstance(error, Interrupted):
@@ -92,6 +101,25 @@ def train_job(cfg: DictConfig) -> float | None:
         if isinstance(error, Interrupted):
             raise KeyboardInterrupt from error
         raise
+
+
+def _load_config_of_launch(cfg: DictConfig, placement: Placement | None) -> Config:
+    """Load the config and check the number of processes, before the process group waits for the others.
+
+    Variables of an earlier torchrun may announce processes that were never started. Every process finds the
+    same error; rank 0 reports it at once, and the launcher then ends the others before they report it too.
+    """
+    try:
+        config = load_composed_config(cfg)
+        if placement is not None:
+            check_launch(config.trainer, placement.world_size, placement.local_rank)
+    except SlmError as error:
+        if placement is not None and placement.rank > 0:
+            code = error.exit_code
+            signal.signal(signal.SIGTERM, lambda *_: _exit("", code))
+            time.sleep(REPORT_SECONDS)
+        raise
+    return config
 
 
 def _raise_for_other_handler(number: int) -> None:

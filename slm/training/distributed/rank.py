@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from slm.config.schema import TrainerConfig
 from slm.errors import ConfigError, Problem, RunError
 
 FIRST_PORT, PORTS = 15_000, 15_000  # below the ports that systems assign themselves
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 
 
 @dataclass(frozen=True)
@@ -24,19 +26,31 @@ class Placement:
 
 def find_placement(environ: Mapping[str, str]) -> Placement | None:
     """Return the placement that torchrun or srun gave to this process; None for a single process."""
-    if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= environ.keys():
-        rank, world_size, local_rank = (
-            int(environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        )
+    if all(environ.get(key) for key in TORCHRUN):  # empty counts as not set
+        rank, world_size, local_rank = (_integer(environ, key) for key in TORCHRUN)
         placement = Placement(rank, world_size, local_rank, "env://")
-    elif "SLURM_STEP_NUM_TASKS" in environ:  # set in tasks of srun, not in a batch script
-        rank, world_size, local_rank = (
-            int(environ[key]) for key in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-        )
+    elif environ.get("SLURM_STEP_NUM_TASKS"):  # set in tasks of srun, not in a batch script
+        rank, world_size, local_rank = (_integer(environ, key) for key in SRUN)
         placement = Placement(rank, world_size, local_rank, _slurm_init_method(environ))
     else:
         return None
     return placement if placement.world_size > 1 else None
+
+
+def drop_empty_variables(environ: MutableMapping[str, str]) -> None:
+    """Unset variables of torchrun that are empty, which torchmetrics and lightning would read as a number."""
+    for key in (*TORCHRUN, "NODE_RANK", "GROUP_RANK"):
+        if environ.get(key) == "":
+            del environ[key]
+
+
+def _integer(environ: Mapping[str, str], key: str) -> int:
+    try:
+        return int(environ[key])
+    except (KeyError, ValueError):
+        raise RunError(
+            f"{key}={environ.get(key, '')}: must be a number; it is set by torchrun or srun, unset it otherwise"
+        ) from None
 
 
 def _slurm_init_method(environ: Mapping[str, str]) -> str:
@@ -76,7 +90,8 @@ def check_launch(config: TrainerConfig, world_size: int, local_rank: int = 0) ->
         )
     elif config.strategy == "single":
         rule = f"strategy single trains in one process, {world_size} were started"
-        problem = Problem("trainer.strategy", "single", rule, "trainer=ddp or trainer=fsdp")
+        fix = "trainer=ddp or trainer=fsdp; or, if these are leftovers of an earlier launch, unset RANK WORLD_SIZE LOCAL_RANK"
+        problem = Problem("trainer.strategy", "single", rule, fix)
         raise ConfigError([problem])
     else:
         started = f"{world_size} were started, and {local_rank + 1} or more on this node"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,9 +22,11 @@ from slm.errors import ConfigError, RunError
 from slm.training.distributed.rank import (
     check_launch,
     check_single_process,
+    drop_empty_variables,
     find_placement,
     first_node,
 )
+from tests.conftest import PATIENCE_SECONDS, ROOT, cli_command, cli_env
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 SRUN = {
@@ -260,3 +263,28 @@ Traceback (most recent call last):
 ChildFailedError"""
     assert said_by_the_run(output)[-1] == "ZeroDivisionError"
     assert len(said_by_the_run(output)) == 4
+
+
+def test_empty_variables_count_as_not_set() -> None:
+    environ = {**TORCHRUN, "RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""}
+    assert find_placement(environ) is None
+    drop_empty_variables(environ)
+    assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & environ.keys()
+    with pytest.raises(RunError, match="RANK=x: must be a number"):
+        find_placement({**TORCHRUN, "RANK": "x"})
+
+
+def test_variables_of_an_earlier_launch_are_named_at_once(tmp_path: Path) -> None:
+    """The process reports them instead of waiting for a second process that nobody started."""
+    leftovers = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"}
+    done = subprocess.run(
+        cli_command("train.py", tmp_path, tmp_path, "experiment=smoke"),
+        cwd=ROOT,
+        env={**cli_env(), **leftovers},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "unset RANK WORLD_SIZE LOCAL_RANK" in done.stderr
