@@ -103,6 +103,8 @@ def _check_finished(cells: Sequence[Cell]) -> None:
         if cell.state == "failed" and reason:
             lines.append(f"      {reason}")
     fixes = ["run the same command again to continue"]
+    if any(cell.state == "planned" for cell in unfinished):
+        fixes.insert(0, "planned cells did not start: see the errors above")
     if _count_failed(cells):
         fixes.append("add study.retry_failed=true to retry the failed cells")
     raise RunError("\n".join([*lines, "; ".join(fixes)]))

@@ -1,1 +1,1 @@
-"""Training one run with Lightning."""
+"""Training of one run on Lightning Fabric."""

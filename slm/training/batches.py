@@ -77,7 +77,7 @@ class TrainingBatches(Dataset[Tensor]):
 def to_pairs(batch: Tensor) -> Tensor:
     """Convert windows (rows, seq_len + 1) of any integer type to inputs and targets, (rows, 2, seq_len), int64.
 
-    Pairs are returned with their shape.
+    Pairs, such as those of k-hop induction, keep their shape.
     """
     tokens = batch.long()
     if tokens.ndim == 3:

@@ -52,8 +52,9 @@ def _train_each(specs: Sequence[RunSpec], runs: Sequence[RunDirectory], workers:
         except Interrupted:
             raise
         except SlmError as error:
-            if len(specs) > 1:
+            if len(specs) > 1 and str(error) not in map(str, failures):
                 log.error("%s: %s", spec.run_id, error)
+                error.was_shown = True
             failures.append(error)
     if failures:
         raise failures[0]
@@ -62,9 +63,13 @@ def _train_each(specs: Sequence[RunSpec], runs: Sequence[RunDirectory], workers:
 def _train(spec: RunSpec, run: RunDirectory, workers: Workers) -> None:
     if not workers.broadcast_from_rank0(lambda: _needs_training(spec, run)):
         return
+    from slm.training.device.accelerator import check_device  # imports torch, which takes seconds
+
+    with workers.sync_errors():
+        check_device(spec.config.trainer)
     with ExitStack() as resources:
         workers.broadcast_from_rank0(lambda: _claim(spec, run, resources))
-        from slm.training.runner import train  # torch and lightning take seconds to import
+        from slm.training.runner import train  # imports lightning
 
         result = train(spec, run, workers)
     if result is not None:

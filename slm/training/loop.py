@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,6 +20,8 @@ from slm.training.progress import shown_progress
 from slm.training.step import TrainingStep
 from slm.training.stop_on_signal import StopSignal
 from slm.training.validation import Measurement, measure_validation
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -71,7 +74,7 @@ class TrainingLoop:
                     self.checkpoints.wait()
                     self.on_trunk_saved(path)
                 if done % config.checkpoint_every_steps == 0 or done == spec.steps:
-                    self.save(done)
+                    self.save(done)  # does nothing for a step that is saved already
                 self.validate_if_due(done)
                 self.stop_if_signalled(done)
         self.checkpoints.wait()
@@ -90,6 +93,8 @@ class TrainingLoop:
         is_due = done == self.spec.steps or (every is not None and done % every == 0)
         if not is_due or (self.last_validation is not None and self.last_validation.step == done):
             return
+        if done == self.spec.steps and self.spec.config.trainer.progress:
+            log.info("validating on %s tokens", f"{self.examples.val.tokens:,}")
         device = self.training_step.fabric.device
         batch_size = max(1, VAL_BATCH_TOKENS[device.type] // self.spec.shape.seq_len)
         share = self.workers.rank, self.workers.world_size
@@ -110,9 +115,12 @@ class TrainingLoop:
             return
         self.save(done)
         self.checkpoints.wait()
+        place, next_part = "after step", "continues from there"
+        if validating:
+            place, next_part = "in the validation after step", "repeats the validation"
         raise Interrupted(
-            f"interrupted by {signal.Signals(number).name} after step {done} of {self.spec.steps}; "
-            "its state is saved, and the same command continues from there",
+            f"interrupted by {signal.Signals(number).name} {place} {done} of {self.spec.steps}; "
+            f"its state is saved, and the same command {next_part}",
             number,
         )
 

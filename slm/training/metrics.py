@@ -56,7 +56,7 @@ class Metrics:
         self.resume_clock()
 
     def resume_clock(self) -> None:
-        """Leave out the time since the last step: a validation or a checkpoint."""
+        """Leave out the time since the last step, which was a validation."""
         self._step_start_seconds = time.perf_counter()
 
     def is_due(self, done: int) -> bool:

@@ -54,7 +54,7 @@ def train(spec: RunSpec, run: RunDirectory, workers: Workers = SINGLE_PROCESS) -
         machine = prepare_machine(config.trainer, workers)
         compilation = decide_compile(spec, machine.accelerator)
     free = free_bytes(machine.accelerator, config.trainer.gpu_memory_fraction)
-    least = -workers.all_reduce_max_async(-free)()
+    least = workers.all_reduce_min(free)
     micro_batch = workers.broadcast_from_rank0(
         lambda: settle_micro_batch(spec, run, machine.accelerator, least)
     )
@@ -89,8 +89,9 @@ def train(spec: RunSpec, run: RunDirectory, workers: Workers = SINGLE_PROCESS) -
             saved_step=start.step if start.is_own else None,
         )
         taken_over_steps = 0 if start.is_own else start.step
-        for row in run.read_metrics() if taken_over_steps and workers.is_rank_zero else ():
-            mirrored.log(row)
+        if taken_over_steps and workers.is_rank_zero:
+            for row in run.read_metrics():
+                mirrored.log(row)
         known = machine.peak_flops, examples.val.text_bytes
         metrics = Metrics(spec, stream, mirrored, *known, taken_over_steps)
         loop = TrainingLoop(

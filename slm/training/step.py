@@ -51,8 +51,8 @@ class TrainingStep:
         self._spec = spec
         self._workers = workers
         self._micro_sequences = micro_sequences
-        self._wrapped = fabric.setup_module(module)
-        self.optimizer = module.build_optimizer()
+        self._wrapped = fabric.setup_module(module)  # in DDP, or with sharded parameters
+        self.optimizer = module.build_optimizer()  # after sharding; takes `found_inf` and states
         self._fabric_optimizer = fabric.setup_optimizers(self.optimizer)
         # Group by group: walking through the modules takes longer than clipping.
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -95,6 +95,7 @@ class TrainingStep:
         self.finite_check.admit(step, loss, norms, self.optimizer)
         self._fabric_optimizer.step()
         self.optimizer.zero_grad()
+        # The rate in the config's terms: each group has its own multiple of it.
         lr = config.optimizer.lr * self._schedule.lr_lambdas[0](step)
         self._schedule.step()
         return StepOutput(loss, torch.linalg.vector_norm(norms), lr)
@@ -117,7 +118,7 @@ class TrainingStep:
         if self._workers.world_size == 1:
             return nats
         total, norm_sum = self._workers.all_reduce_sum(torch.stack([nats, norms.sum().double()]))
-        return total + 0 * norm_sum
+        return total + 0 * norm_sum  # 0 * inf and 0 * nan are nan
 
     def _rebuild_ddp_buckets(self) -> None:
         """Run one backward pass with gradients of zero.

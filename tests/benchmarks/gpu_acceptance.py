@@ -210,9 +210,20 @@ def print_results(results: Sequence[StageResult]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--only", nargs="+", choices=STAGES, metavar="STAGE", default=[])
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument(
+        "--json", type=Path, required=True, metavar="FILE", help="results, updated while it runs"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=STAGES,
+        metavar="STAGE",
+        default=[],
+        help=f"stages to run, of {', '.join(STAGES)}; default: those that fit into five minutes, with --quick all",
+    )
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu only with --quick"
+    )
     parser.add_argument("--quick", action="store_true", help="toy sizes, to check this command")
     arguments = parser.parse_args()
     default = [name for name, stage in STAGES.items() if arguments.quick or not stage.on_request]

@@ -21,6 +21,7 @@ from slm.run.spec import resolve
 from slm.tracking import run_dir
 from slm.tracking.run_dir import RunDirectory
 from tests.conftest import PATIENCE_SECONDS, ROOT, cli_env
+from tests.ranks import Ending, Job, endings, module_arguments, train_on_ranks
 from tests.running import (
     assert_equal,
     assert_same_run,
@@ -30,7 +31,6 @@ from tests.running import (
     power_cut,
     run_to_end,
 )
-from tests.team import Ending, Job, endings, module_arguments, train_in_team
 
 Make = Callable[..., Config]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -59,7 +59,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def team_of(config: Config, strategy: str, processes: int = 2, runs: Path | None = None) -> Config:
+def on_ranks(config: Config, strategy: str, processes: int = 2, runs: Path | None = None) -> Config:
     """Return the config with the given strategy, number of devices and runs_dir."""
     trainer = replace(config.trainer, strategy=strategy, devices=processes)
     runs_dir = config.runs_dir if runs is None else str(runs)
@@ -110,8 +110,8 @@ def test_two_ranks_train_the_run_of_one_process(
     tiny_config: Make, tmp_path: Path, strategy: str
 ) -> None:
     configs = [tiny_config(**settings) for settings in SETTINGS.values()]
-    jobs = [Job(team_of(config, strategy, runs=tmp_path / "team")) for config in configs]
-    for outcome in train_in_team(tmp_path, jobs):
+    jobs = [Job(on_ranks(config, strategy, runs=tmp_path / "team")) for config in configs]
+    for outcome in train_on_ranks(tmp_path, jobs):
         assert outcome == [Ending(steps=list(range(20)))] * 2
     for config, job in zip(configs, jobs, strict=True):
         alone, _ = run_to_end(resolve(config))
@@ -128,11 +128,11 @@ def test_a_run_goes_on_in_any_number_of_processes(
     with power_cut(monkeypatch, before_step=6):
         run_to_end(resolve(config))
     for begin, job in (
-        (5, Job(team_of(config, "ddp"), cut_before_step=12)),
-        (10, Job(team_of(config, "fsdp", 3), cut_before_step=17)),
+        (5, Job(on_ranks(config, "ddp"), cut_before_step=12)),
+        (10, Job(on_ranks(config, "fsdp", 3), cut_before_step=17)),
     ):
         processes = job.config.trainer.devices
-        (ended,) = train_in_team(tmp_path / str(begin), [job], processes)
+        (ended,) = train_on_ranks(tmp_path / str(begin), [job], processes)
         assert ended[0].steps == list(range(begin, job.cut_before_step or 20))
     with counted_steps(monkeypatch) as taken:
         run_to_end(resolve(config))
@@ -146,13 +146,13 @@ def test_resume_after_crash_is_exact(tiny_config: Make, tmp_path: Path, processe
     jobs = []
     for strategy in ("ddp", "fsdp"):
         settings = {"trainer": {"checkpoint_every_steps": 3, "validate_every_steps": 5}}
-        config = team_of(tiny_config(**settings), strategy, processes)
+        config = on_ranks(tiny_config(**settings), strategy, processes)
         whole, cut = (
             replace(config, runs_dir=str(tmp_path / f"{strategy}-{name}"))
             for name in ("whole", "cut")
         )
         jobs += [Job(whole), Job(cut, cut_before_step=8), Job(cut, cut_before_step=15), Job(cut)]
-    train_in_team(tmp_path, jobs, processes)
+    train_on_ranks(tmp_path, jobs, processes)
     for whole, *_, resumed in (jobs[:4], jobs[4:]):
         assert_same_run(run_of(resumed.config), run_of(whole.config))
 
@@ -160,7 +160,7 @@ def test_resume_after_crash_is_exact(tiny_config: Make, tmp_path: Path, processe
 @pytest.mark.slow
 def test_error_of_one_rank_stops_all_ranks(tiny_config: Make, tmp_path: Path) -> None:
     """Diverged on one rank, already diverged or finished, in use, checkpoint not writable."""
-    ddp, fsdp = (team_of(tiny_config(), s, runs=tmp_path / s) for s in ("ddp", "fsdp"))
+    ddp, fsdp = (on_ranks(tiny_config(), s, runs=tmp_path / s) for s in ("ddp", "fsdp"))
     deferred = replace(ddp, trainer=replace(ddp.trainer, log_every_steps=10), seed=1)
     deferred_fsdp = replace(fsdp, trainer=replace(fsdp.trainer, log_every_steps=10), seed=1)
     used, full = replace(ddp, seed=2), replace(ddp, seed=3)
@@ -179,7 +179,7 @@ def test_error_of_one_rank_stops_all_ranks(tiny_config: Make, tmp_path: Path) ->
         Job(ddp),
     ]
     with run_of(used).claim(resolve(used)):
-        met = train_in_team(tmp_path, jobs)
+        met = train_on_ranks(tmp_path, jobs)
     bad, again, bad_shard, late, late_shard, busy, disk, over, done = met
     for job, ended, steps in (
         (jobs[0], bad, 6),
@@ -204,7 +204,7 @@ def test_error_of_one_rank_stops_all_ranks(tiny_config: Make, tmp_path: Path) ->
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_rank_that_raises_ends_all_ranks(tiny_config: Make, tmp_path: Path, strategy: str) -> None:
     """The other rank waits for a gradient that never comes."""
-    job = Job(team_of(tiny_config(), strategy), raising_rank=1)
+    job = Job(on_ranks(tiny_config(), strategy), raising_rank=1)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*torchrun, "-m", *module_arguments(tmp_path, [job])],
@@ -230,8 +230,8 @@ def test_compiled_blocks_train_the_same_on_two_ranks(tiny_config: Make, tmp_path
             trainer = {"compile": choice, "activation_checkpointing": checkpointing}
             config = tiny_config(trainer=trainer, model={"n_layers": 4})
             runs = tmp_path / f"{strategy}-{checkpointing}-{choice}"
-            jobs.append(Job(team_of(config, strategy, runs=runs)))
-    endings_by_job = train_in_team(tmp_path, jobs)
+            jobs.append(Job(on_ranks(config, strategy, runs=runs)))
+    endings_by_job = train_on_ranks(tmp_path, jobs)
     for number in range(0, len(jobs), 2):
         assert [e.graphs for e in endings_by_job[number]] == [0, 0]
         assert [e.graphs for e in endings_by_job[number + 1]] == [1, 1]
@@ -245,7 +245,7 @@ def test_compiled_blocks_train_the_same_on_two_ranks(tiny_config: Make, tmp_path
 @pytest.mark.slow
 def test_slurm_tasks_form_a_process_group(tiny_config: Make, tmp_path: Path) -> None:
     """Start the tasks with the environment variables of srun; Slurm itself is not needed."""
-    job = Job(team_of(tiny_config(), "ddp"))
+    job = Job(on_ranks(tiny_config(), "ddp"))
     arguments = module_arguments(tmp_path, [job])
     common = {
         "SLURM_JOB_ID": str(os.getpid()),

@@ -96,6 +96,11 @@ def resolve_accelerator(config: TrainerConfig) -> str:
     return accelerator
 
 
+def check_device(config: TrainerConfig) -> None:
+    """Raise a ConfigError if this machine cannot train with the accelerator and precision of a config."""
+    check_precision(config, resolve_accelerator(config))
+
+
 def check_precision(config: TrainerConfig, accelerator: str) -> None:
     """Raise a ConfigError for bf16 on a CPU that would emulate it, several times slower than fp32."""
     if accelerator == "gpu" or config.precision != "bf16" or cpu_multiplies_bf16() is not False:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from inspect import signature
 from typing import Any
 
 from lightning.fabric import Fabric
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from slm.config.schema import TrainerConfig
 from slm.training.distributed.workers import Workers
@@ -47,7 +49,11 @@ def build_fabric(config: TrainerConfig, accelerator: str, workers: Workers) -> F
 
 
 def ddp_strategy() -> DDPStrategy:
-    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    """Copy the model to every rank; its only buffer, the RoPE table, is constant and never synchronised."""
+    renamed = "forward_sync_buffers"  # of torch 2.13
+    known = signature(DistributedDataParallel).parameters
+    name = renamed if renamed in known else "broadcast_buffers"
+    return DDPStrategy(gradient_as_bucket_view=True, **{name: False})
 
 
 def fsdp_strategy(world_size: int) -> ModelParallelStrategy:

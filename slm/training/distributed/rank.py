@@ -100,7 +100,10 @@ def check_launch(config: TrainerConfig, world_size: int, local_rank: int = 0) ->
 
 
 def _command(config: TrainerConfig) -> str:
-    overrides = f"train.py trainer={config.strategy} trainer.devices={config.devices}"
+    trainer = f"trainer={config.strategy}"
+    if config.accelerator == "cpu":  # trainer=ddp and trainer=fsdp are for GPUs
+        trainer = f"trainer=cpu trainer.strategy={config.strategy}"
+    overrides = f"train.py {trainer} trainer.devices={config.devices}"
     if config.num_nodes == 1:
         return f"torchrun --nproc-per-node={config.devices} {overrides} ..."
     return (

@@ -105,6 +105,10 @@ class Workers:
             distributed.all_reduce(tensor)
         return tensor
 
+    def all_reduce_min(self, number: int) -> int:
+        """Return the minimum over all ranks."""
+        return -self.all_reduce_max_async(-number)()
+
     def all_reduce_max_async(self, number: int) -> Callable[[], int]:
         """Start the maximum over all ranks; the returned function waits for it and returns it."""
         if self.world_size == 1:
@@ -157,7 +161,7 @@ def joined_workers(
     try:
         yield workers
     except SlmError as error:
-        if workers.is_rank_zero:
+        if workers.is_rank_zero and not error.was_shown:
             log_error(str(error))
         error.was_shown = True
         workers.shutdown_barrier()

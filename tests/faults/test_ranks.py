@@ -16,8 +16,8 @@ import pytest
 from slm.tracking.checkpoints import newest_checkpoint
 from slm.tracking.run_dir import RunDirectory
 from tests.conftest import PATIENCE_SECONDS, ROOT, cli_command, cli_env
+from tests.ranks import Ending, Job, train_on_ranks
 from tests.running import assert_same_run
-from tests.team import Ending, Job, train_in_team
 
 pytestmark = pytest.mark.slow
 STEPS = 120
@@ -104,7 +104,7 @@ def stops(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> dict[Any
 def continued(stops: dict[Any, Stop], tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     """How each stopped run ended when it was started again: all in one pair of processes."""
     jobs = [Job(one.run.spec().config) for one in stops.values()]
-    endings = train_in_team(tmp_path_factory.mktemp("continued"), jobs)
+    endings = train_on_ranks(tmp_path_factory.mktemp("continued"), jobs)
     return dict(zip(stops, endings, strict=True))
 
 

@@ -1,6 +1,6 @@
 """Train runs in several processes, one run after the other, as train.py does.
 
-    torchrun --nproc-per-node=2 -m tests.team JOBS.json FOLDER
+    torchrun --nproc-per-node=2 -m tests.ranks JOBS.json FOLDER
 
 A job is a config and the faults to inject. Each process writes the outcome of its jobs to FOLDER.
 """
@@ -63,7 +63,7 @@ class Ending:
     """Graphs that dynamo compiled."""
 
 
-def train_in_team(folder: Path, jobs: Sequence[Job], processes: int = 2) -> list[list[Ending]]:
+def train_on_ranks(folder: Path, jobs: Sequence[Job], processes: int = 2) -> list[list[Ending]]:
     """Train the jobs with torchrun; return their outcomes as [job][rank]."""
     folder.mkdir(exist_ok=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -85,7 +85,7 @@ def module_arguments(folder: Path, jobs: Sequence[Job]) -> list[str]:
     """Write the jobs to a file; return the arguments of `python -m` that train them."""
     trees = [{**vars(job), "config": to_tree(job.config)} for job in jobs]
     (folder / "jobs.json").write_text(json.dumps(trees))
-    return ["tests.team", str(folder / "jobs.json"), str(folder)]
+    return ["tests.ranks", str(folder / "jobs.json"), str(folder)]
 
 
 def endings(folder: Path, processes: int) -> list[list[Ending]]:
