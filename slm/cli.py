@@ -89,7 +89,8 @@ def train_job(cfg: DictConfig) -> float | None:
         with joined_workers(placement, log.error) as workers:
             if not workers.is_rank_zero:
                 log.setLevel(logging.CRITICAL)
-            return train_all(config, workers)
+            is_multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+            return train_all(config, workers, more_jobs=is_multirun)
     except SlmError as error:
         if isinstance(error, Interrupted):
             _raise_for_other_handler(error.signal_number)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import signal
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from slm.data.khop import IGNORED
 from slm.data.shuffle import rows_of_rank
 from slm.run.spec import RunSpec
 
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 # Batches that wait in shared memory: Docker limits /dev/shm to 64 MB by default.
 MAX_WAITING_BYTES = 16_000_000
 # Fixed per device, so that the rounding of a validation does not depend on the training batch.
@@ -71,7 +75,20 @@ class TrainingBatches(Dataset[Tensor]):
             prefetch_factor=min(2, waiting // workers),
             generator=torch.Generator(),  # else it would draw from torch's random numbers
             pin_memory=pin_memory,
+            worker_init_fn=_follow_parent,
         )
+
+
+def _follow_parent(_: int) -> None:
+    """Ignore signals that are sent to the whole process group, and end when the training process ends.
+
+    torchrun sends SIGTERM to the group; without its loader processes the training process could not finish its
+    step and save.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(AttributeError, OSError):  # only Linux has prctl
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def to_pairs(batch: Tensor) -> Tensor:

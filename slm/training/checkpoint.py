@@ -15,10 +15,12 @@ The order of data needs no state: it is a function of the step.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -42,6 +44,7 @@ from slm.model.logical_names import (
 from slm.model.transformer import Transformer
 from slm.run.spec import RunSpec
 from slm.tracking.checkpoints import checkpoint_path, checksum_path, keep_newest, saved_checkpoints
+from slm.training.device.memory import is_out_of_memory
 from slm.training.device.rng import random_states
 from slm.training.distributed.workers import SINGLE_PROCESS, Workers
 from slm.training.version_1 import convert_checkpoint
@@ -77,6 +80,9 @@ def restore_training_state(
     options = StateDictOptions(full_state_dict=True)
     logical = {name.removeprefix(PREFIX): tensor for name, tensor in saved["state_dict"].items()}
     weights = to_physical(logical, model.shape, model.padded_vocab_size)
+    if missing := sorted(model.state_dict().keys() - weights.keys()):
+        # With full_state_dict torch would keep the initial weights, without an error.
+        raise ValueError(f"{', '.join(missing[:3])} missing")
     moments = optimizer_to_physical(saved["optimizer"], model.shape, model.padded_vocab_size)
     settings = [{**group} for group in optimizer.param_groups]
     pairs = zip(settings, moments["param_groups"], strict=True)
@@ -85,6 +91,19 @@ def restore_training_state(
     set_optimizer_state_dict(model, optimizer, moments, options=options)
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update({**own, "params": group["params"]})  # loading turns tuples into lists
+
+
+@contextmanager
+def unusable_reported(path: Path) -> Iterator[None]:
+    """Raise a RunError if the content of a checkpoint does not fit the run."""
+    try:
+        yield
+    except (LookupError, ValueError, RuntimeError, EOFError, OSError, UnpicklingError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        rule = f"{path}: not a checkpoint of this run ({reason}); start over with rerun=true"
+        raise RunError(rule) from error
 
 
 def load_checkpoint(path: Path, spec: RunSpec, *, is_shared: bool) -> dict[str, Any]:

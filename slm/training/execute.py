@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -14,11 +15,15 @@ from slm.tracking.run_dir import RunDirectory
 from slm.tracking.trunk import Trunk
 from slm.training.distributed.rank import check_launch
 from slm.training.distributed.workers import SINGLE_PROCESS, Workers
+from slm.training.stop_on_signal import StopSignal
 
 
-def train_all(config: Config, workers: Workers = SINGLE_PROCESS) -> float | None:
+def train_all(
+    config: Config, workers: Workers = SINGLE_PROCESS, *, more_jobs: bool = False
+) -> float | None:
     """Train the run of a config, or all branches of its trunk; a failed branch does not stop the others.
 
+    With `more_jobs` to follow in this process, a signal that came too late to stop the last run stops them.
     Returns the validation loss of the longest run in nats per token on rank 0, else None.
 
     Raises:
@@ -35,7 +40,7 @@ def train_all(config: Config, workers: Workers = SINGLE_PROCESS) -> float | None
             workers.broadcast_from_rank0(lambda: _acquire_trunk(trunk, leases))
         if trunk is not None and config.rerun:
             workers.broadcast_from_rank0(trunk.delete)
-        _train_each(specs, runs, workers)
+        _train_each(specs, runs, workers, more_jobs=more_jobs)
     result = runs[-1].result() if workers.is_rank_zero else None
     return None if result is None else result.val_loss_nats_per_token
 
@@ -44,11 +49,18 @@ def _acquire_trunk(trunk: Trunk, leases: ExitStack) -> None:
     leases.callback(trunk.lease.take().release)
 
 
-def _train_each(specs: Sequence[RunSpec], runs: Sequence[RunDirectory], workers: Workers) -> None:
+def _train_each(
+    specs: Sequence[RunSpec], runs: Sequence[RunDirectory], workers: Workers, *, more_jobs: bool
+) -> None:
     failures: list[SlmError] = []
     for spec, run in zip(specs, runs, strict=True):
         try:
-            _train(spec, run, workers)
+            stop = StopSignal(workers)
+            _train(spec, run, workers, stop)
+            number = stop.received() if more_jobs or spec is not specs[-1] else None
+            if number is not None:
+                name = signal.Signals(number).name
+                raise Interrupted(f"stopped by {name} after the end of {spec.run_id}", number)
         except Interrupted:
             raise
         except SlmError as error:
@@ -60,7 +72,7 @@ def _train_each(specs: Sequence[RunSpec], runs: Sequence[RunDirectory], workers:
         raise failures[0]
 
 
-def _train(spec: RunSpec, run: RunDirectory, workers: Workers) -> None:
+def _train(spec: RunSpec, run: RunDirectory, workers: Workers, stop: StopSignal) -> None:
     if not workers.broadcast_from_rank0(lambda: _needs_training(spec, run)):
         return
     from slm.training.device.accelerator import check_device  # imports torch, which takes seconds
@@ -71,15 +83,15 @@ def _train(spec: RunSpec, run: RunDirectory, workers: Workers) -> None:
         workers.broadcast_from_rank0(lambda: _claim(spec, run, resources))
         from slm.training.runner import train  # imports lightning
 
-        result = train(spec, run, workers)
+        result = train(spec, run, workers, stop)
     if result is not None:
         log.info("finished: validation %s; run directory: %s", _format_scores(result), run.path)
 
 
 def _needs_training(spec: RunSpec, run: RunDirectory) -> bool:
     state = run.state()
-    if state == "finished" and not spec.config.rerun:
-        run.result()  # raises if result.json is unreadable
+    # An unreadable result.json raises; without one, the run continues from its last checkpoint.
+    if state == "finished" and not spec.config.rerun and run.result() is not None:
         log.info("already finished: %s (set rerun=true to train it again)", run.path)
         return False
     if state == "diverged" and not spec.config.rerun:

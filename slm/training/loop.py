@@ -59,6 +59,8 @@ class TrainingLoop:
         is_shown = config.progress and self.workers.is_rank_zero
         with shown_progress(spec, first_step, is_shown=is_shown) as show_progress:
             if first_step:
+                if first_step == spec.trunk_steps == self.checkpoints.saved_step:
+                    self.store_trunk(first_step)  # a kill may have come before it
                 self.validate_if_due(first_step)
             self.metrics.start(first_step)
             for step, batch in zip(steps, loader, strict=True):
@@ -69,20 +71,26 @@ class TrainingLoop:
                     self.training_step.finite_check.check()
                 self.metrics.after_step(done, output)
                 show_progress(done, output)
-                if self.on_trunk_saved is not None and done == spec.trunk_steps:
-                    path = self.save(done)
-                    self.checkpoints.wait()
-                    self.on_trunk_saved(path)
+                if done == spec.trunk_steps:
+                    self.store_trunk(done)
                 if done % config.checkpoint_every_steps == 0 or done == spec.steps:
                     self.save(done)  # does nothing for a step that is saved already
                 self.validate_if_due(done)
                 self.stop_if_signalled(done)
         self.checkpoints.wait()
 
+    def store_trunk(self, done: int) -> None:
+        if self.on_trunk_saved is not None:
+            path = self.save(done)
+            self.checkpoints.wait()
+            self.on_trunk_saved(path)
+
     def save(self, done: int) -> Path:
         """Save a checkpoint after `done` steps, unless one of them was skipped as not finite."""
         step = self.training_step
         step.finite_check.check()
+        if self.workers.is_rank_zero:
+            self.metrics.sync()
         progress = {"metrics": self.metrics.state(), "validation": None}
         if self.last_validation is not None:
             progress["validation"] = asdict(self.last_validation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from typing import IO, Any
@@ -49,6 +50,10 @@ class Metrics:
         self.training_seconds = state["training_seconds"]
         self.last_train_loss = state["last_train_loss"]
         self.taken_over_steps = self.taken_over_steps or state["taken_over_steps"]
+
+    def sync(self) -> None:
+        """Write the rows to disk: a checkpoint must not be newer than they are."""
+        os.fsync(self.stream.fileno())
 
     def start(self, step: int) -> None:
         """Start the clock before step `step`."""

@@ -26,7 +26,12 @@ from slm.tracking.run_dir import RunDirectory
 from slm.tracking.trunk import Trunk
 from slm.tracking.wandb import Mirror, mirror
 from slm.training.batches import count_epochs
-from slm.training.checkpoint import CheckpointWriter, load_checkpoint, restore_training_state
+from slm.training.checkpoint import (
+    CheckpointWriter,
+    load_checkpoint,
+    restore_training_state,
+    unusable_reported,
+)
 from slm.training.device.accelerator import describe_gpu, peak_memory_bytes, prepare_machine
 from slm.training.device.compile import decide_compile
 from slm.training.device.memory import advise_on_oom, free_bytes, settle_micro_batch
@@ -42,7 +47,12 @@ log = logging.getLogger(__name__)
 DATA_IDENTITY = "data.json"
 
 
-def train(spec: RunSpec, run: RunDirectory, workers: Workers = SINGLE_PROCESS) -> RunResult | None:
+def train(
+    spec: RunSpec,
+    run: RunDirectory,
+    workers: Workers = SINGLE_PROCESS,
+    stop: StopSignal | None = None,
+) -> RunResult | None:
     """Train or resume a run that the caller has claimed; return its result on rank 0, else None.
 
     Raises:
@@ -75,7 +85,7 @@ def train(spec: RunSpec, run: RunDirectory, workers: Workers = SINGLE_PROCESS) -
         _check_epochs(spec, examples)
     # May wait for other ranks (FSDP, DDP), so that an error here ends its process.
     training_step = build_step(spec, workers, micro_batch.sequences)
-    stop, trunk = StopSignal(workers), Trunk.of(spec)
+    stop, trunk = stop or StopSignal(workers), Trunk.of(spec)
     with (
         _opened_outputs(spec, run, workers) as (stream, mirrored),
         ThreadPoolExecutor(1) as thread,
@@ -165,11 +175,12 @@ def _restore(loop: TrainingLoop, start: StartPoint) -> None:
         seed_random_states(loop.spec.config.seed)
         return
     step = loop.training_step
-    saved = load_checkpoint(start.checkpoint, loop.spec, is_shared=loop.workers.world_size > 1)
-    restore_training_state(step.module.model, step.optimizer, saved)
+    with unusable_reported(start.checkpoint):
+        saved = load_checkpoint(start.checkpoint, loop.spec, is_shared=loop.workers.world_size > 1)
+        restore_training_state(step.module.model, step.optimizer, saved)
+        loop.restore(saved["progress"])
+        restore_random_states(saved["random_states"])
     step.seek(start.step)
-    loop.restore(saved["progress"])
-    restore_random_states(saved["random_states"])
 
 
 def _store(trunk: Trunk, run: RunDirectory, workers: Workers, checkpoint: Path) -> None:

@@ -48,6 +48,10 @@ class StopSignal:
         )
         return pending() or None
 
+    def received(self) -> int | None:
+        """Return the number of a signal that any rank has received so far; every rank calls this."""
+        return self._workers.all_reduce_max_async(self._received or 0)() or None
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,11 +17,14 @@ from typing import Any
 import pytest
 import torch
 
+from slm.config.schema import Config
 from slm.errors import RunError
-from slm.run.spec import RunSpec
-from slm.tracking.checkpoints import newest_checkpoint
+from slm.files import file_hash
+from slm.run.spec import RunSpec, resolve
+from slm.tracking.checkpoints import checksum_path, newest_checkpoint
 from slm.tracking.run_dir import RunDirectory
 from slm.training import checkpoint
+from slm.training.execute import train_all
 from tests.conftest import PATIENCE_SECONDS, ROOT, cli_command, cli_env
 from tests.running import assert_same_run, counted_steps, run_to_end
 
@@ -208,3 +212,65 @@ def write_in_background(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         checkpoint, "training_state", lambda *state: copy.deepcopy(original_state(*state))
     )
     return names
+
+
+@pytest.mark.parametrize("damage", ["missing tensor", "other shape", "no progress", "empty"])
+def test_checkpoint_that_does_not_fit_the_run_is_reported(tiny_spec: Spec, damage: str) -> None:
+    """The checksum is right, so that only the content can tell."""
+    spec = tiny_spec()
+    run, _ = run_to_end(spec)
+    found = newest_checkpoint(run.checkpoints)
+    assert found is not None
+    content = torch.load(found[0], weights_only=True)
+    if damage == "missing tensor":
+        del content["state_dict"]["model.norm.weight"]
+    elif damage == "other shape":
+        content["state_dict"]["model.norm.weight"] = torch.ones(3)
+    elif damage == "no progress":
+        del content["progress"]
+    torch.save(content, found[0])
+    if damage == "empty":
+        found[0].write_bytes(b"")
+    checksum_path(found[0]).write_text(file_hash(found[0]))
+    with pytest.raises(RunError, match=r"not a checkpoint of this run .*rerun=true"):
+        run_to_end(spec)
+
+
+def test_finished_run_without_its_result_is_completed(tiny_config: Callable[..., Config]) -> None:
+    config = tiny_config()
+    train_all(config)
+    run = RunDirectory.of(resolve(config))
+    before = run.result()
+    (run.path / "result.json").unlink()
+    train_all(config)
+    after = run.result()
+    assert before is not None and after is not None
+    assert after.val_loss_nats_per_token == before.val_loss_nats_per_token
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_loader_processes_neither_stop_nor_outlive_the_run(
+    tmp_path: Path, cache_dir: Path, number: signal.Signals
+) -> None:
+    """torchrun and schedulers signal the whole process group; a kill must not leave the run in use."""
+    arguments = (*SMALL, "trainer.num_workers=2", "budget.tokens=2m", "trainer.log_every_steps=1")
+    command = cli_command("train.py", tmp_path, cache_dir, *arguments)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=cli_env(), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not list(tmp_path.glob("runs/*/*/checkpoints/*.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if number == signal.SIGTERM:
+        os.killpg(process.pid, number)
+    else:
+        process.kill()
+    _, logged = process.communicate(timeout=PATIENCE_SECONDS)
+    (status,) = (tmp_path / "runs").glob("*/*/status.json")
+    run = RunDirectory(status.parent)
+    assert run.state() == "interrupted"  # and not in use
+    if number == signal.SIGTERM:
+        assert process.returncode == 128 + number
+        newest = newest_checkpoint(run.checkpoints)
+        assert newest is not None and f"interrupted by SIGTERM after step {newest[1]} of" in logged

@@ -202,6 +202,9 @@ def signal_at_row(open_metrics: Callable[[RunDirectory], Any], number: int, at_r
         def __init__(self, stream: Any):
             self.stream, self.rows = stream, 0
 
+        def fileno(self) -> int:
+            return self.stream.fileno()
+
         def write(self, text: str) -> None:
             self.rows += 1
             if self.rows == at_row:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +13,13 @@ from typing import Any
 import pytest
 
 from slm.config.schema import Config, ScheduleConfig
-from slm.errors import ConfigError
+from slm.errors import ConfigError, Interrupted
 from slm.run.lr_schedule import step_lr_multiplier, steps_before_decay
 from slm.run.spec import RunSpec, branch_specs, resolve
 from slm.studies.cells import Cell, Job, jobs_of
 from slm.tracking.run_dir import RunDirectory
 from slm.tracking.trunk import Trunk
+from slm.training.execute import train_all
 from tests.running import (
     assert_same_run,
     branches_to_end,
@@ -199,3 +202,45 @@ def test_branch_and_single_run_have_the_same_run_id(tiny_config: Make) -> None:
     alone = resolve(tiny_config(budget={"tokens": 5 * B}))
     assert alone.run_id == specs[0].run_id and alone.recipe_id == specs[0].recipe_id
     assert RunDirectory.of(alone).path == RunDirectory.of(specs[0]).path
+
+
+def test_trunk_is_stored_after_a_kill_between_its_two_writes(
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"budget": BUDGETS}
+    uninterrupted = branches_to_end(
+        tiny_config(runs_dir=str(tmp_path / "uninterrupted"), **settings)
+    )
+    config = tiny_config(**settings)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="power cut"):
+        patched.setattr(Trunk, "store", fail)
+        branches_to_end(config)
+    with counted_steps(monkeypatch) as taken:
+        branches = branches_to_end(config)
+    first = branch_specs(config)[0].trunk_steps
+    assert taken.count(first - 1) == 0, "the steps of the trunk are not taken again"
+    for branch, reference in zip(branches, uninterrupted, strict=True):
+        assert_same_run(branch, reference)
+
+
+def test_signal_after_the_last_step_stops_the_next_branch(
+    tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first branch is finished; the signal arrives while its result is written."""
+    config = tiny_config(budget=BUDGETS)
+    original = RunDirectory.write_result
+
+    def write_and_signal(self: RunDirectory, result: Any) -> None:
+        original(self, result)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunDirectory, "write_result", write_and_signal)
+        with pytest.raises(Interrupted, match="stopped by SIGTERM after the end of"):
+            train_all(config)
+    states = [RunDirectory.of(spec).state() for spec in branch_specs(config)]
+    assert states[0] == "finished" and set(states[1:]) == {"planned"}

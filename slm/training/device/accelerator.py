@@ -63,6 +63,8 @@ def prepare_machine(config: TrainerConfig, workers: Workers) -> Machine:
     check_precision(config, accelerator)
     threads = set_threads(config, accelerator)
     set_deterministic(config.deterministic)
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # shapes of earlier jobs count towards the limit of recompilations
     if accelerator == "gpu":
         torch.cuda.set_device(workers.local_rank)
         torch.cuda.set_per_process_memory_fraction(config.gpu_memory_fraction or 1.0)

@@ -92,7 +92,7 @@ def advise_on_oom(
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         message = _advice(error, spec, accelerator, micro_batch)
         if workers.world_size > 1:
@@ -114,7 +114,7 @@ def _advice(error: BaseException, spec: RunSpec, accelerator: str, micro_batch: 
     )
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return any(sign in str(error) for sign in SIGNS)
