@@ -83,8 +83,6 @@ def train(
     workers.broadcast_from_rank0(lambda: _check_data(run.path, examples, start))
     with workers.sync_errors():
         _check_epochs(spec, examples)
-    # May wait for other ranks (FSDP, DDP), so that an error here ends its process.
-    training_step = build_step(spec, workers, micro_batch.sequences)
     stop, trunk = stop or StopSignal(workers), Trunk.of(spec)
     with (
         _opened_outputs(spec, run, workers) as (stream, mirrored),
@@ -92,6 +90,8 @@ def train(
         stop.listening(),
         advise_on_oom(spec, machine.accelerator, micro_batch, workers),
     ):
+        # May wait for other ranks (FSDP, DDP), so that an error here ends its process.
+        training_step = build_step(spec, workers, micro_batch.sequences)
         checkpoints = CheckpointWriter(
             run.checkpoints,
             workers,
