@@ -142,7 +142,7 @@ def plan_moments(
         ),
         ("the backward pass of the embedding", after, 0, tables, 0),
     ]
-    if not execution.on_gpu:  # checkpoints are serialized in host memory
+    if execution.strategy == "fsdp" and not execution.on_gpu:  # rank 0 gathers the whole state
         moments.append((CHECKPOINT, 0, 0, 0, 3 * FP32 * counts.params_total))
     constant = _constant_bytes(shape, execution, counts)
     return [MemoryPlan(moment, *constant, *parts) for moment, *parts in moments]

@@ -156,7 +156,10 @@ def test_config_error_is_printed_once(tmp_path: Path, cache_dir: Path) -> None:
     one_too_few = start(tmp_path, cache_dir, "trainer.devices=3")
     _, said = one_too_few.communicate(timeout=PATIENCE_SECONDS)
     assert said.count("make 3 processes; 2 were started") == 1
-    assert "torchrun --nproc-per-node=3 train.py trainer=ddp trainer.devices=3" in said
+    assert (
+        "torchrun --nproc-per-node=3 train.py trainer=cpu trainer.strategy=ddp trainer.devices=3"
+        in said
+    )
     assert not (tmp_path / "runs").exists()
 
 
