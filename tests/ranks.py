@@ -65,10 +65,18 @@ class Ending:
 
 def train_on_ranks(folder: Path, jobs: Sequence[Job], processes: int = 2) -> list[list[Ending]]:
     """Train the jobs with torchrun; return their outcomes as [job][rank]."""
+    done = run_torchrun(folder, jobs, processes)
+    assert done.returncode == 0, done.stderr
+    return endings(folder, processes)
+
+
+def run_torchrun(
+    folder: Path, jobs: Sequence[Job], processes: int = 2
+) -> subprocess.CompletedProcess[str]:
     folder.mkdir(exist_ok=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*torchrun, f"--nproc-per-node={processes}", "-m", *module_arguments(folder, jobs)]
-    done = subprocess.run(
+    return subprocess.run(
         command,
         cwd=ROOT,
         env={**cli_env(), "OMP_NUM_THREADS": "1"},
@@ -77,8 +85,6 @@ def train_on_ranks(folder: Path, jobs: Sequence[Job], processes: int = 2) -> lis
         timeout=PATIENCE_SECONDS,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return endings(folder, processes)
 
 
 def module_arguments(folder: Path, jobs: Sequence[Job]) -> list[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,20 +24,8 @@ from torch.autograd.function import once_differentiable
 from slm.architecture.loss_chunks import chunk_tokens
 from slm.config.schema.types import IGNORED
 
-
-class ChunkLoss(Protocol):
-    """The type of `chunk_loss` and of its compiled form."""
-
-    def __call__(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        scored: Tensor,
-        *,
-        z_loss: float,
-        sum_dtype: torch.dtype,
-        with_gradients: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]: ...
+# The type of `chunk_loss` and of its compiled form.
+ChunkLoss = Callable[..., tuple[Tensor, Tensor | None, Tensor | None]]
 
 
 class HeadLoss(NamedTuple):
@@ -130,7 +118,7 @@ class _HeadLoss(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        per_chunk: Callable[..., tuple[Tensor, Tensor | None, Tensor | None]],
+        per_chunk: ChunkLoss,
         vocab_size: int,
     ) -> tuple[Tensor, Tensor]:
         device, sum_dtype = hidden.device.type, torch.promote_types(weight.dtype, torch.float32)

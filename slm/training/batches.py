@@ -17,6 +17,7 @@ from slm.data.examples import Examples, ValidationSet
 from slm.data.khop import IGNORED
 from slm.data.shuffle import rows_of_rank
 from slm.run.spec import RunSpec
+from slm.training.stop_on_signal import SIGNALS
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 # Batches that wait in shared memory: Docker limits /dev/shm to 64 MB by default.
@@ -85,7 +86,7 @@ def _follow_parent(_: int) -> None:
     torchrun sends SIGTERM to the group; without its loader processes the training process could not finish its
     step and save.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     with suppress(AttributeError, OSError):  # only Linux has prctl
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -80,6 +80,7 @@ class TrainingLoop:
         self.checkpoints.wait()
 
     def store_trunk(self, done: int) -> None:
+        """Save a checkpoint and give it to the other branches, if the run shares its trunk."""
         if self.on_trunk_saved is not None:
             path = self.save(done)
             self.checkpoints.wait()

@@ -15,13 +15,6 @@ from slm.training.step import StepOutput
 
 log = logging.getLogger(__name__)
 LINE_EVERY_SECONDS, BAR_EVERY_SECONDS = 20.0, 0.1
-COLUMNS = (
-    TextColumn("{task.description}"),
-    BarColumn(),
-    TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
-    TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s  left"),
-    TimeRemainingColumn(),
-)
 
 
 @contextmanager
@@ -31,7 +24,15 @@ def shown_progress(
     """Yield the function to call after each step; it reads the loss only when it shows it."""
     console = Console(stderr=True)
     is_bar = is_shown and console.is_terminal
-    bar = Progress(*COLUMNS, console=console, disable=not is_bar)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s  remaining"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not is_bar,
+    )
     label = f"{spec.config.family.name} {spec.shape.label}"
     task = bar.add_task(label, total=spec.steps, completed=first_step, loss=float("nan"), rate=0.0)
     pause_seconds = BAR_EVERY_SECONDS if is_bar else LINE_EVERY_SECONDS

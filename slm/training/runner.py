@@ -18,6 +18,7 @@ from slm.data.examples import Examples, open_examples
 from slm.data.tokenizers.tokenizer import FILE_NAME as TOKENIZER_FILE
 from slm.errors import ConfigError, Diverged, Problem, RunError
 from slm.files import atomic_write, read_json, write_json
+from slm.run.micro_batch import MicroBatch
 from slm.run.spec import RunSpec
 from slm.tracking.checkpoints import newest_checkpoint, step_of
 from slm.tracking.environment import describe_environment
@@ -32,7 +33,12 @@ from slm.training.checkpoint import (
     restore_training_state,
     unusable_reported,
 )
-from slm.training.device.accelerator import describe_gpu, peak_memory_bytes, prepare_machine
+from slm.training.device.accelerator import (
+    Machine,
+    describe_gpu,
+    peak_memory_bytes,
+    prepare_machine,
+)
 from slm.training.device.compile import decide_compile
 from slm.training.device.memory import advise_on_oom, free_bytes, settle_micro_batch
 from slm.training.device.rng import restore_random_states, seed_random_states
@@ -62,21 +68,13 @@ def train(
     config = spec.config
     with workers.sync_errors():
         machine = prepare_machine(config.trainer, workers)
-        compilation = decide_compile(spec, machine.accelerator)
+        decide_compile(spec, machine.accelerator)  # raises if it must compile and cannot
     free = free_bytes(machine.accelerator, config.trainer.gpu_memory_fraction)
     least = workers.all_reduce_min(free)
     micro_batch = workers.broadcast_from_rank0(
         lambda: settle_micro_batch(spec, run, machine.accelerator, least)
     )
-    env = describe_environment(
-        device=machine.device,
-        threads=machine.threads,
-        processes=workers.world_size,
-        gpu=describe_gpu() if machine.accelerator == "gpu" else None,
-        attention=config.model.attention,
-        compilation=compilation.as_dict(),
-    )
-    env["memory"] = micro_batch.as_dict()
+    env = _environment(spec, machine, workers, micro_batch)
     workers.broadcast_from_rank0(lambda: run.write_env(env))
     examples = workers.rank_zero_first(lambda: open_examples(config, spec.shape.seq_len, log.info))
     start = workers.broadcast_from_rank0(lambda: _find_start(spec, run))
@@ -140,6 +138,21 @@ def train(
             write_result(diverged.evidence)
             raise
         return write_result()
+
+
+def _environment(
+    spec: RunSpec, machine: Machine, workers: Workers, micro_batch: MicroBatch
+) -> dict[str, Any]:
+    """Return the content of env.json."""
+    env = describe_environment(
+        device=machine.device,
+        threads=machine.threads,
+        processes=workers.world_size,
+        gpu=describe_gpu() if machine.accelerator == "gpu" else None,
+        attention=spec.config.model.attention,
+        compilation=decide_compile(spec, machine.accelerator).as_dict(),
+    )
+    return {**env, "memory": micro_batch.as_dict()}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from slm.run.spec import resolve
 from slm.tracking import run_dir
 from slm.tracking.run_dir import RunDirectory
 from tests.conftest import PATIENCE_SECONDS, ROOT, cli_env
-from tests.ranks import Ending, Job, endings, module_arguments, train_on_ranks
+from tests.ranks import Ending, Job, endings, module_arguments, run_torchrun, train_on_ranks
 from tests.running import (
     assert_equal,
     assert_same_run,
@@ -205,16 +205,7 @@ def test_error_of_one_rank_stops_all_ranks(tiny_config: Make, tmp_path: Path) ->
 def test_rank_that_raises_ends_all_ranks(tiny_config: Make, tmp_path: Path, strategy: str) -> None:
     """The other rank waits for a gradient that never comes."""
     job = Job(on_ranks(tiny_config(), strategy), raising_rank=1)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*torchrun, "-m", *module_arguments(tmp_path, [job])],
-        cwd=ROOT,
-        env={**cli_env(), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        check=False,
-    )
+    done = run_torchrun(tmp_path, [job])
     ended_seconds = time.time()
     assert done.returncode == 1 and "bug on one rank" in done.stderr
     assert ended_seconds - float((tmp_path / "raised").read_text()) < 30

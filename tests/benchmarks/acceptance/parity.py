@@ -26,14 +26,17 @@ BF16_TOLERANCE = 2e-2
 SYNC_STEPS = 5
 NAN_STEP = 5
 WARMUP_STEPS = 2  # after them nothing may be compiled again
-SHAPE = (
+BLOCKS = (
     "model=tiny",
     "model.d_model=256",
     "model.n_heads=4",
     "model.n_kv_heads=2",
     "model.d_ff=704",
-    "model.vocab_size=4096",
     "model.seq_len=256",
+)
+SHAPE = (
+    *BLOCKS,
+    "model.vocab_size=4096",
     "optimizer.global_batch_tokens=4096",
     "optimizer.lr=1e-3",
     "budget=tokens",

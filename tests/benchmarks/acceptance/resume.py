@@ -14,7 +14,7 @@ from slm.run.spec import resolve
 from slm.tracking.run_dir import STEP, TRAIN_LOSS, RunDirectory
 from tests.benchmarks import engine
 from tests.benchmarks.acceptance.corpus import corpus_overrides
-from tests.benchmarks.acceptance.parity import largest_difference
+from tests.benchmarks.acceptance.parity import BLOCKS, largest_difference
 from tests.benchmarks.acceptance.rows import ROOT, Options, Rows
 
 TOLERANCE = 1e-3  # largest relative difference of a logged or validation loss on a GPU
@@ -22,14 +22,6 @@ STOP_AFTER_STEP = 20
 WAIT_SECONDS = 120.0
 STEPS, BATCH_TOKENS = 300, 16_384
 QUICK_STEPS, QUICK_BATCH_TOKENS = 200, 512
-SHAPE = (
-    "model=tiny",
-    "model.d_model=256",
-    "model.n_heads=4",
-    "model.n_kv_heads=2",
-    "model.d_ff=704",
-    "model.seq_len=256",
-)
 QUICK = ("model=tiny", "model.n_layers=2", "model.seq_len=64")
 
 
@@ -59,7 +51,7 @@ def run(options: Options, rows: Rows) -> None:
 def _overrides(options: Options) -> list[str]:
     steps, tokens = (QUICK_STEPS, QUICK_BATCH_TOKENS) if options.quick else (STEPS, BATCH_TOKENS)
     return [
-        *(QUICK if options.quick else SHAPE),
+        *(QUICK if options.quick else BLOCKS),
         *corpus_overrides(options.folder, documents=40, words=1500),
         f"trainer={options.accelerator}",
         "trainer.threads=1",

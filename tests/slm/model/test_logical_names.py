@@ -40,6 +40,7 @@ from slm.tracking.run_dir import RunDirectory
 from slm.training.optimizer import build_optimizer
 from slm.training.version_1 import name_optimizer_state
 from tests.conftest import ROOT
+from tests.running import assert_equal
 
 pytestmark = pytest.mark.numeric
 
@@ -230,17 +231,6 @@ def test_fused_parameters_have_the_rule_of_their_logical_tensors(
 
 
 # State dicts
-
-
-def assert_equal(one: Any, other: Any) -> None:
-    if isinstance(one, Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal(one[key], other[key])
-    else:
-        assert one == other
 
 
 @pytest.mark.parametrize("pad_vocab_to", [1, 64])
