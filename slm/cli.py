@@ -27,12 +27,12 @@ from slm.training.distributed.rank import (
     check_launch,
     drop_empty_variables,
     find_placement,
+    let_rank_zero_report,
 )
 from slm.training.distributed.workers import joined_workers
 from slm.training.execute import train_all
 
 REQUEUE_SECONDS = 60
-REPORT_SECONDS = 5
 
 
 def run_app(main: Callable[[], Any]) -> NoReturn:
@@ -115,10 +115,8 @@ def _load_config_of_launch(cfg: DictConfig, placement: Placement | None) -> Conf
         if placement is not None:
             check_launch(config.trainer, placement.world_size, placement.local_rank)
     except SlmError as error:
-        if placement is not None and placement.rank > 0:
-            code = error.exit_code
-            signal.signal(signal.SIGTERM, lambda *_: _exit("", code))
-            time.sleep(REPORT_SECONDS)
+        if placement is not None:
+            let_rank_zero_report(placement, error.exit_code)
         raise
     return config
 

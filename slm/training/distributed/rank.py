@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import signal
+import sys
+import time
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from slm.config.schema import TrainerConfig
 from slm.errors import ConfigError, Problem, RunError
 
+REPORT_SECONDS = 5
 FIRST_PORT, PORTS = 15_000, 15_000  # below the ports that systems assign themselves
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
@@ -76,7 +80,19 @@ def check_single_process(environ: Mapping[str, str]) -> None:
         "or srun tasks: it starts trainer.devices processes for each run"
     )
     error.was_shown = placement.rank > 0
+    let_rank_zero_report(placement, error.exit_code)
     raise error
+
+
+def let_rank_zero_report(placement: Placement, exit_code: int) -> None:
+    """On other ranks, wait until rank 0 has reported an error that every rank finds, and exit without a message.
+
+    torchrun and srun end all processes once one has exited, so that a faster rank would end rank 0 before it
+    prints the error.
+    """
+    if placement.rank > 0:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(exit_code))
+        time.sleep(REPORT_SECONDS)
 
 
 def check_launch(config: TrainerConfig, world_size: int, local_rank: int = 0) -> None:

@@ -19,6 +19,7 @@ from hydra_plugins.slm_study.local import LocalLauncher, said_by_the_run, visibl
 from slm import cli
 from slm.config.schema import Config, TrainerConfig, to_tree
 from slm.errors import ConfigError, RunError
+from slm.training.distributed import rank as rank_module
 from slm.training.distributed.rank import (
     check_launch,
     check_single_process,
@@ -110,12 +111,19 @@ def test_other_ranks_wait_while_rank_0_requeues_the_job(monkeypatch: pytest.Monk
     assert handled == [signal.SIGUSR2] * 2
 
 
-def test_several_processes_of_a_launcher_are_an_error() -> None:
+def test_several_processes_of_a_launcher_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(rank_module.time, "sleep", waits.append)
+    before = signal.getsignal(signal.SIGTERM)
     check_single_process({})
-    for rank in ("0", "1"):
-        with pytest.raises(RunError, match="start one") as caught:
-            check_single_process({**TORCHRUN, "RANK": rank})
-        assert caught.value.was_shown == (rank == "1"), "only rank 0 prints the error"
+    try:
+        for rank in ("0", "1"):
+            with pytest.raises(RunError, match="start one") as caught:
+                check_single_process({**TORCHRUN, "RANK": rank})
+            assert caught.value.was_shown == (rank == "1"), "only rank 0 prints the error"
+            assert waits == [rank_module.REPORT_SECONDS] * int(rank), "rank 0 prints it first"
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 SCRIPT = """
