@@ -22,6 +22,7 @@ from slm.config.hydra import CONF_DIR, add_force_prefix, load_composed_config, r
 from slm.config.schema import Config
 from slm.errors import ConfigError, Interrupted, Problem, SlmError
 from slm.logs import log, log_to_console
+from slm.stdout import exit_when_stdout_closes
 from slm.training.distributed.rank import (
     Placement,
     check_launch,
@@ -52,7 +53,8 @@ def run_and_exit(main: Callable[[], Any]) -> NoReturn:
     log_to_console()
     drop_empty_variables(os.environ)
     try:
-        main()
+        with exit_when_stdout_closes():
+            main()
     except SlmError as error:
         _exit("" if error.was_shown else str(error), error.exit_code)
     except yaml.YAMLError as error:

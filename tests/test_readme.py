@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from hydra_plugins.slm_study.sweeper import _check_overrides
-from slm import __main__ as slm_command
+from slm.commands import COMMANDS
 from slm.config.hydra import (
     CONF_DIR,
     Composer,
@@ -205,14 +205,12 @@ def test_study_command_expands_to_cells(command: Command) -> None:
 @pytest.mark.parametrize("command", SLM, ids=ids(SLM))
 def test_slm_command_has_known_arguments(command: Command) -> None:
     name, *arguments = command.arguments
-    assert name in slm_command.COMMANDS
-    if name in ("describe", "prepare"):
-        compose_config([a for a in arguments if a not in ("...", "--json")])
-        return
-    documentation = str(slm_command.__doc__)
-    for argument in arguments:
-        key, separator, _ = argument.partition("=")
-        assert f"{key}{separator}" in documentation, argument
+    settings = [a for a in arguments if a != "..." and not a.startswith("--")]
+    options = {option.name for option in COMMANDS[name].options}
+    assert {a.removeprefix("--") for a in arguments if a.startswith("--")} <= options
+    values = COMMANDS[name].parse(settings)
+    if COMMANDS[name].takes_config:
+        compose_config(values["overrides"])
 
 
 @pytest.mark.usefixtures("_hydra")
