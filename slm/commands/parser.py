@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import textwrap
 from collections.abc import Iterable, Mapping
 
 from slm.commands.declare import PROGRAM, Command, Key
+from slm.help_text import COLUMN, WIDTH, fill, listing
 
-WIDTH = 100  # fixed, so that the help in the documentation is the help in every terminal
-INDENT = 24  # column of the texts
 FOOTER = f"`{PROGRAM} COMMAND --help` prints the keys of a command. train.py trains a model, sweep.py runs a study."
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Formatter of a fixed width, whatever the terminal's."""
+    """Formatter with the layout of `slm.help_text`, whatever the width of the terminal."""
 
     def __init__(self, prog: str):
-        super().__init__(prog, width=WIDTH, max_help_position=INDENT)
+        super().__init__(prog, width=WIDTH, max_help_position=COLUMN)
 
 
 def build_parsers(
@@ -54,19 +52,9 @@ def build_parsers(
     return parser, by_name
 
 
-def fill(text: str) -> str:
-    """Wrap a paragraph to the width of the help."""
-    return textwrap.fill(text, WIDTH)
-
-
 def examples(lines: Iterable[str]) -> str:
     """Format example commands as the last section of a help text."""
     return "\n".join(["examples:", *(f"  {line}" for line in lines)])
-
-
-def listing(title: str, rows: Mapping[str, str]) -> str:
-    """Format a titled list of names and their texts."""
-    return "\n".join([f"{title}:", *(_row(name, text) for name, text in rows.items())])
 
 
 def _usage(command: Command) -> str:
@@ -89,13 +77,3 @@ def _description(command: Command) -> str:
 
 def _note(key: Key) -> str:
     return "; required" if key.required else f"; default: {key.default}" if key.default else ""
-
-
-def _row(name: str, text: str) -> str:
-    """Format a name and its text in two columns, as argparse formats an option."""
-    margin = " " * INDENT
-    body = textwrap.fill(
-        text, WIDTH, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False
-    )
-    name = f"  {name}"
-    return f"{name}\n{body}" if len(name) > INDENT - 2 else name.ljust(INDENT) + body[INDENT:]

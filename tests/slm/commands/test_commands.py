@@ -17,8 +17,9 @@ from slm.__main__ import main
 from slm.commands import COMMANDS
 from slm.commands.declare import Command
 from slm.commands.docs import all_help
-from slm.commands.parser import WIDTH, build_parsers
+from slm.commands.parser import build_parsers
 from slm.errors import ConfigError
+from slm.help_text import WIDTH
 from tests.conftest import ROOT, cli_env
 
 EVALUATE = COMMANDS["evaluate"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from slm.config.help import ACTIONS
 from slm.config.hydra import add_force_prefix
 from slm.config.load import load_config
 from slm.config.schema import Config, default_tree, field_descriptions, to_tree
@@ -111,6 +112,11 @@ def test_a_wrong_value_is_reported_once() -> None:
 
 def test_every_key_has_documentation() -> None:
     assert not [key for key, _, text in field_descriptions() if not text]
+
+
+def test_help_of_sweep_lists_every_action() -> None:
+    actions, _ = get_args(get_type_hints(Config)["action"])
+    assert set(ACTIONS) == {"(no action)", *get_args(actions)}
 
 
 def test_defaults_are_complete_except_budget_and_size() -> None:
