@@ -155,11 +155,9 @@ class Command:
         ]
         forms = " or ".join(key.form for key in self.keys if key.name in self.one_of)
         present = [name for name in self.one_of if name in given]
-        if self.one_of and not present:
-            problems.append(Problem(self.one_of[0], NO_VALUE, f"give either {forms}"))
-        elif len(present) > 1:
-            both = " and ".join(present)
-            problems.append(Problem(both, NO_VALUE, f"give either {forms}, not both"))
+        if self.one_of and len(present) != 1:
+            rule = f"give either {forms}, not both" if present else f"give either {forms}"
+            problems.append(Problem((present[-1:] or self.one_of)[0], NO_VALUE, rule))
         return problems
 
 

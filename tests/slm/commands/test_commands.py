@@ -75,7 +75,7 @@ def test_values_are_converted_and_defaults_filled_in() -> None:
     [
         (["run=r"], ["text: is needed (add text=FILES)"]),
         (["text=t"], ["run: give either run=DIR or hf=DIR"]),
-        ([*NEEDED, "hf=h"], ["run and hf: give either run=DIR or hf=DIR, not both"]),
+        ([*NEEDED, "hf=h"], ["hf: give either run=DIR or hf=DIR, not both"]),
         (["run=r", "txt=t"], ["txt=t: unknown key (did you mean text?)"]),
         (["run=r", "text="], ["text: has no value (set text=FILES)"]),
         ([*NEEDED, "run=s"], ["run=s: the key is given twice (keep one of them)"]),
