@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from slm.config.hydra import CONF_DIR, add_force_prefix, load_composed_config, register_schema
+from slm.config.hydra import convert_overrides, load_composed_config, register_schema
 from slm.config.schema import Config
 from slm.errors import ConfigError, Interrupted, Problem, SlmError
 from slm.logs import log, log_to_console
@@ -43,7 +43,7 @@ def run_app(main: Callable[[], Any]) -> NoReturn:
     128 + n stopped by signal n.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints errors and exits itself
-    sys.argv[1:] = [add_force_prefix(argument, CONF_DIR) for argument in sys.argv[1:]]
+    sys.argv[1:] = convert_overrides(sys.argv[1:])
     register_schema()
     run_and_exit(main)
 

@@ -24,6 +24,7 @@ from slm.config.schema import Config, default_tree
 from slm.errors import ConfigError, Problem
 
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
+REPLACED_TABLES = {"++plan.mfu"}  # one curve: entries of another table would change it
 OVERRIDE = re.compile(r"^\+{0,2}(?P<key>[A-Za-z_][\w.]*)=")
 
 
@@ -35,8 +36,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
     """
     register_schema()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        passed = [add_force_prefix(override, CONF_DIR) for override in overrides]
-        return load_composed_config(compose("train", overrides=passed))
+        return load_composed_config(compose("train", overrides=convert_overrides(overrides)))
 
 
 class Composer:
@@ -54,13 +54,28 @@ class Composer:
         groups = {key for key in varied if (CONF_DIR / key).is_dir()}
         requested = (*overrides, *(f"{key}={varied[key]}" for key in varied if key in groups))
         if requested not in self._cache:
-            passed = [add_force_prefix(override, CONF_DIR) for override in requested]
-            self._cache[requested] = self._compose(passed)
+            self._cache[requested] = self._compose(convert_overrides(requested))
         cfg = copy.deepcopy(self._cache[requested])
         for key, value in varied.items():
             if key not in groups:
                 OmegaConf.update(cfg, key, value, force_add=True)
         return load_composed_config(cfg)
+
+
+def convert_overrides(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of the command line with the meaning that slm gives to them, for Hydra.
+
+    Hydra merges a table with the table in conf/. Those of `REPLACED_TABLES` replace it: the key is first set to
+    null.
+    """
+    converted = []
+    for argument in arguments:
+        passed = add_force_prefix(argument, CONF_DIR)
+        key = passed.partition("=")[0]
+        if key in REPLACED_TABLES:
+            converted.append(f"{key}=null")
+        converted.append(passed)
+    return converted
 
 
 def add_force_prefix(argument: str, conf_dir: Path) -> str:

@@ -54,14 +54,15 @@ def load_config(tree: Mapping[str, Any]) -> Config:
 def _to_problem(error: Any) -> tuple[Problem, str]:
     """Convert a pydantic error to a Problem, and return it with the key that the user meant to set."""
     parts = [str(part) for part in error["loc"] if not _is_type_tag(part)]
-    key, value = ".".join(parts), error["input"]
+    is_name = error["loc"][-1] == "[key]"  # of a table, not the value under it
+    key, value = ".".join(parts), NO_VALUE if is_name else error["input"]
     field = key_of_field(parts)
     if error["type"] == "unexpected_keyword_argument":
         near = _nearest_key(key)
         fix = f"did you mean {near}?" if near else "see python train.py --help"
         return Problem(key, value, "unknown key", fix), near or key
     if error["type"] == "literal_error":
-        near = nearest_name(str(value), choices_of(field), cutoff=0.5)
+        near = nearest_name(str(error["input"]), choices_of(field), cutoff=0.5)
         fix = f"did you mean {near}?" if near else ""
         return Problem(key, value, f"must be {error['ctx']['expected']}", fix), field
     if error["type"] == "tuple_type":

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from slm.config.help import ACTIONS
-from slm.config.hydra import add_force_prefix
+from slm.config.hydra import add_force_prefix, compose_config
 from slm.config.load import load_config
 from slm.config.schema import Config, default_tree, field_descriptions, key_of_field, to_tree
 from slm.errors import ConfigError
@@ -87,7 +87,11 @@ def test_all_problems_are_reported_at_once() -> None:
         ({"model": {"layer_sharing": 0}}, "model.layer_sharing", "greater than 0"),
         ({"plan": {"mfu": 1.5}}, "plan.mfu", "above 0 and at most 1"),
         ({"plan": {"mfu": {}}}, "plan.mfu", "or a table such as {125m: 0.23"),
-        ({"plan": {"mfu": {"125x": 0.2}}}, "plan.mfu.125x", "a number such as 200000, 200k"),
+        (
+            {"plan": {"mfu": {"125x": 0.2}}},
+            "plan.mfu.125x",
+            "plan.mfu.125x: must be a number such as 200000, 200k",
+        ),
         (
             {"plan": {"mfu": {"125m": 0}}},
             "plan.mfu.125m",
@@ -168,6 +172,18 @@ def test_defaults_are_complete_except_budget_and_size() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(default_tree())
     assert {problem.key for problem in caught.value.problems} == {"budget", "size"}
+
+
+def test_table_of_mfu_on_the_command_line_replaces_the_table_of_a_file() -> None:
+    table = "plan.mfu={125m: 0.5, 1b: 0.6}"
+    expected = {125_000_000: 0.5, 1_000_000_000: 0.6}
+    assert len(compose_config(["plan=h100"]).plan.mfu) == 4  # type: ignore[arg-type]
+    assert compose_config(["plan=h100", table]).plan.mfu == expected
+    assert compose_config([f"++{table}", "plan=h100"]).plan.mfu == expected
+    assert compose_config(["plan=h100", "plan.mfu=0.4"]).plan.mfu == 0.4
+    with pytest.raises(ConfigError, match=r"plan\.mfu\.1b=2: must be less than or equal to 1"):
+        compose_config(["plan=h100", "plan.mfu={125m: 0.5, 1b: 2}"])
+    assert compose_config(["plan.law={E: 1}"]).plan.law["A"] > 1  # other tables are merged
 
 
 @pytest.mark.parametrize(
