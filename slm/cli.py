@@ -25,6 +25,7 @@ from slm.logs import log, log_to_console
 from slm.stdout import exit_when_stdout_closes
 from slm.training.distributed.rank import (
     Placement,
+    check_address,
     check_launch,
     drop_empty_variables,
     find_placement,
@@ -116,6 +117,7 @@ def _load_config_of_launch(cfg: DictConfig, placement: Placement | None) -> Conf
         config = load_composed_config(cfg)
         if placement is not None:
             check_launch(config.trainer, placement.world_size, placement.local_rank)
+            check_address(placement, os.environ)
     except SlmError as error:
         if placement is not None:
             let_rank_zero_report(placement, error.exit_code)
