@@ -33,6 +33,8 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
     Raises:
         DataError: if the file cannot be read or lacks a column.
     """
+    if path.is_file() and path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty")
     try:
         table = _read(path)
     except (OSError, ValueError, ImportError) as error:

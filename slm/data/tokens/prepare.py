@@ -56,7 +56,7 @@ from slm.data.tokens.shards import (
     token_dtype,
 )
 from slm.errors import DataError
-from slm.files import blocking_lock, canonical_hash, file_hash, read_json, write_json
+from slm.files import blocking_lock, canonical_hash, file_hash, read_json, read_object, write_json
 
 SCHEMA_VERSION = 2  # 2 added the document index, `left_out` and `overlap`
 BYTES_PER_INDEX_ENTRY = 16
@@ -177,7 +177,7 @@ def _load_or_count_census(config: Config, parts: Parts, partial: Path) -> Census
     """Load census.json, or count and check the documents in a first pass and write it."""
     data, path = config.data, partial / CENSUS
     if path.exists():
-        return Census(**read_json(path))
+        return Census(**read_object(path, f"delete {partial} and prepare the data again"))
     if data.source == "hub":
         census = Census({"hub": expected_cut(data.val_fraction)})
     else:
