@@ -277,7 +277,7 @@ def test_a_result_that_is_no_object_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="list instead of an object"):
         of_file()
     (tmp_path / "result.json").write_text('{"schema_version": 4, ')
-    with pytest.raises(RunError, match=r"result.json: not a readable result"):
+    with pytest.raises(RunError, match=r"result.json: not readable \(not valid JSON"):
         of_run()
 
 
