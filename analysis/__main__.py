@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from slm.commands.parser import HelpFormatter, examples
 from slm.errors import SlmError, nearest
-from slm.help_text import listing
+from slm.help_text import HelpFormatter, examples, listing
 from slm.stdout import exit_when_stdout_closes
 
 FAMILIES = "families"

@@ -1,31 +1,237 @@
-"""Entry point of `python -m slm COMMAND`; `slm.commands` declares the commands."""
+"""Command line `python -m slm COMMAND`.
+
+To add a command, write its function in the package that does the work, with one keyword argument for each key and
+flag, and add a `Command` to `COMMANDS`. Help is printed without importing anything else.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, NoReturn
 
-from slm.commands import COMMANDS
-from slm.commands.parser import build_parsers
 from slm.errors import ConfigError, nearest
+from slm.help_text import HelpFormatter, examples, fill
 from slm.stdout import exit_when_stdout_closes
+
+PROGRAM = "python -m slm"
+LIKE_TRAIN = "Takes the keys and config groups of train.py; `python train.py --help` lists them."
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command; argparse parses its arguments."""
+
+    summary: str
+    function: str
+    """MODULE:NAME, imported when the command runs."""
+    about: str
+    examples: tuple[str, ...]
+    keys: Mapping[str, Mapping[str, Any]] | None = None
+    """Name -> arguments of `add_argument`; None: the command takes overrides of the configuration."""
+    flags: Mapping[str, str] = field(default_factory=dict)
+    """Name -> help."""
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1")
+    return int(text)
+
+
+def boolean(text: str) -> bool:
+    if text not in {"true", "false"}:
+        raise argparse.ArgumentTypeError(f"{text!r} must be true or false")
+    return text == "true"
+
+
+RUN = {"metavar": "DIR", "type": Path, "help": "run directory, such as runs/demo/RUN_ID"}
+JSON = {"json": "print JSON"}
+COMMANDS = {
+    "describe": Command(
+        "print the parameters, FLOPs and predicted memory of a shape",
+        "slm.run.cli:describe",
+        f"Computes the shape of a config and trains nothing. {LIKE_TRAIN}",
+        (
+            "python -m slm describe family=wide_shallow size=200k",
+            "python -m slm describe model=mobilellm_125m trainer=gpu --json",
+        ),
+        flags=JSON,
+    ),
+    "prepare": Command(
+        "tokenize a corpus and store it in cache_dir",
+        "slm.data.cli:prepare",
+        "train.py does this too if needed; run it first where many jobs start at once or the nodes that train have no "
+        f"network. {LIKE_TRAIN} Only data, tokenizer, model.seq_len and cache_dir have an effect.",
+        (
+            "python -m slm prepare data=prose tokenizer=bpe",
+            "python -m slm prepare data=text_files 'data.files=[corpus/*.txt]' tokenizer=byte",
+        ),
+        flags=JSON,
+    ),
+    "evaluate": Command(
+        "print the perplexity and bits per byte of a model on text files",
+        "slm.evaluation.cli:evaluate",
+        "Scores each document in overlapping windows: each token is predicted once, and after the first window from "
+        "at least window - stride tokens before it.",
+        (
+            "python -m slm evaluate run=runs/demo/RUN_ID text='corpus/*.txt' --documents",
+            "python -m slm evaluate hf=llama text=corpus.jsonl column=body window=2048 --json",
+        ),
+        keys={
+            "run": RUN,
+            "hf": {
+                "metavar": "DIR",
+                "type": Path,
+                "help": "Llama-format folder with its tokenizer.json, instead of run",
+            },
+            "text": {
+                "metavar": "FILES",
+                "required": True,
+                "help": ".txt, .jsonl or .parquet file, or a quoted pattern of several",
+            },
+            "window": {
+                "metavar": "TOKENS",
+                "type": positive,
+                "help": "length of a window in tokens; default: model.seq_len of the model",
+            },
+            "stride": {
+                "metavar": "TOKENS",
+                "type": positive,
+                "help": "distance between the starts of two windows in tokens; default: half a window",
+            },
+            "document": {
+                "choices": ("file", "paragraph", "line"),
+                "default": "file",
+                "help": "unit of .txt files that is scored as one document; default: %(default)s",
+            },
+            "column": {
+                "metavar": "NAME",
+                "default": "text",
+                "help": "column of .jsonl and .parquet files with the text; default: %(default)s",
+            },
+            "start_token": {
+                "metavar": "true|false",
+                "type": boolean,
+                "default": True,
+                "help": "put the end-of-text (or BOS) token before each document; default: true",
+            },
+        },
+        flags={"documents": "print the scores of every document too", **JSON},
+    ),
+    "export": Command(
+        "save the model and tokenizer of a run in the format of transformers",
+        "slm.evaluation.cli:export",
+        "transformers loads the folder with AutoModelForCausalLM and AutoTokenizer.",
+        ("python -m slm export run=runs/demo/RUN_ID out=exported",),
+        keys={
+            "run": {**RUN, "required": True},
+            "out": {
+                "metavar": "DIR",
+                "type": Path,
+                "required": True,
+                "help": "folder to write, new or empty",
+            },
+        },
+    ),
+    "coordinates": Command(
+        "run the coordinate checks of all parametrizations and write JSON",
+        "slm.training.cli:coordinates",
+        "Trains small models of growing width and depth for a few steps and records the size of their activations and "
+        "updates.",
+        (
+            "python -m slm coordinates out=coordinates.json",
+            "python -m analysis coordinates.json --of coordinates --out coordinates",
+        ),
+        keys={
+            "out": {
+                "metavar": "FILE",
+                "type": Path,
+                "required": True,
+                "help": "JSON file to write",
+            }
+        },
+    ),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        PROGRAM,
+        description="Describe shapes, prepare data, evaluate and export trained models.",
+        epilog=fill(
+            f"`{PROGRAM} COMMAND --help` prints the keys of a command. train.py trains a model, sweep.py runs a study."
+        ),
+        formatter_class=HelpFormatter,
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        about = f"{command.summary[0].upper()}{command.summary[1:]}. {command.about}"
+        if command.keys:
+            about += " An option with a value can also be written as key=value."
+        subparser = subparsers.add_parser(
+            name,
+            help=command.summary,
+            description=fill(about),
+            epilog=examples(command.examples),
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+        )
+        if command.keys is None:
+            overrides: dict[str, Any] = {"nargs": "*", "metavar": "key=value"}
+            subparser.add_argument("overrides", help="settings as for train.py", **overrides)
+        for key, settings in (command.keys or {}).items():
+            subparser.add_argument(f"--{key}", **settings)
+        for flag, text in command.flags.items():
+            subparser.add_argument(f"--{flag}", action="store_true", help=text)
+    return parser
+
+
+def parse(words: Sequence[str]) -> tuple[Command, dict[str, Any]]:
+    """Return the command and the arguments of its function.
+
+    Raises:
+        SystemExit: after the help (code 0), or after a message about an invalid argument (code 2).
+    """
+    words = list(words) or ["--help"]
+    if words[0] == "help":
+        words = [*words[1:2], "--help"]
+    name, *settings = words
+    command = COMMANDS.get(name)
+    if command is None and not name.startswith("-"):
+        _exit(f"{PROGRAM} {name}: unknown command; {nearest(name, COMMANDS)}")
+    if command is not None:
+        known = [*(command.keys or ()), *command.flags, "help"]
+        if command.keys is not None:
+            settings = [word if word.startswith("-") else f"--{word}" for word in settings]
+        for word in settings:
+            option, separator, value = word.removeprefix("--").partition("=")
+            if word.startswith("--") and option not in known:
+                _exit(f"{PROGRAM} {name}: unknown option {option}; {nearest(option, known)}")
+            if word.startswith("--") and separator and not value:
+                _exit(f"{PROGRAM} {name}: {option} has no value")
+        settings.sort(
+            key=lambda word: word.startswith("-")
+        )  # argparse reads overrides in one group
+    arguments = vars(build_parser().parse_args([name, *settings]))
+    return COMMANDS[arguments.pop("command")], arguments
+
+
+def _exit(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(ConfigError.exit_code)
 
 
 def main() -> NoReturn:
     with exit_when_stdout_closes():
-        words = sys.argv[1:] or ["--help"]
-        if words[0] == "help":
-            words = [*words[1:2], "--help"]
-        if words[0] not in {*COMMANDS, "-h", "--help"}:
-            fix = nearest(words[0], COMMANDS)
-            print(f"python -m slm {words[0]}: unknown command; {fix}", file=sys.stderr)
-            sys.exit(ConfigError.exit_code)
-        known, settings = build_parsers(COMMANDS)[0].parse_known_args(words)
-        options = vars(known)
-        command = COMMANDS[options.pop("command")]
-        from slm.cli import run_and_exit  # late: imports Hydra, which help does not need
+        command, arguments = parse(sys.argv[1:])
+        from slm.cli import run_and_exit  # imports Hydra, which help does not need
 
-        run_and_exit(lambda: command.run(settings, options))
+        run_and_exit(lambda: resolve_name(command.function)(**arguments))
 
 
 if __name__ == "__main__":

@@ -99,15 +99,15 @@ class Problem:
 
 
 class ConfigError(SlmError):
-    """One or more problems of a config, or of the arguments of a command, reported together."""
+    """One or more problems of a config, reported together."""
 
     exit_code = 2
 
-    def __init__(self, problems: Sequence[Problem], place: str = "configuration"):
+    def __init__(self, problems: Sequence[Problem]):
         self.problems = tuple(problems)
         count = len(self.problems)
         title = "1 problem" if count == 1 else f"{count} problems"
-        lines = [f"{title} in the {place}:"]
+        lines = [f"{title} in the configuration:"]
         super().__init__("\n".join([*lines, *(f"  - {problem}" for problem in self.problems)]))
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from slm.data.tokenizers.hf_files import load_hf_tokenizer
 from slm.data.tokenizers.tokenizer import HFTokenizer, Tokenizer
-from slm.errors import DataError
+from slm.errors import NO_VALUE, ConfigError, DataError, Problem
 from slm.evaluation.load import export_run, load_model, load_tokenizer_of
 from slm.evaluation.perplexity import Score, score_texts, total
 from slm.evaluation.texts import read_texts
@@ -52,7 +52,7 @@ def evaluate_text(
     The model is that of a run directory `run`, or of a Llama-format folder `hf`.
 
     Raises:
-        ConfigError: if the window or the stride is invalid.
+        ConfigError: if not exactly one model is given, or the window or the stride is invalid.
         DataError, RunError: if the model or a text cannot be read.
     """
     model, tokenizer = _load_model_and_tokenizer(run, hf)
@@ -90,10 +90,12 @@ def print_scores(scores: Sequence[Score], *, documents: bool) -> None:
 
 
 def _load_model_and_tokenizer(run: Path | None, hf: Path | None) -> tuple[Transformer, Tokenizer]:
+    if (run is None) == (hf is None):
+        given = NO_VALUE if run is None else run
+        raise ConfigError([Problem("run", given, "give one model, as run=DIR or as hf=DIR")])
     if hf is not None:
         return load_model(hf), HFTokenizer(load_hf_tokenizer(hf), _read_bos_token(hf))
-    if run is None:
-        raise ValueError("needs run or hf")
+    assert run is not None
     if not (run / "config.yaml").is_file():
         raise DataError(
             f"run={run}: not a run directory, config.yaml is missing; use hf=DIR for a Llama folder"
