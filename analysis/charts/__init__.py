@@ -13,18 +13,9 @@ if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport
 
 __all__ = [
-    "alphas",
-    "compute_multiplier",
-    "differences",
-    "exponent_difference",
-    "hold_out",
-    "isoflop",
-    "loss_against_flops",
-    "overview",
-    "report_figures",
-    "residuals",
-    "shape_curve",
-]
+    "alphas", "compute_multiplier", "differences", "exponent_difference", "hold_out", "isoflop",
+    "loss_against_flops", "overview", "report_figures", "residuals", "shape_curve",
+]  # fmt: skip
 
 
 def report_figures(report: StudyReport) -> list[Figure]:

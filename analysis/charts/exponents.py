@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from analysis.charts.rows import PER_TOKEN, families_of, forest_plot, forest_row, rows_height
 from analysis.compare.exponents import EQUIVALENT, ExponentDifference
 from analysis.formatting import power_of_ten, short_count
 from slm.charts import (
@@ -19,8 +20,6 @@ from slm.charts import (
 
 if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport
-
-from analysis.charts.rows import PER_TOKEN, families_of, forest_plot, forest_row, rows_height
 
 DOTTED = (2, 4)
 N_NAMES = {"params_non_embedding": "non-embedding", "params_total": "all parameters"}

@@ -8,6 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from analysis.charts.rows import (
+    PER_TOKEN,
+    budget_name,
+    budgets_of,
+    families_of,
+    line_columns,
+    records,
+    run_row,
+    run_tooltip,
+)
 from analysis.compare.matched_pairs import Contrast
 from analysis.formatting import format_p_value, power_of_ten, short_count
 from slm.charts import (
@@ -28,17 +38,6 @@ from slm.charts import (
 
 if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport
-
-from analysis.charts.rows import (
-    PER_TOKEN,
-    budget_name,
-    budgets_of,
-    families_of,
-    line_columns,
-    records,
-    run_row,
-    run_tooltip,
-)
 
 MAX_BUDGETS = 5  # token budgets with lines in one chart; the lines of more would hide the runs
 PAIR_TOOLTIP = {
@@ -76,15 +75,10 @@ def loss_against_flops(report: StudyReport, *, interactive: bool = True) -> Figu
     has_lines = len(report.tokens_per_param) <= MAX_BUDGETS
     curves = report.curves if has_lines else ()
     law = [
-        {
-            "x": x,
-            "y": y,
-            "low": low,
-            "high": high,
-            **line_columns(curve.family, curve.tokens_per_param),
-        }
+        dict(zip(("x", "y", "low", "high"), values, strict=True))
+        | line_columns(curve.family, curve.tokens_per_param)
         for curve in curves
-        for x, y, low, high in zip(curve.flops, curve.loss, curve.low, curve.high, strict=True)
+        for values in zip(curve.flops, curve.loss, curve.low, curve.high, strict=True)
     ]
     trend = law or (_cell_means(table) if has_lines else [])
     losses = [*table["loss_nats_per_token"], *(row[end] for row in law for end in ("low", "high"))]
@@ -99,20 +93,17 @@ def loss_against_flops(report: StudyReport, *, interactive: bool = True) -> Figu
         ),
         series=families,
     )
-    law_text = (
-        "Lines and bands: joint law and its 95% confidence interval (jackknife over shapes). "
-        if law
-        else "Lines: mean over seeds. "
-        if trend
-        else ""
-    )
-    return Figure(
-        "loss_against_flops",
-        "Loss against training FLOPs",
-        f"One mark per run. {law_text}Labels: tokens_per_param of each token budget.",
-        chart,
-        360,
-    )
+    caption = "One mark per run."
+    if law:
+        caption += (
+            " Lines and bands: joint law and its 95% confidence interval (jackknife over shapes)."
+        )
+    elif trend:
+        caption += " Lines: mean over seeds."
+    if has_lines:
+        caption += " Labels: tokens_per_param of each token budget."
+    title = "Loss against training FLOPs"
+    return Figure("loss_against_flops", title, caption, chart, 360)
 
 
 def _cell_means(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -283,21 +274,16 @@ def compute_multiplier(report: StudyReport) -> Figure | None:
         points(rows, x, y, series, tooltip),
         series=series,
     )
-    drift = (
-        ""
-        if kappa.drift is None
-        else f", of which different levels alone explain {kappa.drift:+.3f}"
-    )
-    law = (
-        "Bar: joint law at the largest FLOPs of both families, 95% jackknife interval. "
-        if by_law
-        else ""
-    )
+    law = f"Slope {kappa.slope:+.3f} per ln FLOPs"
+    if kappa.drift is not None:
+        law += f", of which different levels alone explain {kappa.drift:+.3f}"
+    if by_law:
+        law = f"Bar: joint law at the largest FLOPs of both families, 95% jackknife interval. {law}"
     return Figure(
         "compute_multiplier",
         "Compute multiplier at equal loss",
         f"FLOPs of {found.wide} divided by FLOPs of {found.deep} at the same loss, interpolated between runs; above 1, "
-        f"{found.deep} needs less compute. {law}Slope {kappa.slope:+.3f} per ln FLOPs{drift}.",
+        f"{found.deep} needs less compute. {law}.",
         chart,
         300,
     )

@@ -18,7 +18,6 @@ from slm.charts import (
 if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport
 
-
 PER_TOKEN = "nats/token"
 RUN_TOOLTIP = {
     "run_id": "run id",
@@ -100,7 +99,6 @@ def forest_row(
         "colour": colour,
         "mark": colour,
         "shape": shape,
-        "hollow": ends is None,
         "value": text,
     }
 

@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from analysis.charts.rows import (
+    PER_TOKEN,
+    budget_name,
+    budgets_of,
+    families_of,
+    forest_plot,
+    forest_row,
+    records,
+    rows_height,
+    run_row,
+    run_tooltip,
+)
 from analysis.compare.aspect_ratio import ShapeCurve
 from analysis.formatting import power_of_ten, short_count
 from slm.charts import (
@@ -22,19 +34,6 @@ from slm.charts import (
 
 if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport
-
-from analysis.charts.rows import (
-    PER_TOKEN,
-    budget_name,
-    budgets_of,
-    families_of,
-    forest_plot,
-    forest_row,
-    records,
-    rows_height,
-    run_row,
-    run_tooltip,
-)
 
 
 def shape_curve(report: StudyReport) -> Figure | None:

@@ -210,6 +210,7 @@ class Series:
 
 
 def series_choice() -> Any:
+    """Return the parameter that holds the series selected in the legend."""
     import altair
 
     return altair.selection_point(name="series_choice", fields=["series"], bind="legend")
@@ -232,7 +233,7 @@ def data(rows: Rows) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, str | bool):
+    if isinstance(value, str | list):
         return value
     number = finite_or_none(value)
     return None if number is None else float(f"{number:.{DIGITS}g}")

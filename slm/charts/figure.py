@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import textwrap
 from dataclasses import dataclass
@@ -53,39 +54,38 @@ class Figure:
 
     def save(self, path: Path, theme: Theme = "light", *, titled: bool = True) -> None:
         """Write the chart to a .png or .svg file."""
-        import vl_convert
-
         spec = self.file_spec(theme, titled=titled)
-        version = _vega_lite_version()
         if path.suffix == ".svg":
-            path.write_text(vl_convert.vegalite_to_svg(spec, vl_version=version), encoding="utf-8")
+            import vl_convert
+
+            svg = vl_convert.vegalite_to_svg(spec, vl_version=_vega_lite_version())
+            path.write_text(svg, encoding="utf-8")
         else:
-            path.write_bytes(
-                vl_convert.vegalite_to_png(spec, vl_version=version, scale=PIXEL_SCALE)
-            )
+            path.write_bytes(_png(spec))
 
     def _spec(self, width: int | Literal["container"]) -> dict[str, Any]:
         spec: dict[str, Any] = self.chart.to_dict()
         spec["config"] = theme_config()
-        if not spec.keys() & {"hconcat", "vconcat", "concat", "facet"}:
+        if "concat" not in spec:
             spec.update(width=width, height=self.height)
         return spec
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         """Return an interactive chart, and a picture for viewers without Vega-Lite such as GitHub."""
-        import vl_convert
-
         spec = self.file_spec()
-        lines = textwrap.wrap(self.caption, CAPTION_CHARACTERS)
-        spec["title"] = {"text": self.title, "subtitle": lines}
-        version = _vega_lite_version()
-        picture = vl_convert.vegalite_to_png(spec, vl_version=version, scale=PIXEL_SCALE)
-        major = version.partition(".")[0]
+        spec["title"]["subtitle"] = textwrap.wrap(self.caption, CAPTION_CHARACTERS)
+        major = _vega_lite_version().partition(".")[0]
         return {
             f"application/vnd.vegalite.v{major}+json": spec,
-            "image/png": picture,
+            "image/png": base64.b64encode(_png(spec)).decode(),
             "text/plain": repr(self),
         }
+
+
+def _png(spec: dict[str, Any]) -> bytes:
+    import vl_convert
+
+    return vl_convert.vegalite_to_png(spec, vl_version=_vega_lite_version(), scale=PIXEL_SCALE)
 
 
 def _vega_lite_version() -> str:

@@ -17,6 +17,7 @@ from slm.charts.encodings import (
 )
 from slm.charts.theme import INK, PAPER
 
+BAR = 2.2  # width of an interval in pixels
 MODIFIER = "event.ctrlKey || event.metaKey || event.shiftKey"
 
 
@@ -110,8 +111,10 @@ def intervals(rows: Rows, x: Axis, y: Axis, tooltip: Tooltip) -> Any:
     import altair
 
     ends = [{**row, "y": row[end]} for row in rows for end in ("low", "high")]
-    bars = altair.Chart(data(rows)).mark_rule(strokeWidth=2.2)
-    ticks = altair.Chart(data(ends)).mark_tick(thickness=2.2, size=10, orient="horizontal")
+    bars = altair.Chart(data(rows)).mark_rule(strokeWidth=BAR)
+    ticks = altair.Chart(data(ends)).mark_tick(
+        thickness=BAR, size=10, opacity=1, orient="horizontal"
+    )
     marks = altair.Chart(data(rows)).mark_point(filled=True, shape="diamond", size=90, opacity=1)
     shared = {"color": literal_colour(), "tooltip": tooltips(tooltip)}
     return altair.layer(
@@ -134,8 +137,8 @@ def labels(rows: Rows, x: Any, y: Any, colour: str = INK, **options: Any) -> Any
 def forest(rows: Rows, x: Axis, tooltip: Tooltip, *, rules: Mapping[float, Sequence[float]]) -> Any:
     """Return a forest plot: one row per estimate, with its interval.
 
-    Columns: `row` (label), `x`, `low` and `high` (each may be None), `colour` of the bar, `mark` (colour), `shape`,
-    `hollow`, and those of the tooltip. An interval without an estimate is dashed.
+    Columns: `row` (label), `x`, `low` and `high` (each may be None), `colour` of the bar, `mark` (colour), `shape`, and
+    those of the tooltip. An interval without an estimate is dashed, an estimate without an interval is hollow.
 
     Args:
         rules: value of x -> dash of a vertical line there.
@@ -143,39 +146,32 @@ def forest(rows: Rows, x: Axis, tooltip: Tooltip, *, rules: Mapping[float, Seque
     import altair
 
     y = altair.Y("row", type="nominal", sort=None, title=None, axis=altair.Axis(grid=True))
-    with_interval = [row for row in rows if row.get("low") is not None]
+    shared = {"y": y, "tooltip": tooltips(tooltip)}
+    with_interval = [
+        {**row, "dash": [3, 4] if row["x"] is None else [1, 0]}
+        for row in rows
+        if row["low"] is not None
+    ]
     ends = [{**row, "x": row[end]} for row in with_interval for end in ("low", "high")]
-    layers = [rule(x=value, dash=dash) for value, dash in rules.items()]
-    for dashed in (False, True):
-        shown = [row for row in with_interval if (row.get("x") is None) == dashed]
-        bars = altair.Chart(data(shown)).mark_rule(
-            strokeWidth=2.2, strokeDash=[3, 4] if dashed else [1, 0]
-        )
-        layers.append(
-            bars.encode(
-                x=x.x("low"), x2="high", y=y, color=literal_colour(), tooltip=tooltips(tooltip)
-            )
-        )
-    ticks = altair.Chart(data(ends)).mark_tick(thickness=2.2, size=10, orient="vertical")
-    layers.append(ticks.encode(x=x.x(), y=y, color=literal_colour()))
-    for hollow in (False, True):
-        shown = [
-            row for row in rows if row.get("x") is not None and bool(row.get("hollow")) == hollow
-        ]
-        marks = altair.Chart(data(shown)).mark_point(
-            filled=not hollow, size=70, strokeWidth=1.8, opacity=1
-        )
-        shape = altair.Shape("shape", type="nominal", scale=None)
-        layers.append(
-            marks.encode(
-                x=x.x(),
-                y=y,
-                color=literal_colour("mark"),
-                shape=shape,
-                tooltip=tooltips(tooltip),
-            )
-        )
-    return altair.layer(*layers)
+    marks = [
+        {**row, "fill": PAPER if row["low"] is None else row["mark"]}
+        for row in rows
+        if row["x"] is not None
+    ]
+    bars = altair.Chart(data(with_interval)).mark_rule(strokeWidth=BAR)
+    ticks = altair.Chart(data(ends)).mark_tick(thickness=BAR, size=10, opacity=1, orient="vertical")
+    dash = altair.StrokeDash("dash", type="nominal", scale=None)
+    shape = altair.Shape("shape", type="nominal", scale=None)
+    fill = altair.Fill("fill", type="nominal", scale=None)
+    stroke = altair.Stroke("mark", type="nominal", scale=None)
+    return altair.layer(
+        *(rule(x=value, dash=pattern) for value, pattern in rules.items()),
+        bars.encode(x=x.x("low"), x2="high", color=literal_colour(), strokeDash=dash, **shared),
+        ticks.encode(x=x.x(), color=literal_colour(), **shared),
+        altair.Chart(data(marks))
+        .mark_point(size=70, strokeWidth=1.8, opacity=1)
+        .encode(x=x.x(), shape=shape, fill=fill, stroke=stroke, **shared),
+    )
 
 
 def panels(
