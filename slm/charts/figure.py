@@ -13,7 +13,7 @@ from typing import Any, Literal
 from slm.charts.theme import PAPER, Theme, literal, theme_config
 
 WIDTH, HEIGHT = 540, 320  # pixels, without the axes
-PIXEL_SCALE = 2
+FILE_SCALE, NOTEBOOK_SCALE = 2, 1.3  # pixels per CSS pixel; notebooks with pictures are committed
 CAPTION_CHARACTERS = 92  # per line of a caption under the title
 FILE_FONT = "DejaVu Sans, Liberation Sans, Arial, sans-serif"  # with superscript digits
 
@@ -61,7 +61,7 @@ class Figure:
             svg = vl_convert.vegalite_to_svg(spec, vl_version=_vega_lite_version())
             path.write_text(svg, encoding="utf-8")
         else:
-            path.write_bytes(_png(spec))
+            path.write_bytes(_png(spec, FILE_SCALE))
 
     def _spec(self, width: int | Literal["container"]) -> dict[str, Any]:
         spec: dict[str, Any] = self.chart.to_dict()
@@ -77,15 +77,15 @@ class Figure:
         major = _vega_lite_version().partition(".")[0]
         return {
             f"application/vnd.vegalite.v{major}+json": spec,
-            "image/png": base64.b64encode(_png(spec)).decode(),
+            "image/png": base64.b64encode(_png(spec, NOTEBOOK_SCALE)).decode(),
             "text/plain": repr(self),
         }
 
 
-def _png(spec: dict[str, Any]) -> bytes:
+def _png(spec: dict[str, Any], scale: float) -> bytes:
     import vl_convert
 
-    return vl_convert.vegalite_to_png(spec, vl_version=_vega_lite_version(), scale=PIXEL_SCALE)
+    return vl_convert.vegalite_to_png(spec, vl_version=_vega_lite_version(), scale=scale)
 
 
 def _vega_lite_version() -> str:
