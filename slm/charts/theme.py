@@ -92,6 +92,7 @@ def theme_config() -> dict[str, Any]:
             "labelLimit": 260,
             "titleLimit": 420,
         },
+        "axisX": {"titleAnchor": "end"},  # beside long labels of rows, a centred title may not fit
         "legend": {
             **text,
             "orient": "top",
