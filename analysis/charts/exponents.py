@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from analysis.charts.rows import PER_TOKEN, families_of, forest_plot, forest_row, rows_height
+from analysis.charts.rows import LOSS, families_of, forest_figure, forest_row
 from analysis.compare.exponents import EQUIVALENT, ExponentDifference
 from analysis.formatting import power_of_ten, short_count
 from slm.charts import (
@@ -21,7 +21,6 @@ from slm.charts import (
 if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport
 
-DOTTED = (2, 4)
 N_NAMES = {"params_non_embedding": "non-embedding", "params_total": "all parameters"}
 
 
@@ -36,17 +35,14 @@ def alphas(report: StudyReport) -> Figure | None:
         value = exponents.alpha[name] if is_identified else None
         ends = exponents.alpha_intervals[name] if is_identified else exponents.accepted_alpha(name)
         rows.append(forest_row(name, value, ends, families.colour(name), families.shape(name)))
-    values = [value for row in rows for value in (row["low"], row["high"], row["x"])]
     caption = (
         "Joint law with common E, B and beta; loss in nats against N = FLOPs per token / 6. Bars: 95% confidence "
         f"interval (jackknife over shapes). Status {exponents.status}."
         if is_identified
         else "Status UNIDENTIFIED: there is no estimate. Dashed: range of exponents that the runs accept."
     )
-    axis = Axis.around(values, "alpha of the term A / N^alpha")
-    return Figure(
-        "alphas", "Exponent of each family", caption, forest_plot(rows, axis), rows_height(rows)
-    )
+    text = ("alphas", "Exponent of each family", caption)
+    return forest_figure(text, rows, "alpha of the term A / N^alpha")
 
 
 def exponent_difference(report: StudyReport) -> Figure | None:
@@ -67,19 +63,15 @@ def exponent_difference(report: StudyReport) -> Figure | None:
             if math.isfinite(delta):
                 value = law[f"alpha[{found.deep}]"] - law[f"alpha[{found.wide}]"]
                 rows.append(forest_row(f"Huber delta {delta:g}", value, None, MUTED, "diamond"))
-    values = [0.0, *(row[key] for row in rows for key in ("low", "high", "x"))]
-    axis = Axis.around(values, f"alpha of {found.deep} minus alpha of {found.wide}")
-    rules = {0.0: (1, 0), -EQUIVALENT: DOTTED, EQUIVALENT: DOTTED}
-    inside = {value: dash for value, dash in rules.items() if axis.low <= value <= axis.high}
-    return Figure(
+    text = (
         "exponent_difference",
         "Exponent difference by definition of N and method",
         f"First row: primary estimate with its 95% confidence interval. Right of 0, {found.deep} gains with size. "
         f"Dotted lines: exponents within {EQUIVALENT:g} are equivalent. The other rows are sensitivity analyses and "
         "must agree with the first.",
-        forest_plot(rows, axis, inside),
-        rows_height(rows),
     )
+    title = f"alpha of {found.deep} minus alpha of {found.wide}"
+    return forest_figure(text, rows, title, 0.0, -EQUIVALENT, EQUIVALENT)
 
 
 def _definition_row(label: str, one: ExponentDifference, colour: str) -> dict[str, Any]:
@@ -102,9 +94,12 @@ def isoflop(report: StudyReport) -> Figure | None:
                     "y": one.n_best,
                     "series": family,
                     "group": family,
-                    "flops": power_of_ten(one.flops, 3),
-                    "n": short_count(one.n_best),
-                    "loss": "" if one.loss_best is None else f"{one.loss_best:.4f}",
+                    "tip": {
+                        "family": family,
+                        "training FLOPs": power_of_ten(one.flops, 3),
+                        "best N": short_count(one.n_best),
+                        LOSS: "" if one.loss_best is None else f"{one.loss_best:.4f}",
+                    },
                 }
             )
         if fit.exponent is None or fit.interval is None:
@@ -117,12 +112,6 @@ def isoflop(report: StudyReport) -> Figure | None:
     if not rows:
         return None
     families = families_of(report)
-    tooltip = {
-        "series": "family",
-        "flops": "training FLOPs",
-        "n": "best N",
-        "loss": f"loss ({PER_TOKEN})",
-    }
     x = Axis.around([row["x"] for row in rows], "training FLOPs", log=True, kind="flops")
     y = Axis.around(
         [row["y"] for row in rows], "best N (FLOPs per token / 6)", log=True, kind="count"
@@ -132,8 +121,6 @@ def isoflop(report: StudyReport) -> Figure | None:
         "IsoFLOP: best size at each compute budget",
         f"{'. '.join(texts)}. A secondary estimate: parabolas are biased, and more so if their points lie far from "
         "the minimum.",
-        layered(
-            lines(rows, x, y, families), points(rows, x, y, families, tooltip), series=families
-        ),
+        layered(lines(rows, x, y, families), points(rows, x, y, families), series=families),
         300,
     )

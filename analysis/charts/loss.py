@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analysis.charts.rows import (
+    LOSS,
     PER_TOKEN,
     budget_name,
     budgets_of,
@@ -16,7 +17,6 @@ from analysis.charts.rows import (
     line_columns,
     records,
     run_row,
-    run_tooltip,
 )
 from analysis.compare.matched_pairs import Contrast
 from analysis.formatting import format_p_value, power_of_ten, short_count
@@ -40,20 +40,6 @@ if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport
 
 MAX_BUDGETS = 5  # token budgets with lines in one chart; the lines of more would hide the runs
-PAIR_TOOLTIP = {
-    "size": "size",
-    "series": "tokens_per_param",
-    "flops": "training FLOPs",
-    "deep": "loss, deep",
-    "wide": "loss, wide",
-    "difference": f"difference at equal FLOPs ({PER_TOKEN})",
-}
-ENDPOINT_TOOLTIP = {
-    "series": "tokens_per_param",
-    "flops": "training FLOPs",
-    "estimate": "difference and 95% interval",
-    "p": "p value (Holm)",
-}
 
 
 def overview(report: StudyReport) -> Figure:
@@ -88,9 +74,7 @@ def loss_against_flops(report: StudyReport, *, interactive: bool = True) -> Figu
         bands(law, x, y, families) if law else None,
         lines(trend, x, y, families) if trend else None,
         _budget_labels(table, x, y) if has_lines else None,
-        points(
-            [run_row(row) for row in records(table)], x, y, families, run_tooltip(table), size=34
-        ),
+        points([run_row(row) for row in records(table)], x, y, families, size=34),
         series=families,
     )
     caption = "One mark per run."
@@ -159,10 +143,10 @@ def differences(report: StudyReport, *, interactive: bool = True) -> Figure | No
         tint(y.low, 0, families.colour(matched.deep)),
         rule(y=0),
         lines(pairs, x, y, budgets, width=1),
-        intervals(_endpoint_rows(matched, budgets, x, y), x, y, ENDPOINT_TOOLTIP),
+        intervals(_endpoint_rows(matched, budgets, x, y), x, y),
         _side_label(f"{matched.wide} better", families.colour(matched.wide), y, 0.95),
         _side_label(f"{matched.deep} better", families.colour(matched.deep), y, 0.04),
-        points(pairs, x, y, budgets, PAIR_TOOLTIP),
+        points(pairs, x, y, budgets),
         series=budgets,
     )
     return Figure(
@@ -178,17 +162,15 @@ def differences(report: StudyReport, *, interactive: bool = True) -> Figure | No
 def _pair_row(matched: Contrast, row: Mapping[str, Any]) -> dict[str, Any]:
     at_equal = row["difference_at_equal_flops"]
     budget = budget_name(row["tokens_per_param"])
-    return {
-        "x": row["flops"],
-        "y": at_equal,
-        "series": budget,
-        "group": budget,
+    tip = {
         "size": short_count(row["size"]),
-        "flops": power_of_ten(row["flops"], 3),
-        "deep": f"{row['loss_nats_per_token_deep']:.4f} ({matched.deep})",
-        "wide": f"{row['loss_nats_per_token_wide']:.4f} ({matched.wide})",
-        "difference": f"{at_equal:+.4f}",
+        "tokens_per_param": budget,
+        "training FLOPs": power_of_ten(row["flops"], 3),
+        "loss, deep": f"{row['loss_nats_per_token_deep']:.4f} ({matched.deep})",
+        "loss, wide": f"{row['loss_nats_per_token_wide']:.4f} ({matched.wide})",
+        f"difference at equal FLOPs ({PER_TOKEN})": f"{at_equal:+.4f}",
     }
+    return {"x": row["flops"], "y": at_equal, "series": budget, "group": budget, "tip": tip}
 
 
 def _endpoint_rows(matched: Contrast, budgets: Series, x: Axis, y: Axis) -> list[dict[str, Any]]:
@@ -209,10 +191,12 @@ def _endpoint_rows(matched: Contrast, budgets: Series, x: Axis, y: Axis) -> list
                 "low": y.clip(low),
                 "high": y.clip(high),
                 "colour": budgets.colour(budget),
-                "series": budget,
-                "flops": power_of_ten(row["largest_flops"], 3),
-                "estimate": f"{row['largest']:+.4f} [{low:+.4f}, {high:+.4f}]",
-                "p": format_p_value(row["largest_p_holm"]),
+                "tip": {
+                    "tokens_per_param": budget,
+                    "training FLOPs": power_of_ten(row["largest_flops"], 3),
+                    "difference [95% CI]": f"{row['largest']:+.4f} [{low:+.4f}, {high:+.4f}]",
+                    "p value (Holm)": format_p_value(row["largest_p_holm"]),
+                },
             }
         )
     return rows
@@ -239,17 +223,10 @@ def compute_multiplier(report: StudyReport) -> Figure | None:
             "y": value,
             "series": found.deep,
             "group": "runs",
-            "loss": f"{loss:.4f}",
-            "flops": power_of_ten(flops, 3),
-            "kappa": f"{value:.3f}",
+            "tip": _multiplier_tip(flops, f"{loss:.4f}", f"{value:.3f}"),
         }
         for flops, value, loss in zip(kappa.flops, kappa.values, kappa.loss, strict=True)
     ]
-    tooltip = {
-        "kappa": "compute multiplier",
-        "loss": f"loss ({PER_TOKEN})",
-        "flops": "training FLOPs",
-    }
     x = Axis.around([*kappa.flops, kappa.at_flops], "training FLOPs", log=True, kind="flops")
     y = Axis.around(
         [*kappa.values, *ends, 1.0], f"FLOPs of {found.wide} / FLOPs of {found.deep}", log=True
@@ -263,15 +240,18 @@ def compute_multiplier(report: StudyReport) -> Figure | None:
                 "low": y.clip(ends[0]),
                 "high": y.clip(ends[1]),
                 "colour": INK,
-                "flops": power_of_ten(kappa.at_flops, 3),
-                "kappa": f"{kappa.by_law:.3f} [{ends[0]:.3f}, {ends[1]:.3f}] by the joint law",
+                "tip": _multiplier_tip(
+                    kappa.at_flops,
+                    "joint law",
+                    f"{kappa.by_law:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]",
+                ),
             }
         )
     chart = layered(
         rule(y=1),
         lines(rows, x, y, series),
-        intervals(by_law, x, y, tooltip) if by_law else None,
-        points(rows, x, y, series, tooltip),
+        intervals(by_law, x, y) if by_law else None,
+        points(rows, x, y, series),
         series=series,
     )
     law = f"Slope {kappa.slope:+.3f} per ln FLOPs"
@@ -287,3 +267,7 @@ def compute_multiplier(report: StudyReport) -> Figure | None:
         chart,
         300,
     )
+
+
+def _multiplier_tip(flops: float, loss: str, value: str) -> dict[str, str]:
+    return {"compute multiplier": value, LOSS: loss, "training FLOPs": power_of_ten(flops, 3)}

@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.formatting import power_of_ten, short_count
 from slm.charts import (
     Axis,
+    Figure,
     Series,
     finite_or_none,
     forest,
@@ -19,18 +20,7 @@ if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport
 
 PER_TOKEN = "nats/token"
-RUN_TOOLTIP = {
-    "run_id": "run id",
-    "series": "family",
-    "shape": "shape",
-    "n": "N (FLOPs per token / 6)",
-    "tokens": "tokens",
-    "tokens_per_param": "tokens_per_param",
-    "flops": "training FLOPs",
-    "loss": f"loss ({PER_TOKEN})",
-    "seed": "seed",
-    "lr": "peak learning rate",
-}
+LOSS = f"loss ({PER_TOKEN})"
 
 
 def families_of(report: StudyReport, *, interactive: bool = True) -> Series:
@@ -59,26 +49,21 @@ def line_columns(family: Any, budget: Any) -> dict[str, str]:
 
 
 def run_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the chart data of a run: FLOPs, loss, and the texts of `RUN_TOOLTIP`."""
+    """Return the chart data of a run: FLOPs, loss and tooltip."""
     lr = finite_or_none(row.get("peak_lr"))
-    return {
-        "x": row["flops"],
-        "y": row["loss_nats_per_token"],
-        "series": row["family"],
-        "run_id": row["run_id"],
+    tip = {
+        "run id": row["run_id"],
+        "family": row["family"],
         "shape": row["shape"],
-        "n": short_count(row["n"]),
+        "N (FLOPs per token / 6)": short_count(row["n"]),
         "tokens": short_count(row["tokens"]),
         "tokens_per_param": budget_name(row["tokens_per_param"]),
-        "flops": power_of_ten(row["flops"], 3),
-        "loss": f"{row['loss_nats_per_token']:.4f}",
+        "training FLOPs": power_of_ten(row["flops"], 3),
+        LOSS: f"{row['loss_nats_per_token']:.4f}",
         "seed": str(row["seed"]),
-        "lr": None if lr is None else f"{lr:.3g}",
+        "peak learning rate": "not recorded" if lr is None else f"{lr:.3g}",
     }
-
-
-def run_tooltip(table: pd.DataFrame) -> dict[str, str]:
-    return {key: title for key, title in RUN_TOOLTIP.items() if key != "lr" or "peak_lr" in table}
+    return {"x": row["flops"], "y": row["loss_nats_per_token"], "series": row["family"], "tip": tip}
 
 
 def forest_row(
@@ -88,33 +73,29 @@ def forest_row(
     colour: str,
     shape: str = "circle",
 ) -> dict[str, Any]:
+    """Return the row of a forest plot for an estimate, an interval, or both."""
     text = "no estimate" if value is None else f"{value:+.4f}"
+    low, high = ends or (None, None)
     if ends is not None:
         text += f" [{ends[0]:+.4f}, {ends[1]:+.4f}]"
-    return {
-        "row": label,
-        "x": value,
-        "low": None if ends is None else ends[0],
-        "high": None if ends is None else ends[1],
-        "colour": colour,
-        "mark": colour,
-        "shape": shape,
-        "value": text,
-    }
+    row = {"row": label, "x": value, "low": low, "high": high, "colour": colour, "mark": colour}
+    return row | {"shape": shape, "tip": {"estimate": label, "value": text}}
 
 
-def forest_plot(
-    rows: list[dict[str, Any]], axis: Axis, rules: Mapping[float, tuple[int, int]] | None = None
-) -> Any:
-    clipped = [
-        {**row, **{end: axis.clip(row[end]) for end in ("low", "high") if row[end] is not None}}
+def forest_figure(
+    figure: tuple[str, str, str], rows: list[dict[str, Any]], title: str, *rules: float
+) -> Figure:
+    """Return a forest plot with a solid line at 0 and dotted lines at `rules`, each if it lies inside.
+
+    `figure`: its name, title and caption. `title`: of the axis, which includes 0 if there are rules.
+    """
+    values = [row[key] for row in rows for key in ("low", "high", "x")]
+    axis = Axis.around([*values, *([0.0] if rules else [])], title)
+    dashes = {0.0: (1, 0)} | dict.fromkeys((rule for rule in rules if rule), (2, 4))
+    inside = {value: dash for value, dash in dashes.items() if axis.low <= value <= axis.high}
+    ends = [
+        {key: axis.clip(row[key]) for key in ("low", "high") if row[key] is not None}
         for row in rows
     ]
-    zero = {0.0: (1, 0)} if axis.low <= 0 <= axis.high else {}
-    return forest(
-        clipped, axis, {"row": "", "value": axis.title}, rules=zero if rules is None else rules
-    )
-
-
-def rows_height(rows: list[dict[str, Any]]) -> int:
-    return 30 + 26 * len(rows)
+    clipped = [row | end for row, end in zip(rows, ends, strict=True)]
+    return Figure(*figure, forest(clipped, axis, inside), 30 + 26 * len(rows))

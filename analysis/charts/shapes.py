@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from analysis.charts.rows import (
+    LOSS,
     PER_TOKEN,
     budget_name,
     budgets_of,
     families_of,
-    forest_plot,
+    forest_figure,
     forest_row,
     records,
-    rows_height,
     run_row,
-    run_tooltip,
 )
 from analysis.compare.aspect_ratio import ShapeCurve
 from analysis.formatting import power_of_ten, short_count
@@ -52,21 +51,17 @@ def shape_curve(report: StudyReport) -> Figure | None:
             "series": budget_name(one.tokens_per_param),
             "group": f"{one.rung} {one.tokens_per_param:g}",
             "colour": compute.colour(repr(one.flops)),
-            "rung": str(one.rung),
-            "flops": power_of_ten(one.flops, 3),
-            "aspect": f"{aspect:.3g}",
-            "loss": f"{loss:.4f}",
+            "tip": {
+                "d_model / n_layers": f"{aspect:.3g}",
+                LOSS: f"{loss:.4f}",
+                "rung": str(one.rung),
+                "tokens_per_param": budget_name(one.tokens_per_param),
+                "training FLOPs": power_of_ten(one.flops, 3),
+            },
         }
         for one in found.rungs
         for aspect, loss in zip(one.aspects, one.losses, strict=True)
     ]
-    tooltip = {
-        "aspect": "d_model / n_layers",
-        "loss": f"loss ({PER_TOKEN})",
-        "rung": "rung",
-        "series": "tokens_per_param",
-        "flops": "training FLOPs",
-    }
     x = Axis.around([row["x"] for row in rows], "aspect ratio d_model / n_layers", log=True)
     y = Axis.around([row["y"] for row in rows], f"loss minus its mean over shapes ({PER_TOKEN})")
     solid = altair.value([1, 0])
@@ -74,7 +69,7 @@ def shape_curve(report: StudyReport) -> Figure | None:
         rule(y=0),
         *_best_aspect(found, x, y),
         lines(rows, x, y, budgets, width=1).encode(color=literal_colour(), strokeDash=solid),
-        points(rows, x, y, budgets, tooltip).encode(color=literal_colour()),
+        points(rows, x, y, budgets).encode(color=literal_colour()),
         series=budgets,
     )
     return Figure(
@@ -117,13 +112,15 @@ def residuals(report: StudyReport) -> Figure | None:
             "y": 100 * row["residual"],
             "series": row["family"],
             "group": row["family"],
-            "shape": row["shape"],
-            "mean": f"{row['residual']:+.2%}",
-            "runs": str(row["runs"]),
+            "tip": {
+                "family": row["family"],
+                "shape": row["shape"],
+                "mean residual": f"{row['residual']:+.2%}",
+                "runs": str(row["runs"]),
+            },
         }
         for row in records(means.reset_index())
     ]
-    tooltip = {"series": "family", "shape": "shape", "mean": "mean residual", "runs": "runs"}
     x = Axis.around(table["n"], "N (FLOPs per token / 6)", log=True, kind="count")
     y = Axis.around([0.0, *(row["y"] for row in runs)], "residual of the loss (%)")
     return Figure(
@@ -133,9 +130,9 @@ def residuals(report: StudyReport) -> Figure | None:
         "means that the law does not fit it; a single shape far from 0 may have an unsuitable learning rate.",
         layered(
             rule(y=0),
-            points(runs, x, y, families, run_tooltip(table), size=14, opacity=0.4),
+            points(runs, x, y, families, size=14, opacity=0.4),
             lines(shapes, x, y, families, width=1),
-            points(shapes, x, y, families, tooltip, size=70),
+            points(shapes, x, y, families, size=70),
             series=families,
         ),
         300,
@@ -157,16 +154,12 @@ def hold_out(report: StudyReport) -> Figure | None:
             MUTED,
             families.shape(cell.family),
         )
-        row["value"] = (
-            f"{cell.observed:.4f} observed, {cell.predicted:.4f} [{cell.low:.4f}, {cell.high:.4f}] predicted"
-        )
-        rows.append({**row, "mark": families.colour(cell.family)})
-    values = [0.0, *(row[key] for row in rows for key in ("low", "high", "x"))]
-    axis = Axis.around(values, "observed relative to predicted loss (%)")
-    return Figure(
+        predicted = f"{cell.predicted:.4f} [{cell.low:.4f}, {cell.high:.4f}]"
+        row["tip"] |= {"value": f"{cell.observed:.4f} observed, {predicted} predicted"}
+        rows.append(row | {"mark": families.colour(cell.family)})
+    text = (
         "hold_out",
         "Largest size, predicted from the smaller sizes",
         "Grey: 95% prediction interval for the loss of a new shape. Marks: observed loss.",
-        forest_plot(rows, axis),
-        rows_height(rows),
     )
+    return forest_figure(text, rows, "observed relative to predicted loss (%)", 0.0)

@@ -76,10 +76,14 @@ def _panel(rows: pd.DataFrame, axis: str, measure: str, step: int, y: Axis) -> A
                 "series": name,
                 "group": name,
                 "embedding": row["embedding"],
+                "tip": {
+                    "parametrization": kind,
+                    size: str(at),
+                    "root mean square": f"{row[measure]:.4g}",
+                },
             }
             for at, row in means.iterrows()
         ]
-    tooltip = {"series": "parametrization", "x": size, "y": "root mean square"}
     embedding = [
         {**row, "y": row["embedding"]} for row in drawn if row["series"] == series.names[-1]
     ]
@@ -87,7 +91,7 @@ def _panel(rows: pd.DataFrame, axis: str, measure: str, step: int, y: Axis) -> A
     return layered(
         before if measure == "stream" else None,
         lines(drawn, x, y, series),
-        points(drawn, x, y, series, tooltip),
+        points(drawn, x, y, series),
         series=series,
     )
 

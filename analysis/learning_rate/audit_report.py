@@ -30,7 +30,6 @@ from slm.files import write_json, write_text
 FIGURE = "lr_audit.png"
 FILE = "lr_audit.json"
 SCHEMA_VERSION = 1
-TOOLTIP = {"series": "shape", "x": "peak learning rate", "loss": "loss (nats/token)"}
 
 
 def write_lr_audit(
@@ -95,7 +94,7 @@ def excess_loss(table: pd.DataFrame, audit: Audit, common_lr: float) -> Figure:
                 "y": loss - losses.min(),
                 "series": shape.shape,
                 "group": shape.shape,
-                "loss": f"{loss:.4f}",
+                "tip": {"shape": shape.shape, "learning rate": f"{rate:g}", "loss": f"{loss:.4f}"},
             }
             for rate, loss in losses.items()
         )
@@ -116,7 +115,7 @@ def excess_loss(table: pd.DataFrame, audit: Audit, common_lr: float) -> Figure:
         charts[f"{family}: {verdict}"] = layered(
             rule(x=common_lr),
             lines(rows[family], x, y, series),
-            points(rows[family], x, y, series, TOOLTIP),
+            points(rows[family], x, y, series),
             series=series,
         )
     return Figure(

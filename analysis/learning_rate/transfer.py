@@ -26,7 +26,6 @@ from slm.rounding import first_argmin, snap_to_zero
 
 FIGURE = "lr_transfer.png"
 ORDER = ("standard", "mup", "completep")
-TOOLTIP = {"series": "shape", "x": "peak learning rate", "loss": "loss (nats/token)"}
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,13 @@ def loss_against_learning_rate(table: pd.DataFrame) -> Figure:
         for name, (_, row) in zip(names, grid.iterrows(), strict=True):
             measured = row.dropna()
             drawn = [
-                {"x": rate, "y": loss, "series": name, "group": name, "loss": f"{loss:.4f}"}
+                {
+                    "x": rate,
+                    "y": loss,
+                    "series": name,
+                    "group": name,
+                    "tip": {"shape": name, "learning rate": f"{rate:g}", "loss": f"{loss:.4f}"},
+                }
                 for rate, loss in measured.items()
             ]
             rows += drawn
@@ -145,8 +150,8 @@ def loss_against_learning_rate(table: pd.DataFrame) -> Figure:
         series = Series(tuple(names), interactive=False)
         charts[str(kind)] = layered(
             lines(rows, x, y, series),
-            points(lowest, x, y, series, TOOLTIP, size=220, filled=False),
-            points(rows, x, y, series, TOOLTIP),
+            points(lowest, x, y, series, size=220, filled=False),
+            points(rows, x, y, series),
             series=series,
         )
     return Figure(

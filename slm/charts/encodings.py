@@ -9,8 +9,8 @@ from typing import Any, Literal, Self
 
 Kind = Literal["number", "flops", "count", "scientific"]
 Rows = Sequence[Mapping[str, Any]]
-Tooltip = Mapping[str, str]
-"""Column name -> title in the tooltip."""
+"""Chart data. The value at the key `tip` is the tooltip of the row: title -> text. Vega-Lite copies titles into an
+expression, therefore they contain no names of families or other text from outside."""
 SERIES, BUDGETS = 6, 8  # numbers of series and budget colours
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 DASHES = ((1, 0), (7, 4), (2, 3), (9, 3, 2, 3), (4, 2), (1, 2))
@@ -222,14 +222,15 @@ def finite_or_none(value: Any) -> float | None:
 
 
 def data(rows: Rows) -> Any:
-    """Return chart data from rows; numbers that are not finite become null, which is not drawn."""
+    """Return chart data from rows; numbers that are not finite are left out and not drawn."""
     import altair
 
-    return altair.InlineData(
-        values=[
-            {key: _plain(value) for key, value in row.items() if value is not None} for row in rows
-        ]
-    )
+    values = []
+    for row in rows:
+        tip = {f"tip_{index}": text for index, text in enumerate(row.get("tip", {}).values())}
+        columns = {key: _plain(value) for key, value in row.items() if key != "tip"} | tip
+        values.append({key: value for key, value in columns.items() if value is not None})
+    return altair.InlineData(values=values)
 
 
 def _plain(value: Any) -> Any:
@@ -239,12 +240,14 @@ def _plain(value: Any) -> Any:
     return None if number is None else float(f"{number:.{DIGITS}g}")
 
 
-def tooltips(columns: Tooltip) -> list[Any]:
-    """Return the tooltip of a mark: the columns with their titles, in order."""
+def tooltips(rows: Rows) -> list[Any]:
+    """Return the tooltip of the marks of rows, which have the same titles in the same order."""
     import altair
 
+    titles = rows[0].get("tip", {}) if rows else {}
     return [
-        altair.Tooltip(column, type="nominal", title=title) for column, title in columns.items()
+        altair.Tooltip(f"tip_{index}", type="nominal", title=title)
+        for index, title in enumerate(titles)
     ]
 
 

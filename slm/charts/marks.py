@@ -9,7 +9,6 @@ from slm.charts.encodings import (
     Axis,
     Rows,
     Series,
-    Tooltip,
     data,
     literal_colour,
     series_choice,
@@ -26,7 +25,6 @@ def points(
     x: Axis,
     y: Axis,
     series: Series,
-    tooltip: Tooltip,
     *,
     size: float = 45,
     opacity: float = 1,
@@ -43,7 +41,7 @@ def points(
             y=y.y(),
             **series.encodings("color", "shape"),
             opacity=series.opacity(opacity),
-            tooltip=tooltips(tooltip),
+            tooltip=tooltips(rows),
         )
     )
 
@@ -106,7 +104,7 @@ def tint(low: float, high: float, colour: str) -> Any:
     return mark.encode(y=altair.datum(low), y2=altair.datum(high))
 
 
-def intervals(rows: Rows, x: Axis, y: Axis, tooltip: Tooltip) -> Any:
+def intervals(rows: Rows, x: Axis, y: Axis) -> Any:
     """Return upright bars from the column `low` to `high`, a diamond at `y`, in the `colour` of each row."""
     import altair
 
@@ -116,7 +114,7 @@ def intervals(rows: Rows, x: Axis, y: Axis, tooltip: Tooltip) -> Any:
         thickness=BAR, size=10, opacity=1, orient="horizontal"
     )
     marks = altair.Chart(data(rows)).mark_point(filled=True, shape="diamond", size=90, opacity=1)
-    shared = {"color": literal_colour(), "tooltip": tooltips(tooltip)}
+    shared = {"color": literal_colour(), "tooltip": tooltips(rows)}
     return altair.layer(
         bars.encode(x=x.x(), y=y.y("low"), y2="high", **shared),
         ticks.encode(x=x.x(), y=y.y(), color=literal_colour()),
@@ -134,11 +132,11 @@ def labels(rows: Rows, x: Any, y: Any, colour: str = INK, **options: Any) -> Any
     return altair.layer(outline, base.mark_text(color=colour, **settings))
 
 
-def forest(rows: Rows, x: Axis, tooltip: Tooltip, *, rules: Mapping[float, Sequence[float]]) -> Any:
+def forest(rows: Rows, x: Axis, rules: Mapping[float, Sequence[float]]) -> Any:
     """Return a forest plot: one row per estimate, with its interval.
 
-    Columns: `row` (label), `x`, `low` and `high` (each may be None), `colour` of the bar, `mark` (colour), `shape`, and
-    those of the tooltip. An interval without an estimate is dashed, an estimate without an interval is hollow.
+    Columns: `row` (label), `x`, `low` and `high` (each may be None), `colour` of the bar, `mark` (colour), `shape`.
+    An interval without an estimate is dashed, an estimate without an interval is hollow.
 
     Args:
         rules: value of x -> dash of a vertical line there.
@@ -146,7 +144,7 @@ def forest(rows: Rows, x: Axis, tooltip: Tooltip, *, rules: Mapping[float, Seque
     import altair
 
     y = altair.Y("row", type="nominal", sort=None, title=None, axis=altair.Axis(grid=True))
-    shared = {"y": y, "tooltip": tooltips(tooltip)}
+    shared = {"y": y, "tooltip": tooltips(rows)}
     with_interval = [
         {**row, "dash": [3, 4] if row["x"] is None else [1, 0]}
         for row in rows

@@ -47,6 +47,22 @@ def values(figure: Figure) -> list[dict[str, Any]]:
     return [row for rows in figure.spec().get("datasets", {}).values() for row in rows]
 
 
+def tips(figure: Figure) -> list[dict[str, str]]:
+    """Return the tooltips of all marks of a figure: title -> text."""
+    spec = figure.spec()
+    found = []
+    pending = [spec]
+    while pending:
+        view = pending.pop()
+        pending += view.get("layer", [])
+        columns = {
+            tip["title"]: tip["field"] for tip in view.get("encoding", {}).get("tooltip", ())
+        }
+        rows = spec["datasets"][view["data"]["name"]] if columns else []
+        found += [{title: row[field] for title, field in columns.items()} for row in rows]
+    return found
+
+
 def drawn(figure: Figure, folder: Path) -> str:
     """Return the figure as SVG."""
     figure.save(folder / "chart.svg")
@@ -83,13 +99,12 @@ def test_report_has_all_figures_in_the_order_of_its_sections(report: StudyReport
 def test_every_run_has_a_tooltip_with_its_id_and_settings(report: StudyReport) -> None:
     for figure in (charts.loss_against_flops(report), charts.residuals(report)):
         assert figure is not None
-        runs = {row["run_id"]: row for row in values(figure) if "run_id" in row}
+        runs = {tip["run id"]: tip for tip in tips(figure) if "run id" in tip}
         assert set(runs) == set(report.table["run_id"])
         first = report.table.iloc[0]
-        row = runs[first["run_id"]]
-        assert row["shape"] == first["shape"] and row["seed"] == str(first["seed"])
-        assert row["loss"] == f"{first['loss_nats_per_token']:.4f}"
-        assert '"run id"' in json.dumps(figure.spec())
+        tip = runs[first["run_id"]]
+        assert tip["shape"] == first["shape"] and tip["seed"] == str(first["seed"])
+        assert tip["loss (nats/token)"] == f"{first['loss_nats_per_token']:.4f}"
 
 
 def test_loss_chart_draws_the_law_the_band_and_the_names_of_token_budgets(
@@ -112,7 +127,7 @@ def test_differences_have_a_zero_rule_both_sides_and_intervals(
     figure = charts.differences(report)
     assert figure is not None and report.comparison.matched is not None
     summary = report.comparison.matched.summary
-    estimates = {row["estimate"] for row in values(figure) if "estimate" in row}
+    estimates = {tip["difference [95% CI]"] for tip in tips(figure) if "p value (Holm)" in tip}
     assert estimates == {
         f"{row.largest:+.4f} [{row.largest_low:+.4f}, {row.largest_high:+.4f}]"
         for row in summary.itertuples()
@@ -156,7 +171,7 @@ def test_one_and_ten_token_budgets(budgets: tuple[float, ...], tmp_path: Path) -
     loss, differences = charts.loss_against_flops(one), charts.differences(one)
     assert differences is not None
     assert ("tokens_per_param 8<" in drawn(loss, tmp_path)) == (len(budgets) == 1)
-    names = {row["series"] for row in values(differences) if "deep" in row}
+    names = {tip["tokens_per_param"] for tip in tips(differences) if "size" in tip}
     assert len(names) == len(budgets)
 
 
@@ -178,8 +193,8 @@ def test_infinite_and_undefined_intervals_are_cut_at_the_axis(tmp_path: Path) ->
     comparison = replace(one.comparison, matched=replace(matched, summary=summary))
     figure = charts.differences(replace(one, comparison=comparison))
     assert figure is not None
-    ends = {row["series"]: row["high"] for row in values(figure) if "estimate" in row}
-    assert len(ends) == 2 and max(ends.values()) < 1
+    ends = {row["high"] for row in values(figure) if "high" in row}
+    assert len(ends) == 2 and max(ends) < 1
     svg = drawn(figure, tmp_path)
     assert "NaN" not in svg and "Infinity" not in svg
 
@@ -206,7 +221,7 @@ def test_compute_multiplier_with_and_without_a_law(report: StudyReport) -> None:
     )
     assert with_law is not None and without is not None
     assert "joint law" in with_law.caption and "joint law" not in without.caption
-    assert len({row["loss"] for row in values(without) if "loss" in row}) == len(kappa.values)
+    assert len({tip["loss (nats/token)"] for tip in tips(without)}) == len(kappa.values)
 
 
 def test_shape_curve_marks_the_best_aspect_ratio_only_if_it_lies_inside(
@@ -223,9 +238,7 @@ def test_shape_curve_marks_the_best_aspect_ratio_only_if_it_lies_inside(
     for interior in (True, False):
         comparison = replace(report.comparison, shape_curve=replace(curve, interior=interior))
         figure = charts.shape_curve(replace(report, comparison=comparison))
-        assert figure is not None and {
-            row["rung"] for row in values(figure) if "rung" in row
-        } == set("012")
+        assert figure is not None and {tip["rung"] for tip in tips(figure)} == set("012")
         specs.append(json.dumps(figure.spec()))
     assert '"datum": 60.0' in specs[0] and '"datum": 60.0' not in specs[1]
 
@@ -235,7 +248,7 @@ def test_isoflop_chart_leaves_out_refused_parabolas(report: StudyReport) -> None
     fit = IsoFlop("OK", (), (*good, Parabola(1e21, 2, reason="too few")), 0.5, (0.4, 0.6))
     refused = IsoFlop("REFUSED", ("too few budgets",), (Parabola(1e18, 2, reason="too few"),))
     figure = charts.isoflop(replace(report, isoflop={"deep_thin": fit, "wide_shallow": refused}))
-    assert figure is not None and {row["flops"] for row in values(figure)} == {
+    assert figure is not None and {tip["training FLOPs"] for tip in tips(figure)} == {
         "10¹⁸",
         "10¹⁹",
         "10²⁰",
@@ -264,5 +277,5 @@ def test_overview_has_both_panels(report: StudyReport, tmp_path: Path) -> None:
 
 def test_peak_learning_rate_is_in_the_tooltip_if_known(report: StudyReport) -> None:
     table = report.table.assign(peak_lr=2e-3)
-    rows = values(charts.loss_against_flops(replace(report, table=pd.DataFrame(table))))
-    assert {row["lr"] for row in rows if "run_id" in row} == {"0.002"}
+    shown = tips(charts.loss_against_flops(replace(report, table=pd.DataFrame(table))))
+    assert {tip["peak learning rate"] for tip in shown} == {"0.002"}

@@ -44,14 +44,14 @@ def chart(names: tuple[str, ...] = ("deep", "wide"), *, interactive: bool = True
             "y": 4 - 0.3 * k - 0.1 * n,
             "series": name,
             "group": name,
-            "run": f"{name}-{k}",
+            "tip": {"run id": f"{name}-{k}"},
         }
         for n, name in enumerate(names)
         for k in range(4)
     ]
     x = Axis.around([row["x"] for row in rows], "FLOPs", log=True, kind="flops")
     y = Axis.around([row["y"] for row in rows], "loss (nats/token)")
-    marks = points(rows, x, y, series, {"run": "run id"})
+    marks = points(rows, x, y, series)
     return layered(rule(y=3.5), lines(rows, x, y, series), marks, series=series)
 
 
@@ -146,13 +146,13 @@ def test_series_names_with_special_characters_are_drawn_as_they_are(tmp_path: Pa
     one.save(tmp_path / "chart.svg")
     svg = (tmp_path / "chart.svg").read_text()
     assert svg.count('aria-roledescription="point"') == 4 * len(SPECIAL)
-    assert "x.y[0]" in svg and "<b>" not in svg
+    assert "x.y[0]" in svg and "<b>" not in svg and "run id: x.y[0]-3" in svg
 
 
 def axis_labels(axis: Axis, tmp_path: Path) -> list[str]:
     """Return the tick labels of an axis as drawn."""
     ends = [{"x": x, "y": 0, "series": "s", "group": "s"} for x in (axis.low, axis.high)]
-    marks = points(ends, axis, Axis("", -1, 1), Series(("s",)), {})
+    marks = points(ends, axis, Axis("", -1, 1), Series(("s",)))
     Figure("axis", "", "", layered(marks)).save(tmp_path / "axis.svg")
     svg = (tmp_path / "axis.svg").read_text()
     labels = svg[svg.index("role-axis-label") : svg.index("role-axis-domain")]
@@ -222,7 +222,7 @@ def test_forest_plot_shows_missing_estimates_and_missing_intervals(tmp_path: Pat
         {"row": "no estimate", "x": None, "low": 0.0, "high": 0.2, **style},
         {"row": "no interval", "x": 0.15, "low": None, "high": None, **style},
     ]
-    plot = forest(rows, Axis("alpha", -0.1, 0.3), {"row": ""}, rules={0.0: (1, 0)})
+    plot = forest(rows, Axis("alpha", -0.1, 0.3), {0.0: (1, 0)})
     Figure("forest", "", "", plot).save(tmp_path / "forest.svg")
     svg = (tmp_path / "forest.svg").read_text()
     assert svg.count('stroke-dasharray="3,4"') == 1
@@ -234,7 +234,7 @@ def test_values_that_are_not_finite_are_not_drawn(tmp_path: Path) -> None:
     axis = Axis("", 0, 1)
     rows = [{"x": 0.5, "y": y, "series": "s"} for y in (0.5, math.nan, math.inf)]
     bars = [{"x": 0.5, "y": 0.5, "low": 0.2, "high": 0.8, "colour": "#123456"}]
-    drawn = layered(intervals(bars, axis, axis, {}), points(rows, axis, axis, Series(("s",)), {}))
+    drawn = layered(intervals(bars, axis, axis), points(rows, axis, axis, Series(("s",))))
     Figure("points", "", "", drawn).save(tmp_path / "points.svg")
     svg = (tmp_path / "points.svg").read_text()
     assert svg.count('aria-roledescription="point"') == 2 and "NaN" not in svg
