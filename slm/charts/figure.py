@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import textwrap
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any, Literal
 from slm.charts.theme import PAPER, Theme, literal, theme_config
 
 WIDTH, HEIGHT = 540, 320  # pixels, without the axes
-FILE_SCALE, NOTEBOOK_SCALE = 2, 1.3  # pixels per CSS pixel; notebooks with pictures are committed
+PIXEL_SCALE = 2
 CAPTION_CHARACTERS = 92  # per line of a caption under the title
 FILE_FONT = "DejaVu Sans, Liberation Sans, Arial, sans-serif"  # with superscript digits
 
@@ -56,12 +55,14 @@ class Figure:
         """Write the chart to a .png or .svg file."""
         spec = self.file_spec(theme, titled=titled)
         if path.suffix == ".svg":
+            path.write_text(_svg(spec), encoding="utf-8")
+        else:
             import vl_convert
 
-            svg = vl_convert.vegalite_to_svg(spec, vl_version=_vega_lite_version())
-            path.write_text(svg, encoding="utf-8")
-        else:
-            path.write_bytes(_png(spec, FILE_SCALE))
+            version = _vega_lite_version()
+            path.write_bytes(
+                vl_convert.vegalite_to_png(spec, vl_version=version, scale=PIXEL_SCALE)
+            )
 
     def _spec(self, width: int | Literal["container"]) -> dict[str, Any]:
         spec: dict[str, Any] = self.chart.to_dict()
@@ -71,21 +72,24 @@ class Figure:
         return spec
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        """Return an interactive chart, and a picture for viewers without Vega-Lite such as GitHub."""
+        """Return an interactive chart, and a picture for viewers without Vega-Lite such as GitHub.
+
+        The picture is SVG without descriptions of marks, a third of the size of PNG in a committed notebook.
+        """
         spec = self.file_spec()
         spec["title"]["subtitle"] = textwrap.wrap(self.caption, CAPTION_CHARACTERS)
         major = _vega_lite_version().partition(".")[0]
         return {
             f"application/vnd.vegalite.v{major}+json": spec,
-            "image/png": base64.b64encode(_png(spec, NOTEBOOK_SCALE)).decode(),
+            "image/svg+xml": _svg(spec | {"config": spec["config"] | {"aria": False}}),
             "text/plain": repr(self),
         }
 
 
-def _png(spec: dict[str, Any], scale: float) -> bytes:
+def _svg(spec: dict[str, Any]) -> str:
     import vl_convert
 
-    return vl_convert.vegalite_to_png(spec, vl_version=_vega_lite_version(), scale=scale)
+    return vl_convert.vegalite_to_svg(spec, vl_version=_vega_lite_version())
 
 
 def _vega_lite_version() -> str:
