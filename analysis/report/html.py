@@ -1,7 +1,6 @@
-"""Render report.html: one self-contained page with text, tables and inline SVG charts.
+"""Render report.html: one self-contained page with text, tables and interactive charts.
 
-The page loads nothing from the network and uses no library. A short script shows a tooltip when a chart mark
-is hovered or tapped; without the script, the browser shows the same text.
+The page loads nothing from the network: the chart library is part of it.
 """
 
 from __future__ import annotations
@@ -10,13 +9,12 @@ import re
 from collections.abc import Iterator
 from html import escape
 
+from analysis import charts
 from analysis.formatting import count, power_of_ten
-from analysis.plotting import BLUE, VERMILLION
-from analysis.report import charts, charts_diagnostics, tables, text
-from analysis.report.charts import Figure, legend
+from analysis.report import tables, text
 from analysis.report.study_report import StudyReport
-from analysis.report.svg import FAINT, INK
 from analysis.report.tables import Rows
+from slm.charts import LIGHT, Figure, page_script, script_json
 
 TITLE = "Deep or wide at matched compute"
 DEFAULT_QUESTION = (
@@ -31,8 +29,9 @@ SIGNIFICANT_VERDICTS = (
 
 NEGATIVE = re.compile(r"(?:^|(?<=[ \[(]))-(?=[0-9])")
 PALETTE = (
-    f":root{{--ink:{INK};--soft:#52606d;--line:{FAINT};--back:#fff;--tint:#f5f7f9;--accent:#0b4f7a;"
-    f"--good:{BLUE};--bad:{VERMILLION}}}"
+    f":root{{--ink:{LIGHT['ink']};--soft:#52606d;--line:{LIGHT['grid']};--back:#fff;--tint:#f5f7f9;"
+    f"--accent:#0b4f7a;--good:{LIGHT['series-1']};--bad:{LIGHT['series-2']}}}\n"
+    + "".join(f":root{{--{name}:{colour}}}" for name, colour in LIGHT.items())
 )
 STYLE = (
     f"\n{PALETTE}"
@@ -60,12 +59,8 @@ font-weight:600;white-space:nowrap}
 .figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,460px),1fr));gap:26px 34px;
 margin:12px 0}
 figure{margin:0;break-inside:avoid;min-width:0}
-figure svg:not(.key){width:100%;height:auto;display:block;font-family:inherit}
-svg text.over{paint-order:stroke;stroke:#fff;stroke-width:4px;stroke-linejoin:round}
+.chart{width:100%}
 figcaption{color:var(--soft);font-size:.86rem;line-height:1.4}
-.legend{display:flex;flex-wrap:wrap;gap:2px 16px;font-size:.88rem;margin:0 0 2px}
-.key{width:32px;height:16px;vertical-align:-3px;margin-right:5px}
-.m{cursor:pointer}.m:hover>*{stroke-width:3.5}
 .scroll{overflow-x:auto;margin:8px 0}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:4px 12px 4px 0;border-bottom:1px solid var(--line);white-space:nowrap}
@@ -73,31 +68,20 @@ th{color:var(--soft);font-weight:600;vertical-align:bottom;white-space:normal}
 td.word,th.word{text-align:left}td.long{white-space:normal;min-width:150px}
 details{margin:12px 0}summary{cursor:pointer;color:var(--accent);font-weight:600}
 ul{padding-left:20px;margin:6px 0}li{margin:3px 0;max-width:92ch;overflow-wrap:anywhere}
-#tip{position:fixed;display:none;z-index:9;max-width:320px;white-space:pre-line;pointer-events:none;
-background:var(--ink);color:#fff;font-size:.82rem;line-height:1.35;padding:7px 10px;border-radius:5px;
-overflow-wrap:anywhere}
 @media(max-width:620px){main{padding:14px 14px 40px}h1{font-size:1.55rem}.verdict{padding:14px 16px 10px}
-.number{font-size:1.02rem}.cards{grid-template-columns:1fr 1fr}.card{padding:9px 10px}.card b{font-size:1rem}
-figure svg:not(.key) text{font-size:17px}}
+.number{font-size:1.02rem}.cards{grid-template-columns:1fr 1fr}.card{padding:9px 10px}.card b{font-size:1rem}}
 @media print{body{font-size:9.5pt}main{max-width:none;padding:0}h1{font-size:18pt}.number{font-size:11pt}
 .verdict{padding:10px 14px 4px;margin:4px 0 8px}.cards{grid-template-columns:repeat(4,1fr)}.card{padding:6px 8px}
 .card b{font-size:11pt}.card i,.card span,figcaption{font-size:8pt}h2{font-size:12pt}.figures{grid-template-columns:1fr 1fr;
 gap:14px 20px}.verdict,.card{break-inside:avoid}h2{break-after:avoid;margin:14px 0 2px;padding-top:8px}details.runs{display:none}
-#tip{display:none!important}.scroll{overflow:visible}table{font-size:8pt}a{color:inherit}
+.scroll{overflow:visible}table{font-size:8pt}a{color:inherit}
 @page{margin:14mm}}
 """
 )
 
 SCRIPT = """
-const tip=document.getElementById('tip');
-document.querySelectorAll('.m').forEach(m=>{const t=m.querySelector('title');m.dataset.tip=t.textContent;
-m.setAttribute('aria-label',t.textContent);t.remove();});
-function show(e){const m=e.target.closest&&e.target.closest('.m');if(!m){tip.style.display='none';return;}
-tip.textContent=m.dataset.tip;tip.style.display='block';const w=tip.offsetWidth,h=tip.offsetHeight;
-tip.style.left=Math.max(4,Math.min(e.clientX+14,innerWidth-w-6))+'px';
-tip.style.top=(e.clientY+h+26>innerHeight?e.clientY-h-12:e.clientY+16)+'px';}
-document.addEventListener('pointermove',show);document.addEventListener('pointerdown',show);
-addEventListener('scroll',()=>tip.style.display='none');
+document.querySelectorAll('.chart').forEach(e=>vegaEmbed(e,JSON.parse(e.nextElementSibling.textContent),
+{renderer:'svg',actions:false}));
 addEventListener('beforeprint',()=>document.querySelectorAll('details:not(.runs)').forEach(d=>d.open=true));
 """
 
@@ -111,7 +95,7 @@ def page(report: StudyReport) -> str:
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width,initial-scale=1">\n<title>{escape(title)}</title>'
         f'\n<link rel="icon" href="data:,">\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>'
-        f'\n<div id="tip" role="status"></div>\n<script>{SCRIPT}</script>\n</body>\n</html>\n'
+        f"\n<script>{page_script()}</script>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
@@ -175,7 +159,7 @@ def _loss(report: StudyReport) -> Iterator[str]:
             yield f"<p>{escape(text.kappa_sentence(found.kappa, found.deep, found.wide))}</p>"
         if report.shape_curve is not None and not report.shape_curve.rungs:
             yield f"<p>{escape(report.shape_curve.sentence)}</p>"
-        yield _figures(charts_diagnostics.kappa(report), charts_diagnostics.shape_curve(report))
+        yield _figures(charts.compute_multiplier(report), charts.shape_curve(report))
 
 
 def _exponents(report: StudyReport) -> Iterator[str]:
@@ -187,14 +171,14 @@ def _exponents(report: StudyReport) -> Iterator[str]:
     yield _figures(charts.alphas(report), charts.exponent_difference(report))
     yield _table(tables.exponent_rows(report))
     yield _folded("Sensitivity to the Huber delta", _table(tables.delta_rows(report)))
-    yield _figures(charts_diagnostics.isoflop(report))
+    yield _figures(charts.isoflop(report))
 
 
 def _checks(report: StudyReport) -> Iterator[str]:
     yield "<h2>Validity checks</h2>"
     yield f"<p><b>Hold-out.</b> {escape(text.hold_out_sentence(report))}</p>"
     yield f"<p><b>Learning-rate audit.</b> {escape(text.audit_sentence(report))}</p>"
-    yield _figures(charts_diagnostics.residuals(report), charts_diagnostics.hold_out(report))
+    yield _figures(charts.residuals(report), charts.hold_out(report))
     yield _folded("Held-out cells", _table(tables.hold_out_rows(report)))
     yield _folded("Learning-rate audit by shape", _table(tables.audit_rows(report)))
 
@@ -238,7 +222,8 @@ def _card(value: str, label: str) -> str:
 
 def _figures(*figures: Figure | None) -> str:
     elements = [
-        f'<figure id="{one.name}"><h3>{escape(one.title)}</h3>{legend(one.legend)}{one.svg}'
+        f'<figure id="{one.name}"><h3>{escape(one.title)}</h3><div class="chart"></div>'
+        f'<script type="application/json">{script_json(one.spec())}</script>'
         f"<figcaption>{_minus(one.caption)}</figcaption></figure>"
         for one in figures
         if one is not None
