@@ -7,6 +7,7 @@ learning-rate audit, the exponents, the levels, equivalence. Whatever passes non
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ from analysis.compare.matched_pairs import Contrast
 from analysis.formatting import count, format_p_value, format_range
 from analysis.learning_rate.audit import Audit
 from slm.rounding import ITERATION_TOLERANCE, exceeds, opposite_signs, snap_to_zero
+from slm.summary import Summarized
 
 Word = Literal[
     "depth_exponent_better",
@@ -35,13 +37,20 @@ SIGNIFICANCE = 0.05
 SAME_COST = math.log(1.05)  # ln kappa closer to 0 than this is no difference
 
 
-@dataclass(frozen=True)
-class Verdict:
+@dataclass(frozen=True, repr=False)
+class Verdict(Summarized):
     """`word`, the sentence that justifies it, and what else weighed in."""
 
     word: Word
     sentence: str
     reasons: tuple[str, ...] = ()
+
+    def title(self) -> str:
+        return f"{self.word}: {self.sentence}"
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        for reason in self.reasons:
+            yield "reason", reason
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from analysis.formatting import format_p_value, power_of_ten, short_count
 from analysis.plotting import BLUE, GREEN, NEUTRAL, ORANGE, PURPLE, SKY, VERMILLION
 from analysis.report.study_report import StudyReport
 from analysis.report.svg import INK, WIDTH, Axis, Plot, shape
-from analysis.report.text import difference_text
 
 STYLES = (
     (BLUE, "o", ""),
@@ -303,7 +302,7 @@ def exponent_difference(answer: StudyReport) -> Figure | None:
             name, name
         )
         value, ends = (other.difference, other.interval) if usable else (None, other.profile)
-        rows.append((called, value, ends, f"{name}: {difference_text(other)}"))
+        rows.append((called, value, ends, f"{name}: {other.difference_text}"))
     rows.append(
         ("profile", one.difference, one.profile, "profile likelihood, widened to the jackknife")
     )

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from html import escape
 
-from analysis.formatting import count, power_of_ten
+from analysis.formatting import count, format_interval, power_of_ten
 from analysis.plotting import BLUE, VERMILLION
 from analysis.report import charts, charts_diagnostics, tables, text
 from analysis.report.charts import Figure, legend
@@ -136,7 +136,7 @@ def _cards(report: StudyReport) -> Iterator[str]:
     found, table = report.comparison, report.table
     row = text.endpoint(report)
     if row is not None:
-        value = text.interval(row["largest"], row["largest_low_holm"], row["largest_high_holm"])
+        value = format_interval(row["largest"], row["largest_low_holm"], row["largest_high_holm"])
         label = (
             f"loss of {found.deep} minus loss of {found.wide} at the largest FLOPs, nats per token"
         )
@@ -151,7 +151,7 @@ def _cards(report: StudyReport) -> Iterator[str]:
         )
     if found.verdict.word != "refused":
         exponents = found.exponents
-        value = "refused" if exponents.refused else text.difference_text(exponents)
+        value = "refused" if exponents.refused else exponents.difference_text
         yield _card(value, f"exponent difference, status {exponents.status}")
     total_flops = power_of_ten(float(table["flops"].sum()))
     shapes = table.groupby(["family", "shape"]).ngroups

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analysis.compare.compute_multiplier import Kappa
-from analysis.compare.exponents import ExponentDifference
 from analysis.formatting import (
-    MIN_P,
     count,
     format_dropped,
+    format_interval,
     format_p_value,
-    format_range,
     power_of_ten,
 )
 from analysis.learning_rate.audit import MAX_PENALTY
-from analysis.report.study_report import StudyReport
+
+if TYPE_CHECKING:
+    from analysis.report.study_report import StudyReport
 
 SIGNIFICANCE = 0.05
 MAX_LISTED_BUDGETS = 5
@@ -67,14 +67,14 @@ def uncertainty(report: StudyReport) -> str:
     if word == "audit_failed" and found.audit is not None:
         return "; ".join(found.audit.reasons(found.deep, found.wide))
     if "exponent" in word or word in ("fragile", "definition_dependent"):
-        return f"exponent of {found.deep} minus exponent of {found.wide}: {difference_text(found.exponents)}"
+        return f"exponent of {found.deep} minus exponent of {found.wide}: {found.exponents.difference_text}"
     row = endpoint(report)
     if row is None:
         return "too few pairs for an interval"
     holm = "" if len(report.tokens_per_param) == 1 else ", Holm-adjusted over token budgets"
     return (
         f"loss of {found.deep} minus loss of {found.wide}: "
-        f"{interval(row['largest'], row['largest_low_holm'], row['largest_high_holm'])} nats per token "
+        f"{format_interval(row['largest'], row['largest_low_holm'], row['largest_high_holm'])} nats per token "
         f"at {power_of_ten(row['largest_flops'])} FLOPs (95% CI over {count(int(row['pairs']), 'pair')}{holm})"
     )
 
@@ -106,35 +106,13 @@ def reasons(report: StudyReport) -> list[str]:
     return [reason for reason in found.verdict.reasons if reason not in found.exponents.reasons]
 
 
-def difference_text(one: ExponentDifference) -> str:
-    """Format the exponent difference with its interval, or the reason why it has no value.
-
-    For status UNIDENTIFIED, only the range of accepted values is given.
-    """
-    if one.difference is None or one.interval is None:
-        return f"refused: {'; '.join(one.reasons)}"
-    if one.status == "UNIDENTIFIED":
-        ends = format_range(one.accepted_difference, signed=True)
-        return f"not identified: any value from {ends} is accepted"
-    return interval(one.difference, *one.interval)
-
-
-def alpha_text(one: ExponentDifference, family: str) -> str:
-    """Format the exponent of one family, in the same way as `difference_text`."""
-    if family not in one.alpha:
-        return "refused"
-    if one.status == "UNIDENTIFIED":
-        return f"not identified: {format_range(one.accepted_alpha(family))} is accepted"
-    return interval(one.alpha[family], *one.alpha_intervals[family], signed=False)
-
-
 def exponent_sentence(report: StudyReport) -> str:
     """Return both exponents and their difference with the definition of N, sample sizes and noise."""
     found, one = report.comparison, report.comparison.exponents
     if one.refused:
         return f"The exponents are REFUSED: {'; '.join(one.reasons)}."
     alphas = ", ".join(
-        f"alpha {name} = {alpha_text(one, name)}" for name in (found.deep, found.wide)
+        f"alpha {name} = {one.alpha_text(name)}" for name in (found.deep, found.wide)
     )
     level = ""
     if one.fit is not None and one.status != "UNIDENTIFIED":
@@ -144,7 +122,7 @@ def exponent_sentence(report: StudyReport) -> str:
     )
     low, high = found.tokens_per_param
     return (
-        f"{alphas}; difference {difference_text(one)} (loss in nats against {one.n_name}; {level}jackknife "
+        f"{alphas}; difference {one.difference_text} (loss in nats against {one.n_name}; {level}jackknife "
         f"over {one.shapes} shapes; {permuted}{noise_text(report)}; {count(found.runs, 'run')}; tokens_per_param {low:.3g} to "
         f"{high:.3g}; status {one.status})."
     )
@@ -220,7 +198,7 @@ def budget_sentences(report: StudyReport) -> list[str]:
             else "no significant difference between the families in these runs"
         )
         lines.append(
-            f"{start} {interval(row['largest'], row['largest_low'], row['largest_high'])} nats/token "
+            f"{start} {format_interval(row['largest'], row['largest_low'], row['largest_high'])} nats/token "
             f"at the largest FLOPs (unadjusted 95% CI over {count(pairs, 'pair')}; Holm-adjusted "
             f"{format_p_value(row['largest_p_holm'], ' = ')}): {reading}. {contrast.deep} has the lower loss in "
             f"{int(row['deep_lower'])} of {count(pairs, 'pair')}."
@@ -262,25 +240,3 @@ def dropped_text(report: StudyReport) -> str:
     if matched is not None and matched.unpaired:
         reasons["unpaired (left out of the paired differences only)"] = matched.unpaired
     return format_dropped(reasons)
-
-
-def p_text(p: float | None) -> str:
-    """Format a p value for a table cell; a dash if it is undefined."""
-    if p is None or not math.isfinite(p):
-        return "-"
-    return "< .001" if p < MIN_P else f"{p:.4f}"
-
-
-def number(value: float | None, *, signed: bool = False, digits: int = 4) -> str:
-    """Format a number for a table cell; a dash if it is undefined."""
-    if value is None or not math.isfinite(value):
-        return "-"
-    return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
-
-
-def interval(
-    value: float | None, low: float | None, high: float | None, *, signed: bool = True
-) -> str:
-    """Format an estimate as `estimate [low, high]`, or without the interval if that is undefined."""
-    estimate, lower, upper = (number(one, signed=signed) for one in (value, low, high))
-    return estimate if "-" in (lower, upper) else f"{estimate} [{lower}, {upper}]"
