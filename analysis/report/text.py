@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from analysis.compare.compute_multiplier import Kappa
+from analysis.compare.exponents import ExponentDifference
 from analysis.formatting import (
     count,
     format_dropped,
@@ -100,10 +101,59 @@ def endpoint(report: StudyReport) -> dict[str, Any] | None:
     return rows[-1] if rows else None
 
 
+def key_numbers(report: StudyReport) -> list[tuple[str, str]]:
+    """Return the main estimates as (`estimate [low, high]`, label), and the size of the study."""
+    found, table = report.comparison, report.table
+    numbers = []
+    row = endpoint(report)
+    if row is not None:
+        value = format_interval(row["largest"], row["largest_low_holm"], row["largest_high_holm"])
+        label = f"loss of {found.deep} minus loss of {found.wide} at the largest FLOPs, nats per token"
+        numbers.append((value, label))
+    if found.kappa is not None:
+        low, high = found.kappa.interval or (math.nan, math.nan)
+        value = format_interval(found.kappa.estimate, low, high, signed=False, digits=2)
+        numbers.append(
+            (value, f"compute multiplier: FLOPs of {found.wide} / {found.deep} at equal loss")
+        )
+    if found.verdict.word != "refused":
+        value = "refused" if found.exponents.refused else found.exponents.difference_text
+        numbers.append((value, f"exponent difference, status {found.status}"))
+    shapes = count(table.groupby(["family", "shape"]).ngroups, "shape")
+    families = count(len(report.families), "family", "families")
+    budgets = count(len(report.tokens_per_param), "token budget")
+    total_flops = power_of_ten(float(table["flops"].sum()))
+    size = f"{families}, {budgets}, {total_flops} FLOPs"
+    return [*numbers, (f"{count(len(table), 'run')}, {shapes}", size)]
+
+
 def reasons(report: StudyReport) -> list[str]:
     """Return the reasons of the verdict, without those that the exponent section lists."""
     found = report.comparison
     return [reason for reason in found.verdict.reasons if reason not in found.exponents.reasons]
+
+
+def status_lines(one: ExponentDifference) -> list[str]:
+    """Return the reasons for the status of the exponents."""
+    return [f"{one.status}: {reason}" for reason in one.reasons]
+
+
+def power_refusals(report: StudyReport) -> list[str]:
+    """Return the reasons why the power for the exponents cannot be computed."""
+    return (
+        [] if report.power is None else [f"Exponents: {reason}" for reason in report.power.refusals]
+    )
+
+
+def runs_sentence(report: StudyReport) -> str:
+    """Return the number of runs in the report, and of those left out by reason."""
+    runs = count(len(report.table), "finished run")
+    return f"{runs}; left out: {dropped_text(report)}."
+
+
+def notes(report: StudyReport) -> list[str]:
+    """Return the warnings about the runs and the design."""
+    return [f"Note: {warning}." for warning in report.warnings]
 
 
 def exponent_sentence(report: StudyReport) -> str:
