@@ -13,13 +13,13 @@ import json
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
 Theme = Literal["light", "dark"]
-Kind = Literal["number", "flops", "count"]
+Kind = Literal["number", "flops", "count", "scientific"]
 Rows = Sequence[Mapping[str, Any]]
 Tooltip = Mapping[str, str]
 """Column name -> title in the tooltip."""
@@ -70,10 +70,12 @@ DARK = {
 SERIES, BUDGETS = 6, 8  # numbers of series and budget colours
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 DASHES = ((1, 0), (7, 4), (2, 3), (9, 3, 2, 3), (4, 2), (1, 2))
-MAX_LEGEND = 8  # entries; a longer legend is larger than the chart
+MAX_LEGEND = 12  # entries; a longer legend is larger than the chart
+LEGEND_COLUMNS = 4
 FADED = 0.12  # relative opacity of the series that are not selected in the legend
 WIDTH, HEIGHT = 540, 320  # pixels, without the axes
 PIXEL_SCALE = 2
+DIGITS = 7  # of the numbers in a chart; more make pages larger and are not visible
 CAPTION_CHARACTERS = 92  # per line of a caption under the title
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 FILE_FONT = "DejaVu Sans, Liberation Sans, Arial, sans-serif"  # with superscript digits
@@ -123,13 +125,17 @@ def theme_config() -> dict[str, Any]:
         "legend": {
             **text,
             "orient": "top",
+            "titleOrient": "left",
+            "titlePadding": 10,
+            "titleFontWeight": "normal",
             "title": None,
             "symbolSize": 90,
             "symbolStrokeWidth": 1.5,
             "symbolOpacity": 1,
+            "symbolBaseFillColor": INK,
+            "symbolBaseStrokeColor": INK,
             "offset": 8,
             "labelLimit": 240,
-            "columns": 4,
         },
         "title": {**title, "subtitleFontSize": 12, "subtitlePadding": 6},
         "header": {"labelColor": INK, "labelFontSize": 13, "labelFontWeight": "bold"},
@@ -239,7 +245,8 @@ def script_json(value: Any) -> str:
 class Axis:
     """Title, range and tick labels of an axis, and the encodings of the columns it shows.
 
-    `kind` of tick labels: a plain number, FLOPs in powers of ten, or a count such as 25k.
+    `kind` of tick labels: a plain number, FLOPs in powers of ten, a count such as 25k, or `2e-3`.
+    `ticks`: values of the ticks; empty: chosen by Vega.
     """
 
     title: str
@@ -247,6 +254,7 @@ class Axis:
     high: float
     log: bool = False
     kind: Kind = "number"
+    ticks: tuple[float, ...] = ()
 
     @classmethod
     def around(
@@ -256,6 +264,7 @@ class Axis:
         *,
         log: bool = False,
         kind: Kind = "number",
+        ticks: Sequence[float] = (),
         margin: float = 0.06,
     ) -> Self:
         """Return an axis over all finite values (above 0 if logarithmic), with a relative margin."""
@@ -264,7 +273,19 @@ class Axis:
         low, high = min(ends, default=0.0), max(ends, default=0.0)
         space = margin * (high - low) or (0.5 if log else abs(low) * 0.1 or 1.0)
         low, high = low - space, high + space
-        return cls(title, math.exp(low) if log else low, math.exp(high) if log else high, log, kind)
+        if log:
+            low, high = math.exp(low), math.exp(high)
+        return cls(title, low, high, log, kind, tuple(map(float, ticks)))
+
+    def share(self, share: float) -> float:
+        """Return the value at a share of the axis: `low` at 0, `high` at 1."""
+        if self.log:
+            return float(self.low * (self.high / self.low) ** share)
+        return self.low + share * (self.high - self.low)
+
+    def extended(self, below: float, above: float) -> Self:
+        """Return the axis with more space at its ends, as shares of its length."""
+        return replace(self, low=self.share(-below), high=self.share(1 + above))
 
     def x(self, column: str = "x", **options: Any) -> Any:
         """Return the Altair encoding of a column on the horizontal axis."""
@@ -291,8 +312,15 @@ class Axis:
             nice=False,
             zero=False,
         )
-        axis: dict[str, Any] = {"tickCount": 6, "labelOverlap": True, "labelFlush": False}
-        if self.log:
+        axis: dict[str, Any] = {
+            "grid": True,
+            "tickCount": 6,
+            "labelOverlap": True,
+            "labelFlush": False,
+        }
+        if self.ticks:
+            axis.update(values=list(self.ticks), labelExpr=self._label())
+        elif self.log:
             is_labelled = self._is_labelled()
             axis["labelExpr"] = f"{is_labelled} ? {self._label()} : ''"
             axis["gridOpacity"] = {"condition": {"test": is_labelled, "value": 1}, "value": 0}
@@ -304,6 +332,8 @@ class Axis:
         """Return the Vega expression of a tick label."""
         if self.kind == "flops":
             return f"({_MANTISSA} == 1 ? '' : {_MANTISSA} + '·') + '10' + {_SUPERSCRIPT}"
+        if self.kind == "scientific":
+            return "format(datum.value, '.2~e')"
         if self.kind == "count":
             return "replace(format(datum.value, '.3~s'), 'G', 'B')"
         return "replace(format(datum.value, '.6~g'), '-', '\N{MINUS SIGN}')"
@@ -335,16 +365,25 @@ _SUPERSCRIPT = (
 class Series:
     """Encodings of the column `series` as colour, point shape and dash, in a stable order of names.
 
-    `is_ordered`: the series are token budgets or compute budgets, coloured from light to dark (from dark to light
-    in the dark theme).
+    Attributes:
+        is_ordered: whether the series are token budgets or compute budgets: coloured from light to dark (from dark
+            to light in the dark theme).
+        title: title of the legend.
+        interactive: whether a click on a legend entry highlights its series.
     """
 
     names: tuple[str, ...]
     is_ordered: bool = False
+    title: str = ""
+    interactive: bool = True
 
     @property
     def has_legend(self) -> bool:
         return 1 < len(self.names) <= MAX_LEGEND
+
+    @property
+    def is_selectable(self) -> bool:
+        return self.interactive and self.has_legend
 
     def colour(self, name: str) -> str:
         """Return the colour of a series as a CSS variable."""
@@ -371,13 +410,16 @@ class Series:
             "shape": [self.shape(name) for name in self.names],
             "strokeDash": [DASHES[index % len(DASHES)] for index in range(len(self.names))],
         }
-        hidden = {} if self.has_legend else {"legend": None}
+        columns = MAX_LEGEND if self.is_ordered else LEGEND_COLUMNS
+        legend = (
+            altair.Legend(title=self.title or None, columns=columns) if self.has_legend else None
+        )
         return {
             channel: classes[channel](
                 "series",
                 type="nominal",
                 scale=altair.Scale(domain=list(self.names), range=ranges[channel]),
-                **({"legend": None} if channel == "strokeDash" else hidden),
+                legend=None if channel == "strokeDash" else legend,
             )
             for channel in channels
         }
@@ -386,10 +428,15 @@ class Series:
         """Return an opacity that falls for series that are not selected in the legend."""
         import altair
 
-        if not self.has_legend:
+        if not self.is_selectable:
             return altair.value(value)
-        chosen = altair.selection_point(name="series_choice", fields=["series"], bind="legend")
-        return altair.condition(chosen, altair.value(value), altair.value(value * FADED))
+        return altair.condition(_series_choice(), altair.value(value), altair.value(value * FADED))
+
+
+def _series_choice() -> Any:
+    import altair
+
+    return altair.selection_point(name="series_choice", fields=["series"], bind="legend")
 
 
 def finite_or_none(value: Any) -> float | None:
@@ -401,7 +448,7 @@ def data(rows: Rows) -> Any:
     """Return chart data from rows; numbers that are not finite become null, which is not drawn."""
     import altair
 
-    return altair.Data(
+    return altair.InlineData(
         values=[
             {key: _plain(value) for key, value in row.items() if value is not None} for row in rows
         ]
@@ -410,8 +457,9 @@ def data(rows: Rows) -> Any:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, str | bool):
-        return str(value) if isinstance(value, str) else value
-    return finite_or_none(value)
+        return value
+    number = finite_or_none(value)
+    return None if number is None else float(f"{number:.{DIGITS}g}")
 
 
 def tooltips(columns: Tooltip) -> list[Any]:
@@ -425,8 +473,8 @@ def tooltips(columns: Tooltip) -> list[Any]:
 
 def points(
     rows: Rows,
-    x: Any,
-    y: Any,
+    x: Axis,
+    y: Axis,
     series: Series,
     tooltip: Tooltip,
     *,
@@ -434,15 +482,15 @@ def points(
     opacity: float = 1,
     filled: bool = True,
 ) -> Any:
-    """Return points that are coloured and shaped by series."""
+    """Return points at the columns `x` and `y`, coloured and shaped by series."""
     import altair
 
     return (
         altair.Chart(data(rows))
         .mark_point(filled=filled, size=size, strokeWidth=1.5)
         .encode(
-            x=x,
-            y=y,
+            x=x.x(),
+            y=y.y(),
             **series.encodings("color", "shape"),
             opacity=series.opacity(opacity),
             tooltip=tooltips(tooltip),
@@ -450,7 +498,7 @@ def points(
     )
 
 
-def lines(rows: Rows, x: Any, y: Any, series: Series, *, width: float = 1.5) -> Any:
+def lines(rows: Rows, x: Axis, y: Axis, series: Series, *, width: float = 1.5) -> Any:
     """Return one line per value of the column `group`, coloured and dashed by series."""
     import altair
 
@@ -458,8 +506,8 @@ def lines(rows: Rows, x: Any, y: Any, series: Series, *, width: float = 1.5) -> 
         altair.Chart(data(rows))
         .mark_line(strokeWidth=width)
         .encode(
-            x=x,
-            y=y,
+            x=x.x(),
+            y=y.y(),
             **series.encodings("color", "strokeDash"),
             detail=altair.Detail("group", type="nominal"),
             opacity=series.opacity(1),
@@ -500,6 +548,44 @@ def rule(
     return mark.encode(**place)
 
 
+def tint(low: float, high: float, colour: str) -> Any:
+    """Return a tint between two values of y over the whole width."""
+    import altair
+
+    mark = altair.Chart(data([{}])).mark_rect(color=colour, opacity=0.07)
+    return mark.encode(y=altair.datum(low), y2=altair.datum(high))
+
+
+def literal_colour(column: str = "colour") -> Any:
+    """Return the encoding of a column that contains colours."""
+    import altair
+
+    return altair.Color(column, type="nominal", scale=None, legend=None)
+
+
+def literal_line(colour: str) -> dict[str, Any]:
+    """Return encodings that make `lines` solid and of one colour."""
+    import altair
+
+    return {"color": altair.value(colour), "strokeDash": altair.value([1, 0])}
+
+
+def intervals(rows: Rows, x: Axis, y: Axis, tooltip: Tooltip) -> Any:
+    """Return upright bars from the column `low` to `high`, a diamond at `y`, in the `colour` of each row."""
+    import altair
+
+    ends = [{**row, "y": row[end]} for row in rows for end in ("low", "high")]
+    bars = altair.Chart(data(rows)).mark_rule(strokeWidth=2.2)
+    ticks = altair.Chart(data(ends)).mark_tick(thickness=2.2, size=10, orient="horizontal")
+    marks = altair.Chart(data(rows)).mark_point(filled=True, shape="diamond", size=90, opacity=1)
+    shared = {"color": literal_colour(), "tooltip": tooltips(tooltip)}
+    return altair.layer(
+        bars.encode(x=x.x(), y=y.y("low"), y2="high", **shared),
+        ticks.encode(x=x.x(), y=y.y(), color=literal_colour()),
+        marks.encode(x=x.x(), y=y.y(), **shared),
+    )
+
+
 def labels(rows: Rows, x: Any, y: Any, colour: str = INK, **options: Any) -> Any:
     """Return the text of the column `text` with an outline, so that it is readable over lines."""
     import altair
@@ -510,14 +596,76 @@ def labels(rows: Rows, x: Any, y: Any, colour: str = INK, **options: Any) -> Any
     return altair.layer(outline, base.mark_text(color=colour, **settings))
 
 
+def forest(rows: Rows, x: Axis, tooltip: Tooltip, *, rules: Mapping[float, Sequence[float]]) -> Any:
+    """Return a forest plot: one row per estimate, with its interval.
+
+    Columns: `row` (label), `x`, `low` and `high` (each may be None), `colour` of the bar, `mark` (colour), `shape`,
+    `hollow`, and those of the tooltip. An interval without an estimate is dashed.
+
+    Args:
+        rules: value of x -> dash of a vertical line there.
+    """
+    import altair
+
+    y = altair.Y("row", type="nominal", sort=None, title=None, axis=altair.Axis(grid=True))
+    with_interval = [row for row in rows if row.get("low") is not None]
+    ends = [{**row, "x": row[end]} for row in with_interval for end in ("low", "high")]
+    layers = [rule(x=value, dash=dash) for value, dash in rules.items()]
+    for dashed in (False, True):
+        shown = [row for row in with_interval if (row.get("x") is None) == dashed]
+        bars = altair.Chart(data(shown)).mark_rule(
+            strokeWidth=2.2, strokeDash=[3, 4] if dashed else [1, 0]
+        )
+        layers.append(
+            bars.encode(
+                x=x.x("low"), x2="high", y=y, color=literal_colour(), tooltip=tooltips(tooltip)
+            )
+        )
+    ticks = altair.Chart(data(ends)).mark_tick(thickness=2.2, size=10, orient="vertical")
+    layers.append(ticks.encode(x=x.x(), y=y, color=literal_colour()))
+    for hollow in (False, True):
+        shown = [
+            row for row in rows if row.get("x") is not None and bool(row.get("hollow")) == hollow
+        ]
+        marks = altair.Chart(data(shown)).mark_point(
+            filled=not hollow, size=70, strokeWidth=1.8, opacity=1
+        )
+        shape = altair.Shape("shape", type="nominal", scale=None, legend=None)
+        layers.append(
+            marks.encode(
+                x=x.x(),
+                y=y,
+                color=literal_colour("mark"),
+                shape=shape,
+                tooltip=tooltips(tooltip),
+            )
+        )
+    return altair.layer(*layers)
+
+
+def panels(
+    charts: Mapping[str, Any], *, columns: int = 4, width: int = 300, height: int = 240
+) -> Any:
+    """Return charts side by side, each with its title and its own legend; for files, not for pages."""
+    import altair
+
+    sized = [
+        chart.properties(title=title, width=width, height=height) for title, chart in charts.items()
+    ]
+    lines = [altair.hconcat(*sized[at : at + columns]) for at in range(0, len(sized), columns)]
+    chart = lines[0] if len(lines) == 1 else altair.vconcat(*lines)
+    return chart.resolve_scale(color="independent", shape="independent", strokeDash="independent")
+
+
 def layered(*layers: Any, series: Series | None = None) -> Any:
-    """Return the layers as one chart with the interactions of `interactive` on its last layer."""
+    """Return the layers as one chart; the last layer has the interactions and the legend."""
     import altair
 
     drawn = [layer for layer in layers if layer is not None]
-    chart = altair.layer(*drawn[:-1], interactive(drawn[-1], series))
+    if series is None or series.interactive:
+        drawn[-1] = interactive(drawn[-1], series)
     # else the absent legend of dashes would remove that of colours
-    return chart.resolve_legend(strokeDash="independent")
+    return altair.layer(*drawn).resolve_legend(strokeDash="independent")
 
 
 def interactive(chart: Any, series: Series | None = None) -> Any:
@@ -536,8 +684,6 @@ def interactive(chart: Any, series: Series | None = None) -> Any:
         translate=f"[pointerdown[{MODIFIER}], window:pointerup] > window:pointermove!",
     )
     params = [zoom]
-    if series is not None and series.has_legend:
-        params.append(
-            altair.selection_point(name="series_choice", fields=["series"], bind="legend")
-        )
+    if series is not None and series.is_selectable:
+        params.append(_series_choice())
     return chart.properties(name="marks").add_params(*params)

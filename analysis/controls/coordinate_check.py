@@ -7,16 +7,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from analysis.plotting import COLOURS, MARKERS, NEUTRAL
+from slm.charts import MUTED, Axis, Figure, Series, layered, lines, literal_line, panels, points
 from slm.errors import DataError
 from slm.files import read_json
 
 FIGURE = "coordinates.png"
 TICKS = (0.1, 0.2, 0.4, 0.8)  # of the logarithmic axis of the root mean square
+LIMITS = (0.06, 1.2)
 SIZES = {"width": "d_model", "depth": "n_layers"}
 MEASURES = {"stream": "at step 0", "update": "change after {step} steps"}
 
@@ -39,49 +37,59 @@ def growth(rows: pd.DataFrame, axis: str, measure: str, step: int) -> pd.Series:
     return pd.Series(slopes, name=f"{measure} over {axis}")
 
 
-def draw(rows: pd.DataFrame) -> Figure:
+def root_mean_squares(rows: pd.DataFrame) -> Figure:
     """Plot the root mean square of the residual stream and of its change, against width and depth."""
-    figure = Figure(figsize=(8.4, 6.4), layout="constrained")
-    grid = figure.subplots(2, 2, sharey="row")
     last = int(rows["step"].max())
-    for column, axis in enumerate(SIZES):
-        for line, (measure, title) in enumerate(MEASURES.items()):
-            step = 0 if measure == "stream" else last
-            _panel(grid[line][column], rows, axis, measure, step)
-            grid[line][column].set_title(
-                f"residual stream {title.format(step=step)}", loc="left", fontsize=10
-            )
-    for axes in grid[:, 0]:
-        axes.set_ylabel("root mean square")
-    return figure
+    charts = {
+        f"residual stream {title.format(step=last)}, {axis}": _panel(
+            rows, axis, measure, 0 if measure == "stream" else last
+        )
+        for measure, title in MEASURES.items()
+        for axis in SIZES
+    }
+    return Figure(
+        "coordinates",
+        "Coordinate check",
+        "Root mean square of the residual stream, averaged over seeds; exponent: slope in ln(size). Line without "
+        "marks: before the first block.",
+        panels(charts, columns=2),
+    )
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, axis: str, measure: str, step: int) -> None:
+def _panel(rows: pd.DataFrame, axis: str, measure: str, step: int) -> Any:
     size = SIZES[axis]
     slopes = growth(rows, axis, measure, step)
-    for index, kind in enumerate(slopes.index):
-        chosen = rows[(rows["axis"] == axis) & (rows["step"] == step) & (rows["kind"] == kind)]
-        means = chosen.groupby(size)[measure].mean()
-        style: dict[str, Any] = {
-            "color": COLOURS[index],
-            "marker": MARKERS[index],
-            "ls": ["-", "--", ":"][index],
-        }
-        axes.plot(means.index, means, label=f"{kind}, exponent {slopes[kind]:+.2f}", **style)
-    if measure == "stream":
-        floor = chosen.groupby(size)["embedding"].mean()
-        axes.plot(floor.index, floor, color=NEUTRAL, lw=0.8, label="before the first block")
-    ticks = sorted(rows[rows["axis"] == axis][size].unique())
-    axes.set(xscale="log", yscale="log", xlabel=size)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FixedFormatter([str(tick) for tick in ticks]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(0.06, 1.2)
-    axes.yaxis.set_major_locator(FixedLocator(TICKS))
-    axes.yaxis.set_major_formatter(FixedFormatter([str(value) for value in TICKS]))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=7, frameon=False, loc="lower left")
+    chosen = rows[(rows["axis"] == axis) & (rows["step"] == step)]
+    ticks = sorted(chosen[size].unique())
+    x = Axis.around(ticks, size, log=True, ticks=ticks)
+    y = Axis("root mean square", *LIMITS, log=True, ticks=TICKS)
+    series = Series(
+        tuple(f"{kind}, exponent {slope:+.2f}" for kind, slope in slopes.items()), interactive=False
+    )
+    drawn = []
+    for name, kind in zip(series.names, slopes.index, strict=True):
+        means = chosen[chosen["kind"] == kind].groupby(size)[[measure, "embedding"]].mean()
+        drawn += [
+            {
+                "x": at,
+                "y": row[measure],
+                "series": name,
+                "group": name,
+                "embedding": row["embedding"],
+            }
+            for at, row in means.iterrows()
+        ]
+    tooltip = {"series": "parametrization", "x": size, "y": "root mean square"}
+    embedding = [
+        {**row, "y": row["embedding"]} for row in drawn if row["series"] == series.names[-1]
+    ]
+    before = lines(embedding, x, y, series, width=1).encode(**literal_line(MUTED))
+    return layered(
+        before if measure == "stream" else None,
+        lines(drawn, x, y, series),
+        points(drawn, x, y, series, tooltip),
+        series=series,
+    )
 
 
 def write_coordinate_report(file: Path, out: Path) -> None:
@@ -97,5 +105,5 @@ def write_coordinate_report(file: Path, out: Path) -> None:
         fix = "run python -m slm coordinates out=FILE"
         raise DataError(f"{file}: not a coordinate check ({error}); {fix}") from None
     out.mkdir(parents=True, exist_ok=True)
-    draw(rows).savefig(out / FIGURE, dpi=150)
+    root_mean_squares(rows).save(out / FIGURE)
     print(pd.concat(tables, axis=1).round(2).to_string())

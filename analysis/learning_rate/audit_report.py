@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from analysis.formatting import count, format_dropped, format_nats
 from analysis.learning_rate.audit import (
@@ -24,14 +22,15 @@ from analysis.learning_rate.audit import (
     audit_learning_rates,
     middle_learning_rate,
 )
-from analysis.plotting import COLOURS, LINES, MARKERS
 from analysis.runs.load import collect_runs
+from slm.charts import Axis, Figure, Series, layered, lines, panels, points, rule
 from slm.errors import DataError
 from slm.files import write_json, write_text
 
 FIGURE = "lr_audit.png"
 FILE = "lr_audit.json"
 SCHEMA_VERSION = 1
+TOOLTIP = {"series": "shape", "x": "peak learning rate", "loss": "loss (nats/token)"}
 
 
 def write_lr_audit(
@@ -59,7 +58,7 @@ def write_lr_audit(
     audit = audit_learning_rates(table, common_lr)
     families = {name: _worst_case(audit, name) for name in audit.families}
     out.mkdir(parents=True, exist_ok=True)
-    draw(table, audit, common_lr).savefig(out / FIGURE, dpi=150)
+    excess_loss(table, audit, common_lr).save(out / FIGURE)
     header = {
         "schema_version": SCHEMA_VERSION,
         "recipe_id": str(recipes[0]),
@@ -84,27 +83,48 @@ def _worst_case(audit: Audit, family: str) -> dict[str, Any]:
     }
 
 
-def draw(table: pd.DataFrame, audit: Audit, common_lr: float) -> Figure:
+def excess_loss(table: pd.DataFrame, audit: Audit, common_lr: float) -> Figure:
     """Plot loss minus lowest loss against the learning rate: one panel per family, one line per shape."""
-    figure = Figure(figsize=(3.9 * len(audit.families), 4.0), layout="constrained")
-    panels = figure.subplots(1, len(audit.families), sharey=True, squeeze=False)[0]
-    for axes, family in zip(panels, audit.families, strict=True):
-        shapes = [shape for shape in audit.shapes if shape.family == family]
-        styles = zip(shapes, cycle(COLOURS), cycle(MARKERS), cycle(LINES), strict=False)
-        for shape, colour, marker, line in styles:
-            rows = table[(table["family"] == family) & (table["shape"] == shape.shape)]
-            losses = rows.groupby("peak_lr")["loss_nats_per_token"].mean()
-            excess = losses - losses.min()
-            style: dict[str, Any] = {"color": colour, "marker": marker, "ls": line, "ms": 4}
-            axes.plot(excess.index, excess, label=shape.shape, **style)
-        axes.axvline(common_lr, color="black", lw=1.2)
-        axes.set(xscale="log", xlabel="peak learning rate (black line: common learning rate)")
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for shape in audit.shapes:
+        runs = table[(table["family"] == shape.family) & (table["shape"] == shape.shape)]
+        losses = runs.groupby("peak_lr")["loss_nats_per_token"].mean()
+        rows.setdefault(shape.family, []).extend(
+            {
+                "x": rate,
+                "y": loss - losses.min(),
+                "series": shape.shape,
+                "group": shape.shape,
+                "loss": f"{loss:.4f}",
+            }
+            for rate, loss in losses.items()
+        )
+    rates = sorted(table["peak_lr"].unique())
+    x = Axis.around(
+        [*rates, common_lr], "peak learning rate", log=True, kind="scientific", ticks=rates
+    )
+    y = Axis.around(
+        [row["y"] for family in rows.values() for row in family],
+        "loss minus lowest loss (nats/token)",
+    )
+    charts = {}
+    for family in audit.families:
+        series = Series(
+            tuple(dict.fromkeys(row["series"] for row in rows[family])), interactive=False
+        )
         verdict = "passed" if audit.passed(family) else "FAILED"
-        axes.set_title(f"{family}: {verdict}", loc="left", fontsize=10)
-        axes.grid(alpha=0.25)
-        axes.legend(fontsize=7, frameon=False)
-    panels[0].set_ylabel("loss minus lowest loss of the shape (nats/token)")
-    return figure
+        charts[f"{family}: {verdict}"] = layered(
+            rule(x=common_lr),
+            lines(rows[family], x, y, series),
+            points(rows[family], x, y, series, TOOLTIP),
+            series=series,
+        )
+    return Figure(
+        "lr_audit",
+        "Excess loss against learning rate by shape",
+        f"One line per shape and token budget. Vertical line: common learning rate {common_lr:g}.",
+        panels(charts),
+    )
 
 
 def markdown(

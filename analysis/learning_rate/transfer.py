@@ -9,19 +9,16 @@ import math
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.formatting import count, format_dropped, format_nats
-from analysis.plotting import COLOURS, LINES, MARKERS
 from analysis.runs.load import collect_runs
 from slm.architecture.shapes import shape_label
+from slm.charts import Axis, Figure, Series, layered, lines, panels, points
 from slm.errors import DataError
 from slm.files import write_json, write_text
 from slm.parabola import minimum_on_grid
@@ -30,6 +27,7 @@ from slm.summary import Summarized
 
 FIGURE = "lr_transfer.png"
 ORDER = ("standard", "mup", "completep")
+TOOLTIP = {"series": "shape", "x": "peak learning rate", "loss": "loss (nats/token)"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -134,32 +132,37 @@ def summaries(found: list[Curve]) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(table: pd.DataFrame) -> Figure:
-    """Plot loss against learning rate: one panel per parametrization, one line per shape."""
-    kinds = sorted(table["parametrization"].unique(), key=_rank)
-    figure = Figure(figsize=(3.6 * len(kinds), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-    rates = sorted(table["peak_lr"].unique())
-    for axes, kind in zip(panels, kinds, strict=True):
-        losses = loss_grid(table, kind)
-        for (n_layers, d_model), colour, marker, line in zip(
-            losses.index, cycle(COLOURS), cycle(MARKERS), cycle(LINES), strict=False
-        ):
-            row = losses.loc[(n_layers, d_model)].dropna()
-            label = shape_label(n_layers, d_model)
-            axes.plot(row.index, row, color=colour, marker=marker, ls=line, ms=4, label=label)
-            best = first_argmin(row)
-            axes.plot([row.index[best]], [row.iloc[best]], marker, color=colour, ms=9, mfc="none")
-        axes.set(xscale="log", xlabel="peak learning rate")
-        axes.set_title(str(kind), loc="left", fontsize=10)
-        axes.xaxis.set_major_locator(FixedLocator(rates))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate * 1e3:g}e-3"))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.tick_params(axis="x", labelsize=6)
-        axes.grid(alpha=0.25)
-        axes.legend(fontsize=7, frameon=False)
-    panels[0].set_ylabel("validation loss (nats/token)")
-    return figure
+def loss_against_learning_rate(table: pd.DataFrame) -> Figure:
+    """Plot the mean loss against the learning rate: one panel per parametrization, one line per shape."""
+    rates, losses = sorted(table["peak_lr"].unique()), table["loss_nats_per_token"]
+    x = Axis.around(rates, "peak learning rate", log=True, kind="scientific", ticks=rates)
+    y = Axis.around(losses, "validation loss (nats/token)")
+    charts = {}
+    for kind in sorted(table["parametrization"].unique(), key=_rank):
+        grid = loss_grid(table, kind)
+        names = [shape_label(*shape) for shape in grid.index]
+        rows, lowest = [], []
+        for name, (_, row) in zip(names, grid.iterrows(), strict=True):
+            measured = row.dropna()
+            drawn = [
+                {"x": rate, "y": loss, "series": name, "group": name, "loss": f"{loss:.4f}"}
+                for rate, loss in measured.items()
+            ]
+            rows += drawn
+            lowest.append(drawn[first_argmin(measured)])
+        series = Series(tuple(names), interactive=False)
+        charts[str(kind)] = layered(
+            lines(rows, x, y, series),
+            points(lowest, x, y, series, TOOLTIP, size=220, filled=False),
+            points(rows, x, y, series, TOOLTIP),
+            series=series,
+        )
+    return Figure(
+        "lr_transfer",
+        "Loss against learning rate by shape",
+        "One line per shape, averaged over seeds; large mark: lowest loss of the shape.",
+        panels(charts),
+    )
 
 
 def write_lr_report(folder: Path, out: Path, only: Collection[str] | None = None) -> None:
@@ -178,7 +181,7 @@ def write_lr_report(folder: Path, out: Path, only: Collection[str] | None = None
         )
     found = curves(table)
     out.mkdir(parents=True, exist_ok=True)
-    draw(table).savefig(out / FIGURE, dpi=150)
+    loss_against_learning_rate(table).save(out / FIGURE)
     report = markdown(found, len(table), dropped)
     write_text(out / "lr_transfer.md", report)
     columns = [*keys, "tokens"]

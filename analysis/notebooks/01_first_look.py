@@ -30,7 +30,8 @@ RUNS = Path(os.environ.get("SLM_RUNS") or SHIPPED)
 # %%
 import pandas as pd
 
-from analysis.report import charts, charts_diagnostics, tables, text
+from analysis import charts
+from analysis.report import tables, text
 from analysis.report.study_report import analyze_study
 
 runs = analysis.load_runs(RUNS)
@@ -74,7 +75,7 @@ comparison = report.comparison
 print(text.kappa_sentence(comparison.kappa, comparison.deep, comparison.wide))
 if report.shape_curve is not None:
     print(f"{report.shape_curve.status}: {report.shape_curve.sentence}")
-charts_diagnostics.shape_curve(report)
+charts.shape_curve(report)
 
 # %% [markdown]
 # ## Power of larger designs

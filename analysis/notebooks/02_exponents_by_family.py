@@ -29,8 +29,8 @@ RUNS = Path(os.environ.get("SLM_RUNS") or SHIPPED)
 # %%
 import pandas as pd
 
-from analysis import fit_joint
-from analysis.report import charts, charts_diagnostics, tables, text
+from analysis import charts, fit_joint
+from analysis.report import tables, text
 from analysis.report.study_report import analyze_study
 
 report = analyze_study(analysis.load_runs(RUNS))
@@ -94,7 +94,7 @@ if exponents.without is not None and exponents.status in ("OK", "WEAK"):
     shape, difference = exponents.without
     print(f"exponent difference: {exponents.difference:+.4f}, without {shape}: {difference:+.4f}")
 print("Hold-out:", text.hold_out_sentence(report))
-charts_diagnostics.residuals(report)
+charts.residuals(report)
 
 # %%
-charts_diagnostics.hold_out(report)
+charts.hold_out(report)

@@ -30,8 +30,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis import compare_families
-from analysis.report import charts, text
+from analysis import charts, compare_families
+from analysis.report import text
 from analysis.report.study_report import analyze_study
 
 runs = analysis.load_runs(RUNS)

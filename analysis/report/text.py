@@ -108,7 +108,9 @@ def key_numbers(report: StudyReport) -> list[tuple[str, str]]:
     row = endpoint(report)
     if row is not None:
         value = format_interval(row["largest"], row["largest_low_holm"], row["largest_high_holm"])
-        label = f"loss of {found.deep} minus loss of {found.wide} at the largest FLOPs, nats per token"
+        label = (
+            f"loss of {found.deep} minus loss of {found.wide} at the largest FLOPs, nats per token"
+        )
         numbers.append((value, label))
     if found.kappa is not None:
         low, high = found.kappa.interval or (math.nan, math.nan)

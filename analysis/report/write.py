@@ -33,12 +33,12 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from analysis.charts import overview
 from analysis.compare.families import plain
 from analysis.formatting import count
 from analysis.learning_rate.gate import load_audit
 from analysis.report import tables, text
 from analysis.report.html import DEFAULT_QUESTION, TITLE, page
-from analysis.report.overview_png import save_overview
 from analysis.report.study_report import AuditLike, StudyReport, analyze_study
 from analysis.report.tables import Rows
 from analysis.runs.load import Runs, load_runs
@@ -105,7 +105,7 @@ def report_on(
         audit = load_audit(audit, loaded)
     report = analyze_study(loaded, deep=deep, wide=wide, audit=audit, question=question)
     out.mkdir(parents=True, exist_ok=True)
-    save_overview(report.table, report.families, report.comparison.matched, out / FIGURE)
+    overview(report).save(out / FIGURE, titled=False)
     write_json(out / "results.json", results(report))
     write_text(out / "report.md", markdown(report))
     write_text(out / "report.html", page(report))

@@ -17,7 +17,7 @@ log = logging.getLogger("slm")
 def write_report(cells: Sequence[Cell]) -> None:
     """Write the study's report to RUNS_DIR/STUDY/report, and log how many cells are not in it."""
     from analysis.learning_rate.audit import middle_learning_rate
-    from analysis.report.by_kind import write_report_of  # late: imports pandas and matplotlib
+    from analysis.report.by_kind import write_report_of  # late: imports pandas
 
     config = cells[0].spec.config
     study = Path(config.runs_dir) / config.study.name

@@ -1,15 +1,12 @@
 // Draw each figure from the Vega-Lite specification beside it.
 "use strict";
 
-const NARROW = 480; // pixels: legends get fewer columns in charts below this width
+const NARROW = 480; // pixels
 
 async function draw(figure) {
   const element = figure.querySelector(".chart");
   const spec = JSON.parse(figure.querySelector("script").textContent);
-  if (element.clientWidth < NARROW) {
-    spec.config.legend.columns = 2;
-    spec.config.axis.labelLimit = 0.3 * element.clientWidth;
-  }
+  if (element.clientWidth < NARROW) fit(spec.config, element.clientWidth);
   await vegaEmbed(element, spec, {
     actions: false,
     logLevel: 1, // errors only
@@ -17,6 +14,13 @@ async function draw(figure) {
     renderer: "svg",
     tooltip: { disableDefaultStyle: true },
   });
+}
+
+// Make labels, titles and legends fit a narrow chart.
+function fit(config, width) {
+  Object.assign(config.legend, { columns: 3, labelLimit: width / 3 - 30 });
+  Object.assign(config.axis, { labelLimit: 0.42 * width, titleFontSize: 12 });
+  config.axisX = { titleAnchor: "end" }; // a long title extends to the left, below the row labels
 }
 
 async function drawAll() {

@@ -11,7 +11,7 @@ import pytest
 from analysis.learning_rate.transfer import (
     common_rate,
     curves,
-    draw,
+    loss_against_learning_rate,
     loss_grid,
     markdown,
     summaries,
@@ -70,7 +70,8 @@ def test_common_rate_excludes_the_learning_rate_of_a_diverged_run() -> None:
     table = table[~((table["peak_lr"] == LEARNING_RATES[2]) & (table["n_layers"] == 16))]
     assert common_rate(loss_grid(table, "standard")) == LEARNING_RATES[3]
     assert len(curves(table)) == len(BEST)
-    draw(table)
+    figure = loss_against_learning_rate(table)
+    assert len(figure.spec()["hconcat"]) == 3
     assert "edge of the grid" in markdown(curves(table), len(table), {"not finished (diverged)": 1})  # type: ignore[arg-type]
 
 
