@@ -310,7 +310,9 @@ class Axis:
             type="log" if self.log else "linear",
             domain=[self.low, self.high],
             nice=False,
-            zero=False,
+            **(
+                {} if self.log else {"zero": False}
+            ),  # Vega-Lite warns about it on a logarithmic scale
         )
         axis: dict[str, Any] = {
             "grid": True,

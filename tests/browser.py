@@ -139,18 +139,12 @@ def open_browser() -> Iterator[Browser]:
         raise FileNotFoundError(MISSING)
     to_child, from_parent = os.pipe()
     to_parent, from_child = os.pipe()
-
-    def place_pipes() -> None:  # Chromium reads from file descriptor 3 and writes to 4
-        os.dup2(to_child, 103)
-        os.dup2(from_child, 104)
-        os.dup2(103, 3)
-        os.dup2(104, 4)
-
+    # Chromium reads commands from file descriptor 3 and writes answers to 4.
+    place_pipes = f'exec "$0" "$@" 3<&{to_child} 4>&{from_child}'
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            [CHROMIUM, *OPTIONS, f"--user-data-dir={profile}", "about:blank"],
-            preexec_fn=place_pipes,
-            pass_fds=(3, 4, to_child, from_child),
+            ["bash", "-c", place_pipes, CHROMIUM, *OPTIONS, f"--user-data-dir={profile}"],
+            pass_fds=(to_child, from_child),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
