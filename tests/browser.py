@@ -122,6 +122,9 @@ class Browser:
 
     def pdf(self) -> bytes:
         """Return the page as it is printed on A4."""
+        self.send(
+            "Emulation.setEmulatedMedia", media=""
+        )  # an emulated medium also applies to a print
         printed = self.send(
             "Page.printToPDF", paperWidth=8.27, paperHeight=11.69, preferCSSPageSize=True
         )
