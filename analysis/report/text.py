@@ -205,13 +205,10 @@ def kappa_sentence(kappa: Kappa | None, deep: str, wide: str) -> str:
     """Return the compute multiplier with its interval: FLOPs of wide over FLOPs of deep at equal loss."""
     if kappa is None:
         return "No compute multiplier: the families have no common range of losses."
-    value = kappa.at_largest if kappa.by_law is None else kappa.by_law
-    between = ""
-    if kappa.interval is not None:
-        low, high = kappa.interval
-        between = f" [{low:.2f}, {high:.2f}]"
+    low, high = kappa.interval or (math.nan, math.nan)
+    value = format_interval(kappa.estimate, low, high, signed=False, digits=2)
     return (
-        f"At {power_of_ten(kappa.at_flops)} FLOPs {wide} needs {value:.2f}{between} times the FLOPs of "
+        f"At {power_of_ten(kappa.at_flops)} FLOPs {wide} needs {value} times the FLOPs of "
         f"{deep} for the same loss."
     )
 
