@@ -1,4 +1,4 @@
-"""Planning and analysis import no torch, and only listed packages import each heavy library.
+"""Planning and analysis import no torch and no chart library, and only listed packages import each heavy library.
 
 `make lint` checks the order of layers with import-linter (contracts in pyproject.toml).
 """
@@ -72,6 +72,9 @@ ALLOWED_IMPORTERS = {
     "safetensors": {"slm.model.hf"},
     "flash_attn": {"slm.model.attention"},
     "pandas": {"analysis"},
+    "altair": {"slm.charts", "analysis.charts"},
+    "vl_convert": {"slm.charts"},
+    "matplotlib": set(),
     "analysis": {"analysis", "hydra_plugins"},
 }
 
@@ -103,6 +106,7 @@ def test_only_allowed_packages_import_a_library(library: str, allowed: set[str])
             assert any(within(name, package) for package in allowed), f"{name} imports {library}"
 
 
-def test_planning_and_analysis_do_not_import_torch() -> None:
-    code = f"import sys\nfor m in {TORCH_FREE!r}: __import__(m)\nassert 'torch' not in sys.modules"
+def test_planning_and_analysis_do_not_import_torch_or_altair() -> None:
+    late = {"torch", "altair", "vl_convert"}
+    code = f"import sys\nfor m in {TORCH_FREE!r}: __import__(m)\nassert not {late!r} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

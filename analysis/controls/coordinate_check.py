@@ -13,8 +13,6 @@ from slm.errors import DataError
 from slm.files import read_json
 
 FIGURE = "coordinates.png"
-TICKS = (0.1, 0.2, 0.4, 0.8)  # of the logarithmic axis of the root mean square
-LIMITS = (0.06, 1.2)
 SIZES = {"width": "d_model", "depth": "n_layers"}
 MEASURES = {"stream": "at step 0", "update": "change after {step} steps"}
 
@@ -40,9 +38,12 @@ def growth(rows: pd.DataFrame, axis: str, measure: str, step: int) -> pd.Series:
 def root_mean_squares(rows: pd.DataFrame) -> Figure:
     """Plot the root mean square of the residual stream and of its change, against width and depth."""
     last = int(rows["step"].max())
+    ends = rows[rows["step"].isin([0, last])]
+    values = [*ends["stream"], *ends["embedding"], *ends[ends["step"] == last]["update"]]
+    y = Axis.around(values, "root mean square", log=True)
     charts = {
         f"residual stream {title.format(step=last)}, {axis}": _panel(
-            rows, axis, measure, 0 if measure == "stream" else last
+            rows, axis, measure, 0 if measure == "stream" else last, y
         )
         for measure, title in MEASURES.items()
         for axis in SIZES
@@ -56,13 +57,12 @@ def root_mean_squares(rows: pd.DataFrame) -> Figure:
     )
 
 
-def _panel(rows: pd.DataFrame, axis: str, measure: str, step: int) -> Any:
+def _panel(rows: pd.DataFrame, axis: str, measure: str, step: int, y: Axis) -> Any:
     size = SIZES[axis]
     slopes = growth(rows, axis, measure, step)
     chosen = rows[(rows["axis"] == axis) & (rows["step"] == step)]
     ticks = sorted(chosen[size].unique())
     x = Axis.around(ticks, size, log=True, ticks=ticks)
-    y = Axis("root mean square", *LIMITS, log=True, ticks=TICKS)
     series = Series(
         tuple(f"{kind}, exponent {slope:+.2f}" for kind, slope in slopes.items()), interactive=False
     )

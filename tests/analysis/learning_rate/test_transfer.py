@@ -71,7 +71,7 @@ def test_common_rate_excludes_the_learning_rate_of_a_diverged_run() -> None:
     assert common_rate(loss_grid(table, "standard")) == LEARNING_RATES[3]
     assert len(curves(table)) == len(BEST)
     figure = loss_against_learning_rate(table)
-    assert len(figure.spec()["hconcat"]) == 3
+    assert len(figure.spec()["concat"]) == 3
     assert "edge of the grid" in markdown(curves(table), len(table), {"not finished (diverged)": 1})  # type: ignore[arg-type]
 
 

@@ -1,0 +1,34 @@
+"""Charts of a study report. Each function returns a `Figure`, or None if the study lacks its data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from analysis.charts.exponents import alphas, exponent_difference, isoflop
+from analysis.charts.loss import compute_multiplier, differences, loss_against_flops, overview
+from analysis.charts.shapes import hold_out, residuals, shape_curve
+from slm.charts import Figure
+
+if TYPE_CHECKING:
+    from analysis.report.study_report import StudyReport
+
+__all__ = [
+    "alphas", "compute_multiplier", "differences", "exponent_difference", "hold_out", "isoflop",
+    "loss_against_flops", "overview", "report_figures", "residuals", "shape_curve",
+]  # fmt: skip
+
+
+def report_figures(report: StudyReport) -> list[Figure]:
+    """Return the figures of a report in the order of its sections, without those that the study lacks."""
+    figures = (
+        loss_against_flops(report),
+        differences(report),
+        compute_multiplier(report),
+        shape_curve(report),
+        alphas(report),
+        exponent_difference(report),
+        isoflop(report),
+        residuals(report),
+        hold_out(report),
+    )
+    return [figure for figure in figures if figure is not None]
