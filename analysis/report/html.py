@@ -24,7 +24,7 @@ DEFAULT_QUESTION = (
     "Under matched compute, does a deeper shape beat a wider one, and does that change with scale?"
 )
 NEGATIVE = re.compile(r"(?:^|(?<=[ \[(]))-(?=[0-9])")
-LONG = 32  # characters of a cell that is wrapped
+LONG = 26  # characters of a cell that is wrapped
 
 
 def page(report: StudyReport) -> str:

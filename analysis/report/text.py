@@ -12,6 +12,7 @@ from analysis.formatting import (
     format_dropped,
     format_interval,
     format_p_value,
+    format_range,
     power_of_ten,
 )
 from analysis.learning_rate.audit import MAX_PENALTY
@@ -119,8 +120,12 @@ def key_numbers(report: StudyReport) -> list[tuple[str, str]]:
             (value, f"compute multiplier: FLOPs of {found.wide} / {found.deep} at equal loss")
         )
     if found.verdict.word != "refused":
-        value = "refused" if found.exponents.refused else found.exponents.difference_text
-        numbers.append((value, f"exponent difference, status {found.status}"))
+        one, label = found.exponents, f"exponent difference, status {found.status}"
+        value = "refused" if one.refused else one.difference_text
+        if one.status == "UNIDENTIFIED":
+            value = "not identified"
+            label += f": {format_range(one.accepted_difference, signed=True)} is accepted"
+        numbers.append((value, label))
     shapes = count(table.groupby(["family", "shape"]).ngroups, "shape")
     families = count(len(report.families), "family", "families")
     budgets = count(len(report.tokens_per_param), "token budget")

@@ -2,11 +2,12 @@
 "use strict";
 
 const NARROW = 480; // pixels
+const COLUMNS = 3; // of the legend of a narrow chart
 
 async function draw(figure) {
   const element = figure.querySelector(".chart");
   const spec = JSON.parse(figure.querySelector("script").textContent);
-  if (element.clientWidth < NARROW) fit(spec.config, element.clientWidth);
+  if (element.clientWidth < NARROW) fit(spec, element.clientWidth);
   await vegaEmbed(element, spec, {
     actions: false,
     logLevel: 1, // errors only
@@ -17,10 +18,21 @@ async function draw(figure) {
 }
 
 // Make labels, titles and legends fit a narrow chart.
-function fit(config, width) {
-  Object.assign(config.legend, { columns: 3, labelLimit: width / 3 - 30 });
-  Object.assign(config.axis, { labelLimit: 0.42 * width, titleFontSize: 12 });
-  config.axisX = { titleAnchor: "end" }; // a long title extends to the left, below the row labels
+function fit(spec, width) {
+  Object.assign(spec.config.axis, { labelLimit: 0.42 * width, titleFontSize: 12 });
+  spec.config.axisX = { titleAnchor: "end" }; // a long title extends to the left, below the row labels
+  for (const legend of legends(spec)) {
+    legend.columns = Math.min(legend.columns ?? COLUMNS, COLUMNS);
+    legend.labelLimit = width / legend.columns - 30;
+  }
+}
+
+function* legends(value) {
+  for (const [key, inner] of Object.entries(value ?? {})) {
+    if (typeof inner !== "object" || inner === null) continue;
+    if (key === "legend") yield inner;
+    else if (key !== "data" && key !== "datasets") yield* legends(inner);
+  }
 }
 
 async function drawAll() {
