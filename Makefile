@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-kernels test-slow test-gpu gpu-wheels test-clusters clusters notebooks lint format clean
+.PHONY: help demo test test-kernels test-slow test-gpu gpu-wheels test-clusters clusters notebooks pictures lint format clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -49,6 +49,9 @@ clusters: $(READY) ## Install the dependencies of hydra/launcher=slurm and ray
 
 notebooks: $(READY) ## Execute the notebooks in analysis/notebooks and update the .ipynb files
 	$(BIN)/python -m analysis.notebooks.execute
+
+pictures: $(READY) ## Regenerate docs/img, the pictures of reports, from committed runs (needs chromium)
+	$(BIN)/python -m tests.pictures
 
 lint: $(READY) ## Check style, types and import order
 	$(BIN)/ruff check .

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 MIN_P = 0.001  # smaller p values are printed as `< .001`
 
@@ -12,9 +13,45 @@ def format_p_value(p: float, equals: str = " ") -> str:
     return "p < .001" if p < MIN_P else f"p{equals}{p:.3f}"
 
 
-def count(number: int, noun: str) -> str:
+def p_text(p: float | None) -> str:
+    """Format a p value for a table cell; a dash if it is undefined."""
+    if p is None or not math.isfinite(p):
+        return "-"
+    return "< .001" if p < MIN_P else f"{p:.4f}"
+
+
+def format_number(value: float | None, *, signed: bool = False, digits: int = 4) -> str:
+    """Format a number for a table cell; a dash if it is undefined."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+
+
+def format_interval(
+    value: float | None,
+    low: float | None,
+    high: float | None,
+    *,
+    signed: bool = True,
+    digits: int = 4,
+) -> str:
+    """Format an estimate as `estimate [low, high]`, or without the interval if that is undefined."""
+    estimate, lower, upper = (
+        format_number(one, signed=signed, digits=digits) for one in (value, low, high)
+    )
+    return estimate if "-" in (lower, upper) else f"{estimate} [{lower}, {upper}]"
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
     """Return a number with its noun in the right form: `1 size`, `2 sizes`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def span(values: Iterable[float]) -> str:
+    """Return the range of counts with metric suffixes: `10M to 316M`, or `10M` for one value."""
+    known = list(values)
+    ends = list(dict.fromkeys((short_count(min(known)), short_count(max(known)))))
+    return " to ".join(ends)
 
 
 def format_range(ends: tuple[float, float], *, signed: bool = False) -> str:

@@ -9,6 +9,7 @@ the test of which regime holds. Shapes are clusters: intervals are delete-one-sh
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,10 @@ from analysis.design.identifiability import count_distinct
 from analysis.fit.diagnostics import Status
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import codes, jackknife_error
+from analysis.formatting import count, format_interval, format_number, power_of_ten
 from slm.parabola import parabola_minimum
 from slm.rounding import ROUNDING_TOLERANCE, condition_number, snap_to_zero, stable_argsort
+from slm.summary import Rows, Summarized
 
 MIN_ASPECTS = 3
 LN2_SQUARED = math.log(2) ** 2
@@ -47,8 +50,8 @@ class RungCurve:
     cost_in_flops: float | None
 
 
-@dataclass(frozen=True)
-class ShapeCurve:
+@dataclass(frozen=True, repr=False)
+class ShapeCurve(Summarized):
     """All rungs together: a level per rung and budget, one curvature, an optimum that may move with ln C.
 
     `best_aspect` at the geometric mean of FLOPs and `trend` = d ln(best aspect) / d ln C, with 95%
@@ -67,6 +70,35 @@ class ShapeCurve:
     cost_interval: Interval | None = None
     cost_in_flops: float | None = None
     interior: bool | None = None
+
+    def title(self) -> str:
+        shapes = count(self.shapes, "shape")
+        return f"loss against d_model / n_layers at equal FLOPs, {shapes}: {self.status}"
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        for name, value, ends in (
+            ("best d_model / n_layers [95% CI]", self.best_aspect, self.best_interval),
+            ("d ln(best) / d ln C [95% CI]", self.trend, self.trend_interval),
+            ("cost of twice or half of it, nats [95% CI]", self.cost_of_two, self.cost_interval),
+        ):
+            if value is not None and ends is not None:
+                yield name, format_interval(value, *ends, signed=value == self.trend)
+        for reason in self.reasons:
+            yield "reason", reason
+
+    def rows(self) -> Rows:
+        """Return one row per rung and token budget, each by its own parabola."""
+        return [
+            {
+                "rung": str(one.rung),
+                "tokens_per_param": f"{one.tokens_per_param:g}",
+                "FLOPs": power_of_ten(one.flops),
+                "aspect ratios": ", ".join(f"{aspect:.3g}" for aspect in one.aspects),
+                "best": "-" if one.best_aspect is None else f"{one.best_aspect:.3g}",
+                "cost of a factor 2, nats": format_number(one.cost_of_two),
+            }
+            for one in self.rungs
+        ]
 
     @property
     def sentence(self) -> str:

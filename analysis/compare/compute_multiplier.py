@@ -10,6 +10,7 @@ same runs. What is reported with an interval comes from the frontiers of the law
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,15 +25,17 @@ from analysis.fit.law import JointLaw, log_loss
 from analysis.fit.levenberg_marquardt import Problem, minimise
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import bootstrap_interval, cluster_bootstrap, codes, jackknife_error
+from analysis.formatting import format_interval, format_number, power_of_ten
 from slm.rounding import exceeds, merge_close, snap_to_zero
+from slm.summary import Rows, Summarized
 
 LEVELS = 9  # losses at which the slope is taken
 ENOUGH_FOR_BCA = 10  # shapes of a family
 MIN_POINTS = 3  # runs of a family that no cheaper one beats
 
 
-@dataclass(frozen=True)
-class Kappa:
+@dataclass(frozen=True, repr=False)
+class Kappa(Summarized):
     """kappa over the losses that both families reach, from the runs themselves.
 
     `at_largest`: at the loss of the worse family where the envelopes' common FLOPs end. Above 1 deep needs
@@ -60,6 +63,49 @@ class Kappa:
     def excess_slope(self) -> float:
         """Slope beyond what levels alone explain; positive if deep gains with scale."""
         return self.slope - (self.drift or 0.0)
+
+    @property
+    def estimate(self) -> float:
+        """By the law if there is one, else from the runs."""
+        return self.at_largest if self.by_law is None else self.by_law
+
+    @property
+    def text(self) -> str:
+        """The estimate with its 95% interval, without a unit."""
+        low, high = self.interval or (math.nan, math.nan)
+        return format_interval(self.estimate, low, high, signed=False, digits=3)
+
+    def title(self) -> str:
+        return (
+            f"compute multiplier, FLOPs of wide / FLOPs of deep at equal loss: {self.text} at "
+            f"{power_of_ten(self.at_flops)} FLOPs"
+        )
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        yield "95% interval", "not computed" if self.interval is None else "jackknife over shapes"
+        if self.bootstrap_interval is not None:
+            low, high = self.bootstrap_interval
+            yield (
+                "bootstrap interval",
+                f"[{low:.3f}, {high:.3f}], {self.replicates} replicates, {self.discarded} discarded",
+            )
+        yield "from the runs", f"{self.at_largest:.3f} at loss {self.loss[0]:.4f} nats/token"
+        drift = format_number(self.drift, signed=True)
+        yield (
+            "slope per ln FLOPs",
+            f"{format_number(self.slope, signed=True)}, of which {drift} by levels alone",
+        )
+
+    def rows(self) -> Rows:
+        """Return one row per loss."""
+        return [
+            {
+                "loss, nats/token": f"{loss:.4f}",
+                "FLOPs": power_of_ten(flops),
+                "compute multiplier": f"{value:.3f}",
+            }
+            for loss, flops, value in zip(self.loss, self.flops, self.values, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

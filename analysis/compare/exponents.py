@@ -9,6 +9,7 @@ within pairs, profile likelihood with a cut widened to the jackknife, and two on
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -33,16 +34,24 @@ from analysis.fit.law import ALPHA, EXPONENT_BOUNDS, JointLaw, Points, log_loss
 from analysis.fit.levenberg_marquardt import Minima, Problem, at_bound
 from analysis.fit.profile_likelihood import naive_covariance, profile_contrast, quantile_t
 from analysis.fit.resampling import Solution, jackknife_error, solve
-from analysis.formatting import count
+from analysis.formatting import (
+    count,
+    format_interval,
+    format_number,
+    format_p_value,
+    format_range,
+    p_text,
+)
 from analysis.runs.study import Study
 from slm.rounding import ITERATION_TOLERANCE, exceeds, first_argmin, opposite_signs, snap_to_zero
+from slm.summary import Rows, Summarized
 
 EQUIVALENT = 0.02  # exponents closer than this are the same for any use
 POWER = 0.8
 
 
-@dataclass(frozen=True)
-class ExponentDifference:
+@dataclass(frozen=True, repr=False)
+class ExponentDifference(Summarized):
     """alpha_deep - alpha_wide of the joint law M2, loss in nats. Numbers are None where refused.
 
     `alpha`, `alpha_intervals`: per family; intervals are jackknife, 95%, t with `df` = G - 1 - 2 families.
@@ -111,6 +120,64 @@ class ExponentDifference:
         """What both accepted ranges leave for the difference: what is told where it is not identified."""
         deep, wide = self.accepted_alpha(self.deep), self.accepted_alpha(self.wide)
         return deep[0] - wide[1], deep[1] - wide[0]
+
+    @property
+    def difference_text(self) -> str:
+        """The difference with its interval, or why it has no value; only the accepted range if UNIDENTIFIED."""
+        if self.difference is None or self.interval is None:
+            return f"refused: {'; '.join(self.reasons)}"
+        if self.status == "UNIDENTIFIED":
+            ends = format_range(self.accepted_difference, signed=True)
+            return f"not identified: any value from {ends} is accepted"
+        return format_interval(self.difference, *self.interval)
+
+    def alpha_text(self, family: str) -> str:
+        """Format the exponent of one family, in the same way as `difference_text`."""
+        if family not in self.alpha:
+            return "refused"
+        if self.status == "UNIDENTIFIED":
+            return f"not identified: {format_range(self.accepted_alpha(family))} is accepted"
+        return format_interval(self.alpha[family], *self.alpha_intervals[family], signed=False)
+
+    def title(self) -> str:
+        runs, shapes = count(self.runs, "run"), count(self.shapes, "shape")
+        return (
+            f"exponent difference, {self.deep} minus {self.wide}, loss in nats against {self.n_name}, "
+            f"{runs}, {shapes}: {self.status}"
+        )
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        yield "difference [95% CI]", self.difference_text
+        if self.refused:
+            return
+        for family in self.alpha:
+            yield f"alpha {family} [95% CI]", self.alpha_text(family)
+        if self.status != "UNIDENTIFIED":
+            yield "jackknife over shapes", f"{format_p_value(self.p or 0.0)}, t({self.df})"
+            if self.permutation is not None:
+                yield "permutation test", format_p_value(self.permutation.p)
+            yield "MDE (80% power)", format_number(self.mde80)
+        for reason in self.reasons:
+            yield "reason", reason
+
+    def row(self) -> dict[str, str]:
+        """Return one row of the table of exponents; without a value if refused or not identified."""
+        identified = self.status != "UNIDENTIFIED"
+        permuted = None if self.permutation is None else self.permutation.p
+        return {
+            "N": self.n_name,
+            "status": self.status,
+            **{
+                f"alpha {family} [95% CI]": self.alpha_text(family)
+                for family in dict.fromkeys((self.deep, self.wide))
+            },
+            "difference [95% CI]": "refused" if self.refused else self.difference_text,
+            "p": p_text(self.p if identified else None),
+            "permutation p": p_text(permuted if identified else None),
+        }
+
+    def rows(self) -> Rows:
+        return [self.row()]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

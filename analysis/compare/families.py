@@ -7,7 +7,7 @@ See `analysis.compare.verdict` for the rules and `analysis.compare.exponents`, `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,19 +18,21 @@ from analysis.compare.aspect_ratio import MIN_ASPECTS, ShapeCurve, fit_shape_cur
 from analysis.compare.compute_multiplier import Kappa, compute_multiplier
 from analysis.compare.exponents import ExponentDifference, exponent_difference_of, shape_misfit
 from analysis.compare.holdout import HoldOut, hold_out
-from analysis.compare.matched_pairs import Contrast, paired_differences
-from analysis.compare.verdict import Findings, Verdict, decide, describe, describe_kappa
+from analysis.compare.matched_pairs import Contrast, endpoint_text, paired_differences
+from analysis.compare.verdict import Findings, Verdict, decide
 from analysis.design.identifiability import comparison_refusals, design_warnings, labels
+from analysis.formatting import power_of_ten
 from analysis.learning_rate.audit import Audit, parse_audit
 from analysis.runs.study import Columns, Study, prepare
 from slm.errors import DataError
 from slm.rounding import exceeds, snap_to_zero
+from slm.summary import Summarized
 
 EXTRAPOLATION = 3.0  # times the largest measured FLOPs
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Summarized):
     """What a study says of two families.
 
     `exponents`: under the primary definition of N, `by_definition` under the others too. `matched`: paired
@@ -95,17 +97,33 @@ class Comparison:
         """Whether a claim at these FLOPs is no longer a measured one."""
         return bool(exceeds(flops, EXTRAPOLATION * self.largest_flops))
 
-    def summary(self) -> str:
-        """The answer in a few lines."""
-        lines = [f"{self.verdict.word}: {self.verdict.sentence}"]
-        lines += [f"  {describe(one)}" for one in self.by_definition.values()]
-        for name, alpha in self.estimates.items():
-            low, high = self.intervals[name]
-            lines.append(f"  alpha {name} = {alpha:.4f} [{low:.4f}, {high:.4f}]")
+    def title(self) -> str:
+        return self.verdict.title()
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        if self.matched is not None and self.matched.by_flops:
+            difference = endpoint_text(self.matched.by_flops[-1])
+            yield f"loss of {self.deep} minus loss of {self.wide}", difference
+        for name, one in self.by_definition.items():
+            yield (
+                f"alpha {self.deep} minus alpha {self.wide}, N = {name}",
+                f"{one.difference_text} ({one.status})",
+            )
+        for family in self.estimates:
+            yield f"alpha {family}", self.exponents.alpha_text(family)
         if self.kappa is not None:
-            lines.append(f"  {describe_kappa(self.kappa, self.deep)}")
-        lines += [f"  {reason}" for reason in self.verdict.reasons]
-        return "\n".join([*lines, *(f"  note: {warning}" for warning in self.warnings)])
+            yield (
+                f"FLOPs of {self.wide} / FLOPs of {self.deep} at equal loss",
+                f"{self.kappa.text} at {power_of_ten(self.kappa.at_flops)} FLOPs",
+            )
+        yield "hold-out of the largest size", self.hold_out.status
+        audit = self.audit
+        status = "passed" if audit and audit.passed(self.deep, self.wide) else "FAILED"
+        yield "learning-rate audit", "not given" if audit is None else status
+        for reason in self.verdict.reasons:
+            yield "reason", reason
+        for warning in self.warnings:
+            yield "note", warning
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: numbers that are not finite become null."""

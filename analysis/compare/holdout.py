@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +15,10 @@ from analysis.compare.exponents import FittedStudy, fitted, refusals_of, shape_m
 from analysis.fit.law import log_loss
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import cluster_bootstrap
+from analysis.formatting import count, format_interval, short_count
 from analysis.runs.study import Study
 from slm.rounding import exceeds, snap_to_zero, stable_argsort
+from slm.summary import Rows, Summarized
 
 REPLICATES = 200
 
@@ -47,8 +50,8 @@ class HeldOutCell:
         return not exceeds(self.low, self.observed) and not exceeds(self.observed, self.high)
 
 
-@dataclass(frozen=True)
-class HoldOut:
+@dataclass(frozen=True, repr=False)
+class HoldOut(Summarized):
     """The largest size of every family predicted from the smaller ones.
 
     `passed`: the mean error over budgets lies within the 95% interval for every family that is compared;
@@ -65,6 +68,40 @@ class HoldOut:
     def coverage(self) -> float | None:
         """Share of cells inside their interval."""
         return float(np.mean([cell.inside for cell in self.cells])) if self.cells else None
+
+    @property
+    def status(self) -> str:
+        if self.passed is None:
+            return "not possible"
+        return "passed" if self.passed else "FAILED"
+
+    def title(self) -> str:
+        return f"largest size predicted from the smaller ones: {self.status}"
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        for reason in self.reasons:
+            yield "reason", reason
+        if self.coverage is not None:
+            cells = count(len(self.cells), "cell")
+            yield "inside the 95% prediction interval", f"{self.coverage:.0%} of {cells}"
+
+    def rows(self) -> Rows:
+        """Return one row per held-out cell: observed and predicted loss in nats per token."""
+        return [
+            {
+                "family": cell.family,
+                "N": short_count(cell.n),
+                "tokens": short_count(cell.tokens),
+                "observed": f"{cell.observed:.4f}",
+                "predicted [95% PI]": format_interval(
+                    cell.predicted, cell.low, cell.high, signed=False
+                ),
+                "error, nats": f"{cell.error_nats:+.4f}",
+                "relative error": f"{cell.error_percent:+.2f}%",
+                "inside interval": "yes" if cell.inside else "NO",
+            }
+            for cell in self.cells
+        ]
 
 
 def hold_out(study: Study, seed: int = 0) -> HoldOut:

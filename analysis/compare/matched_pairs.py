@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,14 @@ import pandas as pd
 from scipy import stats
 
 from analysis.design.identifiability import collinearity_refusals
+from analysis.formatting import (
+    count,
+    format_interval,
+    format_number,
+    format_p_value,
+    p_text,
+    power_of_ten,
+)
 from slm.architecture.shape_solver import MATCH_TOLERANCE
 from slm.rounding import (
     ITERATION_TOLERANCE,
@@ -21,12 +29,14 @@ from slm.rounding import (
     snap_to_zero,
     stable_argsort,
 )
+from slm.summary import Readable, Rows
 
 CONFIDENCE = 0.95
+MAX_BUDGETS = 5  # in the printed summary
 
 
-@dataclass(frozen=True)
-class Contrast:
+@dataclass(frozen=True, repr=False)
+class Contrast(Readable):
     """Loss of one family minus that of another, in nats per token, over matched pairs.
 
     `pairs` has a row per (rung, token budget), `unpaired` counts the runs of the two families without
@@ -54,6 +64,55 @@ class Contrast:
         rows: list[Any] = self.summary.to_dict("records")
         return [rows[row] for row in stable_argsort([row["largest_flops"] for row in rows])]
 
+    def title(self) -> str:
+        pairs, budgets = count(len(self.pairs), "pair"), count(len(self.summary), "token budget")
+        return f"loss of {self.deep} minus loss of {self.wide} at equal FLOPs, nats per token, {pairs} at {budgets}"
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        rows = self.by_flops
+        for row in rows[-MAX_BUDGETS:]:
+            yield f"at tokens_per_param {row['tokens_per_param']:g}", endpoint_text(row)
+        if len(rows) > MAX_BUDGETS:
+            yield "not listed", count(len(rows) - MAX_BUDGETS, "smaller token budget")
+        if self.unpaired:
+            yield "runs without a partner", str(self.unpaired)
+
+    def rows(self) -> Rows:
+        """Return one row per token budget: mean difference, and difference at the largest FLOPs."""
+        return [
+            {
+                "tokens_per_param": f"{row['tokens_per_param']:g}",
+                "pairs": str(int(row["pairs"])),
+                "pairs with lower loss for deep": str(int(row["deep_lower"])),
+                "mean difference [95% CI]": format_interval(
+                    row["mean"], row["mean_low"], row["mean_high"]
+                ),
+                "SD over pairs": format_number(row["sd"]),
+                "difference at the largest FLOPs [95% CI]": format_interval(
+                    row["largest"], row["largest_low"], row["largest_high"]
+                ),
+                "p (Holm)": p_text(row["largest_p_holm"]),
+            }
+            for row in self.summary.to_dict(orient="records")
+        ]
+
+    def pair_rows(self) -> Rows:
+        """Return one row per pair of shapes with equal tokens."""
+        return [
+            {
+                "tokens_per_param": f"{row['tokens_per_param']:g}",
+                "size": f"{row['size']:,.0f}",
+                "tokens": f"{row['tokens']:,.0f}",
+                "FLOPs": f"{row['flops']:.3g}",
+                "FLOPs mismatch": f"{row['flops_mismatch']:+.1%}",
+                self.deep: f"{row['loss_nats_per_token_deep']:.4f}",
+                self.wide: f"{row['loss_nats_per_token_wide']:.4f}",
+                "difference": f"{row['difference']:+.4f}",
+                "difference at equal FLOPs": f"{row['difference_at_equal_flops']:+.4f}",
+            }
+            for row in self.pairs.to_dict(orient="records")
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON, a record a row."""
         return {
@@ -64,6 +123,19 @@ class Contrast:
             "summary": self.summary.to_dict(orient="records"),
             "pairs": self.pairs.to_dict(orient="records"),
         }
+
+
+def endpoint_text(row: Mapping[str, Any]) -> str:
+    """Return the difference of one token budget at its largest FLOPs, with its Holm-adjusted interval."""
+    pairs = count(int(row["pairs"]), "pair")
+    if not math.isfinite(row["largest_p_holm"]):
+        mean = format_number(row["mean"], signed=True)
+        return f"{mean} nats/token on average over {pairs}, too few for an interval"
+    value = format_interval(row["largest"], row["largest_low_holm"], row["largest_high_holm"])
+    return (
+        f"{value} nats/token at {power_of_ten(row['largest_flops'])} FLOPs "
+        f"({pairs}, Holm-adjusted {format_p_value(row['largest_p_holm'])})"
+    )
 
 
 def paired_differences(

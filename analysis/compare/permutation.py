@@ -16,11 +16,13 @@ from analysis.arrays import Floats, Ints
 from analysis.design.simulate import ALL_LABELINGS_UP_TO, sign_patterns
 from analysis.fit.law import ALPHA, log_loss
 from analysis.fit.levenberg_marquardt import NOISE_FREE, Problem, minimise
+from analysis.formatting import count, format_p_value
 from slm.rounding import ITERATION_TOLERANCE, snap_to_zero
+from slm.summary import Summarized
 
 
-@dataclass(frozen=True)
-class Permutation:
+@dataclass(frozen=True, repr=False)
+class Permutation(Summarized):
     """`p`: share of labelings at least as extreme as the observed, which is one of them."""
 
     p: float
@@ -32,6 +34,10 @@ class Permutation:
     def smallest_p(self) -> float:
         """No data of this design could give less."""
         return 2 / self.labelings
+
+    def title(self) -> str:
+        labelings = count(self.labelings, "labeling" if self.exact else "random labeling")
+        return f"permutation test: {format_p_value(self.p)}, {labelings} of {count(self.pairs, 'pair')}"
 
 
 @dataclass(frozen=True)

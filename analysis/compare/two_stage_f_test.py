@@ -15,19 +15,24 @@ from scipy.optimize import minimize_scalar
 from analysis.arrays import Floats, Ints
 from analysis.fit.law import BETA, B, JointLaw, Points
 from analysis.fit.levenberg_marquardt import Problem, minimise, start_grid
+from analysis.formatting import format_p_value
 from slm.rounding import ITERATION_TOLERANCE, ROUNDING_TOLERANCE
+from slm.summary import Summarized
 
 ABSENT = -60.0  # ln of a term that is left out
 LEAST = ITERATION_TOLERANCE**2  # sums of squares up to this are the error of the iteration for beta
 
 
-@dataclass(frozen=True)
-class CollapsedF:
+@dataclass(frozen=True, repr=False)
+class CollapsedF(Summarized):
     """F of one exponent against two, on shapes."""
 
     f: float
     p: float
     df: int
+
+    def title(self) -> str:
+        return f"F test of one exponent against two: F(1, {self.df}) = {self.f:.3g}, {format_p_value(self.p)}"
 
 
 def shape_losses(log_d: Floats, loss: Floats, shape: Ints) -> tuple[Floats, float]:

@@ -7,6 +7,7 @@ learning-rate audit, the exponents, the levels, equivalence. Whatever passes non
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,9 +15,10 @@ from analysis.compare.compute_multiplier import Kappa
 from analysis.compare.exponents import EQUIVALENT, ExponentDifference
 from analysis.compare.holdout import HoldOut
 from analysis.compare.matched_pairs import Contrast
-from analysis.formatting import count, format_p_value, format_range
+from analysis.formatting import count, format_p_value, format_range, power_of_ten
 from analysis.learning_rate.audit import Audit
 from slm.rounding import ITERATION_TOLERANCE, exceeds, opposite_signs, snap_to_zero
+from slm.summary import Summarized
 
 Word = Literal[
     "depth_exponent_better",
@@ -35,13 +37,20 @@ SIGNIFICANCE = 0.05
 SAME_COST = math.log(1.05)  # ln kappa closer to 0 than this is no difference
 
 
-@dataclass(frozen=True)
-class Verdict:
+@dataclass(frozen=True, repr=False)
+class Verdict(Summarized):
     """`word`, the sentence that justifies it, and what else weighed in."""
 
     word: Word
     sentence: str
     reasons: tuple[str, ...] = ()
+
+    def title(self) -> str:
+        return f"{self.word}: {self.sentence}"
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        for reason in self.reasons:
+            yield "reason", reason
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,7 @@ def _levels(found: Findings, doubts: list[str]) -> Verdict | None:
     sentence = (
         f"At equal FLOPs {winner} has the lower loss: {found.deep} minus {found.wide} is "
         f"{row['largest']:+.4f} nats [{row['largest_low_holm']:+.4f}, {row['largest_high_holm']:+.4f}] at "
-        f"{row['largest_flops']:.2g} FLOPs and tokens_per_param {row['tokens_per_param']:g} "
+        f"{power_of_ten(row['largest_flops'])} FLOPs and tokens_per_param {row['tokens_per_param']:g} "
         f"({count(int(row['pairs']), 'pair')}, Holm {format_p_value(row['largest_p_holm'])}); no difference of exponents from {loser} is shown."
     )
     return Verdict(word, sentence)
@@ -164,7 +173,7 @@ def _equivalence(found: Findings) -> Verdict | None:
         )
         return Verdict("no_difference", sentence)
     if kappa is not None and ends is not None and exceeds(SAME_COST, max(-ends[0], ends[1])):
-        told = describe_kappa(kappa, found.deep)
+        told = describe_kappa(kappa, found.deep, found.wide)
         return Verdict("no_difference", f"Equal losses cost the same FLOPs within 5%: {told}.")
     return None
 
@@ -188,7 +197,7 @@ def _inconclusive(found: Findings) -> Verdict:
         )
     hints: tuple[str, ...] = ()
     if found.kappa is not None and found.kappa.interval is not None:
-        hints = (f"exploratory: {describe_kappa(found.kappa, found.deep)}",)
+        hints = (f"exploratory: {describe_kappa(found.kappa, found.deep, found.wide)}",)
     sentence = (
         f"{describe(one)}: neither a difference nor its absence is shown; a difference of exponents of "
         f"{one.mde80:.3f} would have been found with a probability of 80%."
@@ -215,10 +224,9 @@ def describe(one: ExponentDifference) -> str:
     )
 
 
-def describe_kappa(kappa: Kappa, deep: str) -> str:
-    """The compute multiplier at the largest common FLOPs, with its interval where there is one."""
-    value = kappa.at_largest if kappa.by_law is None else kappa.by_law
-    told = f"kappa at {kappa.at_flops:.2g} FLOPs = {value:.3f}"
-    if kappa.interval is not None:
-        told += f" [{kappa.interval[0]:.3f}, {kappa.interval[1]:.3f}]"
-    return f"{told}: {deep} needs {1 / value:.0%} of the FLOPs"
+def describe_kappa(kappa: Kappa, deep: str, wide: str) -> str:
+    """Return the compute multiplier at the largest common FLOPs, with its interval if there is one."""
+    return (
+        f"the compute multiplier at {power_of_ten(kappa.at_flops)} FLOPs is {kappa.text}: {deep} needs "
+        f"{1 / kappa.estimate:.0%} of the FLOPs of {wide}"
+    )

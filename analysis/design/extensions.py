@@ -13,13 +13,15 @@ import numpy as np
 
 from analysis.design.linear import Design, Law
 from analysis.design.power import design_power
+from analysis.formatting import count, format_number, power_of_ten
+from slm.summary import Summarized
 
 MORE_TOKENS = 3.0  # next token budget / largest token budget
 LARGER, BETWEEN = "larger", "between"  # first words of the names of new rungs
 
 
-@dataclass(frozen=True)
-class Extension:
+@dataclass(frozen=True, repr=False)
+class Extension(Summarized):
     """A set of runs to add: number, FLOPs, and the power of the extended study (fields of `DesignPower`)."""
 
     name: str
@@ -28,6 +30,13 @@ class Extension:
     se_exponent: float | None
     mde80_exponent: float | None
     mde80_difference: float | None
+
+    def title(self) -> str:
+        return (
+            f"extension, {self.name}: {count(self.runs, 'run')}, {power_of_ten(self.flops)} FLOPs, MDE (80% "
+            f"power) {format_number(self.mde80_exponent)} for the exponents and "
+            f"{format_number(self.mde80_difference)} nats/token for the loss"
+        )
 
 
 def extensions(

@@ -17,15 +17,17 @@ from numpy.typing import NDArray
 
 from analysis.arrays import Floats
 from analysis.design.identifiability import labels
+from analysis.formatting import count, power_of_ten, span
 from slm.errors import DataError
 from slm.rounding import condition_number, merge_close
+from slm.summary import Rows, Summarized
 
 # (upper bound of the loss, seed standard deviation), both in nats.
 SEED_NOISE = ((4.0, 0.005), (5.0, 0.01), (math.inf, 0.02))
 
 
-@dataclass(frozen=True)
-class Design:
+@dataclass(frozen=True, repr=False)
+class Design(Summarized):
     """A set of finished or planned runs, one entry per run in every column.
 
     `shape` is unique per family and rung. `n_flop` = f / 6 and `flops` = f * D, with f the training FLOPs per
@@ -57,6 +59,28 @@ class Design:
 
     def __len__(self) -> int:
         return len(self.family)
+
+    def title(self) -> str:
+        families = count(len(set(self.family)), "family", "families")
+        total = power_of_ten(float(sum(self.flops)))
+        return f"design of {count(len(self), 'run')}, {families}, {total} FLOPs"
+
+    def rows(self) -> Rows:
+        """Return one row per family."""
+        rows = []
+        for family in dict.fromkeys(self.family):
+            runs = [row for row, name in enumerate(self.family) if name == family]
+            rows.append(
+                {
+                    "family": family,
+                    "runs": str(len(runs)),
+                    "shapes": str(len({self.shape[row] for row in runs})),
+                    "N_flop": span(self.n_flop[row] for row in runs),
+                    "tokens": span(self.tokens[row] for row in runs),
+                    "seeds": str(len({self.seed[row] for row in runs})),
+                }
+            )
+        return rows
 
 
 @dataclass(frozen=True)

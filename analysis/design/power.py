@@ -12,7 +12,7 @@ numpy and scipy.special, because planning must start fast.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,8 +27,12 @@ from analysis.design.identifiability import (
 )
 from analysis.design.linear import Design, Law, LinearDesign
 from analysis.design.simulate import LinearVerdict
+from analysis.formatting import count as count_of
+from analysis.formatting import format_number, power_of_ten, short_count
 from slm.rounding import ITERATION_TOLERANCE, ROUNDING_TOLERANCE, exceeds, first_argmin
+from slm.summary import Rows, Summarized
 
+LOSS_DIFFERENCE = "loss difference at the largest FLOPs, nats/token"
 QUADRATURE_POINTS = 100
 TAIL = 1e-15  # probability of the residual variance on each side that the quadrature omits
 MAX_CONDITION = 1e7  # of the column-scaled J
@@ -36,8 +40,8 @@ MAX_PLAUSIBLE_LOSS = 11.0  # nats; a uniform guess over 50k tokens has 10.8
 PRIOR_SD = 1.0  # of each parameter; ranks runs even if the design identifies no parameter
 
 
-@dataclass(frozen=True)
-class DesignPower:
+@dataclass(frozen=True, repr=False)
+class DesignPower(Summarized):
     """Power of a design. A refused number is None.
 
     `se_exponent`, `mde80_exponent`: standard error and MDE (80% power) of alpha_deep - alpha_wide (loss in nats
@@ -67,13 +71,64 @@ class DesignPower:
     difference_pairs: int | None = None
     difference_tokens_per_param: float | None = None
 
+    def title(self) -> str:
+        runs, shapes = count_of(self.runs, "run"), count_of(self.shapes, "shape")
+        status = "REFUSED" if self.refusals else "OK"
+        return (
+            f"power of a design, {self.deep} against {self.wide}, {runs}, {shapes}, "
+            f"{count_of(self.pairs, 'pair')}: exponents {status}"
+        )
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        for name, error, mde in (
+            ("exponent difference", self.se_exponent, self.mde80_exponent),
+            (LOSS_DIFFERENCE, self.se_difference, self.mde80_difference),
+        ):
+            if error is not None:
+                yield name, f"SE {format_number(error)}, MDE (80% power) {format_number(mde)}"
+        for name, powers in (("t test", self.power_t), ("full verdict", self.power_verdict)):
+            if powers:
+                shares = ", ".join(f"{share:.0%} at {effect:g}" for effect, share in powers.items())
+                yield f"power of the {name}", shares
+        yield "seed standard deviation", f"{self.sigma:.4f} nats"
+        yield "random effect of a shape", f"{self.tau:.4f} nats"
+        for refusal in self.refusals:
+            yield "reason", refusal
+        for warning in self.warnings:
+            yield "note", warning
+
+    def rows(self) -> Rows:
+        """Return standard error, MDE and power, one row per estimate."""
+        rows = []
+        if self.power_t is not None:
+            row = _power_row("exponent difference, t test", self.se_exponent, self.mde80_exponent)
+            rows.append(row | _power_cells(self.power_t))
+        if self.power_verdict is not None:
+            row = _power_row("exponent difference, full verdict (simulated)")
+            rows.append(row | _power_cells(self.power_verdict))
+        if self.se_difference is not None:
+            row = _power_row(LOSS_DIFFERENCE, self.se_difference, self.mde80_difference)
+            rows.append(row | dict.fromkeys(_power_cells(self.power_t or {}), ""))
+        return rows
+
     def to_dict(self) -> dict[str, Any]:
         """Return a dictionary for JSON."""
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class NextRun:
+def _power_row(
+    estimate: str, error: float | None = None, mde: float | None = None
+) -> dict[str, str]:
+    texts = ["" if error is None else format_number(value) for value in (error, mde)]
+    return {"estimate": estimate, "SE": texts[0], "MDE (80% power)": texts[1]}
+
+
+def _power_cells(powers: Mapping[float, float]) -> dict[str, str]:
+    return {f"power at {effect:g}": f"{power:.0%}" for effect, power in powers.items()}
+
+
+@dataclass(frozen=True, repr=False)
+class NextRun(Summarized):
     """A run to add: its index in the candidates, its cost in FLOPs, and the standard error of d-alpha with it.
 
     `gain_per_flop`: decrease of the squared standard error per FLOP.
@@ -88,6 +143,12 @@ class NextRun:
     flops: float
     se_exponent: float
     gain_per_flop: float
+
+    def title(self) -> str:
+        return (
+            f"run to add, {self.family} {self.shape}, {short_count(self.tokens)} tokens, seed {self.seed}: "
+            f"{power_of_ten(self.flops)} FLOPs, SE of the exponent difference {self.se_exponent:.5f}"
+        )
 
 
 def design_power(

@@ -9,6 +9,7 @@ drifts with the budget biases the exponent.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +20,11 @@ from analysis.arrays import Floats
 from analysis.design.identifiability import count_distinct
 from analysis.fit.diagnostics import Status
 from analysis.fit.profile_likelihood import quantile_t
-from analysis.formatting import count
+from analysis.formatting import count, format_interval, format_number, power_of_ten, short_count
 from analysis.runs.validate import positive_columns
 from slm.parabola import parabola_minimum
 from slm.rounding import exceeds, first_argmin, merge_close, snap_to_zero
+from slm.summary import Rows, Summarized
 
 HALF_DECADE = 0.5 * math.log(10)
 MIN_POINTS = 5
@@ -43,8 +45,8 @@ class Parabola:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class IsoFlop:
+@dataclass(frozen=True, repr=False)
+class IsoFlop(Summarized):
     """Fit of N_best = k C^exponent over budgets by ordinary least squares, with its 95% t interval.
 
     `exponent` and `interval` are None if the fit is refused.
@@ -55,6 +57,30 @@ class IsoFlop:
     parabolas: tuple[Parabola, ...]
     exponent: float | None = None
     interval: tuple[float, float] | None = None
+
+    def title(self) -> str:
+        budgets = count(len(self.parabolas), "compute budget")
+        return f"IsoFLOP, exponent of the best N in FLOPs, {budgets}: {self.status}"
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        if self.exponent is not None:
+            low, high = self.interval or (math.nan, math.nan)
+            yield "exponent [95% CI]", format_interval(self.exponent, low, high, signed=False)
+        for reason in self.reasons:
+            yield "reason", reason
+
+    def rows(self) -> Rows:
+        """Return one row per compute budget."""
+        return [
+            {
+                "FLOPs": power_of_ten(one.flops),
+                "runs": str(one.points),
+                "best N": "-" if one.n_best is None else short_count(one.n_best),
+                "loss there, nats/token": format_number(one.loss_best),
+                "reason": one.reason,
+            }
+            for one in self.parabolas
+        ]
 
 
 def fit_isoflop(n: ArrayLike, flops: ArrayLike, loss: ArrayLike) -> IsoFlop:

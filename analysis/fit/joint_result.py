@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike
 from analysis.arrays import Floats
 from analysis.fit.diagnostics import Evidence, Status
 from analysis.fit.resampling import Solution
-from analysis.formatting import count
+from analysis.formatting import count, format_interval, format_range
 from slm.errors import DataError
+from slm.summary import Rows, Summarized
 
 
 class Parameters(dict[str, Any]):
@@ -35,8 +36,8 @@ class Parameters(dict[str, Any]):
         return families
 
 
-@dataclass(frozen=True)
-class JointFit:
+@dataclass(frozen=True, repr=False)
+class JointFit(Summarized):
     """A fitted joint law. If the fit is refused, `params` is empty and every number is None.
 
     `objective`: sum of the loss function over residuals of ln L; `rss`: sum of their squares.
@@ -95,22 +96,35 @@ class JointFit:
         e = self.params["E"]
         return {"E": e if isinstance(e, float) else e[name], **self.params[name]}
 
-    def summary(self) -> str:
-        """Return a printable summary: status, estimates with 95% intervals, and sensitivity to `delta`."""
-        head = f"joint law {self.model}, {self.loss_fn}, {count(self.runs, 'run')}: {self.status}"
-        lines = [head, *(f"  {reason}" for reason in self.reasons)]
-        for name, (low, high) in self.intervals.items():
-            lines.append(f"  {name} = {self._value(name):.4f} [{low:.4f}, {high:.4f}]")
+    def title(self) -> str:
+        return f"joint law {self.model}, {self.loss_fn}, {count(self.runs, 'run')}: {self.status}"
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        for reason in self.reasons:
+            yield "reason", reason
+        for name in self.intervals:
+            yield name, self._text(name)
         if self.evidence is not None:
-            evidence = self.evidence
-            lines.append(
-                f"  loss in nats per token; 95% intervals: {self.error_kind}; residual sd {evidence.residual_sd:.4f} in "
-                f"ln L; {evidence.agreeing} of {evidence.starts} starts agree"
-            )
-        for delta, values in self.by_delta.items():
+            starts = f"{self.evidence.agreeing} of {self.evidence.starts} starts agree"
+            yield "95% intervals", f"{self.error_kind}; loss in nats per token"
+            yield "fit", f"residual sd {self.evidence.residual_sd:.4f} in ln L; {starts}"
+        for warning in self.warnings:
+            yield "note", warning
+        for delta, values in self.by_delta.items() if self.status != "UNIDENTIFIED" else ():
             estimates = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-            lines.append(f"  Huber delta {delta:g}: {estimates}")
-        return "\n".join([*lines, *(f"  note: {warning}" for warning in self.warnings)])
+            yield f"Huber delta {delta:g}", estimates
+
+    def rows(self) -> Rows:
+        """Return one row per parameter."""
+        return [
+            {"parameter": name, "estimate [95% CI]": self._text(name)} for name in self.intervals
+        ]
+
+    def _text(self, name: str) -> str:
+        low, high = self.intervals[name]
+        if self.status == "UNIDENTIFIED":
+            return f"not identified: {format_range((low, high))} is accepted"
+        return format_interval(self._value(name), low, high, signed=False)
 
     def _value(self, name: str) -> float:
         role, _, family = name.rstrip("]").partition("[")

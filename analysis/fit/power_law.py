@@ -7,6 +7,7 @@ token counts.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -20,17 +21,18 @@ from analysis.fit.diagnostics import Status
 from analysis.fit.law import ALPHA, A, B, E, JointLaw, Points
 from analysis.fit.levenberg_marquardt import Problem, minimise, start_grid
 from analysis.fit.profile_likelihood import Interval, profile, quantile_t
-from analysis.formatting import count
+from analysis.formatting import count, format_interval, format_range
 from analysis.runs.validate import loss_warnings, positive_columns
 from slm.rounding import snap_to_zero
+from slm.summary import Summarized
 
 Unit = Literal["nats", "perplexity"]
 GOOD_SIZES = 6  # fewer sizes make a fit WEAK
 ABSENT = -60.0  # ln of a term that is not in the model
 
 
-@dataclass(frozen=True)
-class PowerLawFit:
+@dataclass(frozen=True, repr=False)
+class PowerLawFit(Summarized):
     """A fit of y = E + A n^-alpha with 95% intervals. If the fit is refused, every number is None.
 
     `alpha` is the exponent of y in `unit`: for perplexity it is about L times that of the loss in nats, since
@@ -93,17 +95,24 @@ class PowerLawFit:
             return 0.0 if difference else 1.0
         return float(2 * special.stdtr(self.runs - 2, -difference / error))
 
-    def summary(self) -> str:
-        """Return a printable summary: status, estimates with 95% intervals, reasons and warnings."""
+    def title(self) -> str:
         form = "E + A n^-alpha" if self.irreducible else "A n^-alpha"
-        lines = [f"{self.unit} = {form}, {count(self.runs, 'run')}: {self.status}"]
+        return f"{self.unit} = {form}, {count(self.runs, 'run')}: {self.status}"
+
+    def details(self) -> Iterator[tuple[str, str]]:
         if self.alpha is not None and self.alpha_interval is not None:
-            low, high = self.alpha_interval
-            lines.append(f"  alpha = {self.alpha:.4f} [{low:.4f}, {high:.4f}], A = {self.A:.4g}")
+            value = format_interval(self.alpha, *self.alpha_interval, signed=False)
+            if self.status == "UNIDENTIFIED":
+                value = f"not identified: {format_range(self.alpha_interval)} is accepted"
+            yield "alpha [95% CI]", value
+            yield "A", f"{self.A:.4g}"
         if self.irreducible and self.accepted_e is not None:
             low, high = self.accepted_e
-            lines.append(f"  E = {self.E:.3f}, accepted from {low:.3g} to {high:.3g}")
-        return "\n".join([*lines, *(f"  {reason}" for reason in (*self.reasons, *self.warnings))])
+            yield "E", f"{self.E:.3f}, accepted from {low:.3g} to {high:.3g}"
+        for reason in self.reasons:
+            yield "reason", reason
+        for warning in self.warnings:
+            yield "note", warning
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dictionary for JSON."""

@@ -9,15 +9,17 @@ same lowest loss, the smallest of them counts as the best.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from analysis.formatting import count, format_number
 from slm.errors import DataError
 from slm.parabola import minimum_on_grid
 from slm.rounding import exceeds, first_argmin, snap_to_zero
+from slm.summary import Rows, Summarized
 
 MAX_PENALTY = 0.01  # nats: the default random effect of a shape
 REQUIRED_COLUMNS = ("family", "shape", "peak_lr", "loss_nats_per_token")
@@ -43,8 +45,8 @@ class ShapeAudit:
     penalty: float | None = None
 
 
-@dataclass(frozen=True)
-class Audit:
+@dataclass(frozen=True, repr=False)
+class Audit(Summarized):
     """Result of a learning-rate audit. `failed` maps each family that failed to the reason."""
 
     families: tuple[str, ...]
@@ -64,6 +66,30 @@ class Audit:
                 f"{name}: not in the audit; run its shapes over a grid of learning rates"
                 for name in missing
             ),
+        ]
+
+    def title(self) -> str:
+        families = count(len(self.families), "family", "families")
+        return f"learning-rate audit of {families}: {'FAILED' if self.failed else 'passed'}"
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        for family in self.families:
+            failed = family in self.failed
+            yield family, f"FAILED: {self.failed[family]}" if failed else "passed"
+
+    def rows(self) -> Rows:
+        """Return one row per shape, or per family if only a summary was given."""
+        if not self.shapes:
+            return [{"family": family, "audit": text} for family, text in self.details()]
+        return [
+            {
+                "family": one.family,
+                "shape": one.shape,
+                "best LR": f"{one.best_lr:.2e}" + ("" if one.interior else " (edge of the grid)"),
+                "penalty of the LR used, nats/token": format_number(one.penalty),
+                "cost of a factor 2, nats/token": format_number(one.cost_of_two),
+            }
+            for one in self.shapes
         ]
 
 

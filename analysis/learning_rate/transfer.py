@@ -23,13 +23,14 @@ from slm.errors import DataError
 from slm.files import write_json, write_text
 from slm.parabola import minimum_on_grid
 from slm.rounding import first_argmin, snap_to_zero
+from slm.summary import Summarized
 
 FIGURE = "lr_transfer.png"
 ORDER = ("standard", "mup", "completep")
 
 
-@dataclass(frozen=True)
-class Curve:
+@dataclass(frozen=True, repr=False)
+class Curve(Summarized):
     """Optimal learning rate of one parametrization and shape.
 
     Attributes:
@@ -48,6 +49,13 @@ class Curve:
     interior: bool
     best_loss: float
     regret: float | None
+
+    def title(self) -> str:
+        edge = "" if self.interior else " (edge of the grid)"
+        return (
+            f"{self.parametrization} {self.shape}: best learning rate {self.best_lr:.2e}{edge}, loss "
+            f"{self.best_loss:.4f} nats/token, regret {format_nats(self.regret)}"
+        )
 
 
 def curves(table: pd.DataFrame) -> list[Curve]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +23,12 @@ from analysis.fit.joint import fit_joint
 from analysis.fit.law import log_loss
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import jackknife_error
+from analysis.formatting import count, format_dropped, power_of_ten
 from analysis.learning_rate.audit import Audit, parse_audit
+from analysis.report import text
 from analysis.runs.load import Runs
 from analysis.runs.study import Columns, Study, prepare
+from slm.summary import Summarized
 
 DEFAULT_TAU = 0.01  # random effect of a shape in nats, if the runs do not identify it
 NEXT_RUNS = 5
@@ -40,8 +43,8 @@ OPTIONAL_COLUMNS = ("n_layers", "d_model", "tokens_per_second", "peak_lr")
 AuditLike = pd.DataFrame | Mapping[str, Mapping[str, Any]] | Audit | None
 
 
-@dataclass(frozen=True)
-class Curve:
+@dataclass(frozen=True, repr=False)
+class Curve(Summarized):
     """Joint law of one family at one token budget, on a grid of its sizes.
 
     `flops`, `loss` and the 95% confidence band `low` to `high` have one length; losses are in nats per token.
@@ -55,9 +58,13 @@ class Curve:
     low: Floats
     high: Floats
 
+    def title(self) -> str:
+        ends = " to ".join(power_of_ten(float(end)) for end in self.flops[[0, -1]])
+        return f"joint law of {self.family} at tokens_per_param {self.tokens_per_param:g}, {ends} FLOPs"
 
-@dataclass(frozen=True)
-class StudyReport:
+
+@dataclass(frozen=True, repr=False)
+class StudyReport(Summarized):
     """Results of a study: its runs, the comparison of two families, and the power of its design.
 
     Attributes:
@@ -81,6 +88,32 @@ class StudyReport:
     extensions: tuple[Extension, ...]
     next_runs: tuple[NextRun, ...]
     isoflop: dict[str, IsoFlop]
+
+    def title(self) -> str:
+        return f"{text.headline(self)}: {text.uncertainty(self)}"
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        found = self.comparison
+        yield "verdict", found.verdict.word
+        yield "exponent difference", f"{found.exponents.difference_text} ({found.status})"
+        if found.kappa is not None:
+            yield "compute multiplier", text.kappa_sentence(found.kappa, found.deep, found.wide)
+        if self.shape_curve is not None:
+            yield "shape curve", f"{self.shape_curve.status}: {self.shape_curve.sentence}"
+        yield "hold-out", text.hold_out_sentence(self)
+        yield "learning-rate audit", text.audit_sentence(self)
+        if self.power is not None and self.power.mde80_exponent is not None:
+            yield "MDE (80% power), exponents", f"{self.power.mde80_exponent:.4f}"
+        total = power_of_ten(float(self.table["flops"].sum()))
+        runs, families = len(self.table), count(len(self.families), "family", "families")
+        yield (
+            "runs",
+            f"{runs} of {families}, {total} FLOPs; left out: {format_dropped(self.dropped)}",
+        )
+        for reason in text.reasons(self):
+            yield "reason", reason
+        for warning in self.warnings:
+            yield "note", warning
 
     @property
     def families(self) -> list[str]:

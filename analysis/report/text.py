@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analysis.compare.compute_multiplier import Kappa
 from analysis.compare.exponents import ExponentDifference
 from analysis.formatting import (
-    MIN_P,
     count,
     format_dropped,
+    format_interval,
     format_p_value,
     format_range,
     power_of_ten,
 )
 from analysis.learning_rate.audit import MAX_PENALTY
-from analysis.report.study_report import StudyReport
+
+if TYPE_CHECKING:
+    from analysis.report.study_report import StudyReport
 
 SIGNIFICANCE = 0.05
 MAX_LISTED_BUDGETS = 5
@@ -67,14 +69,14 @@ def uncertainty(report: StudyReport) -> str:
     if word == "audit_failed" and found.audit is not None:
         return "; ".join(found.audit.reasons(found.deep, found.wide))
     if "exponent" in word or word in ("fragile", "definition_dependent"):
-        return f"exponent of {found.deep} minus exponent of {found.wide}: {difference_text(found.exponents)}"
+        return f"exponent of {found.deep} minus exponent of {found.wide}: {found.exponents.difference_text}"
     row = endpoint(report)
     if row is None:
         return "too few pairs for an interval"
     holm = "" if len(report.tokens_per_param) == 1 else ", Holm-adjusted over token budgets"
     return (
         f"loss of {found.deep} minus loss of {found.wide}: "
-        f"{interval(row['largest'], row['largest_low_holm'], row['largest_high_holm'])} nats per token "
+        f"{format_interval(row['largest'], row['largest_low_holm'], row['largest_high_holm'])} nats per token "
         f"at {power_of_ten(row['largest_flops'])} FLOPs (95% CI over {count(int(row['pairs']), 'pair')}{holm})"
     )
 
@@ -100,32 +102,65 @@ def endpoint(report: StudyReport) -> dict[str, Any] | None:
     return rows[-1] if rows else None
 
 
+def key_numbers(report: StudyReport) -> list[tuple[str, str]]:
+    """Return the main estimates as (`estimate [low, high]`, label), and the size of the study."""
+    found, table = report.comparison, report.table
+    numbers = []
+    row = endpoint(report)
+    if row is not None:
+        value = format_interval(row["largest"], row["largest_low_holm"], row["largest_high_holm"])
+        label = (
+            f"loss of {found.deep} minus loss of {found.wide} at the largest FLOPs, nats per token"
+        )
+        numbers.append((value, label))
+    if found.kappa is not None:
+        low, high = found.kappa.interval or (math.nan, math.nan)
+        value = format_interval(found.kappa.estimate, low, high, signed=False, digits=2)
+        numbers.append(
+            (value, f"compute multiplier: FLOPs of {found.wide} / {found.deep} at equal loss")
+        )
+    if found.verdict.word != "refused":
+        one, label = found.exponents, f"exponent difference, status {found.status}"
+        value = "refused" if one.refused else one.difference_text
+        if one.status == "UNIDENTIFIED":
+            value = "not identified"
+            label += f": {format_range(one.accepted_difference, signed=True)} is accepted"
+        numbers.append((value, label))
+    shapes = count(table.groupby(["family", "shape"]).ngroups, "shape")
+    families = count(len(report.families), "family", "families")
+    budgets = count(len(report.tokens_per_param), "token budget")
+    total_flops = power_of_ten(float(table["flops"].sum()))
+    size = f"{families}, {budgets}, {total_flops} FLOPs"
+    return [*numbers, (f"{count(len(table), 'run')}, {shapes}", size)]
+
+
 def reasons(report: StudyReport) -> list[str]:
     """Return the reasons of the verdict, without those that the exponent section lists."""
     found = report.comparison
     return [reason for reason in found.verdict.reasons if reason not in found.exponents.reasons]
 
 
-def difference_text(one: ExponentDifference) -> str:
-    """Format the exponent difference with its interval, or the reason why it has no value.
-
-    For status UNIDENTIFIED, only the range of accepted values is given.
-    """
-    if one.difference is None or one.interval is None:
-        return f"refused: {'; '.join(one.reasons)}"
-    if one.status == "UNIDENTIFIED":
-        ends = format_range(one.accepted_difference, signed=True)
-        return f"not identified: any value from {ends} is accepted"
-    return interval(one.difference, *one.interval)
+def status_lines(one: ExponentDifference) -> list[str]:
+    """Return the reasons for the status of the exponents."""
+    return [f"{one.status}: {reason}" for reason in one.reasons]
 
 
-def alpha_text(one: ExponentDifference, family: str) -> str:
-    """Format the exponent of one family, in the same way as `difference_text`."""
-    if family not in one.alpha:
-        return "refused"
-    if one.status == "UNIDENTIFIED":
-        return f"not identified: {format_range(one.accepted_alpha(family))} is accepted"
-    return interval(one.alpha[family], *one.alpha_intervals[family], signed=False)
+def power_refusals(report: StudyReport) -> list[str]:
+    """Return the reasons why the power for the exponents cannot be computed."""
+    return (
+        [] if report.power is None else [f"Exponents: {reason}" for reason in report.power.refusals]
+    )
+
+
+def runs_sentence(report: StudyReport) -> str:
+    """Return the number of runs in the report, and of those left out by reason."""
+    runs = count(len(report.table), "finished run")
+    return f"{runs}; left out: {dropped_text(report)}."
+
+
+def notes(report: StudyReport) -> list[str]:
+    """Return the warnings about the runs and the design."""
+    return [f"Note: {warning}." for warning in report.warnings]
 
 
 def exponent_sentence(report: StudyReport) -> str:
@@ -134,7 +169,7 @@ def exponent_sentence(report: StudyReport) -> str:
     if one.refused:
         return f"The exponents are REFUSED: {'; '.join(one.reasons)}."
     alphas = ", ".join(
-        f"alpha {name} = {alpha_text(one, name)}" for name in (found.deep, found.wide)
+        f"alpha {name} = {one.alpha_text(name)}" for name in (found.deep, found.wide)
     )
     level = ""
     if one.fit is not None and one.status != "UNIDENTIFIED":
@@ -144,7 +179,7 @@ def exponent_sentence(report: StudyReport) -> str:
     )
     low, high = found.tokens_per_param
     return (
-        f"{alphas}; difference {difference_text(one)} (loss in nats against {one.n_name}; {level}jackknife "
+        f"{alphas}; difference {one.difference_text} (loss in nats against {one.n_name}; {level}jackknife "
         f"over {one.shapes} shapes; {permuted}{noise_text(report)}; {count(found.runs, 'run')}; tokens_per_param {low:.3g} to "
         f"{high:.3g}; status {one.status})."
     )
@@ -175,13 +210,10 @@ def kappa_sentence(kappa: Kappa | None, deep: str, wide: str) -> str:
     """Return the compute multiplier with its interval: FLOPs of wide over FLOPs of deep at equal loss."""
     if kappa is None:
         return "No compute multiplier: the families have no common range of losses."
-    value = kappa.at_largest if kappa.by_law is None else kappa.by_law
-    between = ""
-    if kappa.interval is not None:
-        low, high = kappa.interval
-        between = f" [{low:.2f}, {high:.2f}]"
+    low, high = kappa.interval or (math.nan, math.nan)
+    value = format_interval(kappa.estimate, low, high, signed=False, digits=2)
     return (
-        f"At {power_of_ten(kappa.at_flops)} FLOPs {wide} needs {value:.2f}{between} times the FLOPs of "
+        f"At {power_of_ten(kappa.at_flops)} FLOPs {wide} needs {value} times the FLOPs of "
         f"{deep} for the same loss."
     )
 
@@ -220,7 +252,7 @@ def budget_sentences(report: StudyReport) -> list[str]:
             else "no significant difference between the families in these runs"
         )
         lines.append(
-            f"{start} {interval(row['largest'], row['largest_low'], row['largest_high'])} nats/token "
+            f"{start} {format_interval(row['largest'], row['largest_low'], row['largest_high'])} nats/token "
             f"at the largest FLOPs (unadjusted 95% CI over {count(pairs, 'pair')}; Holm-adjusted "
             f"{format_p_value(row['largest_p_holm'], ' = ')}): {reading}. {contrast.deep} has the lower loss in "
             f"{int(row['deep_lower'])} of {count(pairs, 'pair')}."
@@ -262,25 +294,3 @@ def dropped_text(report: StudyReport) -> str:
     if matched is not None and matched.unpaired:
         reasons["unpaired (left out of the paired differences only)"] = matched.unpaired
     return format_dropped(reasons)
-
-
-def p_text(p: float | None) -> str:
-    """Format a p value for a table cell; a dash if it is undefined."""
-    if p is None or not math.isfinite(p):
-        return "-"
-    return "< .001" if p < MIN_P else f"{p:.4f}"
-
-
-def number(value: float | None, *, signed: bool = False, digits: int = 4) -> str:
-    """Format a number for a table cell; a dash if it is undefined."""
-    if value is None or not math.isfinite(value):
-        return "-"
-    return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
-
-
-def interval(
-    value: float | None, low: float | None, high: float | None, *, signed: bool = True
-) -> str:
-    """Format an estimate as `estimate [low, high]`, or without the interval if that is undefined."""
-    estimate, lower, upper = (number(one, signed=signed) for one in (value, low, high))
-    return estimate if "-" in (lower, upper) else f"{estimate} [{lower}, {upper}]"

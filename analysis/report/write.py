@@ -152,7 +152,7 @@ def markdown(report: StudyReport) -> str:
     parts += _section("Loss difference by pair (nats/token)", tables.pair_rows(report))
     parts += ["## Exponents", "", text.exponent_sentence(report), ""]
     if not exponents.refused:
-        parts += [f"- {exponents.status}: {reason}" for reason in exponents.reasons]
+        parts += [f"- {line}" for line in text.status_lines(exponents)]
     parts += ["", *_markdown_table(tables.exponent_rows(report)), "", EXPONENTS_NOTE, ""]
     parts += _section("Sensitivity to the Huber delta", tables.delta_rows(report))
     kappa = report.comparison.kappa
@@ -167,14 +167,13 @@ def markdown(report: StudyReport) -> str:
     parts += _section("Runs by family", tables.family_rows(report))
     if report.power is not None:
         parts += ["## Power of this design", "", f"Noise: {text.assumed_noise_text(report)}.", ""]
-        refusals = [f"- Exponents: {reason}" for reason in report.power.refusals]
+        refusals = [f"- {line}" for line in text.power_refusals(report)]
         parts += [*refusals, ""] if refusals else []
         parts += [*_markdown_table(tables.power_rows(report)), ""]
     parts += _section("Power of larger designs", tables.extension_rows(report))
     parts += _section("Most informative additional runs per FLOP", tables.next_rows(report))
     parts += ["## Runs in this report", ""]
-    parts += [f"{count(len(report.table), 'finished run')}; left out: {text.dropped_text(report)}."]
-    parts += [f"- Note: {warning}." for warning in report.warnings]
+    parts += [text.runs_sentence(report), *(f"- {note}" for note in text.notes(report))]
     parts += ["", "## Limitations", "", *[f"- {caveat}" for caveat in text.CAVEATS], ""]
     return "\n".join(parts)
 

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.formatting import count
+from analysis.formatting import count, format_dropped, span
 from analysis.runs.tables import SUFFIXES, is_table, read_table, run_row
 from analysis.runs.wandb import offline_runs, online_runs, tracked_table
 from slm.architecture.flops import flop_equivalent_params
 from slm.errors import DataError, RunError, nearest_name
 from slm.rounding import merge_close, stable_argsort
+from slm.summary import Rows, Summarized
 from slm.tracking.result import RunResult
 from slm.tracking.results_file import read_results
 from slm.tracking.run_dir import RunDirectory
@@ -35,8 +36,8 @@ ONE_RUN = ["family", "shape", "rung", "tokens", "seed", "peak_lr"]
 ARCHITECTURE = ("tied", "mlp", "qk_norm", "layer_sharing", "d_head")
 
 
-@dataclass(frozen=True)
-class Runs:
+@dataclass(frozen=True, repr=False)
+class Runs(Summarized):
     """Table with one row per finished run; `dropped` counts the other runs by reason."""
 
     table: pd.DataFrame
@@ -50,6 +51,36 @@ class Runs:
             return sorted(self.table["family"].unique())
         aspects = self.table.groupby("family")["aspect_ratio"].mean()
         return [str(name) for name in aspects.index[stable_argsort(aspects)]]
+
+    def title(self) -> str:
+        runs = count(len(self.table), "finished run")
+        if "family" not in self.table:
+            return runs
+        return f"{runs} of {count(len(self.families), 'family', 'families')}: {', '.join(self.families)}"
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        for name, column in (("N_flop", "n_flop"), ("tokens", "tokens")):
+            if column in self.table and len(self.table):
+                yield name, span(self.table[column])
+        if len(self.table):
+            losses = self.table["loss_nats_per_token"]
+            yield "loss, nats/token", f"{losses.min():.4f} to {losses.max():.4f}"
+        yield "left out", format_dropped(self.dropped)
+        for warning in self.warnings:
+            yield "note", warning
+
+    def rows(self) -> Rows:
+        """Return one row per family."""
+        rows = []
+        for family, runs in self.table.groupby("family", sort=False):
+            row = {"family": str(family), "runs": str(len(runs))}
+            for name, column in (("N_flop", "n_flop"), ("tokens", "tokens")):
+                if column in runs:
+                    row[name] = span(runs[column])
+            losses = runs["loss_nats_per_token"]
+            row["loss, nats/token"] = f"{losses.min():.4f} to {losses.max():.4f}"
+            rows.append(row)
+        return rows
 
 
 def load_runs(

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.formatting import count
 from analysis.runs.validate import label_column, loss_warnings, positive_columns
 from slm.errors import DataError, nearest
 from slm.rounding import exceeds, merge_close, round_to_three_digits, stable_argsort
+from slm.summary import Summarized
 
 OTHER_DEFINITIONS = ("n_flop", "params_non_embedding", "params_total")
 SAME_SIZE = math.log(1.25)  # ln N: shapes of two families closer than this are paired in one rung
@@ -43,8 +45,8 @@ class Columns:
     aspect: str | None = None
 
 
-@dataclass(frozen=True)
-class Study:
+@dataclass(frozen=True, repr=False)
+class Study(Summarized):
     """Prepared runs of one or more families, with the names of the two that are compared."""
 
     table: pd.DataFrame
@@ -53,6 +55,13 @@ class Study:
     n_name: str
     n_definitions: tuple[str, ...]
     warnings: tuple[str, ...] = field(default=())
+
+    def title(self) -> str:
+        families = count(len(self.families), "family", "families")
+        return (
+            f"prepared table of {count(len(self.table), 'run')}, {families}, {self.deep} against {self.wide}, "
+            f"N = {self.n_name}"
+        )
 
     @property
     def families(self) -> list[str]:

@@ -23,18 +23,25 @@ from slm.data.tokenizers.tokenizer import Tokenizer
 from slm.errors import ConfigError, Problem
 from slm.model.loss import IGNORED, token_nats
 from slm.model.transformer import Transformer
+from slm.summary import Summarized
 
 BATCH_TOKENS = 16_384
 
 
-@dataclass(frozen=True)
-class Score:
+@dataclass(frozen=True, repr=False)
+class Score(Summarized):
     """Sums over the scored tokens of one or several texts."""
 
     name: str
     tokens: int
     text_bytes: int
     nats: float
+
+    def title(self) -> str:
+        return (
+            f"{self.name}: {self.nats_per_token:.4f} nats/token, perplexity {self.perplexity:.4g}, "
+            f"{self.bits_per_byte:.4f} bits/byte over {self.tokens:,} tokens"
+        )
 
     @property
     def nats_per_token(self) -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
 from slm.errors import DataError
+from slm.summary import Summarized
 
 SCHEMA_VERSION = 4  # 4: what branches take over from their trunk, loss spikes, divergence
 OLDEST_VERSION = 4  # that can be read
@@ -14,8 +15,8 @@ OLDEST_VERSION = 4  # that can be read
 State = Literal["planned", "running", "finished", "failed", "diverged", "interrupted"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RunResult(Summarized):
     """The content of result.json. A field that is added later has a default, so that older results load.
 
     Validation losses are measured after the whole schedule, on the same tokens for all runs of a study.
@@ -77,6 +78,30 @@ class RunResult:
     peak_memory_bytes: int
     commit: str | None
     wandb_id: str | None
+
+    def title(self) -> str:
+        return f"{self.run_id}: {self.status}"
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        for name, loss in (
+            ("validation loss", self.val_loss_nats_per_token),
+            ("training loss", self.train_loss_nats_per_token),
+        ):
+            yield name, "none" if loss is None else f"{loss:.4f} nats/token"
+        for name, rate in (self.val_errors or {}).items():
+            yield f"error rate, {name}", f"{rate:.2%}"
+        yield (
+            "parameters",
+            f"{self.params_total:,}, {self.params_non_embedding:,} without embeddings",
+        )
+        yield "training", f"{self.tokens:,} tokens in {self.steps:,} steps, {self.flops:.4g} FLOPs"
+        yield (
+            "recipe",
+            f"peak lr {self.peak_lr:.3g}, {self.parametrization}, {self.precision}, seed {self.seed}",
+        )
+        yield "speed", f"{self.tokens_per_second:,.0f} tokens/s over {self.wall_seconds:,.0f} s"
+        if self.loss_spikes:
+            yield "loss spikes", f"{len(self.loss_spikes)}, first at step {self.loss_spikes[0]}"
 
 
 def result_from(saved: Any) -> RunResult:

@@ -88,7 +88,7 @@ def test_results_are_reached_and_serialised() -> None:
     saved = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert saved["verdict"]["word"] == "depth_exponent_better"
     assert len(saved["matched"]["summary"]) == 3
-    assert "alpha deep = 0.3" in found.summary()
+    assert "alpha deep: 0.3" in found.summary()
     assert analysis.compare_families is compare_families
 
 

@@ -182,7 +182,7 @@ def test_parameters_are_indexed_by_family_and_by_name() -> None:
         fit.params["gamma"]
     with pytest.raises(DataError, match="one of the fitted families, deep, wide"):
         fit.predict(1e8, 1e9)
-    assert "alpha[deep] = 0.3" in fit.summary() and "jackknife over 12 shapes" in fit.summary()
+    assert "alpha[deep]: 0.3" in fit.summary() and "jackknife over 12 shapes" in fit.summary()
     saved = json.loads(json.dumps(fit.to_dict()))
     assert saved["params"]["deep"]["alpha"] == fit.params["deep"]["alpha"]
     table = pd.DataFrame(simulated({"all": {}}))
@@ -320,7 +320,7 @@ def test_power_law_in_size_is_recovered_and_refused_below_3_sizes() -> None:
     with pytest.raises(ValueError, match="refused"):
         two.predict(1e9)
     json.dumps(fit.to_dict())
-    assert "E = 1.500" in fit.summary()
+    assert "E: 1.500" in fit.summary()
 
 
 def test_equal_losses_have_zero_slope_and_no_r_squared() -> None:

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from analysis.__main__ import main
+from analysis.charts import report_figures
 from analysis.formatting import power_of_ten, short_count
 from analysis.learning_rate.gate import load_audit
 from analysis.report.html import page
@@ -28,7 +29,7 @@ from tests.full_study import full_study
 
 pytestmark = pytest.mark.numeric
 
-VOID_TAGS = {"meta", "link", "br", "line", "rect", "circle", "polyline", "polygon"}
+VOID_TAGS = {"meta", "link", "br"}
 SHIPPED = ROOT / "analysis" / "notebooks" / "data"
 MICRO = SHIPPED.parents[1] / "examples" / "micro" / "results.jsonl"
 
@@ -42,6 +43,7 @@ class Page(HTMLParser):
         self.texts: list[str] = []
         self.figures: list[str] = []
         self.urls: list[str] = []
+        self.scripts: list[str] = []
         self.feed(text)
         self.close()
         assert not self.open_tags
@@ -61,7 +63,9 @@ class Page(HTMLParser):
         assert self.open_tags.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open_tags and self.open_tags[-1] not in ("style", "script"):
+        if self.open_tags[-1:] == ["script"]:
+            self.scripts.append(data)
+        elif self.open_tags[-1:] not in ([], ["style"]):
             self.texts.append(data)
 
     @property
@@ -87,27 +91,33 @@ def test_page_of_an_identified_study(identified: StudyReport) -> None:
     assert "deep_thin scales better than wide_shallow" in read.text and "Deep or wide?" in read.text
     one = identified.comparison.exponents
     assert one.difference is not None and f"+{one.difference:.4f} [" in read.text
-    expected = {
-        "loss_against_flops",
-        "differences",
-        "compute_multiplier",
-        "shape_curve",
-        "alphas",
-        "exponent_difference",
-        "residuals",
-        "hold_out",
-    }
-    assert set(read.figures) == expected
+    assert read.figures == [figure.name for figure in report_figures(identified)]
+    assert (
+        len(read.figures) == 8 and len(read.scripts) == 10
+    )  # the library, and what draws the charts
     for run_id in identified.table["run_id"]:
         assert html.count(run_id) >= 2  # in the tooltip of a chart, and in the table
-    assert len(html) < 1_400_000  # of which the chart library is 0.9 MB
+    assert html.count(page_script()) == 1 and len(html) < len(page_script()) + 400_000
 
 
 def test_page_loads_nothing_from_the_network(identified: StudyReport) -> None:
     html = page(identified)
-    assert Page(html).urls == ["data:,"]
-    own = html.replace(page_script(), "").replace("https://vega.github.io/schema", "")
-    assert not re.search(r"https?:|url\(|@import|<script[^>]+src", own)
+    urls = Page(html).urls
+    assert "data:," in urls and all(url == "data:," or url.startswith("#") for url in urls)
+    own = html.replace(page_script(), "")
+    assert not re.search(r"url\(|@import|<script[^>]+src", own)
+    assert set(re.findall(r"https?:[^\"]*", own)) == {json_schema(identified)}
+
+
+def json_schema(report: StudyReport) -> str:
+    """Return the name of the Vega-Lite version in the specifications, which is not loaded."""
+    return str(report_figures(report)[0].spec()["$schema"])
+
+
+def test_links_of_the_page_lead_to_its_sections(identified: StudyReport) -> None:
+    html = page(identified)
+    targets = [url[1:] for url in Page(html).urls if url.startswith("#")]
+    assert len(targets) == 7 and all(html.count(f'id="{target}"') == 1 for target in targets)
 
 
 def test_results_json_is_complete_and_has_plain_values(identified: StudyReport) -> None:
@@ -244,7 +254,18 @@ def test_family_names_are_escaped_in_html() -> None:
     report = analyze_study(table, deep="<b>deep</b> & thin", wide="wide_shallow", bootstrap=0)
     html = page(report)
     assert "<b>deep" not in html and "&lt;b&gt;deep&lt;/b&gt; &amp; thin" in html
-    Page(html)
+    specs = [json.loads(script) for script in Page(html).scripts if script.startswith("{")]
+    assert len(specs) == len(report_figures(report)) and "<b>deep</b> & thin" in str(specs)
+
+
+def test_end_tags_in_names_do_not_end_a_script() -> None:
+    name = "deep</script><script>alert(1)</script>"
+    table = full_study(families=("deep_thin", "wide_shallow"), sizes=(1e7, 1e8))
+    table = table.replace({"family": {"deep_thin": name}})
+    report = analyze_study(table, deep=name, wide="wide_shallow", bootstrap=0)
+    read = Page(page(report))
+    assert len(read.scripts) == len(report_figures(report)) + 2
+    assert any(name in json.dumps(json.loads(script)) for script in read.scripts[:-2])
 
 
 def test_csv_table_needs_only_five_columns(tmp_path: Path) -> None:
