@@ -21,7 +21,7 @@ from tests.browser import Browser, open_browser
 from tests.conftest import ROOT
 from tests.full_study import simulated_study
 
-DEMO = ROOT / "analysis" / "examples" / "demo" / "runs.csv"
+DEMO = ROOT / "analysis" / "examples" / "demo" / "results.jsonl"
 FOLDER = ROOT / "docs" / "img"
 HEIGHT = 1800  # pixels of the page's top that a picture shows
 PRINT_WIDTH, MARGIN = (
