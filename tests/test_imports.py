@@ -34,7 +34,6 @@ TORCH_FREE = (
     "slm.architecture.describe",
     "slm.architecture.memory",
     "slm.cli",
-    "slm.commands",
     "slm.config.hydra",
     "slm.config.load",
     "slm.data.cli",
