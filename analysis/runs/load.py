@@ -36,7 +36,13 @@ ARCHITECTURE = ("tied", "mlp", "qk_norm", "layer_sharing", "d_head")
 
 @dataclass(frozen=True)
 class Runs:
-    """Table with one row per finished run; `dropped` counts the other runs by reason."""
+    """Table of runs.
+
+    Attributes:
+        table: one row per finished run.
+        dropped: number of other runs by reason.
+        warnings: differences between the runs that can bias a comparison.
+    """
 
     table: pd.DataFrame
     dropped: Counter[str]
