@@ -106,14 +106,14 @@ def _help_sections(program: str) -> Iterator[str]:
     for one in programs:
         text = help_text(one).partition(KEYS_OF_TRAIN_HELP)[0].strip()
         if text not in shown:
-            yield f"## python {one}\n\n```text\n{text}\n```\n"
+            yield f"## python {one}\n\n```{{ .text .help }}\n{text}\n```\n"
         shown.add(text)
 
 
 def help_text(program: str) -> str:
-    """Return what `python PROGRAM --help` prints, at a width of 100 characters."""
+    """Return what `python PROGRAM --help` prints, at a width of 80 characters."""
     command = [sys.executable, *program.split(), "--help"]
-    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
+    environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
     finished = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )

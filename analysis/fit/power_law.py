@@ -48,7 +48,6 @@ class PowerLawFit:
         accepted_e: 95% profile-likelihood interval of E.
         residual_sd: standard deviation of the residuals of ln y.
         r_squared: of the logarithms, for comparison with published tables; it does not validate the fit.
-        line: mean of ln n and its sum of squared deviations, for prediction intervals.
     """
 
     unit: str
