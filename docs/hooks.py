@@ -2,6 +2,7 @@
 
 - `<!-- configuration keys -->` becomes one table per section of `slm.config.schema`.
 - `<!-- configuration groups -->` becomes one table per folder of `conf/`.
+- `<!-- launcher keys -->` becomes one table per dataclass `...Settings` in hydra_plugins/slm_study.
 - `<!-- help: PROGRAM -->` becomes the output of `python PROGRAM --help`; `slm.*` stands for every command of
   `python -m slm`.
 - CHANGELOG.md and analysis/examples become pages and files of the site.
@@ -11,12 +12,14 @@ Links of the pages point to files in the repository, so that they also work on t
 
 from __future__ import annotations
 
+import ast
 import html
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +27,15 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
+PLUGINS = ROOT / "hydra_plugins" / "slm_study"
 EXAMPLES = ROOT / "analysis" / "examples"
 EXAMPLE_SUFFIXES = {".md", ".png", ".svg", ".json", ".jsonl", ".csv"}
 # Targets of links in docs/, and where the site has them.
 MOVED = {"](../CHANGELOG.md": "](changelog.md", "](../analysis/examples/": "](examples/"}
 HELP = re.compile(r"<!-- help: (.+?) -->")
-KEYS_OF_TRAIN_HELP = "\nKeys; set one with"  # where the list of all keys begins
+KEYS_IN_HELP = re.compile(
+    r"\nkeys; set one with.*", re.IGNORECASE | re.DOTALL
+)  # all keys of train.py
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -49,6 +55,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         markdown = markdown.replace(old, new)
     markdown = markdown.replace("<!-- configuration keys -->", "\n".join(_key_tables()))
     markdown = markdown.replace("<!-- configuration groups -->", "\n".join(_group_tables()))
+    markdown = markdown.replace("<!-- launcher keys -->", "\n".join(_launcher_tables()))
     return HELP.sub(lambda match: "\n".join(_help_sections(match[1])), markdown)
 
 
@@ -83,6 +90,41 @@ def _group_tables() -> Iterator[str]:
             yield from (f"| `{group}={path.stem}` | {_comment(path)} |" for path in options)
 
 
+def _launcher_tables() -> Iterator[str]:
+    for path in sorted(PLUGINS.glob("*.py")):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Settings"):
+                yield f"\n### {node.name.removesuffix('Settings').lower()}\n\n{ast.get_docstring(node)}\n"
+                yield "| key | default | meaning |\n| --- | --- | --- |"
+                yield from _field_rows(node.body)
+
+
+def _field_rows(statements: Sequence[ast.stmt]) -> Iterator[str]:
+    """Yield a row per field of a dataclass; a string under a field is its meaning."""
+    for statement, following in pairwise([*statements, ast.Pass()]):
+        if isinstance(statement, ast.AnnAssign) and not ast.unparse(statement.target).startswith(
+            "_"
+        ):
+            value = "" if statement.value is None else _plain_source(statement.value)
+            text = ""
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                text = html.escape(" ".join(str(following.value.value).split()), quote=False)
+            yield f"| `{ast.unparse(statement.target)}` | `{value}` | {text} |"
+
+
+def _plain_source(value: ast.expr) -> str:
+    """Return the source of a default as YAML shows it: `II("a.b")` is `${a.b}`, a factory its content."""
+    source = ast.unparse(value)
+    source = re.sub(r"^field\(default_factory=lambda: (.*)\)$", r"\1", source)
+    source = re.sub(r"II\('([\w.]+)'\)", r"${\1}", source)
+    return (
+        re.sub(r"\bNone\b", "null", source)
+        .strip("'")
+        .replace("True", "true")
+        .replace("False", "false")
+    )
+
+
 def _comment(path: Path) -> str:
     """Return the comment at the top of a YAML file, or its first lines if there is none."""
     lines = [line for line in path.read_text("utf-8").splitlines() if "@package" not in line]
@@ -102,18 +144,15 @@ def _help_sections(program: str) -> Iterator[str]:
         from slm.__main__ import COMMANDS
 
         programs = [f"-m slm {name}" for name in COMMANDS]
-    shown = set()
     for one in programs:
-        text = help_text(one).partition(KEYS_OF_TRAIN_HELP)[0].strip()
-        if text not in shown:
-            yield f"## python {one}\n\n```{{ .text .help }}\n{text}\n```\n"
-        shown.add(text)
+        text = KEYS_IN_HELP.sub("", help_text(one)).strip()
+        yield f"## python {one}\n\n```{{ .text .help }}\n{text}\n```\n"
 
 
 def help_text(program: str) -> str:
-    """Return what `python PROGRAM --help` prints, at a width of 80 characters."""
+    """Return what `python PROGRAM --help` prints, at a width of 100 characters."""
     command = [sys.executable, *program.split(), "--help"]
-    environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
+    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
     finished = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )

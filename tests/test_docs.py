@@ -57,7 +57,7 @@ def _exists(override: str) -> bool:
     match = OVERRIDE.fullmatch(override)
     assert match is not None
     key, value = match.groups()
-    if (CONF_DIR / key).is_dir():
+    if key.startswith("hydra/") or (CONF_DIR / key).is_dir():
         return value.isupper() or _is_option(key, value)
     return key in OTHER_KEYS or key.startswith(("hydra.", *OPEN_KEYS)) or key in KEYS
 
@@ -75,10 +75,11 @@ YAML_BLOCKS = [block for page in PAGES for block in page.blocks("yaml")]
 def test_example_file_has_known_keys(block: str) -> None:
     path = Path(block.splitlines()[0].removeprefix("# "))
     content = yaml.safe_load(block)
-    assert path.suffix == ".yaml" and (ROOT / path.parent).is_dir() and not (ROOT / path).exists()
-    if path.parent.name == "launcher":
+    assert path.suffix == ".yaml" and not (ROOT / path).exists()
+    if path.parent == Path("conf/hydra/launcher"):
         assert content["_target_"].startswith("hydra_plugins.slm_study.")
         return
+    assert (ROOT / path.parent).is_dir()
     if "@package _global_" not in block:
         content = {path.parent.name: content}
     assert {f"{name}.{key}" for name, keys in content.items() for key in keys} <= KEYS
@@ -111,6 +112,22 @@ def test_links_lead_to_files(page: Page) -> None:
     generated = {"changelog.md"}
     missing = [t for t in targets if t and not (page.path.parent / t).exists()]
     assert not set(missing) - generated
+
+
+REPOSITORY_PATH = re.compile(r"(?:slm|analysis|tests|conf|hydra_plugins|docs)/[\w./]*")
+TEST_FILE, TEST_NAME = re.compile(r"test_\w+\.py"), re.compile(r"test_\w+")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_files_and_tests_exist(page: Page) -> None:
+    sources = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    for code in page.inline_code:
+        if REPOSITORY_PATH.fullmatch(code):
+            assert (ROOT / code).exists(), code
+        elif TEST_FILE.fullmatch(code):
+            assert code in sources, code
+        elif TEST_NAME.fullmatch(code):
+            assert any(f"def {code}(" in source for source in sources.values()), code
 
 
 def test_citation_has_the_version_of_the_package() -> None:

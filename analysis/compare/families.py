@@ -31,7 +31,7 @@ EXTRAPOLATION = 3.0  # times the largest measured FLOPs
 
 @dataclass(frozen=True)
 class Comparison:
-    """Comparison of two families.
+    """What a study says of two families.
 
     Attributes:
         deep: name of the deep family.
@@ -109,7 +109,7 @@ class Comparison:
         return bool(exceeds(flops, EXTRAPOLATION * self.largest_flops))
 
     def summary(self) -> str:
-        """Return verdict, exponents and compute multiplier as a few printable lines."""
+        """The answer in a few lines."""
         lines = [f"{self.verdict.word}: {self.verdict.sentence}"]
         lines += [f"  {describe(one)}" for one in self.by_definition.values()]
         for name, alpha in self.estimates.items():

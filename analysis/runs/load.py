@@ -36,13 +36,7 @@ ARCHITECTURE = ("tied", "mlp", "qk_norm", "layer_sharing", "d_head")
 
 @dataclass(frozen=True)
 class Runs:
-    """Table of runs.
-
-    Attributes:
-        table: one row per finished run.
-        dropped: number of other runs by reason.
-        warnings: differences between the runs that can bias a comparison.
-    """
+    """Table with one row per finished run; `dropped` counts the other runs by reason."""
 
     table: pd.DataFrame
     dropped: Counter[str]
