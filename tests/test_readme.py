@@ -6,7 +6,7 @@ import importlib.util
 import itertools
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -159,20 +159,33 @@ def test_slm_command_has_known_arguments(
     if name in ("describe", "prepare"):
         compose_config([a for a in arguments if a != "--json"])
         return
-    monkeypatch.setattr("sys.argv", ["slm", name, "--help"])
-    with pytest.raises(SystemExit) as stopped:
-        slm_command.main()
-    assert stopped.value.code == 0
-    documentation = capsys.readouterr().out
+    documentation = help_of(slm_command.main, [name], monkeypatch, capsys)
     for argument in arguments:
         key, separator, _ = argument.partition("=")
         assert f"{key}{separator}" in documentation, argument
 
 
 @pytest.mark.parametrize("command", ANALYSIS, ids=str)
-def test_analysis_command_is_parsed(command: Command) -> None:
-    arguments = analysis_command._parser().parse_args(command.arguments)
-    assert (arguments.runs is None) != (arguments.wandb is None)
+def test_analysis_command_has_known_options(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documentation = help_of(analysis_command.main, [], monkeypatch, capsys)
+    options = [argument for argument in command.arguments if argument.startswith("--")]
+    assert "--out" in options
+    assert not [option for option in options if f"{option} " not in documentation]
+
+
+def help_of(
+    main: Callable[[], object],
+    words: Sequence[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> str:
+    monkeypatch.setattr("sys.argv", ["program", *words, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", OTHER, ids=str)
