@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import shlex
 import subprocess
@@ -33,6 +34,20 @@ MAX_README_LINES = 150
 
 def test_readme_is_short() -> None:
     assert len(PAGES[0].text.splitlines()) <= MAX_README_LINES
+
+
+@pytest.mark.parametrize(
+    ("study", "page"),
+    [("micro", "README.md"), ("micro", "docs/index.md"), ("demo", "docs/quickstart.md")],
+)
+def test_result_in_the_text_is_that_of_the_committed_report(study: str, page: str) -> None:
+    path = ROOT / "analysis" / "examples" / study / "results.json"
+    comparison = json.loads(path.read_text())["comparison"]
+    row = max(comparison["matched"]["summary"], key=lambda row: row["largest_flops"])
+    text = " ".join((ROOT / page).read_text().split())
+    assert f"{row['largest']:+.3f} nats/token" in text
+    assert f"95% CI [{row['largest_low_holm']:+.3f}, {row['largest_high_holm']:+.3f}]" in text
+    assert f"`{comparison['verdict']['word']}`" in text
 
 
 def mentioned_overrides() -> list[str]:
