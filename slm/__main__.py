@@ -1,156 +1,237 @@
-"""python -m slm COMMAND: describe shapes, prepare data, evaluate and export trained models.
+"""Command line `python -m slm COMMAND`.
 
-describe [key=value ...] [--json]    print the parameters, FLOPs and memory of a shape; keys as for train.py
-prepare [key=value ...] [--json]     tokenize a corpus (data=... tokenizer=...); keys as for train.py
-evaluate run=DIR text=FILES          print perplexity and bits per byte of .txt, .jsonl or .parquet files
-    hf=DIR                           instead of run=: a Llama-format folder with its tokenizer.json
-    window=1024                      length of a window in tokens (default: seq_len of the model)
-    stride=512                       distance between the starts of two windows in tokens (default: half a window)
-    document=file|paragraph|line     unit of .txt files that is scored as one document (default: file)
-    column=text                      column with the text in .jsonl and .parquet files
-    start_token=true|false           put the end-of-text (or BOS) token before each document (default: true)
-    --documents                      print the scores of every document too
-    --json                           print JSON
-export run=DIR out=DIR               save the model and tokenizer of a run in the format of transformers
-coordinates out=FILE                 run the coordinate checks of all parametrizations, write JSON
+To add a command, write its function in the package that does the work, with one keyword argument for each key and
+flag, and add a `Command` to `COMMANDS`. Help is printed without importing anything else.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import sys
-from collections.abc import Callable, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from pkgutil import resolve_name
+from typing import Any, NoReturn
 
-from slm.errors import ConfigError, Problem, nearest
+from slm.errors import ConfigError, nearest
+from slm.help_text import HelpFormatter, examples, fill
+from slm.stdout import exit_when_stdout_closes
 
-
-def describe(arguments: Sequence[str]) -> None:
-    from slm.architecture.describe import describe as describe_shape
-    from slm.architecture.describe import print_description
-    from slm.config.hydra import compose_config
-    from slm.run.micro_batch import micro_batch_of, planned_accelerator
-    from slm.run.spec import resolve
-
-    config = compose_config([a for a in arguments if a != "--json"])
-    spec = resolve(config)
-    micro_batch = micro_batch_of(spec, planned_accelerator(config))
-    if "--json" in arguments:
-        memory = micro_batch.as_dict()
-        description = {"family": config.family.name, **describe_shape(spec.shape), "memory": memory}
-        print(json.dumps(description, indent=2))
-    else:
-        print_description(
-            config.family.name, describe_shape(spec.shape), micro_batch.plan, micro_batch.summary
-        )
+PROGRAM = "python -m slm"
+LIKE_TRAIN = "Takes the keys and config groups of train.py; `python train.py --help` lists them."
 
 
-def prepare(arguments: Sequence[str]) -> None:
-    from slm.config.hydra import compose_config
-    from slm.data.tokens.prepare import prepare as prepare_data
-    from slm.data.tokens.summary import print_data_summary, summarize_data
+@dataclass(frozen=True)
+class Command:
+    """A command; argparse parses its arguments."""
 
-    config = compose_config([a for a in arguments if a != "--json"])
-    if config.data.source == "khop":
-        print("data=khop is generated during training: nothing to prepare")
-        return
-    data = prepare_data(config, _print_to_stderr, progress=True)
-    if "--json" in arguments:
-        print(json.dumps(summarize_data(data), indent=2))
-    else:
-        print_data_summary(data)
-
-
-def evaluate(arguments: Sequence[str]) -> None:
-    flags = {"--documents", "--json"}
-    given = _parse_settings(
-        [a for a in arguments if a not in flags],
-        needed=("text",),
-        optional=("run", "hf", "window", "stride", "document", "column", "start_token"),
-    )
-    from slm.evaluation.cli import evaluate_text, print_scores
-
-    scores = evaluate_text(given)
-    if "--json" in arguments:
-        print(json.dumps([score.as_dict() for score in scores], indent=2))
-    else:
-        print_scores(scores, documents="--documents" in arguments)
+    summary: str
+    function: str
+    """MODULE:NAME, imported when the command runs."""
+    about: str
+    examples: tuple[str, ...]
+    keys: Mapping[str, Mapping[str, Any]] | None = None
+    """Name -> arguments of `add_argument`; None: the command takes overrides of the configuration."""
+    flags: Mapping[str, str] = field(default_factory=dict)
+    """Name -> help."""
 
 
-def export(arguments: Sequence[str]) -> None:
-    given = _parse_settings(arguments, needed=("run", "out"))
-    from slm.evaluation.load import export_run
-
-    export_run(Path(given["run"]), Path(given["out"]))
-    print(f"exported {given['run']} to {given['out']}")
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1")
+    return int(text)
 
 
-def coordinates(arguments: Sequence[str]) -> None:
-    out = Path(_parse_settings(arguments, needed=("out",))["out"])
-    from slm.training.coordinate_check import write_coordinates
-
-    write_coordinates(out)
-    print(f"wrote {out}; to plot it, run: python -m analysis {out} --of coordinates --out DIR")
+def boolean(text: str) -> bool:
+    if text not in {"true", "false"}:
+        raise argparse.ArgumentTypeError(f"{text!r} must be true or false")
+    return text == "true"
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "describe": describe,
-    "prepare": prepare,
-    "evaluate": evaluate,
-    "export": export,
-    "coordinates": coordinates,
+RUN = {"metavar": "DIR", "type": Path, "help": "run directory, such as runs/demo/RUN_ID"}
+JSON = {"json": "print JSON"}
+COMMANDS = {
+    "describe": Command(
+        "print the parameters, FLOPs and predicted memory of a shape",
+        "slm.run.cli:describe",
+        f"Computes the shape of a config and trains nothing. {LIKE_TRAIN}",
+        (
+            "python -m slm describe family=wide_shallow size=200k",
+            "python -m slm describe model=mobilellm_125m trainer=gpu --json",
+        ),
+        flags=JSON,
+    ),
+    "prepare": Command(
+        "tokenize a corpus and store it in cache_dir",
+        "slm.data.cli:prepare",
+        "train.py does this too if needed; run it first where many jobs start at once or the nodes that train have no "
+        f"network. {LIKE_TRAIN} Only data, tokenizer, model.seq_len and cache_dir have an effect.",
+        (
+            "python -m slm prepare data=prose tokenizer=bpe",
+            "python -m slm prepare data=text_files 'data.files=[corpus/*.txt]' tokenizer=byte",
+        ),
+        flags=JSON,
+    ),
+    "evaluate": Command(
+        "print the perplexity and bits per byte of a model on text files",
+        "slm.evaluation.cli:evaluate",
+        "Scores each document in overlapping windows: each token is predicted once, and after the first window from "
+        "at least window - stride tokens before it.",
+        (
+            "python -m slm evaluate run=runs/demo/RUN_ID text='corpus/*.txt' --documents",
+            "python -m slm evaluate hf=llama text=corpus.jsonl column=body window=2048 --json",
+        ),
+        keys={
+            "run": RUN,
+            "hf": {
+                "metavar": "DIR",
+                "type": Path,
+                "help": "Llama-format folder with its tokenizer.json, instead of run",
+            },
+            "text": {
+                "metavar": "FILES",
+                "required": True,
+                "help": ".txt, .jsonl or .parquet file, or a quoted pattern of several",
+            },
+            "window": {
+                "metavar": "TOKENS",
+                "type": positive,
+                "help": "length of a window in tokens; default: model.seq_len of the model",
+            },
+            "stride": {
+                "metavar": "TOKENS",
+                "type": positive,
+                "help": "distance between the starts of two windows in tokens; default: half a window",
+            },
+            "document": {
+                "choices": ("file", "paragraph", "line"),
+                "default": "file",
+                "help": "unit of .txt files that is scored as one document; default: %(default)s",
+            },
+            "column": {
+                "metavar": "NAME",
+                "default": "text",
+                "help": "column of .jsonl and .parquet files with the text; default: %(default)s",
+            },
+            "start_token": {
+                "metavar": "true|false",
+                "type": boolean,
+                "default": True,
+                "help": "put the end-of-text (or BOS) token before each document; default: true",
+            },
+        },
+        flags={"documents": "print the scores of every document too", **JSON},
+    ),
+    "export": Command(
+        "save the model and tokenizer of a run in the format of transformers",
+        "slm.evaluation.cli:export",
+        "transformers loads the folder with AutoModelForCausalLM and AutoTokenizer.",
+        ("python -m slm export run=runs/demo/RUN_ID out=exported",),
+        keys={
+            "run": {**RUN, "required": True},
+            "out": {
+                "metavar": "DIR",
+                "type": Path,
+                "required": True,
+                "help": "folder to write, new or empty",
+            },
+        },
+    ),
+    "coordinates": Command(
+        "run the coordinate checks of all parametrizations and write JSON",
+        "slm.training.cli:coordinates",
+        "Trains small models of growing width and depth for a few steps and records the size of their activations and "
+        "updates.",
+        (
+            "python -m slm coordinates out=coordinates.json",
+            "python -m analysis coordinates.json --of coordinates --out coordinates",
+        ),
+        keys={
+            "out": {
+                "metavar": "FILE",
+                "type": Path,
+                "required": True,
+                "help": "JSON file to write",
+            }
+        },
+    ),
 }
 
 
-def _print_to_stderr(text: str) -> None:
-    print(text, file=sys.stderr)
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        PROGRAM,
+        description="Describe shapes, prepare data, evaluate and export trained models.",
+        epilog=fill(
+            f"`{PROGRAM} COMMAND --help` prints the keys of a command. train.py trains a model, sweep.py runs a study."
+        ),
+        formatter_class=HelpFormatter,
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        about = f"{command.summary[0].upper()}{command.summary[1:]}. {command.about}"
+        if command.keys:
+            about += " An option with a value can also be written as key=value."
+        subparser = subparsers.add_parser(
+            name,
+            help=command.summary,
+            description=fill(about),
+            epilog=examples(command.examples),
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+        )
+        if command.keys is None:
+            overrides: dict[str, Any] = {"nargs": "*", "metavar": "key=value"}
+            subparser.add_argument("overrides", help="settings as for train.py", **overrides)
+        for key, settings in (command.keys or {}).items():
+            subparser.add_argument(f"--{key}", **settings)
+        for flag, text in command.flags.items():
+            subparser.add_argument(f"--{flag}", action="store_true", help=text)
+    return parser
 
 
-def _parse_settings(
-    arguments: Sequence[str], *, needed: Sequence[str], optional: Sequence[str] = ()
-) -> dict[str, str]:
-    """Return the key=value arguments as a dict.
+def parse(words: Sequence[str]) -> tuple[Command, dict[str, Any]]:
+    """Return the command and the arguments of its function.
 
     Raises:
-        ConfigError: listing unknown keys, keys without a value, and missing keys.
+        SystemExit: after the help (code 0), or after a message about an invalid argument (code 2).
     """
-    keys = (*needed, *optional)
-    given = {}
-    problems = []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        near = get_close_matches(key, keys, n=1)
-        if key in keys and value:
-            given[key] = value
-        elif key in keys:
-            problems.append(Problem(key, value, "has no value", f"set {key}=VALUE"))
-        else:
-            fix = f"did you mean {near[0]}?" if near else f"keys: {', '.join(keys)}"
-            problems.append(Problem(key, value, "unknown key", fix))
-    problems += [
-        Problem(key, None, "is needed", f"add {key}=PATH")
-        for key in needed
-        if key not in given and key not in {p.key for p in problems}
-    ]
-    if problems:
-        raise ConfigError(problems)
-    return given
+    words = list(words) or ["--help"]
+    if words[0] == "help":
+        words = [*words[1:2], "--help"]
+    name, *settings = words
+    command = COMMANDS.get(name)
+    if command is None and not name.startswith("-"):
+        _exit(f"{PROGRAM} {name}: unknown command; {nearest(name, COMMANDS)}")
+    if command is not None:
+        known = [*(command.keys or ()), *command.flags, "help"]
+        if command.keys is not None:
+            settings = [word if word.startswith("-") else f"--{word}" for word in settings]
+        for word in settings:
+            option, separator, value = word.removeprefix("--").partition("=")
+            if word.startswith("--") and option not in known:
+                _exit(f"{PROGRAM} {name}: unknown option {option}; {nearest(option, known)}")
+            if word.startswith("--") and separator and not value:
+                _exit(f"{PROGRAM} {name}: {option} has no value")
+        settings.sort(
+            key=lambda word: word.startswith("-")
+        )  # argparse reads overrides in one group
+    arguments = vars(build_parser().parse_args([name, *settings]))
+    return COMMANDS[arguments.pop("command")], arguments
+
+
+def _exit(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(ConfigError.exit_code)
 
 
 def main() -> NoReturn:
-    command, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
-    if {command, *arguments} & {"--help", "-h"} or command == "help":
-        print(__doc__)
-        sys.exit(0)
-    if command not in COMMANDS:
-        fix = nearest(command, COMMANDS)
-        print(f"python -m slm {command}: unknown command; {fix}", file=sys.stderr)
-        sys.exit(ConfigError.exit_code)
-    from slm.cli import run_and_exit
+    with exit_when_stdout_closes():
+        command, arguments = parse(sys.argv[1:])
+        from slm.cli import run_and_exit  # imports Hydra, which help does not need
 
-    run_and_exit(lambda: COMMANDS[command](arguments))
+        run_and_exit(lambda: resolve_name(command.function)(**arguments))
 
 
 if __name__ == "__main__":

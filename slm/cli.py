@@ -18,12 +18,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from slm.config.hydra import CONF_DIR, add_force_prefix, load_composed_config, register_schema
+from slm.config.hydra import convert_overrides, load_composed_config, register_schema
 from slm.config.schema import Config
 from slm.errors import ConfigError, Interrupted, Problem, SlmError
 from slm.logs import log, log_to_console
+from slm.stdout import exit_when_stdout_closes
 from slm.training.distributed.rank import (
     Placement,
+    check_address,
     check_launch,
     drop_empty_variables,
     find_placement,
@@ -42,7 +44,7 @@ def run_app(main: Callable[[], Any]) -> NoReturn:
     128 + n stopped by signal n.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints errors and exits itself
-    sys.argv[1:] = [add_force_prefix(argument, CONF_DIR) for argument in sys.argv[1:]]
+    sys.argv[1:] = convert_overrides(sys.argv[1:])
     register_schema()
     run_and_exit(main)
 
@@ -52,7 +54,8 @@ def run_and_exit(main: Callable[[], Any]) -> NoReturn:
     log_to_console()
     drop_empty_variables(os.environ)
     try:
-        main()
+        with exit_when_stdout_closes():
+            main()
     except SlmError as error:
         _exit("" if error.was_shown else str(error), error.exit_code)
     except yaml.YAMLError as error:
@@ -114,6 +117,7 @@ def _load_config_of_launch(cfg: DictConfig, placement: Placement | None) -> Conf
         config = load_composed_config(cfg)
         if placement is not None:
             check_launch(config.trainer, placement.world_size, placement.local_rank)
+            check_address(placement, os.environ)
     except SlmError as error:
         if placement is not None:
             let_rank_zero_report(placement, error.exit_code)

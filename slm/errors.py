@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Final
+
+NO_VALUE: Final = object()
 
 
 class SlmError(Exception):
@@ -86,12 +88,14 @@ class Problem:
 
     key: str
     value: object
+    """`NO_VALUE` if the key is not given; None is the value null."""
     rule: str
     fix: str = ""
 
     def __str__(self) -> str:
-        shown = "null" if self.value is None else self.value
-        return f"{self.key}={shown}: {self.rule}" + (f" ({self.fix})" if self.fix else "")
+        value = "null" if self.value is None else self.value
+        shown = self.key if value is NO_VALUE else f"{self.key}={value}"
+        return f"{shown}: {self.rule}" + (f" ({self.fix})" if self.fix else "")
 
 
 class ConfigError(SlmError):
@@ -110,5 +114,10 @@ class ConfigError(SlmError):
 def nearest(asked: str, known: Iterable[object]) -> str:
     """`did you mean NAME?`, or where no known name is near, all of them."""
     names = [str(name) for name in known]
-    near = get_close_matches(asked, names, n=1)
-    return f"did you mean {near[0]}?" if near else f"choose one of: {', '.join(names)}"
+    near = nearest_name(asked, names)
+    return f"did you mean {near}?" if near else f"choose one of: {', '.join(names)}"
+
+
+def nearest_name(asked: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the known name that is most similar to `asked`; None if no similarity reaches `cutoff`."""
+    return next(iter(get_close_matches(asked, known, n=1, cutoff=cutoff)), None)

@@ -6,10 +6,12 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from slm.errors import DataError, SlmError
 
 CHUNK_BYTES = 1 << 20
 
@@ -53,6 +55,26 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_object(
+    path: Path, fix: str, keys: Sequence[str] = (), error: type[SlmError] = DataError
+) -> dict[str, Any]:
+    """Read a file with a JSON object that has the given keys.
+
+    Raises:
+        SlmError: of the type `error`, with the file, what is wrong with it and the fix.
+    """
+    reason = f"no {' and '.join(keys)}"
+    try:
+        content = read_json(path)
+        if not isinstance(content, dict):
+            reason = "no JSON object"
+        elif all(key in content for key in keys):
+            return content
+    except ValueError as invalid:
+        reason = f"not valid JSON: {invalid}" if path.stat().st_size else "the file is empty"
+    raise error(f"{path}: not readable ({reason}); {fix}")
 
 
 def canonical_hash(value: Any) -> str:

@@ -19,7 +19,7 @@ from analysis.formatting import count
 from analysis.runs.tables import SUFFIXES, is_table, read_table, run_row
 from analysis.runs.wandb import offline_runs, online_runs, tracked_table
 from slm.architecture.flops import flop_equivalent_params
-from slm.errors import DataError, RunError
+from slm.errors import DataError, RunError, nearest_name
 from slm.rounding import merge_close, stable_argsort
 from slm.tracking.result import RunResult
 from slm.tracking.results_file import read_results
@@ -27,6 +27,7 @@ from slm.tracking.run_dir import RunDirectory
 
 OTHER_VALIDATION_SET = "other validation set"
 MAX_LISTED, MAX_CHARACTERS = 3, 12  # of the differing values in a warning
+TRAIN_FIRST = "train some runs first, for example with python sweep.py study=demo action=run"
 NOT_A_CELL = "not a cell of the study"
 WANDB = "wandb:"
 LINES_TO_RECOGNIZE = 3  # of a results file, so that one damaged line does not make it a plain table
@@ -76,7 +77,11 @@ def load_runs(
     Raises:
         DataError: if the source has no finished run.
     """
-    if not columns and _is_results_file(Path(source)):
+    if _is_results_file(Path(source)):
+        if columns:
+            raise DataError(
+                f"{source}: a results file of a study has its own columns; remove columns="
+            )
         results = read_results(Path(source)).values()
         return runs_from_results(results, only, pool_validation_sets=pool_validation_sets)
     table, dropped = _collect(source, only, columns)
@@ -120,6 +125,7 @@ def _collect(
         table, dropped = tracked_table(online_runs(source.removeprefix(WANDB)))
         return _selected(table, dropped, only, source)
     path = Path(source)
+    _check_exists(path)
     if is_table(path):
         return _selected(*_finished(read_table(path, columns)), only, str(path))
     if path.is_file():
@@ -128,6 +134,17 @@ def _collect(
     if not any(_run_directories(path)) and any(path.rglob("*.wandb")):
         return _selected(*tracked_table(offline_runs(path)), only, str(path))
     return collect_runs(path, only)
+
+
+def _check_exists(path: Path) -> None:
+    if path.exists():
+        return
+    missing = path
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    near = nearest_name(missing.name, [each.name for each in missing.parent.iterdir()])
+    fix = f"did you mean {missing.parent / near}?" if near else TRAIN_FIRST
+    raise DataError(f"{path}: no such file or folder; {fix}")
 
 
 def _is_results_file(path: Path) -> bool:
@@ -210,19 +227,14 @@ def collect_runs(
         rows.append(_row(result))
     if not rows:
         reasons = "".join(f"; {runs} {reason}" for reason, runs in dropped.items())
-        raise DataError(
-            f"{folder}: no finished run{reasons}. Train some runs first, for example with "
-            "python sweep.py study=demo action=run"
-        )
+        raise DataError(f"{folder}: no finished run{reasons}; {TRAIN_FIRST}")
     return pd.DataFrame(rows).sort_values(["family", "flops", "seed"], ignore_index=True), dropped
 
 
 def _run_directories(folder: Path) -> Iterator[RunDirectory]:
+    _check_exists(folder)
     if not folder.is_dir():
-        raise DataError(
-            f"{folder}: no such folder; train some runs first, for example with "
-            "python sweep.py study=demo action=run"
-        )
+        raise DataError(f"{folder}: a file; give a folder of run directories")
     for config in sorted(folder.rglob("config.yaml")):
         # W&B writes its own config.yaml; hidden folders contain superseded runs.
         inner = config.parent.relative_to(folder).parts

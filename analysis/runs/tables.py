@@ -34,6 +34,8 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
     Raises:
         DataError: if the file cannot be read or lacks a column.
     """
+    if path.is_file() and path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty")
     try:
         table = _read(path)
     except (OSError, ValueError, ImportError) as error:
@@ -52,6 +54,13 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
             f"{path}: lacks {', '.join(missing)}; pass columns={{'{missing[0]}': 'NAME IN THE FILE'}}; its columns "
             f"are {', '.join(str(name) for name in table.columns)}"
         )
+    for name in REQUIRED:
+        nested = [value for value in table[name] if isinstance(value, (dict, list))]
+        if nested:
+            source = renamed.get(name, name)
+            raise DataError(
+                f"{path}: column {source!r} holds {nested[0]!r}; {name} needs one number or word per run"
+            )
     return table
 
 

@@ -1,4 +1,4 @@
-"""Compose configs with Hydra; register the schema and the text of `--help`.
+"""Compose configs with Hydra; register the schema.
 
 Hydra stops at the first unknown key. `add_force_prefix` turns `key=value` into `++key=value`, which Hydra
 accepts for any key, so that `slm.config.load` reports all problems at once, each with the nearest valid
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import re
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,14 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from slm.config.help import sweep_help, train_help
 from slm.config.load import load_config
-from slm.config.schema import Config, default_tree, field_descriptions
+from slm.config.schema import Config, default_tree
 from slm.errors import ConfigError, Problem
 
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
+REPLACED_TABLES = {"++plan.mfu"}  # one curve: entries of another table would change it
 OVERRIDE = re.compile(r"^\+{0,2}(?P<key>[A-Za-z_][\w.]*)=")
-HELP_TEXT = textwrap.TextWrapper(
-    width=100, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
-)
 
 
 def compose_config(overrides: Sequence[str]) -> Config:
@@ -38,8 +36,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
     """
     register_schema()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        passed = [add_force_prefix(override, CONF_DIR) for override in overrides]
-        return load_composed_config(compose("train", overrides=passed))
+        return load_composed_config(compose("train", overrides=convert_overrides(overrides)))
 
 
 class Composer:
@@ -57,13 +54,28 @@ class Composer:
         groups = {key for key in varied if (CONF_DIR / key).is_dir()}
         requested = (*overrides, *(f"{key}={varied[key]}" for key in varied if key in groups))
         if requested not in self._cache:
-            passed = [add_force_prefix(override, CONF_DIR) for override in requested]
-            self._cache[requested] = self._compose(passed)
+            self._cache[requested] = self._compose(convert_overrides(requested))
         cfg = copy.deepcopy(self._cache[requested])
         for key, value in varied.items():
             if key not in groups:
                 OmegaConf.update(cfg, key, value, force_add=True)
         return load_composed_config(cfg)
+
+
+def convert_overrides(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of the command line with the meaning that slm gives to them, for Hydra.
+
+    Hydra merges a table with the table in conf/. Those of `REPLACED_TABLES` replace it: the key is first set to
+    null.
+    """
+    converted = []
+    for argument in arguments:
+        passed = add_force_prefix(argument, CONF_DIR)
+        key = passed.partition("=")[0]
+        if key in REPLACED_TABLES:
+            converted.append(f"{key}=null")
+        converted.append(passed)
+    return converted
 
 
 def add_force_prefix(argument: str, conf_dir: Path) -> str:
@@ -75,31 +87,12 @@ def add_force_prefix(argument: str, conf_dir: Path) -> str:
 
 
 def register_schema() -> None:
-    """Register every key with its default, and a help text generated from the schema, with Hydra."""
+    """Register every key with its default, and the help of train.py and sweep.py, with Hydra."""
     store = ConfigStore.instance()
     store.store(name="schema", node=default_tree())
-    keys = "\n".join(
-        f"  {key}={_format_value(value)}\n{HELP_TEXT.fill(' '.join(text.split()))}"
-        for key, value, text in field_descriptions()
-    )
-    template = (
-        "${hydra.help.header}\n\n"
-        "Config groups; choose an option with group=option:\n$APP_CONFIG_GROUPS\n\n"
-        "Keys; set one with key=value. The values below are the defaults of the schema, and the files in\n"
-        f"conf/ change some of them. To print the values of a command, add --cfg job to it.\n{keys}\n\n"
-        "${hydra.help.footer}"
-    )
-    header = (
-        "slm compares deep and wide language models below one billion parameters at matched compute.\n\n"
-        "  python train.py                       train one deep-thin model, 1 to 2 minutes on a laptop\n"
-        "  python train.py experiment=smoke      train a tiny model in seconds, to test the installation\n"
-        "  python train.py -m family=deep_thin,wide_shallow size=128k,256k\n"
-        "                                        train a grid of models\n"
-        "  python sweep.py study=demo            run a matched-compute study and write its report"
-    )
-    footer = "--hydra-help prints the help of Hydra."
-    node = {"app_name": "slm", "header": header, "footer": footer, "template": template}
-    store.store(group="hydra/help", name="slm", node=node)
+    for name, template in (("train", train_help(CONF_DIR)), ("sweep", sweep_help(CONF_DIR))):
+        node = {"app_name": name, "header": "", "footer": "", "template": template}
+        store.store(group="hydra/help", name=name, node=node)
 
 
 def load_composed_config(cfg: DictConfig) -> Config:
@@ -118,13 +111,3 @@ def load_composed_config(cfg: DictConfig) -> Config:
         raise ConfigError([Problem(key, value, str(error).splitlines()[0])]) from None
     assert isinstance(tree, dict)
     return load_config({str(key): value for key, value in tree.items()})
-
-
-def _format_value(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return "[" + ",".join(map(str, value)) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -7,7 +7,6 @@ one line with the key, the value, the rule and a fix.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,84 +14,86 @@ import pydantic
 from pydantic import TypeAdapter
 
 from slm.config.rules import check_rules
-from slm.config.schema import Config, field_descriptions
-from slm.errors import ConfigError, Problem
+from slm.config.schema import Config, choices_of, field_descriptions, key_of_field
+from slm.errors import NO_VALUE, ConfigError, Problem, nearest_name
 
 
 def load_config(tree: Mapping[str, Any]) -> Config:
     """Convert a composed tree without interpolations to a `Config`.
 
+    First the value of each key is validated, then the rules between keys. A rule that reads a key whose value is
+    invalid is not checked: the message about the value is enough.
+
     Raises:
         ConfigError: listing every unknown key, wrong value and broken rule between keys.
     """
+    if not isinstance(tree, Mapping):
+        raise ConfigError([Problem("config", NO_VALUE, "must be a table of keys and values")])
     adapter = TypeAdapter(Config)
     pruned = _copy(tree)
     problems: list[Problem] = []
+    invalid: set[str] = set()
     while True:
         try:
             config = adapter.validate_python(pruned)
             break
         except pydantic.ValidationError as failure:
-            # Remove each wrong key (it then gets its default), so that the rules between the other keys
-            # are still checked. Each pass removes at least one key, so the loop terminates.
+            # Remove each wrong key, which then gets its default, so that the rules between the other keys can be
+            # checked. Each pass removes at least one key, so the loop terminates.
             for error in failure.errors():
-                problems.append(_to_problem(error))
+                problem, meant = _to_problem(error)
+                problems.append(problem)
+                invalid.add(meant)
                 _remove(pruned, error["loc"])
-    suspect = {problem.key for problem in problems}
-    problems += [p for p in check_rules(config) if not _depends_on(p, suspect)]
+    problems += check_rules(config, invalid)
     if problems:
         raise ConfigError(problems)
     return config
 
 
-def _to_problem(error: Any) -> Problem:
-    """Convert a pydantic error to a Problem, with the nearest valid name or value as its fix."""
-    key = ".".join(str(part) for part in error["loc"] if not _is_type_tag(part))
-    value = error["input"]
+def _to_problem(error: Any) -> tuple[Problem, str]:
+    """Convert a pydantic error to a Problem, and return it with the key that the user meant to set."""
+    parts = [str(part) for part in error["loc"] if not _is_type_tag(part)]
+    is_name = error["loc"][-1] == "[key]"  # of a table, not the value under it
+    key, value = ".".join(parts), NO_VALUE if is_name else error["input"]
+    field = key_of_field(parts)
     if error["type"] == "unexpected_keyword_argument":
-        return Problem(key, value, "unknown key", _nearest_key(key))
+        near = _nearest_key(key)
+        fix = f"did you mean {near}?" if near else "see python train.py --help"
+        return Problem(key, value, "unknown key", fix), near or key
     if error["type"] == "literal_error":
-        allowed = error["ctx"]["expected"]
-        choices = [word.strip("'") for word in allowed.replace(" or ", ", ").split(", ")]
-        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
-        return Problem(key, value, f"must be {allowed}", f"did you mean {near[0]}?" if near else "")
+        near = nearest_name(str(error["input"]), choices_of(field), cutoff=0.5)
+        fix = f"did you mean {near}?" if near else ""
+        return Problem(key, value, f"must be {error['ctx']['expected']}", fix), field
     if error["type"] == "tuple_type":
         is_scalar = isinstance(value, (str, int, float))
-        return Problem(key, value, "must be a list", f"for example [{value}]" if is_scalar else "")
-    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input ")
-    return Problem(key, value, message.replace("should be", "must be"))
+        fix = f"for example [{value}]" if is_scalar else ""
+        return Problem(key, value, "must be a list", fix), field
+    if error["type"] == "value_error":
+        return Problem(key, value, str(error["ctx"]["error"])), field
+    rule = str(error["msg"]).removeprefix("Input ").replace("should be", "must be")
+    return Problem(key, value, rule), field
 
 
 def _is_type_tag(part: object) -> bool:
-    """Return True for the union members, such as `constrained-int`, that pydantic adds to a location."""
-    return isinstance(part, str) and ("[" in part or part.startswith("constrained-"))
+    """Return True for the parts in brackets that are no keys, such as `[key]`, in a location of pydantic."""
+    return isinstance(part, str) and part.startswith("[")
 
 
-def _nearest_key(key: str) -> str:
-    """Suggest the same name in another section, else a similar name in this section, else any similar name."""
+def _nearest_key(key: str) -> str | None:
+    """Return the same name in another section, else a similar name in this section, else any similar name."""
     known = [name for name, _, _ in field_descriptions()]
     parent, _, leaf = key.rpartition(".")
-    sections = sorted({name.partition(".")[0] for name in known})
     leaves = {name.rpartition(".")[2]: name for name in known}
     siblings = {n.rpartition(".")[2]: n for n in known if n.rpartition(".")[0] == parent}
-    near = [leaves[leaf]] if leaf in leaves else _similar(leaf, siblings)
-    near = near or _similar(leaf, {name: name for name in sections}) or _similar(leaf, leaves)
-    return f"did you mean {near[0]}?" if near else "see python train.py --help"
-
-
-def _similar(word: str, names: Mapping[str, str]) -> list[str]:
-    return [names[match] for match in difflib.get_close_matches(word, names, n=1, cutoff=0.7)]
-
-
-def _depends_on(problem: Problem, suspect: set[str]) -> bool:
-    """Return True if the rule may be broken only because the value of a suspect key was removed.
-
-    The message of a rule names the other keys that the rule reads.
-    """
-    if problem.key in suspect or any(key in problem.rule for key in suspect):
-        return True
-    section_name = problem.key.partition(".")[0]
-    return problem.value is None and any(key.partition(".")[0] == section_name for key in suspect)
+    sections = {name.partition(".")[0]: name.partition(".")[0] for name in known}
+    if leaf in leaves:
+        return leaves[leaf]
+    for names in (siblings, sections, leaves):
+        near = nearest_name(leaf, names, cutoff=0.7)
+        if near is not None:
+            return names[near]
+    return None
 
 
 def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any, NoReturn
 
-from slm.config.schema import (
-    BudgetConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    ScheduleConfig,
-    TokenizerConfig,
-)
+from slm.config.schema import Config, DataConfig
 from slm.config.schema.data import FILE_SOURCES, KEYS_READ_BY_SOURCE
 from slm.errors import Problem
 
@@ -21,32 +17,52 @@ COMMIT = re.compile("[0-9a-f]{40}")
 HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 MIN_BPE_VOCAB_SIZE = 257  # 256 bytes and the end-of-text token
 EVEN_D_HEAD = "must be even, because RoPE rotates pairs of dimensions"
+KEYS_OF_SOURCES = sorted({key for keys in KEYS_READ_BY_SOURCE.values() for key in keys})
 SHAPE_KEYS = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_ff")
 
 
-def check_rules(config: Config) -> list[Problem]:
+class _InvalidKeyRead(Exception):
+    """A rule reads a key whose value is invalid."""
+
+
+def check_rules(config: Config, invalid: Collection[str]) -> list[Problem]:
     """Return a Problem for every broken rule between keys.
 
-    The message of a rule must name the other keys that the rule reads, so that `load_config` can drop
-    it if one of their values is wrong.
+    Args:
+        invalid: dotted keys whose values are invalid. A rule ends where it reads one of them.
     """
-    return [
-        *_check_budget(config.budget),
-        *_check_branches(config),
-        *_check_shape_source(config),
-        *_check_shape(config.model),
-        *_check_batch(config),
-        *_check_processes(config),
-        *_check_attention(config),
-        *_check_tokenizer(config.tokenizer),
-        *_check_data(config),
-        *_check_khop(config),
-        *_check_schedule(config.schedule),
-    ]
+    readable = _guard(config, invalid)
+    problems: list[Problem] = []
+    for rule in RULES:
+        with suppress(_InvalidKeyRead):
+            for problem in rule(readable):
+                problems.append(problem)
+    return problems
 
 
-def _check_budget(budget: BudgetConfig) -> Iterator[Problem]:
-    given = budget.given
+def _guard(section: Any, invalid: Collection[str]) -> Any:
+    """Return a copy of a section of the config, in which reading an invalid key raises `_InvalidKeyRead`."""
+
+    def end_rule(_: object) -> NoReturn:
+        raise _InvalidKeyRead
+
+    inner: dict[str, list[str]] = {}
+    for key in invalid:
+        name, _, rest = key.partition(".")
+        inner.setdefault(name, []).append(rest)
+    # A property of a subclass is read instead of the attribute of the instance, by methods of the section too.
+    unreadable = {name: property(end_rule) for name, rests in inner.items() if "" in rests}
+    kind = type(section.__class__.__name__, (section.__class__,), unreadable)
+    copied: Any = object.__new__(kind)
+    copied.__dict__.update(section.__dict__)
+    for name, rests in inner.items():
+        if name not in unreadable and name in copied.__dict__:
+            copied.__dict__[name] = _guard(copied.__dict__[name], rests)
+    return copied
+
+
+def _check_budget(config: Config) -> Iterator[Problem]:
+    given = config.budget.given
     if not given:
         fix = "set budget.tokens, budget.tokens_per_param or budget.flops"
         yield Problem("budget", None, "no budget is given", fix)
@@ -104,7 +120,8 @@ def _check_shape_source(config: Config) -> Iterator[Problem]:
         yield Problem("ladder.d_head", config.ladder.d_head, EVEN_D_HEAD, f"nearest: {near}")
 
 
-def _check_shape(model: ModelConfig) -> Iterator[Problem]:
+def _check_shape(config: Config) -> Iterator[Problem]:
+    model = config.model
     if model.d_model is None or model.n_heads is None:
         return
     n_kv_heads = model.n_kv_heads or model.n_heads
@@ -167,8 +184,8 @@ def _check_attention(config: Config) -> Iterator[Problem]:
             yield Problem(f"trainer.{key}", value, rule, fix)
 
 
-def _check_tokenizer(tokenizer: TokenizerConfig) -> Iterator[Problem]:
-    kind, size = tokenizer.kind, tokenizer.vocab_size
+def _check_vocab_size(config: Config) -> Iterator[Problem]:
+    kind, size = config.tokenizer.kind, config.tokenizer.vocab_size
     if kind == "bpe" and size is None:
         rule = "is needed for tokenizer.kind=bpe"
         yield Problem("tokenizer.vocab_size", None, rule, "set it, for example to 2048")
@@ -178,17 +195,22 @@ def _check_tokenizer(tokenizer: TokenizerConfig) -> Iterator[Problem]:
     if kind != "bpe" and size is not None:
         rule = f"the vocabulary of tokenizer.kind={kind} is fixed"
         yield Problem("tokenizer.vocab_size", size, rule, "set it to null")
-    if kind == "file" and tokenizer.path is None:
+
+
+def _check_tokenizer_file(config: Config) -> Iterator[Problem]:
+    if config.tokenizer.kind == "file" and config.tokenizer.path is None:
         fix = "set it to a tokenizer.json, or to a folder with GPT-2's vocab.json and merges.txt"
         yield Problem("tokenizer.path", None, "is needed for tokenizer.kind=file", fix)
-    for key in ("path", "end_of_text"):
-        value = getattr(tokenizer, key)
-        if kind != "file" and value is not None:
-            rule = f"has no effect with tokenizer.kind={kind}"
-            yield Problem(f"tokenizer.{key}", value, rule, "set tokenizer=file, or remove it")
 
 
-def _check_data(config: Config) -> Iterator[Problem]:
+def _check_unused_tokenizer_key(key: str, config: Config) -> Iterator[Problem]:
+    kind, value = config.tokenizer.kind, getattr(config.tokenizer, key)
+    if kind != "file" and value is not None:
+        rule = f"has no effect with tokenizer.kind={kind}"
+        yield Problem(f"tokenizer.{key}", value, rule, "set tokenizer=file, or remove it")
+
+
+def _check_data_source(config: Config) -> Iterator[Problem]:
     data = config.data
     needed = "files" if data.source in FILE_SOURCES else "repo" if data.source == "hub" else None
     if needed and not getattr(data, needed) and data.prepared is None:
@@ -196,14 +218,19 @@ def _check_data(config: Config) -> Iterator[Problem]:
         example = f"files=[corpus/*.{suffix}]" if needed == "files" else "repo=owner/name"
         rule = f"is needed for data.source={data.source}"
         yield Problem(f"data.{needed}", None, rule, f"set it, for example data.{example}")
-    for key in sorted({key for keys in KEYS_READ_BY_SOURCE.values() for key in keys}):
-        value = getattr(data, key)
-        if key not in KEYS_READ_BY_SOURCE[data.source] and value != getattr(DataConfig(), key):
-            readers = [source for source, keys in KEYS_READ_BY_SOURCE.items() if key in keys]
-            value = list(value) if isinstance(value, tuple) else value
-            rule = f"has no effect with data.source={data.source}"
-            fix = f"remove it, or set data={' or '.join(readers)}"
-            yield Problem(f"data.{key}", value, rule, fix)
+
+
+def _check_unused_data_key(key: str, config: Config) -> Iterator[Problem]:
+    source, value = config.data.source, getattr(config.data, key)
+    if key not in KEYS_READ_BY_SOURCE[source] and value != getattr(DataConfig(), key):
+        readers = [each for each, keys in KEYS_READ_BY_SOURCE.items() if key in keys]
+        value = list(value) if isinstance(value, tuple) else value
+        rule = f"has no effect with data.source={source}"
+        yield Problem(f"data.{key}", value, rule, f"remove it, or set data={' or '.join(readers)}")
+
+
+def _check_hub(config: Config) -> Iterator[Problem]:
+    data = config.data
     is_on_hub = data.source == "hub" and data.repo and not Path(data.repo).is_dir()
     if is_on_hub and not HUB_NAME.fullmatch(data.repo or ""):
         rule = "is neither an existing folder nor the name of a dataset on the Hugging Face hub"
@@ -212,40 +239,55 @@ def _check_data(config: Config) -> Iterator[Problem]:
         rule = "must be a commit hash of the dataset (40 hexadecimal digits)"
         fix = "copy it from Files, History on the page of the dataset"
         yield Problem("data.revision", data.revision, rule, fix)
-    if data.new_document is not None:
+
+
+def _check_new_document(config: Config) -> Iterator[Problem]:
+    pattern = config.data.new_document
+    if pattern is not None:
         try:
-            re.compile(data.new_document)
+            re.compile(pattern)
         except re.error as error:
             rule = f"is not a valid regular expression: {error}"
-            yield Problem("data.new_document", data.new_document, rule)
+            yield Problem("data.new_document", pattern, rule)
 
 
-def _check_khop(config: Config) -> Iterator[Problem]:
-    data, is_task = config.data, config.data.source == "khop"
-    if is_task != (config.tokenizer.kind == "symbols"):
-        rule = f"tokenizer.kind=symbols is for data.source=khop only, not for {data.source}"
-        if is_task:
+def _check_symbols(config: Config) -> Iterator[Problem]:
+    source, kind = config.data.source, config.tokenizer.kind
+    if (source == "khop") != (kind == "symbols"):
+        rule = f"tokenizer.kind=symbols is for data.source=khop only, not for {source}"
+        if source == "khop":
             rule = "data.source=khop needs tokenizer.kind=symbols"
-        yield Problem("tokenizer.kind", config.tokenizer.kind, rule, "data=khop sets both")
-    if is_task and data.khop_alphabet < 3:
+        yield Problem("tokenizer.kind", kind, rule, "data=khop sets both")
+
+
+def _check_khop_length(config: Config) -> Iterator[Problem]:
+    data = config.data
+    if data.source != "khop":
+        return
+    if data.khop_alphabet < 3:
         rule = "must be at least 3: adjacent symbols differ, so 2 symbols can only alternate"
         yield Problem("data.khop_alphabet", data.khop_alphabet, rule, "nearest: 3")
     needed_len = data.khop_alphabet * data.khop_max_hops
-    if is_task and config.model.seq_len < needed_len:
-        rule = (
-            f"must be at least data.khop_alphabet * data.khop_max_hops={needed_len}: in a shorter "
-        )
-        rule += "sequence most positions have no target"
+    if config.model.seq_len < needed_len:
+        rule = f"must be at least data.khop_alphabet * data.khop_max_hops={needed_len}: "
+        rule += "in a shorter sequence most positions have no target"
         yield Problem("model.seq_len", config.model.seq_len, rule, f"nearest: {needed_len}")
-    if is_task and data.val_tokens is None:
-        rule = "is needed: data.source=khop has no last sequence"
-        yield Problem("data.val_tokens", None, rule, "set it, for example to 65536")
-    if is_task and config.model.document_mask:
+
+
+def _check_khop_documents(config: Config) -> Iterator[Problem]:
+    if config.data.source == "khop" and config.model.document_mask:
         rule = "data.source=khop has no documents"
         yield Problem("model.document_mask", True, rule, "set it to false")
 
 
-def _check_schedule(schedule: ScheduleConfig) -> Iterator[Problem]:
+def _check_khop_validation(config: Config) -> Iterator[Problem]:
+    if config.data.source == "khop" and config.data.val_tokens is None:
+        rule = "is needed: data.source=khop has no last sequence"
+        yield Problem("data.val_tokens", None, rule, "set it, for example to 65536")
+
+
+def _check_schedule(config: Config) -> Iterator[Problem]:
+    schedule = config.schedule
     if schedule.kind == "wsd" and schedule.warmup_fraction + schedule.decay_fraction > 1:
         rule = f"warmup_fraction + decay_fraction exceeds 1 (schedule.decay_fraction={schedule.decay_fraction:g})"
         fix = f"use at most {1 - schedule.decay_fraction:g}"
@@ -255,3 +297,26 @@ def _check_schedule(schedule: ScheduleConfig) -> Iterator[Problem]:
 def _nearest_divisor(number: int, target: int) -> int:
     divisors = (n for n in range(1, number + 1) if number % n == 0)
     return min(divisors, key=lambda n: abs(n - target))
+
+
+RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
+    _check_budget,
+    _check_branches,
+    _check_shape_source,
+    _check_shape,
+    _check_batch,
+    _check_processes,
+    _check_attention,
+    _check_vocab_size,
+    _check_tokenizer_file,
+    *(partial(_check_unused_tokenizer_key, key) for key in ("path", "end_of_text")),
+    _check_data_source,
+    *(partial(_check_unused_data_key, key) for key in KEYS_OF_SOURCES),
+    _check_hub,
+    _check_new_document,
+    _check_symbols,
+    _check_khop_length,
+    _check_khop_documents,
+    _check_khop_validation,
+    _check_schedule,
+)

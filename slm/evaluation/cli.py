@@ -1,9 +1,11 @@
-"""Implementation of `python -m slm evaluate`: settings to scores to a printed table."""
+"""`python -m slm evaluate` and `export`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from json import dumps
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -11,43 +13,61 @@ from rich.table import Table
 
 from slm.data.tokenizers.hf_files import load_hf_tokenizer
 from slm.data.tokenizers.tokenizer import HFTokenizer, Tokenizer
-from slm.errors import ConfigError, DataError, Problem
-from slm.evaluation.load import load_model, load_tokenizer_of
+from slm.errors import NO_VALUE, ConfigError, DataError, Problem
+from slm.evaluation.load import export_run, load_model, load_tokenizer_of
 from slm.evaluation.perplexity import Score, score_texts, total
 from slm.evaluation.texts import read_texts
 from slm.files import read_json
 from slm.model.transformer import Transformer
 
-DOCUMENTS = ("file", "paragraph", "line")
+
+def evaluate(*, documents: bool, json: bool, **settings: Any) -> None:
+    """Print the scores of `evaluate_text`, whose arguments are the other keys of the command."""
+    scores = evaluate_text(**settings)
+    if json:
+        print(dumps([score.as_dict() for score in scores], indent=2))
+    else:
+        print_scores(scores, documents=documents)
 
 
-def evaluate_text(settings: Mapping[str, str]) -> list[Score]:
+def export(run: Path, out: Path) -> None:
+    """Save the model and tokenizer of a run in the format of transformers."""
+    export_run(run, out)
+    print(f"exported {run} to {out}")
+
+
+def evaluate_text(
+    text: str,
+    *,
+    run: Path | None = None,
+    hf: Path | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    document: str = "file",
+    column: str = "text",
+    start_token: bool = True,
+) -> list[Score]:
     """Score every document of the files that `text` matches; the last score is their sum.
 
+    The model is that of a run directory `run`, or of a Llama-format folder `hf`.
+
     Raises:
-        ConfigError: if a setting is invalid.
+        ConfigError: if not exactly one model is given, or the window or the stride is invalid.
         DataError, RunError: if the model or a text cannot be read.
     """
-    _check(settings)
-    model, tokenizer = _load_model_and_tokenizer(settings)
-    window = int(settings.get("window", model.shape.seq_len))
-    stride = int(settings.get("stride", max(1, window // 2)))
-    texts = read_texts(
-        settings["text"],
-        document=settings.get("document", "file"),
-        column=settings.get("column", "text"),
-    )
+    model, tokenizer = _load_model_and_tokenizer(run, hf)
+    window = window or model.shape.seq_len
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scores = score_texts(
         model.to(device),
         tokenizer,
-        texts,
+        read_texts(text, document=document, column=column),
         window=window,
-        stride=stride,
-        start_token=settings.get("start_token", "true") == "true",
+        stride=stride or max(1, window // 2),
+        start_token=start_token,
     )
     if not scores:
-        raise DataError(f"text={settings['text']}: the files contain no text")
+        raise DataError(f"text={text}: the files contain no text")
     return [*scores, total(scores)]
 
 
@@ -69,32 +89,18 @@ def print_scores(scores: Sequence[Score], *, documents: bool) -> None:
     Console().print(table)
 
 
-def _check(settings: Mapping[str, str]) -> None:
-    problems = []
-    if ("run" in settings) == ("hf" in settings):
-        rule = "set exactly one model, as either run=DIR or hf=DIR"
-        problems.append(Problem("run", settings.get("run"), rule))
-    for key in ("window", "stride"):
-        if key in settings and not settings[key].isdecimal():
-            rule = "must be a number of tokens"
-            problems.append(Problem(key, settings[key], rule, f"for example {key}=1024"))
-    for key, values in {"document": DOCUMENTS, "start_token": ("true", "false")}.items():
-        if key in settings and settings[key] not in values:
-            problems.append(Problem(key, settings[key], f"must be one of {', '.join(values)}"))
-    if problems:
-        raise ConfigError(problems)
-
-
-def _load_model_and_tokenizer(settings: Mapping[str, str]) -> tuple[Transformer, Tokenizer]:
-    if "run" in settings:
-        run = Path(settings["run"])
-        if not (run / "config.yaml").is_file():
-            raise DataError(
-                f"run={run}: not a run directory, config.yaml is missing; use hf=DIR for a Llama folder"
-            )
-        return load_model(run), load_tokenizer_of(run)
-    folder = Path(settings["hf"])
-    return load_model(folder), HFTokenizer(load_hf_tokenizer(folder), _read_bos_token(folder))
+def _load_model_and_tokenizer(run: Path | None, hf: Path | None) -> tuple[Transformer, Tokenizer]:
+    if (run is None) == (hf is None):
+        given = NO_VALUE if run is None else run
+        raise ConfigError([Problem("run", given, "give one model, as run=DIR or as hf=DIR")])
+    if hf is not None:
+        return load_model(hf), HFTokenizer(load_hf_tokenizer(hf), _read_bos_token(hf))
+    assert run is not None
+    if not (run / "config.yaml").is_file():
+        raise DataError(
+            f"run={run}: not a run directory, config.yaml is missing; use hf=DIR for a Llama folder"
+        )
+    return load_model(run), load_tokenizer_of(run)
 
 
 def _read_bos_token(folder: Path) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from slm.config.schema import Config
 from slm.errors import RunError
-from slm.files import read_json, write_json
+from slm.files import read_object, write_json
 from slm.parabola import minimum_on_grid
 from slm.rounding import first_argmin
 from slm.studies.cells import ArmKey, Cell, RungKey
@@ -103,7 +103,9 @@ def known_rates(config: Config) -> Rates:
     path = _path(config)
     if not path.exists():
         return {}
-    rows = read_json(path)["shapes"]
+    rows = read_object(path, "delete it; the next run tunes the learning rates again", ["shapes"])[
+        "shapes"
+    ]
     return {(row["family"], row["rung"], tuple(row["varied"])): row["lr"] for row in rows}
 
 

@@ -12,7 +12,7 @@ from slm.config.schema import Config
 from slm.data.corpus.identity import MANIFEST
 from slm.data.tokens.prepare import prepared_folder
 from slm.errors import DataError
-from slm.files import read_json, write_json
+from slm.files import read_object, write_json
 from slm.run.mfu import Mfu, mfu_at
 from slm.run.spec import RunSpec
 from slm.studies.cells import Cell, Job
@@ -21,6 +21,7 @@ from slm.tracking.environment import available_cores
 SECONDS_PER_HOUR = 3600
 MANY_HOURS = 100  # from here on printed without decimals
 PROBE_FILE = "throughput.json"
+DELETE_PROBE = "delete it, and measure again with plan.probe=true"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def load_throughput(cells: Sequence[Cell]) -> Throughput:
     measured: dict[int, float] = {}
     path = probe_path(config)
     if path.exists():
-        probe = read_json(path)
+        probe = read_object(path, DELETE_PROBE)
         for cell in cells:
             tokens_per_second = probe.get(cell.spec.shape.label)
             if tokens_per_second is not None:
@@ -95,7 +96,7 @@ def store_probe(config: Config, tokens_per_second: Mapping[str, float]) -> None:
     """Add tokens/s by shape label to the study's probe file."""
     path = probe_path(config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    stored = read_json(path) if path.exists() else {}
+    stored = read_object(path, DELETE_PROBE) if path.exists() else {}
     write_json(path, {**stored, **tokens_per_second})
 
 
@@ -132,4 +133,7 @@ def load_train_tokens(config: Config) -> int | None:
         path = prepared_folder(config) / MANIFEST
     except DataError:
         return None
-    return int(read_json(path)["splits"]["train"]["tokens"]) if path.exists() else None
+    if not path.exists():
+        return None
+    manifest = read_object(path, f"delete {path.parent} and prepare the data again", ["splits"])
+    return int(manifest["splits"]["train"]["tokens"])

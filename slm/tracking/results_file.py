@@ -26,6 +26,8 @@ def read_results(path: Path) -> dict[str, RunResult]:
         return {}
     found: dict[str, RunResult] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
         try:
             result = result_from(json.loads(line))
         except (json.JSONDecodeError, DataError) as error:

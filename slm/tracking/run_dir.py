@@ -31,7 +31,7 @@ from slm.config.load import load_config
 from slm.config.schema import to_tree
 from slm.data.tokenizers.hf_files import LIBRARY_FILE as TOKENIZER_FILE
 from slm.errors import ConfigError, DataError, Diverged, Interrupted, RunError
-from slm.files import atomic_write, read_json, write_json, write_text
+from slm.files import atomic_write, read_json, read_object, write_json, write_text
 from slm.run.spec import RunSpec, resolve
 from slm.tracking.lease import HeldLease, Lease
 from slm.tracking.result import RunResult, State, result_from
@@ -70,7 +70,7 @@ class RunDirectory:
         """Return the state of the run; "running" without a live owner means killed, so "interrupted"."""
         try:
             state = read_json(self.path / "status.json")["state"]
-        except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return "planned"
         return "interrupted" if state == "running" and not self.is_in_use() else state
 
@@ -82,7 +82,7 @@ class RunDirectory:
         """Return the first line of the error that the run failed with; empty if it did not fail."""
         try:
             return str(read_json(self.path / "status.json").get("failure", ""))
-        except (OSError, json.JSONDecodeError):
+        except (OSError, ValueError, AttributeError):
             return ""
 
     def is_in_use(self) -> bool:
@@ -98,9 +98,10 @@ class RunDirectory:
         path = self.path / "result.json"
         if not path.exists():
             return None
+        saved = read_object(path, START_OVER, error=RunError)
         try:
-            return result_from(read_json(path))
-        except (json.JSONDecodeError, DataError) as error:
+            return result_from(saved)
+        except DataError as error:
             raise RunError(f"{path}: not a readable result: {error}; {START_OVER}") from None
 
     def spec(self) -> RunSpec:
@@ -111,13 +112,16 @@ class RunDirectory:
         """
         path = self.path / "config.yaml"
         try:
-            config = load_config(yaml.safe_load(path.read_text(encoding="utf-8")))
+            text = path.read_text(encoding="utf-8")
+            if not text.strip():
+                raise RunError(f"{path}: the file is empty; {START_OVER}")
+            config = load_config(yaml.safe_load(text))
             if config.tokenizer.kind == "file" and (self.path / TOKENIZER_FILE).is_file():
                 # Use the run's copy: the original may have been moved.
                 copied = replace(config.tokenizer, path=str(self.path / TOKENIZER_FILE))
                 config = replace(config, tokenizer=copied)
             return resolve(config)
-        except (OSError, yaml.YAMLError, ConfigError, AttributeError) as error:
+        except (OSError, yaml.YAMLError, ConfigError, UnicodeError) as error:
             raise RunError(f"{path}: not a readable config; {START_OVER}\n{error}") from None
 
     @contextmanager

@@ -17,7 +17,7 @@ from typing import IO, Any
 from slm.data.examples import Examples, open_examples
 from slm.data.tokenizers.tokenizer import FILE_NAME as TOKENIZER_FILE
 from slm.errors import ConfigError, Diverged, Problem, RunError
-from slm.files import atomic_write, read_json, write_json
+from slm.files import atomic_write, read_object, write_json
 from slm.run.micro_batch import MicroBatch
 from slm.run.spec import RunSpec
 from slm.tracking.checkpoints import newest_checkpoint, step_of
@@ -228,7 +228,7 @@ def _check_data(folder: Path, examples: Examples, start: StartPoint) -> None:
     """Record the data of a new run; raise a RunError if a resumed run was trained on other data."""
     path = folder / DATA_IDENTITY
     if start.is_own and start.step and path.exists():
-        saved = read_json(path)["fingerprint"]
+        saved = read_object(path, "start over with rerun=true", ["fingerprint"])["fingerprint"]
         if saved != examples.fingerprint:
             raise RunError(
                 f"{folder} was trained on data {saved}, but {examples.folder or 'the task'} now "

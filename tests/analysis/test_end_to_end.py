@@ -8,14 +8,16 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.__main__ import main
+from analysis.__main__ import FAMILIES, REPORTS, main
 from analysis.compare.matched_pairs import holm, paired_differences
 from analysis.controls.khop import write_khop_report
+from analysis.report.by_kind import Kind
 from analysis.report.write import write_report
 from analysis.runs.load import load_runs
 from slm.errors import DataError
@@ -228,7 +230,7 @@ def test_sources_without_finished_runs_are_errors(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="no such file or folder; train some"):
         load_runs(tmp_path / "nowhere")
     written("deep", 100, 512, 2.0).write_status("failed")
     with pytest.raises(DataError, match=r"1 not finished \(failed\)"):
@@ -320,7 +322,34 @@ def test_failed_learning_rate_audit_overrides_the_verdict(
     assert main() == 0
     saved = json.loads((tmp_path / "o" / "results.json").read_text())["comparison"]
     assert saved["verdict"]["word"] == "audit_failed" and list(saved["audit"]["failed"]) == ["wide"]
-    for wrong in ([], ["x", "--wandb", "a/b"], ["--wandb", "a/b", "--of", "khop"]):
-        monkeypatch.setattr("sys.argv", ["analysis", *wrong, "--out", str(tmp_path / "o")])
-        with pytest.raises(SystemExit):
-            main()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either RUNS or --wandb"),
+        (["x", "--wandb", "a/b"], "give either RUNS or --wandb"),
+        (["--wandb", "a/b", "--of", "khop"], "--of khop cannot read --wandb; give a folder"),
+        (["x", "--contrast", "a,b", "--deep", "a"], "give either --contrast, or --deep and --wide"),
+        (["x", "--contrast", "a"], "'a' must be two family names"),
+        (["x", "--of", "khp"], "'khp' is not a report; did you mean khop?"),
+        (
+            ["x", "--of", "khop", "--audit", "a", "--wide", "w"],
+            "--wide, --audit: --of khop has no such option; only families does",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_each_other_are_refused(
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["analysis", *arguments, "--out", "o"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_help_lists_every_report() -> None:
+    assert set(REPORTS) == {FAMILIES, *get_args(Kind)}

@@ -8,8 +8,8 @@ documentation, which `python train.py --help` prints.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, get_args, get_origin
 
 from slm.config.schema.architecture import (
     FamilyConfig,
@@ -44,8 +44,10 @@ __all__ = [
     "TokenizerConfig",
     "TrackingConfig",
     "TrainerConfig",
+    "choices_of",
     "default_tree",
     "field_descriptions",
+    "key_of_field",
     "to_tree",
 ]
 
@@ -104,6 +106,29 @@ def field_descriptions() -> Iterator[tuple[str, object, str]]:
                 yield f"{name}.{leaf}", leaf_default, leaf_text
         else:
             yield name, default, text
+
+
+def key_of_field(parts: Sequence[str]) -> str:
+    """Return the dotted key of the field that a path of names leads to, without the names inside its value."""
+    depth = 2 if dataclasses.is_dataclass(getattr(Config, parts[0], None)) else 1
+    return ".".join(parts[:depth])
+
+
+def choices_of(key: str) -> list[str]:
+    """Return the words that the schema allows for a key of type Literal, or for the names in its table."""
+    annotation: Any = Config
+    for part in key.split("."):
+        annotation = annotation.__pydantic_fields__[part].annotation
+    return [str(choice) for choice in _literals(annotation)]
+
+
+def _literals(annotation: Any) -> Iterator[object]:
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        yield from arguments
+        return
+    for argument in arguments:
+        yield from _literals(argument)
 
 
 def _fields(cls: Any) -> Iterator[tuple[str, object, str]]:

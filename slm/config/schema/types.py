@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, dataclass_transform
 
-from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+)
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 # A target that is not scored and counts as 0 nats; the default of torch's cross entropy
 IGNORED = -100
+MFU_TABLE = "a table such as {125m: 0.23, 1b: 0.37}"
 SIZE_SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9}
 
 
@@ -36,26 +45,21 @@ def _count_or_auto(value: object) -> object:
     return value
 
 
-def _mfu(value: object) -> object:
-    """Validate a share, or a table of shares by parameter count, in one function (see `_count_or_auto`)."""
-    if not isinstance(value, Mapping):
-        return _mfu_share(value)
-    if not value:
-        raise ValueError("must be a number, or a table such as {125m: 0.23, 1b: 0.37}")
-    table = {}
-    for size, share in value.items():
-        params = parse_size(size)
-        if isinstance(params, bool) or not isinstance(params, int) or params <= 0:
-            raise ValueError(f"parameter count {size!r} of the table must be a number such as 125m")
-        table[params] = _mfu_share(share)
-    return dict(sorted(table.items()))
+def _share_or_table(value: object) -> str:
+    return "[table]" if isinstance(value, Mapping) else "[share]"
 
 
 def _mfu_share(value: object) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not 0 < value <= 1:  # type: ignore[operator]
-        raise ValueError("must be above 0 and at most 1, or a table such as {125m: 0.23, 1b: 0.37}")
+        raise ValueError(f"must be above 0 and at most 1, or {MFU_TABLE}")
     return float(value)  # type: ignore[arg-type]
+
+
+def _mfu_table(table: dict[int, float]) -> dict[int, float]:
+    if not table:
+        raise ValueError(f"must be a number, or {MFU_TABLE}")
+    return dict(sorted(table.items()))
 
 
 def _no_bool(value: object) -> object:
@@ -87,7 +91,12 @@ Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan
 NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
 ShareOfOne = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1)]
-Mfu = Annotated[float | dict[int, float], PlainValidator(_mfu)]
+# A union without tags would report one error for each of its members.
+Mfu = Annotated[
+    Annotated[float, PlainValidator(_mfu_share), Tag("[share]")]
+    | Annotated[dict[Size, ShareOfOne], AfterValidator(_mfu_table), Tag("[table]")],
+    Discriminator(_share_or_table),
+]
 FractionBelowOne = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)]
 OpenFraction = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)]
 ParametrizationKind = Literal["standard", "mup", "completep"]

@@ -29,7 +29,7 @@ from slm.data.tokenizers.hf_files import (
     train_bpe,
 )
 from slm.errors import ConfigError, Problem
-from slm.files import atomic_write, read_json, write_json
+from slm.files import atomic_write, read_object, write_json
 
 Ids = NDArray[np.integer]
 ASCII_ALPHABET = bytes([*b"\t\n", *range(32, 127)])
@@ -280,8 +280,14 @@ def build_tokenizer(config: TokenizerConfig, train_texts: Iterator[str], folder:
 
 
 def load_tokenizer(folder: Path, end_of_text: str | None = None) -> Tokenizer:
-    """Load the tokenizer that was saved to `folder`."""
-    saved = read_json(folder / FILE_NAME)
+    """Load the tokenizer that was saved to `folder`.
+
+    Raises:
+        DataError: if its file cannot be read.
+    """
+    saved = read_object(
+        folder / FILE_NAME, "copy the one of the prepared data, in the folder that data.json names"
+    )
     if "kind" in saved:
         return ByteTokenizer(saved["kind"])
     return HFTokenizer(load_hf_tokenizer(folder / FILE_NAME), end_of_text)

@@ -16,7 +16,7 @@ from slm.data.corpus.splits import CorpusReader, KeptDocument, SeenTexts, batch_
 from slm.data.tokenizers.tokenizer import Ids, Tokenizer
 from slm.data.tokens.shards import SplitWriter, token_dtype
 from slm.errors import DataError
-from slm.files import read_json, write_json
+from slm.files import read_object, write_json
 
 PROGRESS = "progress.json"
 SPLITS = ("train", "val")
@@ -44,7 +44,9 @@ class EncodingProgress:
     @classmethod
     def load(cls, path: Path) -> EncodingProgress:
         """Load progress.json, or return zero progress if there is none."""
-        return cls(**read_json(path)) if path.exists() else cls()
+        if not path.exists():
+            return cls()
+        return cls(**read_object(path, f"delete {path.parent} and prepare the data again"))
 
 
 class Encoder:

@@ -56,7 +56,7 @@ from slm.data.tokens.shards import (
     token_dtype,
 )
 from slm.errors import DataError
-from slm.files import blocking_lock, canonical_hash, file_hash, read_json, write_json
+from slm.files import blocking_lock, canonical_hash, file_hash, read_json, read_object, write_json
 
 SCHEMA_VERSION = 2  # 2 added the document index, `left_out` and `overlap`
 BYTES_PER_INDEX_ENTRY = 16
@@ -116,12 +116,16 @@ def _report_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.OperationalError) as error:
-        if getattr(error, "errno", None) not in NO_SPACE and "is full" not in str(error):
+        if getattr(error, "errno", None) not in NO_SPACE and not _is_full(error):
             raise
         raise DataError(
             f"{folder.parent}: no space left on the disk while preparing data ({error}); free some space "
             "and run the same command again to continue, or set cache_dir to another disk"
         ) from None
+
+
+def _is_full(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
 def _prepare_folder(config: Config, folder: Path, log: Log, progress: bool) -> None:
@@ -173,7 +177,7 @@ def _load_or_count_census(config: Config, parts: Parts, partial: Path) -> Census
     """Load census.json, or count and check the documents in a first pass and write it."""
     data, path = config.data, partial / CENSUS
     if path.exists():
-        return Census(**read_json(path))
+        return Census(**read_object(path, f"delete {partial} and prepare the data again"))
     if data.source == "hub":
         census = Census({"hub": expected_cut(data.val_fraction)})
     else:
@@ -270,7 +274,7 @@ def _open_seen_texts(path: Path, state: dict[str, Any] | None, deduplicate: bool
         seen = SeenTexts(path, documents=read)
         is_complete = len(seen) == kept
     except sqlite3.DatabaseError as error:
-        if "is full" in str(error):
+        if _is_full(error):
             raise
         is_complete = False
     if not is_complete:

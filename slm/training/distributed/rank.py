@@ -59,8 +59,12 @@ def _integer(environ: Mapping[str, str], key: str) -> int:
 
 def _slurm_init_method(environ: Mapping[str, str]) -> str:
     """Choose a port on the first node by job and step; MASTER_ADDR and MASTER_PORT take precedence."""
-    step = 97 * int(environ["SLURM_JOB_ID"]) + int(environ["SLURM_STEP_ID"])
-    host = environ.get("MASTER_ADDR") or first_node(environ["SLURM_STEP_NODELIST"])
+    step = 97 * _integer(environ, "SLURM_JOB_ID") + _integer(environ, "SLURM_STEP_ID")
+    host = environ.get("MASTER_ADDR") or first_node(environ.get("SLURM_STEP_NODELIST", ""))
+    if not host:
+        raise RunError(
+            "SLURM_STEP_NODELIST is not set: srun sets it; or set MASTER_ADDR to the first node"
+        )
     return f"tcp://{host}:{environ.get('MASTER_PORT') or FIRST_PORT + step % PORTS}"
 
 
@@ -93,6 +97,16 @@ def let_rank_zero_report(placement: Placement, exit_code: int) -> None:
     if placement.rank > 0:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(exit_code))
         time.sleep(REPORT_SECONDS)
+
+
+def check_address(placement: Placement, environ: Mapping[str, str]) -> None:
+    """Raise a RunError if torch.distributed could not find the address of rank 0 in the environment."""
+    missing = [key for key in ("MASTER_ADDR", "MASTER_PORT") if not environ.get(key)]
+    if placement.init_method == "env://" and missing:
+        raise RunError(
+            f"WORLD_SIZE={placement.world_size} without {' and '.join(missing)}: torchrun sets them for every "
+            f"process; start the run with torchrun, or for a single process unset {' '.join(TORCHRUN)}"
+        )
 
 
 def check_launch(config: TrainerConfig, world_size: int, local_rank: int = 0) -> None:

@@ -23,6 +23,7 @@ from slm.run.spec import RunSpec
 from slm.tracking.wandb import mirror
 from slm.training.result import run_counts
 from tests.benchmarks.simulated_studies import SIGMA, Truth, simulate
+from tests.conftest import ROOT
 from tests.full_study import full_study
 
 COLUMNS_IN_FILE = {
@@ -32,6 +33,7 @@ COLUMNS_IN_FILE = {
     "family": "kind",
     "shape": "model",
 }
+MICRO_RESULTS = ROOT / "analysis" / "examples" / "micro" / "results.jsonl"
 
 
 @pytest.fixture
@@ -51,6 +53,12 @@ def test_columns_of_a_table_are_renamed(table: pd.DataFrame, suffix: str, tmp_pa
     assert len(runs.table) == 48 and not runs.dropped and runs.families == ["deep", "wide"]
     found = compare_families(runs.table, bootstrap=0)
     assert found.difference == pytest.approx(compare_families(table, bootstrap=0).difference)
+
+
+def test_results_file_takes_no_column_names() -> None:
+    with pytest.raises(DataError, match="has its own columns; remove columns="):
+        load_runs(MICRO_RESULTS, columns={"shape": "shape", "loss_nats_per_token": "loss"})
+    assert len(load_runs(MICRO_RESULTS).families) == 3
 
 
 def test_dropped_rows_are_counted_by_reason(table: pd.DataFrame, tmp_path: Path) -> None:
@@ -79,8 +87,14 @@ def test_unusable_tables_are_rejected_with_the_missing_column(
         load_runs(tmp_path / "runs.csv")
     with pytest.raises(DataError, match="did you mean tokens"):
         load_runs(tmp_path / "runs.csv", columns={"tokens": "tokns"})
-    with pytest.raises(DataError, match="not a readable table"):
-        load_runs(tmp_path / "absent.csv")
+    with pytest.raises(DataError, match=r"no such file or folder; did you mean .*/runs\.csv\?"):
+        load_runs(tmp_path / "run.csv")
+    with pytest.raises(DataError, match=r"no such file or folder; did you mean .*/runs\.csv\?"):
+        load_runs(tmp_path / "run.cvs" / "inner")
+    nested = table.assign(shape=[{"n_layers": 2}] * len(table))
+    nested.to_json(tmp_path / "nested.jsonl", orient="records", lines=True)
+    with pytest.raises(DataError, match=r"column 'shape' holds \{'n_layers': 2\}; shape needs one"):
+        load_runs(tmp_path / "nested.jsonl")
     table.iloc[:0].to_csv(tmp_path / "empty.csv", index=False)
     with pytest.raises(DataError, match="no finished run"):
         load_runs(tmp_path / "empty.csv")

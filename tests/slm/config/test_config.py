@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from slm.config.hydra import add_force_prefix
+from slm.config.help import ACTIONS
+from slm.config.hydra import add_force_prefix, compose_config
 from slm.config.load import load_config
-from slm.config.schema import Config, default_tree, field_descriptions, to_tree
+from slm.config.schema import Config, default_tree, field_descriptions, key_of_field, to_tree
 from slm.errors import ConfigError
 from tests.conftest import ROOT, TINY, merged
 
@@ -86,8 +87,22 @@ def test_all_problems_are_reported_at_once() -> None:
         ({"model": {"layer_sharing": 0}}, "model.layer_sharing", "greater than 0"),
         ({"plan": {"mfu": 1.5}}, "plan.mfu", "above 0 and at most 1"),
         ({"plan": {"mfu": {}}}, "plan.mfu", "or a table such as {125m: 0.23"),
-        ({"plan": {"mfu": {"125x": 0.2}}}, "plan.mfu", "a number such as 200000, 200k"),
-        ({"plan": {"mfu": {"125m": 0}}}, "plan.mfu", "above 0 and at most 1"),
+        (
+            {"plan": {"mfu": {"125x": 0.2}}},
+            "plan.mfu.125x",
+            "plan.mfu.125x: must be a number such as 200000, 200k",
+        ),
+        (
+            {"plan": {"mfu": {"125m": 0}}},
+            "plan.mfu.125m",
+            "plan.mfu.125m=0: must be greater than 0",
+        ),
+        (
+            {"plan": {"mfu": "high"}},
+            "plan.mfu",
+            "plan.mfu=high: must be above 0 and at most 1, or a table",
+        ),
+        ({"plan": {"law": {"alpa": 1}}}, "plan.law.alpa", "did you mean alpha?"),
         ({"trainer": {"gpu_memory_fraction": 0}}, "trainer.gpu_memory_fraction", "greater than 0"),
         ({"study": {"grid": {"seed": [[1]]}}}, "study.grid.seed.0", "one number"),
         (
@@ -109,14 +124,66 @@ def test_a_wrong_value_is_reported_once() -> None:
     assert set(wrong_batch) == {"optimizer.global_batch_tokens"}
 
 
+@pytest.mark.parametrize("key", [key for key, _, _ in field_descriptions()])
+def test_rules_that_read_a_wrong_value_are_not_checked(key: str) -> None:
+    """No rule reports another problem because of the default that replaces a wrong value."""
+    section, _, name = key.rpartition(".")
+    wrong: dict[str, Any] = {name: [{"neither": ["number", "nor", "word"]}]}
+    tree = merged(TINY, {section: wrong} if section else wrong)
+    with pytest.raises(ConfigError) as caught:
+        load_config(tree)
+    assert {key_of_field(p.key.split(".")) for p in caught.value.problems} == {key}
+
+
+def test_rules_that_do_not_read_a_wrong_value_are_checked() -> None:
+    found = problems_of(
+        model={"d_ff": -8, "d_model": 34},
+        data={"source": "jsonl", "column": 3},
+        tokenizer={"path": "x"},
+        schedule={"warmup_fraction": 0.9},
+    )
+    assert set(found) == {
+        *("model.d_ff", "model.d_model", "data.column", "data.files"),
+        *("tokenizer.path", "schedule.warmup_fraction"),
+    }
+
+
+def test_rules_that_read_a_mistyped_key_are_not_checked() -> None:
+    assert set(problems_of(budget={"tokens": None, "token": 512})) == {"budget.token"}
+    assert set(problems_of(budgt={"tokens": 512}, budget={"tokens": None})) == {"budgt"}
+
+
+@pytest.mark.parametrize("tree", [None, [], "seed=0"])
+def test_config_that_is_no_table_is_an_error(tree: Any) -> None:
+    with pytest.raises(ConfigError, match="must be a table of keys and values"):
+        load_config(tree)
+
+
 def test_every_key_has_documentation() -> None:
     assert not [key for key, _, text in field_descriptions() if not text]
+
+
+def test_help_of_sweep_lists_every_action() -> None:
+    actions, _ = get_args(get_type_hints(Config)["action"])
+    assert set(ACTIONS) == {"(no action)", *get_args(actions)}
 
 
 def test_defaults_are_complete_except_budget_and_size() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(default_tree())
     assert {problem.key for problem in caught.value.problems} == {"budget", "size"}
+
+
+def test_table_of_mfu_on_the_command_line_replaces_the_table_of_a_file() -> None:
+    table = "plan.mfu={125m: 0.5, 1b: 0.6}"
+    expected = {125_000_000: 0.5, 1_000_000_000: 0.6}
+    assert len(compose_config(["plan=h100"]).plan.mfu) == 4  # type: ignore[arg-type]
+    assert compose_config(["plan=h100", table]).plan.mfu == expected
+    assert compose_config([f"++{table}", "plan=h100"]).plan.mfu == expected
+    assert compose_config(["plan=h100", "plan.mfu=0.4"]).plan.mfu == 0.4
+    with pytest.raises(ConfigError, match=r"plan\.mfu\.1b=2: must be less than or equal to 1"):
+        compose_config(["plan=h100", "plan.mfu={125m: 0.5, 1b: 2}"])
+    assert compose_config(["plan.law={E: 1}"]).plan.law["A"] > 1  # other tables are merged
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from slm.__main__ import evaluate
 from slm.data.tokenizers.tokenizer import ByteTokenizer
 from slm.errors import ConfigError
-from slm.evaluation.cli import evaluate_text
+from slm.evaluation.cli import evaluate, evaluate_text
 from slm.evaluation.load import export_run
 from slm.evaluation.perplexity import score_texts, split_windows, total
 from slm.model.build import build_model
@@ -117,36 +116,18 @@ def test_evaluate_command(
     text, lines = tmp_path / "a.txt", tmp_path / "b.jsonl"
     text.write_text("The state of the Union is strong. " * 20)
     lines.write_text("".join(json.dumps({"body": t}) + "\n" for t in ["First.", "Second, longer."]))
-    score, summed = evaluate_text({"run": str(run.path), "text": str(text)})
+    score, summed = evaluate_text(str(text), run=run.path)
     assert (score.name, score.text_bytes) == ("a.txt", 34 * 20)
     assert 0 < summed.bits_per_byte < 9
-    jsonl = {"run": str(run.path), "text": str(lines), "column": "body", "window": "16"}
-    assert [s.text_bytes for s in evaluate_text(jsonl)] == [6, 15, 21]
+    jsonl = evaluate_text(str(lines), run=run.path, column="body", window=16)
+    assert [s.text_bytes for s in jsonl] == [6, 15, 21]
 
     out = tmp_path / "exported"
     export_run(run.path, out)
-    (exported, _) = evaluate_text({"hf": str(out), "text": str(text)})
+    (exported, _) = evaluate_text(str(text), hf=out)
     assert exported.nats == pytest.approx(score.nats, rel=1e-6)
 
-    evaluate([f"run={run.path}", f"text={text}", "--json"])
+    evaluate(run=run.path, text=str(text), documents=False, json=True)
     assert json.loads(capsys.readouterr().out)[1]["nats"] == pytest.approx(score.nats)
-    evaluate([f"run={run.path}", f"text={text}", "--documents"])
+    evaluate(run=run.path, text=str(text), documents=True, json=False)
     assert "a.txt" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match=r"txt=.*did you mean text\?"):
-        evaluate([f"run={run.path}", f"txt={text}"])
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"text": "a"}, "either run=DIR or hf=DIR"),
-        ({"text": "a", "run": "r", "window": "x"}, "window=x: must be a number"),
-        (
-            {"text": "a", "run": "r", "start_token": "no"},
-            "start_token=no: must be one of true, false",
-        ),
-    ],
-)
-def test_invalid_settings_are_refused(settings: dict[str, str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        evaluate_text(settings)

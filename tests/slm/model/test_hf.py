@@ -277,7 +277,7 @@ def test_export_command(
     with run.claim(spec):
         train(spec, run)
     for arguments, code, message in (
-        ([f"run={run.path}"], 2, "out=null: is needed"),
+        ([f"run={run.path}"], 2, "required: --out"),
         ([f"rn={run.path}", f"out={tmp_path / 'b'}"], 2, "did you mean run?"),
         ([f"run={tmp_path}", f"out={tmp_path / 'b'}"], 1, "not a run directory"),
         ([f"run={run.path}", f"out={tmp_path / 'out'}"], 0, "exported"),

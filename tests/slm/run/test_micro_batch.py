@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from slm.__main__ import describe
 from slm.architecture.memory import format_bytes, largest_micro_batch
 from slm.config.hydra import compose_config
 from slm.data.tokens.prepare import prepare
 from slm.errors import ConfigError
+from slm.run.cli import describe
 from slm.run.micro_batch import MARGINS, choose_micro_batch, execution_of, micro_batch_of
 from slm.run.spec import RunSpec, resolve
 from slm.studies.cells import Cell
@@ -261,14 +261,14 @@ def test_out_of_memory_error_lists_fixes_and_run_resumes(
 
 def test_describe_prints_the_memory_plan(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["model=mobilellm_125m", "trainer=gpu", "optimizer.global_batch_tokens=524288"]
-    describe([*arguments, "trainer.micro_batch_sequences=auto", "--json"])
+    describe([*arguments, "trainer.micro_batch_sequences=auto"], json=True)
     described = json.loads(capsys.readouterr().out)["memory"]
     size, limit = described["micro_batch_sequences"], 80e9 * (1 - MARGINS["gpu"])
     assert described["plan"]["total_bytes"] <= limit
-    describe([*arguments, f"trainer.micro_batch_sequences={2 * size}", "--json"])
+    describe([*arguments, f"trainer.micro_batch_sequences={2 * size}"], json=True)
     doubled = json.loads(capsys.readouterr().out)["memory"]
     assert doubled["plan"]["total_bytes"] > limit
-    describe([*arguments, f"trainer.micro_batch_sequences={size}"])
+    describe([*arguments, f"trainer.micro_batch_sequences={size}"], json=False)
     printed = capsys.readouterr().out
     assert format_bytes(described["plan"]["total_bytes"]) in printed
     assert f"{256 // size} micro-batches of {size} sequences" in printed

@@ -164,6 +164,21 @@ def test_run_of_another_config_in_the_folder_is_refused(tiny_spec: Spec) -> None
         pass
 
 
+@pytest.mark.parametrize("content", ["", "[]", "\n"])
+def test_emptied_files_are_named_with_a_fix(content: str, tiny_spec: Spec) -> None:
+    spec = tiny_spec()
+    run = RunDirectory.of(spec)
+    with run.claim(spec):
+        pass
+    for name, read in (("config.yaml", run.spec), ("result.json", run.result)):
+        (run.path / name).write_text(content)
+        with pytest.raises(RunError, match=rf"{name}: .*; start over with rerun=true") as caught:
+            read()
+        assert "NoneType" not in str(caught.value) and "attribute" not in str(caught.value)
+    (run.path / "status.json").write_text(content)
+    assert run.state() == "planned" and run.failure() == ""
+
+
 def test_rerun_moves_the_old_run_to_superseded(tiny_spec: Spec) -> None:
     spec = tiny_spec()
     run = RunDirectory.of(spec)
@@ -257,12 +272,12 @@ def test_a_result_that_cannot_be_read_is_refused(
 
 def test_a_result_that_is_no_object_is_refused(tmp_path: Path) -> None:
     of_run, of_file = both_readers(tmp_path, [4])
-    with pytest.raises(RunError, match="list instead of an object"):
+    with pytest.raises(RunError, match="no JSON object"):
         of_run()
     with pytest.raises(DataError, match="list instead of an object"):
         of_file()
     (tmp_path / "result.json").write_text('{"schema_version": 4, ')
-    with pytest.raises(RunError, match=r"result.json: not a readable result"):
+    with pytest.raises(RunError, match=r"result.json: not readable \(not valid JSON"):
         of_run()
 
 

@@ -56,6 +56,26 @@ def test_rank_and_world_size_from_the_environment() -> None:
     assert configured is not None and configured.init_method == "tcp://10.0.0.1:4000"
 
 
+def test_missing_address_of_rank_zero_is_an_error(tmp_path: Path) -> None:
+    for key, value in (("SLURM_JOB_ID", ""), ("SLURM_STEP_NODELIST", ""), ("SLURM_STEP_ID", "x")):
+        with pytest.raises(RunError, match=key):
+            find_placement({**SRUN, key: value})
+    environ = {**cli_env(), "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    environ = {k: v for k, v in environ.items() if k not in ("MASTER_ADDR", "MASTER_PORT")}
+    two = ("trainer.strategy=ddp", "trainer.devices=2")
+    done = subprocess.run(
+        cli_command("train.py", tmp_path, tmp_path, "experiment=smoke", *two),
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "WORLD_SIZE=2 without MASTER_ADDR and MASTER_PORT" in done.stderr
+
+
 def test_slurm_batch_script_is_not_a_task() -> None:
     assert find_placement({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None
 
