@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-kernels test-slow test-gpu gpu-wheels test-clusters clusters notebooks pictures lint format clean
+.PHONY: help demo test test-kernels test-slow test-gpu gpu-wheels test-clusters clusters notebooks pictures docs docs-serve lint format clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -53,6 +53,15 @@ notebooks: $(READY) ## Execute the notebooks in analysis/notebooks and update th
 pictures: $(READY) ## Regenerate docs/img, the pictures of reports, from committed runs (needs chromium)
 	$(BIN)/python -m tests.pictures
 
+# The variable turns off a notice about the end of mkdocs 1; warnings of the build itself are errors.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
+docs: $(READY) ## Build the documentation site in site/
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(MKDOCS) build
+
+docs-serve: docs ## Serve the documentation on 127.0.0.1:8000 and rebuild it on changes
+	$(MKDOCS) serve
+
 lint: $(READY) ## Check style, types and import order
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -64,7 +73,7 @@ format: $(READY) ## Format the code and apply automatic fixes
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment and the caches, but not the runs
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache site
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"slm needs Python 3.11 to 3.13, not {v[0]}.{v[1]}; try make PYTHON=python3.12")'

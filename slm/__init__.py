@@ -12,9 +12,17 @@ __version__ = "0.1.0"
 
 
 def load(folder: str | Path) -> Transformer:
-    """Load the model of a run directory or of a local Llama-format checkpoint, in eval mode.
+    """Load the model of a run directory or of a local Llama-format folder, in eval mode, on the CPU.
 
-    It maps tokens (B, T) to logits (B, T, V). See `slm.evaluation.load.load_model`.
+    The model maps tokens (B, T) to logits (B, T, V). From a run, the newest checkpoint is loaded: the final
+    weights if the run is finished.
+
+    Args:
+        folder: run directory, or folder with `config.json` and the weights of a Llama or MobileLLM model.
+
+    Raises:
+        DataError: if the folder is neither, or a file of a Llama-format folder is missing or damaged.
+        RunError: if the run has no usable checkpoint.
     """
     from slm.evaluation.load import load_model  # torch takes seconds to import
 

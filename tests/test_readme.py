@@ -1,20 +1,22 @@
-"""Every command of README.md composes to a valid run or study, and every override in its text exists."""
+"""Every command of README.md and docs/ composes to a valid run or study, or has arguments that its parser knows."""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import re
-import shlex
+import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
+from analysis import __main__ as analysis_command
 from hydra_plugins.slm_study.sweeper import _check_overrides
 from slm.__main__ import parse as parse_slm
 from slm.config.hydra import (
@@ -25,7 +27,7 @@ from slm.config.hydra import (
     load_composed_config,
     register_schema,
 )
-from slm.config.schema import field_descriptions
+from slm.config.schema import Config
 from slm.data.tokens.prepare import prepared_folder
 from slm.errors import ConfigError
 from slm.run.spec import branch_specs
@@ -33,107 +35,50 @@ from slm.studies.checks import check_study
 from slm.studies.expand import cells_of
 from slm.training.distributed.rank import check_launch
 from tests.conftest import ROOT
-
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-FENCE = re.compile(r"^```[a-z]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-INLINE = re.compile(r"`([^`]+)`")
-PROGRAMS = "python train.py", "python sweep.py", "python -m slm ", "torchrun ", "srun "
-SCRIPTS = "train.py", "sweep.py"
-OVERRIDE = re.compile(r"\+{0,2}([a-z][\w./]*)=(.+)")
-# Keys whose last part is a name of the user's choice.
-OPEN_KEYS = "ladder.aspect_ratios.", "study.grid.", "plan.law."
-# Settings of `python -m slm`, and of launchers and torchrun, that the text mentions without their command.
-OTHER_KEYS = {"hf", "out", "run", "text", "stride", "window", "jobs_per_gpu", "max_num_timeout"}
+from tests.pages import OTHER_PROGRAMS, PAGES, Command, Page, all_commands, command_lines
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command of the README: the words of the program, its arguments, and the text that it is quoted in."""
-
-    program: tuple[str, ...]
-    arguments: tuple[str, ...]
-    shown: str
-    output: str = ""
-    """The text after the command in a block where commands begin with `$`."""
-
-    @property
-    def script(self) -> str:
-        return self.program[-1]
+def cells_key(command: Command) -> tuple[str, ...]:
+    """Return what determines the cells of a study command: not the action, and not the launcher."""
+    other = ("action=", "hydra.", "hydra/")
+    return tuple(a for a in command.arguments if "=" in a and not a.startswith(other))
 
 
-def commands() -> list[Command]:
-    return [*_block_commands(), *_inline_commands()]
-
-
-def _block_commands() -> Iterator[Command]:
-    """Yield the commands of fenced blocks; `...` stands for the arguments of the block's first command."""
-    for block in FENCE.findall(README):
-        if block.lstrip().startswith("import "):
-            continue
-        is_session = block.startswith("$ ")
-        lines = block.replace("\\\n", " ").splitlines()
-        first: tuple[str, ...] = ()
-        for number, line in enumerate(lines):
-            if is_session and not line.startswith("$ "):
-                continue
-            output = "\n".join(lines[number + 1 :]) if is_session else ""
-            command = parse(line.removeprefix("$ "), output)
-            if command is not None:
-                if "..." in command.arguments:
-                    command = _complete(command, first)
-                first = first or command.arguments
-                yield command
-
-
-def _complete(command: Command, first: Sequence[str]) -> Command:
-    given = [argument for argument in command.arguments if argument != "..."]
-    keys = {argument.partition("=")[0] for argument in given}
-    rest = [argument for argument in first if argument.partition("=")[0] not in keys]
-    return Command(command.program, (*given, *rest), command.shown)
-
-
-def _inline_commands() -> Iterator[Command]:
-    for text in INLINE.findall(FENCE.sub("", README)):
-        command = parse(" ".join(text.split()))
-        if command is not None:
-            yield Command(
-                command.program, tuple(a for a in command.arguments if a != "..."), command.shown
-            )
-
-
-def parse(line: str, output: str = "") -> Command | None:
-    """Return the command of a line, without comment and placeholders; None if it is not one of ours."""
-    if not line.startswith(PROGRAMS):
-        return None
-    words = shlex.split(line, comments=True)
-    for number, word in enumerate(words):
-        is_slm = words[number : number + 2] == ["-m", "slm"]
-        if word in SCRIPTS or is_slm:
-            end = number + (2 if is_slm else 1)
-            arguments = [a for a in words[end:] if not a.endswith("=...")]
-            return Command(tuple(words[:end]), tuple(arguments), line, output)
-    return None
-
-
-ALL = commands()
-TRAIN = [c for c in ALL if c.script == "train.py"]
-SWEEP = [c for c in ALL if c.script == "sweep.py"]
-SLM = [c for c in ALL if c.script == "slm"]
-
-
-def ids(chosen: Sequence[Command]) -> list[str]:
-    return [" ".join((c.script, *c.arguments))[:80] for c in chosen]
+ALL = all_commands()
+TRAIN = [c for c in ALL if c.name == "train.py"]
+SWEEP = [c for c in ALL if c.name == "sweep.py"]
+SWEEPS_WITH_SAME_CELLS = [
+    list(group) for _, group in itertools.groupby(sorted(SWEEP, key=cells_key), cells_key)
+]
+SLM = [c for c in ALL if c.name == "slm" and {*c.arguments} - {"--help"}]
+ANALYSIS = [c for c in ALL if c.name == "analysis" and c.arguments]
+OTHER = [c for c in ALL if c.name in ("make", "install") or c.name.startswith("tests.")]
+PLACEHOLDERS = {"study=NAME": "study=demo", "study=mine": "study=demo"}
 
 
 def test_commands_of_all_kinds_are_found() -> None:
-    assert len(TRAIN) >= 9 and len(SWEEP) >= 20 and len(SLM) >= 5
+    assert len(TRAIN) >= 15 and len(SWEEP) >= 25 and len(SLM) >= 10 and len(ANALYSIS) >= 4
     assert {"torchrun", "srun"} <= {c.program[0] for c in TRAIN}
-    for script, found in (("train.py", TRAIN), ("sweep.py", SWEEP)):
-        quoted = re.findall(rf"python {script}|torchrun[^`]*? {script}", README)
-        assert len(found) == len(quoted)
+    known = {"train.py", "sweep.py", "slm", "analysis", "make", "install"}
+    assert {c.name for c in ALL if not c.name.startswith("tests.")} == known
 
 
-@pytest.mark.parametrize("command", TRAIN, ids=ids(TRAIN))
+def test_actions_exist() -> None:
+    known = get_args(get_args(get_type_hints(Config)["action"])[0])
+    named = {a for c in ALL if c.name == "sweep.py" for a in c.arguments if a.startswith("action=")}
+    assert named <= {f"action={name}" for name in known}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_line_of_a_block_without_language_is_a_command(page: Page) -> None:
+    """A block that is not for the shell has a language, so that no command is left out by mistake."""
+    lines = [line for block in page.blocks("") for line, _ in command_lines(block)]
+    assert not [
+        line for line in lines if page.parse(line) is None and not line.startswith(OTHER_PROGRAMS)
+    ]
+
+
+@pytest.mark.parametrize("command", TRAIN, ids=str)
 def test_training_command_resolves_to_runs(command: Command) -> None:
     overrides = [a for a in command.arguments if "=" in a]
     if "problems in the configuration" in command.output:
@@ -151,6 +96,7 @@ def test_training_command_resolves_to_runs(command: Command) -> None:
 def jobs_of(overrides: Sequence[str], *, is_multirun: bool) -> Iterator[list[str]]:
     """Yield the overrides of each job of a multirun; of an interval only the start."""
     available = [a for a in overrides if "=optuna" not in a or find_spec("optuna")]
+    available = [a for a in available if not a.startswith("hydra/launcher=")]
     if not is_multirun:
         yield available
         return
@@ -182,85 +128,78 @@ def _hydra() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_hydra")
-@pytest.mark.parametrize("command", SWEEP, ids=ids(SWEEP))
-def test_study_command_expands_to_cells(command: Command) -> None:
-    arguments = [add_force_prefix(argument, CONF_DIR) for argument in command.arguments]
-    # A placeholder, and the study that the README writes as an example.
-    arguments = ["study=demo" if a in ("study=NAME", "study=mine") else a for a in arguments]
-    _check_overrides(arguments)
-
-    def compose_study(overrides: list[str]) -> DictConfig:
-        cfg = compose("sweep", [*arguments, *overrides])
-        assert isinstance(cfg, DictConfig)
-        return cfg
-
-    config = load_composed_config(compose_study([]))
-    check_study(config)
-    cells = cells_of(config, Composer(compose_study))
-    assert len(cells) > 0
-    if config.study.name in command.output:
-        assert f"study {config.study.name} is REFUSED" in command.output
+@pytest.mark.parametrize("commands", SWEEPS_WITH_SAME_CELLS, ids=lambda commands: str(commands[0]))
+def test_study_commands_expand_to_cells(commands: list[Command]) -> None:
+    if not any(argument.startswith("study=") for argument in commands[0].arguments):
+        assert not commands[0].arguments, "a study command without a study"
+        return
+    for command in commands:
+        arguments = [PLACEHOLDERS.get(a, a) for a in command.arguments if "=" in a]
+        arguments = [add_force_prefix(argument, CONF_DIR) for argument in arguments]
+        _check_overrides(arguments)
+        config = load_composed_config(compose_study(arguments))
+        check_study(config)
+        if config.study.name in command.output:
+            assert f"study {config.study.name} is REFUSED" in command.output
+    composer = Composer(lambda overrides: compose_study([*arguments, *overrides]))
+    assert len(cells_of(config, composer)) > 0
 
 
-@pytest.mark.parametrize("command", SLM, ids=ids(SLM))
+def compose_study(arguments: Sequence[str]) -> DictConfig:
+    cfg = compose("sweep", list(arguments))
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+@pytest.mark.parametrize("command", SLM, ids=str)
 def test_slm_command_has_known_arguments(command: Command) -> None:
-    _, arguments = parse_slm([word for word in command.arguments if word != "..."])
+    _, arguments = parse_slm(command.arguments)
     if "overrides" in arguments:
         compose_config(arguments["overrides"])
+
+
+@pytest.mark.parametrize("command", ANALYSIS, ids=str)
+def test_analysis_command_has_known_options(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["analysis", "--help"])
+    with pytest.raises(SystemExit):
+        analysis_command.main()
+    documentation = capsys.readouterr().out
+    options = [argument for argument in command.arguments if argument.startswith("--")]
+    assert "--out" in options
+    assert not [option for option in options if f"{option} " not in documentation]
+
+
+@pytest.mark.parametrize("command", OTHER, ids=str)
+def test_targets_extras_and_options_exist(command: Command) -> None:
+    if command.name == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert set(command.arguments) <= set(targets)
+    elif command.name == "install":
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        extras = re.findall(r"\.\[([\w,]+)\]", " ".join(command.arguments))
+        named = {name for group in extras for name in group.split(",")}
+        assert named <= set(project["optional-dependencies"])
+    else:
+        spec = importlib.util.find_spec(command.name)
+        assert spec is not None and spec.origin is not None
+        folder = ROOT / "tests" / "benchmarks"
+        sources = [(folder / "paired.py").read_text(), Path(spec.origin).read_text()]
+        for option in (a for a in command.arguments if a.startswith("--")):
+            assert any(f'"{option}"' in source for source in sources), option
 
 
 @pytest.mark.usefixtures("_hydra")
 def test_data_prepared_for_a_cluster_are_those_of_the_study() -> None:
     """On nodes without network a study can only use data that were prepared with the same settings."""
-    (block,) = (b for b in FENCE.findall(README) if "[slurm]" in b)
-    prepare, sweep = filter(None, map(parse, block.splitlines()))
+    (page,) = (p for p in PAGES if p.name == "docs/clusters.md")
+    (block,) = (b for b in page.blocks("") if "[slurm]" in b)
+    commands = [page.parse(line) for line in block.splitlines()]
+    prepare, sweep = (c for c in commands if c is not None and c.name in ("slm", "sweep.py"))
     folders = []
     for name, arguments in (("train", prepare.arguments[1:]), ("sweep", sweep.arguments)):
         cfg = compose(name, [add_force_prefix(a, CONF_DIR) for a in arguments])
         assert isinstance(cfg, DictConfig)
         folders.append(prepared_folder(load_composed_config(cfg)))
     assert folders[0] == folders[1]
-
-
-def mentioned_overrides() -> list[str]:
-    """Return the overrides in inline code that consists of overrides alone."""
-    found = []
-    for text in INLINE.findall(FENCE.sub("", README)):
-        try:
-            words = shlex.split(" ".join(text.split()))
-        except ValueError:
-            continue
-        if all(OVERRIDE.fullmatch(word) for word in words):
-            found += words
-    return sorted(set(found))
-
-
-def test_mentioned_overrides_exist() -> None:
-    keys = {key for key, _, _ in field_descriptions()}
-    wrong = []
-    for override in mentioned_overrides():
-        match = OVERRIDE.fullmatch(override)
-        assert match is not None
-        key, value = match.groups()
-        if (CONF_DIR / key).is_dir():
-            exists = value.isupper() or _is_option(key, value)
-        else:
-            is_free = key in OTHER_KEYS or key.startswith(("hydra.", *OPEN_KEYS))
-            exists = is_free or key in keys
-        if not exists:
-            wrong.append(override)
-    assert not wrong
-    assert len(mentioned_overrides()) > 60
-
-
-def _is_option(group: str, value: str) -> bool:
-    if group.startswith("hydra/"):
-        return value in {"basic", "local", "optuna", "ray", "slurm"}
-    return all((CONF_DIR / group / f"{option}.yaml").exists() for option in value.split(","))
-
-
-def test_example_study_has_known_keys() -> None:
-    (block,) = (b for b in FENCE.findall(README) if b.startswith("# conf/study/mine.yaml"))
-    known = {key for key, _, _ in field_descriptions()}
-    content = yaml.safe_load(block)
-    assert {f"{name}.{key}" for name, keys in content.items() for key in keys} <= known

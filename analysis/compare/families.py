@@ -1,7 +1,7 @@
-"""Is the deep family better than the wide one? One call, one frozen answer.
+"""Compare a deep and a wide family: all estimates, and the verdict.
 
-See `analysis.compare.verdict` for the rules and `analysis.compare.exponents`, `analysis.compare.matched_pairs`, `analysis.compare.compute_multiplier`,
-`analysis.compare.holdout`, `analysis.learning_rate.audit` for what they stand on.
+The rules of the verdict are in `analysis.compare.verdict`; the estimates are in the other modules of
+`analysis.compare` and in `analysis.learning_rate.audit`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,23 @@ EXTRAPOLATION = 3.0  # times the largest measured FLOPs
 class Comparison(Summarized):
     """What a study says of two families.
 
-    `exponents`: under the primary definition of N, `by_definition` under the others too. `matched`: paired
-    differences at equal FLOPs, the primary endpoint. `kappa`: the compute multiplier. `shape_curve`: loss
-    against aspect ratio, where three families or more are there. `sigma`, `tau`: seed standard
-    deviation and random effect of a shape in nats, estimated from the runs (None where they cannot be).
+    Attributes:
+        deep: name of the deep family.
+        wide: name of the wide family.
+        verdict: word, sentence and reasons.
+        exponents: exponent difference for the primary definition of N.
+        by_definition: exponent difference for every definition of N in the table.
+        matched: paired loss differences at equal FLOPs (primary endpoint); None if there are no pairs.
+        kappa: compute multiplier, FLOPs of wide / FLOPs of deep at equal loss.
+        hold_out: prediction of the largest size from the smaller ones.
+        audit: learning-rate audit that was given.
+        shape_curve: loss against aspect ratio; None below three aspect ratios.
+        warnings: weaknesses of the data and of the design.
+        runs: number of runs.
+        sigma: seed standard deviation in nats; None without repeated seeds.
+        tau: standard deviation of the random effect of a shape in nats; None if the fit was refused.
+        tokens_per_param: smallest and largest D / N.
+        largest_flops: largest training FLOPs of a run.
     """
 
     deep: str
@@ -60,41 +73,41 @@ class Comparison(Summarized):
 
     @property
     def status(self) -> str:
-        """Of the exponents: OK, WEAK, UNIDENTIFIED or REFUSED."""
+        """Status of the exponents: OK, WEAK, UNIDENTIFIED or REFUSED."""
         return self.exponents.status
 
     @property
     def estimates(self) -> dict[str, float]:
-        """alpha per family; empty if refused."""
+        """Return alpha per family; empty if refused."""
         return self.exponents.alpha
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """95% interval of alpha per family."""
+        """Return the 95% interval of alpha per family."""
         return self.exponents.alpha_intervals
 
     @property
     def difference(self) -> float | None:
-        """alpha_deep - alpha_wide."""
+        """Return alpha_deep - alpha_wide; None if refused."""
         return self.exponents.difference
 
     @property
     def jackknife_se(self) -> float | None:
-        """Standard error of the difference over shapes."""
+        """Return the jackknife standard error of `difference` over shapes."""
         return self.exponents.standard_error
 
     @property
     def jackknife_interval(self) -> tuple[float, float] | None:
-        """95% interval of the difference."""
+        """Return the 95% jackknife interval of `difference`."""
         return self.exponents.interval
 
     @property
     def permutation_p(self) -> float | None:
-        """Of a difference of exponents, given the levels."""
+        """Return the p-value of the permutation test for a difference of exponents, given the levels."""
         return None if self.exponents.permutation is None else self.exponents.permutation.p
 
     def is_extrapolation(self, flops: float) -> bool:
-        """Whether a claim at these FLOPs is no longer a measured one."""
+        """Return whether these FLOPs exceed three times the largest measured ones."""
         return bool(exceeds(flops, EXTRAPOLATION * self.largest_flops))
 
     def title(self) -> str:
@@ -126,7 +139,7 @@ class Comparison(Summarized):
             yield "note", warning
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: numbers that are not finite become null."""
+        """Return a dictionary for JSON, in which numbers that are not finite are null."""
         content = {
             key: getattr(self, key)
             for key in (
@@ -151,7 +164,7 @@ class Comparison(Summarized):
 
 
 def plain(value: Any) -> Any:
-    """Builtin types alone, for JSON."""
+    """Convert a value to builtin types for JSON; numbers that are not finite become None."""
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -181,26 +194,31 @@ def compare_families(
     bootstrap: int = 999,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two families of a table with one row a finished run.
+    """Compare two families of a table with one row per finished run.
+
+    An estimate that the design cannot identify has status REFUSED in the result; this is not an error.
 
     Args:
-        n_column: N of the primary definition (FLOPs per token / 6); the columns n_flop,
-            params_non_embedding and params_total are tried too where they exist.
-        tokens_column: training tokens D, the same for both families of a rung.
-        loss_column: final loss in nats per token, after decay.
-        family_column, shape_column: a shape is one family at one size, whatever its tokens and seed.
-        deep, wide: the families to compare; None: by `aspect_ratio`, or by their names.
-        flops_column: training FLOPs; None: `flops` if there is one, else 6 N D.
-        rung_column: which shapes stand opposite each other; None: `rung` if there is one, else by N.
+        table: one row per finished run, such as `load_runs(...).table`.
+        n_column: column with N of the primary definition, normally FLOPs per token / 6. The exponents
+            are also estimated for the columns n_flop, params_non_embedding and params_total if present.
+        tokens_column: column with the training tokens D, equal for both families of a rung.
+        loss_column: column with the final loss in nats per token, after decay.
+        family_column: column with the family.
+        shape_column: column with the shape: one family at one size, for any tokens and seed.
+        deep: family to compare as deep; None: the one with the smallest `aspect_ratio`, or by name.
+        wide: family to compare as wide; None: the one with the largest `aspect_ratio`, or by name.
+        flops_column: column with the training FLOPs; None: `flops` if present, else 6 N D.
+        rung_column: column with a label that paired shapes share; None: `rung` if present, else by N.
+        seed_column: column with the seed; None: `seed` if present.
         audit: runs of a learning-rate audit, or {family: {"interior": bool, "penalty": nats}}.
-        bootstrap: replicates for the interval of kappa; 0 leaves it out.
-
-    What the design forbids is refused in the result, never guessed.
+        vocab_size: if known, losses above its logarithm are an error.
+        bootstrap: number of bootstrap replicates for the interval of kappa; 0: no such interval.
+        seed: seed of the resampling.
 
     Raises:
-        DataError: if a column is absent or holds what cannot be, or the families cannot be told apart.
+        DataError: if a column is missing or has invalid values, or the two families are not defined.
     """
-
     if not isinstance(table, pd.DataFrame):
         raise DataError(
             f"compare_families takes a table with a row a run, not {type(table).__name__}: "
@@ -286,7 +304,7 @@ def compare_study(
 
 
 def _saved(one: ExponentDifference) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Nats saved per unit of ln N at a size: alpha A N^-alpha, mean of the two families."""
+    """Return a function of N: alpha A N^-alpha in nats per unit of ln N, mean of the two families."""
     fit = one.fit
     if fit is None:
         return None
@@ -310,7 +328,7 @@ def _design_warnings(study: Study) -> list[str]:
 
 
 def _seed_noise(table: pd.DataFrame) -> float | None:
-    """Pooled sd over the seeds of a cell, in nats."""
+    """Return the pooled standard deviation over the seeds of a cell in nats; None without repeated seeds."""
     cells = table.groupby(["family", "shape", "tokens"])["loss_nats_per_token"]
     squares, count = (
         float(((table["loss_nats_per_token"] - cells.transform("mean")) ** 2).sum()),

@@ -30,8 +30,15 @@ SEED_NOISE = ((4.0, 0.005), (5.0, 0.01), (math.inf, 0.02))
 class Design(Summarized):
     """A set of finished or planned runs, one entry per run in every column.
 
-    `shape` is unique per family and rung. `n_flop` = f / 6 and `flops` = f * D, with f the training FLOPs per
-    token. `tokens_per_param` labels the token budget and is equal for all families of a rung.
+    Attributes:
+        family: family label.
+        rung: label of the size, equal for the paired shapes of all families.
+        shape: label that is unique per family and rung.
+        n_flop: N = f / 6, with f the training FLOPs per token.
+        tokens: training tokens D.
+        seed: seed of the run.
+        flops: training FLOPs f * D.
+        tokens_per_param: label of the token budget, equal for all families of a rung.
     """
 
     family: Sequence[str]

@@ -44,12 +44,25 @@ PRIOR_SD = 1.0  # of each parameter; ranks runs even if the design identifies no
 class DesignPower(Summarized):
     """Power of a design. A refused number is None.
 
-    `se_exponent`, `mde80_exponent`: standard error and MDE (80% power) of alpha_deep - alpha_wide (loss in nats
-    against N_flop); `df`: degrees of freedom of its t test. `power_t`, `power_verdict`: probability of a
-    significant result, keyed by the true difference, for the t test and for jackknife and permutation test
-    together. `se_difference`, `mde80_difference`: nats per token, for the loss difference at equal FLOPs at the
-    largest FLOPs, from a regression over `difference_pairs` pairs at `difference_tokens_per_param`.
-    `sigma`: median seed standard deviation of the runs, `tau`: random effect of a shape, both in nats.
+    Attributes:
+        deep: name of the deep family.
+        wide: name of the wide family.
+        refusals: reasons why a number is None.
+        warnings: weaknesses of the design.
+        runs: number of runs.
+        shapes: number of shapes.
+        pairs: number of rungs that both families have.
+        sigma: median seed standard deviation of the runs in nats.
+        tau: standard deviation of the random effect of a shape in nats.
+        se_exponent: standard error of alpha_deep - alpha_wide (loss in nats against N_flop).
+        mde80_exponent: difference of alpha that the t test detects with 80% power.
+        df: degrees of freedom of the t test.
+        power_t: power of the t test by true difference of alpha.
+        power_verdict: probability that jackknife and permutation test are both significant, by true difference.
+        se_difference: standard error of the loss difference at equal FLOPs at the largest FLOPs, nats per token.
+        mde80_difference: loss difference that is detected with 80% power, nats per token.
+        difference_pairs: number of pairs in the regression for the loss difference.
+        difference_tokens_per_param: token budget of these pairs.
     """
 
     deep: str
@@ -166,11 +179,15 @@ def design_power(
     """Compute the power of a design to detect a difference between two families; refuse unidentified numbers.
 
     Args:
+        design: finished or planned runs.
+        deep: name of the deep family.
+        wide: name of the wide family.
         law: base law at which the joint law is linearised.
         sigma: seed standard deviation of the final loss in nats; None: depends on the loss (`seed_noise`).
         tau: random effect of a shape in nats, shared by all its runs (untuned learning rate, rounding).
         effects: true differences of alpha for which to compute the power.
         simulations: number of simulated studies for the power of the whole verdict; 0: not computed.
+        seed: seed of the simulations.
 
     Other families contribute to E, B and beta, and have their own A and alpha.
 

@@ -40,12 +40,31 @@ class Parameters(dict[str, Any]):
 class JointFit(Summarized):
     """A fitted joint law. If the fit is refused, `params` is empty and every number is None.
 
-    `objective`: sum of the loss function over residuals of ln L; `rss`: sum of their squares.
-    `intervals`: 95% intervals by parameter name (`E` in nats, `alpha[deep]`), by profile likelihood; with
-    clusters, the cut is inflated to match the jackknife over clusters. `standard_errors`: same keys.
-    `error_kind`: method of both. `reducible`: A N0^-alpha per family, the nats that a larger model could save
-    at N0 = `n0`. `by_delta`: E and exponents at other Huber thresholds; inf is least squares.
-    `solution`: the minimum, as starting point of refits; not in `to_dict`.
+    Attributes:
+        model: family-specific parameters, M0 to M4.
+        loss_fn: lsq or huber.
+        delta: Huber threshold in ln L; infinite for least squares.
+        families: names of the families.
+        status: OK, WEAK, UNIDENTIFIED or REFUSED.
+        reasons: why the status is not OK.
+        warnings: suspicious values in the data.
+        runs: number of runs.
+        n_range: smallest and largest N.
+        d_range: smallest and largest D.
+        params: fitted parameters in raw units, `params["deep"]["alpha"]` or `params["alpha"]["deep"]`.
+        objective: sum of the loss function over the residuals of ln L.
+        rss: sum of the squared residuals of ln L.
+        standard_errors: by parameter name, such as `alpha[deep]`.
+        error_kind: method of the standard errors and intervals.
+        intervals: 95% intervals by parameter name, by profile likelihood; with clusters the cut is inflated
+            to match the jackknife over clusters.
+        n0: geometric mean of N.
+        d0: geometric mean of D.
+        reducible: A N0^-alpha per family in nats, the loss that a larger model could save at N0.
+        evidence: convergence diagnostics.
+        vpnls: parameters by variable projection, as a check.
+        by_delta: E and exponents at other Huber thresholds; inf is least squares.
+        solution: the minimum, as starting point of refits; not in `to_dict`.
     """
 
     model: str

@@ -35,9 +35,21 @@ ABSENT = -60.0  # ln of a term that is not in the model
 class PowerLawFit(Summarized):
     """A fit of y = E + A n^-alpha with 95% intervals. If the fit is refused, every number is None.
 
-    `alpha` is the exponent of y in `unit`: for perplexity it is about L times that of the loss in nats, since
-    d ln PPL / d ln N = L d ln L / d ln N. `r_squared`, of the logarithms, is only for comparison with published
-    tables; it does not validate the fit. `accepted_e`: 95% profile-likelihood interval of E.
+    Attributes:
+        unit: unit of y, nats or perplexity.
+        status: OK, WEAK, UNIDENTIFIED or REFUSED.
+        reasons: why the status is not OK.
+        warnings: suspicious values in the data.
+        runs: number of runs.
+        irreducible: whether E was fitted.
+        alpha: exponent of y. For perplexity it is about L times that of the loss in nats, since
+            d ln PPL / d ln N = L d ln L / d ln N.
+        alpha_interval: 95% interval of alpha.
+        A: prefactor in `unit`.
+        E: irreducible term in `unit`; 0 if it was not fitted.
+        accepted_e: 95% profile-likelihood interval of E.
+        residual_sd: standard deviation of the residuals of ln y.
+        r_squared: of the logarithms, for comparison with published tables; it does not validate the fit.
     """
 
     unit: str

@@ -70,7 +70,9 @@ def write_report(
     Args:
         source: folder, file or W&B project, see `analysis.load_runs`.
         only: ids of the runs to use; None: all.
-        deep, wide: families to compare; None: those with the smallest and the largest d_model/n_layers.
+        out: folder to write to; created if missing.
+        deep: family to compare as deep; None: the one with the smallest d_model/n_layers.
+        wide: family to compare as wide; None: the one with the largest d_model/n_layers.
         audit: learning-rate audit that both families must pass before there is a verdict: lr_audit.json of
             `study=lr_audit`, a folder of runs over a grid of learning rates, or an audit as
             `analysis.compare_families` accepts it.
@@ -93,9 +95,17 @@ def report_on(
     audit: Path | AuditLike = None,
     question: str = "",
 ) -> StudyReport:
-    """Analyze loaded runs, and write the report to `out`; the arguments are those of `write_report`.
+    """Analyze loaded runs, and write the report to `out`.
 
-    A table of runs needs the columns listed in `analysis.report.study_report.analyze_study`.
+    Args:
+        runs: the result of `load_runs`, or a table with the columns family, shape, n_flop (FLOPs per token /
+            6), tokens, loss_nats_per_token, and optionally run_id, flops, rung, seed, aspect_ratio,
+            params_non_embedding, params_total.
+        out: folder to write to; created if missing.
+        deep: as in `write_report`.
+        wide: as in `write_report`.
+        audit: as in `write_report`.
+        question: research question, printed at the top of the report.
 
     Raises:
         DataError: if a column is missing or a value is invalid.

@@ -25,6 +25,7 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
     """Read a table and rename its columns to the names of the runs table.
 
     Args:
+        path: .csv, .parquet or .jsonl file.
         columns: name in the file of each column, such as {"tokens": "D", "n_flop": "N"}. Required:
             family, shape, tokens, loss_nats_per_token and one of n_flop, params_non_embedding,
             params_total. Optional: flops, rung, tokens_per_param, seed, aspect_ratio, run_id, status

@@ -15,8 +15,19 @@ MLP_MATRICES = {"swiglu": 3, "gelu": 2}  # swiglu: gate, up, down; gelu: up, dow
 class ModelShape:
     """Dimensions of a model; n_heads * d_head == d_model.
 
-    `n_layers` counts blocks with separate weights. With `layer_sharing` = r each block runs r times
-    in a row, so that tokens pass through `depth` = r * n_layers blocks.
+    Attributes:
+        n_layers: number of blocks with separate weights.
+        d_model: width of the residual stream.
+        n_heads: number of query heads.
+        n_kv_heads: number of key/value heads.
+        d_head: width of one head.
+        d_ff: inner width of the MLP.
+        vocab_size: size of the vocabulary.
+        seq_len: longest sequence in tokens.
+        tied: whether the embedding table is also the output head.
+        mlp: swiglu or gelu.
+        qk_norm: whether queries and keys are normalised.
+        layer_sharing: number of times r that each block runs in a row; tokens pass r * n_layers blocks.
     """
 
     n_layers: int

@@ -73,7 +73,12 @@ def generate(
 ) -> Tensor:
     """Return the prompt (B, T) followed by `new_tokens` generated tokens per row.
 
-    Temperature 0 is greedy decoding. The model must be in eval mode and on the prompt's device.
+    Args:
+        model: a model in eval mode, on the device of the prompt.
+        prompt: token ids (B, T).
+        new_tokens: number of tokens to generate per row.
+        temperature: 0 is greedy decoding; above 0, tokens are sampled from softmax(logits / temperature).
+        generator: source of random numbers for sampling.
 
     Raises:
         ValueError: if T + new_tokens exceeds the model's seq_len; nothing is computed then.

@@ -89,7 +89,7 @@ class ModelConfig:
     norm_eps: Positive = 1e-5
     """Epsilon of RMSNorm."""
     attention: Literal["sdpa", "flash", "matmul", "reference"] = "sdpa"
-    """Attention backend. flash needs the extra `gpu`; matmul is for CPUs, where it is the fastest in bf16.
+    """Attention backend. flash needs the extra `flash`; matmul is for CPUs, where it is the fastest in bf16.
     Part of a run's identity, because rounding differs."""
     dropout: FractionBelowOne = 0.0
     """Dropout probability, applied in training to the outputs of the embedding and of each residual branch.
