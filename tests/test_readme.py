@@ -248,7 +248,7 @@ def test_mentioned_overrides_exist() -> None:
         match = OVERRIDE.fullmatch(override)
         assert match is not None
         key, value = match.groups()
-        if (CONF_DIR / key).is_dir():
+        if key.startswith("hydra/") or (CONF_DIR / key).is_dir():
             exists = value.isupper() or _is_option(key, value)
         else:
             is_free = key in OTHER_KEYS or key.startswith(("hydra.", *OPEN_KEYS))

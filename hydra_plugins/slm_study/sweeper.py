@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
@@ -27,13 +26,6 @@ KEYS_SET_BY_STUDY = {
     "budget": "study.tokens_per_param, study.tokens or study.flops",
 }
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher"  # runs its jobs one after the other
-
-ConfigStore.instance().store(
-    group="hydra/sweeper",
-    name="study",
-    node={"_target_": f"{__name__}.StudySweeper", "max_batch_size": None},
-    provider="slm",
-)
 
 
 class StudySweeper(Sweeper):
