@@ -56,8 +56,8 @@ def run_and_exit(main: Callable[[], Any]) -> NoReturn:
     except MissingConfigException as error:
         _exit(_missing_option(error), ConfigError.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
-        cause = "" if error.__cause__ is None else f": {str(error.__cause__).splitlines()[0]}"
-        _exit(f"the configuration cannot be composed: {error}{cause}", ConfigError.exit_code)
+        reason = f": {error.__cause__}".partition("\n")[0] if error.__cause__ else ""
+        _exit(f"the configuration cannot be composed: {error}{reason}", ConfigError.exit_code)
     except OSError as error:
         _exit(_file_error(error), 1)
     except ValueError as error:

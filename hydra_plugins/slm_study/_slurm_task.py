@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -13,13 +12,15 @@ from typing import Any
 
 from hydra_plugins.slm_study._command import TrainCommand
 
-REQUEUE_SECONDS = 10.0
+HANDLER_SECONDS = 2.0  # until a signal that ended the child reaches this process too
 
 
 class SlurmTask:
-    """What submitit runs in each task of a job: the process of train.py, signals to it, and the requeue."""
+    """Runs a process of train.py, passes signals on to it, and requeues the job of an interrupted run."""
 
-    def __init__(self) -> None:
+    def __init__(self, saving_seconds: float):
+        """`saving_seconds` is the limit for saving the state; the process is killed after it."""
+        self._saving_seconds = saving_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._signal: int | None = None
 
@@ -30,7 +31,7 @@ class SlurmTask:
         environment = submitit.JobEnvironment()
         is_rank_zero = environment.global_rank == 0
         requeue_signal = signal.Signals[f"SIG{environment.USR_SIG}"]
-        # submitit handles this signal: on rank 0 it calls `checkpoint`, on other ranks it does nothing.
+        # On rank 0 submitit's handler of this signal calls `checkpoint`; on other ranks it does nothing.
         for number in (signal.SIGTERM, *(() if is_rank_zero else (requeue_signal,))):
             signal.signal(number, self._pass_on)
         self._process = command.start()
@@ -39,11 +40,11 @@ class SlurmTask:
         code = self._process.wait()
         is_requeue = code in {128 + requeue_signal, -requeue_signal}
         if is_rank_zero and is_requeue:
-            # Slurm signals the child too, which may end before the handler of this process is called.
-            time.sleep(REQUEUE_SECONDS)
+            # Slurm signals the child too; it may end before the handler of this process is called.
+            time.sleep(HANDLER_SECONDS)
             signal.raise_signal(requeue_signal)
         if not is_rank_zero and (is_requeue or self._signal is not None):
-            return  # an exit code would make srun --kill-on-bad-exit end rank 0 before it requeues the job
+            return  # any other exit code would make srun --kill-on-bad-exit end rank 0 before it requeues the job
         if code != 0:
             sys.exit(code if code > 0 else 128 - code)
 
@@ -53,12 +54,21 @@ class SlurmTask:
 
         if self._process is not None:
             self._process.send_signal(signal.SIGUSR2)
-            # `wait` of Popen takes a lock that the interrupted call in `__call__` may hold.
-            with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-        return DelayedSubmission(SlurmTask(), command)
+            deadline = time.monotonic() + self._saving_seconds
+            while is_alive(self._process.pid) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            self._process.kill()
+        return DelayedSubmission(SlurmTask(self._saving_seconds), command)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
         if self._process is not None:
             self._process.send_signal(number)
+
+
+def is_alive(child: int) -> bool:
+    """Return whether a child runs, without the lock of Popen, which an interrupted call of `wait` may hold."""
+    try:
+        return os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
+    except ChildProcessError:
+        return False

@@ -47,6 +47,7 @@ END_STATES = {
 CORES_PER_GPU = 8
 MAX_POLL_SECONDS = 30.0
 SAVING_SECONDS = 300.0  # limit for saving the state after a Ctrl-C; Slurm kills the job earlier
+SAVING_SHARE = 0.75  # of the time between the signal and the limit; the rest is for the requeue
 LAUNCH_LINE = re.compile(r"submitit [A-Z]+ \(|srun: ")
 
 
@@ -105,12 +106,13 @@ class SlurmLauncher(TrainLauncher):
         settings = asdict(self.settings)
         folder = Path(settings.pop("submitit_folder")).absolute()
         settings.pop("_target_")
+        saving_seconds = SAVING_SHARE * self.settings.signal_delay_s
         try:
             executor = AutoExecutor(
                 folder, cluster="slurm", slurm_max_num_timeout=settings.pop("max_num_timeout")
             )
             executor.update_parameters(**{f"slurm_{k}": v for k, v in settings.items()})
-            return list(executor.map_array(SlurmTask(), commands))
+            return list(executor.map_array(SlurmTask(saving_seconds), commands))
         except (FailedJobError, FailedSubmissionError, RuntimeError) as error:
             raise RunError(f"Slurm rejected the jobs: {error}") from error
 
