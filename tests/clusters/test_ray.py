@@ -7,17 +7,20 @@ import signal
 import pytest
 
 from tests.clusters.conftest import MakeSweep
+from tests.clusters.slurm import wait_until
 from tests.clusters.sweeping import (
     ONE,
     PAIR,
     Sweep,
     assert_same_study,
     count_resumes,
+    has_pending,
     kill,
+    resume,
     saved_state,
     wait_for_exit,
 )
-from tests.running import assert_same_run
+from tests.conftest import PATIENCE_SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -32,39 +35,37 @@ def test_killed_run_is_retried_and_resumes(
 ) -> None:
     study = sweep(PAIR, *on_ray, env=ray_env)
     running = study.start()
-    study.wait_for_checkpoints(2)
-    killed, _ = study.runs().values()
+    killed, other = study.suspend(2)
     kill(killed)
+    resume(other)
     assert wait_for_exit(running) == 0, study.output
     assert [count_resumes(run) for run in study.runs().values()] == [1, 0]
     assert_same_study(study, uninterrupted)
 
 
-def test_same_command_continues_a_killed_run(
+def test_stopped_and_killed_runs_are_saved_and_continued_by_the_same_command(
     on_ray: tuple[str, ...], ray_env: dict[str, str], sweep: MakeSweep, uninterrupted: Sweep
 ) -> None:
-    study = sweep(ONE, *on_ray, "hydra.launcher.remote.max_retries=0", env=ray_env)
+    study = sweep(PAIR, *on_ray, "hydra.launcher.remote.max_retries=0", env=ray_env)
     running = study.start()
-    study.wait_for_checkpoints(1)
-    ((run_id, run),) = study.runs().items()
-    kill(run)
-    assert wait_for_exit(running) == 1
-    assert "FAILED" in study.output and f"interrupted: {run.path}" in study.output
-    assert study.run() == 0 and count_resumes(run) == 1
-    assert_same_run(run, uninterrupted.runs()[run_id])
-
-
-def test_stopped_sweep_saves_its_runs_and_resumes(
-    on_ray: tuple[str, ...], ray_env: dict[str, str], sweep: MakeSweep, uninterrupted: Sweep
-) -> None:
-    study = sweep(PAIR, *on_ray, env=ray_env)
-    running = study.start()
-    study.wait_for_checkpoints(2)
+    runs = study.suspend(2)
     running.send_signal(signal.SIGINT)
+    for run in runs:
+        wait_until(lambda run=run: has_pending(run, signal.SIGINT), PATIENCE_SECONDS)
+        resume(run)
     assert wait_for_exit(running) == 130, study.output
-    assert [saved_state(run) for run in study.runs().values()] == ["interrupted"] * 2
-    assert study.run() == 0
-    assert [count_resumes(run) for run in study.runs().values()] == [1, 1]
+    assert [saved_state(run) for run in runs] == ["interrupted"] * 2
+
+    running = study.start()
+    killed, other = study.suspend(2, resumes=1)
+    kill(killed)
+    resume(other)
+    assert wait_for_exit(running) == 1
+    assert "FAILED" in study.output and "killed by SIGKILL" in study.output
+    assert f"interrupted: {killed.path}" in study.output
+
+    assert study.run() == 0, study.output
+    assert [count_resumes(run) for run in runs] == [2, 1]
     assert_same_study(study, uninterrupted)
 
 
