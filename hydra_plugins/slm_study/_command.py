@@ -14,10 +14,12 @@ from typing import Any
 
 POLL_SECONDS = 1.0
 TORCHRUN_LINE = re.compile(r"[IWE]\d{4} .*torch/distributed/")
-# Starts the command given as arguments, after asking the kernel for SIGKILL (9) when the parent process ends.
-DIE_WITH_PARENT = """
-import ctypes, os, sys
+# Starts the command given as arguments, after asking the kernel for SIGKILL (9) when the parent process ends, and
+# unblocking all signals: a worker of Ray has SIGINT blocked, and its child would inherit that.
+CHILD = """
+import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, 9)
+signal.pthread_sigmask(signal.SIG_SETMASK, [])
 os.execv(sys.argv[1], sys.argv[1:])
 """
 
@@ -68,7 +70,7 @@ class TrainCommand:
         """
         arguments = self.arguments
         if not outlives_launcher and sys.platform == "linux":
-            arguments = (sys.executable, "-c", DIE_WITH_PARENT, *arguments)
+            arguments = (sys.executable, "-c", CHILD, *arguments)
         return subprocess.Popen(
             arguments,
             cwd=self.folder,

@@ -30,42 +30,29 @@ def on_ray(ray_address: str) -> tuple[str, ...]:
     return ("hydra/launcher=ray", f"hydra.launcher.init.address={ray_address}")
 
 
-def test_killed_run_is_retried_and_resumes(
+def test_killed_and_stopped_runs_resume(
     on_ray: tuple[str, ...], ray_env: dict[str, str], sweep: MakeSweep, uninterrupted: Sweep
 ) -> None:
-    study = sweep(PAIR, *on_ray, env=ray_env)
-    running = study.start()
-    killed, other = study.suspend(2)
-    kill(killed)
-    resume(other)
-    assert wait_for_exit(running) == 0, study.output
-    assert [count_resumes(run) for run in study.runs().values()] == [1, 0]
-    assert_same_study(study, uninterrupted)
-
-
-def test_stopped_and_killed_runs_are_saved_and_continued_by_the_same_command(
-    on_ray: tuple[str, ...], ray_env: dict[str, str], sweep: MakeSweep, uninterrupted: Sweep
-) -> None:
+    """A killed run is reported, or retried; a stopped run saves its state; the same command continues both."""
     study = sweep(PAIR, *on_ray, "hydra.launcher.remote.max_retries=0", env=ray_env)
     running = study.start()
-    runs = study.suspend(2)
+    killed, stopped = study.suspend(2)
+    kill(killed)
+    wait_until(lambda: "killed by SIGKILL" in study.output, PATIENCE_SECONDS)
+    assert "FAILED" in study.output
     running.send_signal(signal.SIGINT)
-    for run in runs:
-        wait_until(lambda run=run: has_pending(run, signal.SIGINT), PATIENCE_SECONDS)
-        resume(run)
+    wait_until(lambda: has_pending(stopped, signal.SIGINT), PATIENCE_SECONDS)
+    resume(stopped)
     assert wait_for_exit(running) == 130, study.output
-    assert [saved_state(run) for run in runs] == ["interrupted"] * 2
+    assert (killed.state(), saved_state(stopped)) == ("interrupted", "interrupted")
 
+    study = sweep(PAIR, *on_ray, env=ray_env)
     running = study.start()
     killed, other = study.suspend(2, resumes=1)
     kill(killed)
     resume(other)
-    assert wait_for_exit(running) == 1
-    assert "FAILED" in study.output and "killed by SIGKILL" in study.output
-    assert f"interrupted: {killed.path}" in study.output
-
-    assert study.run() == 0, study.output
-    assert [count_resumes(run) for run in runs] == [2, 1]
+    assert wait_for_exit(running) == 0, study.output
+    assert [count_resumes(run) for run in (killed, other)] == [2, 1]
     assert_same_study(study, uninterrupted)
 
 

@@ -35,29 +35,24 @@ def _empty_queue(slurm: Slurm) -> Iterator[None]:
     slurm.clear()
 
 
-def test_stopped_and_killed_runs_are_saved_and_continued_by_the_same_command(
+def test_killed_and_stopped_runs_resume(
     slurm: Slurm, sweep: MakeSweep, uninterrupted: Sweep
 ) -> None:
-    """Without accounting, only the queue shows that a job died."""
+    """A killed run is reported, a stopped run saves its state, and the same command continues both.
+
+    Without accounting, only the queue shows that a job died.
+    """
     study = sweep(PAIR, *ON_SLURM, env=slurm.env)
     running = study.start()
-    runs = study.suspend(2)
-    running.send_signal(signal.SIGINT)  # scancel lets suspended processes continue
+    killed, stopped = study.suspend(2)
+    kill(killed)
+    wait_until(lambda: "Slurm state FAILED" in study.output, PATIENCE_SECONDS)
+    running.send_signal(signal.SIGINT)  # scancel lets a suspended process continue
     assert wait_for_exit(running) == 130, study.output
     assert not slurm.jobs("RUNNING,PENDING,COMPLETING")
-    assert [saved_state(run) for run in runs] == ["interrupted"] * 2
-
-    running = study.start()
-    killed, other = study.suspend(2, resumes=1)
-    kill(killed)
-    resume(other)
-    assert wait_for_exit(running) == 1
-    assert "FAILED" in study.output and "Slurm state FAILED" in study.output
-    assert f"interrupted: {killed.path}" in study.output
-    assert "1 of 2 cells did not finish" in study.output
-
-    assert study.run() == 0 and "; 1 to run" in study.output
-    assert [count_resumes(run) for run in runs] == [2, 1]
+    assert (killed.state(), saved_state(stopped)) == ("interrupted", "interrupted")
+    assert study.run() == 0 and "; 2 to run" in study.output
+    assert [count_resumes(run) for run in (killed, stopped)] == [1, 1]
     assert_same_study(study, uninterrupted)
 
 
@@ -76,11 +71,14 @@ def test_waiting_jobs_leave_the_queue_when_the_sweep_is_stopped(
 def test_requeued_job_resumes_after_time_limit_and_preemption(
     slurm: Slurm, sweep: MakeSweep, uninterrupted: Sweep
 ) -> None:
-    """SIGUSR2 is the signal that Slurm sends before the time limit; the sweep keeps waiting."""
+    """SIGUSR2 is the signal that Slurm sends before the time limit, once while the run still imports."""
     study = sweep(ONE, *ON_SLURM, env=slurm.env)
     running = study.start()
+    wait_until(lambda: training_processes(study), PATIENCE_SECONDS)
+    signal_limit(slurm)
+    wait_until(lambda: not training_processes(study), PATIENCE_SECONDS)
     (run,) = study.suspend(1)
-    slurm.run("scancel", "--signal=USR2", *slurm.jobs("RUNNING"))
+    signal_limit(slurm)
     resume(run)
     study.suspend(1, resumes=1)
     slurm.run("sbatch", "-p", "high", f"-n{CORES}", "-o/dev/null", "--wrap", "sleep 1")
@@ -89,20 +87,21 @@ def test_requeued_job_resumes_after_time_limit_and_preemption(
     assert_same_run(run, uninterrupted.runs()[run.path.name])
 
 
-def test_requeue_of_a_run_over_several_tasks(slurm: Slurm, sweep: MakeSweep) -> None:
-    """The first signal comes while the processes still import; the second one when they train."""
+def test_run_over_several_tasks_is_requeued(slurm: Slurm, sweep: MakeSweep) -> None:
     tasks = ("trainer.strategy=ddp", "trainer.devices=2", "hydra.launcher.cpus_per_task=1")
     study = sweep(ONE, *tasks, *ON_SLURM, env=slurm.env)
     running = study.start()
-    wait_until(lambda: len(training_processes(study)) == 2, PATIENCE_SECONDS)
-    slurm.run("scancel", "--signal=USR2", *slurm.jobs("RUNNING"))
-    wait_until(lambda: not training_processes(study), PATIENCE_SECONDS)
     (run,) = study.suspend(1)
-    slurm.run("scancel", "--signal=USR2", *slurm.jobs("RUNNING"))
+    signal_limit(slurm)
     resume(run)
     assert wait_for_exit(running) == 0, study.output
     assert count_resumes(run) == 1 and run.state() == "finished"
     assert read_json(run.path / "env.json")["processes"] == 2
+
+
+def signal_limit(slurm: Slurm) -> None:
+    """Send the signal that precedes a time limit to all tasks of all jobs."""
+    slurm.run("scancel", "--signal=USR2", *slurm.jobs("RUNNING"))
 
 
 def test_error_of_slurm_is_reported(slurm: Slurm, sweep: MakeSweep) -> None:
