@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 POLL_SECONDS = 1.0
 TORCHRUN_LINE = re.compile(r"[IWE]\d{4} .*torch/distributed/")
@@ -47,21 +47,15 @@ class TrainCommand:
     def of(cls, overrides: Sequence[str], processes: int = 1) -> TrainCommand:
         """Return the command of a job; torchrun starts several processes on this machine."""
         script = Path(sys.argv[0]).resolve().with_name("train.py")
-        torchrun: tuple[str, ...] = ()
-        if processes > 1:
-            torchrun = (
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                f"--nproc-per-node={processes}",
-            )
-        return cls((sys.executable, *torchrun, str(script), *overrides), str(Path.cwd()))
+        torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
+        program = (sys.executable, *torchrun) if processes > 1 else (sys.executable,)
+        return cls((*program, str(script), *overrides), str(Path.cwd()))
 
     def start(
         self,
         *,
         env: Mapping[str, str] | None = None,
-        output: Any = None,
+        output: IO[bytes] | None = None,
         outlives_launcher: bool = False,
     ) -> subprocess.Popen[bytes]:
         """Start the process, with stdout and stderr in the file `output`.

@@ -15,13 +15,14 @@ from importlib.util import find_spec
 from typing import Any, NoReturn, TypeVar
 
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from hydra_plugins.slm_study._command import Outcome, describe_exit, is_interrupted
 from slm.config.hydra import CONF_DIR, add_force_prefix, load_composed_config
-from slm.errors import ConfigError, InUse, Problem, RunError, nearest
+from slm.errors import ConfigError, InUse, Problem, RunError, SlmError, nearest
 from slm.run.spec import branch_specs
 from slm.tracking.run_dir import RunDirectory
 
@@ -69,19 +70,13 @@ class TrainLauncher(Launcher):
             ConfigError: listing unknown keys.
         """
         known = [field.name for field in fields(kind) if field.name != "_target_"]  # type: ignore[arg-type]
-        unknown = [key for key in self._given if key not in known]
-        if unknown:
-            raise ConfigError(
-                [
-                    Problem(
-                        f"hydra.launcher.{key}",
-                        self._given[key],
-                        "unknown key",
-                        nearest(key, known),
-                    )
-                    for key in unknown
-                ]
-            )
+        problems = [
+            Problem(f"hydra.launcher.{key}", value, "unknown key", nearest(key, known))
+            for key, value in self._given.items()
+            if key not in known
+        ]
+        if problems:
+            raise ConfigError(problems)
         return kind(**self._given)
 
     def finish_job(self, place: str, overrides: Sequence[str], outcome: Outcome) -> JobReturn:
@@ -90,11 +85,9 @@ class TrainLauncher(Launcher):
         code, line = outcome.exit_code, outcome.last_line
         if code == 0 or (code is None and self._is_finished(overrides)):
             log.info("%s %s: %s", place, name, line)
-            return TrainReturn(
-                overrides=list(overrides),
-                status=JobStatus.COMPLETED,
-                read_loss=lambda: self._read_loss(overrides),
-            )
+            done = TrainReturn(list(overrides), status=JobStatus.COMPLETED)
+            done.read_loss = lambda: self._read_loss(overrides)
+            return done
         if code == InUse.exit_code:
             log.info("%s %s: %s", place, name, line)
         elif self._stopping.is_set() and is_interrupted(outcome):
@@ -114,7 +107,13 @@ class TrainLauncher(Launcher):
         return [RunDirectory.of(spec) for spec in branch_specs(load_composed_config(composed))]
 
     def _is_finished(self, overrides: Sequence[str]) -> bool:
-        return all(run.state() == "finished" for run in self._runs(overrides))
+        try:
+            return all(run.state() == "finished" for run in self._runs(overrides))
+        except (
+            SlmError,
+            HydraException,
+        ):  # the job has failed because of its overrides or its data
+            return False
 
     def _read_loss(self, overrides: Sequence[str]) -> float | None:
         result = self._runs(overrides)[-1].result()
@@ -125,7 +124,7 @@ def failed_return(overrides: Sequence[str], message: str) -> JobReturn:
     """Return the status of a failed job whose error has been logged."""
     error = RunError(message)
     error.was_shown = True
-    return TrainReturn(overrides=list(overrides), status=JobStatus.FAILED, error=error)
+    return TrainReturn(list(overrides), status=JobStatus.FAILED, error=error)
 
 
 def check_extra(launcher: str, module: str) -> None:

@@ -11,14 +11,12 @@ from typing import Any
 
 from omegaconf import II
 
-PLUGINS = "hydra_plugins.slm_study"
-
 
 @dataclass
 class LocalSettings:
     """Keys of hydra/launcher=local."""
 
-    _target_: str = f"{PLUGINS}.local.LocalLauncher"
+    _target_: str = "hydra_plugins.slm_study.local.LocalLauncher"
     n_jobs: int | None = None
     """Number of concurrent jobs; null: as many as the GPUs or, on CPUs, the cores allow."""
     gpus: list[Any] | None = None
@@ -31,7 +29,7 @@ class LocalSettings:
 class RaySettings:
     """Keys of hydra/launcher=ray."""
 
-    _target_: str = f"{PLUGINS}.ray.RayLauncher"
+    _target_: str = "hydra_plugins.slm_study.ray.RayLauncher"
     init: dict[str, Any] = field(
         default_factory=lambda: {
             # Address of the cluster; null: RAY_ADDRESS, else the cluster of `ray start`, else a new local one.
@@ -62,7 +60,7 @@ class SlurmSettings:
     Set other options of sbatch with hydra.launcher.additional_parameters.KEY=VALUE.
     """
 
-    _target_: str = f"{PLUGINS}.slurm.SlurmLauncher"
+    _target_: str = "hydra_plugins.slm_study.slurm.SlurmLauncher"
     submitit_folder: str = "${runs_dir}/${study.name}/.slurm"
     """Logs and pickles of the jobs; must be on a shared file system."""
     name: str = "slm-${study.name}"
@@ -110,5 +108,5 @@ class SlurmSettings:
 class SweeperSettings:
     """Keys of hydra.sweeper."""
 
-    _target_: str = f"{PLUGINS}.sweeper.StudySweeper"
+    _target_: str = "hydra_plugins.slm_study.sweeper.StudySweeper"
     max_batch_size: int | None = None
