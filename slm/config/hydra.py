@@ -25,7 +25,6 @@ from slm.errors import ConfigError, Problem
 
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 OVERRIDE = re.compile(r"^\+{0,2}(?P<key>[A-Za-z_][\w.]*)=")
-HYDRA_KEY = re.compile(r"hydra(?!\.launcher\.)")
 HELP_TEXT = textwrap.TextWrapper(
     width=100, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
 )
@@ -73,7 +72,9 @@ def add_force_prefix(argument: str, conf_dir: Path) -> str:
     The keys of a launcher get the prefix too: the launchers report unknown ones themselves.
     """
     match = OVERRIDE.match(argument)
-    if match is None or (conf_dir / match["key"]).is_dir() or HYDRA_KEY.match(match["key"]):
+    if match is None or (conf_dir / match["key"]).is_dir():
+        return argument
+    if match["key"].startswith("hydra") and not match["key"].startswith("hydra.launcher."):
         return argument
     return "++" + argument.lstrip("+")
 
