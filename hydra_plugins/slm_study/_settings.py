@@ -57,7 +57,8 @@ class RaySettings:
 class SlurmSettings:
     """Keys of hydra/launcher=slurm; null uses the default of the cluster.
 
-    Set other options of sbatch with hydra.launcher.additional_parameters.KEY=VALUE.
+    Set other options of sbatch with hydra.launcher.additional_parameters.KEY=VALUE. For the defaults of a site, add
+    a file conf/hydra/launcher/SITE.yaml that begins with `defaults: [slurm]`, and choose hydra/launcher=SITE.
     """
 
     _target_: str = "hydra_plugins.slm_study.slurm.SlurmLauncher"
