@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import time
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -33,8 +31,6 @@ from slm.training.distributed.rank import (
 )
 from slm.training.distributed.workers import joined_workers
 from slm.training.execute import train_all
-
-REQUEUE_SECONDS = 60
 
 
 def run_app(main: Callable[[], Any]) -> NoReturn:
@@ -63,7 +59,8 @@ def run_and_exit(main: Callable[[], Any]) -> NoReturn:
     except MissingConfigException as error:
         _exit(_missing_option(error), ConfigError.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
-        _exit(f"the configuration cannot be composed: {error}", ConfigError.exit_code)
+        reason = f": {error.__cause__}".partition("\n")[0] if error.__cause__ else ""
+        _exit(f"the configuration cannot be composed: {error}{reason}", ConfigError.exit_code)
     except OSError as error:
         _exit(_file_error(error), 1)
     except ValueError as error:
@@ -84,8 +81,6 @@ def train_job(cfg: DictConfig) -> float | None:
 
     In a multirun an error is logged and raised, so that the other jobs continue; a signal stops all jobs.
     """
-    log_to_console()  # needed in the processes that launchers start
-    drop_empty_variables(os.environ)
     try:
         placement = find_placement(os.environ)
         config = _load_config_of_launch(cfg, placement)
@@ -95,8 +90,6 @@ def train_job(cfg: DictConfig) -> float | None:
             is_multirun = HydraConfig.get().mode == RunMode.MULTIRUN
             return train_all(config, workers, more_jobs=is_multirun)
     except SlmError as error:
-        if isinstance(error, Interrupted):
-            _raise_for_other_handler(error.signal_number)
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             _exit("" if error.was_shown else str(error), error.exit_code)
         if not error.was_shown:
@@ -123,20 +116,6 @@ def _load_config_of_launch(cfg: DictConfig, placement: Placement | None) -> Conf
             let_rank_zero_report(placement, error.exit_code)
         raise
     return config
-
-
-def _raise_for_other_handler(number: int) -> None:
-    """Raise the signal again for the handler installed before ours, now that the state is saved.
-
-    A launcher's handler then requeues the job. The one of submitit does so on rank 0 alone and returns on other
-    ranks. These wait here for the requeue, which ends them: with srun --kill-on-bad-exit, a rank that exited
-    first would end rank 0 before it requeues.
-    """
-    if number != signal.SIGINT and callable(signal.getsignal(number)):
-        signal.raise_signal(number)
-        placement = find_placement(os.environ)
-        if placement is not None and placement.rank > 0:
-            time.sleep(REQUEUE_SECONDS)
 
 
 def _exit(message: str, code: int) -> NoReturn:

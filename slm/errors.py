@@ -16,19 +16,6 @@ class SlmError(Exception):
     exit_code = 1
     was_shown = False  # True once the message has been printed, so that no caller prints it again
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle any subclass with all its attributes, whatever its constructor takes.
-
-        Launchers send errors between processes.
-        """
-        return _unpickle, (type(self), self.args, self.__dict__)
-
-
-def _unpickle(kind: type[SlmError], args: tuple[Any, ...], state: dict[str, Any]) -> SlmError:
-    error = kind.__new__(kind, *args)
-    error.__dict__.update(state)
-    return error
-
 
 class DataError(SlmError):
     """A corpus, tokenizer or prepared shard is missing, unreadable or has changed."""

@@ -1,8 +1,7 @@
-"""A Hydra launcher for one machine: every job in a fresh process of train.py, n at once.
+"""Hydra launcher for one machine: each job is a process of train.py, several at once.
 
-A job is exactly what a person would type, so nothing leaks from one run into the next. One with
-trainer.devices=2 is two processes, started by torchrun. On a machine with GPUs each job sees as many of
-them as it has processes.
+A job with trainer.devices=2 is two processes, started by torchrun. On a machine with GPUs each job sees as
+many of them as it has processes.
 """
 
 from __future__ import annotations
@@ -13,87 +12,60 @@ import queue
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
-from typing import NoReturn
+from dataclasses import replace
+from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from hydra.core.utils import JobReturn
 
+from hydra_plugins.slm_study._command import Outcome, TrainCommand
+from hydra_plugins.slm_study._launcher import TrainLauncher, failed_return, signals_as_interrupt
+from hydra_plugins.slm_study._settings import LocalSettings
 from slm.errors import ConfigError, InUse, Problem
 from slm.tracking.environment import available_cores
 from slm.training.distributed.rank import check_single_process
 
 log = logging.getLogger("slm")
-SHOWN_LINES = 20  # of the output of a job that failed
-OF_TORCHRUN = re.compile(r"[IWE]\d{4} .*torch/distributed/")
-
-ConfigStore.instance().store(
-    group="hydra/launcher",
-    name="local",
-    node={
-        "_target_": f"{__name__}.LocalLauncher",
-        "n_jobs": None,
-        "gpus": None,
-        "jobs_per_gpu": 1,
-    },
-    provider="slm",
-)
 
 
-class LocalLauncher(Launcher):
-    """`n_jobs` at once, each on GPUs of its own, or `jobs_per_gpu` jobs on the same ones.
+class LocalLauncher(TrainLauncher):
+    """Runs `n_jobs` at once, each on its own GPUs, or `jobs_per_gpu` jobs on the same ones.
 
-    `gpus` are ids as in CUDA_VISIBLE_DEVICES; by default those that this process sees, and none for
-    trainer.accelerator=cpu. Without GPUs there are as many jobs at once as the cores allow at
-    trainer.threads for each process. Jobs on GPUs share the CPU cores equally, and jobs on the same GPU share
-    its memory equally.
+    Without GPUs, as many jobs run at once as the cores allow at trainer.threads for each process. Jobs on GPUs
+    share the CPU cores equally.
     """
 
-    def __init__(
-        self,
-        n_jobs: int | None = None,
-        gpus: Sequence[int | str] | None = None,
-        jobs_per_gpu: int = 1,
-    ):
-        self.n_jobs = n_jobs
-        self.gpus = gpus
-        self.jobs_per_gpu = jobs_per_gpu
-        self._running: set[subprocess.Popen[str]] = set()
-        self._stopping = threading.Event()
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self._started: list[subprocess.Popen[bytes]] = []
+        self._lock = threading.Lock()
         self._failed = 0
         self._concurrent_jobs = 1
 
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        self.config = config
+    def setup(self, **context: Any) -> None:
+        super().setup(**context)
+        self.settings = self.read_settings(LocalSettings)
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run all jobs, whatever becomes of each.
+        """Run all jobs; a failed job does not stop the others.
 
         Raises:
             ConfigError: if a job needs more GPUs than there are.
         """
         check_single_process(os.environ)
-        places = self._places()
+        slots = self._slots()
         total = len(job_overrides)
-        at_once = min(places.qsize(), self.n_jobs or places.qsize())
+        at_once = min(slots.qsize(), self.settings.n_jobs or slots.qsize())
         self._concurrent_jobs = min(at_once, total)
         log.info("%d jobs, %d at once, each in its own process", total, at_once)
-        with ThreadPoolExecutor(at_once) as pool, stopped_by_signals():
+        with ThreadPoolExecutor(at_once) as pool, signals_as_interrupt():
             futures = [
-                pool.submit(self._run, overrides, f"[{index}/{total}]", places)
+                pool.submit(self._run, overrides, f"[{index}/{total}]", slots)
                 for index, overrides in enumerate(job_overrides, start=1)
             ]
             try:
@@ -102,28 +74,28 @@ class LocalLauncher(Launcher):
                 self._stop()
                 raise
 
-    def _places(self) -> queue.SimpleQueue[str | None]:
-        """What jobs at the same time may have: the GPUs of each, or None where it need not matter."""
+    def _slots(self) -> queue.SimpleQueue[str | None]:
+        """Return one entry per concurrent job: its GPUs, or None if the job chooses for itself."""
         trainer = self.config.trainer
-        gpus = self.gpus
+        gpus = self.settings.gpus
         if gpus is None:
             gpus = [] if trainer.accelerator == "cpu" else visible_gpus()
         names = [str(gpu) for gpu in gpus]
         if not names:
             cores = available_cores()
             threads = (trainer.threads or cores) * trainer.devices
-            places: list[str | None] = [None] * (self.n_jobs or max(1, cores // threads))
+            slots: list[str | None] = [None] * (self.settings.n_jobs or max(1, cores // threads))
         elif len(names) < trainer.devices:
             rule = f"processes with a GPU each, and there are {len(names)}: {', '.join(names)}"
             fix = "hydra.launcher.gpus names those to use"
             raise ConfigError([Problem("trainer.devices", trainer.devices, rule, fix)])
         else:
             starts = range(0, len(names) - trainer.devices + 1, trainer.devices)
-            places = [",".join(names[start : start + trainer.devices]) for start in starts]
-            places *= self.jobs_per_gpu
+            slots = [",".join(names[start : start + trainer.devices]) for start in starts]
+            slots *= self.settings.jobs_per_gpu
         free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        for place in places:
-            free.put(place)
+        for slot in slots:
+            free.put(slot)
         return free
 
     def _threads_of_process(self) -> int:
@@ -134,61 +106,43 @@ class LocalLauncher(Launcher):
 
     def _memory_share(self) -> list[str]:
         """Return the override that gives each job on a shared GPU an equal share of its memory."""
-        if self.jobs_per_gpu == 1 or self.config.trainer.gpu_memory_fraction is not None:
+        jobs = self.settings.jobs_per_gpu
+        if jobs == 1 or self.config.trainer.gpu_memory_fraction is not None:
             return []
-        return [f"trainer.gpu_memory_fraction={1 / self.jobs_per_gpu:.4g}"]
+        return [f"trainer.gpu_memory_fraction={1 / jobs:.4g}"]
 
     def _stop(self) -> None:
-        """Start nothing new, and let each running job save its state."""
-        self._stopping.set()
-        log.info("stopping: %d runs save their state", len(self._running))
-        for process in list(self._running):
-            process.send_signal(signal.SIGINT)
+        """Start no further job, and request each running job to save its state."""
+        with self._lock:
+            self._stopping.set()
+            running = [process for process in self._started if process.poll() is None]
+            log.info("stopping: %d runs save their state", len(running))
+            for process in running:
+                process.send_signal(signal.SIGINT)
 
     def _run(
-        self, overrides: Sequence[str], place: str, free: queue.SimpleQueue[str | None]
+        self, overrides: Sequence[str], place: str, slots: queue.SimpleQueue[str | None]
     ) -> JobReturn:
-        job = JobReturn(overrides=list(overrides))
-        job.status, job.return_value = JobStatus.FAILED, RuntimeError("not started")
-        gpus = free.get()
+        gpus = slots.get()
         start_seconds = time.monotonic()
         try:
-            if self._stopping.is_set() or self._is_enough():
-                return job
-            code, lines = self._call(overrides, gpus)
-            is_failed = code not in {0, InUse.exit_code} and not self._stopping.is_set()
-            self._failed += is_failed
+            if self._stopping.is_set() or self._has_too_many_failures():
+                return failed_return(overrides, "not started")
+            outcome = self._run_process(overrides, gpus)
+            is_failure = outcome.exit_code not in {0, InUse.exit_code}
+            self._failed += is_failure and not self._stopping.is_set()
         finally:
-            free.put(gpus)
-        took = time.monotonic() - start_seconds
-        name = " ".join(override for override in overrides if not override.endswith("=null"))
-        if code == 0:
-            log.info("%s %s: %s (%.0f s)", place, name, lines[-1], took)
-            job.status, job.return_value = JobStatus.COMPLETED, None
-            return job
-        if code == InUse.exit_code:
-            log.info("%s %s: %s", place, name, lines[-1])
-            return job
-        # torchrun has a code of its own, whatever that of its processes.
-        # A process that is starting, or at its exit, dies of the signal itself.
-        is_saved = code in {128 + signal.SIGINT, -signal.SIGINT}
-        is_saved = is_saved or lines[-1].startswith("interrupted by SIGINT")
-        if self._stopping.is_set() and is_saved:
-            log.info("%s %s: interrupted; the same command goes on from there", place, name)
-            return job
-        shown = "\n".join(f"    {line}" for line in lines[-SHOWN_LINES:])
-        log.error("%s %s: FAILED with exit code %d\n%s", place, name, code, shown)
-        job.return_value = RuntimeError(lines[-1])
-        return job
+            slots.put(gpus)
+        if outcome.exit_code == 0:
+            seconds = time.monotonic() - start_seconds
+            outcome = replace(outcome, lines=(f"{outcome.last_line} ({seconds:.0f} s)",))
+        return self.finish_job(place, overrides, outcome)
 
-    def _is_enough(self) -> bool:
-        """Whether so many jobs have failed that no other is begun."""
+    def _has_too_many_failures(self) -> bool:
         limit = self.config.study.max_failures
         return limit is not None and self._failed >= limit
 
-    def _call(self, overrides: Sequence[str], gpus: str | None) -> tuple[int, list[str]]:
-        """Run train.py; return its exit code and its output, without the lines of torchrun."""
-        script = Path(sys.argv[0]).resolve().with_name("train.py")
+    def _run_process(self, overrides: Sequence[str], gpus: str | None) -> Outcome:
         devices = self.config.trainer.devices
         env = dict(os.environ)
         threads = self._threads_of_process()
@@ -198,68 +152,27 @@ class LocalLauncher(Launcher):
             overrides = [*overrides, f"trainer.threads={threads}", *self._memory_share()]
             env["CUDA_VISIBLE_DEVICES"] = gpus
             env.setdefault("OMP_NUM_THREADS", str(threads))
-        launcher: list[str] = []
         if devices > 1:
-            launcher = [
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                f"--nproc-per-node={devices}",
-            ]
-            env.setdefault(
-                "OMP_NUM_THREADS", "1"
-            )  # else torchrun does it, with three lines of warning
-        process = subprocess.Popen(
-            [sys.executable, *launcher, str(script), *overrides],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=env,
-            start_new_session=True,  # so that a Ctrl-C reaches it once, through `_stop`
-        )
-        self._running.add(process)
-        output, _ = process.communicate()
-        self._running.discard(process)
-        return process.returncode, said_by_the_run(output) or ["no output"]
+            env.setdefault("OMP_NUM_THREADS", "1")  # torchrun sets it too, but prints a warning
+        command = TrainCommand.of(overrides, devices)
+        return command.run(env=env, outlives_launcher=True, on_start=self._register)
 
-
-def said_by_the_run(output: str) -> list[str]:
-    """Lines of an output without torchrun's own, which ends in a traceback of itself."""
-    lines: list[str] = []
-    has_spoken = False
-    for line in output.strip().splitlines():
-        if OF_TORCHRUN.match(line):
-            has_spoken = True
-        elif has_spoken and line.startswith("Traceback"):
-            break
-        else:
-            lines.append(line)
-    return lines
+    def _register(self, process: subprocess.Popen[bytes]) -> None:
+        with self._lock:  # a process that starts during `_stop` gets one signal, not two or none
+            self._started.append(process)
+            if self._stopping.is_set():
+                process.send_signal(signal.SIGINT)
 
 
 def visible_gpus() -> list[str]:
-    """Those of CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name.strip() for name in named.split(",") if name.strip()]
+    """Return the GPUs of CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names is not None:
+        return [name.strip() for name in names.split(",") if name.strip()]
     try:
-        listed = subprocess.run(
+        listing = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=60
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return re.findall(r"^GPU (\d+):", listed, flags=re.MULTILINE)
-
-
-@contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    def interrupt(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    # SIGINT too: a shell that starts a job in the background has it ignored.
-    old = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+    return re.findall(r"^GPU (\d+):", listing, flags=re.MULTILINE)

@@ -1,8 +1,7 @@
-"""A Hydra launcher for Slurm: hydra-submitit-launcher's jobs, waited for without accounting.
+"""Hydra launcher for Slurm: the jobs are one array, submitted with submitit, each task a process of train.py.
 
-The plugin itself waits for the result file of one job after the other, and asks sacct whether it may still
-come. On a cluster without accounting a job that dies hard would be waited for for ever, and one job
-without a result ends the wait for all others. Here squeue is asked, which every cluster has.
+The launcher polls squeue, which every cluster has. submitit would poll sacct, which reports no job on a cluster
+without accounting, so that the wait for a job that died would not end.
 """
 
 from __future__ import annotations
@@ -11,28 +10,27 @@ import getpass
 import logging
 import math
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
 
-from hydra_plugins.slm_study.cluster import check_extra, died, failed_job, plain, tell
-from hydra_plugins.slm_study.local import stopped_by_signals
+from hydra_plugins.slm_study._command import Outcome, TrainCommand
+from hydra_plugins.slm_study._launcher import TrainLauncher, check_extra, signals_as_interrupt
+from hydra_plugins.slm_study._settings import SlurmSettings
+from hydra_plugins.slm_study._slurm_task import SlurmTask
 from slm.errors import RunError
 from slm.training.distributed.rank import check_single_process
 
 log = logging.getLogger("slm")
-# Whatever else squeue says of a job, it may go on.
-GONE = "no longer listed"
-ENDED = {
+NOT_LISTED = "no longer listed"
+# A job in any other state may continue.
+END_STATES = {
     "BOOT_FAIL",
     "CANCELLED",
     "COMPLETED",
@@ -43,148 +41,126 @@ ENDED = {
     "PREEMPTED",
     "REVOKED",
     "TIMEOUT",
-    GONE,
+    NOT_LISTED,
 }
-CORES_PER_GPU = (
-    8  # for the dataloader, the compiler and the process itself; threads of conf/trainer/gpu.yaml
-)
-LONGEST_PAUSE_SECONDS = 30.0
-SAVING_SECONDS = 300.0  # that jobs have for their state after a Ctrl-C; Slurm kills them sooner
+# For the dataloader, the compiler and the process itself; the same number as in conf/trainer/gpu.yaml.
+CORES_PER_GPU = 8
+MAX_POLL_SECONDS = 30.0
+SAVING_SECONDS = 300.0  # limit for saving the state after a Ctrl-C; Slurm kills the job earlier
+SAVING_SHARE = 0.75  # of the time between the signal and the limit; the rest is for the requeue
+LAUNCH_LINE = re.compile(r"submitit [A-Z]+ \(|srun: ")
 
 
-class SlurmLauncher(Launcher):
-    """All jobs as one array; the settings are keys of conf/hydra/launcher/slurm.yaml."""
+class SlurmLauncher(TrainLauncher):
+    """Submits all jobs as one array and waits until none is in the queue."""
 
-    def __init__(self, **settings: Any):
-        self.settings = {key: plain(value) for key, value in settings.items()}
-
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        self.setting_up = {
-            "hydra_context": hydra_context,
-            "task_function": task_function,
-            "config": config,
-        }
-        trainer = config.trainer
-        if self.settings["gpus_per_node"] is None and trainer.accelerator == "gpu":
-            self.settings["gpus_per_node"] = trainer.devices
-        if self.settings["cpus_per_task"] is None:
+    def setup(self, **context: Any) -> None:
+        super().setup(**context)
+        self.settings = settings = self.read_settings(SlurmSettings)
+        trainer = self.config.trainer
+        if settings.gpus_per_node is None and trainer.accelerator == "gpu":
+            settings.gpus_per_node = trainer.devices
+        if settings.cpus_per_task is None:
             default = CORES_PER_GPU if trainer.accelerator == "gpu" else None
-            self.settings["cpus_per_task"] = trainer.threads or default
-        if trainer.devices * trainer.num_nodes > 1:
-            # Else the other ranks of a run wait for a rank that died, until the time limit.
-            self.settings.setdefault("srun_args", ["--kill-on-bad-exit=1"])
+            settings.cpus_per_task = trainer.threads or default
+        if settings.srun_args is None and trainer.devices * trainer.num_nodes > 1:
+            # Otherwise the other ranks wait for a rank that died, until the time limit.
+            settings.srun_args = ["--kill-on-bad-exit=1"]
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Submit all jobs and wait until none is in the queue, whatever becomes of each.
+        """Submit all jobs and wait for their end; a failed job does not stop the others.
 
         Raises:
-            ConfigError: if the launcher is not installed.
-            RunError: if Slurm does not take the jobs.
+            ConfigError: if submitit is not installed.
+            RunError: if Slurm rejects the jobs.
         """
         check_single_process(os.environ)
-        check_extra("slurm", "submitit", "hydra_plugins.hydra_submitit_launcher")
-        jobs = self._submit(job_overrides, initial_job_idx)
+        check_extra("slurm", "submitit")
+        jobs = self._submit([TrainCommand.of(overrides) for overrides in job_overrides])
         ids = [job.job_id for job in jobs]
         log.info("%d jobs in the queue, %s to %s", len(ids), ids[0], ids[-1])
-        log.info("what they say is in %s", self.settings["submitit_folder"])
+        log.info("their output is in %s", self.settings.submitit_folder)
         returns: dict[str, JobReturn] = {}
-        with stopped_by_signals():
+        with signals_as_interrupt():
             try:
-                for job_id, state in until_ended(ids):
+                for job_id, state in wait_for_ends(ids):
                     index = ids.index(job_id)
-                    returns[job_id] = self._outcome(jobs[index], state, job_overrides[index])
-                    place = f"[{len(returns)}/{len(jobs)}]"
-                    tell(place, job_overrides[index], returns[job_id])
+                    place = f"[{len(returns) + 1}/{len(jobs)}] job {job_id}"
+                    outcome = read_outcome(jobs[index].task(0).paths.stdout, state)
+                    returns[job_id] = self.finish_job(place, job_overrides[index], outcome)
             except KeyboardInterrupt:
-                left = [job_id for job_id in ids if job_id not in returns]
-                log.info("stopping: %d jobs save their state and leave the queue", len(left))
-                cancel(left)
-                for _ in until_ended(left, at_most_seconds=SAVING_SECONDS):
+                remaining = [job_id for job_id in ids if job_id not in returns]
+                log.info("stopping: %d jobs save their state or leave the queue", len(remaining))
+                cancel(remaining)
+                for _ in wait_for_ends(remaining, timeout_seconds=SAVING_SECONDS):
                     pass
                 raise
         return [returns[job_id] for job_id in ids]
 
-    def _submit(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
-        from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
-        from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher as Plugin
+    def _submit(self, commands: Sequence[TrainCommand]) -> list[Any]:
         from submitit import AutoExecutor
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-        settings = dict(self.settings)
-        # Absolute, since what is on the node may ask from elsewhere.
+        settings = asdict(self.settings)
         folder = Path(settings.pop("submitit_folder")).absolute()
-        # Unpickled on the node and called there: its `checkpoint` is what goes back into the queue.
-        job = Plugin(**self.settings)
-        job.setup(**self.setting_up)
-        arguments = [
-            (list(overrides), "hydra.sweep.dir", index, str(index), Singleton.get_state())
-            for index, overrides in enumerate(job_overrides, start=first)
-        ]
+        settings.pop("_target_")
+        saving_seconds = SAVING_SHARE * self.settings.signal_delay_s
         try:
             executor = AutoExecutor(
                 folder, cluster="slurm", slurm_max_num_timeout=settings.pop("max_num_timeout")
             )
-            common = {field.name for field in fields(BaseQueueConf)}
-            executor.update_parameters(
-                **{k if k in common else f"slurm_{k}": value for k, value in settings.items()}
-            )
-            return list(executor.map_array(job, *zip(*arguments, strict=True)))
+            executor.update_parameters(**{f"slurm_{k}": v for k, v in settings.items()})
+            return list(executor.map_array(SlurmTask(saving_seconds), commands))
         except (FailedJobError, FailedSubmissionError, RuntimeError) as error:
-            raise RunError(f"Slurm did not take the jobs: {error}") from error
-
-    def _outcome(self, job: Any, state: str, overrides: Sequence[str]) -> JobReturn:
-        """What a job left as its result, or that it left none."""
-        leader = job.task(0)
-        if not leader.paths.result_pickle.exists():
-            output = leader.paths.stdout
-            said = output.read_text(errors="replace").strip() if output.exists() else ""
-            where = f"Slurm says of job {job.job_id}: {state}; see {output}"
-            return failed_job(overrides, died(where, said.rpartition("\n")[2]))
-        try:
-            (result,) = leader.results()
-        except Exception as error:  # of the job, or of what it needs to be unpickled here
-            return failed_job(overrides, error)
-        assert isinstance(result, JobReturn)
-        return result
+            raise RunError(f"Slurm rejected the jobs: {error}") from error
 
 
-def until_ended(ids: Sequence[str], at_most_seconds: float = math.inf) -> Iterator[tuple[str, str]]:
-    """Each job with its last state, as it leaves the queue."""
-    waiting, suspects = set(ids), set[str]()
-    begun = time.monotonic()
-    while waiting and (waited := time.monotonic() - begun) < at_most_seconds:
-        time.sleep(min(1 + waited / 20, LONGEST_PAUSE_SECONDS))
-        listed = listed_states()
+def read_outcome(output: Path, state: str) -> Outcome:
+    """Return the outcome of a job that left the queue in a state; Slurm reports exit code 0 as COMPLETED."""
+    text = output.read_text(errors="replace") if output.exists() else ""
+    lines = [line for line in text.strip().splitlines() if not LAUNCH_LINE.match(line)]
+    if state == "COMPLETED":
+        return Outcome(0, tuple(lines))
+    return Outcome(None, (*lines, f"Slurm state {state}; output: {output}"))
+
+
+def wait_for_ends(
+    ids: Sequence[str], timeout_seconds: float = math.inf
+) -> Iterator[tuple[str, str]]:
+    """Yield each job with its last state when it leaves the queue."""
+    waiting, ended_before = set(ids), set[str]()
+    start_seconds = time.monotonic()
+    while waiting and (waited := time.monotonic() - start_seconds) < timeout_seconds:
+        time.sleep(min(1 + waited / 20, MAX_POLL_SECONDS))
+        listed = list_states()
         if listed is None:
             continue
-        states = {job: listed.get(job, GONE) for job in waiting}
-        ended = {job for job, state in states.items() if state in ENDED}
-        # Seen twice, since a preempted job has ended for an instant before it is queued again, and
-        # files on a network appear late.
-        for job in sorted(ended & suspects):
+        states = {job: listed.get(job, NOT_LISTED) for job in waiting}
+        ended = {job for job, state in states.items() if state in END_STATES}
+        # Two polls must agree: a preempted job has an end state until it is queued again, and files on a
+        # network file system appear late.
+        for job in sorted(ended & ended_before):
             waiting.remove(job)
             yield job, states[job]
-        suspects = ended
+        ended_before = ended
 
 
-def listed_states() -> dict[str, str] | None:
-    """The states of this user's jobs by id; None if Slurm does not answer."""
+def list_states() -> dict[str, str] | None:
+    """Return the states of this user's jobs by id; None if Slurm does not respond."""
     command = ["squeue", "--array", "--noheader", "--states=all", "--format=%i %T"]
+    command.append(f"--user={getpass.getuser()}")
     try:
-        asked = [*command, f"--user={getpass.getuser()}"]
-        told = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60).stdout
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        log.warning("squeue does not answer (%s); still waiting", type(error).__name__)
+        log.warning("squeue does not respond (%s); still waiting", type(error).__name__)
         return None
-    return dict(line.split(maxsplit=1) for line in told.splitlines() if line.strip())
+    return dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line.strip())
 
 
 def cancel(ids: Sequence[str]) -> None:
     try:
         subprocess.run(["scancel", *ids], capture_output=True, check=False, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        log.error("could not cancel the jobs (%s): scancel %s", error, " ".join(ids))
+        log.error("cannot cancel the jobs (%s); run: scancel %s", error, " ".join(ids))

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
@@ -26,14 +25,6 @@ KEYS_SET_BY_STUDY = {
     "seed": "study.seeds",
     "budget": "study.tokens_per_param, study.tokens or study.flops",
 }
-BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher"  # runs its jobs one after the other
-
-ConfigStore.instance().store(
-    group="hydra/sweeper",
-    name="study",
-    node={"_target_": f"{__name__}.StudySweeper", "max_batch_size": None},
-    provider="slm",
-)
 
 
 class StudySweeper(Sweeper):
@@ -152,7 +143,7 @@ class StudySweeper(Sweeper):
     def _batch(self) -> int | None:
         if self.max_batch_size is not None:
             return self.max_batch_size
-        return 1 if type(self.launcher).__module__ == BASIC_LAUNCHER else None
+        return 1 if self.config.hydra.runtime.choices["hydra/launcher"] == "basic" else None
 
 
 def _check_design(cells: Sequence[Any]) -> None:

@@ -79,9 +79,14 @@ def convert_overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def add_force_prefix(argument: str, conf_dir: Path) -> str:
-    """Return `++model.n_layer=3` for `model.n_layer=3`; return groups, flags and Hydra's keys unchanged."""
+    """Return `++model.n_layer=3` for `model.n_layer=3`; return groups, flags and Hydra's keys unchanged.
+
+    The keys of a launcher get the prefix too: the launchers report unknown ones themselves.
+    """
     match = OVERRIDE.match(argument)
-    if match is None or match["key"].startswith("hydra") or (conf_dir / match["key"]).is_dir():
+    if match is None or (conf_dir / match["key"]).is_dir():
+        return argument
+    if match["key"].startswith("hydra") and not match["key"].startswith("hydra.launcher."):
         return argument
     return "++" + argument.lstrip("+")
 

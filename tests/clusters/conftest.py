@@ -41,8 +41,9 @@ def basic_smoke(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Sw
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Sweep:
-    """The two runs of PAIR, trained without an interruption."""
-    finished = Sweep(tmp_path_factory.mktemp("uninterrupted"), cache_dir, PAIR, {})
+    """The two runs of PAIR, trained in one process without an interruption."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    finished = Sweep(folder, cache_dir, (*PAIR, "hydra/launcher=basic"), {})
     assert finished.run() == 0, finished.output
     return finished
 
@@ -63,7 +64,7 @@ def slurm() -> Iterator[Slurm]:
 @pytest.fixture(scope="session")
 def ray_env() -> dict[str, str]:
     """Environment variables for access to the Ray cluster of the tests."""
-    if find_spec("ray") is None or find_spec("hydra_plugins.hydra_ray_launcher") is None:
+    if find_spec("ray") is None:
         pytest.skip("pip install -e '.[ray]'")
     return {
         "RAY_AUTH_MODE": "token",

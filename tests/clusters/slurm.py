@@ -150,4 +150,4 @@ def wait_until(condition: Callable[[], object], seconds: float) -> None:
         if time.monotonic() > deadline:
             name = getattr(condition, "__qualname__", condition)
             raise TimeoutError(f"{name} is not true after {seconds:.0f} s")
-        time.sleep(0.2)
+        time.sleep(0.05)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +17,16 @@ from tests.clusters.slurm import wait_until
 from tests.conftest import PATIENCE_SECONDS, ROOT, cli_command, cli_env
 from tests.running import assert_same_run
 
-SMOKE = ("study=smoke", "action=run")
-# Two runs of about ten seconds each.
+# Four runs in two jobs: each job trains the token budgets of one family.
+SMOKE = ("study=smoke", "action=run", "study.sizes=[80k]")
+# Two short runs, which the tests suspend before they act, so that a fast machine does not finish them first.
 PAIR = (
     "study=smoke",
     "action=run",
     "study.families=[deep_thin]",
     "study.sizes=[128k]",
     "study.seeds=[0,1]",
-    "study.tokens_per_param=[2]",
+    "study.tokens_per_param=[0.5]",
     "trainer.checkpoint_every_steps=20",
     "tracking=disabled",
 )
@@ -61,11 +63,19 @@ class Sweep:
         paths = (self.folder / "runs" / "smoke").glob("[!.]*/status.json")
         return {path.parent.name: RunDirectory(path.parent) for path in sorted(paths)}
 
-    def wait_for_checkpoints(self, runs: int) -> None:
-        """Wait until this number of runs is running and has a checkpoint."""
-        wait_until(
-            lambda: sum(is_underway(run) for run in self.runs().values()) >= runs, PATIENCE_SECONDS
-        )
+    def suspend(self, runs: int, resumes: int = 0) -> list[RunDirectory]:
+        """Suspend each run that has a checkpoint and has resumed this often; return them, once there are `runs`."""
+        suspended: dict[str, RunDirectory] = {}
+
+        def has_suspended() -> bool:
+            for run_id, run in self.runs().items():
+                if run_id not in suspended and is_underway(run, resumes):
+                    os.kill(pid_of(run), signal.SIGSTOP)
+                    suspended[run_id] = run
+            return len(suspended) >= runs
+
+        wait_until(has_suspended, PATIENCE_SECONDS)
+        return [suspended[run_id] for run_id in sorted(suspended)]
 
 
 def wait_for_exit(process: subprocess.Popen[bytes]) -> int:
@@ -78,13 +88,30 @@ def wait_for_exit(process: subprocess.Popen[bytes]) -> int:
         raise
 
 
-def is_underway(run: RunDirectory) -> bool:
-    return run.state() == "running" and newest_checkpoint(run.checkpoints) is not None
+def is_underway(run: RunDirectory, resumes: int) -> bool:
+    has_checkpoint = newest_checkpoint(run.checkpoints) is not None
+    return run.state() == "running" and has_checkpoint and count_resumes(run) == resumes
+
+
+def pid_of(run: RunDirectory) -> int:
+    return int(read_json(run.path / "status.json")["owner"]["pid"])
 
 
 def kill(run: RunDirectory) -> None:
     """Kill the run's process with SIGKILL, as the kernel does when memory runs out."""
-    os.kill(read_json(run.path / "status.json")["owner"]["pid"], signal.SIGKILL)
+    os.kill(pid_of(run), signal.SIGKILL)
+
+
+def resume(run: RunDirectory) -> None:
+    """Let the process of a suspended run continue."""
+    os.kill(pid_of(run), signal.SIGCONT)
+
+
+def has_pending(run: RunDirectory, number: int) -> bool:
+    """Return whether a signal waits for the suspended process of a run."""
+    status = Path(f"/proc/{pid_of(run)}/status").read_text()
+    (mask,) = (line.split()[1] for line in status.splitlines() if line.startswith("ShdPnd:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 def saved_state(run: RunDirectory) -> str:
@@ -103,3 +130,17 @@ def assert_same_study(ours: Sweep, theirs: Sweep) -> None:
     for run_id, run in runs.items():
         assert run.state() == "finished", ours.output
         assert_same_run(run, others[run_id])
+
+
+def training_processes(study: Sweep) -> list[int]:
+    """Return the processes of train.py that work for a study, on this machine."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # the process has ended
+            arguments = path.read_text().split("\0")
+            if (
+                str(ROOT / "train.py") in arguments
+                and f"++runs_dir={study.folder}/runs" in arguments
+            ):
+                found.append(int(path.parent.name))
+    return found

@@ -8,7 +8,7 @@ from tests.clusters.conftest import MakeSweep
 from tests.clusters.sweeping import SMOKE, Sweep, assert_same_study, count_resumes
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
-CELLS = 8
+CELLS = 4
 
 
 @pytest.mark.parametrize("launcher", ["local", "slurm", "ray"])

@@ -7,17 +7,20 @@ import signal
 import pytest
 
 from tests.clusters.conftest import MakeSweep
+from tests.clusters.slurm import wait_until
 from tests.clusters.sweeping import (
     ONE,
     PAIR,
     Sweep,
     assert_same_study,
     count_resumes,
+    has_pending,
     kill,
+    resume,
     saved_state,
     wait_for_exit,
 )
-from tests.running import assert_same_run
+from tests.conftest import PATIENCE_SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -27,44 +30,29 @@ def on_ray(ray_address: str) -> tuple[str, ...]:
     return ("hydra/launcher=ray", f"hydra.launcher.init.address={ray_address}")
 
 
-def test_killed_run_is_retried_and_resumes(
+def test_killed_and_stopped_runs_resume(
     on_ray: tuple[str, ...], ray_env: dict[str, str], sweep: MakeSweep, uninterrupted: Sweep
 ) -> None:
-    study = sweep(PAIR, *on_ray, env=ray_env)
+    """A killed run is reported, or retried; a stopped run saves its state; the same command continues both."""
+    study = sweep(PAIR, *on_ray, "hydra.launcher.remote.max_retries=0", env=ray_env)
     running = study.start()
-    study.wait_for_checkpoints(2)
-    killed, _ = study.runs().values()
+    killed, stopped = study.suspend(2)
     kill(killed)
-    assert wait_for_exit(running) == 0, study.output
-    assert [count_resumes(run) for run in study.runs().values()] == [1, 0]
-    assert_same_study(study, uninterrupted)
+    wait_until(lambda: "killed by SIGKILL" in study.output, PATIENCE_SECONDS)
+    assert "FAILED" in study.output
+    running.send_signal(signal.SIGINT)
+    wait_until(lambda: has_pending(stopped, signal.SIGINT), PATIENCE_SECONDS)
+    resume(stopped)
+    assert wait_for_exit(running) == 130, study.output
+    assert (killed.state(), saved_state(stopped)) == ("interrupted", "interrupted")
 
-
-def test_same_command_continues_a_killed_run(
-    on_ray: tuple[str, ...], ray_env: dict[str, str], sweep: MakeSweep, uninterrupted: Sweep
-) -> None:
-    study = sweep(ONE, *on_ray, "hydra.launcher.remote.max_retries=0", env=ray_env)
-    running = study.start()
-    study.wait_for_checkpoints(1)
-    ((run_id, run),) = study.runs().items()
-    kill(run)
-    assert wait_for_exit(running) == 1
-    assert "FAILED" in study.output and f"interrupted: {run.path}" in study.output
-    assert study.run() == 0 and count_resumes(run) == 1
-    assert_same_run(run, uninterrupted.runs()[run_id])
-
-
-def test_stopped_sweep_saves_its_runs_and_resumes(
-    on_ray: tuple[str, ...], ray_env: dict[str, str], sweep: MakeSweep, uninterrupted: Sweep
-) -> None:
     study = sweep(PAIR, *on_ray, env=ray_env)
     running = study.start()
-    study.wait_for_checkpoints(2)
-    running.send_signal(signal.SIGINT)
-    assert wait_for_exit(running) == 130, study.output
-    assert [saved_state(run) for run in study.runs().values()] == ["interrupted"] * 2
-    assert study.run() == 0
-    assert [count_resumes(run) for run in study.runs().values()] == [1, 1]
+    killed, other = study.suspend(2, resumes=1)
+    kill(killed)
+    resume(other)
+    assert wait_for_exit(running) == 0, study.output
+    assert [count_resumes(run) for run in (killed, other)] == [2, 1]
     assert_same_study(study, uninterrupted)
 
 

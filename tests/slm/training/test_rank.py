@@ -15,8 +15,7 @@ from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
 
 from hydra_plugins.slm_study import local
-from hydra_plugins.slm_study.local import LocalLauncher, said_by_the_run, visible_gpus
-from slm import cli
+from hydra_plugins.slm_study.local import LocalLauncher, visible_gpus
 from slm.config.schema import Config, TrainerConfig, to_tree
 from slm.errors import ConfigError, RunError
 from slm.training.distributed import rank as rank_module
@@ -113,22 +112,6 @@ def test_error_for_wrong_number_of_processes(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_launch(TrainerConfig(**trainer), world_size, local_rank)
-
-
-def test_other_ranks_wait_while_rank_0_requeues_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    handled: list[int] = []
-    waits: list[float] = []
-    monkeypatch.setattr(cli.time, "sleep", waits.append)
-    before = signal.signal(signal.SIGUSR2, lambda number, _: handled.append(number))
-    try:
-        for rank in ("0", "1"):
-            for name, value in {**TORCHRUN, "RANK": rank}.items():
-                monkeypatch.setenv(name, value)
-            cli._raise_for_other_handler(signal.SIGUSR2)
-            assert waits == [cli.REQUEUE_SECONDS] * int(rank)
-    finally:
-        signal.signal(signal.SIGUSR2, before)
-    assert handled == [signal.SIGUSR2] * 2
 
 
 def test_several_processes_of_a_launcher_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +234,7 @@ def gpu_groups(launcher: LocalLauncher, devices: int) -> list[str | None]:
         task_function=None,  # type: ignore[arg-type]
         config=OmegaConf.create(to_tree(Config(trainer=trainer))),
     )
-    free = launcher._places()
+    free = launcher._slots()
     return [free.get() for _ in range(free.qsize())]
 
 
@@ -279,18 +262,6 @@ def test_visible_gpus_from_the_environment_or_nvidia_smi(
     (tmp_path / "nvidia-smi").write_text(f"#!{sys.executable}\nprint({listing!r})\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     assert visible_gpus() == ["0", "1"]
-
-
-def test_error_excerpt_excludes_torchrun_lines() -> None:
-    output = """steps
-Traceback (most recent call last):
-    a crash of the run
-ZeroDivisionError
-E1124 14:52:04.024000 25703 torch/distributed/elastic/multiprocessing/api.py:1002] failed
-Traceback (most recent call last):
-ChildFailedError"""
-    assert said_by_the_run(output)[-1] == "ZeroDivisionError"
-    assert len(said_by_the_run(output)) == 4
 
 
 def test_empty_variables_count_as_not_set() -> None:

@@ -1,0 +1,188 @@
+"""Settings and outcomes of the launchers; no test needs a cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import pytest
+import yaml
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobStatus
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from hydra_plugins.slm_study._command import Outcome
+from hydra_plugins.slm_study._launcher import TrainLauncher
+from hydra_plugins.slm_study.local import LocalLauncher
+from hydra_plugins.slm_study.ray import RayLauncher, check_reachable
+from hydra_plugins.slm_study.slurm import SlurmLauncher, read_outcome
+from slm.config.hydra import CONF_DIR, compose_config
+from slm.config.schema import TrainerConfig
+from slm.errors import ConfigError, RunError
+from slm.run.spec import resolve
+from tests.running import run_to_end
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+Configured = TypeVar("Configured", bound=TrainLauncher)
+
+
+def configured(launcher: Configured, **trainer: Any) -> Configured:
+    """Return the launcher after its setup by a study with this trainer."""
+    launcher.setup(
+        hydra_context=None,  # type: ignore[arg-type]
+        task_function=None,  # type: ignore[arg-type]
+        config=OmegaConf.create({"trainer": dataclasses.asdict(TrainerConfig(**trainer))}),
+    )
+    return launcher
+
+
+@pytest.mark.parametrize(
+    ("launcher", "problem"),
+    [
+        (SlurmLauncher(partion="gpu"), "hydra.launcher.partion=gpu: unknown key (did you mean"),
+        (LocalLauncher(jobs_per_gpus=2), "did you mean jobs_per_gpu?"),
+        (RayLauncher(num_gpus=1), "choose one of: init, remote"),
+    ],
+)
+def test_unknown_keys_are_reported_with_the_nearest_name(
+    launcher: TrainLauncher, problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        configured(launcher)
+
+
+def test_keys_are_checked_before_anything_runs(cli: Cli) -> None:
+    slurm = ("sweep.py", "study=smoke", "action=run", "hydra/launcher=slurm")
+    unknown = cli(*slurm, "hydra.launcher.timout_min=5")
+    wrong = cli(*slurm, "hydra.launcher.timeout_min=long")
+    assert unknown.returncode == wrong.returncode == 2
+    assert "did you mean timeout_min?" in unknown.stderr and "'long' of type 'str'" in wrong.stderr
+    assert "Traceback" not in unknown.stderr + wrong.stderr
+
+
+def shown_keys(cli: Cli, *overrides: str) -> dict[str, Any]:
+    shown = cli("sweep.py", "--cfg", "hydra", "-p", "hydra.launcher", "study=smoke", *overrides)
+    assert shown.returncode == 0, shown.stderr
+    return yaml.safe_load(shown.stdout)
+
+
+def test_keys_without_a_default_can_be_added(cli: Cli) -> None:
+    added = "hydra.launcher.additional_parameters.nice=5"
+    keys = shown_keys(cli, "hydra/launcher=slurm", "hydra.launcher.partition=p", f"+{added}")
+    assert keys["partition"] == "p"
+    assert keys["additional_parameters"] == {"requeue": True, "nice": 5}
+
+
+def test_our_ray_launcher_replaces_that_of_another_plugin(cli: Cli) -> None:
+    """hydra-ray-launcher registers an option of the same name with other keys."""
+    if find_spec("hydra_plugins.hydra_ray_launcher") is None:
+        pytest.skip("hydra-ray-launcher is not installed: make clusters")
+    keys = shown_keys(cli, "hydra/launcher=ray", "hydra.launcher.init.address=a:1")
+    assert keys["_target_"] == "hydra_plugins.slm_study.ray.RayLauncher"
+    assert keys["init"]["address"] == "a:1" and keys["remote"]["max_retries"] == 3
+
+
+@pytest.mark.parametrize(("launcher", "module"), [("slurm", "submitit"), ("ray", "ray")])
+def test_error_names_the_missing_extra(launcher: str, module: str, cli: Cli) -> None:
+    """action=plan works without the extra, action=run does not."""
+    if find_spec(module) is not None:
+        pytest.skip(f"the extra {launcher} is installed")
+    study = ("sweep.py", "study=smoke", f"hydra/launcher={launcher}")
+    plan, run = cli(*study, "action=plan"), cli(*study, "action=run")
+    assert (plan.returncode, run.returncode) == (0, 2)
+    assert f"pip install -e '.[{launcher}]'" in run.stderr and "Traceback" not in run.stderr
+
+
+class StubLauncher(TrainLauncher):
+    """Launcher that starts nothing: for the outcomes of jobs."""
+
+    def launch(self, job_overrides: Any, initial_job_idx: int) -> Any:
+        raise NotImplementedError
+
+
+def test_result_of_a_job_is_read_from_its_run_directory(tmp_path: Path, cache_dir: Path) -> None:
+    overrides = ["experiment=smoke", "tracking=disabled", "budget.tokens=10240"]
+    overrides += [f"runs_dir={tmp_path}", f"cache_dir={cache_dir}"]
+    spec = resolve(compose_config(overrides))
+    launcher = StubLauncher()
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        config = loader.load_configuration("train", [], RunMode.MULTIRUN)
+        context: Any = SimpleNamespace(config_loader=loader)
+        launcher.setup(hydra_context=context, task_function=lambda config: None, config=config)
+        lost = launcher.finish_job("[1/1]", overrides, Outcome(None, ("Slurm state FAILED",)))
+        _, result = run_to_end(spec)
+        done = launcher.finish_job("[1/1]", overrides, Outcome(0, ("finished",)))
+        found = launcher.finish_job("[1/1]", overrides, Outcome(None, ("no longer listed",)))
+        failed = launcher.finish_job("[1/1]", overrides, Outcome(1, ("steps", "out of memory")))
+        assert done.return_value == found.return_value == result.val_loss_nats_per_token
+    assert (lost.status, failed.status) == (JobStatus.FAILED, JobStatus.FAILED)
+    with pytest.raises(RunError, match="out of memory"):
+        _ = failed.return_value
+
+
+def test_outcome_of_a_slurm_job_is_its_state_and_the_output_of_its_run(tmp_path: Path) -> None:
+    output = tmp_path / "1_0_log.out"
+    output.write_text(
+        "submitit INFO (2026-11-28 12:00:00,000) - Starting with JobEnvironment(job_id=1)\n"
+        "finished: validation 5.0 nats/token\nsrun: error: node: task 0: Exited\n"
+    )
+    assert read_outcome(output, "COMPLETED") == Outcome(0, ("finished: validation 5.0 nats/token",))
+    killed = read_outcome(output, "OUT_OF_MEMORY")
+    assert killed.exit_code is None and "Slurm state OUT_OF_MEMORY" in killed.last_line
+    assert read_outcome(tmp_path / "absent", "COMPLETED") == Outcome(0, ())
+
+
+def test_slurm_tasks_have_cores_and_end_together() -> None:
+    def resources(**trainer: Any) -> tuple[object, ...]:
+        settings = configured(SlurmLauncher(), **trainer).settings
+        return settings.cpus_per_task, settings.gpus_per_node, settings.srun_args
+
+    assert resources(accelerator="cpu") == (None, None, None)
+    assert resources(accelerator="gpu") == (8, 1, None)
+    assert resources(accelerator="cpu", threads=3) == (3, None, None)
+    several = resources(accelerator="gpu", threads=6, strategy="ddp", devices=4)
+    assert several == (6, 4, ["--kill-on-bad-exit=1"])
+
+
+def ray_launcher(num_gpus: float | None, num_cpus: int | None, **trainer: Any) -> RayLauncher:
+    remote = {"num_gpus": num_gpus, "num_cpus": num_cpus}
+    launcher = configured(RayLauncher(init={}, remote=remote), **trainer)
+    launcher.share_resources({"CPU": 16.0, "GPU": 4.0})
+    return launcher
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "num_cpus", "cpus", "shares"),
+    [
+        (None, 8, 4, ["trainer.threads=4"]),
+        (None, None, 4, ["trainer.threads=4"]),
+        (0.5, 8, 2, ["trainer.threads=2", "trainer.gpu_memory_fraction=0.5"]),
+        (0.1, 8, 1, ["trainer.threads=1", "trainer.gpu_memory_fraction=0.1"]),
+    ],
+)
+def test_ray_jobs_on_gpus_share_cores_and_memory(
+    num_gpus: float | None, num_cpus: int | None, cpus: int, shares: list[str]
+) -> None:
+    launcher = ray_launcher(num_gpus, num_cpus, accelerator="gpu")
+    assert launcher.remote["num_cpus"] == cpus and launcher.shares == shares
+
+
+def test_ray_jobs_on_cpus_keep_their_threads() -> None:
+    launcher = ray_launcher(None, 3, accelerator="cpu", threads=3)
+    assert launcher.remote == {"num_gpus": 0, "num_cpus": 3} and launcher.shares == []
+
+
+def test_unreachable_ray_cluster_is_reported() -> None:
+    check_reachable(None)
+    check_reachable("auto")
+    with pytest.raises(RunError, match=r"127\.0\.0\.1:9"):
+        check_reachable("127.0.0.1:9")
