@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -92,22 +93,27 @@ class TrainCommand:
 
 
 def wait_or_interrupt(process: subprocess.Popen[bytes]) -> int:
-    """Return the exit code; send the first KeyboardInterrupt to the process as SIGINT, and raise it at its end."""
-    interrupt: KeyboardInterrupt | None = None
+    """Return the exit code; send a KeyboardInterrupt to the process as SIGINT, and raise it again at its end."""
+    try:
+        return _wait(process)
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        while True:
+            try:
+                _wait(process)
+                break
+            except (
+                KeyboardInterrupt
+            ):  # a second SIGINT would stop the run before its state is saved
+                continue
+        raise
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
     while True:
-        try:
-            # Ray raises the interrupt without a signal, which a wait without a timeout would not notice.
-            code = process.wait(timeout=POLL_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
-        except KeyboardInterrupt as error:
-            if interrupt is None:  # a second SIGINT would stop the run before its state is saved
-                process.send_signal(signal.SIGINT)
-            interrupt = error
-            continue
-        if interrupt is not None:
-            raise interrupt
-        return code
+        # Ray raises KeyboardInterrupt without a signal, which a wait without a timeout would not notice.
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=POLL_SECONDS)
 
 
 def run_lines(output: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from slm.errors import ConfigError, Problem, RunError
 from slm.training.distributed.rank import check_single_process
 
 log = logging.getLogger("slm")
+CANCEL_SECONDS = 5.0
 SAVING_SECONDS = 120.0  # limit for saving the state after a Ctrl-C
 
 
@@ -105,9 +107,7 @@ class RayLauncher(TrainLauncher):
                     returns[index] = self.finish_job(place, job_overrides[index], outcome)
             except KeyboardInterrupt:
                 log.info("stopping: %d jobs save their state, or do not start", len(waiting))
-                for job in waiting:
-                    ray.cancel(job)  # raises KeyboardInterrupt in `run_task`
-                ray.wait(waiting, num_returns=len(waiting), timeout=SAVING_SECONDS)
+                _cancel(waiting)
                 raise
         return [returns[index] for index in range(total)]
 
@@ -133,6 +133,18 @@ def check_reachable(address: str | None) -> None:
         socket.create_connection((match[1], int(match[2])), timeout=10).close()
     except OSError as error:
         raise RunError(f"no Ray at hydra.launcher.init.address={address}: {error}") from error
+
+
+def _cancel(jobs: Sequence[Any]) -> None:
+    """Raise KeyboardInterrupt in `run_task` of the running jobs and wait until they have saved their state."""
+    import ray
+
+    deadline = time.monotonic() + SAVING_SECONDS
+    remaining = list(jobs)
+    while remaining and time.monotonic() < deadline:
+        for job in remaining:  # again each time: on a busy machine a request can get lost
+            ray.cancel(job)
+        _, remaining = ray.wait(remaining, num_returns=len(remaining), timeout=CANCEL_SECONDS)
 
 
 def _get_outcome(job: Any) -> Outcome:
