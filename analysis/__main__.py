@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from slm.errors import SlmError, nearest
+from slm.errors import SlmError, describe_os_error, nearest
 from slm.help_text import HelpFormatter, examples, listing
 from slm.stdout import exit_when_stdout_closes
 
@@ -41,7 +41,7 @@ def main() -> int:
         except BrokenPipeError:
             raise
         except OSError as error:
-            print(f"cannot read or write {error.filename}: {error.strerror}", file=sys.stderr)
+            print(describe_os_error(error), file=sys.stderr)
             return 1
         return 0
 

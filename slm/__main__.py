@@ -202,23 +202,34 @@ def parse(words: Sequence[str]) -> tuple[Command, dict[str, Any]]:
         words = [*words[1:2], "--help"]
     name, *settings = words
     command = COMMANDS.get(name)
-    if command is None and not name.startswith("-"):
-        _exit(f"{PROGRAM} {name}: unknown command; {nearest(name, COMMANDS)}")
     if command is not None:
-        known = [*(command.keys or ()), *command.flags, "help"]
-        if command.keys is not None:
-            settings = [word if word.startswith("-") else f"--{word}" for word in settings]
-        for word in settings:
-            option, separator, value = word.removeprefix("--").partition("=")
-            if word.startswith("--") and option not in known:
-                _exit(f"{PROGRAM} {name}: unknown option {option}; {nearest(option, known)}")
-            if word.startswith("--") and separator and not value:
-                _exit(f"{PROGRAM} {name}: {option} has no value")
-        settings.sort(
-            key=lambda word: word.startswith("-")
-        )  # argparse reads overrides in one group
+        settings = _check_options(name, command, settings)
+    elif not name.startswith("-"):
+        _exit(f"{PROGRAM} {name}: unknown command; {nearest(name, COMMANDS)}")
     arguments = vars(build_parser().parse_args([name, *settings]))
     return COMMANDS[arguments.pop("command")], arguments
+
+
+def _check_options(name: str, command: Command, words: Sequence[str]) -> list[str]:
+    """Return the words with key=value as --key=value; exit with the nearest name if an option is unknown."""
+    if command.keys is None:
+        # argparse accepts the overrides only in one group.
+        words = sorted(words, key=lambda word: word.startswith("-"))
+    keys = command.keys or {}
+    known = [*keys, *command.flags, "help"]
+    checked: list[str] = []
+    for word in words:
+        option, separator, value = word.removeprefix("--").partition("=")
+        is_value = bool(checked) and checked[-1].removeprefix("--") in keys  # of --key VALUE
+        if is_value or not (word.startswith("--") or (separator and command.keys is not None)):
+            checked.append(word)
+        elif option not in known:
+            _exit(f"{PROGRAM} {name}: unknown option {option}; {nearest(option, known)}")
+        elif separator and not value:
+            _exit(f"{PROGRAM} {name}: {option} has no value")
+        else:
+            checked.append(f"--{option}{separator}{value}")
+    return checked
 
 
 def _exit(message: str) -> NoReturn:

@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import yaml
@@ -18,7 +17,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from slm.config.hydra import convert_overrides, load_composed_config, register_schema
 from slm.config.schema import Config
-from slm.errors import ConfigError, Interrupted, Problem, SlmError
+from slm.errors import (
+    ConfigError,
+    Interrupted,
+    Problem,
+    SlmError,
+    describe_os_error,
+    nearest_name,
+)
 from slm.logs import log, log_to_console
 from slm.stdout import exit_when_stdout_closes
 from slm.training.distributed.rank import (
@@ -62,7 +68,7 @@ def run_and_exit(main: Callable[[], Any]) -> NoReturn:
         reason = f": {error.__cause__}".partition("\n")[0] if error.__cause__ else ""
         _exit(f"the configuration cannot be composed: {error}{reason}", ConfigError.exit_code)
     except OSError as error:
-        _exit(_file_error(error), 1)
+        _exit(f"{describe_os_error(error)}; check runs_dir and cache_dir", 1)
     except ValueError as error:
         if "Config group override" not in str(error):  # what Hydra raises for family=3
             raise
@@ -127,13 +133,6 @@ def _exit(message: str, code: int) -> NoReturn:
 def _missing_option(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = sorted(error.options or [])
-    near = get_close_matches(option, options, n=1)
-    fix = (f"did you mean {near[0]}? " if near else "") + f"options: {', '.join(options)}"
+    near = nearest_name(option, options)
+    fix = (f"did you mean {near}? " if near else "") + f"options: {', '.join(options)}"
     return str(ConfigError([Problem(group or "config", option, "unknown option", fix)]))
-
-
-def _file_error(error: OSError) -> str:
-    reason = error.strerror or type(error).__name__
-    if error.filename is None:
-        return f"input/output error: {reason}"
-    return f"cannot read or write {error.filename}: {reason}; check runs_dir and cache_dir"

@@ -98,13 +98,21 @@ class ConfigError(SlmError):
         super().__init__("\n".join([*lines, *(f"  - {problem}" for problem in self.problems)]))
 
 
-def nearest(asked: str, known: Iterable[object]) -> str:
-    """`did you mean NAME?`, or where no known name is near, all of them."""
-    names = [str(name) for name in known]
-    near = nearest_name(asked, names)
+def nearest(name: str, known: Iterable[object]) -> str:
+    """Return `did you mean NAME?`, or all known names if none is near."""
+    names = [str(each) for each in known]
+    near = nearest_name(name, names)
     return f"did you mean {near}?" if near else f"choose one of: {', '.join(names)}"
 
 
-def nearest_name(asked: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Return the known name that is most similar to `asked`; None if no similarity reaches `cutoff`."""
-    return next(iter(get_close_matches(asked, known, n=1, cutoff=cutoff)), None)
+def nearest_name(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the known name that is most similar to `name`; None if no similarity reaches `cutoff`."""
+    return next(iter(get_close_matches(name, known, n=1, cutoff=cutoff)), None)
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return the file and the reason of an error of the operating system."""
+    reason = error.strerror or type(error).__name__
+    if error.filename is None:
+        return f"input/output error: {reason}"
+    return f"cannot read or write {error.filename}: {reason}"

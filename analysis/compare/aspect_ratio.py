@@ -76,13 +76,18 @@ class ShapeCurve(Summarized):
         return f"loss against d_model / n_layers at equal FLOPs, {shapes}: {self.status}"
 
     def details(self) -> Iterator[tuple[str, str]]:
-        for name, value, ends in (
-            ("best d_model / n_layers [95% CI]", self.best_aspect, self.best_interval),
-            ("d ln(best) / d ln C [95% CI]", self.trend, self.trend_interval),
-            ("cost of twice or half of it, nats [95% CI]", self.cost_of_two, self.cost_interval),
+        for name, value, ends, signed in (
+            ("best d_model / n_layers [95% CI]", self.best_aspect, self.best_interval, False),
+            ("d ln(best) / d ln C [95% CI]", self.trend, self.trend_interval, True),
+            (
+                "cost of twice or half of it, nats [95% CI]",
+                self.cost_of_two,
+                self.cost_interval,
+                False,
+            ),
         ):
             if value is not None and ends is not None:
-                yield name, format_interval(value, *ends, signed=value == self.trend)
+                yield name, format_interval(value, *ends, signed=signed)
         for reason in self.reasons:
             yield "reason", reason
 

@@ -153,7 +153,7 @@ class ExponentDifference(Summarized):
         for family in self.alpha:
             yield f"alpha {family} [95% CI]", self.alpha_text(family)
         if self.status != "UNIDENTIFIED":
-            yield "jackknife over shapes", f"{format_p_value(self.p or 0.0)}, t({self.df})"
+            yield "jackknife over shapes", f"{p_text(self.p)}, t({self.df})"
             if self.permutation is not None:
                 yield "permutation test", format_p_value(self.permutation.p)
             yield "MDE (80% power)", format_number(self.mde80)

@@ -33,7 +33,7 @@ EXTRAPOLATION = 3.0  # times the largest measured FLOPs
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Summarized):
-    """What a study says of two families.
+    """Results of a study for two families.
 
     Attributes:
         deep: name of the deep family.

@@ -39,7 +39,7 @@ SAME_COST = math.log(1.05)  # ln kappa closer to 0 than this is no difference
 
 @dataclass(frozen=True, repr=False)
 class Verdict(Summarized):
-    """`word`, the sentence that justifies it, and what else weighed in."""
+    """`word`, the sentence that justifies it, and further reasons."""
 
     word: Word
     sentence: str
@@ -173,8 +173,10 @@ def _equivalence(found: Findings) -> Verdict | None:
         )
         return Verdict("no_difference", sentence)
     if kappa is not None and ends is not None and exceeds(SAME_COST, max(-ends[0], ends[1])):
-        told = describe_kappa(kappa, found.deep, found.wide)
-        return Verdict("no_difference", f"Equal losses cost the same FLOPs within 5%: {told}.")
+        multiplier = describe_kappa(kappa, found.deep, found.wide)
+        return Verdict(
+            "no_difference", f"Equal losses cost the same FLOPs within 5%: {multiplier}."
+        )
     return None
 
 

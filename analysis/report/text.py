@@ -35,11 +35,6 @@ CAVEATS = (
     "FLOPs, have other values.",
 )
 NO_PAIRS = "No two families share a size and a token budget, so nothing can be compared."
-NAMES = {
-    "n_flop": "N = FLOPs per token / 6",
-    "params_non_embedding": "N = parameters without embeddings",
-    "params_total": "N = all parameters",
-}
 
 
 def headline(report: StudyReport) -> str:

@@ -136,9 +136,9 @@ def describe_exit(code: int) -> str:
 
 
 def is_interrupted(outcome: Outcome) -> bool:
-    """Return whether a signal that asks a run to stop ended the job.
+    """Return whether a stop signal ended the job.
 
-    torchrun exits with a code of its own, and a process that is still importing dies of the signal.
+    torchrun exits with a code of its own, and a process that is still importing is killed by the signal.
     """
     signals = (signal.SIGINT, signal.SIGTERM)
     codes = {*(128 + number for number in signals), *(-number for number in signals)}

@@ -1,7 +1,7 @@
 """Hydra launcher for one machine: each job is a process of train.py, several at once.
 
-A job with trainer.devices=2 is two processes, started by torchrun. On a machine with GPUs each job sees as
-many of them as it has processes.
+A job with trainer.devices=2 is two processes, started by torchrun. On a machine with GPUs, CUDA_VISIBLE_DEVICES
+of a job lists as many GPUs as the job has processes.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class LocalLauncher(TrainLauncher):
                 raise
 
     def _slots(self) -> queue.SimpleQueue[str | None]:
-        """Return one entry per concurrent job: its GPUs, or None if the job chooses for itself."""
+        """Return one entry per concurrent job: its GPUs, or None if CUDA_VISIBLE_DEVICES stays as it is."""
         trainer = self.config.trainer
         gpus = self.settings.gpus
         if gpus is None:
@@ -130,7 +130,8 @@ class LocalLauncher(TrainLauncher):
                 return failed_return(overrides, "not started")
             outcome = self._run_process(overrides, gpus)
             is_failure = outcome.exit_code not in {0, InUse.exit_code}
-            self._failed += is_failure and not self._stopping.is_set()
+            with self._lock:
+                self._failed += is_failure and not self._stopping.is_set()
         finally:
             slots.put(gpus)
         if outcome.exit_code == 0:

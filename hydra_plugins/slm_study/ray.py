@@ -24,7 +24,7 @@ SAVING_SECONDS = 120.0  # limit for saving the state after a Ctrl-C
 
 
 class ProcessKilled(Exception):
-    """A signal that nobody sent through Ray ended the process of a job; Ray retries the task."""
+    """A signal from outside Ray ended the process of a job; Ray retries the task."""
 
 
 def run_task(command: TrainCommand) -> Outcome:

@@ -169,7 +169,7 @@ class Series:
         return f"var(--budget-{BUDGETS if last == 0 else 1 + index * (BUDGETS - 1) // last})"
 
     def shape(self, name: str) -> str:
-        return SHAPES[self.names.index(name) % len(SHAPES)]
+        return SHAPES[_shifted(self.names.index(name))]
 
     def encodings(self, *channels: Literal["color", "shape", "strokeDash"]) -> dict[str, Any]:
         """Return the Altair encodings; colour and shape share one legend, a dash has none."""
@@ -183,7 +183,7 @@ class Series:
         ranges: dict[str, Any] = {
             "color": [self.colour(name) for name in self.names],
             "shape": [self.shape(name) for name in self.names],
-            "strokeDash": [DASHES[index % len(DASHES)] for index in range(len(self.names))],
+            "strokeDash": [DASHES[_shifted(index)] for index in range(len(self.names))],
         }
         legend = None
         if self.has_legend:
@@ -207,6 +207,11 @@ class Series:
         if not self.is_selectable:
             return altair.value(value)
         return altair.condition(series_choice(), altair.value(value), altair.value(value * FADED))
+
+
+def _shifted(index: int) -> int:
+    """Return the index of a shape or dash, shifted by one whenever the colours repeat."""
+    return (index + index // SERIES) % SERIES
 
 
 def series_choice() -> Any:

@@ -37,10 +37,13 @@ def test_examples_in_the_help_are_valid(command: Command) -> None:
         assert found is command
 
 
-@pytest.mark.parametrize("form", ["{}={}", "--{}={}"])
-def test_values_are_converted_and_defaults_filled_in(form: str) -> None:
+@pytest.mark.parametrize("form", [["{}={}"], ["--{}={}"], ["--{}", "{}"]], ids=" ".join)
+def test_values_are_converted_and_defaults_filled_in(form: list[str]) -> None:
     given = {"run": "runs/a b", "text": "x=y", "window": "64", "start_token": "false"}
-    _, arguments = parse(["evaluate", "--json", *(form.format(*item) for item in given.items())])
+    words = ["evaluate", "--json"]
+    for key, value in given.items():
+        words += "\0".join(form).format(key, value).split("\0")
+    _, arguments = parse(words)
     assert arguments == {
         "run": Path("runs/a b"),
         "hf": None,
