@@ -142,7 +142,7 @@ def _tokens(design: Design, rung: Any, size: float, budget: float) -> float:
 def _next_seed(design: Design, family: str, shape: str, rung: Any, budget: float) -> int:
     columns = (design.family, design.shape, design.rung, design.tokens_per_param, design.seed)
     taken = [
-        int(seed)
+        int(seed) if str(seed).isdecimal() else 0
         for *cell, seed in zip(*columns, strict=True)
         if cell[:3] == [family, shape, rung] and cell[3] == budget
     ]

@@ -131,9 +131,9 @@ def _flat_profiles(profiles: Mapping[str, Interval]) -> Iterator[str]:
 def _weak_intervals(profiles: Mapping[str, Interval], discarded_share: float) -> Iterator[str]:
     for name, interval in profiles.items():
         if name.startswith("alpha") and interval.width > MAX_ALPHA_WIDTH:
-            yield f"the interval of {name} is {interval.width:.2f} wide, above {MAX_ALPHA_WIDTH}"
+            yield f"the profile interval of {name} is {interval.width:.2f} wide, above {MAX_ALPHA_WIDTH}"
         if name.startswith("E") and interval.open_low and not interval.open_high:
-            yield f"the interval of {name} reaches 0"
+            yield f"the profile interval of {name} reaches its lower bound"
     if discarded_share > MAX_DISCARDED:
         yield f"{discarded_share:.0%} of the bootstrap replicates did not converge"
 

@@ -57,7 +57,7 @@ class JointFit(Summarized):
         standard_errors: by parameter name, such as `alpha[deep]`.
         error_kind: method of the standard errors and intervals.
         intervals: 95% intervals by parameter name, by profile likelihood; with clusters the cut is inflated
-            to match the jackknife over clusters.
+            to match the jackknife over clusters. For Huber fits they are normal.
         n0: geometric mean of N.
         d0: geometric mean of D.
         reducible: A N0^-alpha per family in nats, the loss that a larger model could save at N0.
@@ -125,7 +125,7 @@ class JointFit(Summarized):
             yield name, self._text(name)
         if self.evidence is not None:
             starts = f"{self.evidence.agreeing} of {self.evidence.starts} starts agree"
-            yield "95% intervals", f"{self.error_kind}; loss in nats per token"
+            yield "95% intervals", f"{self._interval_kind}; loss in nats per token"
             yield "fit", f"residual sd {self.evidence.residual_sd:.4f} in ln L; {starts}"
         for warning in self.warnings:
             yield "note", warning
@@ -138,6 +138,14 @@ class JointFit(Summarized):
         return [
             {"parameter": name, "estimate [95% CI]": self._text(name)} for name in self.intervals
         ]
+
+    @property
+    def _interval_kind(self) -> str:
+        if math.isfinite(self.delta):
+            return f"normal, with standard errors by the {self.error_kind}"
+        if self.error_kind.startswith("profile"):
+            return self.error_kind
+        return f"profile likelihood, widened to match the {self.error_kind}"
 
     def _text(self, name: str) -> str:
         low, high = self.intervals[name]

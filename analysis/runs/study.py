@@ -113,9 +113,11 @@ def prepare(
             )
     else:
         prepared["flops"] = positive_columns(**{columns.flops: table[columns.flops]})[columns.flops]
-    prepared["seed"] = list(table[columns.seed]) if columns.seed else 0
+    prepared["seed"] = 0
+    if columns.seed:
+        prepared["seed"] = list(label_column(columns.seed, table[columns.seed], len(table)))
     if columns.aspect:
-        prepared["aspect_ratio"] = table[columns.aspect].to_numpy(dtype=float)
+        prepared["aspect_ratio"] = _numbers(columns.aspect, table[columns.aspect])
     others = [name for name in OTHER_DEFINITIONS if name in table and name != columns.n]
     for name in others:
         prepared[name] = positive_columns(**{name: table[name]})[name]
@@ -126,6 +128,14 @@ def prepare(
     prepared = _sorted_rows(prepared)
     deep, wide = _deep_and_wide(prepared, deep, wide)
     return Study(prepared, deep, wide, columns.n, tuple(others), tuple(warnings))
+
+
+def _numbers(name: str, column: Any) -> np.ndarray:
+    """Return a column as floats; a missing value is nan."""
+    try:
+        return np.asarray(column, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name}: values must be numbers ({error})") from None
 
 
 def _sorted_rows(prepared: pd.DataFrame) -> pd.DataFrame:

@@ -62,6 +62,10 @@ class TrainLauncher(Launcher):
     ) -> None:
         self.hydra_context = hydra_context
         self.config = config
+        sweeper = config.hydra.runtime.choices["hydra/sweeper"]
+        if config.hydra.job.config_name == "sweep" and sweeper != "study":
+            fix = "for other sweepers run train.py -m"
+            raise ConfigError([Problem("hydra/sweeper", sweeper, "sweep.py needs study", fix)])
 
     def read_settings(self, kind: type[Settings]) -> Settings:
         """Return the settings of the launcher, a dataclass.

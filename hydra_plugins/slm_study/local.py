@@ -48,6 +48,13 @@ class LocalLauncher(TrainLauncher):
     def setup(self, **context: Any) -> None:
         super().setup(**context)
         self.settings = self.read_settings(LocalSettings)
+        problems = [
+            Problem(f"hydra.launcher.{key}", value, "must be at least 1")
+            for key in ("n_jobs", "jobs_per_gpu")
+            if (value := getattr(self.settings, key)) is not None and value < 1
+        ]
+        if problems:
+            raise ConfigError(problems)
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int

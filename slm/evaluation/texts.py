@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from glob import glob
+from pathlib import Path
 
 from slm.config.schema import DataConfig
 from slm.config.schema.data import Source
@@ -25,6 +26,10 @@ def read_texts(pattern: str, *, document: str, column: str) -> Iterator[tuple[st
     Raises:
         DataError: if no file matches, or a file cannot be read.
     """
+    if Path(pattern).is_dir():
+        raise DataError(
+            f"text={pattern}: a folder; give a pattern of files, such as {pattern}/*.txt"
+        )
     if not glob(pattern, recursive=True):  # noqa: PTH207  Path.glob takes no absolute pattern
         raise DataError(f"text={pattern}: matches no file; check the path")
     suffix = next((s for s in READER_OF_SUFFIX if pattern.endswith(s)), "")

@@ -34,14 +34,27 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 Configured = TypeVar("Configured", bound=TrainLauncher)
 
 
-def configured(launcher: Configured, **trainer: Any) -> Configured:
-    """Return the launcher after its setup by a study with this trainer."""
+def configured(launcher: Configured, sweeper: str = "study", **trainer: Any) -> Configured:
+    """Return the launcher after its setup by sweep.py with this trainer."""
+    hydra = {"runtime": {"choices": {"hydra/sweeper": sweeper}}, "job": {"config_name": "sweep"}}
+    settings = {"trainer": dataclasses.asdict(TrainerConfig(**trainer)), "hydra": hydra}
     launcher.setup(
         hydra_context=None,  # type: ignore[arg-type]
         task_function=None,  # type: ignore[arg-type]
-        config=OmegaConf.create({"trainer": dataclasses.asdict(TrainerConfig(**trainer))}),
+        config=OmegaConf.create(settings),
     )
     return launcher
+
+
+def test_sweep_py_needs_its_sweeper() -> None:
+    with pytest.raises(ConfigError, match="hydra/sweeper=basic: sweep"):
+        configured(LocalLauncher(), sweeper="basic")
+
+
+@pytest.mark.parametrize("settings", [{"n_jobs": 0}, {"jobs_per_gpu": -1}])
+def test_numbers_of_jobs_are_positive(settings: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="must be at least 1"):
+        configured(LocalLauncher(**settings))
 
 
 @pytest.mark.parametrize(

@@ -279,6 +279,23 @@ def test_csv_table_needs_only_five_columns(tmp_path: Path) -> None:
     assert files == {"report.html", "report.md", "results.json", "loss_vs_flops.png"}
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("seed", math.nan, "seed: no label in row 3"),
+        ("aspect_ratio", "abc", "aspect_ratio: values must be numbers"),
+    ],
+)
+def test_bad_cell_of_an_optional_column_is_an_error(
+    column: str, value: object, message: str
+) -> None:
+    table = full_study(families=("deep_thin", "wide_shallow"), anchor_seeds=0)
+    table[column] = table[column].astype(object)
+    table.loc[3, column] = value
+    with pytest.raises(DataError, match=message):
+        analyze_study(table, bootstrap=0)
+
+
 def run_main(*arguments: object) -> int:
     import sys
     from unittest.mock import patch

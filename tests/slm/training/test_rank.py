@@ -141,6 +141,12 @@ with open(sys.argv[1], "w") as stream:
     json.dump({**job, "gpus": gpus, "began": began, "ended": time.time()}, stream)
 print("done")
 """
+OF_SWEEP = {
+    "hydra": {
+        "runtime": {"choices": {"hydra/sweeper": "study"}},
+        "job": {"config_name": "sweep"},
+    }
+}
 Launched = Callable[..., list[dict[str, object]]]
 
 
@@ -155,7 +161,7 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launched:
         launcher.setup(
             hydra_context=None,  # type: ignore[arg-type]
             task_function=None,  # type: ignore[arg-type]
-            config=OmegaConf.create(config),
+            config=OmegaConf.create({**config, **OF_SWEEP}),
         )
         reports = [tmp_path / f"job-{index}.json" for index in range(n_jobs)]
         jobs = launcher.launch([[str(report)] for report in reports], 0)
@@ -232,7 +238,7 @@ def gpu_groups(launcher: LocalLauncher, devices: int) -> list[str | None]:
     launcher.setup(
         hydra_context=None,  # type: ignore[arg-type]
         task_function=None,  # type: ignore[arg-type]
-        config=OmegaConf.create(to_tree(Config(trainer=trainer))),
+        config=OmegaConf.create({**to_tree(Config(trainer=trainer)), **OF_SWEEP}),
     )
     free = launcher._slots()
     return [free.get() for _ in range(free.qsize())]
