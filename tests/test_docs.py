@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -153,21 +154,25 @@ def test_citation_has_the_version_of_the_package() -> None:
 
 
 LOADED = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=["']?(https?:)?//""")
+LINKED = re.compile(r"""<a\b[^>]*?href="(?![a-z]+:|#)([^"#?]+)""")
 LOADED_BY_CSS = re.compile(r"""(?:url\(|@import\s+)["']?(?:https?:)?//""")
 
 
 @pytest.mark.slow
-def test_site_is_complete_and_loads_nothing_from_a_network(tmp_path: Path) -> None:
+def test_site_is_complete_and_works_from_disk_without_a_network(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings")
     command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    pages = list(tmp_path.rglob("*.html"))
+    assert (tmp_path / "search/search_index.js").is_file()
+    pages = [page for page in tmp_path.rglob("*.html") if page.name != "404.html"]
     assert len(pages) >= len(PAGES)
     for page in pages:
         text = page.read_text(encoding="utf-8")
         assert not LOADED.search(text), page
+        targets = {page.parent / unquote(link) for link in LINKED.findall(text)}
+        assert not [target for target in targets if not target.is_file()], page
         assert "<!-- help" not in text and "<!-- configuration" not in text, page
     assert not [css for css in tmp_path.rglob("*.css") if LOADED_BY_CSS.search(css.read_text())]
-    keys = html.unescape((tmp_path / "configuration/index.html").read_text(encoding="utf-8"))
+    keys = html.unescape((tmp_path / "configuration.html").read_text(encoding="utf-8"))
     assert not [key for key in KEYS if f"<code>{key}</code>" not in keys]
