@@ -37,6 +37,10 @@ class Outcome:
         return self.lines[-1] if self.lines else "no output"
 
 
+class ProcessKilled(Exception):
+    """A signal from outside Ray ended the process of a job; Ray retries the task."""
+
+
 @dataclass(frozen=True)
 class TrainCommand:
     """`python train.py OVERRIDES` in a folder; clusters send it pickled to their nodes."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from hydra.core.utils import JobReturn
 
-from hydra_plugins.slm_study._command import Outcome, TrainCommand, describe_exit
+from hydra_plugins.slm_study._command import Outcome, ProcessKilled, TrainCommand, describe_exit
 from hydra_plugins.slm_study._launcher import TrainLauncher, check_extra, signals_as_interrupt
 from hydra_plugins.slm_study._settings import RaySettings
 from slm.errors import ConfigError, Problem, RunError
@@ -21,10 +21,6 @@ from slm.training.distributed.rank import check_single_process
 log = logging.getLogger("slm")
 CANCEL_SECONDS = 5.0
 SAVING_SECONDS = 120.0  # limit for saving the state after a Ctrl-C
-
-
-class ProcessKilled(Exception):
-    """A signal from outside Ray ended the process of a job; Ray retries the task."""
 
 
 def run_task(command: TrainCommand) -> Outcome:

@@ -18,13 +18,14 @@ import pytest
 
 from hydra_plugins.slm_study._command import (
     Outcome,
+    ProcessKilled,
     TrainCommand,
     describe_exit,
     is_interrupted,
     run_lines,
 )
 from hydra_plugins.slm_study._slurm_task import SlurmTask
-from hydra_plugins.slm_study.ray import ProcessKilled, run_task
+from hydra_plugins.slm_study.ray import run_task
 from tests.clusters.slurm import wait_until
 from tests.conftest import PATIENCE_SECONDS, ROOT
 
