@@ -140,7 +140,7 @@ def _add_family_options(parser: argparse.ArgumentParser) -> list[argparse.Action
             type=Path,
             metavar="FILE",
             help="learning-rate audit: lr_audit.json of study=lr_audit, or a folder of runs over a grid of "
-            "learning rates; if a family fails the audit, the report gives no verdict",
+            "learning rates; if a family fails the audit, the verdict is audit_failed",
         ),
         add(
             "--question",
