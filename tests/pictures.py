@@ -1,33 +1,35 @@
-"""Regenerate the pictures of reports in docs/img with headless Chromium; nothing is trained.
+"""Regenerate the committed pictures from committed results; nothing is trained.
 
-    python -m tests.pictures [RUNS]
+    python -m tests.pictures
 
-RUNS is a source of runs as for `python -m analysis`, by default the committed runs of `study=demo`. The second
-report is that of a simulated study (`tests.full_study`).
+docs/img has the reports of `study=demo` and of a simulated study (`tests.full_study`), as headless Chromium shows
+them. analysis/examples has charts of the demo, of `study=micro` and of `study=lr_transfer`.
 """
 
 from __future__ import annotations
 
 import io
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
 from PIL import Image
 
+from analysis.charts import overview
+from analysis.learning_rate.transfer import loss_against_learning_rate
 from analysis.report.html import page
 from analysis.report.study_report import StudyReport, analyze_study
+from analysis.report.write import FIGURE
 from analysis.runs.load import load_runs
 from tests.browser import Browser, open_browser
 from tests.conftest import ROOT
 from tests.full_study import simulated_study
 
-DEMO = ROOT / "analysis" / "examples" / "demo" / "results.jsonl"
+EXAMPLES = ROOT / "analysis" / "examples"
 FOLDER = ROOT / "docs" / "img"
 HEIGHT = 1800  # pixels of the page's top that a picture shows
-PRINT_WIDTH, MARGIN = (
-    688,
-    20,
-)  # CSS pixels between the margins of A4, and beside them in the picture
+PRINT_WIDTH = 688  # CSS pixels between the margins of A4
+MARGIN = 20  # CSS pixels beside them in the picture
 
 
 def save_pictures(browser: Browser, name: str, report: StudyReport, folder: Path) -> None:
@@ -38,27 +40,44 @@ def save_pictures(browser: Browser, name: str, report: StudyReport, folder: Path
         for scheme in ("light", "dark"):
             browser.emulate(width=width, scheme=scheme)  # type: ignore[arg-type]
             browser.open(file)
-            _save(browser, FOLDER / f"{name}_{width}_{scheme}.png")
+            _save(browser.screenshot(height=HEIGHT), FOLDER / f"{name}_{width}_{scheme}.png")
     browser.emulate(width=PRINT_WIDTH + 2 * MARGIN, medium="print")
     browser.open(file)
     browser.evaluate(f"document.body.style.padding = '{MARGIN}px'")
-    _save(browser, FOLDER / f"{name}_print.png")
+    _save(browser.screenshot(height=HEIGHT), FOLDER / f"{name}_print.png")
     file.unlink()
 
 
-def _save(browser: Browser, file: Path) -> None:
-    image = Image.open(io.BytesIO(browser.screenshot(height=HEIGHT))).convert("RGB")
+def save_examples(reports: Mapping[str, StudyReport]) -> None:
+    """Write the charts of the committed examples."""
+    transfer = EXAMPLES / "parametrization"
+    figures = {EXAMPLES / name / FIGURE: overview(report) for name, report in reports.items()}
+    table = pd.read_csv(transfer / "lr_transfer.csv")
+    figures[transfer / "lr_transfer.png"] = loss_against_learning_rate(table)
+    for file, figure in figures.items():
+        figure.save(file)
+        _save(file.read_bytes(), file)
+
+
+def _save(png: bytes, file: Path) -> None:
+    """Write a PNG with a palette of 256 colours, which is a third to a sixth of the size."""
+    image = Image.open(io.BytesIO(png)).convert("RGB")
     small = image.quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     small.save(file, optimize=True)
     print(f"{file.relative_to(ROOT)}: {file.stat().st_size / 1e3:.0f} kB")
 
 
 def main() -> None:
-    runs = load_runs(sys.argv[1] if len(sys.argv) > 1 else DEMO)
+    reports = {
+        name: analyze_study(load_runs(EXAMPLES / name / "results.jsonl"))
+        for name in ("demo", "micro")
+    }
+    save_examples(reports)
     FOLDER.mkdir(parents=True, exist_ok=True)
+    pages = {"demo": reports["demo"], "simulated": analyze_study(simulated_study())}
     with open_browser() as browser:
-        for name, table in (("demo", runs), ("simulated", simulated_study())):
-            save_pictures(browser, name, analyze_study(table), FOLDER)
+        for name, report in pages.items():
+            save_pictures(browser, name, report, FOLDER)
 
 
 if __name__ == "__main__":
