@@ -23,8 +23,9 @@ test-kernels: $(READY) ## Run the numeric fast tests with the kernels of an olde
 	NPY_DISABLE_CPU_FEATURES="$$($(BIN)/python -c 'import numpy; print(*numpy.show_config("dicts")["SIMD Extensions"].get("found", []))')" \
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "numeric and not slow and not gpu" -n 2 --dist loadscope
 
+# Reordered by the number of their tests, the files with one long test would come last, on one worker.
 test-slow: $(READY) ## Run the slow tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not gpu and not cluster" -n 2 --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not gpu and not cluster" -n 2 --dist loadscope --no-loadscope-reorder
 	$(BIN)/pytest -m "cluster and not gpu"
 
 test-gpu: $(READY) ## Run the tests that need a CUDA device
