@@ -86,38 +86,44 @@ class TrainCommand:
         env: Mapping[str, str] | None = None,
         outlives_launcher: bool = False,
         on_start: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,
+        stop_file: Path | None = None,
     ) -> Outcome:
-        """Run the process to its end; a KeyboardInterrupt is raised again once it has saved its state."""
+        """Run the process to its end; a KeyboardInterrupt is raised again once it has saved its state.
+
+        The process is also stopped once `stop_file` exists.
+        """
         with tempfile.TemporaryFile() as output:
             process = self.start(env=env, output=output, outlives_launcher=outlives_launcher)
             on_start(process)
-            code = wait_or_interrupt(process)
+            code = wait_or_interrupt(process, stop_file)
             output.seek(0)
             return Outcome(code, run_lines(output.read().decode(errors="replace")))
 
 
-def wait_or_interrupt(process: subprocess.Popen[bytes]) -> int:
-    """Return the exit code; send a KeyboardInterrupt to the process as SIGINT, and raise it again at its end."""
-    try:
-        return _wait(process)
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        while True:
-            try:
-                _wait(process)
-                break
-            except (
-                KeyboardInterrupt
-            ):  # a second SIGINT would stop the run before its state is saved
-                continue
-        raise
+def wait_or_interrupt(process: subprocess.Popen[bytes], stop_file: Path | None = None) -> int:
+    """Return the exit code; send SIGINT to the process on a KeyboardInterrupt, or once `stop_file` exists.
 
-
-def _wait(process: subprocess.Popen[bytes]) -> int:
+    A KeyboardInterrupt is raised again at the end of the process.
+    """
+    interrupt: KeyboardInterrupt | None = None
+    is_signalled = False  # a second SIGINT would stop the run before its state is saved
     while True:
-        # Ray raises KeyboardInterrupt without a signal, which a wait without a timeout would not notice.
-        with suppress(subprocess.TimeoutExpired):
-            return process.wait(timeout=POLL_SECONDS)
+        try:
+            # Ray raises the interrupt without a signal, which a wait without a timeout would not notice.
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(timeout=POLL_SECONDS)
+                break
+            if not is_signalled and stop_file is not None and stop_file.exists():
+                is_signalled = True
+                process.send_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            if not is_signalled:
+                is_signalled = True
+                process.send_signal(signal.SIGINT)
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
+    return code
 
 
 def run_lines(output: str) -> tuple[str, ...]:

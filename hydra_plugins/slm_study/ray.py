@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
-import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from hydra.core.utils import JobReturn
 
@@ -19,18 +21,19 @@ from slm.errors import ConfigError, Problem, RunError
 from slm.training.distributed.rank import check_single_process
 
 log = logging.getLogger("slm")
-CANCEL_SECONDS = 5.0
 SAVING_SECONDS = 120.0  # limit for saving the state after a Ctrl-C
 
 
-def run_task(command: TrainCommand) -> Outcome:
-    """Run a job inside a Ray worker.
+def run_task(command: TrainCommand, stop_file: Path) -> Outcome:
+    """Run a job inside a Ray worker, until it ends or `stop_file` exists.
 
     Raises:
         KeyboardInterrupt: if ray.cancel stopped the task; the run has saved its state.
         ProcessKilled: if the process was killed, for example because memory ran out.
     """
-    outcome = command.run()
+    if stop_file.exists():
+        return Outcome(128 + signal.SIGINT, ("not started",))
+    outcome = command.run(stop_file=stop_file)
     code = outcome.exit_code
     if code is not None and code < 0:
         raise ProcessKilled(f"{describe_exit(code)}; last line of its output: {outcome.last_line}")
@@ -88,9 +91,11 @@ class RayLauncher(TrainLauncher):
         log.info("%d jobs on Ray, which has %s", total, available)
         task = ray.remote(**{"retry_exceptions": [ProcessKilled], **self.remote})(run_task)
         returns: dict[int, JobReturn] = {}
+        study = Path(self.config.runs_dir, self.config.study.name).absolute()
+        stop_file = study / f".ray-stop-{uuid4().hex}"
         with signals_as_interrupt():
             indices = {
-                task.remote(TrainCommand.of([*overrides, *self.shares])): index
+                task.remote(TrainCommand.of([*overrides, *self.shares]), stop_file): index
                 for index, overrides in enumerate(job_overrides)
             }
             waiting = list(indices)
@@ -103,7 +108,7 @@ class RayLauncher(TrainLauncher):
                     returns[index] = self.finish_job(place, job_overrides[index], outcome)
             except KeyboardInterrupt:
                 log.info("stopping: %d jobs save their state, or do not start", len(waiting))
-                _cancel(waiting)
+                _stop(waiting, stop_file)
                 raise
         return [returns[index] for index in range(total)]
 
@@ -131,16 +136,22 @@ def check_reachable(address: str | None) -> None:
         raise RunError(f"no Ray at hydra.launcher.init.address={address}: {error}") from error
 
 
-def _cancel(jobs: Sequence[Any]) -> None:
-    """Raise KeyboardInterrupt in `run_task` of the running jobs and wait until they have saved their state."""
+def _stop(jobs: Sequence[Any], stop_file: Path) -> None:
+    """Cancel the jobs and wait until the running ones have saved their state.
+
+    `ray.cancel` removes jobs from the queue. It should raise KeyboardInterrupt in a running job, but sometimes does
+    not, even if repeated; therefore `run_task` also looks for the file.
+    """
     import ray
 
-    deadline = time.monotonic() + SAVING_SECONDS
-    remaining = list(jobs)
-    while remaining and time.monotonic() < deadline:
-        for job in remaining:  # again each time: on a busy machine a request can get lost
+    stop_file.parent.mkdir(parents=True, exist_ok=True)
+    stop_file.touch()
+    try:
+        for job in jobs:
             ray.cancel(job)
-        _, remaining = ray.wait(remaining, num_returns=len(remaining), timeout=CANCEL_SECONDS)
+        ray.wait(list(jobs), num_returns=len(jobs), timeout=SAVING_SECONDS)
+    finally:
+        stop_file.unlink(missing_ok=True)
 
 
 def _get_outcome(job: Any) -> Outcome:

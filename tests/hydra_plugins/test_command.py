@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -127,30 +126,41 @@ def test_process_of_a_cluster_dies_with_its_parent(tmp_path: Path) -> None:
 def test_cancelled_ray_task_waits_until_the_run_has_saved(
     command_of: Callable[[str], TrainCommand], tmp_path: Path
 ) -> None:
-    """ray.cancel raises KeyboardInterrupt without a signal, possibly twice, and Ray's workers block SIGINT."""
+    """ray.cancel raises KeyboardInterrupt without a signal, and Ray's workers block SIGINT."""
 
-    def cancel_twice() -> None:
+    def cancel() -> None:
         wait_until((tmp_path / "started").exists, PATIENCE_SECONDS)
-        for _ in range(2):
-            _thread.interrupt_main()
-            time.sleep(0.1)
+        _thread.interrupt_main()
 
-    threading.Thread(target=cancel_twice).start()
+    threading.Thread(target=cancel).start()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_task(command_of(SAVING_RUN))
+            run_task(command_of(SAVING_RUN), tmp_path / "stop")
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert (tmp_path / "saved").read_text() == "SIGINT"
 
 
+def test_file_stops_a_ray_task(command_of: Callable[[str], TrainCommand], tmp_path: Path) -> None:
+    def stop() -> None:
+        wait_until((tmp_path / "started").exists, PATIENCE_SECONDS)
+        (tmp_path / "stop").touch()
+
+    threading.Thread(target=stop).start()
+    assert run_task(command_of(SAVING_RUN), tmp_path / "stop").exit_code == 128 + signal.SIGINT
+    assert (tmp_path / "saved").read_text() == "SIGINT"
+    assert run_task(command_of("raise SystemExit(1)"), tmp_path / "stop").last_line == "not started"
+
+
 def test_killed_process_fails_the_ray_task_for_a_retry(
-    command_of: Callable[[str], TrainCommand],
+    command_of: Callable[[str], TrainCommand], tmp_path: Path
 ) -> None:
+    stop_file = tmp_path / "stop"
     with pytest.raises(ProcessKilled, match=r"killed by SIGKILL; last line of its output: step 3"):
-        run_task(command_of("import os; print('step 3', flush=True); os.kill(os.getpid(), 9)"))
-    assert run_task(command_of("raise SystemExit(1)")).exit_code == 1
+        code = "import os; print('step 3', flush=True); os.kill(os.getpid(), 9)"
+        run_task(command_of(code), stop_file)
+    assert run_task(command_of("raise SystemExit(1)"), stop_file).exit_code == 1
 
 
 class SlurmJob:
