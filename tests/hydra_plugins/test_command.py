@@ -206,6 +206,7 @@ def slurm_job(tmp_path: Path) -> Callable[..., SlurmJob]:
     return lambda code, **rank: SlurmJob(tmp_path, code, **rank)
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize(
     ("code", "saved"), [(SAVING_RUN, True), (IMPORTING_RUN, False), (STUCK_RUN, False)]
 )
@@ -221,6 +222,7 @@ def test_slurm_job_is_requeued_before_its_time_limit(
     assert again.args[0].arguments[2] == code, "the requeued job runs the same command"
 
 
+@pytest.mark.cluster
 def test_slurm_job_is_requeued_if_the_signal_ends_its_run_first(
     slurm_job: Callable[..., SlurmJob],
 ) -> None:
@@ -229,6 +231,7 @@ def test_slurm_job_is_requeued_if_the_signal_ends_its_run_first(
     assert job.exit_code() != 0 and job.requeued == "requeue 1"
 
 
+@pytest.mark.cluster
 def test_other_ranks_leave_the_requeue_to_rank_0(slurm_job: Callable[..., SlurmJob]) -> None:
     """An exit code other than 0 would make srun end rank 0 before it requeues the job."""
     job = slurm_job(SAVING_RUN, rank=1)
@@ -238,6 +241,7 @@ def test_other_ranks_leave_the_requeue_to_rank_0(slurm_job: Callable[..., SlurmJ
     assert (job.folder / "saved").read_text() == "SIGUSR2"
 
 
+@pytest.mark.cluster
 def test_preempted_slurm_job_saves_its_state(slurm_job: Callable[..., SlurmJob]) -> None:
     job = slurm_job(SAVING_RUN)
     job.wait_for_start()
@@ -246,6 +250,7 @@ def test_preempted_slurm_job_saves_its_state(slurm_job: Callable[..., SlurmJob])
     assert (job.folder / "saved").read_text() == "SIGTERM"
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize(
     ("code", "expected"),
     [

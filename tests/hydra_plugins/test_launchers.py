@@ -94,6 +94,7 @@ def test_keys_without_a_default_can_be_added(cli: Cli) -> None:
     assert keys["additional_parameters"] == {"requeue": True, "nice": 5}
 
 
+@pytest.mark.cluster
 def test_our_ray_launcher_replaces_that_of_another_plugin(cli: Cli) -> None:
     """hydra-ray-launcher registers an option of the same name with other keys."""
     if find_spec("hydra_plugins.hydra_ray_launcher") is None:
