@@ -113,11 +113,8 @@ class TrainLauncher(Launcher):
     def _is_finished(self, overrides: Sequence[str]) -> bool:
         try:
             return all(run.state() == "finished" for run in self._runs(overrides))
-        except (
-            SlmError,
-            HydraException,
-        ):  # the job has failed because of its overrides or its data
-            return False
+        except (SlmError, HydraException):
+            return False  # the job has failed because of its overrides or its data
 
     def _read_loss(self, overrides: Sequence[str]) -> float | None:
         result = self._runs(overrides)[-1].result()
