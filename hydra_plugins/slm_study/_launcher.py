@@ -105,10 +105,8 @@ class TrainLauncher(Launcher):
     def _runs(self, overrides: Sequence[str]) -> list[RunDirectory]:
         """Return the run directories of a job, the longest run last."""
         forced = [add_force_prefix(override, CONF_DIR) for override in overrides]
-        composed = self.hydra_context.config_loader.load_sweep_config(self.config, forced)
-        with open_dict(composed):
-            del composed["hydra"]
-        return [RunDirectory.of(spec) for spec in branch_specs(load_composed_config(composed))]
+        config = load_composed_config(compose_job(self.hydra_context, self.config, forced))
+        return [RunDirectory.of(spec) for spec in branch_specs(config)]
 
     def _is_finished(self, overrides: Sequence[str]) -> bool:
         try:
@@ -119,6 +117,14 @@ class TrainLauncher(Launcher):
     def _read_loss(self, overrides: Sequence[str]) -> float | None:
         result = self._runs(overrides)[-1].result()
         return None if result is None else result.val_loss_nats_per_token
+
+
+def compose_job(context: HydraContext, config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Compose the config of one job of a sweep, without the section of Hydra."""
+    job = context.config_loader.load_sweep_config(config, list(overrides))
+    with open_dict(job):
+        del job["hydra"]
+    return job
 
 
 def failed_return(overrides: Sequence[str], message: str) -> JobReturn:

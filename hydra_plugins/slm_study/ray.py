@@ -140,7 +140,7 @@ def _stop(jobs: Sequence[Any], stop_file: Path) -> None:
     """Cancel the jobs and wait until the running ones have saved their state.
 
     `ray.cancel` removes jobs from the queue. It should raise KeyboardInterrupt in a running job, but sometimes does
-    not, even if repeated; therefore `run_task` also looks for the file.
+    not, even if repeated; therefore `run_task` also checks for the file.
     """
     import ray
 

@@ -12,8 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
+from hydra_plugins.slm_study._launcher import compose_job
 from slm.errors import ConfigError, Problem, RunError
 from slm.training.distributed.rank import check_single_process
 
@@ -82,11 +83,8 @@ class StudySweeper(Sweeper):
             raise error
         return None
 
-    def _compose(self, overrides: list[str]) -> DictConfig:
-        job = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(job):
-            del job["hydra"]
-        return job
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
+        return compose_job(self.hydra_context, self.config, overrides)
 
     def _composer(self) -> Any:
         from slm.config.hydra import Composer
