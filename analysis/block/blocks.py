@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +40,8 @@ class Blocks:
         families: family of each shape.
         shape_names, rung_names: labels by code.
         u_deep, u_wide: mean u over the shapes of the two families that are compared.
+        mean_log_aspect: ln(aspect ratio) at u = 0; nan if u is a label.
+        left_out: runs that meet no other shape in their block.
         is_labelled: whether u only labels the two families.
         is_matched: whether runs share blocks. If not, `block` and `rung` have no meaning, and no run is left out.
     """
@@ -59,10 +61,12 @@ class Blocks:
     rung_names: tuple[Hashable, ...]
     u_deep: float
     u_wide: float
+    mean_log_aspect: float
     deep: str
     wide: str
     is_labelled: bool
     is_matched: bool
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.n)
@@ -110,6 +114,10 @@ class Blocks:
             and np.isin(shared, [0, blocks[0]]).all()
         )
 
+    def with_n(self, n: Floats) -> Blocks:
+        """Return the same runs with another definition of N."""
+        return replace(self, n=n)
+
     def select(self, kept: Mask) -> Blocks:
         """Return the kept runs, without those that no longer meet another shape in their block.
 
@@ -134,8 +142,8 @@ class Blocks:
         )
 
 
-def arrange(columns: Mapping[str, Any], *, deep: str, wide: str, n: str = "n_flop") -> Blocks:
-    """Arrange the runs of a table (or a mapping of columns) in blocks.
+def arrange(columns: Any, *, deep: str, wide: str, n: str = "n_flop") -> Blocks:
+    """Arrange the runs of a table, a DataFrame or a mapping of columns, in blocks.
 
     Needs the columns family, shape, tokens, flops and `n`; uses rung, seed, aspect_ratio and loss_nats_per_token.
     Runs of a third family without an aspect ratio are left out, and all third families if u is a label.
@@ -171,12 +179,13 @@ def arrange(columns: Mapping[str, Any], *, deep: str, wide: str, n: str = "n_flo
         rung_names=tuple(names),
         u_deep=math.nan,
         u_wide=math.nan,
+        mean_log_aspect=math.nan,
         deep=deep,
         wide=wide,
         is_labelled=is_labelled,
         is_matched="rung" in columns and _is_matched(rung, flops / tokens, kept),
     ).select(kept)
-    return _centred(every)
+    return replace(_centred(every), left_out=int(kept.sum()) - len(every))
 
 
 def _centred(blocks: Blocks) -> Blocks:
@@ -188,7 +197,8 @@ def _centred(blocks: Blocks) -> Blocks:
         float(of_shape[family == name].mean() - middle) if (family == name).any() else math.nan
         for name in (blocks.deep, blocks.wide)
     )
-    return replace(blocks, u=blocks.u - middle, u_deep=deep, u_wide=wide)
+    mean = math.nan if blocks.is_labelled else middle
+    return replace(blocks, u=blocks.u - middle, u_deep=deep, u_wide=wide, mean_log_aspect=mean)
 
 
 def _by_size(rung: NDArray[Any], size: Floats) -> list[Hashable]:

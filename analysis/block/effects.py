@@ -75,13 +75,25 @@ class Effects:
         half = special.stdtrit(self.fit.df, (1 + CONFIDENCE) / 2) * np.sqrt(variance)
         return weights @ self.fit.coef, half
 
+    def estimate(self, value: float, variance: float) -> Estimate:
+        return Estimate(float(value), math.sqrt(variance), self.fit.df)
+
+    @property
+    def mean_log_aspect(self) -> float:
+        return self.fit.blocks.mean_log_aspect
+
+    def log_kappa_interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """Return the interval of ln kappa: at the ends of that of the level."""
+        low, high = self.level.at(confidence)
+        return self.log_kappa(high), self.log_kappa(low)
+
     def log_kappa(self, delta: float, tokens: float | None = None) -> float:
         """Return ln(C_wide / C_deep) at equal loss along fixed D/N for a loss difference."""
         return log_kappa(self.fit.law, self.point.n, tokens or self.point.tokens, delta)
 
 
-def effects_of(fit: BlockFit) -> Effects:
-    """Compute the effects at the largest common size."""
+def effects_of(fit: BlockFit, *, plug_in: bool = True) -> Effects:
+    """Compute the effects at the largest common size; `plug_in`: add the variance from the uncertainty of s."""
     point = point_of(fit)
     level = level_weights(fit, np.array([point.n]))[0]
     contrasts = [level]
@@ -89,7 +101,9 @@ def effects_of(fit: BlockFit) -> Effects:
     if has_exponent:
         contrasts.append(_unit(fit, "gamma") * (fit.blocks.u_deep - fit.blocks.u_wide))
     weights = np.array(contrasts)
-    covariance = weights @ fit.covariance @ weights.T + _plug_in(fit, point)
+    covariance = weights @ fit.covariance @ weights.T
+    if plug_in:
+        covariance = covariance + _plug_in(fit, point)
     values = weights @ fit.coef
     estimates = [
         Estimate(snap_to_zero(value), math.sqrt(variance), fit.df)

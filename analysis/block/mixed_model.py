@@ -92,7 +92,12 @@ class MixedModel:
 
     def fit(self, y: Floats) -> MixedFit:
         """Fit y of shape (n,) or (n, samples)."""
-        rotated = self.map @ y.reshape(len(y), -1)
+        return self.fit_rotated(self.map @ y.reshape(len(y), -1))
+
+    def fit_rotated(self, rotated: Floats) -> MixedFit:
+        """Fit y in the model's own coordinates, map @ y, shape (contrasts, samples): independent, of variance
+        sigma^2 + tau^2 * values.
+        """
         ratio = self._ratio((self._free @ rotated) ** 2)
         return self._gls(rotated, ratio)
 

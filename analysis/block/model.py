@@ -94,10 +94,13 @@ class BlockFit:
         """Return a coefficient; 0 if the model does not have it."""
         return float(self.coef[self.names.index(name)]) if name in self.names else 0.0
 
-    def refit(self, y: Floats) -> tuple[Floats, Floats]:
-        """Return the coefficients (samples, p) and covariances for other left sides (runs, samples)."""
-        fit = self.model.fit(y)
-        return fit.coef, fit.covariance
+    def residuals(self) -> tuple[Floats, float]:
+        """Return the residuals with the effects of shapes in nats, and their degrees of freedom per run."""
+        nuisance = nuisance_of(self.blocks, self.law)
+        rest = self.y - self.columns.design(self.blocks.u) @ self.coef
+        rest = rest - nuisance @ np.linalg.lstsq(nuisance, rest)[0]
+        free = len(rest) - np.linalg.matrix_rank(nuisance) - len(self.coef)
+        return rest, float(free) / len(rest)
 
 
 def fit_runs(
