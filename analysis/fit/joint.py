@@ -35,7 +35,7 @@ from slm.errors import DataError
 
 LossFunction = Literal["lsq", "huber"]
 SENSITIVITY = (1e-4, 1e-3, 1e-2, math.inf)  # Huber thresholds in ln L
-REPLICATES = 1000  # bootstrap resamples of a Huber fit
+REPLICATES = 500  # bootstrap resamples of a Huber fit
 SINGLE_FAMILY = "all"  # family name of runs without family labels
 
 
