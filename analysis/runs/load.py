@@ -205,10 +205,14 @@ def _has_result_keys(line: str) -> bool:
 def _finished(table: pd.DataFrame) -> tuple[pd.DataFrame, Counter[str]]:
     """Return the rows of a user's table that have a final loss, and counts of the others by their `status`."""
     dropped: Counter[str] = Counter()
-    if "status" in table:
-        finished = table["status"].astype(str).str.lower().isin(["finished", "completed", "done"])
-        for state, runs in table.loc[~finished, "status"].value_counts(dropna=False).items():
-            dropped[f"not finished ({state})"] += int(runs)
+    states = [name for name in table if str(name).lower() in ("status", "state")]  # W&B: State
+    for name in states[:1]:
+        words = table[name].map(lambda word: str(word).lower())
+        finished = words.isin(["finished", "completed", "done"])
+        if name != "status" and not finished.any():
+            continue  # a state of another kind
+        for word, runs in words[~finished].value_counts().items():
+            dropped[f"not finished ({word})"] += int(runs)
         table = table[finished]
     losses = pd.to_numeric(table["loss_nats_per_token"], errors="coerce")
     invalid = losses.isna() & table["loss_nats_per_token"].notna()

@@ -245,9 +245,7 @@ def _deep_and_wide(prepared: pd.DataFrame, deep: str | None, wide: str | None) -
     deep, wide = (None if name is None else str(name).strip() for name in (deep, wide))
     for name in (deep, wide):
         if name is not None and name not in families:
-            raise DataError(
-                f"the table has no family {name!r}; its families are {', '.join(families)}"
-            )
+            raise DataError(f"the table has no family {name!r}; {nearest(name, families)}")
     if deep and wide:
         if deep == wide:
             raise DataError(f"deep and wide are both {deep!r}; pass two different families")

@@ -83,7 +83,7 @@ class TestLabels:
         assert set(study.table["tokens_per_param"]) == {5.0, 20.0, 80.0}
 
     def test_families_that_are_no_text(self, table: pd.DataFrame) -> None:
-        with pytest.raises(DataError, match="no family '1'; its families are deep, wide"):
+        with pytest.raises(DataError, match="no family '1'; choose one of: deep, wide"):
             compare_families(table, deep=1, wide=2)  # type: ignore[arg-type]
         numbered = table.assign(family=table["family"].map({"deep": 1, "wide": 2}))
         study = prepare(numbered, COLUMNS, 1, 2)  # type: ignore[arg-type]
@@ -150,6 +150,13 @@ class TestRows:
         assert len(runs.table) == 24 and runs.dropped == {"undecayed": 24}
         with pytest.raises(DataError, match=r"decayed='perhaps' in row \d+: must be yes or no"):
             loaded(table.assign(decayed=["perhaps", *["yes"] * 47]), tmp_path)
+
+    @pytest.mark.parametrize("name", ["status", "State"])
+    def test_states_compare_without_case(
+        self, table: pd.DataFrame, tmp_path: Path, name: str
+    ) -> None:
+        runs = loaded(table.assign(**{name: ["Finished", "Crashed"] * 24}), tmp_path)
+        assert len(runs.table) == 24 and runs.dropped == {"not finished (crashed)": 24}
 
     def test_runs_without_an_id_are_no_copies(self, table: pd.DataFrame, tmp_path: Path) -> None:
         ids = [f"r{row}" if row % 2 else None for row in range(48)]
