@@ -29,8 +29,9 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
         path: .csv, .parquet or .jsonl file.
         columns: name in the file of each column, such as {"tokens": "D", "n_flop": "N"}. Required:
             family, shape, tokens, loss_nats_per_token and one of n_flop, params_non_embedding,
-            params_total. Optional: flops, rung, tokens_per_param, seed, aspect_ratio, run_id, status
-            ("finished", or the reason why not), decayed (true or false), val_fingerprint, peak_lr.
+            params_total. Optional: flops, rung, tokens_per_param, seed, aspect_ratio, run_id, status or state
+            ("finished", or the reason why not), decayed (yes or no), val_fingerprint, peak_lr.
+            One column of the file may have several names; a given name replaces a column of that name.
 
     Raises:
         DataError: if the file cannot be read or lacks a column.

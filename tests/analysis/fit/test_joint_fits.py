@@ -180,12 +180,13 @@ def test_noise_free_parameters_are_recovered(model: str) -> None:
 
 
 @pytest.mark.parametrize("loss_fn", ["lsq", "huber"])
-@pytest.mark.parametrize("noise", [0.0, 1.5e-9, 3e-9, 1e-8])
+@pytest.mark.parametrize("noise", [0.0, 2e-9])
 def test_status_is_ok_at_the_level_of_rounding_errors(loss_fn: Any, noise: float) -> None:
-    table = simulated({"deep": {"A": 400.0, "alpha": 0.34}, "wide": {}}, noise)
-    fit = fit_joint(table["n"], table["d"], table["loss"], table["family"], loss_fn=loss_fn)
-    assert fit.status == "OK", fit.reasons
-    assert fit.params["alpha"]["wide"] == pytest.approx(TRUTH["alpha"], abs=1e-10 + 100 * noise)
+    for seed in range(3 if noise else 1):
+        table = simulated({"deep": {"A": 400.0, "alpha": 0.34}, "wide": {}}, noise, seed)
+        fit = fit_joint(table["n"], table["d"], table["loss"], table["family"], loss_fn=loss_fn)
+        assert fit.status == "OK", fit.reasons
+        assert fit.params["alpha"]["wide"] == pytest.approx(TRUTH["alpha"], abs=1e-10 + 100 * noise)
 
 
 def test_gradient_matches_finite_differences() -> None:
