@@ -18,7 +18,7 @@ from analysis.compare.exponents import (
 )
 from analysis.compare.holdout import hold_out
 from analysis.fit.isoflop import fit_isoflop
-from analysis.fit.resampling import bootstrap_interval, cluster_weights, jackknife_error
+from analysis.fit.resampling import cluster_weights, jackknife_error
 from analysis.learning_rate.audit import Audit, audit_learning_rates, parse_audit
 from analysis.runs.study import Columns, Study, prepare
 from slm.errors import DataError
@@ -66,10 +66,6 @@ def test_t_tests_and_intervals() -> None:
     assert equivalence_p(0.03, 0.005, 11, 0.02) > 0.95
     assert equivalence_p(0.0, 0.0, 11, 0.02) == 0.0
     assert jackknife_error(np.array([1.0, 1.0, 1.0])) == 0
-    drawn = np.random.default_rng(0).normal(1, 0.1, 4000)
-    assert bootstrap_interval(drawn, 1.0) == pytest.approx((0.804, 1.196), abs=0.02)
-    corrected = bootstrap_interval(drawn, 1.0, np.linspace(0.9, 1.1, 11))
-    assert corrected == pytest.approx((0.804, 1.196), abs=0.02)
 
 
 def test_a_resample_keeps_the_number_of_shapes_of_each_family() -> None:
