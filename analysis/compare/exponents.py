@@ -1,9 +1,8 @@
-"""The difference of two families' exponents under one definition of N, with inference over shapes.
+"""The secondary analysis: exponents of the joint law M2, with inference over shapes.
 
-Shapes (family x size) are the units: runs of a shape share its random effect, so checkpoints, budgets and seeds
-of one are not independent. Delete-one-shape jackknife (Efron and Stein 1981) with t(G - 5), permutation
-within pairs, profile likelihood with a cut widened to the jackknife, and two one-sided tests
-(Schuirmann 1987) for equivalence.
+Shapes (family x size) are the units: runs of a shape share its random effect, so budgets and seeds of one are not
+independent. Delete-one-shape jackknife (Efron and Stein 1981) with t(G - 5), and profile likelihood with a cut
+widened to the jackknife. The primary analysis is the block model (`analysis.compare.block_result`).
 """
 
 from __future__ import annotations
@@ -18,14 +17,7 @@ import pandas as pd
 from scipy import special
 
 from analysis.arrays import Floats, Ints
-from analysis.compare.permutation import (
-    Pairing,
-    Permutation,
-    any_difference,
-    exponent_difference,
-    pairing,
-)
-from analysis.compare.two_stage_f_test import CollapsedF, collapsed_f
+from analysis.compare.block_result import EQUIVALENT
 from analysis.design.identifiability import comparison_refusals, exponent_refusals, labels
 from analysis.fit.diagnostics import Status
 from analysis.fit.joint import fit_joint
@@ -38,15 +30,13 @@ from analysis.formatting import (
     count,
     format_interval,
     format_number,
-    format_p_value,
     format_range,
     p_text,
 )
 from analysis.runs.study import Study
-from slm.rounding import ITERATION_TOLERANCE, exceeds, first_argmin, opposite_signs, snap_to_zero
+from slm.rounding import ITERATION_TOLERANCE, exceeds, first_argmin, snap_to_zero
 from slm.summary import Rows, Summarized
 
-EQUIVALENT = 0.02  # exponents closer than this are the same for any use
 POWER = 0.8
 
 
@@ -55,7 +45,6 @@ class ExponentDifference(Summarized):
     """alpha_deep - alpha_wide of the joint law M2, loss in nats. Numbers are None where refused.
 
     `alpha`, `alpha_intervals`: per family; intervals are jackknife, 95%, t with `df` = G - 1 - 2 families.
-    `permutation`: of the exponent given the levels; `any_permutation`: of any difference at all.
     `without`: the most influential shape, and the difference without it. `equivalence_p`: of the test that
     |difference| >= .02, small if the exponents are the same. `mde80`: a true difference that this study
     would have found with a probability of 80%. `fitted`: the fit that all of this was computed from; left
@@ -76,9 +65,6 @@ class ExponentDifference(Summarized):
     interval: tuple[float, float] | None = None
     df: int | None = None
     p: float | None = None
-    permutation: Permutation | None = None
-    any_permutation: Permutation | None = None
-    collapsed: CollapsedF | None = None
     profile: tuple[float, float] | None = None
     without: tuple[str, float] | None = None
     equivalence_p: float | None = None
@@ -89,25 +75,6 @@ class ExponentDifference(Summarized):
     @property
     def refused(self) -> bool:
         return self.difference is None
-
-    @property
-    def significant(self) -> bool:
-        """Jackknife and permutation both below .05."""
-        return (
-            self.p is not None
-            and self.p < 0.05
-            and self.permutation is not None
-            and self.permutation.p < 0.05
-        )
-
-    @property
-    def is_fragile(self) -> bool:
-        """Whether the sign hangs on one shape."""
-        return (
-            self.without is not None
-            and self.difference is not None
-            and (opposite_signs(self.without[1], self.difference))
-        )
 
     def accepted_alpha(self, family: str) -> tuple[float, float]:
         """The range of a family's exponent that the profile likelihood accepts."""
@@ -154,8 +121,6 @@ class ExponentDifference(Summarized):
             yield f"alpha {family} [95% CI]", self.alpha_text(family)
         if self.status != "UNIDENTIFIED":
             yield "jackknife over shapes", f"{p_text(self.p)}, t({self.df})"
-            if self.permutation is not None:
-                yield "permutation test", format_p_value(self.permutation.p)
             yield "MDE (80% power)", format_number(self.mde80)
         for reason in self.reasons:
             yield "reason", reason
@@ -163,7 +128,6 @@ class ExponentDifference(Summarized):
     def row(self) -> dict[str, str]:
         """Return one row of the table of exponents; without a value if refused or not identified."""
         identified = self.status != "UNIDENTIFIED"
-        permuted = None if self.permutation is None else self.permutation.p
         return {
             "N": self.n_name,
             "status": self.status,
@@ -173,7 +137,6 @@ class ExponentDifference(Summarized):
             },
             "difference [95% CI]": "refused" if self.refused else self.difference_text,
             "p": p_text(self.p if identified else None),
-            "permutation p": p_text(permuted if identified else None),
         }
 
     def rows(self) -> Rows:
@@ -194,7 +157,6 @@ class FittedStudy:
     study: Study
     solution: Solution
     shape_names: tuple[str, ...]
-    pairs: Pairing
 
     @property
     def problem(self) -> Problem:
@@ -263,19 +225,11 @@ def fitted(study: Study, n_name: str | None = None) -> FittedStudy:
 def _fitted(study: Study, solution: Solution) -> FittedStudy:
     table = study.table
     shapes = table[["family", "shape"]].drop_duplicates()
-    pairs = pairing(
-        labels(list(table["rung"])),
-        table["tokens"].to_numpy(),
-        (table["family"] == study.deep).to_numpy(),
-        (table["family"] == study.wide).to_numpy(),
-    )
     names = tuple(f"{f} {s}" for f, s in zip(shapes["family"], shapes["shape"], strict=True))
-    return FittedStudy(study, solution, names, pairs)
+    return FittedStudy(study, solution, names)
 
 
-def exponent_difference_of(
-    study: Study, n_name: str | None = None, *, permutations: bool = True, seed: int = 0
-) -> ExponentDifference:
+def exponent_difference_of(study: Study, n_name: str | None = None) -> ExponentDifference:
     """Everything about the exponents of one definition of N, or why there is nothing."""
     called = n_name or study.n_name
     table = study.table
@@ -301,24 +255,12 @@ def exponent_difference_of(
     if fit.solution is None:
         return ExponentDifference(status="REFUSED", reasons=fit.reasons, **head)
     known = _fitted(study, fit.solution)
-    tests: dict[str, Any] = {}
-    if permutations and known.pairs.pairs:
-        tests = {
-            "permutation": exponent_difference(
-                known.problem, known.theta, known.pairs, known.families, seed=seed
-            ),
-            "any_permutation": any_difference(
-                known.problem, known.theta, known.pairs, known.families, seed=seed
-            ),
-            "collapsed": collapsed_f(known.problem.points, known.shape, known.law, known.families),
-        }
     return ExponentDifference(
         status=fit.status,
         reasons=fit.reasons,
         fit=fit,
         fitted=known,
         **_jackknife(known),
-        **tests,
         **head,
     )
 

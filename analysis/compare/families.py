@@ -7,21 +7,22 @@ The rules of the verdict are in `analysis.compare.verdict`; the estimates are in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.compare.aspect_ratio import MIN_ASPECTS, ShapeCurve, fit_shape_curve
-from analysis.compare.compute_multiplier import Kappa, compute_multiplier
-from analysis.compare.exponents import ExponentDifference, exponent_difference_of, shape_misfit
+from analysis.block.blocks import arrange
+from analysis.compare.block_result import SAME_N, BlockResult, result_of
+from analysis.compare.exponents import ExponentDifference, exponent_difference_of
 from analysis.compare.holdout import HoldOut, hold_out
-from analysis.compare.matched_pairs import Contrast, endpoint_text, paired_differences
-from analysis.compare.verdict import Findings, Verdict, decide
-from analysis.design.identifiability import comparison_refusals, design_warnings, labels
-from analysis.formatting import power_of_ten
+from analysis.compare.matched_pairs import Contrast, paired_differences
+from analysis.compare.robustness import Robustness, robustness_of
+from analysis.compare.verdict import Evidence, Verdict, decide
+from analysis.design.identifiability import design_warnings, labels
+from analysis.formatting import count
 from analysis.learning_rate.audit import Audit, parse_audit
 from analysis.runs.study import Columns, Study, prepare
 from slm.errors import DataError
@@ -36,20 +37,19 @@ class Comparison(Summarized):
     """Results of a study for two families.
 
     Attributes:
-        deep: name of the deep family.
-        wide: name of the wide family.
-        verdict: word, sentence and reasons.
-        exponents: exponent difference for the primary definition of N.
-        by_definition: exponent difference for every definition of N in the table.
-        matched: paired loss differences at equal FLOPs (primary endpoint); None if there are no pairs.
-        kappa: compute multiplier, FLOPs of wide / FLOPs of deep at equal loss.
+        deep, wide: names of the two families.
+        verdict: word, findings on level and exponent, conditions and sentence.
+        block: estimates of the block model for the primary definition of N (the primary analysis).
+        by_definition: the same for every definition of N in the table.
+        robustness: deletions, bootstrap, permutation, other noise; None if refused.
+        exponents: exponents of the joint law M2 with jackknife over shapes (the secondary analysis).
+        matched: pairs of shapes at equal FLOPs; None if there are none.
         hold_out: prediction of the largest size from the smaller ones.
         audit: learning-rate audit that was given.
-        shape_curve: loss against aspect ratio; None below three aspect ratios.
         warnings: weaknesses of the data and of the design.
         runs: number of runs.
         sigma: seed standard deviation in nats; None without repeated seeds.
-        tau: standard deviation of the random effect of a shape in nats; None if the fit was refused.
+        tau: standard deviation of the random effect of a shape in nats; None if refused.
         tokens_per_param: smallest and largest D / N.
         largest_flops: largest training FLOPs of a run.
     """
@@ -57,13 +57,13 @@ class Comparison(Summarized):
     deep: str
     wide: str
     verdict: Verdict
+    block: BlockResult
+    by_definition: dict[str, BlockResult]
+    robustness: Robustness | None
     exponents: ExponentDifference
-    by_definition: dict[str, ExponentDifference]
     matched: Contrast | None
-    kappa: Kappa | None
     hold_out: HoldOut
     audit: Audit | None
-    shape_curve: ShapeCurve | None
     warnings: tuple[str, ...]
     runs: int
     sigma: float | None
@@ -73,38 +73,38 @@ class Comparison(Summarized):
 
     @property
     def status(self) -> str:
-        """Status of the exponents: OK, WEAK, UNIDENTIFIED or REFUSED."""
+        """Status of the joint law: OK, WEAK, UNIDENTIFIED or REFUSED."""
         return self.exponents.status
 
     @property
     def estimates(self) -> dict[str, float]:
-        """Return alpha per family; empty if refused."""
+        """Return alpha per family by the joint law; empty if refused."""
         return self.exponents.alpha
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """Return the 95% interval of alpha per family."""
+        """Return the 95% interval of alpha per family by the joint law."""
         return self.exponents.alpha_intervals
 
     @property
     def difference(self) -> float | None:
-        """Return alpha_deep - alpha_wide; None if refused."""
-        return self.exponents.difference
+        """Return alpha_deep - alpha_wide by the block model; None if refused."""
+        return self.block.d_alpha
 
     @property
     def jackknife_se(self) -> float | None:
-        """Return the jackknife standard error of `difference` over shapes."""
+        """Return the jackknife standard error of the difference of exponents by the joint law."""
         return self.exponents.standard_error
 
     @property
     def jackknife_interval(self) -> tuple[float, float] | None:
-        """Return the 95% jackknife interval of `difference`."""
+        """Return the 95% jackknife interval of the difference of exponents by the joint law."""
         return self.exponents.interval
 
     @property
     def permutation_p(self) -> float | None:
-        """Return the p-value of the permutation test for a difference of exponents, given the levels."""
-        return None if self.exponents.permutation is None else self.exponents.permutation.p
+        """Return the p-value of the permutation test for a difference of exponents."""
+        return None if self.robustness is None else self.robustness.permutation_p
 
     def is_extrapolation(self, flops: float) -> bool:
         """Return whether these FLOPs exceed three times the largest measured ones."""
@@ -114,25 +114,21 @@ class Comparison(Summarized):
         return self.verdict.title()
 
     def details(self) -> Iterator[tuple[str, str]]:
-        if self.matched is not None and self.matched.by_flops:
-            difference = endpoint_text(self.matched.by_flops[-1])
-            yield f"loss of {self.deep} minus loss of {self.wide}", difference
+        yield "findings", f"level: {self.verdict.level}, exponent: {self.verdict.exponent}"
+        yield from self.block.details()
         for name, one in self.by_definition.items():
-            yield (
-                f"alpha {self.deep} minus alpha {self.wide}, N = {name}",
-                f"{one.difference_text} ({one.status})",
-            )
+            if name != self.block.n_name:
+                yield f"exponent difference, N = {name} [95% CI]", one.d_alpha_text
+        joint = self.exponents
+        yield "exponent difference, joint law M2", f"{joint.difference_text} ({joint.status})"
         for family in self.estimates:
-            yield f"alpha {family}", self.exponents.alpha_text(family)
-        if self.kappa is not None:
-            yield (
-                f"FLOPs of {self.wide} / FLOPs of {self.deep} at equal loss",
-                f"{self.kappa.text} at {power_of_ten(self.kappa.at_flops)} FLOPs",
-            )
+            yield f"alpha {family}, joint law M2", self.exponents.alpha_text(family)
         yield "hold-out of the largest size", self.hold_out.status
         audit = self.audit
         status = "passed" if audit and audit.passed(self.deep, self.wide) else "FAILED"
         yield "learning-rate audit", "not given" if audit is None else status
+        for condition in self.verdict.conditions:
+            yield "condition", condition
         for reason in self.verdict.reasons:
             yield "reason", reason
         for warning in self.warnings:
@@ -140,26 +136,25 @@ class Comparison(Summarized):
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dictionary for JSON, in which numbers that are not finite are null."""
-        content = {
-            key: getattr(self, key)
-            for key in (
-                "deep",
-                "wide",
-                "warnings",
-                "runs",
-                "sigma",
-                "tau",
-                "tokens_per_param",
-                "largest_flops",
-            )
-        }
+        names = (
+            "deep",
+            "wide",
+            "warnings",
+            "runs",
+            "sigma",
+            "tau",
+            "tokens_per_param",
+            "largest_flops",
+        )
+        content = {key: getattr(self, key) for key in names}
         content["verdict"] = asdict(self.verdict)
-        content["exponents"] = {name: one.to_dict() for name, one in self.by_definition.items()}
+        content["block"] = self.block.to_dict()
+        content["by_definition"] = {name: one.to_dict() for name, one in self.by_definition.items()}
+        content["robustness"] = None if self.robustness is None else asdict(self.robustness)
+        content["exponents"] = self.exponents.to_dict()
         content["matched"] = None if self.matched is None else self.matched.to_dict()
-        content["kappa"] = None if self.kappa is None else asdict(self.kappa)
         content["hold_out"] = asdict(self.hold_out)
         content["audit"] = None if self.audit is None else asdict(self.audit)
-        content["shape_curve"] = None if self.shape_curve is None else asdict(self.shape_curve)
         return plain(content)
 
 
@@ -213,7 +208,7 @@ def compare_families(
         seed_column: column with the seed; None: `seed` if present.
         audit: runs of a learning-rate audit, or {family: {"interior": bool, "penalty": nats}}.
         vocab_size: if known, losses above its logarithm are an error.
-        bootstrap: number of bootstrap replicates for the interval of kappa; 0: no such interval.
+        bootstrap: number of replicates of the parametric bootstrap; 0: none.
         seed: seed of the resampling.
 
     Raises:
@@ -252,72 +247,68 @@ def compare_study(
 ) -> Comparison:
     """Compare the families of a prepared study."""
     table = study.table
-    family = labels(list(table["family"]))
-    per_token = table["flops"] / table["tokens"]
-    refusals = tuple(comparison_refusals(family, per_token, study.deep, study.wide))
-    primary = exponent_difference_of(study, seed=seed)
-    others = {
-        name: exponent_difference_of(study, name, permutations=False)
-        for name in study.n_definitions
-    }
-    contrast, kappa, held_out, tau = None, None, HoldOut(), None
-    if not refusals:
-        contrast = paired_differences(table, study.deep, study.wide, _saved(primary))
-        if contrast.pairs.empty:
-            contrast = None
-            refusals = ("no rung and token count is common to both families; run the same ones",)
-    known = primary.fitted
-    if known is not None and not refusals:
-        kappa = compute_multiplier(known, bootstrap, seed)
+    study = _with_n_flop(study)
+    block = _block(study, study.n_name)
+    others = {name: _block(study, name) for name in study.n_definitions}
+    exponents = exponent_difference_of(study)
+    contrast, robustness, held_out = None, None, HoldOut()
+    if block.effects is not None:
+        robustness = robustness_of(block.effects, bootstraps=bootstrap, seed=seed)
+        contrast = paired_differences(table, study.deep, study.wide, block.effects.fit.law)
+        contrast = None if contrast.pairs.empty else contrast
         held_out = hold_out(study, seed)
-        tau = shape_misfit(known) * float(table["loss_nats_per_token"].mean())
-    found = Findings(
-        study.deep,
-        study.wide,
-        refusals,
-        primary,
-        tuple(others.values()),
-        contrast,
-        kappa,
-        held_out,
+    evidence = Evidence(
+        block,
+        list(others.values()),
+        () if robustness is None else robustness.without,
+        None if block.refused else held_out,
         audit,
     )
     ratio = table["tokens"] / table["n"]
     return Comparison(
         deep=study.deep,
         wide=study.wide,
-        verdict=decide(found),
-        exponents=primary,
-        by_definition={study.n_name: primary, **others},
+        verdict=decide(evidence),
+        block=block,
+        by_definition={study.n_name: block, **others},
+        robustness=robustness,
+        exponents=exponents,
         matched=contrast,
-        kappa=kappa,
         hold_out=held_out,
         audit=audit,
-        shape_curve=_shape_curve(study),
-        warnings=(*study.warnings, *_design_warnings(study)),
+        warnings=(*study.warnings, *_design_warnings(study), *_left_out(block)),
         runs=len(table),
         sigma=_seed_noise(table),
-        tau=tau,
+        tau=block.tau,
         tokens_per_param=(float(ratio.min()), float(ratio.max())),
         largest_flops=float(table["flops"].max()),
     )
 
 
-def _saved(one: ExponentDifference) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Return a function of N: alpha A N^-alpha in nats per unit of ln N, mean of the two families."""
-    fit = one.fit
-    if fit is None:
-        return None
-    laws = [fit.of_family(name) for name in (one.deep, one.wide)]
-    return lambda size: np.mean(
-        [law["alpha"] * law["A"] * size ** -law["alpha"] for law in laws], axis=0
-    )
+def _with_n_flop(study: Study) -> Study:
+    """Return the study with N = FLOPs / (6 D) among its definitions, if it is not one of them."""
+    n_flop = study.table["flops"] / (6 * study.table["tokens"])
+    same = not exceeds(np.abs(study.table["n"] / n_flop - 1).max(), SAME_N)
+    if same or "n_flop" in (study.n_name, *study.n_definitions):
+        return study
+    table = study.table.assign(n_flop=n_flop)
+    return replace(study, table=table, n_definitions=("n_flop", *study.n_definitions))
 
 
-def _shape_curve(study: Study) -> ShapeCurve | None:
-    if "aspect_ratio" not in study.table or len(study.families) < MIN_ASPECTS:
-        return None
-    return fit_shape_curve(study.table)
+def _block(study: Study, n_name: str) -> BlockResult:
+    """Fit the block model with N in one of its definitions."""
+    if study.deep == study.wide:
+        reason = f"one family, {study.deep}; a comparison needs two, so run a second family at the same sizes"
+        return BlockResult(study.deep, study.wide, n_name, reasons=(reason,))
+    column = "n" if n_name == study.n_name else n_name
+    blocks = arrange(study.table, deep=study.deep, wide=study.wide, n=column)
+    return result_of(blocks, n_name=n_name)
+
+
+def _left_out(block: BlockResult) -> Iterator[str]:
+    if block.left_out:
+        runs = count(block.left_out, "run")
+        yield f"{runs} not used by the block model: no other shape has the same rung and token count"
 
 
 def _design_warnings(study: Study) -> list[str]:

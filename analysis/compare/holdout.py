@@ -17,7 +17,7 @@ from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import cluster_bootstrap
 from analysis.formatting import count, format_interval, short_count
 from analysis.runs.study import Study
-from slm.rounding import exceeds, snap_to_zero, stable_argsort
+from slm.rounding import exceeds, stable_argsort
 from slm.summary import Rows, Summarized
 
 REPLICATES = 200
@@ -54,8 +54,8 @@ class HeldOutCell:
 class HoldOut(Summarized):
     """The largest size of every family predicted from the smaller ones.
 
-    `passed`: the mean error over budgets lies within the 95% interval for every family that is compared;
-    None if the smaller sizes alone cannot be fitted. `forward`: mean error in percent per family and size,
+    `passed`: at least half of the cells of every compared family lie within their 95% interval; None if the smaller
+    sizes alone cannot be fitted. `forward`: mean error in percent per family and size,
     each predicted from those below it.
     """
 
@@ -118,15 +118,16 @@ def hold_out(study: Study, seed: int = 0) -> HoldOut:
         return HoldOut(reasons=tuple(refusals))
     known = fitted(smaller)
     cells = _predict(known, study.table[study.table["rung"] == rungs[-1]], seed)
-    off = []
+    missed = []
     for family in (study.deep, study.wide):
-        mine = [cell for cell in cells if cell.family == family]
-        if mine:
-            centre = float(np.mean([math.log(cell.observed / cell.predicted) for cell in mine]))
-            half = float(np.mean([math.log(cell.high / cell.low) / 2 for cell in mine]))
-            if abs(snap_to_zero(centre)) > half:
-                off.append(f"{family} is off by {centre:+.2%} at the largest size")
-    return HoldOut(tuple(cells), not off, tuple(off), tuple(_forward(study, list(rungs), known)))
+        inside = [cell.inside for cell in cells if cell.family == family]
+        if sum(inside) * 2 < len(inside):
+            missed.append(
+                f"{len(inside) - sum(inside)} of {count(len(inside), 'cell')} of {family} are outside"
+            )
+    return HoldOut(
+        tuple(cells), not missed, tuple(missed), tuple(_forward(study, list(rungs), known))
+    )
 
 
 def _below(study: Study, rungs: Any) -> Study:

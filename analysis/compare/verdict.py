@@ -1,234 +1,230 @@
-"""From estimates to one word and the sentence that justifies it.
+"""From estimates to one word, two findings, and the sentence that justifies them.
 
-The rules are fixed before the data are seen, and are tried in this order: what forbids an answer, the
-learning-rate audit, the exponents, the levels, equivalence. Whatever passes none is inconclusive.
+The rules are fixed before the data are seen. LEVEL: is the loss different at equal FLOPs at the largest common
+size? EXPONENT: does the loss of one family fall faster with size? Conditions are what the answer depends on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from analysis.compare.compute_multiplier import Kappa
-from analysis.compare.exponents import EQUIVALENT, ExponentDifference
+from analysis.compare.block_result import EQUIVALENT, SIGNIFICANCE, BlockResult
 from analysis.compare.holdout import HoldOut
-from analysis.compare.matched_pairs import Contrast
-from analysis.formatting import count, format_p_value, format_range, power_of_ten
+from analysis.compare.robustness import WithoutOne, fragile_name
+from analysis.formatting import format_number, format_p_value, power_of_ten, short_count
 from analysis.learning_rate.audit import Audit
-from slm.rounding import ITERATION_TOLERANCE, exceeds, opposite_signs, snap_to_zero
+from slm.rounding import opposite_signs
 from slm.summary import Summarized
 
+Finding = Literal["depth", "width", "fragile", "definition_dependent", "open", "refused"]
 Word = Literal[
-    "depth_exponent_better",
-    "width_exponent_better",
+    "refused",
+    "audit_failed",
     "depth_level_better",
     "width_level_better",
-    "no_difference",
+    "depth_exponent_better",
+    "width_exponent_better",
     "definition_dependent",
     "fragile",
+    "no_difference",
     "inconclusive",
-    "audit_failed",
-    "refused",
 ]
-
-SIGNIFICANCE = 0.05
-SAME_COST = math.log(1.05)  # ln kappa closer to 0 than this is no difference
+EQUIVALENT_COST = 1.05  # compute multipliers closer to 1 than this are no difference
+LARGE_Q = 0.1
+CHECKED = ("n_flop", "params_non_embedding")  # definitions under which the sign must agree
 
 
 @dataclass(frozen=True, repr=False)
 class Verdict(Summarized):
-    """`word`, the sentence that justifies it, and further reasons."""
+    """`word`, the findings on level and exponent, what they depend on, and the sentence that justifies them."""
 
     word: Word
+    level: Finding
+    exponent: Finding
     sentence: str
+    conditions: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
 
     def title(self) -> str:
         return f"{self.word}: {self.sentence}"
 
     def details(self) -> Iterator[tuple[str, str]]:
+        yield "loss at equal FLOPs", self.level
+        yield "exponent", self.exponent
+        for condition in self.conditions:
+            yield "condition", condition
         for reason in self.reasons:
             yield "reason", reason
 
 
 @dataclass(frozen=True)
-class Findings:
-    """All that the rules look at. `others`: the exponents under further definitions of N."""
+class Evidence:
+    """All that the rules look at. `others`: the block model under further definitions of N."""
 
-    deep: str
-    wide: str
-    refusals: tuple[str, ...]
-    primary: ExponentDifference
-    others: tuple[ExponentDifference, ...]
-    contrast: Contrast | None
-    kappa: Kappa | None
-    hold_out: HoldOut
-    audit: Audit | None
+    block: BlockResult
+    others: Sequence[BlockResult] = ()
+    without: tuple[WithoutOne, ...] = ()
+    hold_out: HoldOut | None = None
+    audit: Audit | None = None
+    equivalent_cost: float = EQUIVALENT_COST
 
 
-def decide(found: Findings) -> Verdict:
-    """The verdict."""
-    if found.refusals:
-        return Verdict("refused", f"Refused: {found.refusals[0]}.", found.refusals[1:])
-    if found.audit is not None and not found.audit.passed(found.deep, found.wide):
-        reasons = found.audit.reasons(found.deep, found.wide)
+def decide(evidence: Evidence) -> Verdict:
+    """Return the verdict."""
+    block = evidence.block
+    if block.refused:
+        return Verdict(
+            "refused",
+            "refused",
+            "refused",
+            f"Refused: {block.reasons[0]}.",
+            reasons=block.reasons[1:],
+        )
+    conditions = tuple(_conditions(evidence))
+    audit = evidence.audit
+    if audit is not None and not audit.passed(block.deep, block.wide):
+        failures = audit.reasons(block.deep, block.wide)
         sentence = (
-            f"The learning-rate audit failed ({reasons[0]}), so a difference between {found.deep} and "
-            f"{found.wide} may be one of tuning, not of architecture."
+            f"The learning-rate audit failed ({failures[0]}), so a difference between {block.deep} and "
+            f"{block.wide} may be one of tuning, not of architecture."
         )
-        return Verdict("audit_failed", sentence, tuple(reasons[1:]))
-    doubts: list[str] = []
-    verdict = _exponents(found, doubts)
-    if verdict is None:
-        verdict = _levels(found, doubts) or _equivalence(found) or _inconclusive(found)
-    notes = tuple(doubts)
-    if found.audit is None:
-        notes = (
-            *notes,
-            "no audit of learning rates was given: the answer holds if they suit both families",
-        )
-    return Verdict(verdict.word, verdict.sentence, (*verdict.reasons, *notes))
-
-
-def _exponents(found: Findings, doubts: list[str]) -> Verdict | None:
-    """A difference of exponents, or why one that is significant is not to be had; else None."""
-    one = found.primary
-    if one.difference is None or not one.significant or one.status == "UNIDENTIFIED":
-        return None
-    estimate = describe(one)
-    other_sign = [
-        other
-        for other in found.others
-        if other.difference is not None and opposite_signs(other.difference, one.difference)
-    ]
-    if other_sign:
-        sentence = f"{estimate}; with N as {other_sign[0].n_name} the sign is the other one."
-        return Verdict("definition_dependent", sentence)
-    if one.is_fragile and one.without is not None:
-        shape, without = one.without
-        return Verdict("fragile", f"{estimate}; without {shape} it is {without:+.4f}.")
-    if found.kappa is not None and opposite_signs(found.kappa.excess_slope, one.difference):
-        doubts.append(
-            f"{estimate}, but the compute multiplier changes with scale the other way "
-            f"(slope {found.kappa.excess_slope:+.3f})"
-        )
-        return None
-    if found.hold_out.passed is False:
-        failed = "; ".join(found.hold_out.reasons)
-        doubts.append(f"{estimate}, but the law does not predict the largest size ({failed})")
-        return None
-    deep_wins = one.difference > 0
-    winner, loser = (found.deep, found.wide) if deep_wins else (found.wide, found.deep)
-    word: Word = "depth_exponent_better" if deep_wins else "width_exponent_better"
-    return Verdict(
-        word, f"The loss of {winner} falls faster with size than that of {loser}: {estimate}."
-    )
-
-
-def _levels(found: Findings, doubts: list[str]) -> Verdict | None:
-    """A matched-FLOP difference at the largest FLOPs of some budget, adjusted over budgets."""
-    if found.contrast is None or found.contrast.summary.empty:
-        return None
-    rows = found.contrast.by_flops
-    lower = [
-        row for row in rows if row["largest_high_holm"] < 0 and row["largest_p_holm"] < SIGNIFICANCE
-    ]
-    higher = [
-        row for row in rows if row["largest_low_holm"] > 0 and row["largest_p_holm"] < SIGNIFICANCE
-    ]
-    if lower and higher:
-        doubts.append("which family is better depends on the token budget")
-        return None
-    if not lower and not higher:
-        return None
-    row = (lower or higher)[-1]
-    winner, loser = (found.deep, found.wide) if lower else (found.wide, found.deep)
-    word: Word = "depth_level_better" if lower else "width_level_better"
-    sentence = (
-        f"At equal FLOPs {winner} has the lower loss: {found.deep} minus {found.wide} is "
-        f"{row['largest']:+.4f} nats [{row['largest_low_holm']:+.4f}, {row['largest_high_holm']:+.4f}] at "
-        f"{power_of_ten(row['largest_flops'])} FLOPs and tokens_per_param {row['tokens_per_param']:g} "
-        f"({count(int(row['pairs']), 'pair')}, Holm {format_p_value(row['largest_p_holm'])}); no difference of exponents from {loser} is shown."
-    )
-    return Verdict(word, sentence)
-
-
-def _equivalence(found: Findings) -> Verdict | None:
-    """No difference needs equivalence; and where equal losses cost unequal FLOPs there is one."""
-    one, kappa = found.primary, found.kappa
-    ends = (
-        None if kappa is None or kappa.interval is None else [math.log(x) for x in kappa.interval]
-    )
-    if ends is not None and not snap_to_zero(ends[0], ITERATION_TOLERANCE) <= 0 <= snap_to_zero(
-        ends[1], ITERATION_TOLERANCE
-    ):
-        return None
-    identified = one.status != "UNIDENTIFIED"
-    if identified and one.equivalence_p is not None and one.equivalence_p < SIGNIFICANCE:
+        return Verdict("audit_failed", "open", "open", sentence, conditions, tuple(failures[1:]))
+    level = _level(evidence)
+    exponent, reasons = _exponent(evidence)
+    word = _word(level, exponent, evidence)
+    sentence = f"{describe_level(block)} {describe_exponent(block)}"
+    if {level, exponent} == {"depth", "width"}:
+        sentence += " The two findings point to opposite sides: the curves cross, or will."
+    if word == "no_difference":
         sentence = (
-            f"The exponents are the same within {EQUIVALENT:g} ({describe(one)}; equivalence "
-            f"{format_p_value(one.equivalence_p)}), and no difference at equal FLOPs was found."
+            f"{block.deep} and {block.wide} are equivalent: exponents within {EQUIVALENT:g} and FLOPs at equal loss "
+            f"within a factor of {evidence.equivalent_cost:g}. {sentence}"
         )
-        return Verdict("no_difference", sentence)
-    if kappa is not None and ends is not None and exceeds(SAME_COST, max(-ends[0], ends[1])):
-        multiplier = describe_kappa(kappa, found.deep, found.wide)
-        return Verdict(
-            "no_difference", f"Equal losses cost the same FLOPs within 5%: {multiplier}."
-        )
-    return None
+    if word == "inconclusive":
+        sentence += f" Neither a difference nor equivalence is shown. {_detectable(block)}"
+    return Verdict(word, level, exponent, sentence, conditions, reasons)
 
 
-def _inconclusive(found: Findings) -> Verdict:
-    one = found.primary
-    if one.difference is None:
-        reason = one.reasons[0] if one.reasons else "the exponents were refused"
-        return Verdict(
-            "inconclusive",
-            f"No difference at equal FLOPs was found, and the exponents cannot be compared: {reason}.",
-            one.reasons[1:],
-        )
-    if one.status == "UNIDENTIFIED":
-        return Verdict(
-            "inconclusive",
-            f"No difference at equal FLOPs was found, and the exponents are not identified: "
-            f"{one.reasons[0]}; as their difference, anything from "
-            f"{format_range(one.accepted_difference, signed=True)} is accepted.",
-            one.reasons[1:],
-        )
-    hints: tuple[str, ...] = ()
-    if found.kappa is not None and found.kappa.interval is not None:
-        hints = (f"exploratory: {describe_kappa(found.kappa, found.deep, found.wide)}",)
-    sentence = (
-        f"{describe(one)}: neither a difference nor its absence is shown; a difference of exponents of "
-        f"{one.mde80:.3f} would have been found with a probability of 80%."
-    )
-    return Verdict("inconclusive", sentence, hints)
+def _level(evidence: Evidence) -> Finding:
+    block = evidence.block
+    assert block.level is not None
+    if not block.is_level_significant:
+        return "open"
+    if fragile_name(evidence.without, "level", block.level) is not None:
+        return "fragile"
+    return "depth" if block.level < 0 else "width"
 
 
-def describe(one: ExponentDifference) -> str:
-    """The estimate with what it stands on, or the accepted range of one that is not identified."""
-    if one.difference is None or one.interval is None or one.p is None:
-        return f"exponents refused ({'; '.join(one.reasons)})"
-    if one.status == "UNIDENTIFIED":
-        return (
-            f"alpha {one.deep} - alpha {one.wide} is not identified: anything from "
-            f"{format_range(one.accepted_difference, signed=True)} is accepted (loss in nats against {one.n_name})"
+def _exponent(evidence: Evidence) -> tuple[Finding, tuple[str, ...]]:
+    block = evidence.block
+    if block.d_alpha is None:
+        return "refused", block.exponent_reasons
+    if block.p_free_e is not None and block.p_free_e < SIGNIFICANCE:
+        reason = (
+            f"equal E is rejected (E_deep - E_wide = {format_number(block.free_e, signed=True)} nats, "
+            f"{format_p_value(block.p_free_e)}), so exponents given equal E are not compared"
         )
-    permuted = (
-        "" if one.permutation is None else f", permutation {format_p_value(one.permutation.p)}"
-    )
-    low, high = one.interval
+        return "open", (reason,)
+    if not block.is_exponent_significant:
+        return "open", ()
+    for other in evidence.others:
+        if other.n_name in CHECKED and opposite_signs(other.d_alpha or 0.0, block.d_alpha):
+            value = format_number(other.d_alpha, signed=True)
+            return "definition_dependent", (f"with N as {other.n_name} it is {value}",)
+    name = fragile_name(evidence.without, "d_alpha", block.d_alpha)
+    if name is not None:
+        return "fragile", (f"the exponent difference changes sign without {name}",)
+    return ("depth" if block.d_alpha > 0 else "width"), ()
+
+
+def _word(level: Finding, exponent: Finding, evidence: Evidence) -> Word:
+    sided: dict[tuple[str, Finding], Word] = {
+        ("level", "depth"): "depth_level_better",
+        ("level", "width"): "width_level_better",
+        ("exponent", "depth"): "depth_exponent_better",
+        ("exponent", "width"): "width_exponent_better",
+    }
+    for name, finding in (("level", level), ("exponent", exponent)):
+        if (name, finding) in sided:
+            return sided[name, finding]
+    if exponent == "definition_dependent":
+        return "definition_dependent"
+    if "fragile" in (level, exponent):
+        return "fragile"
     return (
-        f"alpha {one.deep} - alpha {one.wide} = {one.difference:+.4f} [{low:+.4f}, {high:+.4f}] (loss in nats "
-        f"against {one.n_name}, jackknife over {one.shapes} shapes {format_p_value(one.p)}{permuted})"
+        "no_difference"
+        if is_equivalent(evidence.block, evidence.equivalent_cost)
+        else "inconclusive"
     )
 
 
-def describe_kappa(kappa: Kappa, deep: str, wide: str) -> str:
-    """Return the compute multiplier at the largest common FLOPs, with its interval if there is one."""
+def is_equivalent(block: BlockResult, cost: float = EQUIVALENT_COST) -> bool:
+    """Return whether two one-sided tests show |d_alpha| < 0.02 and |ln kappa| < ln(cost), both at 5%."""
+    if block.p_equal_exponents is None or block.ln_kappa_ci90 is None:
+        return False
+    low, high = block.ln_kappa_ci90
     return (
-        f"the compute multiplier at {power_of_ten(kappa.at_flops)} FLOPs is {kappa.text}: {deep} needs "
-        f"{1 / kappa.estimate:.0%} of the FLOPs of {wide}"
+        block.p_equal_exponents < SIGNIFICANCE and -math.log(cost) < low and high < math.log(cost)
     )
+
+
+def _conditions(evidence: Evidence) -> Iterator[str]:
+    block, hold_out = evidence.block, evidence.hold_out
+    if block.d_alpha is not None:
+        yield "the exponents are compared given equal E in both families"
+    if evidence.audit is None:
+        yield "no learning-rate audit was given: the answer holds if the learning rates suit both families"
+    if hold_out is not None and hold_out.passed is False:
+        yield f"the smaller sizes do not predict the largest ({'; '.join(hold_out.reasons)})"
+    if hold_out is not None and hold_out.passed is None:
+        yield f"the extrapolation is not checked ({'; '.join(hold_out.reasons)})"
+    if not block.is_matched:
+        yield "unmatched: the runs share no blocks of equal tokens and FLOPs, so a fitted law replaces them"
+    if not (block.is_curved or block.is_labelled):
+        yield "two aspect ratios per rung: a curved loss with drifting aspect ratios looks like an exponent difference"
+    if block.largest_q is not None and block.largest_q > LARGE_Q:
+        yield f"differences of up to {block.largest_q:.0%} of the size term, so the model is refitted to second order"
+    if block.is_law_assumed:
+        yield "a single token budget per size: alpha = beta = 0.34 is assumed for the compute multiplier"
+
+
+def describe_level(block: BlockResult) -> str:
+    """Return the sentence on the loss at equal FLOPs."""
+    assert block.level is not None and block.at_flops is not None and block.p_level is not None
+    better = "lower" if block.level < 0 else "higher"
+    shown = (
+        f"{block.deep} has the {better} loss"
+        if block.is_level_significant
+        else "no loss difference is shown"
+    )
+    return (
+        f"At equal FLOPs and tokens {shown}: {block.deep} minus {block.wide} is {block.level_text} nats at "
+        f"N = {short_count(block.at_n or 0.0)} and {power_of_ten(block.at_flops)} FLOPs "
+        f"({format_p_value(block.p_level)}), a compute multiplier of {block.kappa_text}."
+    )
+
+
+def describe_exponent(block: BlockResult) -> str:
+    """Return the sentence on the exponents."""
+    if block.d_alpha is None:
+        reasons = "; ".join(block.exponent_reasons)
+        return f"The exponents cannot be compared: {reasons}."
+    faster = block.deep if block.d_alpha > 0 else block.wide
+    shown = (
+        f"The loss of {faster} falls faster with size"
+        if block.is_exponent_significant
+        else "No difference of exponents is shown"
+    )
+    return (
+        f"{shown}: alpha {block.deep} - alpha {block.wide} = {block.d_alpha_text} (loss in nats against "
+        f"{block.n_name}, {block.shapes} shapes, {block.df} degrees of freedom, given equal E)."
+    )
+
+
+def _detectable(block: BlockResult) -> str:
+    level = f"a loss difference of {format_number(block.level_mde80)} nats"
+    exponent = "" if block.mde80 is None else f" or an exponent difference of {block.mde80:.3f}"
+    return f"This study finds {level}{exponent} with a probability of 80%."

@@ -1,0 +1,64 @@
+"""Covariance of the block model's estimates for runs that are planned, at known noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.arrays import Floats
+from analysis.block.blocks import Blocks
+from analysis.block.effects import level_weights_of
+from analysis.block.mixed_model import MixedModel, complement
+from analysis.block.model import columns_of, exponent_reasons, nuisance_of
+from analysis.block.pooled_law import PooledLaw
+
+
+@dataclass(frozen=True)
+class PlannedEffects:
+    """Precision of (level in nats, d_alpha) of a design; only the level if the exponent is refused.
+
+    Attributes:
+        covariance: of the estimates at true values near 0, without the plug-in term.
+        df: degrees of freedom of their t tests.
+        n, tokens: the largest common size, and the budget there that is nearest to the compute optimum.
+    """
+
+    covariance: Floats
+    df: int
+    n: float
+    tokens: float
+
+    @property
+    def has_exponent(self) -> bool:
+        return len(self.covariance) > 1
+
+
+def planned_effects(blocks: Blocks, law: PooledLaw, sigma: Floats, tau: float) -> PlannedEffects:
+    """Return the precision of a design, by generalised least squares with known standard deviations in nats.
+
+    `sigma`: of each run, shape (runs,); `tau`: of the random effect of a shape. A shape with several seeds has one
+    random effect.
+    """
+    columns = columns_of(blocks, law, has_exponent=not exponent_reasons(blocks))
+    x, nuisance = columns.design(blocks.u), nuisance_of(blocks, law)
+    contrasts = complement(nuisance)
+    same_shape = blocks.shape[:, None] == blocks.shape
+    noise = np.diag(sigma**2) + tau**2 * same_shape
+    projected = contrasts.T @ x
+    information = projected.T @ np.linalg.solve(contrasts.T @ noise @ contrasts, projected)
+    rung = blocks.common_rungs[-1]
+    n = float(np.exp(blocks.log_n_rung[rung]))
+    weights = [level_weights_of(columns, law, blocks, np.array([n]))[0]]
+    if columns.has_exponent:
+        gamma = np.zeros(x.shape[1])
+        gamma[-1] = blocks.u_deep - blocks.u_wide
+        weights.append(gamma)
+    tokens = blocks.tokens[blocks.rung == rung]
+    slope = np.log(law.alpha * law.size_term(n) / (law.beta * law.data_term(tokens)))
+    return PlannedEffects(
+        covariance=np.array(weights) @ np.linalg.inv(information) @ np.array(weights).T,
+        df=MixedModel(nuisance, x, blocks.shape).df,
+        n=n,
+        tokens=float(tokens[int(np.argmin(np.abs(slope)))]),
+    )

@@ -1,0 +1,411 @@
+"""The primary result of a comparison: the estimates of the block model for two families, in named fields."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.block.blocks import Blocks, arrange
+from analysis.block.effects import (
+    Effects,
+    Interval,
+    common_box_is_empty,
+    effects_of,
+    shape_optimum,
+)
+from analysis.block.model import exponent_reasons, fit_runs, level_reasons
+from analysis.formatting import count, format_interval, format_number, format_p_value
+from slm.rounding import exceeds
+from slm.summary import Rows, Summarized
+
+SIGNIFICANCE = 0.05
+EQUIVALENT = 0.02  # exponents closer than this are the same for any use
+SAME_N = 0.001  # relative; N that differ by less are one definition
+CURVE_POINTS = 25
+
+
+@dataclass(frozen=True, repr=False)
+class BlockResult(Summarized):
+    """Estimates of the block model for one definition of N. A refused number is None.
+
+    Loss differences are L_deep - L_wide in nats per token, below 0 if deep is better; d_alpha is alpha_deep -
+    alpha_wide, above 0 if the loss of deep falls faster; kappa is C_wide / C_deep at equal loss, above 1 if deep
+    needs fewer FLOPs. Intervals are 95%, from t(df). p values are those of the closed test of level and d_alpha: the
+    larger one of the two-sided t test and of the F(2, df) test of both together, so that errors in either of the two
+    findings stay below 5% together.
+
+    Attributes:
+        reasons: why nothing could be estimated; exponent_reasons: why d_alpha is refused.
+        level: Delta at `at_n`, the largest size that both families were run at.
+        p_f: p of the F(2, df) test of level and d_alpha together.
+        ln_kappa_ci90, p_equal_exponents: for equivalence by two one-sided tests; the second of |d_alpha| < 0.02.
+        free_e: E_deep - E_wide if the families may differ in E, with d_alpha_free_e beside it.
+        sigma, tau: standard deviations of a run and of a shape in nats; trunk_sigma: of a seed's trunk.
+        runs, shapes, rungs: what the estimates use; left_out: runs without another shape in their block.
+        is_matched: whether runs share blocks of equal tokens and FLOPs within 10%.
+        is_labelled: whether the families do not differ in aspect ratio, so that only their names enter.
+        is_curved: whether the loss may be curved in ln(aspect ratio); `curvature` is h2 (relative loss per unit^2).
+        alpha, beta, size_nats: of the pooled law, and its A N^-alpha at `at_n`.
+        largest_q: largest relative difference of the size term; above 0.1 the model is refitted.
+        optima: best d_model / n_layers per rung (is_curved); curve: Delta against N with its 95% band.
+        noise: residual standard deviation by family and by rung, in nats.
+    """
+
+    deep: str
+    wide: str
+    n_name: str
+    reasons: tuple[str, ...] = ()
+    exponent_reasons: tuple[str, ...] = ()
+    level: float | None = None
+    level_se: float | None = None
+    level_ci: Interval | None = None
+    p_level: float | None = None
+    d_alpha: float | None = None
+    d_alpha_se: float | None = None
+    d_alpha_ci: Interval | None = None
+    p_exponent: float | None = None
+    p_f: float | None = None
+    ln_kappa: float | None = None
+    ln_kappa_se: float | None = None
+    ln_kappa_ci: Interval | None = None
+    ln_kappa_ci90: Interval | None = None
+    p_equal_exponents: float | None = None
+    df: int | None = None
+    sigma: float | None = None
+    tau: float | None = None
+    trunk_sigma: float | None = None
+    free_e: float | None = None
+    free_e_se: float | None = None
+    p_free_e: float | None = None
+    d_alpha_free_e: float | None = None
+    d_alpha_free_e_se: float | None = None
+    runs: int = 0
+    shapes: int = 0
+    rungs: int = 0
+    left_out: int = 0
+    is_matched: bool = True
+    is_labelled: bool = False
+    is_curved: bool = False
+    is_law_assumed: bool = False
+    curvature: float | None = None
+    curvature_se: float | None = None
+    p_curvature: float | None = None
+    at_n: float | None = None
+    at_tokens: float | None = None
+    at_flops: float | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    size_nats: float | None = None
+    largest_q: float | None = None
+    optima: Rows | tuple[dict[str, Any], ...] = ()
+    curve: tuple[dict[str, float], ...] = ()
+    kappa_by_budget: tuple[dict[str, float], ...] = ()
+    noise: tuple[dict[str, Any], ...] = ()
+    effects: Effects | None = field(default=None, compare=False)
+
+    @property
+    def refused(self) -> bool:
+        return self.level is None
+
+    @property
+    def kappa(self) -> float | None:
+        """Compute multiplier C_wide / C_deep at equal loss."""
+        return None if self.ln_kappa is None else math.exp(self.ln_kappa)
+
+    @property
+    def kappa_ci(self) -> Interval | None:
+        if self.ln_kappa_ci is None:
+            return None
+        return math.exp(self.ln_kappa_ci[0]), math.exp(self.ln_kappa_ci[1])
+
+    @property
+    def is_level_significant(self) -> bool:
+        return self.p_level is not None and self.p_level < SIGNIFICANCE
+
+    @property
+    def is_exponent_significant(self) -> bool:
+        return self.p_exponent is not None and self.p_exponent < SIGNIFICANCE
+
+    @property
+    def mde80(self) -> float | None:
+        """A true d_alpha that the t test of this study finds with a probability of 80%."""
+        return None if self.d_alpha_se is None else _mde80(self.d_alpha_se, self.df)
+
+    @property
+    def level_mde80(self) -> float | None:
+        """A true level in nats that the t test of this study finds with a probability of 80%."""
+        return None if self.level_se is None else _mde80(self.level_se, self.df)
+
+    def title(self) -> str:
+        if self.refused:
+            return (
+                f"block model, {self.deep} against {self.wide}: REFUSED ({'; '.join(self.reasons)})"
+            )
+        return (
+            f"block model, {self.deep} against {self.wide}, {count(self.runs, 'run')}, "
+            f"{count(self.shapes, 'shape')}, {count(self.rungs, 'rung')}, {self.df} degrees of freedom"
+        )
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        if self.refused:
+            return
+        yield (
+            "loss difference, nats [95% CI]",
+            f"{self.level_text}, {format_p_value(self.p_level or 0.0)}",
+        )
+        yield "compute multiplier [95% CI]", self.kappa_text
+        yield f"exponent difference, N = {self.n_name} [95% CI]", self.d_alpha_text
+        if self.d_alpha_free_e is not None:
+            value = format_number(self.d_alpha_free_e, signed=True)
+            yield (
+                "exponent difference if E is free",
+                f"{value} +- {format_number(self.d_alpha_free_e_se)}",
+            )
+        yield "sigma, tau", f"{format_number(self.sigma)}, {format_number(self.tau)} nats"
+        for reason in self.exponent_reasons:
+            yield "exponent refused", reason
+
+    @property
+    def level_text(self) -> str:
+        return _text(self.level, self.level_ci)
+
+    @property
+    def kappa_text(self) -> str:
+        low, high = self.kappa_ci or (None, None)
+        return format_interval(self.kappa, low, high, signed=False, digits=3)
+
+    @property
+    def d_alpha_text(self) -> str:
+        if self.d_alpha is None:
+            return "refused"
+        p = "" if self.p_exponent is None else f", {format_p_value(self.p_exponent)}"
+        return f"{_text(self.d_alpha, self.d_alpha_ci)}{p}"
+
+    def row(self) -> dict[str, str]:
+        """Return one row of the table of definitions of N."""
+        p = self.p_exponent
+        return {
+            "N": self.n_name,
+            "alpha, pooled": format_number(self.alpha),
+            "exponent difference [95% CI]": _text(self.d_alpha, self.d_alpha_ci) if self.d_alpha is not None else "refused",
+            "p": "-" if p is None else format_p_value(p),
+            "df": "-" if self.df is None else str(self.df),
+        }  # fmt: skip
+
+    def rows(self) -> Rows:
+        return [self.row()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields for JSON."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "effects"}
+
+
+def _text(value: float | None, interval: Interval | None) -> str:
+    low, high = interval or (None, None)
+    return format_interval(value, low, high)
+
+
+def _mde80(se: float, df: int | None) -> float:
+    from scipy import special
+
+    return float(special.stdtrit(df, 0.975) + special.stdtrit(df, 0.8)) * se
+
+
+def fit_block_model(
+    table: pd.DataFrame,
+    *,
+    deep: str,
+    wide: str,
+    n: str = "n_flop",
+    noise_exponent: float = 0.0,
+) -> BlockResult:
+    """Fit the block model to a table of runs, and return its estimates for two families.
+
+    Args:
+        table: one row per run with the columns family, shape, tokens, flops, loss_nats_per_token, `n`, and if known
+            rung, seed and aspect_ratio.
+        deep, wide: the two families.
+        n: column with N. The level is at equal FLOPs under every definition.
+        noise_exponent: p, if standard deviations are proportional to N^p.
+    """
+    blocks = arrange(table, deep=deep, wide=wide, n=n)
+    return result_of(blocks, n_name=n, noise_exponent=noise_exponent)
+
+
+def result_of(blocks: Blocks, *, n_name: str, noise_exponent: float = 0.0) -> BlockResult:
+    """Fit the block model to arranged runs."""
+    head: dict[str, Any] = {
+        "deep": blocks.deep,
+        "wide": blocks.wide,
+        "n_name": n_name,
+        "runs": len(blocks),
+        "left_out": blocks.left_out,
+        "shapes": len(blocks.families),
+        "rungs": len(blocks.rung_names),
+        "is_matched": blocks.is_matched,
+        "is_labelled": blocks.is_labelled,
+    }
+    reasons = level_reasons(blocks)
+    if reasons:
+        return BlockResult(reasons=tuple(reasons), **head)
+    effects = effects_of(fit_runs(blocks, noise_exponent=noise_exponent))
+    if not blocks.is_matched and common_box_is_empty(effects.fit):
+        empty = "the two families share no range of N, tokens and tokens / N; run the same sizes and budgets in both"
+        return BlockResult(reasons=(empty,), **head)
+    at_flops = _at_equal_flops(blocks, effects, noise_exponent)
+    return BlockResult(
+        exponent_reasons=tuple(exponent_reasons(blocks)),
+        is_curved=blocks.is_curved,
+        is_law_assumed=effects.fit.law.is_assumed,
+        largest_q=effects.fit.largest_q,
+        df=effects.fit.df,
+        sigma=effects.fit.sigma,
+        tau=effects.fit.tau,
+        trunk_sigma=math.sqrt(effects.fit.trunk_ratio) * effects.fit.sigma,
+        effects=effects,
+        noise=tuple(_noise(effects)),
+        **_level(at_flops),
+        **_exponent(effects, noise_exponent),
+        **_curvature(effects),
+        **head,
+    )
+
+
+def _at_equal_flops(blocks: Blocks, effects: Effects, noise_exponent: float) -> Effects:
+    """Return the effects with N_flop = FLOPs / (6 D), at which the level is given under any definition of N."""
+    n_flop = blocks.flops / (6 * blocks.tokens)
+    if not exceeds(np.abs(blocks.n / n_flop - 1).max(), SAME_N):
+        return effects
+    return effects_of(fit_runs(blocks.with_n(n_flop), noise_exponent=noise_exponent))
+
+
+def _level(effects: Effects) -> dict[str, Any]:
+    level, point, law = effects.level, effects.point, effects.fit.law
+    ends = level.interval
+    slope = law.alpha * law.size_term(point.n) + law.beta * law.data_term(point.tokens)
+    rung = effects.fit.blocks.rung == point.rung
+    budgets = sorted(set(effects.fit.blocks.tokens[rung])) if effects.fit.blocks.is_matched else []
+    n = np.geomspace(*_common_range(effects), CURVE_POINTS)
+    deltas, half = effects.level_at(n)
+    return {
+        "level": level.value,
+        "level_se": level.se,
+        "level_ci": ends,
+        "p_level": max(level.p, effects.p_f or 0.0),
+        "ln_kappa": effects.log_kappa(level.value),
+        "ln_kappa_se": 2 * level.se / float(slope),
+        "ln_kappa_ci": effects.log_kappa_interval(),
+        "ln_kappa_ci90": effects.log_kappa_interval(1 - 2 * SIGNIFICANCE),
+        "at_n": point.n,
+        "at_tokens": point.tokens,
+        "at_flops": point.flops,
+        "alpha": law.alpha,
+        "beta": law.beta,
+        "size_nats": float(law.size_term(point.n)),
+        "kappa_by_budget": tuple(
+            {
+                "tokens": float(tokens),
+                "kappa": math.exp(effects.log_kappa(level.value, tokens)),
+                "low": math.exp(effects.log_kappa(ends[1], tokens)),
+                "high": math.exp(effects.log_kappa(ends[0], tokens)),
+            }
+            for tokens in budgets
+        ),
+        "curve": tuple(
+            {"n": float(a), "level": float(b), "low": float(b - c), "high": float(b + c)}
+            for a, b, c in zip(n, deltas, half, strict=True)
+        ),
+    }
+
+
+def _common_range(effects: Effects) -> tuple[float, float]:
+    """Return the range of N that both families were run at."""
+    blocks = effects.fit.blocks
+    if blocks.is_matched:
+        sizes = np.exp(blocks.log_n_rung[blocks.common_rungs])
+        return float(sizes.min()), float(sizes.max())
+    family = np.array(blocks.families, dtype=object)[blocks.shape]
+    sides = [blocks.n[family == name] for name in (blocks.deep, blocks.wide)]
+    return max(side.min() for side in sides), min(side.max() for side in sides)
+
+
+def _exponent(effects: Effects, noise_exponent: float) -> dict[str, Any]:
+    if effects.d_alpha is None:
+        return {}
+    found: dict[str, Any] = {
+        "d_alpha": effects.d_alpha.value,
+        "d_alpha_se": effects.d_alpha.se,
+        "d_alpha_ci": effects.d_alpha.interval,
+        "p_exponent": max(effects.d_alpha.p, effects.p_f or 0.0),
+        "p_f": effects.p_f,
+        "p_equal_exponents": effects.d_alpha.equivalence_p(EQUIVALENT),
+    }
+    if effects.fit.df < 3:  # the column of E takes one more
+        return found
+    free = effects_of(
+        fit_runs(
+            effects.fit.blocks, free_e=True, noise_exponent=noise_exponent, law=effects.fit.law
+        )
+    )
+    assert free.free_e is not None and free.d_alpha is not None
+    return found | {
+        "free_e": free.free_e.value,
+        "free_e_se": free.free_e.se,
+        "p_free_e": free.free_e.p,
+        "d_alpha_free_e": free.d_alpha.value,
+        "d_alpha_free_e_se": free.d_alpha.se,
+    }
+
+
+def _curvature(effects: Effects) -> dict[str, Any]:
+    """Return the curvature in ln(aspect ratio), and the best aspect ratio of each rung."""
+    fit = effects.fit
+    if "h2" not in fit.names:
+        return {}
+    index = fit.names.index("h2")
+    estimate = effects.estimate(fit.coef[index], float(fit.covariance[index, index]))
+    middle = effects.mean_log_aspect
+    rows = []
+    for rung, name in enumerate(fit.blocks.rung_names if fit.blocks.is_matched else ()):
+        best = shape_optimum(fit, rung)
+        ends = best.interval
+        rows.append(
+            {
+                "rung": name,
+                "n": float(np.exp(fit.blocks.log_n_rung[rung])),
+                "best_aspect": None if best.u is None else math.exp(best.u + middle),
+                "low": None if ends is None else math.exp(ends[0] + middle),
+                "high": None if ends is None else math.exp(ends[1] + middle),
+                "cost_of_two": best.cost_of_two,
+            }
+        )
+    return {
+        "curvature": estimate.value,
+        "curvature_se": estimate.se,
+        "p_curvature": estimate.p,
+        "optima": tuple(rows),
+    }
+
+
+def _noise(effects: Effects) -> Iterator[dict[str, Any]]:
+    """Yield the residual standard deviation of each family and rung: of shapes and runs together."""
+    fit = effects.fit
+    residual, share = fit.residuals()
+    family = np.array(fit.blocks.families, dtype=object)[fit.blocks.shape]
+    groups: list[tuple[str, Any, Any]] = [
+        ("family", name, family == name) for name in dict.fromkeys(family)
+    ]
+    if fit.blocks.is_matched:
+        groups += [
+            ("rung", name, fit.blocks.rung == code)
+            for code, name in enumerate(fit.blocks.rung_names)
+        ]
+    for kind, name, rows in groups:
+        free = share * int(rows.sum())
+        sd = math.sqrt(float((residual[rows] ** 2).sum()) / free)
+        yield {"by": kind, "name": str(name), "runs": int(rows.sum()), "sd": sd}

@@ -1,0 +1,220 @@
+"""How the block model's estimates react: without each shape, bootstrap, permutation, other noise, the joint law.
+
+All but the first are reported only; a significant estimate that changes sign without a shape is `fragile`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import permutations, product
+from typing import Any
+
+import numpy as np
+
+from analysis.arrays import Floats, Ints
+from analysis.block.effects import Effects, effects_of
+from analysis.block.mixed_model import MixedModel
+from analysis.block.model import BlockFit, fit_runs, level_reasons, nuisance_of
+from analysis.block.pooled_law import delete_runs
+from analysis.formatting import format_number, format_p_value
+from slm.rounding import ITERATION_TOLERANCE, opposite_signs
+from slm.summary import Rows, Summarized
+
+BOOTSTRAPS = 999
+MAX_LABELINGS = 1000  # of the permutation test; a random sample of them if there are more
+NOISE_EXPONENTS = (-0.35, 0.35)
+
+
+@dataclass(frozen=True)
+class WithoutOne:
+    """Estimates without one shape (or one rung of two families, whose shapes go together)."""
+
+    name: str
+    level: float
+    d_alpha: float | None
+
+
+@dataclass(frozen=True, repr=False)
+class Robustness(Summarized):
+    """Attributes:
+    without: estimates without each shape in turn, refitted.
+    bootstrap_p: share of parametric bootstrap studies with d_alpha = 0 whose |t| is at least the observed one.
+    permutation_p: of residuals permuted between the shapes of a rung, d_alpha = 0; approximate, since residuals are
+        exchangeable only if the level is known. `smallest_permutation_p` is the smallest possible one.
+    noise: level and d_alpha with p, if standard deviations are proportional to N to some powers.
+    """
+
+    without: tuple[WithoutOne, ...]
+    bootstrap_p: float | None
+    permutation_p: float | None
+    smallest_permutation_p: float | None
+    noise: tuple[dict[str, float | None], ...]
+
+    def title(self) -> str:
+        return f"robustness, {len(self.without)} deletions"
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        for name, p in (("bootstrap", self.bootstrap_p), ("permutation", self.permutation_p)):
+            yield f"{name} test of the exponent difference", "-" if p is None else format_p_value(p)
+
+    def rows(self) -> Rows:
+        """Return one row per deletion."""
+        return [
+            {
+                "without": one.name,
+                "loss difference, nats": format_number(one.level, signed=True),
+                "exponent difference": format_number(one.d_alpha, signed=True),
+            }
+            for one in self.without
+        ]
+
+
+def robustness_of(effects: Effects, *, bootstraps: int = BOOTSTRAPS, seed: int = 0) -> Robustness:
+    """Run all checks on one fit."""
+    permuted, smallest = permutation_p(effects, seed=seed)
+    return Robustness(
+        without=tuple(deletions(effects)),
+        bootstrap_p=bootstrap_p(effects, bootstraps, seed=seed),
+        permutation_p=permuted,
+        smallest_permutation_p=smallest,
+        noise=tuple(_noise_rows(effects)),
+    )
+
+
+def deletions(effects: Effects) -> Iterator[WithoutOne]:
+    """Yield the estimates without each shape in turn; those that leave too little are left out.
+
+    In a rung with two shapes, one alone counts for nothing, so the whole rung goes.
+    """
+    fit = effects.fit
+    blocks = fit.blocks
+    done: set[tuple[int, ...]] = set()
+    for code, shape_name in enumerate(blocks.shape_names):
+        rest = blocks.select(blocks.shape != code)
+        kept = tuple(rest.row.tolist())
+        if kept in done or level_reasons(rest):
+            continue
+        done.add(kept)
+        name = shape_name
+        if blocks.is_matched and len(rest.rung_names) < len(blocks.rung_names):
+            rung = blocks.rung[blocks.shape == code][0]
+            name = f"rung {blocks.rung_names[rung]}"
+        law = delete_runs(fit.law, blocks, np.isin(blocks.row, rest.row))
+        one = effects_of(fit_runs(rest, law=law), plug_in=False)
+        yield WithoutOne(name, one.level.value, None if one.d_alpha is None else one.d_alpha.value)
+
+
+def fragile_name(without: tuple[WithoutOne, ...], quantity: str, value: float) -> str | None:
+    """Return the first deletion that changes the sign of an estimate (`level` or `d_alpha`), or None."""
+    for one in without:
+        other = getattr(one, quantity)
+        if other is not None and opposite_signs(other, value):
+            return one.name
+    return None
+
+
+def bootstrap_p(effects: Effects, replicates: int = BOOTSTRAPS, *, seed: int = 0) -> float | None:
+    """Return p of d_alpha by a parametric bootstrap of the model without it; None if d_alpha is refused."""
+    if effects.d_alpha is None or not replicates:
+        return None
+    null = _null_fit(effects.fit)
+    generator = np.random.default_rng(seed)
+    model = effects.fit.model
+    spread = null.sigma * np.sqrt(np.maximum(1 + null.ratio * model.values, 0.0))
+    noise = spread[:, None] * generator.standard_normal((len(model.values), replicates))
+    fitted = model.map @ (null.columns.design(null.blocks.u) @ null.coef)
+    drawn = np.abs(_statistics(effects.fit, fitted[:, None] + noise))
+    observed = abs(_statistics(effects.fit, (model.map @ effects.fit.y)[:, None])[0])
+    return float((1 + (drawn >= observed * (1 - ITERATION_TOLERANCE)).sum()) / (replicates + 1))
+
+
+def permutation_p(effects: Effects, *, seed: int = 0) -> tuple[float | None, float | None]:
+    """Return p of d_alpha by permuting whole shapes within rungs, and the smallest p possible.
+
+    Residuals of the model without d_alpha are permuted (Freedman and Lane 1983) between shapes with the same blocks.
+    """
+    if effects.d_alpha is None or not effects.fit.blocks.is_matched:
+        return None, None
+    null = _null_fit(effects.fit)
+    rest, _ = null.residuals()
+    fitted = null.y - rest
+    orders = _orders(effects.fit, np.random.default_rng(seed))
+    if len(orders) < 2:
+        return None, None
+    model = effects.fit.model
+    drawn = np.abs(_statistics(effects.fit, model.map @ (fitted[:, None] + rest[orders.T])))
+    as_extreme = drawn >= drawn[0] * (1 - ITERATION_TOLERANCE)
+    return float(as_extreme.mean()), 1 / len(orders)
+
+
+def _null_fit(fit: BlockFit) -> BlockFit:
+    """Return the fit without gamma."""
+    blocks = fit.blocks
+    columns = replace(fit.columns, has_exponent=False, has_free_e=False)
+    model = MixedModel(
+        nuisance_of(blocks, fit.law),
+        columns.design(blocks.u),
+        blocks.shape,
+        blocks.trunk if fit.trunk_ratio else None,
+        trunk_ratio=fit.trunk_ratio,
+        allow_negative=blocks.is_complete,
+    )
+    found = model.fit(fit.y)
+    return replace(
+        fit,
+        columns=columns,
+        model=model,
+        coef=found.coef[0],
+        covariance=found.covariance[0],
+        ratio=float(found.ratio[0]),
+        sigma=float(found.sigma[0]),
+    )
+
+
+def _statistics(fit: BlockFit, rotated: Floats) -> Floats:
+    """Return t of gamma for left sides in the coordinates of the mixed model, (contrasts, samples)."""
+    found = fit.model.fit_rotated(rotated)
+    at = fit.names.index("gamma")
+    return found.coef[:, at] / np.sqrt(found.covariance[:, at, at])
+
+
+def _orders(fit: BlockFit, generator: np.random.Generator) -> Ints:
+    """Return the orders of the runs under permutations of shapes, (labelings, runs); the first is the identity."""
+    blocks = fit.blocks
+    runs = [np.flatnonzero(blocks.shape == code) for code in range(len(blocks.families))]
+    runs = [rows[np.lexsort((blocks.trunk[rows], blocks.block[rows]))] for rows in runs]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for code, rows in enumerate(runs):
+        groups.setdefault(tuple(blocks.block[rows].tolist()), []).append(code)
+    exchangeable = [members for members in groups.values() if len(members) > 1]
+    total = math.prod(math.factorial(len(members)) for members in exchangeable)
+    if total <= MAX_LABELINGS:
+        labelings: Any = product(*(permutations(members) for members in exchangeable))
+    else:
+        drawn = [
+            [tuple(generator.permutation(members)) for members in exchangeable]
+            for _ in range(MAX_LABELINGS - 1)
+        ]
+        labelings = [[tuple(members) for members in exchangeable], *drawn]
+    orders = []
+    for labeling in labelings:
+        order = np.arange(len(blocks))
+        for members, replaced in zip(exchangeable, labeling, strict=True):
+            for code, other in zip(members, replaced, strict=True):
+                order[runs[code]] = runs[other]
+        orders.append(order)
+    return np.array(orders)
+
+
+def _noise_rows(effects: Effects) -> Iterator[dict[str, float | None]]:
+    for exponent in NOISE_EXPONENTS:
+        one = effects_of(fit_runs(effects.fit.blocks, noise_exponent=exponent, law=effects.fit.law))
+        yield {
+            "noise_exponent": exponent,
+            "level": one.level.value,
+            "p_level": one.level.p,
+            "d_alpha": None if one.d_alpha is None else one.d_alpha.value,
+            "p_exponent": None if one.d_alpha is None else one.d_alpha.p,
+        }
