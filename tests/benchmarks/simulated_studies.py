@@ -85,7 +85,10 @@ def misses(name: str, result: dict[str, Any], p: float = 0.01) -> list[str]:
     studies, found = round(result["studies"] * (1 - result["exponent_refused"])), []
     for what, share, sign, limit in targets(name, result):
         count = round(share * studies)
-        upper, lower = stats.binom.sf(count - 1, studies, limit), stats.binom.cdf(count, studies, limit)
+        upper, lower = (
+            stats.binom.sf(count - 1, studies, limit),
+            stats.binom.cdf(count, studies, limit),
+        )
         if (upper if sign == "<=" else lower) < p:
             found.append(f"{what} {share:.3f}, target {sign} {limit:g}")
     slack = -stats.norm.ppf(p) / math.sqrt(2 * studies)
