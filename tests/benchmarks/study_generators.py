@@ -158,21 +158,24 @@ def _budgets(row: Row, rung: int) -> tuple[float, ...]:
     return (8.0, 14.0, 24.0, 42.0, 72.0) if rung % 2 == 0 else (8.0, 72.0)
 
 
-def _codes(table: pd.DataFrame, *columns: str) -> np.ndarray:
-    return table.groupby(list(columns), sort=False).ngroup().to_numpy()
+def _codes(labels: pd.Series) -> np.ndarray:
+    return pd.factorize(labels)[0]
 
 
 def _disturbances(row: Row, table: pd.DataFrame, generator: np.random.Generator) -> Floats:
     """Return what violates the assumptions of the model: effects of rungs, slopes, walks and an outlier."""
-    rung, shape = _codes(table, "rung"), _codes(table, "shape")
+    rung, shape = _codes(table["rung"]), _codes(table["shape"])
     shapes = int(shape.max()) + 1
-    budget = np.log(table["tokens"] / table.groupby("shape")["tokens"].transform("mean"))
     total = row.rung_effect * generator.normal(size=int(rung.max()) + 1)[rung]
-    total += row.slope * generator.normal(size=shapes)[shape] * budget.to_numpy()
-    step = table.groupby("shape")["tokens"].rank(method="dense").to_numpy().astype(int) - 1
-    walks = generator.normal(size=(shapes, int(step.max()) + 1)).cumsum(axis=1)
-    total += row.walk * walks[shape, step]
     total += row.outlier * (shape == generator.integers(shapes))
+    if row.slope:
+        log_d = np.log(table["tokens"])
+        centred = (log_d - log_d.groupby(shape).transform("mean")).to_numpy()
+        total += row.slope * generator.normal(size=shapes)[shape] * centred
+    if row.walk:
+        step = table["tokens"].groupby(shape).rank(method="dense").to_numpy().astype(int) - 1
+        walks = generator.normal(size=(shapes, int(step.max()) + 1)).cumsum(axis=1)
+        total += row.walk * walks[shape, step]
     return total
 
 
@@ -186,8 +189,8 @@ def _noise(row: Row, table: pd.DataFrame, generator: np.random.Generator) -> Flo
 
     total = np.zeros(len(table))
     for deviation, code in (
-        (row.tau, _codes(table, "shape")),
-        (row.tau_seed, _codes(table, "shape", "seed")),
+        (row.tau, _codes(table["shape"])),
+        (row.tau_seed, _codes(table["shape"] + "/" + table["seed"].astype(str))),
         (row.sigma, np.arange(len(table))),
     ):
         total += deviation * draw(int(code.max()) + 1)[code]
