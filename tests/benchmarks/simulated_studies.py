@@ -91,10 +91,11 @@ def misses(name: str, result: dict[str, Any], p: float = 0.01) -> list[str]:
         )
         if (upper if sign == "<=" else lower) < p:
             found.append(f"{what} {share:.3f}, target {sign} {limit:g}")
-    slack = -stats.norm.ppf(p) / math.sqrt(2 * studies)
     for what, ratio in result["se_over_sd"].items():
         low, high = error_ratio_limits(ROWS[name], what)
-        if not low * (1 - slack) <= ratio <= high * (1 + slack):
+        # chi2 of the variance of the estimates, were the true ratio at a limit
+        at_low, at_high = ((studies - 1) * (limit / ratio) ** 2 for limit in (low, high))
+        if stats.chi2.sf(at_low, studies - 1) < p or stats.chi2.cdf(at_high, studies - 1) < p:
             found.append(f"SE / sd of {what} {ratio:.2f}, target {low:g} to {high:g}")
     return found
 
