@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-
-from analysis import charts
 from analysis.compare.aspect_ratio import RungCurve, ShapeCurve
 from analysis.compare.compute_multiplier import Kappa
+
+from analysis import charts
 from analysis.fit.isoflop import IsoFlop, Parabola
 from analysis.report.study_report import StudyReport, analyze_study
 from slm.charts import LIGHT, Figure

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-
-from analysis.compare import two_stage_f_test
 from analysis.compare.aspect_ratio import fit_shape_curve
 from analysis.compare.compute_multiplier import envelope, multiplier
+
+from analysis.compare import two_stage_f_test
 from analysis.compare.matched_pairs import holm, holm_limits
 from analysis.design.identifiability import (
     comparison_refusals,
