@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from slm.tracking.run_dir import RunDirectory
-from tests.conftest import PATIENCE_SECONDS, ROOT, cli_command, cli_env
+from tests.conftest import ROOT, cli_command, cli_env
+from tests.in_process import run_here
 from tests.running import assert_same_run
 
-KILLS = 20
+KILLS = 10
 CHECKPOINT_STEPS = 10
 STUDY = (
-    "study=smoke", "study.sizes=[80k]", "study.tokens_per_param=[0.25,0.75,2.25]", "study.seeds=[0,1]",
+    "study=smoke", "study.sizes=[80k]", "study.tokens_per_param=[0.25,0.75,2.25]",
     f"trainer.checkpoint_every_steps={CHECKPOINT_STEPS}", "trainer.log_every_steps=1",
     "trainer.validate_every_steps=25", "tracking=disabled", "action=run",
 )  # fmt: skip
@@ -27,9 +28,9 @@ MAX_STEPS = 40  # that the runs take between two kills
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
-def start(runs: Path, cache_dir: Path, *arguments: str) -> subprocess.Popen[bytes]:
+def start(runs: Path, cache_dir: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        cli_command("sweep.py", runs, cache_dir, *STUDY, *arguments),
+        cli_command("sweep.py", runs, cache_dir, *STUDY),
         cwd=ROOT, env=cli_env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
 
@@ -84,11 +85,11 @@ def wait_for_victims(
 
 
 @pytest.mark.slow
-def test_twenty_random_kills_leave_no_trace(tmp_path: Path, cache_dir: Path) -> None:
-    calm = start(tmp_path / "calm", cache_dir, "hydra/launcher=basic")  # imports torch once
-    assert calm.wait(timeout=PATIENCE_SECONDS) == 0
+def test_random_kills_leave_no_trace(tmp_path: Path, cache_dir: Path) -> None:
+    command = cli_command("sweep.py", tmp_path / "calm", cache_dir, *STUDY, "hydra/launcher=basic")
+    assert run_here(command).returncode == 0
     undisturbed = all_runs(tmp_path / "calm")
-    assert len(undisturbed) == 2 * 3 * 2
+    assert len(undisturbed) == 2 * 3
 
     place, chance, sent = tmp_path / "killed", random.Random(0), Counter[str]()
     finished: dict[str, int] = {}  # when result.json of a finished run was written
