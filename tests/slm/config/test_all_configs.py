@@ -89,7 +89,7 @@ def studies() -> list[str]:
 
 
 @pytest.mark.parametrize("study", studies())
-def test_each_study_has_matched_cells_whose_overrides_give_their_run_ids(study: str) -> None:
+def test_each_study_has_matched_cells(study: str) -> None:
     """The overrides sent to a launcher compose to the run that the plan shows."""
     config = composed(f"study={study}", name="sweep")
     check_study(config)
