@@ -62,7 +62,7 @@ class Sweep:
         with patch.dict(os.environ, self.env):
             done = run_here(command)
         self.folder.mkdir(exist_ok=True)
-        (self.folder / "output.txt").write_text(done.stderr)
+        (self.folder / "output.txt").write_text(done.stdout + done.stderr)
         return done.returncode
 
     @property
