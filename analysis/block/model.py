@@ -25,6 +25,7 @@ from slm.rounding import exceeds
 MIN_DF = 2
 LARGE_Q = 0.1  # relative difference of the size term beyond which e^q is not 1 + q
 REFITS = 3
+SINGLE_BUDGETS = 0.5  # share of the rungs that may have lost all but one token budget
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,9 @@ def exponent_reasons(blocks: Blocks, law: PooledLaw | None = None) -> list[str]:
     """Return why the exponent difference cannot be estimated, from the design and if given the law; empty if it can."""
     groups = blocks.rung if blocks.is_matched else blocks.shape
     everything = ["all"] * len(blocks)
-    reasons = exponent_refusals(everything, groups.tolist(), blocks.n, blocks.tokens)
+    reasons = exponent_refusals(
+        everything, groups.tolist(), blocks.n, blocks.tokens, single_budget_share=SINGLE_BUDGETS
+    )
     if law is not None and law.at_bound:
         reasons.append(
             f"the runs do not identify the law common to all shapes: {law.at_bound} is at a bound of the search; run "

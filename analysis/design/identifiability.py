@@ -32,7 +32,12 @@ Labels = Sequence[Hashable] | NDArray[Any]
 
 
 def exponent_refusals(
-    family: Labels, size: Labels | None, n: ArrayLike, tokens: ArrayLike
+    family: Labels,
+    size: Labels | None,
+    n: ArrayLike,
+    tokens: ArrayLike,
+    *,
+    single_budget_share: float = 0.0,
 ) -> list[str]:
     """Return the reasons why the exponents of a joint law in N and D are not identified; empty if they are.
 
@@ -42,6 +47,7 @@ def exponent_refusals(
             are counted, and a size may have a single token budget, as in a cloud of points.
         n: N of each run, in any definition, above 0.
         tokens: D of each run, above 0.
+        single_budget_share: share of the sizes that may have a single token budget.
     """
     family, n, tokens = labels(family), np.asarray(n, float), np.asarray(tokens, float)
     size = None if size is None else labels(size)
@@ -56,7 +62,7 @@ def exponent_refusals(
                 f"{prefix}{count(n_sizes, 'size')}, at least {MIN_SIZES} are needed; run {MIN_SIZES - n_sizes} more"
             )
         single = [s for s in sizes if count_distinct(tokens[rows & (size == s)]) < MIN_BUDGETS]
-        if single:
+        if len(single) > single_budget_share * n_sizes:
             has = "has" if len(single) == 1 else "have"
             refusals.append(
                 f"{prefix}{len(single)} of {count(n_sizes, 'size')} {has} a single token budget, so the effects of "
