@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from analysis.charts.exponents import exponent_difference, influence, isoflop
+from analysis.charts.exponents import exponent_difference, influence
 from analysis.charts.loss import level, loss_against_flops, overview
-from analysis.charts.shapes import hold_out, residuals, shape_curve
+from analysis.charts.shapes import residuals, shape_curve
 from slm.charts import Figure
 
 if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport
 
 __all__ = [
-    "exponent_difference", "hold_out", "influence", "isoflop", "level", "loss_against_flops", "overview",
+    "exponent_difference", "influence", "level", "loss_against_flops", "overview",
     "report_figures", "residuals", "shape_curve",
 ]  # fmt: skip
 
@@ -28,7 +28,5 @@ def report_figures(report: StudyReport) -> list[Figure]:
         influence(report, "level"),
         influence(report, "d_alpha"),
         residuals(report),
-        hold_out(report),
-        isoflop(report),
     )
     return [figure for figure in figures if figure is not None]

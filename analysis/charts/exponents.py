@@ -1,15 +1,14 @@
-"""Charts of the exponent difference, of the influence of single shapes, and of IsoFLOP parabolas."""
+"""Charts of the exponent difference, and of the influence of single shapes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from scipy import special
 
-from analysis.charts.rows import LOSS, families_of, forest_figure, forest_row
+from analysis.charts.rows import forest_figure, forest_row
 from analysis.compare.block_result import EQUIVALENT
-from analysis.formatting import power_of_ten, short_count
-from slm.charts import INK, MUTED, Axis, Figure, layered, lines, points
+from slm.charts import INK, MUTED, Figure
 
 if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport
@@ -85,40 +84,3 @@ def influence(report: StudyReport, quantity: Literal["level", "d_alpha"]) -> Fig
     pair = f"{found.deep} minus {found.wide}"
     title = f"loss, {pair} (nats/token)" if is_level else f"alpha, {pair}"
     return forest_figure(text, rows, title, 0.0, value)
-
-
-def isoflop(report: StudyReport) -> Figure | None:
-    """Plot the optimal size at each compute budget for each family."""
-    rows: list[dict[str, Any]] = []
-    for family, fit in report.isoflop.items():
-        for one in fit.parabolas:
-            if one.n_best is None:
-                continue
-            rows.append(
-                {
-                    "x": one.flops,
-                    "y": one.n_best,
-                    "series": family,
-                    "group": family,
-                    "tip": {
-                        "family": family,
-                        "training FLOPs": power_of_ten(one.flops, 3),
-                        "best N": short_count(one.n_best),
-                        LOSS: "" if one.loss_best is None else f"{one.loss_best:.4f}",
-                    },
-                }
-            )
-    if not rows:
-        return None
-    families = families_of(report)
-    x = Axis.around([row["x"] for row in rows], "training FLOPs", log=True, kind="flops")
-    y = Axis.around(
-        [row["y"] for row in rows], "best N (FLOPs per token / 6)", log=True, kind="count"
-    )
-    return Figure(
-        "isoflop",
-        "IsoFLOP: best size at each compute budget",
-        "A secondary estimate: parabolas are biased, and more so if their points lie far from the minimum.",
-        layered(lines(rows, x, y, families), points(rows, x, y, families), series=families),
-        300,
-    )

@@ -1,4 +1,4 @@
-"""Charts of single shapes: aspect ratios, residuals, and the prediction of the largest size."""
+"""Charts of single shapes: loss against aspect ratio, and residuals."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from analysis.block.model import left_side
 from analysis.charts.rows import (
     PER_TOKEN,
     families_of,
-    forest_figure,
-    forest_row,
     records,
     run_row,
 )
 from analysis.formatting import short_count
 from slm.charts import (
     INK,
-    MUTED,
     Axis,
     Figure,
     Series,
@@ -160,29 +157,3 @@ def residuals(report: StudyReport) -> Figure | None:
         ),
         300,
     )
-
-
-def hold_out(report: StudyReport) -> Figure | None:
-    """Plot the observed loss of the largest size relative to its prediction from the smaller sizes."""
-    cells, families = report.comparison.hold_out.cells, families_of(report)
-    if not cells:
-        return None
-    rows = []
-    for cell in sorted(cells, key=lambda c: (c.tokens, report.families.index(c.family))):
-        low, high = (100 * (end / cell.predicted - 1) for end in (cell.low, cell.high))
-        row = forest_row(
-            f"{cell.family}, {short_count(cell.tokens)} tokens",
-            cell.error_percent,
-            (low, high),
-            MUTED,
-            families.shape(cell.family),
-        )
-        predicted = f"{cell.predicted:.4f} [{cell.low:.4f}, {cell.high:.4f}]"
-        row["tip"] |= {"value": f"{cell.observed:.4f} observed, {predicted} predicted"}
-        rows.append(row | {"mark": families.colour(cell.family)})
-    text = (
-        "hold_out",
-        "Largest size, predicted from the smaller sizes",
-        "Grey: 95% prediction interval for the loss of a new shape. Marks: observed loss.",
-    )
-    return forest_figure(text, rows, "observed relative to predicted loss (%)", 0.0)

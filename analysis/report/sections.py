@@ -94,19 +94,18 @@ def _sections(report: StudyReport) -> Iterator[Section]:
                 Table("Most informative additional runs per FLOP", power.next_rows(), folded=True),
             ),
         )
+    isoflop = [
+        f"{fit.title()}, {family}; " + "; ".join(f"{key}: {value}" for key, value in fit.details())
+        for family, fit in report.isoflop.items()
+    ]
     yield Section(
         "secondary",
         "Secondary analyses: joint law, hold-out, isoFLOP",
-        [
-            *text.joint_lines(report),
-            f"Hold-out: {text.hold_out_line(report)}",
-            *text.isoflop_lines(report),
-        ],
-        ("hold_out", "isoflop"),
-        (
-            Table("Joint law M2", tables.joint_rows(report)),
+        [*text.joint_lines(report), f"Hold-out: {text.hold_out_line(report)}", *isoflop],
+        tables=(
             Table("Joint law by Huber delta", tables.delta_rows(report)),
             Table("Held-out cells", report.comparison.hold_out.rows()),
+            *(Table(f"IsoFLOP, {family}", fit.rows()) for family, fit in report.isoflop.items()),
         ),
         folded=True,
     )

@@ -147,11 +147,6 @@ def noise_rows(report: StudyReport) -> Rows:
     ]
 
 
-def joint_rows(report: StudyReport) -> Rows:
-    """Return exponents of the joint law M2; an estimate that is refused or not identified has no value."""
-    return report.comparison.exponents.rows()
-
-
 def delta_rows(report: StudyReport) -> Rows:
     """Return the joint law by threshold (delta) of the Huber loss; empty if there are no estimates."""
     found = report.comparison

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -269,14 +268,3 @@ def run_lines(report: StudyReport) -> list[str]:
         f"{runs}; left out: {format_dropped(report.dropped)}.",
         *(f"Note: {warning}." for warning in report.warnings),
     ]
-
-
-def isoflop_lines(report: StudyReport) -> list[str]:
-    """Return the isoFLOP exponent of each family, or why it is refused."""
-    lines = []
-    for family, fit in report.isoflop.items():
-        low, high = fit.interval or (math.nan, math.nan)
-        grows = f"best N grows as C to the {fit.exponent or 0:.2f} [{low:.2f}, {high:.2f}]"
-        refused = f"{fit.status}: {'; '.join(fit.reasons)}"
-        lines.append(f"IsoFLOP, {family}: {refused if fit.exponent is None else grows}.")
-    return lines

@@ -36,8 +36,6 @@ function* legends(value) {
 }
 
 async function drawAll() {
-  const closed = [...document.querySelectorAll("details:not([open])")];
-  for (const details of closed) details.open = true; // a chart needs the width of its element
   for (const figure of document.querySelectorAll("figure")) {
     try {
       await draw(figure);
@@ -46,7 +44,6 @@ async function drawAll() {
       console.error(error);
     }
   }
-  for (const details of closed) details.open = false;
   document.documentElement.dataset.drawn = "true";
 }
 
@@ -59,8 +56,5 @@ addEventListener("beforeprint", () => {
 addEventListener("afterprint", () => {
   for (const details of opened) details.open = false;
 });
-
-// The window may have another width than when the charts of a folded section were drawn.
-addEventListener("toggle", () => dispatchEvent(new Event("resize")), true);
 
 drawAll();
