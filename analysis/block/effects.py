@@ -11,8 +11,8 @@ from scipy.optimize import brentq
 
 from analysis.arrays import Floats
 from analysis.block.blocks import Blocks
-from analysis.block.model import BlockFit, Columns, columns_of, without_rungs
-from analysis.block.pooled_law import PooledLaw
+from analysis.block.model import BlockFit, Columns, columns_of, fit_runs, without_rungs
+from analysis.block.pooled_law import PooledLaw, delete_runs
 from slm.rounding import snap_to_zero
 
 Interval = tuple[float, float]
@@ -93,7 +93,10 @@ class Effects:
 
 
 def effects_of(fit: BlockFit, *, plug_in: bool = True) -> Effects:
-    """Compute the effects at the largest common size; `plug_in`: add the variance from the uncertainty of s."""
+    """Compute the effects at the largest common size.
+
+    `plug_in`: add the variance from the uncertainty of s, and over shapes if the runs are unmatched.
+    """
     point = point_of(fit)
     level = level_weights(fit, np.array([point.n]))[0]
     contrasts = [level]
@@ -104,6 +107,8 @@ def effects_of(fit: BlockFit, *, plug_in: bool = True) -> Effects:
     covariance = weights @ fit.covariance @ weights.T
     if plug_in:
         covariance = covariance + _plug_in(fit, point)
+    if plug_in and not fit.blocks.is_matched:
+        covariance = _at_least_jackknife(covariance, fit)
     values = weights @ fit.coef
     estimates = [
         Estimate(snap_to_zero(value), math.sqrt(variance), fit.df)
@@ -161,6 +166,29 @@ def _plug_in(fit: BlockFit, point: Point) -> Floats:
         found.append(row)
     deviations = np.array(found) - np.mean(found, axis=0)
     return (len(found) - 1) / len(found) * deviations.T @ deviations
+
+
+def _at_least_jackknife(covariance: Floats, fit: BlockFit) -> Floats:
+    """Return the covariance with standard errors of at least the delete-one-shape jackknife's.
+
+    Without blocks the misfit of the law within a shape, along its budgets, is no independent noise, so the cells of a
+    shape would count as replicates.
+    """
+    found = []
+    for code in range(len(fit.blocks.families)):
+        kept = fit.blocks.shape != code
+        rest = fit.blocks.select(kept)
+        if {fit.blocks.deep, fit.blocks.wide} <= set(rest.families):
+            one = effects_of(
+                fit_runs(rest, law=delete_runs(fit.law, fit.blocks, kept)), plug_in=False
+            )
+            found.append([one.level.value, *([one.d_alpha.value] if one.d_alpha else [])])
+    if any(len(row) != len(covariance) for row in found) or len(found) < 2:
+        return covariance
+    deviations = np.array(found) - np.mean(found, axis=0)
+    variance = (len(found) - 1) / len(found) * (deviations**2).sum(axis=0)
+    scale = np.sqrt(np.maximum(variance / np.diag(covariance), 1.0))
+    return covariance * np.outer(scale, scale)
 
 
 def point_of(fit: BlockFit) -> Point:

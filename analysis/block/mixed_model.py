@@ -136,8 +136,10 @@ class MixedModel:
         if self._top <= ROUNDING_TOLERANCE or not len(squares):
             return np.zeros(samples)
         grid = np.log(np.geomspace(self._lowest, 1e8, GRID))
-        at = [self._at(np.full(samples, point), squares) for point in grid]
-        best = np.argmin(np.array(at), axis=0)
+        scale = 1 + (np.exp(grid)[:, None] - 1) / self._top * self._free_values
+        total = (1 / scale) @ squares + len(squares) * NOISE_FLOOR
+        at = np.log(scale).sum(axis=1)[:, None] + len(squares) * np.log(total)
+        best = np.argmin(at, axis=0)
         low, high = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, GRID - 1)]
         for _ in range(GOLDEN_STEPS):
             left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)

@@ -1,7 +1,7 @@
-"""The law common to all shapes, L = E + A e^(h u) N^-alpha + B D^-beta, by least squares on ln L.
+"""The law of all shapes, L = E + A e^q N^-alpha + B D^-beta with q = h1 u + h2 u^2 - gamma u x, by least squares on ln L.
 
 It gives the size s(N) = A N^-alpha of the differences between shapes, and the slopes that correct runs to equal
-FLOPs. The term h u keeps a level difference between shapes from bending alpha.
+FLOPs. q keeps differences between shapes from bending alpha; the block model estimates it again, with random effects.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ SMALL = 1e-12
 
 @dataclass(frozen=True)
 class PooledLaw:
-    """Parameters in nats per token; `is_assumed`: alpha = beta was assumed, as the design does not identify them."""
+    """Parameters in nats per token.
+
+    `q`: coefficients of q, used to fit the others only. `is_assumed`: alpha = beta was assumed, as the design does not
+    identify them.
+    """
 
     E: float
     A: float
     B: float
     alpha: float
     beta: float
-    h: float = 0.0
+    q: tuple[float, ...] = ()
     is_assumed: bool = False
 
     def size_term(self, n: ArrayLike) -> Floats:
@@ -44,9 +48,9 @@ class PooledLaw:
         """Return t(D) = B D^-beta in nats."""
         return self.B * np.asarray(tokens, float) ** -self.beta
 
-    def loss(self, n: Floats, tokens: Floats, u: Floats | float = 0.0) -> Floats:
-        """Return the loss in nats per token."""
-        return self.E + self.size_term(n) * np.exp(self.h * u) + self.data_term(tokens)
+    def loss(self, n: ArrayLike, tokens: ArrayLike) -> Floats:
+        """Return the loss at u = 0 in nats per token."""
+        return self.E + self.size_term(n) + self.data_term(tokens)
 
 
 def fit_pooled_law(blocks: Blocks) -> PooledLaw:
@@ -102,11 +106,11 @@ def delete_runs(law: PooledLaw, blocks: Blocks, kept: Mask) -> PooledLaw:
 
 @dataclass(frozen=True)
 class _Problem:
-    """Runs in centred logarithms; theta = (ln E, ln A, ln B, alpha, beta, h), with A and B at the centre."""
+    """Runs in centred logarithms; theta = (ln E, ln A, ln B, alpha, beta, q...), with A and B at the centre."""
 
     x: Floats
     z: Floats
-    u: Floats
+    q: Floats  # columns of q, (runs, 2 or 3)
     y: Floats
     centre: tuple[float, float]
 
@@ -114,31 +118,33 @@ class _Problem:
     def of(cls, blocks: Blocks) -> _Problem:
         x, z = np.log(blocks.n), np.log(blocks.tokens)
         centre = float(x.mean()), float(z.mean())
-        return cls(x - centre[0], z - centre[1], blocks.u, np.log(blocks.loss), centre)
+        x, z, u = x - centre[0], z - centre[1], blocks.u
+        q = [u, -u * x, u**2] if blocks.is_curved else [u, -u * x]
+        return cls(x, z, np.column_stack(q), np.log(blocks.loss), centre)
 
     def law(self, theta: Floats) -> PooledLaw:
-        e, a, b, alpha, beta, h = (float(value) for value in theta)
+        e, a, b, alpha, beta, *q = (float(value) for value in theta)
         x, z = self.centre
-        return PooledLaw(
-            math.exp(e), math.exp(a + alpha * x), math.exp(b + beta * z), alpha, beta, h
-        )
+        big_a, big_b = math.exp(a + alpha * x), math.exp(b + beta * z)
+        return PooledLaw(math.exp(e), big_a, big_b, alpha, beta, tuple(q))
 
     def theta(self, law: PooledLaw) -> Floats:
         a = math.log(law.A) - law.alpha * self.centre[0]
         b = math.log(law.B) - law.beta * self.centre[1]
-        return np.array([math.log(law.E), a, b, law.alpha, law.beta, law.h])
+        return np.array([math.log(law.E), a, b, law.alpha, law.beta, *law.q])
 
     def bounds(self, loss: Floats) -> tuple[Floats, Floats]:
         lowest, (low, high) = math.log(loss.min()), EXPONENT_BOUNDS
+        q = np.full(self.q.shape[1], 5.0)
         return (
-            np.array([lowest + math.log(0.05), -60, -60, low, low, -5]),
-            np.array([lowest + math.log(0.999), 60, 60, high, high, 5]),
+            np.array([lowest + math.log(0.05), -60, -60, low, low, *-q]),
+            np.array([lowest + math.log(0.999), 60, 60, high, high, *q]),
         )
 
     def terms(self, theta: Floats) -> Floats:
-        e, a, b, alpha, beta, h = theta
-        ones = np.ones(len(self.x))
-        return np.exp(np.stack([e * ones, a - alpha * self.x + h * self.u, b - beta * self.z]))
+        e, a, b, alpha, beta = theta[:5]
+        size = a - alpha * self.x + self.q @ theta[5:]
+        return np.exp(np.stack([np.full(len(size), e), size, b - beta * self.z]))
 
     def residual(self, theta: Floats) -> Floats:
         return np.log(self.terms(theta).sum(axis=0)) - self.y
@@ -146,7 +152,7 @@ class _Problem:
     def jacobian(self, theta: Floats) -> Floats:
         terms = self.terms(theta)
         e, s, t = terms / terms.sum(axis=0)
-        return np.column_stack([e, s, t, -self.x * s, -self.z * t, self.u * s])
+        return np.column_stack([e, s, t, -self.x * s, -self.z * t, self.q * s[:, None]])
 
 
 def _starts(problem: _Problem, loss: Floats) -> list[Floats]:
@@ -157,7 +163,7 @@ def _starts(problem: _Problem, loss: Floats) -> list[Floats]:
             columns = [np.ones(len(loss)), np.exp(-alpha * problem.x), np.exp(-beta * problem.z)]
             linear, error = nnls(np.column_stack(columns) / loss[:, None], np.ones(len(loss)))
             e, a, b = np.log(np.maximum(linear, 1e-9 * loss.min()))
-            found.append((error, np.array([e, a, b, alpha, beta, 0.0])))
+            found.append((error, np.array([e, a, b, alpha, beta, *np.zeros(problem.q.shape[1])])))
     errors = [error for error, _ in found]
     best = np.argsort(errors, kind="stable")[:STARTS]
     return [found[i][1] for i in best]

@@ -27,6 +27,7 @@ EXPONENT_AGREEMENT = 1e-3
 MIN_AGREEING_SHARE = 0.20
 MIN_AGREEING = 3
 MAX_GRADIENT = 1e-6
+GRADIENT_FLOOR = 1e-7  # residual sd in ln L: below it a gradient consists of rounding errors
 MAX_CONDITION = 1e4
 VPNLS_TOLERANCE = 0.005
 VPNLS_RESIDUAL = 0.03  # residual sd in ln L below which variable projection must agree
@@ -40,8 +41,8 @@ class Evidence:
 
     `agreeing`: number of the `starts` that reached the minimum; `exponent_spread`: largest range of an exponent
     over them. `unmoved`, `at_bound`: names of parameters that did not leave their start, or lie at a bound.
-    `gradient`: largest component, over the square root of the objective. `condition`: condition number of the
-    column-scaled Jacobian. `vpnls_gap`: largest difference of an exponent from the fit by variable projection.
+    `gradient`: largest component, over the square root of the objective (at least that of residuals of
+    GRADIENT_FLOOR). `condition`: condition number of the column-scaled Jacobian. `vpnls_gap`: largest difference of an exponent from the fit by variable projection.
     `residual_sd`: root mean square residual in ln L.
     """
 
@@ -77,8 +78,8 @@ def collect_evidence(
     """Compute the convergence diagnostics of the best of several minima."""
     best = minima.best
     theta, lowest = minima.theta[best], float(minima.objective[best])
-    noise_free = NOISE_FREE * len(problem.points)
-    agreeing = minima.objective <= lowest * (1 + AGREEMENT) + noise_free
+    runs = len(problem.points)
+    agreeing = minima.objective <= lowest * (1 + AGREEMENT) + NOISE_FREE * runs
     exponents = minima.theta[agreeing][:, problem.law.roles >= ALPHA]
     moved = np.abs(theta - starts[best]) > 1e-10
     predicted, shares = log_loss(problem.law, theta[None], problem.points)
@@ -92,7 +93,7 @@ def collect_evidence(
         exponent_spread=float(np.ptp(exponents, axis=0).max()),
         unmoved=tuple(np.array(names)[~moved]),
         at_bound=tuple(np.array(names)[at_bound(problem, theta)]),
-        gradient=0.0 if lowest <= noise_free else steepest / math.sqrt(lowest),
+        gradient=steepest / math.sqrt(max(lowest, GRADIENT_FLOOR**2 * runs)),
         condition=condition,
         vpnls_gap=vpnls_gap,
         residual_sd=float(np.sqrt(np.mean((problem.points.y - predicted[0]) ** 2))),

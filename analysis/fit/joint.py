@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.arrays import Floats
+from analysis.arrays import Floats, Ints
 from analysis.design.identifiability import exponent_refusals
 from analysis.fit.diagnostics import Evidence, collect_evidence, fit_status, parameter_names
 from analysis.fit.joint_result import JointFit, Parameters
@@ -27,7 +27,7 @@ from analysis.fit.profile_likelihood import (
     quantile_t,
     residual_df,
 )
-from analysis.fit.resampling import Solution, codes, jackknife_error, solve
+from analysis.fit.resampling import Solution, cluster_bootstrap, codes, jackknife_error, solve
 from analysis.fit.variable_projection import vpnls
 from analysis.formatting import count
 from analysis.runs.validate import label_column, loss_warnings, positive_columns
@@ -35,8 +35,7 @@ from slm.errors import DataError
 
 LossFunction = Literal["lsq", "huber"]
 SENSITIVITY = (1e-4, 1e-3, 1e-2, math.inf)  # Huber thresholds in ln L
-JACKKNIFE_GROUPS = 100  # at most, without clusters: groups of runs that are deleted together
-NORMAL_95 = 1.96
+REPLICATES = 500  # bootstrap resamples of a Huber fit
 SINGLE_FAMILY = "all"  # family name of runs without family labels
 
 
@@ -62,11 +61,12 @@ def fit_joint(  # noqa: PLR0917 (positions are part of the interface)
         family: family label of each run; None: all runs are one family.
         model: family-specific parameters: M0 none, M1 A, M2 A and alpha, M3 also B and beta, M4 also E.
             With one family all models are equal.
-        loss_fn: "lsq": least squares on ln L; "huber": sum of Huber losses with threshold `delta` in ln L.
+        loss_fn: "lsq": least squares on ln L; "huber": sum of Huber losses with threshold `delta` in ln L,
+            with bootstrap standard errors.
         cluster: cluster label of each run within its family, normally its shape. Runs of a cluster are not
             independent: standard errors are then over clusters, and each cluster needs two token budgets.
         vocab_size: if known, losses above its logarithm are an error.
-        seed: seed of the random starts.
+        seed: seed of the random starts and of the bootstrap.
 
     Raises:
         DataError: if columns differ in length or have invalid values.
@@ -77,6 +77,10 @@ def fit_joint(  # noqa: PLR0917 (positions are part of the interface)
     given = family if family is not None else [SINGLE_FAMILY] * len(size)
     labels = label_column("family", given, len(size))
     groups = None if cluster is None else label_column("cluster", cluster, len(size))
+    if math.isfinite(threshold):
+        order = _canonical_order(labels, groups, size, tokens, losses)
+        size, tokens, losses, labels = size[order], tokens[order], losses[order], labels[order]
+        groups = None if groups is None else groups[order]
     families = tuple(dict.fromkeys(str(name) for name in labels))
     law = JointLaw(model, max(len(families), 1))
     warnings = loss_warnings(losses, vocab_size) if len(losses) else []
@@ -96,19 +100,15 @@ def fit_joint(  # noqa: PLR0917 (positions are part of the interface)
         return JointFit(status="REFUSED", reasons=tuple(refusals), **common)
     index = codes(np.array([str(name) for name in labels], dtype=object))
     points = Points.of(size, tokens, losses, index)
-    if groups is None:
-        clusters = np.arange(len(size)) % JACKKNIFE_GROUPS
-    else:
-        clusters = codes(_pairs(labels, groups))
+    clusters = np.arange(len(size)) if groups is None else codes(_pairs(labels, groups))
     problem = Problem.of(law, points, delta=threshold)
     diagnosed = _diagnose(solve(problem, clusters, seed), families)
     common |= {
         "n_range": (float(size.min()), float(size.max())),
         "d_range": (float(tokens.min()), float(tokens.max())),
     }
-    return _result(
-        diagnosed, families, named=family is not None, clustered=groups is not None, common=common
-    )
+    errors = _errors(diagnosed, clustered=groups is not None, seed=seed)
+    return _result(diagnosed, errors, families, named=family is not None, common=common)
 
 
 def _threshold(loss_fn: str, delta: float) -> float:
@@ -120,6 +120,18 @@ def _threshold(loss_fn: str, delta: float) -> float:
             f"delta={delta}: the Huber threshold in ln L must be above 0; pass for example 1e-3"
         )
     return math.inf if loss_fn == "lsq" else delta
+
+
+def _canonical_order(
+    family: NDArray[Any], cluster: NDArray[Any] | None, n: Floats, d: Floats, loss: Floats
+) -> Ints:
+    """Return the order of the runs in which resamples are drawn, so that they do not depend on the given order."""
+    labels = family if cluster is None else cluster
+
+    def key(run: int) -> tuple[Any, ...]:
+        return str(family[run]), n[run], d[run], loss[run], str(labels[run])
+
+    return np.array(sorted(range(len(n)), key=key), dtype=np.int64)
 
 
 def _pairs(family: NDArray[Any], cluster: NDArray[Any]) -> NDArray[Any]:
@@ -158,35 +170,35 @@ def _diagnose(solution: Solution, families: tuple[str, ...]) -> _Diagnosed:
 
 def _result(
     diagnosed: _Diagnosed,
+    errors: _Errors,
     families: tuple[str, ...],
     *,
     named: bool,
-    clustered: bool,
     common: dict[str, Any],
 ) -> JointFit:
     solution, problem = diagnosed.solution, diagnosed.solution.problem
     law, points, theta = problem.law, problem.points, solution.theta
     names = parameter_names(law, families)
     squares = replace(problem, delta=math.inf)
-    errors, inflation, kind = _errors(diagnosed, squares, len(families), clustered=clustered)
     reported = [p for p in range(law.size) if law.roles[p] in (E, ALPHA, BETA)]
     profiles = {
         names[p]: _in_nats(
-            names[p], profile(squares, diagnosed.least_squares, p, float(inflation[p]))
+            names[p], profile(squares, diagnosed.least_squares, p, float(errors.inflation[p]))
         )
         for p in reported
     }
-    status, reasons = fit_status(diagnosed.evidence, profiles)
+    status, reasons = fit_status(diagnosed.evidence, profiles, errors.discarded_share)
     values = _by_name(law, theta, names)
     sd = {
-        names[p]: float(errors[p] * (values[names[p]] if law.roles[p] == E else 1))
+        names[p]: float(errors.sd[p] * (values[names[p]] if law.roles[p] == E else 1))
         for p in reported
     }
     intervals = {name: (interval.low, interval.high) for name, interval in profiles.items()}
     if math.isfinite(problem.delta):  # the profile belongs to the least-squares estimate
         intervals = {
-            name: (max(value - NORMAL_95 * sd[name], 0.0), value + NORMAL_95 * sd[name])
+            name: (max(value - half, 0.0), value + half)
             for name, value in values.items()
+            for half in [quantile_t(errors.df) * sd[name]]
         }
     residual = points.y - log_loss(law, theta[None], points)[0][0]
     return JointFit(
@@ -196,7 +208,7 @@ def _result(
         objective=float(solution.minima.objective.min()),
         rss=float(residual @ residual),
         standard_errors=sd,
-        error_kind=kind,
+        error_kind=errors.kind,
         intervals=intervals,
         n0=math.exp(points.log_n0),
         d0=math.exp(points.log_d0),
@@ -211,21 +223,46 @@ def _result(
     )
 
 
-def _errors(
-    diagnosed: _Diagnosed, squares: Problem, families: int, *, clustered: bool
-) -> tuple[Floats, Floats, str]:
-    """Return the standard errors, the inflation of the least-squares profile's cut, and the kind of error."""
+@dataclass(frozen=True)
+class _Errors:
+    """Standard errors of the parameters, their degrees of freedom, and the inflation of the profile's cut."""
+
+    sd: Floats
+    df: int
+    inflation: Floats
+    kind: str
+    discarded_share: float = 0.0
+
+
+def _errors(diagnosed: _Diagnosed, *, clustered: bool, seed: int) -> _Errors:
+    solution = diagnosed.solution
+    problem, units = solution.problem, int(solution.cluster.max()) + 1
+    squares = replace(problem, delta=math.inf)
     naive = np.sqrt(np.diag(naive_covariance(squares, diagnosed.least_squares)))
-    solution, df = diagnosed.solution, residual_df(squares)
-    if not clustered and math.isinf(solution.problem.delta):
-        return naive, np.ones(len(naive)), "profile likelihood, runs assumed independent"
-    kind = "jackknife, runs assumed independent"
+    df, discarded_share = residual_df(squares), 0.0
+    is_huber = math.isfinite(problem.delta)
+    if not clustered and not is_huber:
+        kind = "profile likelihood, runs assumed independent"
+        return _Errors(naive, df, np.ones(len(naive)), kind)
     if clustered:
-        kind = f"jackknife over {solution.cluster.max() + 1} shapes"
-        df = max(int(solution.cluster.max()) - 2 * families, 1)
-    errors = jackknife_error(solution.jackknife.theta)
-    wider = quantile_t(df) / quantile_t(residual_df(squares)) * errors / np.maximum(naive, 1e-300)
-    return errors, _inflation(squares, diagnosed.least_squares, np.maximum(wider**2, 1e-12)), kind
+        df = max(units - 1 - 2 * problem.law.families, 1)
+    if is_huber:
+        drawn = cluster_bootstrap(
+            problem,
+            solution.theta,
+            solution.cluster,
+            problem.points.family,
+            replicates=REPLICATES,
+            seed=seed,
+        )
+        sd, discarded_share = drawn.theta.std(axis=0), drawn.discarded_share
+        kind = f"bootstrap of {units} {'shapes' if clustered else 'runs'}"
+    else:
+        sd = jackknife_error(solution.jackknife.theta)
+        kind = f"jackknife over {units} shapes"
+    wider = quantile_t(df) / quantile_t(residual_df(squares)) * sd / np.maximum(naive, 1e-300)
+    inflation = _inflation(squares, diagnosed.least_squares, np.maximum(wider**2, 1e-12))
+    return _Errors(sd, df, inflation, kind, discarded_share)
 
 
 def _inflation(squares: Problem, theta: Floats, squared: Floats) -> Floats:

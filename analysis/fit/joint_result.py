@@ -57,7 +57,7 @@ class JointFit(Summarized):
         standard_errors: by parameter name, such as `alpha[deep]`.
         error_kind: method of the standard errors and intervals.
         intervals: 95% intervals by parameter name, by profile likelihood; with clusters the cut is inflated
-            to match the jackknife over clusters. For Huber fits they are normal.
+            to match the jackknife over clusters. For Huber fits: the estimate plus and minus t standard errors.
         n0: geometric mean of N.
         d0: geometric mean of D.
         reducible: A N0^-alpha per family in nats, the loss that a larger model could save at N0.
@@ -142,7 +142,7 @@ class JointFit(Summarized):
     @property
     def _interval_kind(self) -> str:
         if math.isfinite(self.delta):
-            return f"normal, with standard errors by the {self.error_kind}"
+            return f"estimate and t standard errors, {self.error_kind}"
         if self.error_kind.startswith("profile"):
             return self.error_kind
         return f"profile likelihood, widened to match the {self.error_kind}"

@@ -1,7 +1,6 @@
 """Fit a joint law from many starts, or to many resamples, at once.
 
-Levenberg-Marquardt (damped Gauss-Newton) with bounds, vectorised over parameter vectors ("sets"); Huber's loss by
-iteratively reweighted least squares. The objective is the SUM of the losses of the residuals
+Levenberg-Marquardt (damped Gauss-Newton) with bounds, vectorised over parameter vectors ("sets"). The objective is the SUM of the losses of the residuals
 r = ln L - ln L_predicted, not their mean: with the mean, common tolerances stop too early, which caused the wrong
 values of a published fit (Besiroglu et al., arXiv 2404.10102).
 """
@@ -27,6 +26,7 @@ MAX_STEP = 2.0  # per parameter, in ln units or as a change of an exponent
 TOLERANCE = 1e-13  # stop if the predicted decrease is below this share of the objective
 EXACT = 1e-28  # stop below this squared residual per point
 NOISE_FREE = ROUNDING_TOLERANCE**2  # mean squared residual of a noise-free fit
+OUTLIER_CURVATURE = 0.1  # share of the reweighted curvature of residuals in Huber's linear range
 CHUNK_ELEMENTS = 4_000_000  # largest size of a Jacobian; more sets are solved in chunks
 
 
@@ -96,17 +96,21 @@ class Problem:
         return (losses if self.weights is None else losses * self.weights).sum(axis=1)
 
     def derivatives(self, theta: Floats) -> tuple[Floats, Floats]:
-        """Return the objective's gradient, shape (sets, size), and Gauss-Newton matrix, shape (sets, size, size)."""
+        """Return the objective's gradient, shape (sets, size), and Gauss-Newton matrix, shape (sets, size, size).
+
+        In Huber's linear range the curvature is 0, but iteratively reweighted least squares uses delta / |r|, which
+        converges slowly. A share of it keeps the matrix regular and the convergence fast.
+        """
         predicted, shares = log_loss(self.law, theta, self.points)
         residual = self.points.y - predicted
-        influence = np.ones_like(residual)
+        influence = curvature = np.ones_like(residual) if self.weights is None else self.weights
         if math.isfinite(self.delta):
-            influence = np.minimum(1.0, self.delta / np.maximum(np.abs(residual), 1e-300))
-        if self.weights is not None:
-            influence = influence * self.weights
+            ratio = self.delta / np.maximum(np.abs(residual), 1e-300)
+            influence = influence * np.minimum(1.0, ratio)
+            curvature = curvature * np.where(ratio >= 1, 1.0, OUTLIER_CURVATURE * ratio)
         slope = jacobian(self.law, shares, self.points)
-        weighted = slope * influence[:, None, :]
-        gradient = -np.matmul(weighted, residual[:, :, None])[:, :, 0]
+        gradient = -np.matmul(slope, (influence * residual)[:, :, None])[:, :, 0]
+        weighted = slope * np.broadcast_to(curvature, residual.shape)[:, None, :]
         return gradient, np.matmul(weighted, slope.transpose(0, 2, 1))
 
 

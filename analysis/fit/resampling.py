@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from analysis.arrays import Floats, Ints
 from analysis.fit.levenberg_marquardt import Minima, Problem, minimise, start_grid
@@ -118,26 +117,3 @@ def cluster_bootstrap(
     kept = weights[enough]
     minima = minimise(replace(problem, weights=kept), np.repeat(theta[None], len(kept), 0))
     return Replicates(minima.theta[minima.converged], replicates - int(minima.converged.sum()))
-
-
-def bootstrap_interval(
-    drawn: Floats, estimate: float, deleted: Floats | None = None, level: float = 0.95
-) -> tuple[float, float]:
-    """Return the percentile interval of replicates, shape (sets,), or the BCa interval (Efron 1987).
-
-    BCa is used if `deleted`, the delete-one values, is given. Leave it out for few clusters, where the
-    acceleration is too uncertain.
-    """
-    tails = np.array([(1 - level) / 2, (1 + level) / 2])
-    if deleted is not None:
-        below = np.clip(
-            (drawn < estimate).mean(), 1 / (len(drawn) + 1), len(drawn) / (len(drawn) + 1)
-        )
-        bias = special.ndtri(below)
-        deviation = deleted.mean() - deleted
-        scale = 6 * ((deviation**2).sum()) ** 1.5
-        acceleration = 0.0 if scale == 0 else float((deviation**3).sum()) / scale
-        z = bias + special.ndtri(tails)
-        tails = special.ndtr(bias + z / (1 - acceleration * z))
-    low, high = np.quantile(drawn, tails)
-    return float(low), float(high)

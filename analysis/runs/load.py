@@ -6,33 +6,39 @@ Sources: run directories, a results file of a study, a W&B project, or any table
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from analysis.formatting import count, format_dropped, span
+from analysis.runs.comparable import OTHER_VALIDATION_SET, comparable, count_dropped
+from analysis.runs.study import OTHER_DEFINITIONS
 from analysis.runs.tables import SUFFIXES, is_table, read_table, run_row
+from analysis.runs.validate import count_warnings, label_warnings
 from analysis.runs.wandb import offline_runs, online_runs, tracked_table
 from slm.architecture.flops import flop_equivalent_params
 from slm.errors import DataError, RunError, nearest_name
-from slm.rounding import merge_close, stable_argsort
+from slm.rounding import stable_argsort
 from slm.summary import Rows, Summarized
 from slm.tracking.result import RunResult
 from slm.tracking.results_file import read_results
 from slm.tracking.run_dir import RunDirectory
 
-OTHER_VALIDATION_SET = "other validation set"
 MAX_LISTED, MAX_CHARACTERS = 3, 12  # of the differing values in a warning
 TRAIN_FIRST = "train some runs first, for example with python sweep.py study=demo action=run"
 NOT_A_CELL = "not a cell of the study"
 WANDB = "wandb:"
 LINES_TO_RECOGNIZE = 3  # of a results file, so that one damaged line does not make it a plain table
-ONE_RUN = ["family", "shape", "rung", "tokens", "seed", "peak_lr"]
+CHANCE_SPIKES = 1 / 740  # per logged loss, of normal noise (`slm.tracking.spikes`)
+LOGGED_EVERY = 10  # steps; default of trainer.log_every_steps
+UNUSUAL = 0.01  # probability of so many spikes by chance
 ARCHITECTURE = ("tied", "mlp", "qk_norm", "layer_sharing", "d_head")
 
 
@@ -116,7 +122,7 @@ def load_runs(
         results = read_results(Path(source)).values()
         return runs_from_results(results, only, pool_validation_sets=pool_validation_sets)
     table, dropped = _collect(source, only, columns)
-    table = _comparable(table, dropped, pool_validation_sets=pool_validation_sets)
+    table = comparable(table, dropped, pool_validation_sets=pool_validation_sets)
     return Runs(table, dropped, tuple(_warnings(table, dropped)))
 
 
@@ -132,20 +138,19 @@ def runs_from_results(
         DataError: if no run has finished.
     """
     dropped: Counter[str] = Counter()
-    rows = []
+    finished = []
     for result in results:
         if only is not None and result.run_id not in only:
             dropped[NOT_A_CELL] += 1
         elif result.status != "finished":
             dropped[f"not finished ({result.status})"] += 1
         else:
-            rows.append(_row(result))
-    if not rows:
+            finished.append(result)
+    if not finished:
         raise DataError(
             f"no finished run in these results; dropped runs by reason: {dict(dropped)}"
         )
-    table = pd.DataFrame(rows).sort_values(["family", "flops", "seed"], ignore_index=True)
-    table = _comparable(table, dropped, pool_validation_sets=pool_validation_sets)
+    table = comparable(_table(finished), dropped, pool_validation_sets=pool_validation_sets)
     return Runs(table, dropped, tuple(_warnings(table, dropped)))
 
 
@@ -200,10 +205,14 @@ def _has_result_keys(line: str) -> bool:
 def _finished(table: pd.DataFrame) -> tuple[pd.DataFrame, Counter[str]]:
     """Return the rows of a user's table that have a final loss, and counts of the others by their `status`."""
     dropped: Counter[str] = Counter()
-    if "status" in table:
-        finished = table["status"].isin(["finished", "completed", "done"])
-        for state, runs in table.loc[~finished, "status"].value_counts(dropna=False).items():
-            dropped[f"not finished ({state})"] += int(runs)
+    states = [name for name in table if str(name).lower() in ("status", "state")]  # W&B: State
+    for name in states[:1]:
+        words = table[name].map(lambda word: str(word).lower())
+        finished = words.isin(["finished", "completed", "done"])
+        if name != "status" and not finished.any():
+            continue  # a state of another kind
+        for word, runs in words[~finished].value_counts().items():
+            dropped[f"not finished ({word})"] += int(runs)
         table = table[finished]
     losses = pd.to_numeric(table["loss_nats_per_token"], errors="coerce")
     invalid = losses.isna() & table["loss_nats_per_token"].notna()
@@ -214,7 +223,7 @@ def _finished(table: pd.DataFrame) -> tuple[pd.DataFrame, Counter[str]]:
             "empty if the run has no loss"
         )
     finite = np.isfinite(losses)
-    _count(dropped, "no final loss, or diverged", int((~finite).sum()))
+    count_dropped(dropped, "no final loss, or diverged", int((~finite).sum()))
     return table[finite].assign(loss_nats_per_token=losses[finite]), dropped
 
 
@@ -223,7 +232,7 @@ def _selected(
 ) -> tuple[pd.DataFrame, Counter[str]]:
     if only is not None and "run_id" in table:
         selected = table["run_id"].isin(list(only))
-        _count(dropped, NOT_A_CELL, int((~selected).sum()))
+        count_dropped(dropped, NOT_A_CELL, int((~selected).sum()))
         table = table[selected]
     if table.empty:
         reasons = "".join(f"; {runs} {reason}" for reason, runs in dropped.items())
@@ -241,7 +250,7 @@ def collect_runs(
         DataError: if the folder has no finished run.
     """
     dropped: Counter[str] = Counter()
-    rows = []
+    finished = []
     for run in _run_directories(folder):
         if only is not None and run.path.name not in only:
             dropped[NOT_A_CELL] += 1
@@ -255,11 +264,11 @@ def collect_runs(
         if result is None or state != "finished":
             dropped[f"not finished ({state})"] += 1
             continue
-        rows.append(_row(result))
-    if not rows:
+        finished.append(result)
+    if not finished:
         reasons = "".join(f"; {runs} {reason}" for reason, runs in dropped.items())
         raise DataError(f"{folder}: no finished run{reasons}; {TRAIN_FIRST}")
-    return pd.DataFrame(rows).sort_values(["family", "flops", "seed"], ignore_index=True), dropped
+    return _table(finished), dropped
 
 
 def _run_directories(folder: Path) -> Iterator[RunDirectory]:
@@ -271,6 +280,35 @@ def _run_directories(folder: Path) -> Iterator[RunDirectory]:
         inner = config.parent.relative_to(folder).parts
         if "wandb" not in inner and not any(part.startswith(".") for part in inner):
             yield RunDirectory(config.parent)
+
+
+def _table(results: Sequence[RunResult]) -> pd.DataFrame:
+    rows = [
+        {**_row(result), "unusual_spikes": unusual}
+        for result, unusual in zip(results, unusual_spikes(results), strict=True)
+    ]
+    return pd.DataFrame(rows).sort_values(["family", "flops", "seed"], ignore_index=True)
+
+
+def unusual_spikes(results: Sequence[RunResult]) -> list[bool]:
+    """Return which runs have more loss spikes of their own than chance explains.
+
+    A spike at a step where another shape has one too is due to the batch, which all shapes of a seed share. The
+    logging interval divides all recorded steps; too small an interval only makes the rule milder.
+    """
+    shapes: dict[tuple[object, ...], set[str]] = {}
+    for result in results:
+        for step in result.loss_spikes:
+            key = (result.seed, result.batch_tokens, result.data_fingerprint, step)
+            shapes.setdefault(key, set()).add(str(result.shape))
+    every = math.gcd(LOGGED_EVERY, *(int(key[-1]) for key in shapes))  # type: ignore[call-overload]
+    unusual = []
+    for result in results:
+        batch = (result.seed, result.batch_tokens, result.data_fingerprint)
+        own = sum(len(shapes[*batch, step]) == 1 for step in result.loss_spikes)
+        chance = special.bdtrc(own - 1, result.steps // every, CHANCE_SPIKES) if own else 1.0
+        unusual.append(bool(chance < UNUSUAL))
+    return unusual
 
 
 def _row(result: RunResult) -> dict[str, object]:
@@ -306,77 +344,6 @@ def _architecture(result: RunResult) -> str:
     return ", ".join(f"{key}={result.shape[key]}" for key in ARCHITECTURE)
 
 
-def _comparable(
-    table: pd.DataFrame, dropped: Counter[str], *, pool_validation_sets: bool
-) -> pd.DataFrame:
-    """Drop duplicates and all runs that are not comparable with the majority.
-
-    Kept are the most common validation set and recipe of the table, the most common architecture of each
-    family, and one learning rate per shape.
-    """
-    if "run_id" in table:
-        repeated = table.duplicated("run_id")
-        _count(dropped, "same run in another study", int(repeated.sum()))
-        table = table[~repeated]
-    else:
-        # In a table without seeds, rows with different losses are runs with different seeds.
-        key = ONE_RUN if "seed" in table else [*ONE_RUN, "loss_nats_per_token"]
-        rounded = table.assign(loss_nats_per_token=merge_close(table["loss_nats_per_token"]))
-        repeated = rounded.duplicated([name for name in key if name in table])
-        _count(dropped, "duplicate", int(repeated.sum()))
-        table = table[~repeated]
-    if "decayed" in table:
-        decayed = table["decayed"].astype(bool)
-        _count(dropped, "undecayed", int((~decayed).sum()))
-        table = table[decayed]
-    if not pool_validation_sets:
-        # The recipe includes the identity of the data, so pooled validation sets have several recipes.
-        table = _with_most_common(table, "val_fingerprint", dropped, OTHER_VALIDATION_SET)
-        table = _with_most_common(table, "recipe_id", dropped, "other recipe")
-    if "architecture" in table:
-        most_common = table.groupby("family")["architecture"].transform(
-            lambda rows: rows.mode().iloc[0]
-        )
-        other = table["architecture"] != most_common
-        _count(dropped, "other architecture in its family", int(other.sum()))
-        table = table[~other]
-    return _with_one_learning_rate(table, dropped).reset_index(drop=True)
-
-
-def _with_one_learning_rate(table: pd.DataFrame, dropped: Counter[str]) -> pd.DataFrame:
-    """Keep one learning rate per shape: the one with the most token budgets (ties: lowest loss, then lowest rate).
-
-    A tuned shape has runs at other learning rates at its smallest token budget; they are not replicates.
-    """
-    shape = [name for name in ("family", "rung", "shape") if name in table]
-    if "peak_lr" not in table or table["peak_lr"].isna().any() or table.empty:
-        return table
-    rates = table.groupby([*shape, "peak_lr"], dropna=False).agg(
-        budgets=("tokens", "nunique"), loss=("loss_nats_per_token", "min")
-    )
-    ranked = rates.assign(loss=merge_close(rates["loss"])).reset_index()
-    ranked = ranked.sort_values(["budgets", "loss", "peak_lr"], ascending=[False, True, True])
-    first = ranked.drop_duplicates(shape)[[*shape, "peak_lr"]]
-    kept = table.merge(first, on=[*shape, "peak_lr"], how="inner")
-    _count(dropped, "other learning rate of its shape", len(table) - len(kept))
-    return kept
-
-
-def _with_most_common(
-    table: pd.DataFrame, column: str, dropped: Counter[str], reason: str
-) -> pd.DataFrame:
-    if column not in table or table[column].isna().all():
-        return table
-    common = table[column].mode().iloc[0]  # ties: the first in sorted order
-    _count(dropped, reason, int((table[column] != common).sum()))
-    return table[table[column] == common]
-
-
-def _count(dropped: Counter[str], reason: str, runs: int) -> None:
-    if runs:
-        dropped[reason] += runs
-
-
 def _warnings(table: pd.DataFrame, dropped: Counter[str]) -> Iterator[str]:
     if others := dropped[OTHER_VALIDATION_SET]:
         yield (
@@ -389,13 +356,28 @@ def _warnings(table: pd.DataFrame, dropped: Counter[str]) -> Iterator[str]:
         values = table[column].dropna().unique()
         if len(values) > 1:
             yield f"runs differ in {column}: {_first_few(values)}"
-    if "loss_spikes" in table and (spiky := int((table["loss_spikes"] > 0).sum())):
+    if "unusual_spikes" in table and table["unusual_spikes"].any():
+        runs = table.loc[table["unusual_spikes"], "run_id"]
         yield (
-            f"{count(spiky, 'run')} with loss spikes (expected by chance: 1 in 740 logged losses); inspect the loss "
-            "curves, and repeat a run with a real spike with another seed instead of dropping it"
+            f"{count(len(runs), 'run')} with more loss spikes than chance explains: {', '.join(runs)}; inspect the "
+            "loss curves, and repeat a run with a real spike with another seed instead of dropping it"
         )
     if "epochs" in table and (table["epochs"] > 1).any():
         yield f"some runs repeat the training text, up to {table['epochs'].max():.1f} epochs"
+    yield from label_warnings("family", table["family"].astype(str))
+    yield from _count_warnings(table)
+
+
+def _count_warnings(table: pd.DataFrame) -> Iterator[str]:
+    numbers = table.select_dtypes("number")
+    n_name = next((name for name in OTHER_DEFINITIONS if name in numbers), None)
+    if n_name is None or "tokens" not in numbers:
+        return
+    names = [name for name in (n_name, "tokens", "flops") if name in numbers]
+    known = numbers[names].dropna()
+    known = known[(known > 0).all(axis=1)].astype(float)
+    if len(known):
+        yield from count_warnings(n_name, *(known[name].to_numpy() for name in names))
 
 
 def _first_few(values: Iterable[object]) -> str:

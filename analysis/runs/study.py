@@ -17,8 +17,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.design.identifiability import SAME
 from analysis.formatting import count
-from analysis.runs.validate import label_column, loss_warnings, positive_columns
+from analysis.runs.validate import (
+    count_warnings,
+    is_complete,
+    label_column,
+    label_warnings,
+    loss_warnings,
+    partner_warnings,
+    positive_columns,
+)
 from slm.errors import DataError, nearest
 from slm.rounding import exceeds, merge_close, round_to_three_digits, stable_argsort
 from slm.summary import Summarized
@@ -27,6 +36,7 @@ OTHER_DEFINITIONS = ("n_flop", "params_non_embedding", "params_total")
 SAME_SIZE = math.log(1.25)  # ln N: shapes of two families closer than this are paired in one rung
 SAME_BUDGET = math.log(1.3)  # ln tokens_per_param: runs closer than this have the same token budget
 BUDGET_COLUMNS = ("budget", "tokens_per_param")  # in order of preference
+MAX_BUDGET_RATIO = 5.0  # a budget further from tokens / n is another quantity, such as FLOPs
 DEEP_WORDS, WIDE_WORDS = ("deep", "thin"), ("wide", "shallow")
 
 
@@ -98,13 +108,9 @@ def prepare(
     )
     size, tokens, loss = (numbers[name] for name in (columns.n, columns.tokens, columns.loss))
     prepared = pd.DataFrame({"n": size, "tokens": merge_close(tokens), "loss_nats_per_token": loss})
-    prepared["family"] = [
-        str(x) for x in label_column(columns.family, table[columns.family], len(table))
-    ]
-    prepared["shape"] = [
-        str(x) for x in label_column(columns.shape, table[columns.shape], len(table))
-    ]
-    warnings = loss_warnings(loss, vocab_size)
+    for name, column in (("family", columns.family), ("shape", columns.shape)):
+        prepared[name] = [str(x) for x in label_column(column, table[column], len(table))]
+    warnings = [*loss_warnings(loss, vocab_size), *label_warnings("family", prepared["family"])]
     if columns.flops is None:
         prepared["flops"] = 6 * size * tokens
         if columns.n != "n_flop":
@@ -113,6 +119,8 @@ def prepare(
             )
     else:
         prepared["flops"] = positive_columns(**{columns.flops: table[columns.flops]})[columns.flops]
+    given = None if columns.flops is None else prepared["flops"].to_numpy()
+    warnings += count_warnings(columns.n, size, tokens, given)
     prepared["seed"] = 0
     if columns.seed:
         prepared["seed"] = list(label_column(columns.seed, table[columns.seed], len(table)))
@@ -121,10 +129,20 @@ def prepare(
     others = [name for name in OTHER_DEFINITIONS if name in table and name != columns.n]
     for name in others:
         prepared[name] = positive_columns(**{name: table[name]})[name]
-    prepared["rung"] = list(table[columns.rung]) if columns.rung else _matched_rungs(prepared)
-    mean = prepared.groupby("rung", sort=False)["n"].transform("mean")
-    prepared["size"] = table["size"].to_numpy() if "size" in table else mean
-    prepared["tokens_per_param"] = _budget_labels(table, (prepared["tokens"] / mean).to_numpy())
+    if columns.rung and table[columns.rung].notna().any():
+        prepared["rung"] = list(label_column(columns.rung, table[columns.rung], len(table)))
+    else:
+        prepared["rung"] = _matched_rungs(prepared)
+    by_rung = prepared.groupby("rung", sort=False)
+    prepared["tokens"] = by_rung["tokens"].transform(lambda rows: merge_close(rows, SAME))
+    mean = by_rung["n"].transform("mean")
+    has_size = "size" in table and is_complete("size", table["size"])
+    prepared["size"] = pd.to_numeric(table["size"]).to_numpy() if has_size else mean
+    labels, notes = _budget_labels(table, (prepared["tokens"] / mean).to_numpy(), columns.n)
+    prepared["tokens_per_param"] = labels
+    warnings += notes + partner_warnings(
+        prepared["family"], prepared["rung"], prepared["tokens"].to_numpy(), labels
+    )
     prepared = _sorted_rows(prepared)
     deep, wide = _deep_and_wide(prepared, deep, wide)
     return Study(prepared, deep, wide, columns.n, tuple(others), tuple(warnings))
@@ -181,25 +199,33 @@ def _matched_rungs(prepared: pd.DataFrame) -> list[Any]:
     return [rung_of[key] for key in zip(prepared["family"], prepared["shape"], strict=True)]
 
 
-def _budget_labels(table: pd.DataFrame, ratio: np.ndarray) -> np.ndarray:
+def _budget_labels(
+    table: pd.DataFrame, ratio: np.ndarray, n_name: str
+) -> tuple[np.ndarray, list[str]]:
     """Return tokens_per_param as requested, equal for all runs of one budget; else group the runs by `ratio`.
 
     The requested values are in the column `budget`, or in `tokens_per_param` of our own runs, which have a
     `recipe_id`. A column of another table with this name may hold each run's own ratio. It is used if it has no
-    more distinct values than there are groups. Columns with values that are not numbers are not used.
+    more distinct values than there are groups. Columns of words are not used, and columns far from `ratio`
+    neither, with a warning.
     """
     grouped = _tokens_per_param(np.log(ratio))
+    warnings = []
     for name in BUDGET_COLUMNS:
-        if name not in table:
+        if name not in table or not is_complete(name, table[name]):
             continue
-        values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=float)
-        if not np.isfinite(values).all():
+        values = pd.to_numeric(table[name]).to_numpy(dtype=float)
+        is_own = "recipe_id" in table
+        middle = float(np.median(values / ratio))
+        if not is_own and not 1 / MAX_BUDGET_RATIO < middle < MAX_BUDGET_RATIO:
+            warnings.append(
+                f"{name} is not used: it is {middle:.3g} times tokens / {n_name} (median), so not in tokens per parameter"
+            )
             continue
         labels = merge_close(values)
-        is_requested = name == "budget" or "recipe_id" in table
-        if is_requested or len(np.unique(labels)) <= len(np.unique(grouped)):
-            return labels
-    return grouped
+        if name == "budget" or is_own or len(np.unique(labels)) <= len(np.unique(grouped)):
+            return labels, warnings
+    return grouped, warnings
 
 
 def _tokens_per_param(log_ratio: np.ndarray) -> np.ndarray:
@@ -216,6 +242,7 @@ def _tokens_per_param(log_ratio: np.ndarray) -> np.ndarray:
 def _deep_and_wide(prepared: pd.DataFrame, deep: str | None, wide: str | None) -> tuple[str, str]:
     """Return the names of the deep and the wide family: as given, else by aspect ratio, else by name."""
     families = list(dict.fromkeys(prepared["family"]))
+    deep, wide = (None if name is None else str(name).strip() for name in (deep, wide))
     for name in (deep, wide):
         if name is not None and name not in families:
             raise DataError(f"the table has no family {name!r}; {nearest(name, families)}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.runs.validate import stripped
 from slm.architecture.flops import flop_equivalent_params
 from slm.architecture.shapes import shape_label
 from slm.errors import DataError, nearest
@@ -28,8 +29,9 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
         path: .csv, .parquet or .jsonl file.
         columns: name in the file of each column, such as {"tokens": "D", "n_flop": "N"}. Required:
             family, shape, tokens, loss_nats_per_token and one of n_flop, params_non_embedding,
-            params_total. Optional: flops, rung, tokens_per_param, seed, aspect_ratio, run_id, status
-            ("finished", or the reason why not), decayed (true or false), val_fingerprint, peak_lr.
+            params_total. Optional: flops, rung, tokens_per_param, seed, aspect_ratio, run_id, status or state
+            ("finished", or the reason why not), decayed (yes or no), val_fingerprint, peak_lr.
+            One column of the file may have several names; a given name replaces a column of that name.
 
     Raises:
         DataError: if the file cannot be read or lacks a column.
@@ -45,7 +47,9 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
         if name_in_file not in table:
             fix = nearest(name_in_file, table.columns)
             raise DataError(f"{path}: has no column {name_in_file!r} (given for {name}); {fix}")
-    table = table.rename(columns={name_in_file: name for name, name_in_file in renamed.items()})
+    # A column may serve under two names, and a mapped name replaces a column of that name.
+    mapped = {name: table[name_in_file] for name, name_in_file in renamed.items()}
+    table = table.drop(columns=list(set(renamed.values()))).assign(**mapped)
     missing = [name for name in REQUIRED if name not in table]
     if not {"n_flop", "params_non_embedding", "params_total"} & set(table.columns):
         missing.append("n_flop")
@@ -61,7 +65,8 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
             raise DataError(
                 f"{path}: column {source!r} holds {nested[0]!r}; {name} needs one number or word per run"
             )
-    return table
+    text = table.select_dtypes(exclude=["number", "bool"])
+    return table.assign(**{str(name): text[name].map(stripped) for name in text})
 
 
 def _read(path: Path) -> pd.DataFrame:

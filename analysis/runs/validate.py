@@ -1,18 +1,26 @@
-"""Check a user's columns before anything is fitted."""
+"""Rules for a user's columns: errors before anything is fitted, and warnings about suspicious values."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.arrays import Floats
+from analysis.formatting import count
 from slm.errors import DataError
 from slm.rounding import exceeds
 
 LARGEST_VOCABULARY = 2**18
+FLAGS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+SMALLEST_N, FEWEST_TOKENS = 1e4, 1e5  # below them N and tokens look like millions or billions
+MAX_FLOPS_ERROR = 1.25  # factor between flops and 6 n_flop tokens, which are equal by definition
+MAX_FLOPS_RATIO = 2.0  # the same for another definition of N, without attention or embeddings
+MAX_FLOPS_SPREAD = 2.0  # largest over smallest ratio of flops to 6 N tokens
 SUSPICIOUS_LOSS = math.log(50_257)  # nats; loss of a uniform guess over GPT-2's vocabulary
 
 
@@ -45,23 +53,120 @@ def positive_columns(**columns: ArrayLike) -> dict[str, Floats]:
 
 
 def label_column(name: str, values: Any, length: int) -> NDArray[Any]:
-    """Return the labels, one per run, as an array of objects.
+    """Return the labels, one per run, as an array of objects; text without surrounding spaces.
 
     Raises:
-        DataError: if their number is not `length`, or a label is missing.
+        DataError: if their number is not `length`, or a label is missing or empty.
     """
     array = np.empty(len(values), dtype=object)
-    array[:] = list(values)
+    array[:] = [stripped(value) for value in values]
     if len(array) != length:
         raise DataError(f"{name}: {len(array)} labels for {length} runs; give one label per run")
-    missing = [
-        row
-        for row, value in enumerate(array)
-        if value is None or (isinstance(value, float) and math.isnan(value))
-    ]
-    if missing:
-        raise DataError(f"{name}: no label in row {missing[0]}; give every run a label")
+    for row, value in enumerate(array):
+        if is_missing(value):
+            raise DataError(f"{name}: no label in row {row}; give every run a label")
     return array
+
+
+def stripped(value: Any) -> Any:
+    """Return text without surrounding spaces, and any other value as it is."""
+    return value.strip() if isinstance(value, str) else value
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a cell is empty: None, nan or empty text."""
+    return pd.api.types.is_scalar(value) and (value == "" or bool(pd.isna(value)))
+
+
+def flag_column(name: str, values: Iterable[Any]) -> NDArray[np.bool_]:
+    """Return a column of yes/no, true/false or 1/0 as booleans.
+
+    Raises:
+        DataError: if a value is none of them.
+    """
+    flags = []
+    for row, value in enumerate(values):
+        flag = FLAGS.get(str(value).strip().lower().removesuffix(".0"))
+        if flag is None:
+            raise DataError(
+                f"{name}={value!r} in row {row}: must be yes or no, true or false, 1 or 0"
+            )
+        flags.append(flag)
+    return np.array(flags, dtype=bool)
+
+
+def is_complete(name: str, column: pd.Series) -> bool:
+    """Return whether an optional column has a number in every row; False if it holds words, or nothing.
+
+    Raises:
+        DataError: if numbers are missing in some rows only.
+    """
+    missing = np.array([is_missing(stripped(value)) for value in column])
+    numbers = pd.to_numeric(column[~missing], errors="coerce")
+    if missing.all() or numbers.isna().any():
+        return False
+    if missing.any():
+        raise DataError(
+            f"{name}: no number in row {np.flatnonzero(missing)[0]}; give every run a number, or remove the column"
+        )
+    return True
+
+
+def label_warnings(name: str, labels: Iterable[str]) -> Iterator[str]:
+    """Yield a warning for labels that differ in case or spaces only."""
+    spellings: dict[str, list[str]] = {}
+    for label in dict.fromkeys(labels):
+        spellings.setdefault("".join(label.lower().split()), []).append(label)
+    for alike in spellings.values():
+        if len(alike) > 1:
+            different = " and ".join(repr(label) for label in alike)
+            yield f"{name}: {different} count as different; use one spelling if they are the same"
+
+
+def count_warnings(
+    n_name: str, n: Floats, tokens: Floats, flops: Floats | None = None
+) -> Iterator[str]:
+    """Yield warnings for sizes, tokens and FLOPs in other units, or that contradict each other.
+
+    `n_name`: definition of N, `n_flop` or another.
+    """
+    for name, values, limit in ((n_name, n, SMALLEST_N), ("tokens", tokens, FEWEST_TOKENS)):
+        if exceeds(limit, largest := float(values.max())):
+            yield (
+                f"{name} is at most {largest:.4g}, below {limit:g}; give the number itself, not millions or billions"
+            )
+    if flops is None:
+        return
+    ratio = flops / (6 * n * tokens)
+    middle, spread = float(np.median(ratio)), float(ratio.max() / ratio.min())
+    limit = MAX_FLOPS_ERROR if n_name == "n_flop" else MAX_FLOPS_RATIO
+    if exceeds(abs(math.log(middle)), math.log(limit)) or exceeds(spread, MAX_FLOPS_SPREAD):
+        yield (
+            f"flops are {middle:.3g} times 6 {n_name} tokens (median; {ratio.min():.3g} to {ratio.max():.3g}); compute is "
+            "taken from flops: check its unit, and that it covers forward and backward pass of all tokens"
+        )
+
+
+def partner_warnings(family: Any, rung: Any, tokens: Floats, tokens_per_param: Floats) -> list[str]:
+    """Return a warning with the number of runs that no other family has a partner for, at equal rung and tokens."""
+    table = pd.DataFrame(
+        {"family": family, "rung": rung, "tokens": tokens, "ratio": tokens_per_param}
+    )
+    if table["family"].nunique() < 2:
+        return []
+    alone = table.groupby(["rung", "tokens"])["family"].transform("nunique") == 1
+    if not alone.any():
+        return []
+    found = (
+        f"{alone.sum()} of {count(len(table), 'run')} share no token count with another family of their rung, so their "
+        "losses are not compared at equal compute"
+    )
+    meets = table.groupby(["rung", "ratio"])["family"].transform("nunique") > 1
+    if alone.all() and meets.any():
+        return [
+            f"{found}: tokens are proportional to each family's own N; give all families of a rung the same tokens"
+        ]
+    return [f"{found}; run the other family at these tokens, or remove these runs"]
 
 
 def loss_warnings(loss: Floats, vocab_size: int | None = None) -> list[str]:

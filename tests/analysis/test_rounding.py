@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-
-from analysis.compare import two_stage_f_test
 from analysis.compare.aspect_ratio import fit_shape_curve
 from analysis.compare.compute_multiplier import envelope, multiplier
+
+from analysis.compare import two_stage_f_test
 from analysis.compare.matched_pairs import holm, holm_limits
 from analysis.design.identifiability import (
     comparison_refusals,
@@ -43,8 +43,8 @@ from slm.rounding import (
 )
 from slm.studies import lr_tuning
 from slm.tracking.spikes import loss_spikes
+from tests.analysis.block.studies import CENTRE, loss_at
 from tests.analysis.compare.test_inference import shapes
-from tests.benchmarks.simulated_studies import CENTRE, Truth
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.numeric
@@ -66,8 +66,9 @@ def perturb(table: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def study(
-    truth: Truth = Truth(0, 0),
     *,
+    level: float = 0.0,
+    d_alpha: float = 0.0,
     sizes: int = 4,
     budgets: tuple[float, ...] = (5.0, 20.0, 80.0),
     tau: float = 0.0,
@@ -78,12 +79,13 @@ def study(
     """Two families of known law. Without a mismatch their shapes tie in N, FLOPs and all that follows."""
     generator = np.random.default_rng(1)
     rows = []
-    for family in ("deep", "wide"):
+    for family, side in (("deep", 0.5), ("wide", -0.5)):
         for rung, size in enumerate(CENTRE * np.geomspace(1 / 6, 6, sizes)):
             n = size * (1 + generator.uniform(-mismatch, mismatch))
             misfit = generator.normal(0, tau)
             for budget in budgets:
-                loss = truth.loss(family, n, budget * size) + misfit + generator.normal(0, sigma)
+                loss = loss_at(n, budget * size, side, level, d_alpha)
+                loss += misfit + generator.normal(0, sigma)
                 rows += [
                     {
                         "family": family, "shape": f"{family}{rung}", "rung": rung, "n_flop": n,
@@ -104,20 +106,20 @@ def tied() -> pd.DataFrame:
 ENDS = (5.0, 80.0)
 STUDIES: dict[str, tuple[Callable[[], pd.DataFrame], str]] = {
     "exponents differ": (
-        lambda: study(Truth(0, 0.08), sizes=6, budgets=ENDS, tau=0.003, sigma=0.002, mismatch=0.01),
+        lambda: study(d_alpha=0.08, sizes=6, budgets=ENDS, tau=0.003, sigma=0.002, mismatch=0.01),
         "depth_exponent_better",
     ),
     "levels differ": (
-        lambda: study(Truth(-0.08, 0), sizes=5, budgets=ENDS, tau=0.002, sigma=0.002, mismatch=0.01),
+        lambda: study(level=-0.08, sizes=5, budgets=ENDS, tau=0.002, sigma=0.002, mismatch=0.01),
         "depth_level_better",
     ),
     "nothing differs": (lambda: study(tau=0.01, sigma=0.005, mismatch=0.01), "no_difference"),
     "no noise": (study, "no_difference"),
     "no noise, mismatch": (lambda: study(mismatch=0.01), "inconclusive"),
     "levels, no noise": (
-        lambda: study(Truth(-0.05, 0), sizes=5, budgets=ENDS), "depth_level_better",
+        lambda: study(level=-0.05, sizes=5, budgets=ENDS), "depth_level_better",
     ),
-    "exponents, no noise": (lambda: study(Truth(0, 0.05)), "inconclusive"),
+    "exponents, no noise": (lambda: study(d_alpha=0.05), "inconclusive"),
     "equal losses of families": (tied, "no_difference"),
     "equal losses of seeds": (lambda: study(budgets=ENDS, tau=0.01, seeds=2), "inconclusive"),
     "one loss": (lambda: study(budgets=ENDS).assign(loss_nats_per_token=3.0), "inconclusive"),

@@ -1,12 +1,11 @@
-"""Simulated studies: error rates of the verdicts and coverage of the intervals.
+"""Simulated studies: size, power and coverage of the verdicts and intervals of `analysis.compare`.
 
-    python -m tests.benchmarks.simulated_studies --studies 200 --out analysis/examples/validation
+    python -m tests.benchmarks.simulated_studies --studies 500 --out analysis/examples/validation
+    python -m tests.benchmarks.simulated_studies --studies 500 --rows k6 k8 --out out/validation
 
-A study has two families with 8 sizes from 10M to 316M parameters, 3 token budgets and one seed. The seed
-standard deviation is 0.005 nats; each shape has a misfit (random effect) of 0.005 or 0.02 nats. Truths:
-`null`: no difference; `level`: A of deep is 4% lower; `exponent`: alpha of deep is 0.04 higher. Two common
-tests that are invalid here are reported for comparison: an F test that treats runs as independent, and a z
-test of the largest pair with the seed noise as its error.
+The rows are described in `study_generators`. Results are written after each row; a row that is in the output
+with the same seed and number of studies is not computed again. For the rows in OLD_METHOD the analysis it
+replaced (joint law M2, delete-one-shape jackknife) is run on the first studies too.
 """
 
 from __future__ import annotations
@@ -14,9 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
+import multiprocessing
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,194 +24,289 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.compare.compute_multiplier import compute_multiplier
-from analysis.compare.exponents import FittedStudy, fitted
-from analysis.compare.families import compare_families
-from analysis.design.linear import Law
-from analysis.fit.law import JointLaw
-from analysis.fit.levenberg_marquardt import Problem, minimise
-from analysis.runs.study import Columns, prepare
+from analysis.compare.block_result import BlockResult, fit_block_model
+from analysis.compare.robustness import deletions
+from analysis.compare.verdict import Evidence, decide
+from analysis.fit.law import ALPHA, JointLaw, Points
+from analysis.fit.levenberg_marquardt import Problem
+from analysis.fit.profile_likelihood import quantile_t
+from analysis.fit.resampling import jackknife_error, solve
+from tests.benchmarks.study_generators import DEEP, ROWS, WIDE, Row, generator_of, simulate
 
-SIZES = np.geomspace(1e7, 3.16e8, 8)
-BUDGETS = (5.0, 20.0, 80.0)
-SIGMA = 0.005  # seed standard deviation in nats
-CENTRE = 5.62e7  # N at which a difference in the exponent alone does not change the loss
-TRUTHS = {"null": (0.0, 0.0), "level": (-0.04, 0.0), "exponent": (0.0, 0.04)}
-TAUS = (0.005, 0.02)  # standard deviations of the misfit of a shape, in nats
-
-
-@dataclass(frozen=True)
-class Truth:
-    """True differences: `level` = ln(A_deep / A_wide) at CENTRE, `exponent` = alpha_deep - alpha_wide."""
-
-    level: float
-    exponent: float
-
-    def loss(self, family: str, n: float, tokens: float) -> float:
-        law = Law()
-        deep = family == "deep"
-        alpha = law.alpha + (self.exponent if deep else 0.0)
-        size = law.A * CENTRE**-law.alpha * math.exp(self.level if deep else 0.0)
-        return law.E + size * (n / CENTRE) ** -alpha + law.B * tokens**-law.beta
+OLD_METHOD = ("k4", "k6", "k8", "k4_exponent_.02", "k6_exponent_.02", "k8_exponent_.02")
+OLD_STUDIES = 100
+POWER = {
+    "k4_exponent_.02": 0.33,
+    "k6_exponent_.02": 0.70,
+    "k8_exponent_.02": 0.80,
+    "three_k6_exponent_.02": 0.83,
+}
+MARGINS = (1.05, 1.10)  # of the compute multiplier, for equivalence
+INTERVALS = ("d_alpha", "level", "ln_kappa")
 
 
-def simulate(
-    truth: Truth, tau: float, sigma: float, seed: int, budgets: Any = BUDGETS
-) -> pd.DataFrame:
-    """Simulate the final losses of a study; FLOPs of a pair differ by up to 2%, as with integer shapes."""
-    generator = np.random.default_rng(seed)
-    rows = []
-    for family in ("deep", "wide"):
-        for rung, size in enumerate(SIZES):
-            n = size * (1 + generator.uniform(-0.01, 0.01))
-            misfit = generator.normal(0, tau) if tau else 0.0
-            for multiplier in budgets:
-                tokens = multiplier * size
-                noise = generator.normal(0, sigma) if sigma else 0.0
-                rows.append(
-                    {
-                        "family": family,
-                        "shape": f"{family}{rung}",
-                        "rung": rung,
-                        "n_flop": n,
-                        "tokens": tokens,
-                        "flops": 6 * n * tokens,
-                        "loss_nats_per_token": truth.loss(family, n, tokens) + misfit + noise,
-                    }
-                )
-    return pd.DataFrame(rows)
+def size_limit(row: Row) -> float:
+    """Return the largest allowed share of false verdicts."""
+    if abs(row.noise_power) >= 0.5:
+        return 0.10
+    return 0.07 if row.missing or row.unbalanced or row.noise_power else 0.05
 
 
-def judge(truth: Truth, tau: float, seed: int, *, bootstrap: int = 0) -> dict[str, Any]:
-    """Simulate and analyse one study; return its verdict, rejections and coverage of the truth."""
-    table = simulate(truth, tau, SIGMA, seed)
-    found = compare_families(table, bootstrap=bootstrap)
-    one = found.exponents
-    assert one.interval is not None and one.profile is not None and found.matched is not None
-    assert one.fitted is not None
-    exact = fitted(
-        prepare(simulate(truth, 0, 0, seed), Columns(flops="flops", rung="rung"), None, None)
-    )
-    kappa = compute_multiplier(exact, 0)
-    assert kappa is not None and kappa.by_law is not None
-    row: dict[str, Any] = {
-        "verdict": found.verdict.word,
-        "status": one.status,
-        "jackknife": one.interval[0] <= truth.exponent <= one.interval[1],
-        "profile": one.profile[0] <= truth.exponent <= one.profile[1],
-        "jackknife_rejects": one.p is not None and one.p < 0.05,
-        "permutation_rejects": one.permutation is not None and one.permutation.p < 0.05,
-        "any_permutation_rejects": one.any_permutation is not None and one.any_permutation.p < 0.05,
-        "collapsed_rejects": one.collapsed is not None and one.collapsed.p < 0.05,
-        "hold_out_passes": found.hold_out.passed,
-        "hold_out_coverage": found.hold_out.coverage,
-        "naive_f_rejects": naive_f(one.fitted) < 0.05,
-        "seed_t_rejects": seed_t(table) < 0.05,
-    }
-    size = SIZES[-1]
-    deltas = [
-        truth.loss("deep", size, m * size) - truth.loss("wide", size, m * size) for m in BUDGETS
-    ]
-    summary = found.matched.summary.sort_values("tokens_per_param")
-    ends = zip(summary["largest_low"], summary["largest_high"], deltas, strict=True)
-    row["matched"] = float(np.mean([low <= delta <= high for low, high, delta in ends]))
-    for name in ("interval", "bootstrap_interval"):
-        ends_of = None if found.kappa is None else getattr(found.kappa, name)
-        if ends_of is not None:
-            row[f"kappa_{name}"] = ends_of[0] <= kappa.by_law <= ends_of[1]
-    return row
+def error_ratio_limits(row: Row, name: str) -> tuple[float, float]:
+    """Return the allowed range of SE / sd of the estimates."""
+    if abs(row.noise_power) >= 0.5:
+        return 0.8, 1.3
+    if row.slope and (row.missing or row.unbalanced):
+        return 0.9, 2.0
+    return 0.9, 1.6 if name == "d_alpha" and row.level <= -0.2 else 1.3
 
 
-def naive_f(known: FittedStudy) -> float:
-    """Return p of the F test of M1 against M2 that treats all runs as independent."""
-    points = known.problem.points
-    law = JointLaw("M1", 2)
-    start = np.array([[known.theta[known.law.slots[r, 0]] for r in law.roles]])
-    null = 2 * float(minimise(Problem.of(law, points), start).objective[0])
-    full = 2 * float(known.problem.objective(known.theta[None])[0])
-    df = len(points) - known.law.size
-    return float(stats.f.sf((null - full) / (full / df), 1, df))
+def targets(name: str, result: dict[str, Any]) -> Iterator[tuple[str, float, str, float]]:
+    """Yield the shares that have a target: name, share, "<=" or ">=", target."""
+    row = ROWS[name]
+    if not (row.level or row.d_alpha or row.e_gap):
+        yield "false level verdicts", result["level_found"], "<=", size_limit(row)
+    if not (row.d_alpha or row.e_gap):
+        yield "false exponent verdicts", result["exponent_found"], "<=", size_limit(row)
+    if name in POWER:
+        yield "power", result["exponent_found"], ">=", POWER[name]
+    if name == "k8_level_2%":
+        yield "no_difference", result["no_difference"][0], "<=", 0.05
+    for interval in INTERVALS:
+        if not (row.e_gap and interval == "d_alpha"):  # d_alpha is given equal E
+            least = 0.93 if size_limit(row) == 0.05 else 0.90
+            yield f"coverage of {interval}", result["coverage"][interval], ">=", least
 
 
-def seed_t(table: pd.DataFrame) -> float:
-    """Return p of the z test of the largest pair's difference with the seed noise as its error."""
-    last = table[table["tokens"] == table["tokens"].max()].set_index("family")[
-        "loss_nats_per_token"
-    ]
-    return float(2 * stats.norm.sf(abs(last["deep"] - last["wide"]) / (SIGMA * math.sqrt(2))))
-
-
-def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    frame = pd.DataFrame(rows)
-    counts = Counter(frame["verdict"])
-    shares = frame.drop(columns=["verdict", "status"]).astype(float).mean()
-    return {
-        "studies": len(rows),
-        "verdicts": {word: count / len(rows) for word, count in counts.most_common()},
-        "statuses": {
-            word: count / len(rows) for word, count in Counter(frame["status"]).most_common()
-        },
-        "shares": {str(name): round(float(value), 4) for name, value in shares.items()},
-    }
-
-
-def run(studies: int, bootstrap: int) -> list[dict[str, Any]]:
-    found = []
-    for name, (level, exponent) in TRUTHS.items():
-        for tau in TAUS:
-            began = time.perf_counter()
-            rows = [
-                judge(Truth(level, exponent), tau, seed, bootstrap=bootstrap)
-                for seed in range(studies)
-            ]
-            found.append({"truth": name, "tau": tau, **summarize(rows)})
-            print(f"{name} tau {tau}: {time.perf_counter() - began:.0f} s", found[-1], flush=True)
+def misses(name: str, result: dict[str, Any], p: float = 0.01) -> list[str]:
+    """Return the targets that a row misses: had it met them, the result would have a probability below `p`."""
+    if ROWS[name].offset:
+        return []  # unmatched data: reported, without a target
+    studies, found = round(result["studies"] * (1 - result["exponent_refused"])), []
+    for what, share, sign, limit in targets(name, result):
+        count = round(share * studies)
+        upper, lower = (
+            stats.binom.sf(count - 1, studies, limit),
+            stats.binom.cdf(count, studies, limit),
+        )
+        if (upper if sign == "<=" else lower) < p:
+            found.append(f"{what} {share:.3f}, target {sign} {limit:g}")
+    for what, ratio in result["se_over_sd"].items():
+        low, high = error_ratio_limits(ROWS[name], what)
+        # chi2 of the variance of the estimates, were the true ratio at a limit
+        at_low, at_high = ((studies - 1) * (limit / ratio) ** 2 for limit in (low, high))
+        if stats.chi2.sf(at_low, studies - 1) < p or stats.chi2.cdf(at_high, studies - 1) < p:
+            found.append(f"SE / sd of {what} {ratio:.2f}, target {low:g} to {high:g}")
     return found
 
 
-def markdown(found: list[dict[str, Any]], command: str) -> str:
-    words = list(dict.fromkeys(word for case in found for word in case["verdicts"]))
-    shares = list(found[0]["shares"])
-    error = 1.96 * math.sqrt(0.05 * 0.95 / found[0]["studies"])
+def judge(name: str, seed: int, study: int) -> dict[str, Any]:
+    """Simulate and analyse one study; return its verdicts, estimates and whether intervals cover the truth."""
+    row = ROWS[name]
+    table = simulate(row, generator_of(name, study, seed))
+    model = fit_block_model(table, deep=DEEP, wide=WIDE)
+    if model.refused:
+        return {"refused": True}
+    found = verdict_of(model)
+    truth = truth_of(row, table, model)
+    estimates = {
+        "level": (model.level, model.level_ci),
+        "ln_kappa": (model.ln_kappa, model.ln_kappa_ci),
+        "d_alpha": (model.d_alpha, model.d_alpha_ci),
+    }
+    for what, (value, interval) in estimates.items():
+        found[what], found[f"{what}_truth"] = value, truth[what]
+        if interval is not None:
+            found[f"{what}_covered"] = interval[0] <= truth[what] <= interval[1]
+    return found | {"refused": False, "level_se": model.level_se, "d_alpha_se": model.d_alpha_se}
+
+
+def truth_of(row: Row, table: pd.DataFrame, model: BlockResult) -> dict[str, float]:
+    """Return the true effects at the size and tokens of the model, for the families' mean ln(aspect ratio)."""
+    shapes = table.drop_duplicates("shape")
+    log_aspect = np.log(shapes["aspect_ratio"]).groupby(shapes["family"]).mean()
+    deep, wide = math.exp(log_aspect[DEEP]), math.exp(log_aspect[WIDE])
+    return {
+        "d_alpha": row.d_alpha,
+        "level": row.delta(model.at_n, deep, wide),
+        "ln_kappa": row.ln_kappa(model.at_n, model.at_tokens, deep, wide),
+    }
+
+
+def verdict_of(model: BlockResult) -> dict[str, Any]:
+    """Return word and findings, and whether the word is no_difference at each margin."""
+    assert model.effects is not None
+    is_significant = model.is_level_significant or model.is_exponent_significant
+    without = tuple(deletions(model.effects)) if is_significant else ()
+    verdicts = [decide(Evidence(model, without=without, equivalent_cost=m)) for m in MARGINS]
+    return {
+        "word": verdicts[0].word,
+        "level_verdict": verdicts[0].level,
+        "exponent_verdict": verdicts[0].exponent,
+        "no_difference": [verdict.word == "no_difference" for verdict in verdicts],
+    }
+
+
+def summarize(studies: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return shares, coverage and errors over the studies of a row."""
+    frame = pd.DataFrame([study for study in studies if not study["refused"]])
+    with_exponent = frame[frame["exponent_verdict"] != "refused"]
+    sided = ["depth", "width"]
+    found: dict[str, Any] = {
+        "studies": len(studies),
+        "refused": 1 - len(frame) / len(studies),
+        "exponent_refused": 1 - len(with_exponent) / len(studies),
+        "truth": {name: float(frame[f"{name}_truth"].mean()) for name in INTERVALS},
+        "mean": {name: float(frame[name].mean()) for name in ("d_alpha", "level")},
+        "sd": {name: float(frame[name].std()) for name in ("d_alpha", "level")},
+        "coverage": {name: float(frame[f"{name}_covered"].mean()) for name in INTERVALS},
+        "se_over_sd": {
+            name: math.sqrt((frame[f"{name}_se"] ** 2).mean()) / frame[name].std()
+            for name in ("d_alpha", "level")
+        },
+        "level_found": float(frame["level_verdict"].isin(sided).mean()),
+        "exponent_found": float(with_exponent["exponent_verdict"].isin(sided).mean()),
+        "no_difference": [float(share) for share in np.mean(list(frame["no_difference"]), axis=0)],
+    }
+    for name in ("word", "level_verdict", "exponent_verdict"):
+        counts = Counter(study.get(name, "refused") for study in studies)
+        found[name] = {word: count / len(studies) for word, count in counts.most_common()}
+    return found
+
+
+def judge_old(name: str, seed: int, study: int) -> dict[str, Any]:
+    """Return the exponent difference by the method before this one, and whether its interval covers the truth."""
+    row = ROWS[name]
+    table = simulate(row, generator_of(name, study, seed))
+    law = JointLaw("M2", 2)
+    points = Points.of(
+        table["n_flop"], table["tokens"], table["loss_nats_per_token"], table["family"] == WIDE
+    )
+    solution = solve(Problem.of(law, points), pd.factorize(table["shape"])[0])
+    deep, wide = law.slots[ALPHA]
+    difference = float(solution.theta[deep] - solution.theta[wide])
+    without = solution.jackknife.theta
+    error = float(jackknife_error(without[:, deep] - without[:, wide]))
+    half = quantile_t(table["shape"].nunique() - 5) * error
+    return {
+        "d_alpha": difference,
+        "se": error,
+        "found": abs(difference) > half,
+        "covered": abs(difference - row.d_alpha) <= half,
+    }
+
+
+def summarize_old(studies: list[dict[str, Any]]) -> dict[str, Any]:
+    frame = pd.DataFrame(studies)
+    deviation = float(frame["d_alpha"].std())
+    return {
+        "studies": len(frame),
+        "found": float(frame["found"].mean()),
+        "coverage": float(frame["covered"].mean()),
+        "sd": deviation,
+        "se_over_sd": math.sqrt((frame["se"] ** 2).mean()) / deviation,
+    }
+
+
+def run_row(name: str, studies: int, seed: int, pool: Any) -> dict[str, Any]:
+    """Simulate and judge the studies of a row, with `pool.map` or with the builtin if `pool` is None."""
+
+    def over(function: Any, count: int) -> list[Any]:
+        task = partial(function, name, seed)
+        return list(map(task, range(count)) if pool is None else pool.map(task, range(count), 10))
+
+    found = {"name": name, "seed": seed, **summarize(over(judge, studies))}
+    found["misses"] = misses(name, found)
+    if name in OLD_METHOD:
+        found["old"] = summarize_old(over(judge_old, min(studies, OLD_STUDIES)))
+    return found
+
+
+def markdown(rows: list[dict[str, Any]], command: str) -> str:
     lines = [
         "# Verdicts and intervals on simulated studies",
         "",
         f"`{command}`",
         "",
-        f"{found[0]['studies']} studies a column: 2 families x 8 sizes (10M to 316M) x 3 budgets x 1 seed, seed "
-        f"noise {SIGMA} nats, tau = misfit of a shape in nats. level: A of deep 4% lower; exponent: alpha of "
-        f"deep .04 higher. Monte-Carlo error of a rate of 5%: {error:.3f} (95%).",
+        "Two families (aspect ratios 24 and 192) of k sizes from 10M to 316M, tokens_per_param 8, 24 and 72, one "
+        "seed, tau 0.01 nats per shape, sigma 0.005 nats per run, unless the name of the row says otherwise "
+        "(`tests/benchmarks/study_generators.py`). Shares in % with their Monte-Carlo standard error. "
+        "Coverage: of the 95% intervals. SE / sd: root mean square standard error over the standard "
+        "deviation of the estimates. no_difference: at margins 1.05 and 1.10 of the compute multiplier.",
         "",
-        "| share of studies | " + " | ".join(f"{c['truth']}, tau {c['tau']}" for c in found) + " |",
-        "|" + " --- |" * (len(found) + 1),
+        "| row | d-alpha | level, nats | ln kappa | level found | exponent found | coverage d-alpha / level / "
+        "ln kappa | SE / sd d-alpha, level | no_difference | refused, level / exponent |",
+        "|" + " --- |" * 10,
     ]
-    for word in words:
-        values = " | ".join(f"{case['verdicts'].get(word, 0):.3f}" for case in found)
-        lines.append(f"| verdict {word} | {values} |")
-    for name in shares:
-        values = " | ".join(f"{case['shares'].get(name, math.nan):.3f}" for case in found)
-        what = name.replace("_", " ")
-        lines.append(
-            f"| {what if 'reject' in name or 'hold' in name else what + ' covers'} | {values} |"
-        )
+    for row in rows:
+        truth, studies = row["truth"], row["studies"] * (1 - row["refused"])
+        cells = [
+            row["name"],
+            f"{truth['d_alpha']:.3f}",
+            f"{truth['level']:.4f}",
+            f"{truth['ln_kappa']:.3f}",
+            percent(row["level_found"], studies),
+            percent(row["exponent_found"], studies),
+            " / ".join(f"{100 * row['coverage'][name]:.1f}" for name in INTERVALS),
+            ", ".join(f"{row['se_over_sd'][name]:.2f}" for name in ("d_alpha", "level")),
+            " / ".join(f"{100 * share:.1f}" for share in row["no_difference"]),
+            f"{100 * row['refused']:.1f} / {100 * row['exponent_refused']:.1f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "## Exponent difference: this method and the one before it", ""]
+    lines += [
+        "The method before: joint law with its own level and exponent per family, delete-one-shape jackknife.",
+        "",
+        "| row | found, before | found, now | coverage, before | coverage, now | sd, before | sd, now |",
+        "|" + " --- |" * 7,
+    ]
+    for row in rows:
+        if "old" in row:
+            old, name = row["old"], row["name"]
+            shares = [
+                percent(old["found"], old["studies"]), percent(row["exponent_found"], row["studies"]),
+                percent(old["coverage"], old["studies"]),
+                percent(row["coverage"]["d_alpha"], row["studies"]),
+            ]  # fmt: skip
+            deviations = f"{old['sd']:.4f} | {row['sd']['d_alpha']:.4f}"
+            lines.append(f"| {name} | {' | '.join(shares)} | {deviations} |")
+    missed = [f"- {row['name']}: {miss}" for row in rows for miss in row["misses"]]
+    lines += ["", "## Targets missed by more than chance (p < 0.01)", "", *(missed or ["none"])]
     return "\n".join([*lines, ""])
+
+
+def percent(share: float, studies: float) -> str:
+    error = math.sqrt(share * (1 - share) / studies)
+    return f"{100 * share:.1f} ± {100 * error:.1f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--studies", type=int, default=200)
-    parser.add_argument("--bootstrap", type=int, default=0)
+    parser.add_argument("--studies", type=int, default=500)
+    parser.add_argument("--rows", nargs="+", choices=sorted(ROWS), default=list(ROWS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    found = run(arguments.studies, arguments.bootstrap)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / "simulated_studies.json"
+    done = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    key = (arguments.seed, arguments.studies)
+    rows = {row["name"]: row for row in done if (row["seed"], row["studies"]) == key}
     command = (
         f"python -m tests.benchmarks.simulated_studies --studies {arguments.studies} "
-        f"--bootstrap {arguments.bootstrap} --out {arguments.out}"
+        f"--seed {arguments.seed} --out {arguments.out}"
     )
-    text = json.dumps({"command": command, "cases": found}, indent=1)
-    (arguments.out / "simulated_studies.json").write_text(text + "\n", encoding="utf-8")
-    (arguments.out / "simulated_studies.md").write_text(markdown(found, command), encoding="utf-8")
+    with multiprocessing.Pool(arguments.processes) as pool:
+        for name in arguments.rows:
+            if name not in rows:
+                one = arguments.processes == 1
+                rows[name] = run_row(name, arguments.studies, arguments.seed, None if one else pool)
+                print(name, json.dumps(rows[name]), flush=True)
+            ordered = [rows[known] for known in ROWS if known in rows]
+            text = json.dumps({"command": command, "rows": ordered}, indent=1)
+            path.write_text(text + "\n", encoding="utf-8")
+            path.with_suffix(".md").write_text(markdown(ordered, command), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -72,6 +72,22 @@ class TestPublishedPoints:
         assert low < 0.3473 < high
         assert fit.by_delta[math.inf]["alpha"] == pytest.approx(0.3603, abs=5e-4)
 
+    def test_huber_errors_are_those_of_a_bootstrap_in_any_row_order(
+        self, chinchilla: pd.DataFrame
+    ) -> None:
+        """Standard errors of 4000 bootstrap samples by Besiroglu et al. (arXiv 2404.10102)."""
+        published = {"alpha": 0.0142, "beta": 0.0219}
+        errors = []
+        for seed in range(2):
+            points = chinchilla.sample(frac=1, random_state=seed)
+            fit = fit_joint(points["N"], points["D"], points["loss"], loss_fn="huber", delta=1e-3)
+            assert fit.status == "OK" and fit.error_kind == "bootstrap of 240 runs"
+            assert {name: fit.standard_errors[name] for name in published} == pytest.approx(
+                published, rel=0.2
+            )
+            errors.append(fit.standard_errors)
+        assert errors[0] == pytest.approx(errors[1], rel=1e-9)
+
     def test_small_delta_gives_the_published_solution(self, chinchilla: pd.DataFrame) -> None:
         fit = fit_joint(
             chinchilla["N"], chinchilla["D"], chinchilla["loss"], loss_fn="huber", delta=1e-5
@@ -163,6 +179,16 @@ def test_noise_free_parameters_are_recovered(model: str) -> None:
     )
 
 
+@pytest.mark.parametrize("loss_fn", ["lsq", "huber"])
+@pytest.mark.parametrize("noise", [0.0, 2e-9])
+def test_status_is_ok_at_the_level_of_rounding_errors(loss_fn: Any, noise: float) -> None:
+    for seed in range(3 if noise else 1):
+        table = simulated({"deep": {"A": 400.0, "alpha": 0.34}, "wide": {}}, noise, seed)
+        fit = fit_joint(table["n"], table["d"], table["loss"], table["family"], loss_fn=loss_fn)
+        assert fit.status == "OK", fit.reasons
+        assert fit.params["alpha"]["wide"] == pytest.approx(TRUTH["alpha"], abs=1e-10 + 100 * noise)
+
+
 def test_gradient_matches_finite_differences() -> None:
     table = simulated({"deep": {"alpha": 0.33}, "wide": {}}, noise=0.02)
     points = Points.of(table["n"], table["d"], table["loss"], np.repeat([0, 1], 18))
@@ -200,6 +226,20 @@ def test_random_shape_effects_widen_standard_errors_over_shapes() -> None:
     by_run = fit_joint(**{key: value for key, value in table.items() if key != "cluster"})
     assert by_shape.params["deep"] == by_run.params["deep"]
     assert by_shape.standard_errors["alpha[deep]"] > 1.5 * by_run.standard_errors["alpha[deep]"]
+
+
+def test_clustered_huber_errors_are_a_bootstrap_of_shapes_in_any_row_order() -> None:
+    table = pd.DataFrame(simulated({"wide": {}, "deep": {}}, noise=0.003))
+    table["loss"] *= np.exp(np.random.default_rng(1).normal(0, 0.01, 12).repeat(3))
+    fits = []
+    for seed in range(2):
+        columns = table.sample(frac=1, random_state=seed).to_dict("list")
+        fits.append(fit_joint(**columns, loss_fn="huber", delta=1e-2))
+        by_run = fit_joint(**(columns | {"cluster": None}), loss_fn="huber", delta=1e-2)
+        assert by_run.standard_errors["alpha[deep]"] < fits[-1].standard_errors["alpha[deep]"]
+    assert "estimate and t standard errors, bootstrap of 12 shapes" in fits[0].summary()
+    assert fits[0].standard_errors == pytest.approx(fits[1].standard_errors, rel=1e-9)
+    assert fits[0].intervals["E"] == pytest.approx(fits[1].intervals["E"], rel=1e-9)
 
 
 def refusal_reasons(**changes: Any) -> str:

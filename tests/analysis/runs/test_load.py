@@ -22,7 +22,7 @@ from slm.errors import DataError
 from slm.run.spec import RunSpec
 from slm.tracking.wandb import mirror
 from slm.training.result import run_counts
-from tests.benchmarks.simulated_studies import SIGMA, Truth, simulate
+from tests.analysis.block.studies import study
 from tests.conftest import ROOT
 from tests.full_study import full_study
 
@@ -38,7 +38,7 @@ MICRO_RESULTS = ROOT / "analysis" / "examples" / "micro" / "results.jsonl"
 
 @pytest.fixture
 def table() -> pd.DataFrame:
-    return simulate(Truth(0, 0.05), 0.005, SIGMA, 1).drop(columns=["flops"])
+    return study(8, d_alpha=0.05, tau=0.005, sigma=0.005, seed=1).drop(columns=["flops"])
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])

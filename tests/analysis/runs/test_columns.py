@@ -1,0 +1,209 @@
+"""Rules for the columns of users' tables: labels, budgets, units, copies of runs and learning rates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.compare.families import compare_families
+from analysis.runs.load import Runs, load_runs, runs_from_results
+from analysis.runs.study import Columns, Study, prepare
+from slm.errors import DataError
+from slm.tracking.results_file import read_results
+from tests.analysis.block.studies import study
+from tests.conftest import ROOT
+
+EXAMPLES = ROOT / "analysis" / "examples"
+COLUMNS = Columns(flops="flops", rung="rung")
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    return study(8, d_alpha=0.05, tau=0.005, sigma=0.005, budgets=(5, 20, 80), seed=1)
+
+
+def loaded(table: pd.DataFrame, folder: Path, **options: Any) -> Runs:
+    table.to_csv(folder / "runs.csv", index=False)
+    return load_runs(folder / "runs.csv", **options)
+
+
+def prepared(table: pd.DataFrame, columns: Columns = COLUMNS) -> Study:
+    return prepare(table, columns, None, None)
+
+
+class TestTokens:
+    def test_tokens_within_a_thousandth_are_one_budget_in_any_row_order(
+        self, table: pd.DataFrame
+    ) -> None:
+        factor = np.where(table["family"] == "deep", 1.0, 1 + 9e-4)
+        rounded = table.assign(tokens=table["tokens"] * factor)
+        study = prepared(rounded)
+        assert study.table.groupby(["rung", "tokens"]).ngroups == 24 and not study.warnings
+        shuffled = prepared(rounded.sample(frac=1, random_state=0)).table
+        assert shuffled["tokens"].tolist() == study.table["tokens"].tolist()
+        apart = prepared(table.assign(tokens=table["tokens"] * (1 + 5 * (factor - 1))))
+        assert "48 of 48 runs share no token count" in apart.warnings[-1]
+
+    def test_runs_without_a_partner_are_counted(self, table: pd.DataFrame) -> None:
+        some = prepared(table[~((table["family"] == "deep") & (table["rung"] < 2))])
+        (warning,) = some.warnings
+        assert "6 of 42 runs share no token count" in warning and "run the other family" in warning
+
+    def test_tokens_proportional_to_own_n_are_named_as_the_cause(self, table: pd.DataFrame) -> None:
+        ratio = np.tile([5.0, 20.0, 80.0], 16)
+        n = table["n_flop"] * np.where(table["family"] == "deep", 1.02, 0.98)
+        own = table.assign(n_flop=n, tokens=ratio * n, flops=6 * n * ratio * n)
+        (warning,) = prepared(own).warnings
+        assert "48 of 48 runs share no token count" in warning
+        assert "tokens are proportional to each family's own N; give all families" in warning
+
+
+class TestLabels:
+    @pytest.mark.parametrize("empty", [None, float("nan"), "", "  "])
+    @pytest.mark.parametrize("name", ["family", "shape", "rung", "budget", "tokens_per_param"])
+    def test_a_missing_value_is_an_error_with_column_and_row(
+        self, table: pd.DataFrame, name: str, empty: Any
+    ) -> None:
+        if name not in table:
+            table[name] = np.tile([5.0, 20.0, 80.0], 16)
+        table = table.astype({name: object})
+        table.loc[3, name] = empty
+        with pytest.raises(DataError, match=rf"^{name}: no (label|number) in row 3; give every"):
+            prepared(table)
+
+    def test_an_empty_column_counts_as_absent(self, table: pd.DataFrame) -> None:
+        empty = table.assign(rung=None, budget=np.nan, tokens_per_param="", size=None)
+        study = prepared(empty)
+        assert study.table["rung"].nunique() == 8
+        assert set(study.table["tokens_per_param"]) == {5.0, 20.0, 80.0}
+
+    def test_families_that_are_no_text(self, table: pd.DataFrame) -> None:
+        with pytest.raises(DataError, match="no family '1'; choose one of: deep, wide"):
+            compare_families(table, deep=1, wide=2)  # type: ignore[arg-type]
+        numbered = table.assign(family=table["family"].map({"deep": 1, "wide": 2}))
+        study = prepare(numbered, COLUMNS, 1, 2)  # type: ignore[arg-type]
+        assert (study.deep, study.wide) == ("1", "2")
+
+    def test_spaces_around_labels_do_not_count(self, table: pd.DataFrame, tmp_path: Path) -> None:
+        table.loc[::5, "family"] += " "
+        runs = loaded(table.assign(status="finished "), tmp_path)
+        assert runs.families == ["deep", "wide"] and len(runs.table) == 48
+        assert prepared(table).families == ["deep", "wide"]
+        table.loc[0, "family"] = "Deep"
+        (warning,) = loaded(table, tmp_path).warnings
+        assert "'Deep' and 'deep' count as different" in warning
+        assert warning in prepare(table, COLUMNS, "deep", "wide").warnings
+
+    def test_a_column_size_of_words_is_not_used(self, table: pd.DataFrame) -> None:
+        words = prepared(table.assign(size=[f"{n / 1e6:.0f}M" for n in table["n_flop"]]))
+        assert words.table["size"].tolist() == prepared(table).table["size"].tolist()
+
+
+class TestUnits:
+    def test_a_budget_in_flops_is_set_aside(self, table: pd.DataFrame) -> None:
+        study = prepared(table.assign(budget=table["flops"]))
+        assert set(study.table["tokens_per_param"]) == {5.0, 20.0, 80.0}
+        (warning,) = study.warnings
+        assert (
+            warning.startswith("budget is not used: it is ") and "times tokens / n_flop" in warning
+        )
+
+    @pytest.mark.parametrize("scale", [1e-9, 1 / 3, 1.3])
+    def test_flops_that_contradict_n_and_tokens(
+        self, table: pd.DataFrame, tmp_path: Path, scale: float
+    ) -> None:
+        table["flops"] *= scale
+        (warning,) = loaded(table, tmp_path).warnings
+        assert warning.startswith(f"flops are {scale:.3g} times 6 n_flop tokens (median; ")
+        assert "compute is taken from flops" in warning
+        assert prepared(table).warnings == (warning,)
+
+    def test_flops_that_agree(self, table: pd.DataFrame, tmp_path: Path) -> None:
+        assert not loaded(table, tmp_path).warnings
+        total = table.assign(flops=1.9 * table["flops"]).rename(columns={"n_flop": "params_total"})
+        assert not loaded(total, tmp_path).warnings  # attention and head are not in 6 N
+        uneven = table.assign(flops=table["flops"] * np.tile([1.0, 1.0, 2.5], 16))
+        assert "1 times 6 n_flop tokens (median; 1 to 2.5)" in loaded(uneven, tmp_path).warnings[0]
+
+    def test_sizes_in_millions_and_tokens_in_billions(
+        self, table: pd.DataFrame, tmp_path: Path
+    ) -> None:
+        scaled = table.assign(n_flop=table["n_flop"] / 1e6, tokens=table["tokens"] / 1e9)
+        size, tokens = loaded(scaled.drop(columns="flops"), tmp_path).warnings
+        assert "n_flop is at most 31" in size and "not millions or billions" in size
+        assert "tokens is at most 25" in tokens
+
+
+class TestRows:
+    @pytest.mark.parametrize(
+        ("yes", "no"), [("yes", "no"), ("True", "False"), (1, 0), (True, False)]
+    )
+    def test_undecayed_runs_are_dropped(
+        self, table: pd.DataFrame, tmp_path: Path, yes: Any, no: Any
+    ) -> None:
+        runs = loaded(table.assign(decayed=[yes, no] * 24), tmp_path)
+        assert len(runs.table) == 24 and runs.dropped == {"undecayed": 24}
+        with pytest.raises(DataError, match=r"decayed='perhaps' in row \d+: must be yes or no"):
+            loaded(table.assign(decayed=["perhaps", *["yes"] * 47]), tmp_path)
+
+    @pytest.mark.parametrize("name", ["status", "State"])
+    def test_states_compare_without_case(
+        self, table: pd.DataFrame, tmp_path: Path, name: str
+    ) -> None:
+        runs = loaded(table.assign(**{name: ["Finished", "Crashed"] * 24}), tmp_path)
+        assert len(runs.table) == 24 and runs.dropped == {"not finished (crashed)": 24}
+
+    def test_runs_without_an_id_are_no_copies(self, table: pd.DataFrame, tmp_path: Path) -> None:
+        ids = [f"r{row}" if row % 2 else None for row in range(48)]
+        runs = loaded(table.assign(run_id=ids), tmp_path)
+        assert len(runs.table) == 48 and not runs.dropped
+        again = pd.concat([table.assign(run_id=ids), table.assign(run_id=ids).iloc[:3]])
+        assert loaded(again, tmp_path).dropped == {"same run in another study": 1, "duplicate": 2}
+
+    def test_runs_that_share_a_name_are_no_copies(
+        self, table: pd.DataFrame, tmp_path: Path
+    ) -> None:
+        named = table.assign(run_id=table["shape"])
+        runs = loaded(pd.concat([named, named.iloc[:4]]), tmp_path)
+        assert len(runs.table) == 48 and runs.dropped == {"same run in another study": 4}
+
+    def test_a_rate_that_follows_a_rule_is_no_sweep(
+        self, table: pd.DataFrame, tmp_path: Path
+    ) -> None:
+        runs = loaded(table.assign(peak_lr=table["tokens"] ** -0.3), tmp_path)
+        assert len(runs.table) == 48 and not runs.dropped
+
+    def test_one_column_of_a_file_may_have_two_names(
+        self, table: pd.DataFrame, tmp_path: Path
+    ) -> None:
+        bare = table.drop(columns="shape").rename(columns={"n_flop": "N", "tokens": "D"})
+        columns = {"n_flop": "N", "shape": "N", "tokens": "D"}
+        runs = loaded(bare.assign(tokens="1.4B"), tmp_path, columns=columns)
+        assert len(runs.table) == 48
+        assert runs.table["tokens"].sum() == pytest.approx(table["tokens"].sum())
+        assert runs.table["shape"].equals(runs.table["n_flop"]) and "N" not in runs.table
+
+
+class TestSpikes:
+    def test_examples(self) -> None:
+        assert not any("loss spikes" in note for note in examples("demo").warnings)
+        (note,) = (note for note in examples("micro").warnings if "loss spikes" in note)
+        # Four of its spikes are at steps where no other shape has one; by chance it would be 0.5.
+        assert note.startswith("1 run with more loss spikes than chance explains: deep_thin-")
+
+    def test_spikes_of_one_shape_are_reported_and_spikes_of_a_batch_are_not(self) -> None:
+        results = list(read_results(EXAMPLES / "demo" / "results.jsonl").values())
+        spiky = replace(results[0], loss_spikes=[50, 70, 110])
+        found = runs_from_results([spiky, *results[1:]]).table
+        assert found.loc[found["unusual_spikes"], "run_id"].tolist() == [spiky.run_id]
+        batch = [replace(result, loss_spikes=[50, 70, 110]) for result in results]
+        assert not runs_from_results(batch).table["unusual_spikes"].any()
+
+
+def examples(name: str) -> Runs:
+    return load_runs(EXAMPLES / name / "results.jsonl")
