@@ -25,11 +25,10 @@ from analysis.learning_rate.audit import Audit, parse_audit
 from analysis.report.power_of_study import IDENTIFIED, StudyPower, power_of_study
 from analysis.runs.load import Runs
 from analysis.runs.study import Columns, Study, prepare
-from slm.rounding import merge_close, stable_argsort
+from slm.rounding import stable_argsort
 from slm.summary import Summarized
 
 OPTIONAL_COLUMNS = ("n_layers", "d_model", "tokens_per_second", "peak_lr")
-SAME_TOKENS = 0.001  # relative; token counts closer than this are one budget
 MAX_PAIRED = 4  # families of which all pairs are listed; of more, neighbours in aspect ratio
 MAX_FAMILIES = 6  # with a table of other contrasts
 CURVE_POINTS = 25
@@ -178,16 +177,13 @@ def _run_table(study: Study, source: pd.DataFrame, block: BlockResult) -> pd.Dat
 
 def _losses(table: pd.DataFrame, comparison: Comparison) -> Iterator[dict[str, Any]]:
     """Yield the cells of the loss table by size and tokens."""
-    cells = table.assign(cell=merge_close(table["tokens"], SAME_TOKENS))
-    budget_of = dict(zip(table["tokens"], cells["cell"], strict=True))
     differences = {}
     if comparison.matched is not None:
         for pair in comparison.matched.pairs.to_dict("records"):
-            key = pair["rung"], budget_of[pair["tokens"]]
-            differences[key] = float(pair["difference_at_equal_flops"])
+            differences[pair["rung"], pair["tokens"]] = float(pair["difference_at_equal_flops"])
     sizes = table.groupby("rung", sort=False)["n"].mean()
     for rung in sizes.index[stable_argsort(sizes)]:
-        for tokens, rows in cells[cells["rung"] == rung].groupby("cell"):
+        for tokens, rows in table[table["rung"] == rung].groupby("tokens"):
             losses = rows.groupby("family", sort=False)["loss_nats_per_token"].mean()
             yield {
                 "rung": rung,

@@ -52,7 +52,8 @@ def tips(figure: Figure | None) -> list[dict[str, str]]:
     pending = [spec]
     while pending:
         view = pending.pop()
-        pending += view.get("layer", [])
+        shared = {"data": view["data"]} if "data" in view else {}
+        pending += [shared | layer for layer in view.get("layer", [])]
         columns = {
             tip["title"]: tip["field"] for tip in view.get("encoding", {}).get("tooltip", ())
         }
