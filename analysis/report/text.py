@@ -155,7 +155,7 @@ def shape_line(report: StudyReport) -> str:
     )
     best = block.optima[-1] if block.optima else {}
     if best.get("low") is None:
-        return f"{start} No interior optimum is shown."
+        return f"{start} No interior optimum is shown at the largest size."
     return (
         f"{start} Best d_model / n_layers at N = {short_count(best['n'])}: {best['best_aspect']:.3g} "
         f"[{best['low']:.3g}, {best['high']:.3g}]; a factor of 2 beside it costs {best['cost_of_two']:.4f} nats/token. "

@@ -52,6 +52,7 @@ from slm.summary import Rows
 # other_contrasts; no uncertainty, comparison.kappa and comparison.shape_curve; exponents of n_flop only.
 SCHEMA_VERSION = 5
 FIGURE = "loss_vs_flops.png"
+MAX_PRINTED = 40  # rows of the loss table on the console
 
 
 def write_report(
@@ -179,15 +180,15 @@ def _markdown_table(rows: Rows) -> list[str]:
 def print_summary(report: StudyReport) -> None:
     """Print the losses, the findings and what they depend on."""
     console = Console(width=None if Console().is_terminal else 150)
-    losses = Table(
-        title="loss in nats/token, mean over seeds; * lowest of the row", title_justify="left"
-    )
     rows = tables.loss_rows(report)
-    for heading in rows[0]:
-        losses.add_column(heading, justify="right")
-    for row in rows:
-        losses.add_row(*row.values())
-    console.print(losses)
+    if len(rows) <= MAX_PRINTED:
+        title = "loss in nats/token, mean over seeds; * lowest of the row"
+        losses = Table(title=title, title_justify="left")
+        for heading in rows[0]:
+            losses.add_column(heading, justify="right")
+        for row in rows:
+            losses.add_row(*row.values())
+        console.print(losses)
     lines = [
         f"{report.comparison.verdict.word}: {text.headline(report)}",
         *text.findings(report),
