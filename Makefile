@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+EXTRAS := dev,notebooks
 
 .PHONY: help demo test test-kernels test-slow test-gpu gpu-wheels test-clusters clusters notebooks pictures docs docs-serve lint format clean
 .DEFAULT_GOAL := help
@@ -13,19 +14,21 @@ help: ## List the targets
 demo: $(READY) ## Train the demo study (deep against wide on real text) and write its report
 	$(BIN)/python sweep.py study=demo
 
+# xdist would run the files with few tests last, of which some are long: one of them would then keep one worker.
+IN_PARALLEL := -n 2 --dist loadscope --no-loadscope-reorder
+
 test: $(READY) lint ## Run lint and the fast tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu" -n 2 --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu" $(IN_PARALLEL)
 
 # Without vector instructions and fused multiply-adds the last bits differ, as they do between CPUs. numpy refuses
 # names of instructions that it does not know, so the list is the one that it detects on this machine.
 test-kernels: $(READY) ## Run the numeric fast tests with the kernels of an older CPU
 	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX2,-FMA,-AVX512F \
 	NPY_DISABLE_CPU_FEATURES="$$($(BIN)/python -c 'import numpy; print(*numpy.show_config("dicts")["SIMD Extensions"].get("found", []))')" \
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "numeric and not slow and not gpu" -n 2 --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "numeric and not slow and not gpu" $(IN_PARALLEL)
 
-# Reordered by the number of their tests, the files with one long test would come last, on one worker.
 test-slow: $(READY) ## Run the slow tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not gpu and not cluster" -n 2 --dist loadscope --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not gpu and not cluster" $(IN_PARALLEL)
 	$(BIN)/pytest -m "cluster and not gpu"
 
 test-gpu: $(READY) ## Run the tests that need a CUDA device
@@ -81,5 +84,5 @@ clean: ## Remove the environment and the caches, but not the runs
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"slm needs Python 3.11 to 3.13, not {v[0]}.{v[1]}; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,notebooks]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@

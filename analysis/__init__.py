@@ -1,8 +1,8 @@
 """Analysis of finished runs: load them, fit scaling laws, compare families and write the report.
 
-Packages in import order, each importing only the ones before it: `runs` (tables of runs) and `design` (power
-of a planned study), `fit`, `learning_rate` and `controls`, `compare`, `report`, `study_actions` (called by
-sweep.py). The names in `__all__` are the public interface. They are imported on first use: importing pandas
+Packages in import order, each importing only the ones before it: `design` (what a design identifies), `runs`
+(tables of runs) and `block` (the block model), `fit` (joint laws), `learning_rate` and `controls`, `planning`
+(power and search of designs), `compare`, `report`, `study_actions` (called by sweep.py). The names in `__all__` are the public interface. They are imported on first use: importing pandas
 takes about a second, and planning does not need it.
 """
 
@@ -13,13 +13,22 @@ from typing import Any
 
 _MODULE_OF_NAME = {
     "compare_families": "analysis.compare.families",
+    "fit_block_model": "analysis.compare.block_result",
     "fit_joint": "analysis.fit.joint",
     "fit_power_law": "analysis.fit.power_law",
     "load_runs": "analysis.runs.load",
 }
 _MODULES = {"power": "analysis.design.power", "report": "analysis.report"}
 
-__all__ = ["compare_families", "fit_joint", "fit_power_law", "load_runs", "power", "report"]
+__all__ = [
+    "compare_families",
+    "fit_block_model",
+    "fit_joint",
+    "fit_power_law",
+    "load_runs",
+    "power",
+    "report",
+]
 
 
 def __getattr__(name: str) -> Any:

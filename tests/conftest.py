@@ -17,8 +17,9 @@ from slm.config.schema import Config
 from slm.data.tokens.prepare import prepare
 from slm.data.tokens.shards import PreparedData
 from slm.run.spec import RunSpec, resolve
+from tests.in_process import OFFLINE, ROOT, run_here
 
-ROOT = Path(__file__).parents[1]
+Cli = Callable[..., subprocess.CompletedProcess[str]]
 PATIENCE_SECONDS = 600  # the longest wait for a process: shared machines may be slow
 
 TINY: dict[str, Any] = {
@@ -45,8 +46,8 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")
@@ -85,22 +86,27 @@ def prose(tiny_config: Callable[..., Config]) -> PreparedData:
 
 
 @pytest.fixture
-def cli(tmp_path: Path, cache_dir: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Return a function that runs train.py or sweep.py in a subprocess, with runs in tmp_path."""
+def cli(tmp_path: Path, cache_dir: Path) -> Cli:
+    """Return a function that runs train.py or sweep.py in this process, with runs in tmp_path."""
+    return lambda script, *words: run_here(cli_command(script, tmp_path, cache_dir, *words))
 
-    def run(script: str, *arguments: str, timeout: float = PATIENCE_SECONDS) -> Any:
-        command = cli_command(script, tmp_path, cache_dir, *arguments)
-        return subprocess.run(
-            command,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env=cli_env(),
-            check=False,
-        )
 
-    return run
+@pytest.fixture
+def cli_process(tmp_path: Path, cache_dir: Path) -> Cli:
+    """Return a function that runs train.py or sweep.py in a process of its own, with runs in tmp_path."""
+    return lambda script, *words: run_process(cli_command(script, tmp_path, cache_dir, *words))
+
+
+def run_process(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        env=cli_env(),
+        check=False,
+    )
 
 
 def cli_command(script: str, tmp_path: Path, cache_dir: Path, *arguments: str) -> list[str]:
@@ -112,4 +118,4 @@ def cli_command(script: str, tmp_path: Path, cache_dir: Path, *arguments: str) -
 
 
 def cli_env() -> dict[str, str]:
-    return {**os.environ, "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **OFFLINE}

@@ -100,13 +100,13 @@ def effects_of(fit: BlockFit, *, plug_in: bool = True) -> Effects:
     point = point_of(fit)
     level = level_weights(fit, np.array([point.n]))[0]
     contrasts = [level]
-    has_exponent = fit.columns.has_exponent
+    has_exponent = fit.identifies_exponents
     if has_exponent:
         contrasts.append(_unit(fit, "gamma") * (fit.blocks.u_deep - fit.blocks.u_wide))
     weights = np.array(contrasts)
     covariance = weights @ fit.covariance @ weights.T
     if plug_in:
-        covariance = covariance + _plug_in(fit, point)
+        covariance = covariance + _plug_in(fit, point, has_exponent=has_exponent)
     if plug_in and not fit.blocks.is_matched:
         covariance = _at_least_jackknife(covariance, fit)
     values = weights @ fit.coef
@@ -144,24 +144,22 @@ def _unit(fit: BlockFit, name: str) -> Floats:
     return np.array([float(one == name) for one in fit.names])
 
 
-def _plug_in(fit: BlockFit, point: Point) -> Floats:
+def _plug_in(fit: BlockFit, point: Point, *, has_exponent: bool) -> Floats:
     """Return the covariance of (level, d_alpha) from the uncertainty of s: the pooled law without each rung.
 
     The fitted values without gamma are analysed with the s of each reduced law.
     """
     blocks = fit.blocks
-    fitted = replace(fit.columns, has_exponent=False, has_free_e=False).design(blocks.u)
+    fitted = replace(fit.columns, has_gamma=False, has_free_e=False).design(blocks.u)
     values = fitted @ fit.coef[: fitted.shape[1]]
     found = []
     for law in without_rungs(fit):
-        columns = columns_of(
-            blocks, law, has_exponent=fit.columns.has_exponent, free_e=fit.columns.has_free_e
-        )
+        columns = columns_of(blocks, law, free_e=fit.columns.has_free_e)
         coef = fit.model.coefficients(values, fit.ratio, columns.design(blocks.u))
         other = replace(fit, law=law, columns=columns, coef=coef)
         level = float(level_weights(other, np.array([point.n]))[0] @ coef)
         row = [level]
-        if fit.columns.has_exponent:
+        if has_exponent:
             row.append(other.value("gamma") * (blocks.u_deep - blocks.u_wide))
         found.append(row)
     deviations = np.array(found) - np.mean(found, axis=0)

@@ -35,7 +35,7 @@ class Columns:
     x: Floats
     x_mean: float
     has_curvature: bool
-    has_exponent: bool
+    has_gamma: bool
     has_free_e: bool
 
     def design(self, u: Floats) -> Floats:
@@ -46,7 +46,7 @@ class Columns:
         columns = [scale * linear]
         if self.has_curvature:
             columns.append(scale * square)
-        if self.has_exponent:
+        if self.has_gamma:
             columns.append(-scale * linear * x)
         if self.has_free_e:
             columns.append(free * np.ones_like(scale))
@@ -78,8 +78,13 @@ class BlockFit:
     largest_q: float
 
     @property
+    def identifies_exponents(self) -> bool:
+        """Whether gamma is a difference of exponents; if not, it is the trend of the level only."""
+        return not exponent_reasons(self.blocks, self.law)
+
+    @property
     def names(self) -> list[str]:
-        flags = (self.columns.has_curvature, self.columns.has_exponent, self.columns.has_free_e)
+        flags = (self.columns.has_curvature, self.columns.has_gamma, self.columns.has_free_e)
         return ["h1", *(n for n, has in zip(("h2", "gamma", "e"), flags, strict=True) if has)]
 
     @property
@@ -116,8 +121,7 @@ def fit_runs(
     in E. `law`: the pooled law if it is known.
     """
     law = law or pooled_law(blocks)
-    has_exponent = not exponent_reasons(blocks)
-    columns = columns_of(blocks, law, has_exponent=has_exponent, free_e=free_e and has_exponent)
+    columns = columns_of(blocks, law, free_e=free_e)
     weights = np.exp(-noise_exponent * columns.x) if noise_exponent else None
     model, trunk_ratio = _mixed_model(blocks, law, columns, weights)
     y = left_side(blocks, law, columns)
@@ -126,7 +130,7 @@ def fit_runs(
         fit = model.fit(y - correction)
         q = relative_difference(columns, blocks.u, fit.coef[0])
         largest = float(np.abs(q).max())
-        if not exceeds(largest, LARGE_Q):
+        if law.is_assumed or not exceeds(largest, LARGE_Q):
             break
         correction = columns.scale * (np.exp(q) - 1 - q)
     return BlockFit(
@@ -171,11 +175,17 @@ def has_trunks(blocks: Blocks) -> bool:
     return bool(blocks.shape.max() + 1 < trunks < len(blocks))
 
 
-def exponent_reasons(blocks: Blocks) -> list[str]:
-    """Return why the exponent difference cannot be estimated; empty if it can."""
+def exponent_reasons(blocks: Blocks, law: PooledLaw | None = None) -> list[str]:
+    """Return why the exponent difference cannot be estimated, from the design and if given the law; empty if it can."""
     groups = blocks.rung if blocks.is_matched else blocks.shape
     everything = ["all"] * len(blocks)
-    return exponent_refusals(everything, groups.tolist(), blocks.n, blocks.tokens)
+    reasons = exponent_refusals(everything, groups.tolist(), blocks.n, blocks.tokens)
+    if law is not None and law.at_bound:
+        reasons.append(
+            f"the runs do not identify the law common to all shapes: {law.at_bound} is at a bound of the search; run "
+            "larger sizes, or more of them"
+        )
+    return reasons
 
 
 def level_reasons(blocks: Blocks, law: PooledLaw | None = None) -> list[str]:
@@ -183,8 +193,7 @@ def level_reasons(blocks: Blocks, law: PooledLaw | None = None) -> list[str]:
     if not len(blocks) or (blocks.is_matched and not blocks.common_rungs):
         return ["no rung and token count is common to both families; run the same ones in both"]
     law = law or PooledLaw(1.0, 1.0, 1.0, 0.3, 0.3)
-    has_exponent = not exponent_reasons(blocks)
-    columns = columns_of(blocks, law, has_exponent=has_exponent)
+    columns = columns_of(blocks, law)
     x = columns.design(blocks.u)
     model = MixedModel(nuisance_of(blocks, law), x, blocks.shape)
     missing = MIN_DF - model.df
@@ -204,7 +213,7 @@ def pooled_law(blocks: Blocks) -> PooledLaw:
 
 
 def columns_of(
-    blocks: Blocks, law: PooledLaw, *, has_exponent: bool = True, free_e: bool = False
+    blocks: Blocks, law: PooledLaw, *, has_gamma: bool = True, free_e: bool = False
 ) -> Columns:
     """Return the columns of X for the runs."""
     if blocks.is_matched:
@@ -215,7 +224,7 @@ def columns_of(
         log_n = np.log(blocks.n)
         mean = float(log_n.mean())
     scale = law.size_term(np.exp(log_n))
-    return Columns(scale, log_n - mean, mean, blocks.is_curved, has_exponent, free_e)
+    return Columns(scale, log_n - mean, mean, blocks.is_curved, has_gamma, free_e)
 
 
 def nuisance_of(blocks: Blocks, law: PooledLaw) -> Floats:

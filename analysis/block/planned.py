@@ -40,7 +40,7 @@ def planned_effects(blocks: Blocks, law: PooledLaw, sigma: Floats, tau: float) -
     `sigma`: of each run, shape (runs,); `tau`: of the random effect of a shape. A shape with several seeds has one
     random effect.
     """
-    columns = columns_of(blocks, law, has_exponent=not exponent_reasons(blocks))
+    columns = columns_of(blocks, law)
     x, nuisance = columns.design(blocks.u), nuisance_of(blocks, law)
     contrasts = complement(nuisance)
     same_shape = blocks.shape[:, None] == blocks.shape
@@ -50,7 +50,7 @@ def planned_effects(blocks: Blocks, law: PooledLaw, sigma: Floats, tau: float) -
     rung = blocks.common_rungs[-1]
     n = float(np.exp(blocks.log_n_rung[rung]))
     weights = [level_weights_of(columns, law, blocks, np.array([n]))[0]]
-    if columns.has_exponent:
+    if not exponent_reasons(blocks):
         gamma = np.zeros(x.shape[1])
         gamma[-1] = blocks.u_deep - blocks.u_wide
         weights.append(gamma)

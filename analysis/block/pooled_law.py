@@ -7,7 +7,7 @@ FLOPs. q keeps differences between shapes from bending alpha; the block model es
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,14 +22,17 @@ START_EXPONENTS = np.geomspace(0.05, 1.0, 6)
 STARTS = 2
 ASSUMED_ALPHA = 0.34  # where one token budget per size leaves alpha, E and B D^-beta inseparable
 SMALL = 1e-12
+AT_BOUND = 1e-4
+NAMES = ("E", "A", "B", "alpha", "beta")
+ALPHA = NAMES.index("alpha")
 
 
 @dataclass(frozen=True)
 class PooledLaw:
     """Parameters in nats per token.
 
-    `q`: coefficients of q, used to fit the others only. `is_assumed`: alpha = beta was assumed, as the design does not
-    identify them.
+    `q`: coefficients of q, used to fit the others only. `at_bound`: the parameter that the runs do not identify, as it
+    lies at a bound of the search. `is_assumed`: alpha is ASSUMED_ALPHA, because neither design nor runs identify it.
     """
 
     E: float
@@ -39,6 +42,7 @@ class PooledLaw:
     beta: float
     q: tuple[float, ...] = ()
     is_assumed: bool = False
+    at_bound: str = ""
 
     def size_term(self, n: ArrayLike) -> Floats:
         """Return s(N) = A N^-alpha in nats."""
@@ -54,9 +58,21 @@ class PooledLaw:
 
 
 def fit_pooled_law(blocks: Blocks) -> PooledLaw:
-    """Fit the law to runs whose sizes and budgets identify it."""
-    problem, loss = _Problem.of(blocks), blocks.loss
-    low, high = problem.bounds(loss)
+    """Fit the law to runs whose design identifies it; if alpha is at a bound, fit the others at ASSUMED_ALPHA."""
+    problem = _Problem.of(blocks)
+    low, high = problem.bounds(blocks.loss)
+    theta = _minimise(problem, low, high, blocks.loss)
+    near = np.minimum(theta - low, high - theta) < AT_BOUND
+    names = [name for name, is_near in zip(NAMES, near, strict=False) if is_near]
+    law = replace(problem.law(theta), at_bound=", ".join(names))
+    if "alpha" not in names:
+        return law
+    low[ALPHA], high[ALPHA] = ASSUMED_ALPHA - AT_BOUND, ASSUMED_ALPHA + AT_BOUND
+    fixed = problem.law(_minimise(problem, low, high, blocks.loss))
+    return replace(fixed, at_bound=law.at_bound, is_assumed=True)
+
+
+def _minimise(problem: _Problem, low: Floats, high: Floats, loss: Floats) -> Floats:
     tries = [
         least_squares(
             problem.residual,
@@ -70,16 +86,16 @@ def fit_pooled_law(blocks: Blocks) -> PooledLaw:
         )
         for start in _starts(problem, loss)
     ]
-    return problem.law(tries[first_argmin([one.cost for one in tries])].x)
+    return np.asarray(tries[first_argmin([one.cost for one in tries])].x)
 
 
-def assumed_law(blocks: Blocks, alpha: float = ASSUMED_ALPHA) -> PooledLaw:
+def assumed_law(blocks: Blocks) -> PooledLaw:
     """Return a law for a design with one token budget per size.
 
     Along tokens proportional to N the loss is E + c N^-alpha. Half of c is given to each of the two terms, as at the
     compute optimum of equal exponents.
     """
-    n, tokens = blocks.n, blocks.tokens
+    n, tokens, alpha = blocks.n, blocks.tokens, ASSUMED_ALPHA
     design = np.column_stack([np.ones(len(n)), n**-alpha])
     scale = design.max(axis=0)
     level, slope = nnls(design / scale, blocks.loss)[0] / scale
@@ -91,7 +107,7 @@ def assumed_law(blocks: Blocks, alpha: float = ASSUMED_ALPHA) -> PooledLaw:
 def delete_runs(law: PooledLaw, blocks: Blocks, kept: Mask) -> PooledLaw:
     """Return the law refitted to the runs where `kept` is true, by one Gauss-Newton step from the full fit."""
     if law.is_assumed:
-        return assumed_law(blocks.select(kept), law.alpha)
+        return law
     problem = _Problem.of(blocks)
     theta = problem.theta(law)
     full, residual = problem.jacobian(theta), problem.residual(theta)
@@ -101,7 +117,7 @@ def delete_runs(law: PooledLaw, blocks: Blocks, kept: Mask) -> PooledLaw:
     free &= (theta > low + margin) & (theta < high - margin)
     step = np.zeros(len(theta))
     step[free] = np.linalg.lstsq(full[kept][:, free], -residual[kept], rcond=1e-9)[0]
-    return problem.law(np.clip(theta + step, low, high))
+    return replace(problem.law(np.clip(theta + step, low, high)), at_bound=law.at_bound)
 
 
 @dataclass(frozen=True)

@@ -259,10 +259,10 @@ def result_of(blocks: Blocks, *, n_name: str, noise_exponent: float = 0.0) -> Bl
         return BlockResult(reasons=(empty,), **head)
     at_flops = _at_equal_flops(blocks, effects, noise_exponent)
     return BlockResult(
-        exponent_reasons=tuple(exponent_reasons(blocks)),
+        exponent_reasons=tuple(exponent_reasons(blocks, effects.fit.law)),
         is_curved=blocks.is_curved,
         is_law_assumed=effects.fit.law.is_assumed,
-        largest_q=effects.fit.largest_q,
+        largest_q=None if effects.fit.law.is_assumed else effects.fit.largest_q,
         df=effects.fit.df,
         sigma=effects.fit.sigma,
         tau=effects.fit.tau,

@@ -152,7 +152,7 @@ def permutation_p(effects: Effects, *, seed: int = 0) -> tuple[float | None, flo
 def _null_fit(fit: BlockFit) -> BlockFit:
     """Return the fit without gamma."""
     blocks = fit.blocks
-    columns = replace(fit.columns, has_exponent=False, has_free_e=False)
+    columns = replace(fit.columns, has_gamma=False, has_free_e=False)
     model = MixedModel(
         nuisance_of(blocks, fit.law),
         columns.design(blocks.u),

@@ -188,7 +188,7 @@ def _conditions(evidence: Evidence) -> Iterator[str]:
     if block.largest_q is not None and block.largest_q > LARGE_Q:
         yield f"differences of up to {block.largest_q:.0%} of the size term, so the model is refitted to second order"
     if block.is_law_assumed:
-        yield "a single token budget per size: alpha = beta = 0.34 is assumed for the compute multiplier"
+        yield "the exponent of the size term is not identified: 0.34 is assumed for the compute multiplier"
 
 
 def describe_level(block: BlockResult) -> str:

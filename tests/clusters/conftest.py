@@ -35,7 +35,7 @@ def basic_smoke(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Sw
     """study=smoke, with all runs in one process, one after the other."""
     folder = tmp_path_factory.mktemp("basic")
     finished = Sweep(folder, cache_dir, (*SMOKE, "hydra/launcher=basic"), {})
-    assert finished.run() == 0, finished.output
+    assert finished.run_here() == 0, finished.output
     return finished
 
 
@@ -44,7 +44,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> 
     """The two runs of PAIR, trained in one process without an interruption."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     finished = Sweep(folder, cache_dir, (*PAIR, "hydra/launcher=basic"), {})
-    assert finished.run() == 0, finished.output
+    assert finished.run_here() == 0, finished.output
     return finished
 
 

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 from slm.files import read_json
 from slm.tracking.checkpoints import newest_checkpoint
 from slm.tracking.run_dir import RunDirectory
 from tests.clusters.slurm import wait_until
 from tests.conftest import PATIENCE_SECONDS, ROOT, cli_command, cli_env
+from tests.in_process import run_here
 from tests.running import assert_same_run
 
 # Four runs in two jobs: each job trains the token budgets of one family.
@@ -53,6 +55,15 @@ class Sweep:
     def run(self) -> int:
         """Run the sweep and return its exit code."""
         return wait_for_exit(self.start())
+
+    def run_here(self) -> int:
+        """Run the sweep in this process, which saves its imports; return its exit code."""
+        command = cli_command("sweep.py", self.folder, self.cache_dir, *self.arguments)
+        with patch.dict(os.environ, self.env):
+            done = run_here(command)
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / "output.txt").write_text(done.stdout + done.stderr)
+        return done.returncode
 
     @property
     def output(self) -> str:

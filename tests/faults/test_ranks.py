@@ -27,8 +27,8 @@ ARGUMENTS = (
     "trainer.checkpoint_every_steps=7",
 )  # fmt: skip
 SIGNALS = [
-    ("torchrun", signal.SIGTERM), ("torchrun", signal.SIGINT), (0, signal.SIGTERM),
-    (1, signal.SIGUSR1), (0, signal.SIGKILL), (1, signal.SIGKILL),
+    ("torchrun", signal.SIGINT), (0, signal.SIGTERM), (1, signal.SIGUSR1), (0, signal.SIGKILL),
+    (1, signal.SIGKILL),
 ]  # fmt: skip
 """Whom of the processes each signal is sent to: torchrun, or a rank."""
 

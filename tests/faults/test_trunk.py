@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from slm.config.load import load_config
 from slm.config.schema import Config, ScheduleConfig
 from slm.errors import ConfigError, Interrupted
 from slm.run.lr_schedule import step_lr_multiplier, steps_before_decay
@@ -20,6 +21,7 @@ from slm.studies.cells import Cell, Job, jobs_of
 from slm.tracking.run_dir import RunDirectory
 from slm.tracking.trunk import Trunk
 from slm.training.execute import train_all
+from tests.conftest import TINY, merged
 from tests.running import (
     assert_same_run,
     branches_to_end,
@@ -67,14 +69,17 @@ def test_branches_equal_runs_from_scratch(
         assert_same_run(branch, scratch)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> list[RunDirectory]:
+    """The branches of BUDGETS, trained without an interruption."""
+    folders = {"runs_dir": str(tmp_path_factory.mktemp("runs")), "cache_dir": str(cache_dir)}
+    return branches_to_end(load_config(merged({**TINY, **folders}, {"budget": BUDGETS})))
+
+
 def test_resume_repeats_no_step_of_a_branch(
-    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_config: Make, uninterrupted: list[RunDirectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings: dict[str, Any] = {"budget": BUDGETS, "trainer": {"checkpoint_every_steps": 4}}
-    uninterrupted = branches_to_end(
-        tiny_config(runs_dir=str(tmp_path / "uninterrupted"), **settings)
-    )
-    config = tiny_config(**settings)
+    config = tiny_config(budget=BUDGETS, trainer={"checkpoint_every_steps": 4})
     for step in (2, 14, 40):  # in the first branch, and in the decay of the second and the third
         with power_cut(monkeypatch, before_step=step):
             branches_to_end(config)
@@ -87,13 +92,12 @@ def test_resume_repeats_no_step_of_a_branch(
 
 @pytest.mark.parametrize("damage", ["truncate", "delete", "rows", "everything"])
 def test_damaged_trunk_is_trained_again(
-    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+    tiny_config: Make,
+    uninterrupted: list[RunDirectory],
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
 ) -> None:
-    settings: dict[str, Any] = {"budget": BUDGETS}
-    uninterrupted = branches_to_end(
-        tiny_config(runs_dir=str(tmp_path / "uninterrupted"), **settings)
-    )
-    config = tiny_config(**settings)
+    config = tiny_config(budget=BUDGETS)
     with power_cut(monkeypatch, before_step=16):
         branches_to_end(config)
     trunk = Trunk.of(branch_specs(config)[0])
@@ -205,13 +209,9 @@ def test_branch_and_single_run_have_the_same_run_id(tiny_config: Make) -> None:
 
 
 def test_trunk_is_stored_after_a_kill_between_its_two_writes(
-    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_config: Make, uninterrupted: list[RunDirectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings: dict[str, Any] = {"budget": BUDGETS}
-    uninterrupted = branches_to_end(
-        tiny_config(runs_dir=str(tmp_path / "uninterrupted"), **settings)
-    )
-    config = tiny_config(**settings)
+    config = tiny_config(budget=BUDGETS)
 
     def fail(*_: Any) -> None:
         raise RuntimeError("power cut")

@@ -252,14 +252,14 @@ def test_preempted_slurm_job_saves_its_state(slurm_job: Callable[..., SlurmJob])
 
 @pytest.mark.cluster
 @pytest.mark.parametrize(
-    ("code", "expected"),
+    ("code", "expected", "rank"),
     [
-        ("raise SystemExit(3)", 3),
-        ("import os; os.kill(os.getpid(), 9)", 137),
-        ("print('done')", 0),
+        ("raise SystemExit(3)", 3, 0),
+        ("raise SystemExit(3)", 3, 1),
+        ("import os; os.kill(os.getpid(), 9)", 137, 0),
+        ("print('done')", 0, 1),
     ],
 )
-@pytest.mark.parametrize("rank", [0, 1])
 def test_slurm_task_has_the_exit_code_of_its_run(
     slurm_job: Callable[..., SlurmJob], code: str, expected: int, rank: int
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,10 @@ from slm.config.hydra import compose_config
 from slm.data.tokens.prepare import prepare
 from slm.tracking.results_file import read_results
 from slm.tracking.run_dir import RunDirectory
-from tests.conftest import PATIENCE_SECONDS, ROOT, cli_command, cli_env
+from tests.conftest import PATIENCE_SECONDS, ROOT, Cli, cli_command, cli_env
+from tests.in_process import run_here
 
-Cli = Callable[..., subprocess.CompletedProcess[str]]
-SHORT = ("study=smoke", "study.tokens_per_param=[0.05]")  # 4 cells
+SHORT = ("study=smoke", "study.tokens_per_param=[0.05]", "tracking=disabled")  # 4 cells
 TINY = (*SHORT, "study.sizes=[80k]")  # 2 of them
 ONE_PROCESS = "hydra/launcher=basic"  # imports torch once for all cells
 
@@ -27,11 +26,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
     """The folder in which all cells of SHORT are finished."""
     folder = tmp_path_factory.mktemp("finished")
     command = cli_command("sweep.py", folder, cache_dir, *SHORT, ONE_PROCESS, "action=run")
-    subprocess.run(command, cwd=ROOT, env=cli_env(), check=True, capture_output=True)
+    assert run_here(command).returncode == 0
     return folder
 
 
-def test_seed_design_is_refused_and_sub1b_is_not(cli: Cli) -> None:
+def test_seed_design_is_refused(cli: Cli) -> None:
     seed = cli("sweep.py", "study=seed_design", "action=plan")
     assert seed.returncode == 4
     for reason in ("one family", "single token budget", "correlation of ln N and ln D"):
@@ -40,9 +39,6 @@ def test_seed_design_is_refused_and_sub1b_is_not(cli: Cli) -> None:
             for line in seed.stdout.splitlines()
         )
     assert "seed_design is REFUSED" in seed.stderr
-    good = cli("sweep.py", "study=sub1b", "action=plan")
-    assert good.returncode == 0 and "REFUSED" not in good.stdout
-    assert "device-hours at the assumed" in good.stdout and "power at 0.01" in good.stdout
 
 
 def test_refused_study_does_not_run(cli: Cli, tmp_path: Path) -> None:
@@ -137,7 +133,7 @@ def test_rates_are_tuned_until_the_best_is_inside(cli: Cli, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_two_sweeps_at_once_share_the_work(tmp_path: Path, cache_dir: Path) -> None:
     """One runs each cell in its own process, the other runs them in the process of the sweep."""
-    study = ("study=smoke", "study.tokens_per_param=[0.05,0.1]", "study.seeds=[0,1]", "action=run")
+    study = (*SHORT, "study.tokens_per_param=[0.05,0.1]", "study.seeds=[0,1]", "action=run")
     sweeps = [
         subprocess.Popen(
             cli_command("sweep.py", tmp_path, cache_dir, *study, launcher),
@@ -171,7 +167,7 @@ def test_aa_study_finds_no_difference(cli: Cli, tmp_path: Path) -> None:
         "study.tokens_per_param=[0.3,1]",
         "study.min_steps=20",
     )
-    done = cli("sweep.py", "study=aa", *small, ONE_PROCESS)
+    done = cli("sweep.py", "study=aa", *small, ONE_PROCESS, "tracking=disabled")
     assert done.returncode == 0, done.stderr
     report = tmp_path / "runs" / "aa" / "report"
     comparison = json.loads((report / "results.json").read_text())["comparison"]
@@ -194,6 +190,7 @@ def test_aa_study_finds_no_difference(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_audit_is_written_and_used_by_the_verdict(cli: Cli, tmp_path: Path) -> None:
     small = ("study.sizes=[50k]", "study.tokens_per_param=[0.2]", "study.min_steps=null")
+    small = (*small, "tracking=disabled")
     rates = "study.grid={optimizer.lr:[1e-3,4e-3,1.6e-2]}"
     families = "study.families=[deep_thin,wide_shallow]"
     audit = cli("sweep.py", "study=lr_audit", *small, families, rates, ONE_PROCESS)
@@ -203,7 +200,8 @@ def test_audit_is_written_and_used_by_the_verdict(cli: Cli, tmp_path: Path) -> N
     assert set(found["families"]) == {"deep_thin", "wide_shallow"} and found["common_lr"] == 4e-3
     study = ("study=micro", "study.sizes=[50k,80k]", "study.tokens_per_param=[0.2]", families)
     study = (*study, "study.claim=none", "study.anchor_seeds=[]", "study.min_steps=null")
-    study = (*study, "study.results=null", f"study.lr_audit={gate}", ONE_PROCESS)
+    study = (*study, "study.results=null", f"study.lr_audit={gate}", "tracking=disabled")
+    study = (*study, ONE_PROCESS)
     judged = cli("sweep.py", *study)
     assert judged.returncode == 0, judged.stderr
     results = json.loads((tmp_path / "runs" / "micro" / "report" / "results.json").read_text())

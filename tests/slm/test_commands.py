@@ -133,7 +133,6 @@ def test_help_imports_no_heavy_library(program: str) -> None:
     "arguments",
     [
         ["-m", "slm", "describe"],
-        ["train.py", "--help"],
         ["sweep.py", "study=smoke", "action=plan"],
         ["-m", "analysis", "--help"],
     ],

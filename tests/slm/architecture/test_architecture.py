@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -24,7 +22,7 @@ from slm.architecture.shape_solver import (
 from slm.architecture.shapes import ModelShape, count_parameters
 from slm.errors import ConfigError
 from slm.model.transformer import Transformer
-from tests.conftest import ROOT
+from tests.in_process import run_here
 
 pytestmark = pytest.mark.numeric
 
@@ -115,8 +113,8 @@ def test_presets_have_published_counts_and_matching_family_shapes(preset: str, t
 
 
 def run_describe(*arguments: str) -> dict:  # type: ignore[type-arg]
-    command = [sys.executable, "-m", "slm", "describe", *arguments, "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run_here(["python", "-m", "slm", "describe", *arguments, "--json"])
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 

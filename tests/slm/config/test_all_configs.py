@@ -33,10 +33,6 @@ COMPANIONS = {
     ("family", "tied"): ["model=d512"],
     ("family", "tied_deeper"): ["model=d512"],
     ("family", "untied"): ["model=d512"],
-    ("study", "sub1b"): ["size=140m"],
-    ("study", "small"): ["size=2m"],
-    ("study", "gqa"): ["size=1.6m"],
-    ("study", "layer_sharing"): ["size=1.6m"],
     ("data", "text_files"): [f"data.files=[{ROOT}/*.md]"],
     ("data", "jsonl"): [f"data.files=[{ROOT}/*.md]"],  # the files are read by prepare, not here
     ("data", "parquet"): [f"data.files=[{ROOT}/*.md]"],
@@ -77,7 +73,9 @@ def composer(study: str) -> Composer:
     return Composer(compose_study)
 
 
-@pytest.mark.parametrize(("group", "option"), options())
+@pytest.mark.parametrize(
+    ("group", "option"), [(group, option) for group, option in options() if group != "study"]
+)
 def test_each_option_resolves_to_a_run(group: str, option: str, tmp_path: Path) -> None:
     if option == "file":
         train_bpe(["some text"], 258).save(str(tmp_path / "tokenizer.json"))
@@ -93,20 +91,14 @@ def studies() -> list[str]:
 
 @pytest.mark.parametrize("study", studies())
 def test_each_study_has_matched_cells(study: str) -> None:
+    """The overrides sent to a launcher compose to the run that the plan shows."""
     config = composed(f"study={study}", name="sweep")
     check_study(config)
     cells = cells_of(config, composer(study))
     assert len({cell.spec.run_id for cell in cells}) == len(cells)
     if study not in UNMATCHED_STUDIES:
         assert max(rung_mismatch(cells).values()) <= 0.03
-
-
-@pytest.mark.parametrize("study", studies())
-def test_overrides_of_a_cell_give_its_run_id(study: str) -> None:
-    """The overrides sent to a launcher compose to the run that the plan shows."""
-    config = composed(f"study={study}", name="sweep")
-    cells = cells_of(config, composer(study))
-    for cell in cells[:: max(1, len(cells) // 4)]:
+    for cell in (cells[0], cells[-1]):
         spec = resolve(composed(f"study={study}", *cell.overrides))
         assert spec.run_id == cell.spec.run_id
 

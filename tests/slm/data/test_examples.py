@@ -58,7 +58,8 @@ def test_batches_do_not_depend_on_world_size_micro_batches_or_workers(
     examples: Examples, workers: int
 ) -> None:
     expected = [torch.from_numpy(examples.batch(5, s, BATCH, slice(0, BATCH))) for s in range(4)]
-    for world_size, micro_batches in product((1, 2, 3, 4), (1, 2, 4)):
+    splits = product((1, 2, 3, 4), (1, 2, 4)) if workers == 0 else [(1, 4), (3, 2)]
+    for world_size, micro_batches in splits:
         found = read_global_batches(examples, world_size, micro_batches, workers, range(4))
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     resumed = read_global_batches(examples, 3, 2, workers, range(2, 4))

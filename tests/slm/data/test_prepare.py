@@ -263,7 +263,7 @@ def test_interruption_after_any_save_does_not_change_the_result(
     tiny_config: Callable[..., Config], tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_case(case, tmp_path)
-    monkeypatch.setattr(slm.data.tokens.encode, "BATCH_CHARACTERS", 150)
+    monkeypatch.setattr(slm.data.tokens.encode, "BATCH_CHARACTERS", 300)
     monkeypatch.setattr(slm.data.tokens.encode, "SAVE_SECONDS", -1.0)
     monkeypatch.setattr(
         SplitWriter.__init__, "__kwdefaults__", {"shard_tokens": 900, "resume_point": None}

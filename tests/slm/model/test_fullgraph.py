@@ -30,7 +30,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "one query head per key head": {"shape": {"n_kv_heads": 4}},
     "dropout": {"dropout": 0.5},
 }
-FAST = ("default", "document_mask")  # each takes two to five seconds
+FAST = ("default", "document_mask", "matmul")  # each takes two to five seconds
 
 
 @pytest.fixture(autouse=True)
