@@ -102,7 +102,7 @@ ENDS = (5.0, 80.0)
 STUDIES: dict[str, tuple[Callable[[], pd.DataFrame], str | None]] = {
     "exponents differ": (
         lambda: study(d_alpha=0.08, sizes=6, budgets=ENDS, tau=0.003, sigma=0.002, mismatch=0.01),
-        "depth_exponent_better",
+        "depth_level_better",
     ),
     "levels differ": (
         lambda: study(level=-0.08, sizes=5, budgets=ENDS, tau=0.002, sigma=0.002, mismatch=0.01),
