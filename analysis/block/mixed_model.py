@@ -133,8 +133,8 @@ class MixedModel:
     def _ratio(self, squares: Floats) -> Floats:
         """Minimise the criterion over tau^2 / sigma^2 for each column of `squares` (free contrasts, samples)."""
         samples = squares.shape[1]
-        if self._top <= ROUNDING_TOLERANCE or not len(squares):
-            return np.zeros(samples)
+        if not len(squares) or np.ptp(self.values) <= ROUNDING_TOLERANCE * max(self._top, 1.0):
+            return np.zeros(samples)  # one run per shape: the data do not separate sigma and tau
         grid = np.log(np.geomspace(self._lowest, 1e8, GRID))
         scale = 1 + (np.exp(grid)[:, None] - 1) / self._top * self._free_values
         total = (1 / scale) @ squares + len(squares) * NOISE_FLOOR

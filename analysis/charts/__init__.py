@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from analysis.charts.exponents import alphas, exponent_difference, isoflop
-from analysis.charts.loss import compute_multiplier, differences, loss_against_flops, overview
-from analysis.charts.shapes import hold_out, residuals, shape_curve
+from analysis.charts.exponents import exponent_difference, influence
+from analysis.charts.loss import level, loss_against_flops, overview
+from analysis.charts.shapes import residuals, shape_curve
 from slm.charts import Figure
 
 if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport
 
 __all__ = [
-    "alphas", "compute_multiplier", "differences", "exponent_difference", "hold_out", "isoflop",
-    "loss_against_flops", "overview", "report_figures", "residuals", "shape_curve",
+    "exponent_difference", "influence", "level", "loss_against_flops", "overview",
+    "report_figures", "residuals", "shape_curve",
 ]  # fmt: skip
 
 
@@ -22,13 +22,11 @@ def report_figures(report: StudyReport) -> list[Figure]:
     """Return the figures of a report in the order of its sections, without those that the study lacks."""
     figures = (
         loss_against_flops(report),
-        differences(report),
-        compute_multiplier(report),
+        level(report),
         shape_curve(report),
-        alphas(report),
         exponent_difference(report),
-        isoflop(report),
+        influence(report, "level"),
+        influence(report, "d_alpha"),
         residuals(report),
-        hold_out(report),
     )
     return [figure for figure in figures if figure is not None]

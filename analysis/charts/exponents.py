@@ -1,126 +1,86 @@
-"""Charts of exponents, of the joint law and of IsoFLOP parabolas."""
+"""Charts of the exponent difference, and of the influence of single shapes."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
-from analysis.charts.rows import LOSS, families_of, forest_figure, forest_row
-from analysis.compare.exponents import EQUIVALENT, ExponentDifference
-from analysis.formatting import power_of_ten, short_count
-from slm.charts import (
-    INK,
-    MUTED,
-    Axis,
-    Figure,
-    layered,
-    lines,
-    points,
-)
+from scipy import special
+
+from analysis.charts.rows import forest_figure, forest_row
+from analysis.compare.block_result import EQUIVALENT
+from slm.charts import INK, MUTED, Figure
 
 if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport
 
-N_NAMES = {"params_non_embedding": "non-embedding", "params_total": "all parameters"}
-
-
-def alphas(report: StudyReport) -> Figure | None:
-    """Plot the exponent of each family; if not identified, the accepted range without an estimate."""
-    exponents, families = report.comparison.exponents, families_of(report)
-    if exponents.refused:
-        return None
-    is_identified = exponents.status != "UNIDENTIFIED"
-    rows = []
-    for name in (name for name in report.families if name in exponents.alpha):
-        value = exponents.alpha[name] if is_identified else None
-        ends = exponents.alpha_intervals[name] if is_identified else exponents.accepted_alpha(name)
-        rows.append(forest_row(name, value, ends, families.colour(name), families.shape(name)))
-    caption = (
-        "Joint law with common E, B and beta; loss in nats against N = FLOPs per token / 6. Bars: 95% confidence "
-        f"interval (jackknife over shapes). Status {exponents.status}."
-        if is_identified
-        else "Status UNIDENTIFIED: there is no estimate. Dashed: range of exponents that the runs accept."
-    )
-    text = ("alphas", "Exponent of each family", caption)
-    return forest_figure(text, rows, "alpha of the term A / N^alpha")
+N_NAMES = {
+    "n_flop": "N = FLOPs per token / 6",
+    "params_non_embedding": "N = non-embedding",
+    "params_total": "N = all parameters",
+}
+MAX_SHAPES = 12  # in a chart of influence
 
 
 def exponent_difference(report: StudyReport) -> Figure | None:
-    """Plot the exponent difference for each definition of N and each sensitivity analysis."""
-    found, primary = report.comparison, report.comparison.exponents
-    if primary.refused or primary.status == "UNIDENTIFIED":
+    """Plot the exponent difference by the block model, other assumptions, and the joint law."""
+    found, block = report.comparison, report.comparison.block
+    if block.d_alpha is None or found.robustness is None or block.df is None:
         return None
-    rows = [
-        _definition_row(N_NAMES.get(name, name), one, INK if index == 0 else MUTED)
-        for index, (name, one) in enumerate(found.by_definition.items())
+    rows = [forest_row("block model", block.d_alpha, block.d_alpha_ci, INK)]
+    rows += [
+        forest_row(N_NAMES.get(name, name), one.d_alpha, one.d_alpha_ci, MUTED)
+        for name, one in found.by_definition.items()
+        if name != block.n_name and one.d_alpha is not None
     ]
-    rows.append(forest_row("profile likelihood", primary.difference, primary.profile, MUTED))
-    if primary.without is not None:
-        shape, value = primary.without
-        rows.append(forest_row(f"without {shape}", value, None, MUTED, "diamond"))
-    if primary.fit is not None:
-        for delta, law in primary.fit.by_delta.items():
-            if math.isfinite(delta):
-                value = law[f"alpha[{found.deep}]"] - law[f"alpha[{found.wide}]"]
-                rows.append(forest_row(f"Huber delta {delta:g}", value, None, MUTED, "diamond"))
+    for noise in found.robustness.noise:
+        label = f"noise as N^{noise['noise_exponent']:g}"
+        rows.append(forest_row(label, noise["d_alpha"], None, MUTED, "diamond"))
+    joint = found.exponents
+    if not joint.refused and joint.status != "UNIDENTIFIED":
+        rows.append(forest_row("joint law M2, jackknife", joint.difference, joint.interval, MUTED))
+    shown = rows
+    if block.d_alpha_free_e is not None and block.d_alpha_free_e_se is not None:
+        half = float(special.stdtrit(block.df - 1, 0.975)) * block.d_alpha_free_e_se
+        ends = block.d_alpha_free_e - half, block.d_alpha_free_e + half
+        rows = [*rows[:1], forest_row("E free in each family", block.d_alpha_free_e, ends, MUTED), *rows[1:]]  # fmt: skip
     text = (
         "exponent_difference",
-        "Exponent difference by definition of N and method",
+        "Exponent difference by assumption and method",
         f"First row: primary estimate with its 95% confidence interval. Right of 0, {found.deep} gains with size. "
-        f"Dotted lines: exponents within {EQUIVALENT:g} are equivalent. The other rows are sensitivity analyses and "
-        "must agree with the first.",
+        f"Dotted lines: exponents within {EQUIVALENT:g} are equivalent. The other rows are sensitivity analyses; "
+        "hollow marks have no interval, and intervals are cut at the axis.",
     )
     title = f"alpha of {found.deep} minus alpha of {found.wide}"
-    return forest_figure(text, rows, title, 0.0, -EQUIVALENT, EQUIVALENT)
+    return forest_figure(text, rows, title, 0.0, -EQUIVALENT, EQUIVALENT, within=shown)
 
 
-def _definition_row(label: str, one: ExponentDifference, colour: str) -> dict[str, Any]:
-    if one.status == "UNIDENTIFIED":
-        return forest_row(label, None, one.profile, colour)
-    return forest_row(label, one.difference, one.interval, colour)
-
-
-def isoflop(report: StudyReport) -> Figure | None:
-    """Plot the optimal size at each compute budget for each family."""
-    rows: list[dict[str, Any]] = []
-    texts = []
-    for family, fit in report.isoflop.items():
-        for one in fit.parabolas:
-            if one.n_best is None:
-                continue
-            rows.append(
-                {
-                    "x": one.flops,
-                    "y": one.n_best,
-                    "series": family,
-                    "group": family,
-                    "tip": {
-                        "family": family,
-                        "training FLOPs": power_of_ten(one.flops, 3),
-                        "best N": short_count(one.n_best),
-                        LOSS: "" if one.loss_best is None else f"{one.loss_best:.4f}",
-                    },
-                }
-            )
-        if fit.exponent is None or fit.interval is None:
-            texts.append(f"{family} {fit.status}: {'; '.join(fit.reasons)}")
-        else:
-            low, high = fit.interval
-            texts.append(
-                f"{family}: best N grows as C to the {fit.exponent:.2f} [{low:.2f}, {high:.2f}]"
-            )
-    if not rows:
+def influence(report: StudyReport, quantity: Literal["level", "d_alpha"]) -> Figure | None:
+    """Plot the level or the exponent difference without each shape, the most influential first."""
+    found = report.comparison
+    value = getattr(found.block, quantity)
+    if value is None or found.robustness is None:
         return None
-    families = families_of(report)
-    x = Axis.around([row["x"] for row in rows], "training FLOPs", log=True, kind="flops")
-    y = Axis.around(
-        [row["y"] for row in rows], "best N (FLOPs per token / 6)", log=True, kind="count"
+    known = [
+        (one.name, getattr(one, quantity))
+        for one in found.robustness.without
+        if getattr(one, quantity) is not None
+    ]
+    if not known:
+        return None
+    known.sort(key=lambda one: -round(abs(one[1] - value), 9))
+    rows = [forest_row("all shapes", value, None, INK, "diamond")]
+    rows += [forest_row(name, other, None, MUTED) for name, other in known[:MAX_SHAPES]]  # fmt: skip
+    is_level = quantity == "level"
+    name = "Loss difference" if is_level else "Exponent difference"
+    shown = (
+        "" if len(known) <= MAX_SHAPES else f" The {MAX_SHAPES} largest of {len(known)} changes."
     )
-    return Figure(
-        "isoflop",
-        "IsoFLOP: best size at each compute budget",
-        f"{'. '.join(texts)}. A secondary estimate: parabolas are biased, and more so if their points lie far from "
-        "the minimum.",
-        layered(lines(rows, x, y, families), points(rows, x, y, families), series=families),
-        300,
-    )
+    text = (
+        f"influence_{'level' if is_level else 'exponent'}",
+        f"{name} without one shape",
+        "Estimate without the shape of the row, or without one size where two families have no third shape; everything is refitted. "
+        f"Dotted line: estimate from all shapes. A mark on the other side of 0 makes a finding fragile.{shown}",
+    )  # fmt: skip
+    pair = f"{found.deep} minus {found.wide}"
+    title = f"loss, {pair} (nats/token)" if is_level else f"alpha, {pair}"
+    return forest_figure(text, rows, title, 0.0, value)

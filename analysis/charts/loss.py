@@ -1,15 +1,12 @@
-"""Charts of losses and loss differences against training FLOPs."""
+"""Charts of the loss against training FLOPs, and of the loss difference against N."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from analysis.charts.rows import (
-    LOSS,
     PER_TOKEN,
     budget_name,
     budgets_of,
@@ -18,18 +15,18 @@ from analysis.charts.rows import (
     records,
     run_row,
 )
-from analysis.compare.matched_pairs import Contrast
-from analysis.formatting import format_p_value, power_of_ten, short_count
+from analysis.formatting import power_of_ten, short_count
 from slm.charts import (
     INK,
+    MUTED,
     Axis,
     Figure,
-    Series,
     bands,
     intervals,
     labels,
     layered,
     lines,
+    literal_line,
     panels,
     points,
     rule,
@@ -37,7 +34,7 @@ from slm.charts import (
 )
 
 if TYPE_CHECKING:
-    from analysis.report.study_report import StudyReport
+    from analysis.report.study_report import Curve, StudyReport
 
 MAX_BUDGETS = 5  # token budgets with lines in one chart; the lines of more would hide the runs
 
@@ -46,33 +43,30 @@ def overview(report: StudyReport) -> Figure:
     """Return the loss and, beside it, the loss differences, as one picture for files."""
     figures = [
         loss_against_flops(report, interactive=False),
-        differences(report, interactive=False),
+        level(report, interactive=False),
     ]
     charts = {figure.title: figure.chart for figure in figures if figure is not None}
     caption = " ".join(figure.caption for figure in figures if figure is not None)
     return Figure(
-        "overview", "Loss and loss differences", caption, panels(charts, width=460, height=320)
+        "overview", "Loss and loss difference", caption, panels(charts, width=460, height=320)
     )
 
 
 def loss_against_flops(report: StudyReport, *, interactive: bool = True) -> Figure:
-    """Plot the loss of every run against its training FLOPs, with the joint law and its confidence band."""
+    """Plot the loss of every run against its training FLOPs, with the joint law and its band, or the pooled law."""
     table, families = report.table, families_of(report, interactive=interactive)
     has_lines = len(report.tokens_per_param) <= MAX_BUDGETS
     curves = report.curves if has_lines else ()
-    law = [
-        dict(zip(("x", "y", "low", "high"), values, strict=True))
-        | line_columns(curve.family, curve.tokens_per_param)
-        for curve in curves
-        for values in zip(curve.flops, curve.loss, curve.low, curve.high, strict=True)
-    ]
-    trend = law or (_cell_means(table) if has_lines else [])
+    law = [row for curve in curves if curve.family is not None for row in _curve_rows(curve)]
+    pooled = [row for curve in curves if curve.family is None for row in _curve_rows(curve)]
+    trend = law or (_cell_means(table) if has_lines and not pooled else [])
     losses = [*table["loss_nats_per_token"], *(row[end] for row in law for end in ("low", "high"))]
     x = Axis.around(table["flops"], "training FLOPs", log=True, kind="flops")
     y = Axis.around(losses, f"validation loss ({PER_TOKEN})", log=True).extended(0.04, 0)
     chart = layered(
         bands(law, x, y, families) if law else None,
         lines(trend, x, y, families) if trend else None,
+        lines(pooled, x, y, families, width=1).encode(**literal_line(MUTED)) if pooled else None,
         _budget_labels(table, x, y) if has_lines else None,
         points([run_row(row) for row in records(table)], x, y, families, size=34),
         series=families,
@@ -82,12 +76,22 @@ def loss_against_flops(report: StudyReport, *, interactive: bool = True) -> Figu
         caption += (
             " Lines and bands: joint law and its 95% confidence interval (jackknife over shapes)."
         )
+    elif pooled:
+        caption += " Lines: law common to all shapes, from which the block model takes the size of differences."
     elif trend:
         caption += " Lines: mean over seeds."
     if has_lines:
         caption += " Labels: tokens_per_param of each token budget."
     title = "Loss against training FLOPs"
     return Figure("loss_against_flops", title, caption, chart, 360)
+
+
+def _curve_rows(curve: Curve) -> list[dict[str, Any]]:
+    table = {"x": curve.flops, "y": curve.loss}
+    if curve.low is not None and curve.high is not None:
+        table |= {"low": curve.low, "high": curve.high}
+    columns = line_columns(curve.family, curve.tokens_per_param)
+    return [row | columns for row in records(pd.DataFrame(table))]
 
 
 def _cell_means(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -121,85 +125,79 @@ def _budget_labels(table: pd.DataFrame, x: Axis, y: Axis) -> Any:
     return altair.layer(above, labels(rows[1:], x.x(), y.y(), align="right", dx=-9, dy=10))
 
 
-def differences(report: StudyReport, *, interactive: bool = True) -> Figure | None:
-    """Plot the loss difference of every pair, and the interval at the largest FLOPs of each token budget."""
-    matched = report.comparison.matched
-    if matched is None:
+def level(report: StudyReport, *, interactive: bool = True) -> Figure | None:
+    """Plot deep minus wide at equal FLOPs against N: every pair, the block model with its band, and its estimate."""
+    found, block, matched = report.comparison, report.comparison.block, report.comparison.matched
+    if block.level is None and matched is None:
         return None
-    budgets = budgets_of(matched.pairs["tokens_per_param"], interactive=interactive)
-    pairs = [_pair_row(matched, row) for row in records(matched.pairs)]
-    values = [0.0, *(row["y"] for row in pairs)]
-    limits = matched.summary[["largest_low", "largest_high"]].to_numpy().ravel().tolist()
-    # an interval from very few pairs may be hundreds of times wider than the differences
-    reach = 4 * max(map(abs, values)) or 1.0
-    values += [min(max(value, -reach), reach) for value in limits if math.isfinite(value)]
-    title = f"loss of {matched.deep} minus {matched.wide} ({PER_TOKEN})"
-    x = Axis.around(matched.pairs["flops"], "training FLOPs", log=True, kind="flops")
-    x = x.extended(0, 0.02 * min(len(matched.summary), 10))
-    y = Axis.around(values, title).extended(0.09, 0.09)
+    pairs = [] if matched is None else [_pair_row(row) for row in records(matched.pairs)]
+    curve: list[dict[str, Any]] = [
+        {"x": row["n"], "y": row["level"], "low": row["low"], "high": row["high"], "group": "", "series": ""}
+        for row in block.curve
+    ]  # fmt: skip
+    budgets = budgets_of(
+        (row["budget"] for row in pairs) if pairs else report.tokens_per_param,
+        interactive=interactive,
+    )
+    inner = [0.0, *(row["y"] for row in [*pairs, *curve]), *(block.level_ci or ())]
+    reach = 2.5 * max(map(abs, inner)) or 1.0
+    ends = [max(min(row[end], reach), -reach) for row in curve for end in ("low", "high")]
+    sizes = [row["x"] for row in [*pairs, *curve]]
+    x = Axis.around(sizes, "N (FLOPs per token / 6)", log=True, kind="count").extended(0, 0.03)
+    title = f"loss of {found.deep} minus {found.wide} ({PER_TOKEN})"
+    y = Axis.around([*inner, *ends], title).extended(0.09, 0.09)
+    curve = [row | {end: y.clip(row[end]) for end in ("low", "high")} for row in curve]
     families = families_of(report)
+    line = literal_line(INK)
     chart = layered(
-        tint(0, y.high, families.colour(matched.wide)),
-        tint(y.low, 0, families.colour(matched.deep)),
+        tint(0, y.high, families.colour(found.wide)),
+        tint(y.low, 0, families.colour(found.deep)),
         rule(y=0),
-        lines(pairs, x, y, budgets, width=1),
-        intervals(_endpoint_rows(matched, budgets, x, y), x, y),
-        _side_label(f"{matched.wide} better", families.colour(matched.wide), y, 0.95),
-        _side_label(f"{matched.deep} better", families.colour(matched.deep), y, 0.04),
-        points(pairs, x, y, budgets),
-        series=budgets,
+        bands(curve, x, y, budgets).encode(color=line["color"]) if curve else None,
+        lines(curve, x, y, budgets).encode(**line) if curve else None,
+        _side_label(f"{found.wide} better", families.colour(found.wide), y, 0.95),
+        _side_label(f"{found.deep} better", families.colour(found.deep), y, 0.04),
+        points(pairs, x, y, budgets) if pairs else None,
+        intervals(_level_row(report, x), x, y) if curve else None,
+        series=budgets if pairs else None,
     )
     return Figure(
-        "differences",
-        "Loss difference at matched FLOPs",
-        "One mark per pair of shapes with equal tokens, corrected to equal FLOPs, averaged over seeds. Bars: 95% "
-        "confidence interval at the largest FLOPs of each token budget, from the scatter over pairs.",
+        "level",
+        "Loss difference at equal FLOPs and tokens",
+        "Line and band: block model and its 95% confidence band. Diamond: estimate and 95% interval at the largest "
+        "common size, which the verdict uses. Other marks: pairs of shapes with equal tokens, corrected to equal FLOPs.",
         chart,
         360,
     )
 
 
-def _pair_row(matched: Contrast, row: Mapping[str, Any]) -> dict[str, Any]:
-    at_equal = row["difference_at_equal_flops"]
-    budget = budget_name(row["tokens_per_param"])
+def _pair_row(row: dict[str, Any]) -> dict[str, Any]:
+    at_equal, budget = row["difference_at_equal_flops"], budget_name(row["tokens_per_param"])
+    n = row["flops"] / (6 * row["tokens"])
     tip = {
-        "size": short_count(row["size"]),
+        "N (FLOPs per token / 6)": short_count(n),
         "tokens_per_param": budget,
         "training FLOPs": power_of_ten(row["flops"], 3),
-        "loss, deep": f"{row['loss_nats_per_token_deep']:.4f} ({matched.deep})",
-        "loss, wide": f"{row['loss_nats_per_token_wide']:.4f} ({matched.wide})",
+        "loss, deep": f"{row['loss_nats_per_token_deep']:.4f}",
+        "loss, wide": f"{row['loss_nats_per_token_wide']:.4f}",
         f"difference at equal FLOPs ({PER_TOKEN})": f"{at_equal:+.4f}",
     }
-    return {"x": row["flops"], "y": at_equal, "series": budget, "group": budget, "tip": tip}
+    columns = {"series": budget, "group": budget, "budget": row["tokens_per_param"]}
+    return {"x": n, "y": at_equal, "tip": tip} | columns
 
 
-def _endpoint_rows(matched: Contrast, budgets: Series, x: Axis, y: Axis) -> list[dict[str, Any]]:
-    """Return the intervals at the largest FLOPs; those at the same FLOPs stand side by side."""
-    rows: list[dict[str, Any]] = []
-    placed: list[float] = []
-    for row in records(matched.summary):
-        low, high, at = row["largest_low"], row["largest_high"], math.log(row["largest_flops"])
-        if not math.isfinite(low):
-            continue
-        beside = sum(abs(at - other) < 0.01 for other in placed)
-        placed.append(at)
-        budget = budget_name(row["tokens_per_param"])
-        rows.append(
-            {
-                "x": row["largest_flops"] * (x.high / x.low) ** (0.02 * (beside + 1)),
-                "y": y.clip(row["largest"]),
-                "low": y.clip(low),
-                "high": y.clip(high),
-                "colour": budgets.colour(budget),
-                "tip": {
-                    "tokens_per_param": budget,
-                    "training FLOPs": power_of_ten(row["largest_flops"], 3),
-                    "difference [95% CI]": f"{row['largest']:+.4f} [{low:+.4f}, {high:+.4f}]",
-                    "p value (Holm)": format_p_value(row["largest_p_holm"]),
-                },
-            }
-        )
-    return rows
+def _level_row(report: StudyReport, x: Axis) -> list[dict[str, Any]]:
+    """Return the estimate at the largest common size, placed a little to the right of the pairs there."""
+    block = report.comparison.block
+    assert block.at_n is not None and block.at_flops is not None and block.level_ci is not None
+    low, high = block.level_ci
+    tip = {
+        "N (FLOPs per token / 6)": short_count(block.at_n),
+        "training FLOPs": power_of_ten(block.at_flops, 3),
+        "difference [95% CI]": block.level_text,
+    }
+    at = block.at_n * (x.high / x.low) ** 0.02
+    return [{"x": at, "y": block.level, "low": low, "high": high, "colour": INK, "tip": tip}]
 
 
 def _side_label(text: str, colour: str, y: Axis, share: float) -> Any:
@@ -208,66 +206,3 @@ def _side_label(text: str, colour: str, y: Axis, share: float) -> Any:
 
     rows = [{"text": text, "y": y.share(share)}]
     return labels(rows, altair.value(8), y.y(), colour, fontWeight="bold")
-
-
-def compute_multiplier(report: StudyReport) -> Figure | None:
-    """Plot the compute multiplier over the losses that both families reach."""
-    found, kappa = report.comparison, report.comparison.kappa
-    if kappa is None:
-        return None
-    series = Series((found.deep,))
-    ends = kappa.interval or (1.0, 1.0)
-    rows = [
-        {
-            "x": flops,
-            "y": value,
-            "series": found.deep,
-            "group": "runs",
-            "tip": _multiplier_tip(flops, f"{loss:.4f}", f"{value:.3f}"),
-        }
-        for flops, value, loss in zip(kappa.flops, kappa.values, kappa.loss, strict=True)
-    ]
-    x = Axis.around([*kappa.flops, kappa.at_flops], "training FLOPs", log=True, kind="flops")
-    y = Axis.around(
-        [*kappa.values, *ends, 1.0], f"FLOPs of {found.wide} / FLOPs of {found.deep}", log=True
-    )
-    by_law = []
-    if kappa.interval is not None and kappa.by_law is not None:
-        by_law.append(
-            {
-                "x": kappa.at_flops,
-                "y": kappa.by_law,
-                "low": y.clip(ends[0]),
-                "high": y.clip(ends[1]),
-                "colour": INK,
-                "tip": _multiplier_tip(
-                    kappa.at_flops,
-                    "joint law",
-                    f"{kappa.by_law:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]",
-                ),
-            }
-        )
-    chart = layered(
-        rule(y=1),
-        lines(rows, x, y, series),
-        intervals(by_law, x, y) if by_law else None,
-        points(rows, x, y, series),
-        series=series,
-    )
-    law = f"Slope {kappa.slope:+.3f} per ln FLOPs"
-    if kappa.drift is not None:
-        law += f", of which different levels alone explain {kappa.drift:+.3f}"
-    if by_law:
-        law = f"Bar: joint law at the largest FLOPs of both families, 95% jackknife interval. {law}"
-    return Figure(
-        "compute_multiplier",
-        "Compute multiplier at equal loss",
-        f"FLOPs of {found.wide} divided by FLOPs of {found.deep} at the same loss, interpolated between runs; above 1, "
-        f"{found.deep} needs less compute. {law}.",
-        chart,
-        300,
-    )
-
-
-def _multiplier_tip(flops: float, loss: str, value: str) -> dict[str, str]:
-    return {"compute multiplier": value, LOSS: loss, "training FLOPs": power_of_ten(flops, 3)}

@@ -43,7 +43,7 @@ def budget_name(value: Any) -> str:
     return f"{float(value):g}"
 
 
-def line_columns(family: Any, budget: Any) -> dict[str, str]:
+def line_columns(family: str | None, budget: Any) -> dict[str, str]:
     """Return the columns that separate lines by family and token budget."""
     return {"series": str(family), "group": f"{family} {budget_name(budget)}"}
 
@@ -83,13 +83,19 @@ def forest_row(
 
 
 def forest_figure(
-    figure: tuple[str, str, str], rows: list[dict[str, Any]], title: str, *rules: float
+    figure: tuple[str, str, str],
+    rows: list[dict[str, Any]],
+    title: str,
+    *rules: float,
+    within: list[dict[str, Any]] | None = None,
 ) -> Figure:
     """Return a forest plot with a solid line at 0 and dotted lines at `rules`, each if it lies inside.
 
-    `figure`: its name, title and caption. `title`: of the axis, which includes 0 if there are rules.
+    `figure`: its name, title and caption. `title`: of the axis, which includes 0 if there are rules, and otherwise
+    the estimates of all rows and the intervals of the rows `within`; None: of all rows.
     """
-    values = [row[key] for row in rows for key in ("low", "high", "x")]
+    values = [row[key] for row in within or rows for key in ("low", "high", "x")]
+    values += [row["x"] for row in rows]
     axis = Axis.around([*values, *([0.0] if rules else [])], title)
     dashes = {0.0: (1, 0)} | dict.fromkeys((rule for rule in rules if rule), (2, 4))
     inside = {value: dash for value, dash in dashes.items() if axis.low <= value <= axis.high}

@@ -1,25 +1,22 @@
-"""Charts of single shapes: aspect ratios, residuals, and the prediction of the largest size."""
+"""Charts of single shapes: loss against aspect ratio, and residuals."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
+
+from analysis.block.model import left_side
 from analysis.charts.rows import (
-    LOSS,
     PER_TOKEN,
-    budget_name,
-    budgets_of,
     families_of,
-    forest_figure,
-    forest_row,
     records,
     run_row,
 )
-from analysis.compare.aspect_ratio import ShapeCurve
-from analysis.formatting import power_of_ten, short_count
+from analysis.formatting import short_count
 from slm.charts import (
     INK,
-    MUTED,
     Axis,
     Figure,
     Series,
@@ -27,8 +24,10 @@ from slm.charts import (
     layered,
     lines,
     literal_colour,
+    literal_line,
     points,
     rule,
+    tooltips,
 )
 
 if TYPE_CHECKING:
@@ -36,98 +35,119 @@ if TYPE_CHECKING:
 
 
 def shape_curve(report: StudyReport) -> Figure | None:
-    """Plot loss against aspect ratio at matched FLOPs, one line per size and token budget."""
-    import altair
-
-    found = report.shape_curve
-    if found is None or not found.rungs:
+    """Plot loss against aspect ratio at equal FLOPs, one line per size, with the best aspect ratio of each size."""
+    block = report.comparison.block
+    if not block.is_curved or not block.is_matched or block.effects is None:
         return None
-    budgets = budgets_of(one.tokens_per_param for one in found.rungs)
-    compute = Series(tuple(map(repr, sorted({one.flops for one in found.rungs}))), is_ordered=True)
+    fit = block.effects.fit
+    blocks = fit.blocks
+    losses = pd.DataFrame(
+        {
+            "y": left_side(blocks, fit.law, fit.columns),
+            "block": blocks.block,
+            "rung": blocks.rung,
+            "shape": blocks.shape,
+            "x": np.exp(blocks.u + blocks.mean_log_aspect),
+        }
+    )
+    losses["y"] -= losses.groupby("block")["y"].transform("mean")
+    means = losses.groupby(["rung", "shape"], as_index=False)[["x", "y"]].mean().sort_values("x")
+    names = [short_count(n) for n in np.exp(blocks.log_n_rung)]
+    sizes = Series(tuple(dict.fromkeys(names)), is_ordered=True, title="N")
     rows: list[dict[str, Any]] = [
         {
-            "x": aspect,
-            "y": loss - sum(one.losses) / len(one.losses),
-            "series": budget_name(one.tokens_per_param),
-            "group": f"{one.rung} {one.tokens_per_param:g}",
-            "colour": compute.colour(repr(one.flops)),
+            "x": row["x"],
+            "y": row["y"],
+            "series": names[int(row["rung"])],
+            "group": names[int(row["rung"])],
             "tip": {
-                "d_model / n_layers": f"{aspect:.3g}",
-                LOSS: f"{loss:.4f}",
-                "rung": str(one.rung),
-                "tokens_per_param": budget_name(one.tokens_per_param),
-                "training FLOPs": power_of_ten(one.flops, 3),
+                "shape": blocks.shape_names[int(row["shape"])],
+                "d_model / n_layers": f"{row['x']:.3g}",
+                f"loss minus mean ({PER_TOKEN})": f"{row['y']:+.4f}",
+                "N (FLOPs per token / 6)": names[int(row["rung"])],
             },
         }
-        for one in found.rungs
-        for aspect, loss in zip(one.aspects, one.losses, strict=True)
+        for row in records(means)
     ]
     x = Axis.around([row["x"] for row in rows], "aspect ratio d_model / n_layers", log=True)
     y = Axis.around([row["y"] for row in rows], f"loss minus its mean over shapes ({PER_TOKEN})")
-    solid = altair.value([1, 0])
+    optima = [row for row in block.optima if row["low"] is not None]
+    y = y.extended(0.045 * len(optima), 0)
+    solid = {"strokeDash": literal_line(INK)["strokeDash"]}
     chart = layered(
         rule(y=0),
-        *_best_aspect(found, x, y),
-        lines(rows, x, y, budgets, width=1).encode(color=literal_colour(), strokeDash=solid),
-        points(rows, x, y, budgets).encode(color=literal_colour()),
-        series=budgets,
+        _best_aspects(optima, sizes, x, y) if optima else None,
+        lines(rows, x, y, sizes, width=1).encode(**solid),
+        points(rows, x, y, sizes),
+        series=sizes,
     )
+    best = " Bars at the bottom: best aspect ratio and its 95% interval (Fieller)."
     return Figure(
         "shape_curve",
-        "Loss against aspect ratio at matched FLOPs",
-        f"{found.status}: {found.sentence} One line per size and token budget, corrected to equal FLOPs; a stronger "
-        "contrast means more FLOPs.",
+        "Loss against aspect ratio at equal FLOPs",
+        "One line per size, mean over token budgets and seeds, corrected to equal FLOPs."
+        + (best if optima else " No size has a significant interior optimum."),
         chart,
         360,
     )
 
 
-def _best_aspect(found: ShapeCurve, x: Axis, y: Axis) -> list[Any]:
-    """Return a line at the best aspect ratio, and its 95% interval at the lower edge of the plot."""
+def _best_aspects(optima: list[dict[str, Any]], sizes: Series, x: Axis, y: Axis) -> Any:
+    """Return the best aspect ratio of each size with its interval, one row per size below the losses."""
     import altair
 
-    if found.best_aspect is None or found.best_interval is None or not found.interior:
-        return []
-    low, high = map(x.clip, found.best_interval)
-    bar = altair.Chart(data([{}])).mark_rule(color=INK, strokeWidth=3)
-    return [
-        rule(x=found.best_aspect, dash=(4, 3)),
-        bar.encode(x=altair.datum(low), x2=altair.datum(high), y=altair.datum(y.share(0.02))),
+    rows = [
+        {
+            "x": row["best_aspect"],
+            "low": row["low"],
+            "high": row["high"],
+            "y": y.share(0.03 + 0.04 * index * 24 / max(24, len(optima))),
+            "colour": sizes.colour(short_count(row["n"])),
+            "tip": {
+                "N (FLOPs per token / 6)": short_count(row["n"]),
+                "best d_model / n_layers": f"{row['best_aspect']:.3g} [{row['low']:.3g}, {row['high']:.3g}]",
+            },
+        }
+        for index, row in enumerate(optima)
     ]
+    base = altair.Chart(data(rows)).encode(y=y.y(), color=literal_colour(), tooltip=tooltips(rows))
+    bars = base.mark_rule(strokeWidth=2.2).encode(x=x.x("low"), x2="high")
+    marks = base.mark_point(filled=True, shape="diamond", size=60, opacity=1).encode(x=x.x())
+    return altair.layer(bars, marks)
 
 
 def residuals(report: StudyReport) -> Figure | None:
-    """Plot the residuals of the joint law: every run, and the mean of each shape."""
+    """Plot the residuals of the block model: every run, and the mean of each shape."""
     table = report.table.dropna(subset=["residual"])
     if table.empty:
         return None
     families = families_of(report)
-    runs = [{**run_row(row), "x": row["n"], "y": 100 * row["residual"]} for row in records(table)]
+    runs = [{**run_row(row), "x": row["n"], "y": row["residual"]} for row in records(table)]
     means = table.groupby(["family", "shape"], sort=False).agg(
         n=("n", "mean"), residual=("residual", "mean"), runs=("residual", "size")
     )
     shapes = [
         {
             "x": row["n"],
-            "y": 100 * row["residual"],
+            "y": row["residual"],
             "series": row["family"],
             "group": row["family"],
             "tip": {
                 "family": row["family"],
                 "shape": row["shape"],
-                "mean residual": f"{row['residual']:+.2%}",
+                f"mean residual ({PER_TOKEN})": f"{row['residual']:+.4f}",
                 "runs": str(row["runs"]),
             },
         }
         for row in records(means.reset_index())
     ]
     x = Axis.around(table["n"], "N (FLOPs per token / 6)", log=True, kind="count")
-    y = Axis.around([0.0, *(row["y"] for row in runs)], "residual of the loss (%)")
+    y = Axis.around([0.0, *(row["y"] for row in runs)], f"residual ({PER_TOKEN})")
     return Figure(
         "residuals",
-        "Residuals of the joint law",
-        "Small marks: runs. Large marks: mean of a shape, positive if observed above the law. A trend within a family "
-        "means that the law does not fit it; a single shape far from 0 may have an unsuitable learning rate.",
+        "Noise: residuals by family and size",
+        "Small marks: runs. Large marks: mean of a shape, positive if its loss is above the block model. A family or size "
+        "with more scatter is noisier; a single shape far from 0 may have an unsuitable learning rate.",
         layered(
             rule(y=0),
             points(runs, x, y, families, size=14, opacity=0.4),
@@ -137,29 +157,3 @@ def residuals(report: StudyReport) -> Figure | None:
         ),
         300,
     )
-
-
-def hold_out(report: StudyReport) -> Figure | None:
-    """Plot the observed loss of the largest size relative to its prediction from the smaller sizes."""
-    cells, families = report.comparison.hold_out.cells, families_of(report)
-    if not cells:
-        return None
-    rows = []
-    for cell in sorted(cells, key=lambda c: (c.tokens, report.families.index(c.family))):
-        low, high = (100 * (end / cell.predicted - 1) for end in (cell.low, cell.high))
-        row = forest_row(
-            f"{cell.family}, {short_count(cell.tokens)} tokens",
-            cell.error_percent,
-            (low, high),
-            MUTED,
-            families.shape(cell.family),
-        )
-        predicted = f"{cell.predicted:.4f} [{cell.low:.4f}, {cell.high:.4f}]"
-        row["tip"] |= {"value": f"{cell.observed:.4f} observed, {predicted} predicted"}
-        rows.append(row | {"mark": families.colour(cell.family)})
-    text = (
-        "hold_out",
-        "Largest size, predicted from the smaller sizes",
-        "Grey: 95% prediction interval for the loss of a new shape. Marks: observed loss.",
-    )
-    return forest_figure(text, rows, "observed relative to predicted loss (%)", 0.0)

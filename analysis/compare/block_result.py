@@ -102,7 +102,7 @@ class BlockResult(Summarized):
     beta: float | None = None
     size_nats: float | None = None
     largest_q: float | None = None
-    optima: Rows | tuple[dict[str, Any], ...] = ()
+    optima: tuple[dict[str, Any], ...] = ()
     curve: tuple[dict[str, float], ...] = ()
     kappa_by_budget: tuple[dict[str, float], ...] = ()
     noise: tuple[dict[str, Any], ...] = ()

@@ -46,36 +46,42 @@ pd.DataFrame(tables.family_rows(report))
 
 # %%
 print(text.headline(report))
-print(text.uncertainty(report))
-print(report.comparison.verdict.sentence)
-for reason in text.reasons(report):
-    print("-", reason)
+for line in text.findings(report):
+    print(line)
+for condition in report.comparison.verdict.conditions:
+    print("- condition:", condition)
 
 # %%
 charts.loss_against_flops(report)
 
 # %%
-charts.differences(report)
-
-# %% [markdown]
-# A loss difference that shrinks along the axis does not imply different exponents: with equal exponents and
-# different levels, it also shrinks. The two runs of a pair have equal tokens and FLOPs. The interval is computed
-# from the variation between pairs of shapes, not from the seed standard deviation.
+pd.DataFrame(tables.loss_rows(report))
 
 # %%
-for line in text.budget_sentences(report):
-    print("-", line)
-pd.DataFrame(tables.summary_rows(report))
+charts.level(report)
 
 # %% [markdown]
-# ## Compute multiplier and shape curve
+# The line is the block model: shapes are compared within blocks of equal FLOPs and tokens, with a random effect of
+# each shape. The interval comes from the variation between shapes, not from the seed standard deviation. A loss
+# difference that shrinks with N does not imply different exponents: with equal exponents and different levels, it
+# also shrinks.
+
+# %% [markdown]
+# ## Compute multiplier and aspect ratio
 
 # %%
-comparison = report.comparison
-print(text.kappa_sentence(comparison.kappa, comparison.deep, comparison.wide))
-if report.shape_curve is not None:
-    print(f"{report.shape_curve.status}: {report.shape_curve.sentence}")
+print("compute multiplier [95% CI]:", report.comparison.block.kappa_text)
+if report.comparison.block.is_curved:
+    print(text.shape_line(report))
 charts.shape_curve(report)
+
+# %% [markdown]
+# ## Other contrasts
+
+# %%
+for line in text.contrast_lines(report):
+    print(line)
+pd.DataFrame(tables.contrast_rows(report))
 
 # %% [markdown]
 # ## Power of larger designs
@@ -84,4 +90,4 @@ charts.shape_curve(report)
 # larger ones.
 
 # %%
-pd.DataFrame(tables.extension_rows(report))
+pd.DataFrame(report.power.extension_rows())

@@ -13,9 +13,10 @@
 # %% [markdown]
 # # Exponents by family, and how robust they are
 #
-# The joint law is `L = E + A_f N^-alpha_f + B D^-beta`: each family f has its own level A_f and exponent alpha_f;
-# E, B and beta are shared. Every estimate has a status. An UNIDENTIFIED estimate is given only as the range of
-# accepted values, and a REFUSED one has no value.
+# The primary analysis is the block model: it estimates the difference of exponents from shapes at equal FLOPs and
+# tokens. The joint law `L = E + A_f N^-alpha_f + B D^-beta` is a secondary analysis: each family f has its own level
+# A_f and exponent alpha_f; E, B and beta are shared. Its estimates have a status: an UNIDENTIFIED one is given only as
+# the range of accepted values, and a REFUSED one has no value.
 
 # %% tags=["parameters"]
 import os
@@ -34,10 +35,34 @@ from analysis.report import tables, text
 from analysis.report.study_report import analyze_study
 
 report = analyze_study(analysis.load_runs(RUNS))
-print(text.exponent_sentence(report))
+for line in text.exponent_lines(report):
+    print(line)
 
 # %%
-charts.alphas(report)
+charts.exponent_difference(report)
+
+# %% [markdown]
+# ## Robustness: equal E, single shapes, definition of N, noise, other tests
+#
+# If E may differ between families, or with another definition of N, the exponent difference is another number.
+
+# %%
+for line in text.robustness_lines(report):
+    print("-", line)
+pd.DataFrame(tables.robustness_rows(report))
+
+# %%
+charts.influence(report, "d_alpha")
+
+# %%
+charts.residuals(report)
+
+# %% [markdown]
+# ## The joint law
+
+# %%
+for line in text.joint_lines(report):
+    print(line)
 
 # %% [markdown]
 # ## Sensitivity to the form of the law
@@ -68,33 +93,14 @@ for model in ("M0", "M1", "M2", "M3", "M4"):
 pd.DataFrame(rows)
 
 # %% [markdown]
-# ## Sensitivity to the definition of N
-#
-# The primary definition is `n_flop` (FLOPs per token / 6). If the sign of a significant exponent difference
-# depends on the definition, the verdict is `definition_dependent`.
-
-# %%
-pd.DataFrame(tables.exponent_rows(report))
-
-# %%
-charts.exponent_difference(report)
-
-# %% [markdown]
 # ## Sensitivity to the Huber delta
 
 # %%
 pd.DataFrame(tables.delta_rows(report))
 
 # %% [markdown]
-# ## Sensitivity to a single shape, and extrapolation to the largest size
+# ## Prediction of the largest size from the smaller ones
 
 # %%
-exponents = report.comparison.exponents
-if exponents.without is not None and exponents.status in ("OK", "WEAK"):
-    shape, difference = exponents.without
-    print(f"exponent difference: {exponents.difference:+.4f}, without {shape}: {difference:+.4f}")
-print("Hold-out:", text.hold_out_sentence(report))
-charts.residuals(report)
-
-# %%
-charts.hold_out(report)
+print(text.hold_out_line(report))
+pd.DataFrame(report.comparison.hold_out.rows())

@@ -48,8 +48,9 @@ print("families by increasing d_model/n_layers:", ", ".join(families))
 first, second = families[0], families[1]
 report = analyze_study(runs, deep=first, wide=second, question=f"Is {first} better than {second}?")
 print(text.headline(report))
-print(text.uncertainty(report))
-charts.differences(report)
+for line in text.findings(report):
+    print(line)
+charts.level(report)
 
 # %% [markdown]
 # `analysis.report.report_on(runs, Path("out"), deep=..., wide=...)` writes the full report of this comparison.
@@ -73,9 +74,10 @@ comparison = compare_families(
     wide=families[-1],
     bootstrap=0,
 )
-print(comparison.verdict.word)
-columns = ["tokens_per_param", "pairs", "mean", "mean_low", "mean_high"]
-print(comparison.matched.summary[columns].round(4))
+print(comparison.block)
+print(
+    comparison.matched.summary[["tokens_per_param", "pairs", "deep_lower", "mean", "sd"]].round(4)
+)
 
 # %% [markdown]
 # ## A new contrast

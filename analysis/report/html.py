@@ -1,8 +1,7 @@
 """Render report.html: one page with text, tables and interactive charts that loads nothing from the network.
 
-The templates are in `templates/`: report.html.j2 (order of the sections), macros.html.j2 (tables, figures,
-cards), report.css and report.js. The text is from `text`, the tables from `tables`, the charts from
-`analysis.charts`.
+The templates are in `templates/`: report.html.j2, macros.html.j2 (sections, tables, figures, cards), report.css and
+report.js. The content is from `sections` and `text`, the charts from `analysis.charts`.
 """
 
 from __future__ import annotations
@@ -14,9 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from analysis.charts import report_figures
-from analysis.report import tables, text
+from analysis.report import text
+from analysis.report.sections import sections
 from analysis.report.study_report import StudyReport
-from slm.charts import Figure, css_variables, page_script, script_json
+from analysis.report.tables import BEST
+from slm.charts import css_variables, page_script, script_json
 from slm.summary import Rows
 
 TITLE = "Deep or wide at matched compute"
@@ -29,18 +30,12 @@ LONG = 26  # characters of a cell that is wrapped
 
 def page(report: StudyReport) -> str:
     """Return the HTML of the report."""
-    charts = {figure.name: figure for figure in report_figures(report)}
-
-    def figures(*names: str) -> list[Figure]:
-        """Return the figures of one section; a study lacks some of them."""
-        return [charts[name] for name in names if name in charts]
-
     environment = _environment()
     return environment.get_template("report.html.j2").render(
         report=report,
         text=text,
-        tables=tables,
-        figures=figures,
+        sections=sections(report),
+        charts={figure.name: figure for figure in report_figures(report)},
         title=TITLE,
         question=DEFAULT_QUESTION,
         tone=_tone(report.comparison.verdict.word),
@@ -91,7 +86,8 @@ def _text_columns(rows: Rows) -> set[str]:
 
 def _cell_class(is_text: bool, content: str) -> str | None:
     is_long = len(content) > LONG and "[" not in content
-    return " ".join(["word"] * is_text + ["long"] * is_long) or None
+    is_best = content.startswith(BEST)
+    return " ".join(["word"] * is_text + ["long"] * is_long + ["best"] * is_best) or None
 
 
 def _minus(content: Any) -> Any:

@@ -5,62 +5,55 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.arrays import Floats
-from analysis.compare.aspect_ratio import ShapeCurve
+from analysis.compare.block_result import BlockResult, fit_block_model
 from analysis.compare.exponents import FittedStudy
 from analysis.compare.families import Comparison, compare_study
-from analysis.design.extensions import Extension, candidates, extensions
-from analysis.design.linear import Design, Law
-from analysis.design.power import DesignPower, NextRun, design_power, most_valuable_next
 from analysis.fit.isoflop import MIN_BUDGETS, MIN_POINTS, IsoFlop, fit_isoflop
-from analysis.fit.joint import fit_joint
 from analysis.fit.law import log_loss
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import jackknife_error
 from analysis.formatting import count, format_dropped, power_of_ten
 from analysis.learning_rate.audit import Audit, parse_audit
-from analysis.report import text
+from analysis.report.power_of_study import IDENTIFIED, StudyPower, power_of_study
 from analysis.runs.load import Runs
 from analysis.runs.study import Columns, Study, prepare
+from slm.rounding import stable_argsort
 from slm.summary import Summarized
 
-DEFAULT_TAU = 0.01  # random effect of a shape in nats, if the runs do not identify it
-NEXT_RUNS = 5
-IDENTIFIED = ("OK", "WEAK")
-NO_LAW = (
-    "no joint law is identified in these runs, so the power for the exponents cannot be computed"
-)
-NO_EXPONENT: dict[str, Any] = dict.fromkeys(
-    ("se_exponent", "mde80_exponent", "df", "power_t", "power_verdict")
-)
 OPTIONAL_COLUMNS = ("n_layers", "d_model", "tokens_per_second", "peak_lr")
+MAX_PAIRED = 4  # families of which all pairs are listed; of more, neighbours in aspect ratio
+MAX_FAMILIES = 6  # with a table of other contrasts
+CURVE_POINTS = 25
 AuditLike = pd.DataFrame | Mapping[str, Mapping[str, Any]] | Audit | None
 
 
 @dataclass(frozen=True, repr=False)
 class Curve(Summarized):
-    """Joint law of one family at one token budget, on a grid of its sizes.
+    """A law at one token budget on a grid of sizes: the joint law of a family, or the pooled law.
 
-    `flops`, `loss` and the 95% confidence band `low` to `high` have one length; losses are in nats per token.
-    The band is from the delete-one-shape jackknife.
+    `flops`, `loss` and the 95% confidence band `low` to `high` have one length; losses are in nats per token. The
+    pooled law has no family and no band; the band of a joint law is from the delete-one-shape jackknife.
     """
 
-    family: str
+    family: str | None
     tokens_per_param: float
     flops: Floats
     loss: Floats
-    low: Floats
-    high: Floats
+    low: Floats | None = None
+    high: Floats | None = None
 
     def title(self) -> str:
         ends = " to ".join(power_of_ten(float(end)) for end in self.flops[[0, -1]])
-        return f"joint law of {self.family} at tokens_per_param {self.tokens_per_param:g}, {ends} FLOPs"
+        law = "pooled law" if self.family is None else f"joint law of {self.family}"
+        return f"{law} at tokens_per_param {self.tokens_per_param:g}, {ends} FLOPs"
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,12 +62,13 @@ class StudyReport(Summarized):
 
     Attributes:
         table: one row per run with the columns of `analysis.runs.study.prepare`, `run_id`, and `residual`, the
-            residual of ln(loss) from the joint law (nan if the fit was refused).
-        curves: the joint law per family and token budget; empty if the fit was refused.
-        power: power of this design under the noise and the joint law estimated from its runs; None if there
-            is one family only.
-        extensions: power and cost of larger designs.
-        next_runs: single runs that decrease the standard error of the exponent difference most per FLOP.
+            residual from the block model with the effect of the shape, in nats (nan if the model has no such run).
+        losses: one row per size and token budget: rung, n, tokens, tokens_per_param, `families`, a dictionary of
+            the loss of each family (mean over seeds), and `difference`, deep minus wide at equal FLOPs, or None.
+        families: names of all families, the two compared ones first.
+        other_contrasts: block model for other pairs of families; estimates only.
+        curves: laws per token budget for the chart; empty if nothing could be fitted.
+        power: power of this design and of larger ones; None if there is one family only.
         isoflop: IsoFLOP fits by family; without the families that have too few sizes per compute budget.
     """
 
@@ -83,48 +77,22 @@ class StudyReport(Summarized):
     dropped: Counter[str]
     warnings: tuple[str, ...]
     comparison: Comparison
+    losses: tuple[dict[str, Any], ...]
+    families: tuple[str, ...]
+    other_contrasts: tuple[BlockResult, ...]
     curves: tuple[Curve, ...]
-    power: DesignPower | None
-    extensions: tuple[Extension, ...]
-    next_runs: tuple[NextRun, ...]
+    power: StudyPower | None
     isoflop: dict[str, IsoFlop]
 
     def title(self) -> str:
-        return f"{text.headline(self)}: {text.uncertainty(self)}"
+        return f"{self.comparison.verdict.word}: {self.comparison.verdict.sentence}"
 
     def details(self) -> Iterator[tuple[str, str]]:
-        found = self.comparison
-        yield "verdict", found.verdict.word
-        yield "exponent difference", f"{found.exponents.difference_text} ({found.status})"
-        if found.kappa is not None:
-            yield "compute multiplier", text.kappa_sentence(found.kappa, found.deep, found.wide)
-        if self.shape_curve is not None:
-            yield "shape curve", f"{self.shape_curve.status}: {self.shape_curve.sentence}"
-        yield "hold-out", text.hold_out_sentence(self)
-        yield "learning-rate audit", text.audit_sentence(self)
-        if self.power is not None and self.power.mde80_exponent is not None:
-            yield "MDE (80% power), exponents", f"{self.power.mde80_exponent:.4f}"
+        yield from self.comparison.details()
         total = power_of_ten(float(self.table["flops"].sum()))
         runs, families = len(self.table), count(len(self.families), "family", "families")
-        yield (
-            "runs",
-            f"{runs} of {families}, {total} FLOPs; left out: {format_dropped(self.dropped)}",
-        )
-        for reason in text.reasons(self):
-            yield "reason", reason
-        for warning in self.warnings:
-            yield "note", warning
-
-    @property
-    def families(self) -> list[str]:
-        """Return all family names, the two compared ones first."""
-        pair = dict.fromkeys((self.comparison.deep, self.comparison.wide))
-        return [*pair, *(name for name in dict.fromkeys(self.table["family"]) if name not in pair)]
-
-    @property
-    def shape_curve(self) -> ShapeCurve | None:
-        """Return the shape curve, or None if the study has fewer than three aspect ratios."""
-        return self.comparison.shape_curve
+        left_out = format_dropped(self.dropped)
+        yield "runs", f"{runs} of {families}, {total} FLOPs; left out: {left_out}"
 
     @property
     def tokens_per_param(self) -> list[float]:
@@ -142,7 +110,7 @@ def analyze_study(
     bootstrap: int = 999,
     seed: int = 0,
 ) -> StudyReport:
-    """Analyze finished runs: comparison of two families, joint law, power and extensions of the design.
+    """Analyze finished runs: comparison of two families, other contrasts, power and extensions of the design.
 
     An estimate that the design cannot identify has status REFUSED and no value; this is not an error.
 
@@ -153,7 +121,7 @@ def analyze_study(
         deep, wide: families to compare; None: chosen by `aspect_ratio`, or by name without that column.
         audit: learning-rate audit, see `analysis.compare.families.compare_families`.
         question: research question, printed at the top of the report.
-        bootstrap: number of bootstrap replicates for the interval of the compute multiplier.
+        bootstrap: number of replicates of the parametric bootstrap; 0: none.
         seed: seed of the resampling.
 
     Raises:
@@ -162,16 +130,18 @@ def analyze_study(
     loaded = runs if isinstance(runs, Runs) else Runs(runs, Counter(), ())
     study = prepare(loaded.table, _columns(loaded.table), deep, wide)
     comparison = compare_study(study, parse_audit(audit), bootstrap=bootstrap, seed=seed)
-    fitted = comparison.exponents.fitted
-    table = _run_table(study, loaded.table, fitted)
+    table = _run_table(study, loaded.table, comparison.block)
     return StudyReport(
         question=question,
         table=table,
         dropped=loaded.dropped,
         warnings=tuple(dict.fromkeys((*loaded.warnings, *comparison.warnings))),
         comparison=comparison,
-        curves=() if fitted is None else tuple(_curves(fitted)),
-        **_power(study, comparison),
+        losses=tuple(_losses(table, comparison)),
+        families=tuple(dict.fromkeys((study.deep, study.wide, *study.families))),
+        other_contrasts=tuple(_other_contrasts(study)),
+        curves=tuple(_curves(study, comparison)),
+        power=power_of_study(study, comparison),
         isoflop=_isoflop(table),
     )
 
@@ -188,8 +158,8 @@ def _columns(table: pd.DataFrame) -> Columns:
     )
 
 
-def _run_table(study: Study, source: pd.DataFrame, fitted: FittedStudy | None) -> pd.DataFrame:
-    """Return the prepared table with run ids, optional columns of `source`, and residuals of ln(loss)."""
+def _run_table(study: Study, source: pd.DataFrame, block: BlockResult) -> pd.DataFrame:
+    """Return the prepared table with run ids, optional columns of `source`, and residuals of the block model."""
     table = study.table.copy()
     source = source.iloc[table.index]
     ids = source["run_id"] if "run_id" in source else [f"row {row}" for row in table.index]
@@ -197,88 +167,78 @@ def _run_table(study: Study, source: pd.DataFrame, fitted: FittedStudy | None) -
     for name in OPTIONAL_COLUMNS:
         if name in source:
             table[name] = source[name].to_numpy()
-    table["residual"] = math.nan
-    if fitted is not None:
-        points = fitted.problem.points
-        table["residual"] = points.y - log_loss(fitted.law, fitted.theta[None], points)[0][0]
+    residual = np.full(len(table), math.nan)
+    if block.effects is not None:
+        fit = block.effects.fit
+        residual[fit.blocks.row] = fit.residuals()[0]
+    table["residual"] = residual
     return table
 
 
-def _curves(fitted: FittedStudy) -> list[Curve]:
-    table = fitted.study.table
-    curves = []
-    for (family, tokens_per_param), rows in table.groupby(
-        ["family", "tokens_per_param"], sort=False
-    ):
-        if rows["shape"].nunique() < 2:
-            continue
-        n = np.geomspace(rows["n"].min(), rows["n"].max(), 25)
-        tokens = n * float(np.exp(np.log(rows["tokens"] / rows["n"]).mean()))
-        flops = n * tokens * float((rows["flops"] / (rows["n"] * rows["tokens"])).mean())
-        points = fitted.problem.points.at(n, tokens, fitted.study.families.index(str(family)))
-        middle = log_loss(fitted.law, fitted.theta[None], points)[0][0]
-        deleted = log_loss(fitted.law, fitted.deleted.theta, points)[0]
-        half_width = quantile_t(fitted.df) * jackknife_error(deleted)
-        curves.append(
-            Curve(
-                str(family),
-                float(str(tokens_per_param)),
-                flops,
-                np.exp(middle),
-                np.exp(middle - half_width),
-                np.exp(middle + half_width),
-            )
-        )
-    return curves
+def _losses(table: pd.DataFrame, comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """Yield the cells of the loss table by size and tokens."""
+    differences = {}
+    if comparison.matched is not None:
+        for pair in comparison.matched.pairs.to_dict("records"):
+            differences[pair["rung"], pair["tokens"]] = float(pair["difference_at_equal_flops"])
+    sizes = table.groupby("rung", sort=False)["n"].mean()
+    for rung in sizes.index[stable_argsort(sizes)]:
+        for tokens, rows in table[table["rung"] == rung].groupby("tokens"):
+            losses = rows.groupby("family", sort=False)["loss_nats_per_token"].mean()
+            yield {
+                "rung": rung,
+                "n": float(rows["n"].mean()),
+                "tokens": float(str(tokens)),
+                "tokens_per_param": float(rows["tokens_per_param"].iloc[0]),
+                "families": {str(name): float(loss) for name, loss in losses.items()},
+                "difference": differences.get((rung, tokens)),
+            }
 
 
-def _power(study: Study, comparison: Comparison) -> dict[str, Any]:
-    """Return the power of this design, of larger designs, and the most informative additional runs."""
-    if study.deep == study.wide:
-        return {"power": None, "extensions": (), "next_runs": ()}
-    design = design_of(study.table)
-    law = _law(study, comparison)
-    assumed: dict[str, Any] = {"law": law or Law(), "sigma": comparison.sigma or None}
-    assumed["tau"] = comparison.tau or DEFAULT_TAU
-    extended = tuple(extensions(design, study.deep, study.wide, **assumed))
-    power = design_power(design, study.deep, study.wide, **assumed)
-    if law is None and power.se_exponent is not None:
-        power = replace(power, refusals=(NO_LAW,), **NO_EXPONENT)
-        extended = tuple(replace(one, se_exponent=None, mde80_exponent=None) for one in extended)
-    next_runs: list[NextRun] = []
-    if power.se_exponent is not None:
-        single = candidates(design, study.deep, study.wide)
-        next_runs = most_valuable_next(
-            design, single, study.deep, study.wide, count=NEXT_RUNS, **assumed
-        )
-    return {"power": power, "extensions": extended, "next_runs": tuple(next_runs)}
+def _other_contrasts(study: Study) -> Iterator[BlockResult]:
+    """Yield the block model for other pairs of families, the one with the smaller aspect ratio as deep."""
+    families = study.families
+    if not 2 < len(families) <= MAX_FAMILIES:
+        return
+    if "aspect_ratio" in study.table:
+        aspects = study.table.groupby("family", sort=False)["aspect_ratio"].mean()
+        families = [str(name) for name in aspects.index[stable_argsort(aspects)]]
+    pairs = combinations(families, 2) if len(families) <= MAX_PAIRED else pairwise(families)
+    for deep, wide in pairs:
+        if {deep, wide} != {study.deep, study.wide}:
+            yield fit_block_model(study.table, deep=deep, wide=wide, n="n")
 
 
-def _law(study: Study, comparison: Comparison) -> Law | None:
-    """Return the law for power calculations, or None if no law is identified in these runs.
-
-    It is the geometric mean of the two families' laws; without those, the law M0 common to all families.
-    """
-    fit = comparison.exponents.fit
-    names: list[str | None] = [comparison.deep, comparison.wide]
-    if fit is None or comparison.status not in IDENTIFIED:
-        table = study.table
-        fit = fit_joint(table["n"], table["tokens"], table["loss_nats_per_token"], model="M0")
-        names = [None, None]
-    if fit.status not in IDENTIFIED:
-        return None
-    sides = [fit.of_family(name) for name in names]
-    mean = {key: math.sqrt(sides[0][key] * sides[1][key]) for key in ("A", "alpha")}
-    return Law(E=sides[0]["E"], B=sides[0]["B"], beta=sides[0]["beta"], **mean)
+def _curves(study: Study, comparison: Comparison) -> Iterator[Curve]:
+    """Yield the joint law of each family if it is identified, else the pooled law of the block model."""
+    fitted, table = comparison.exponents.fitted, study.table
+    if fitted is not None and comparison.status in IDENTIFIED:
+        for (family, budget), rows in table.groupby(["family", "tokens_per_param"], sort=False):
+            if rows["shape"].nunique() > 1:
+                yield _joint_curve(fitted, str(family), float(str(budget)), rows)
+    elif comparison.block.effects is not None:
+        law = comparison.block.effects.fit.law
+        for budget, rows in table.groupby("tokens_per_param", sort=False):
+            if rows["shape"].nunique() > 1:
+                n, tokens, flops = _line(rows)
+                yield Curve(None, float(str(budget)), flops, law.loss(n, tokens))
 
 
-def design_of(table: pd.DataFrame) -> Design:
-    """Return the design of the runs in a prepared table."""
-    columns = {
-        key: list(table[key]) for key in ("family", "rung", "shape", "tokens", "seed", "flops")
-    }
-    per_token = (table["flops"] / table["tokens"] / 6).tolist()
-    return Design(n_flop=per_token, tokens_per_param=list(table["tokens_per_param"]), **columns)
+def _line(rows: pd.DataFrame) -> tuple[Floats, Floats, Floats]:
+    """Return N, tokens and FLOPs along the runs of one token budget."""
+    n = np.geomspace(rows["n"].min(), rows["n"].max(), CURVE_POINTS)
+    tokens = n * float(np.exp(np.log(rows["tokens"] / rows["n"]).mean()))
+    return n, tokens, n * tokens * float((rows["flops"] / (rows["n"] * rows["tokens"])).mean())
+
+
+def _joint_curve(fitted: FittedStudy, family: str, budget: float, rows: pd.DataFrame) -> Curve:
+    n, tokens, flops = _line(rows)
+    points = fitted.problem.points.at(n, tokens, fitted.study.families.index(family))
+    middle = log_loss(fitted.law, fitted.theta[None], points)[0][0]
+    deleted = log_loss(fitted.law, fitted.deleted.theta, points)[0]
+    half = quantile_t(fitted.df) * jackknife_error(deleted)
+    ends = np.exp(middle - half), np.exp(middle + half)
+    return Curve(family, budget, flops, np.exp(middle), *ends)
 
 
 def _isoflop(table: pd.DataFrame) -> dict[str, IsoFlop]:

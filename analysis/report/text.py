@@ -1,273 +1,239 @@
-"""Sentences of a report: headline, uncertainty, exponents, compute multiplier, checks and limitations."""
+"""Sentences of a report: headline, findings, what they depend on, checks and limitations."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from analysis.compare.compute_multiplier import Kappa
-from analysis.compare.exponents import ExponentDifference
+from analysis.compare.robustness import WithoutOne, fragile_name
+from analysis.compare.verdict import Finding, describe_exponent
 from analysis.formatting import (
     count,
     format_dropped,
-    format_interval,
+    format_number,
     format_p_value,
-    format_range,
     power_of_ten,
+    short_count,
 )
 from analysis.learning_rate.audit import MAX_PENALTY
 
 if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport
 
-SIGNIFICANCE = 0.05
-MAX_LISTED_BUDGETS = 5
 CAVEATS = (
     "All shapes share one learning rate unless the study tunes it (study.lr_policy=tuned). A family with "
     "another optimal learning rate can have a higher loss only because its learning rate is not tuned.",
     "The intervals cover the variation between shapes. They do not cover another corpus, another learning "
     "rate, or sizes outside the measured range.",
-    "The mean over pairs assumes the same difference at all sizes and is descriptive only. The verdict uses "
-    "the difference at the largest FLOPs.",
     "A loss difference that shrinks or grows with FLOPs does not imply a difference of exponents.",
     "Equal FLOPs do not mean equal time: deep shapes run at fewer tokens/s.",
     "The exponents describe the loss in nats per token as a function of N. Exponents of perplexity, or in "
     "FLOPs, have other values.",
 )
-NO_PAIRS = "No two families share a size and a token budget, so nothing can be compared."
 
 
 def headline(report: StudyReport) -> str:
-    """Return the verdict in one short sentence."""
+    """Return the verdict in one short sentence with both findings."""
     found = report.comparison
-    deep, wide, word = found.deep, found.wide, found.verdict.word
+    deep, wide, verdict = found.deep, found.wide, found.verdict
+    sides = {"depth": (deep, wide), "width": (wide, deep)}
+    if verdict.level in sides:
+        better, other = sides[verdict.level]
+        start = f"{better} beats {other} at equal compute"
+        if verdict.exponent not in sides:
+            return start
+        if verdict.exponent == verdict.level:
+            return f"{start}, and its loss falls faster with size"
+        return f"{start}, but the loss of {other} falls faster with size"
+    if verdict.exponent in sides:
+        better, other = sides[verdict.exponent]
+        return f"The loss of {better} falls faster with size than that of {other}"
     return {
-        "depth_exponent_better": f"{deep} scales better than {wide}",
-        "width_exponent_better": f"{wide} scales better than {deep}",
-        "depth_level_better": f"{deep} beats {wide} at equal compute",
-        "width_level_better": f"{wide} beats {deep} at equal compute",
         "no_difference": f"{deep} and {wide} are equivalent within the margins",
         "definition_dependent": "The sign of the exponent difference depends on how parameters are counted",
         "fragile": "The result depends on a single shape",
         "inconclusive": f"No significant difference between {deep} and {wide} in these runs",
         "audit_failed": "No verdict: the learning-rate audit failed",
         "refused": "No comparison: the design does not allow one",
-    }[word]
-
-
-def uncertainty(report: StudyReport) -> str:
-    """Return the estimate and the interval for the headline, or the reasons if there is no verdict."""
-    found = report.comparison
-    word = found.verdict.word
-    if word == "refused":
-        return found.verdict.sentence.removeprefix("Refused: ")
-    if word == "audit_failed" and found.audit is not None:
-        return "; ".join(found.audit.reasons(found.deep, found.wide))
-    if "exponent" in word or word in ("fragile", "definition_dependent"):
-        return f"exponent of {found.deep} minus exponent of {found.wide}: {found.exponents.difference_text}"
-    row = endpoint(report)
-    if row is None:
-        return "too few pairs for an interval"
-    holm = "" if len(report.tokens_per_param) == 1 else ", Holm-adjusted over token budgets"
-    return (
-        f"loss of {found.deep} minus loss of {found.wide}: "
-        f"{format_interval(row['largest'], row['largest_low_holm'], row['largest_high_holm'])} nats per token "
-        f"at {power_of_ten(row['largest_flops'])} FLOPs (95% CI over {count(int(row['pairs']), 'pair')}{holm})"
-    )
-
-
-def endpoint(report: StudyReport) -> dict[str, Any] | None:
-    """Return the summary row that the verdict on the loss level uses, or None if no row has an interval.
-
-    It is the row of the largest token budget that has an interval; for a level verdict, of the largest token
-    budget with a significant difference in the direction of the verdict.
-    """
-    matched = report.comparison.matched
-    if matched is None:
-        return None
-    rows = [row for row in matched.by_flops if math.isfinite(row["largest_p_holm"])]
-    word = report.comparison.verdict.word
-    if "level" in word:
-        sign = -1 if word.startswith("depth") else 1
-        rows = [
-            row
-            for row in rows
-            if row["largest"] * sign > 0 and row["largest_p_holm"] < SIGNIFICANCE
-        ]
-    return rows[-1] if rows else None
+    }[verdict.word]
 
 
 def key_numbers(report: StudyReport) -> list[tuple[str, str]]:
-    """Return the main estimates as (`estimate [low, high]`, label), and the size of the study."""
-    found, table = report.comparison, report.table
+    """Return the findings as (`estimate [low, high]`, what it is and what was found), and the size of the study."""
+    found, block, table = report.comparison, report.comparison.block, report.table
     numbers = []
-    row = endpoint(report)
-    if row is not None:
-        value = format_interval(row["largest"], row["largest_low_holm"], row["largest_high_holm"])
+    if block.level is not None:
+        level = _finding(report, found.verdict.level, significant=block.is_level_significant)
+        where = f"N = {short_count(block.at_n or 0)}, {power_of_ten(block.at_flops or 0)} FLOPs"
+        label = f"nats/token, loss of {found.deep} minus {found.wide} at the largest common FLOPs ({where}): {level}"
+        numbers.append((block.level_text, label))
         label = (
-            f"loss of {found.deep} minus loss of {found.wide} at the largest FLOPs, nats per token"
+            f"compute multiplier there: FLOPs of {found.wide} / FLOPs of {found.deep} at equal loss"
         )
-        numbers.append((value, label))
-    if found.kappa is not None:
-        low, high = found.kappa.interval or (math.nan, math.nan)
-        value = format_interval(found.kappa.estimate, low, high, signed=False, digits=2)
-        numbers.append(
-            (value, f"compute multiplier: FLOPs of {found.wide} / {found.deep} at equal loss")
+        numbers.append((block.kappa_text, label))
+        exponent = _finding(
+            report, found.verdict.exponent, significant=block.is_exponent_significant
         )
-    if found.verdict.word != "refused":
-        one, label = found.exponents, f"exponent difference, status {found.status}"
-        value = "refused" if one.refused else one.difference_text
-        if one.status == "UNIDENTIFIED":
-            value = "not identified"
-            label += f": {format_range(one.accepted_difference, signed=True)} is accepted"
-        numbers.append((value, label))
-    shapes = count(table.groupby(["family", "shape"]).ngroups, "shape")
+        label = (
+            f"exponent of {found.deep} minus exponent of {found.wide}, given equal E: {exponent}"
+        )
+        numbers.append((block.d_alpha_text.partition(", p")[0], label))
     families = count(len(report.families), "family", "families")
+    shapes = count(table.groupby(["family", "shape"]).ngroups, "shape")
     budgets = count(len(report.tokens_per_param), "token budget")
-    total_flops = power_of_ten(float(table["flops"].sum()))
-    size = f"{families}, {budgets}, {total_flops} FLOPs"
+    size = f"{families}, {budgets}, {power_of_ten(float(table['flops'].sum()))} FLOPs"
     return [*numbers, (f"{count(len(table), 'run')}, {shapes}", size)]
 
 
-def reasons(report: StudyReport) -> list[str]:
-    """Return the reasons of the verdict, without those that the exponent section lists."""
+def _finding(report: StudyReport, finding: Finding, *, significant: bool) -> str:
     found = report.comparison
-    return [reason for reason in found.verdict.reasons if reason not in found.exponents.reasons]
+    return {
+        "depth": f"in favour of {found.deep}",
+        "width": f"in favour of {found.wide}",
+        "fragile": "the sign depends on one shape",
+        "definition_dependent": "the sign depends on the definition of N",
+        "open": "significant, but not decided" if significant else "no difference shown",
+        "refused": "not comparable",
+    }[finding]
 
 
-def status_lines(one: ExponentDifference) -> list[str]:
-    """Return the reasons for the status of the exponents."""
-    return [f"{one.status}: {reason}" for reason in one.reasons]
+def findings(report: StudyReport) -> list[str]:
+    """Return the sentence of the verdict and its reasons."""
+    verdict = report.comparison.verdict
+    return [verdict.sentence, *(f"{_capitalized(reason)}." for reason in verdict.reasons)]
 
 
-def power_refusals(report: StudyReport) -> list[str]:
-    """Return the reasons why the power for the exponents cannot be computed."""
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def contrast_lines(report: StudyReport) -> list[str]:
+    """Return which families are compared and why, which others there are, and how to compare those."""
+    found, table = report.comparison, report.table
+    if found.deep == found.wide:
+        return [f"{found.deep} is the only family."]
+    names = [found.deep, found.wide]
+    why = "as given"
+    if "aspect_ratio" in table:
+        aspects = table.groupby("family")["aspect_ratio"].mean()
+        names = [f"{name} (d_model / n_layers {aspects[name]:.3g})" for name in names]
+        if aspects[found.deep] == aspects.min() and aspects[found.wide] == aspects.max():
+            why = "the families with the smallest and the largest d_model / n_layers"
+    lines = [f"{names[0]} against {names[1]}: {why}."]
+    if len(report.families) > 2:
+        lines.append(
+            f"Other families in these runs: {', '.join(report.families[2:])}. To compare others, name them: "
+            "python -m analysis RUNS --out DIR --deep FAMILY --wide FAMILY, or study.contrast=[DEEP,WIDE]."
+        )
+    if report.other_contrasts:
+        lines.append(
+            "Estimates for other contrasts are descriptive: they have no verdict, and their intervals are not "
+            "adjusted for the number of contrasts."
+        )
+    return lines
+
+
+def exponent_lines(report: StudyReport) -> list[str]:
+    """Return the exponent difference with the definition of N, noise and sample sizes, or why it is refused."""
+    found, block = report.comparison, report.comparison.block
+    if block.refused:
+        return [f"No estimate: {'; '.join(block.reasons)}."]
+    low, high = found.tokens_per_param
+    noise = f"Standard deviation of a run {block.sigma:.4f} nats, of a shape {block.tau:.4f} nats"
+    size = f"{count(block.runs, 'run')}, tokens_per_param {low:.3g} to {high:.3g}"
+    return [describe_exponent(block), f"{noise}; {size}."]
+
+
+def shape_line(report: StudyReport) -> str:
+    """Return the curvature in ln(d_model / n_layers) and the best aspect ratio of the largest size."""
+    block = report.comparison.block
+    assert block.p_curvature is not None
+    start = (
+        f"Curvature of the loss in ln(d_model / n_layers), relative to the size term: "
+        f"{format_number(block.curvature, signed=True)} +- {format_number(block.curvature_se)} "
+        f"({format_p_value(block.p_curvature)})."
+    )
+    best = block.optima[-1] if block.optima else {}
+    if best.get("low") is None:
+        return f"{start} No interior optimum is shown at the largest size."
     return (
-        [] if report.power is None else [f"Exponents: {reason}" for reason in report.power.refusals]
+        f"{start} Best d_model / n_layers at N = {short_count(best['n'])}: {best['best_aspect']:.3g} "
+        f"[{best['low']:.3g}, {best['high']:.3g}]; a factor of 2 beside it costs {best['cost_of_two']:.4f} nats/token. "
+        "An optimum that moves with size and a difference of exponents are one parameter of the model."
     )
 
 
-def runs_sentence(report: StudyReport) -> str:
-    """Return the number of runs in the report, and of those left out by reason."""
-    runs = count(len(report.table), "finished run")
-    return f"{runs}; left out: {dropped_text(report)}."
+def robustness_lines(report: StudyReport) -> Iterator[str]:
+    """Yield the checks of equal E, single shapes, other tests and noise, each in one sentence."""
+    found, block = report.comparison, report.comparison.block
+    checks = found.robustness
+    if block.refused or checks is None or block.level is None:
+        return
+    if block.p_free_e is not None:
+        is_rejected = block.p_free_e < 0.05
+        yield (
+            f"Equal E is {'rejected' if is_rejected else 'not rejected'}: E of {found.deep} minus E of {found.wide} is "
+            f"{format_number(block.free_e, signed=True)} +- {format_number(block.free_e_se)} nats "
+            f"({format_p_value(block.p_free_e)}). With E free, the standard error of the exponent difference is "
+            f"{(block.d_alpha_free_e_se or 0) / (block.d_alpha_se or 1):.1f} times as large."
+        )
+    elif block.d_alpha is not None:
+        yield "Too few shapes to estimate the exponent difference with E free in each family."
+    yield _influence_line("The loss difference", "level", checks.without, block.level)
+    if block.d_alpha is not None:
+        yield _influence_line("The exponent difference", "d_alpha", checks.without, block.d_alpha)
+    if checks.permutation_p is not None:
+        yield (
+            "The permutation test permutes whole shapes within a size; its smallest possible p is "
+            f"{checks.smallest_permutation_p:.3g}."
+        )
+    sds = [f"{row['name']} {row['sd']:.4f}" for row in block.noise if row["by"] == "family"]
+    yield f"Residual standard deviation, shapes and runs together, in nats: {', '.join(sds)}."
 
 
-def notes(report: StudyReport) -> list[str]:
-    """Return the warnings about the runs and the design."""
-    return [f"Note: {warning}." for warning in report.warnings]
+def _influence_line(name: str, quantity: str, without: tuple[WithoutOne, ...], value: float) -> str:
+    others = [getattr(one, quantity) for one in without]
+    known = [other for other in others if other is not None]
+    if not known:
+        return f"{name} cannot be estimated without any one of the shapes."
+    fragile = fragile_name(without, quantity, value)
+    sign = "keeps its sign" if fragile is None else f"changes its sign without {fragile}"
+    ends = " to ".join(format_number(end, signed=True) for end in (min(known), max(known)))
+    return f"{name} {sign}: {ends} over {count(len(known), 'deletion')} of one shape or size."
 
 
-def exponent_sentence(report: StudyReport) -> str:
-    """Return both exponents and their difference with the definition of N, sample sizes and noise."""
+def joint_lines(report: StudyReport) -> list[str]:
+    """Return exponents of the joint law M2 with definition of N, sample sizes and noise, and reasons of its status."""
     found, one = report.comparison, report.comparison.exponents
     if one.refused:
-        return f"The exponents are REFUSED: {'; '.join(one.reasons)}."
+        return [f"Joint law: REFUSED: {'; '.join(one.reasons)}."]
     alphas = ", ".join(
         f"alpha {name} = {one.alpha_text(name)}" for name in (found.deep, found.wide)
     )
     level = ""
     if one.fit is not None and one.status != "UNIDENTIFIED":
         level = f"E shared = {one.fit.params['E']:.3f}; "
-    permuted = (
-        "" if one.permutation is None else f"permutation {format_p_value(one.permutation.p)}; "
-    )
-    low, high = found.tokens_per_param
-    return (
-        f"{alphas}; difference {one.difference_text} (loss in nats against {one.n_name}; {level}jackknife "
-        f"over {one.shapes} shapes; {permuted}{noise_text(report)}; {count(found.runs, 'run')}; tokens_per_param {low:.3g} to "
-        f"{high:.3g}; status {one.status})."
-    )
+    return [
+        "Joint law loss = E + A N^-alpha + B D^-beta with E, B and beta shared, A and alpha per family: "
+        f"{alphas}; difference {one.difference_text} (loss in nats against {one.n_name}; {level}jackknife over "
+        f"{one.shapes} shapes; status {one.status}).",
+        *(f"{one.status}: {reason}" for reason in one.reasons),
+    ]
 
 
-def noise_text(report: StudyReport) -> str:
-    """Return the seed standard deviation and the random effect of a shape with units."""
-    found = report.comparison
-    sigma = "not measured" if found.sigma is None else f"{found.sigma:.4f} nats"
-    tau = "not identified" if found.tau is None else f"{found.tau:.4f} nats"
-    return f"seed standard deviation {sigma}, random effect of a shape {tau}"
-
-
-def assumed_noise_text(report: StudyReport) -> str:
-    """Return the noise that the power calculation assumes; empty if the report has no power calculation."""
-    power, found = report.power, report.comparison
-    if power is None:
-        return ""
-    sigma, tau = f"{power.sigma:.4f} nats", f"{power.tau:.4f} nats"
-    if not found.sigma:
-        sigma += " (default, not measured)"
-    if not found.tau:
-        tau += " (default, not identified)"
-    return f"seed standard deviation {sigma}, random effect of a shape {tau}"
-
-
-def kappa_sentence(kappa: Kappa | None, deep: str, wide: str) -> str:
-    """Return the compute multiplier with its interval: FLOPs of wide over FLOPs of deep at equal loss."""
-    if kappa is None:
-        return "No compute multiplier: the families have no common range of losses."
-    low, high = kappa.interval or (math.nan, math.nan)
-    value = format_interval(kappa.estimate, low, high, signed=False, digits=2)
-    return (
-        f"At {power_of_ten(kappa.at_flops)} FLOPs {wide} needs {value} times the FLOPs of "
-        f"{deep} for the same loss."
-    )
-
-
-def budget_sentences(report: StudyReport) -> list[str]:
-    """Return one sentence per token budget: the difference at the largest FLOPs and its significance.
-
-    With more than `MAX_LISTED_BUDGETS` budgets, only the largest budget that has an interval is listed.
-    """
-    contrast = report.comparison.matched
-    if contrast is None:
-        return [NO_PAIRS]
-    rows = contrast.summary.to_dict(orient="records")
-    tested = [row for row in rows if math.isfinite(row["largest_p_holm"])]
-    lines = []
-    if len(rows) > MAX_LISTED_BUDGETS:
-        lines.append(
-            f"{len(tested)} of {len(rows)} token budgets have enough pairs for an interval; only the largest of "
-            f"them is listed here. The mean difference of all {len(contrast.pairs)} pairs is "
-            f"{contrast.pairs['difference_at_equal_flops'].mean():+.4f} nats/token."
-        )
-        rows = tested[-1:]
-    for row in rows:
-        start = f"At tokens_per_param {row['tokens_per_param']:g}, {contrast.deep} minus {contrast.wide} is"
-        pairs = int(row["pairs"])
-        if not math.isfinite(row["largest_p_holm"]):
-            many = "pair is" if pairs == 1 else "pairs are"
-            lines.append(
-                f"{start} {row['mean']:+.4f} nats/token; {pairs} {many} too few for an interval."
-            )
-            continue
-        better = contrast.deep if row["largest"] < 0 else contrast.wide
-        reading = (
-            f"{better} has the lower loss in these runs"
-            if row["largest_p_holm"] < SIGNIFICANCE
-            else "no significant difference between the families in these runs"
-        )
-        lines.append(
-            f"{start} {format_interval(row['largest'], row['largest_low'], row['largest_high'])} nats/token "
-            f"at the largest FLOPs (unadjusted 95% CI over {count(pairs, 'pair')}; Holm-adjusted "
-            f"{format_p_value(row['largest_p_holm'], ' = ')}): {reading}. {contrast.deep} has the lower loss in "
-            f"{int(row['deep_lower'])} of {count(pairs, 'pair')}."
-        )
-    return lines
-
-
-def hold_out_sentence(report: StudyReport) -> str:
+def hold_out_line(report: StudyReport) -> str:
     """Return the result of predicting the largest size from the smaller ones."""
     held = report.comparison.hold_out
     if held.passed is None:
-        reasons = "; ".join(held.reasons) or "the exponents were refused"
+        reasons = "; ".join(held.reasons) or "the comparison was refused"
         return f"The largest size cannot be predicted from the smaller ones: {reasons}."
-    inside = f"{held.coverage:.0%} of its runs lie inside their 95% prediction interval"
+    inside = f"{held.coverage:.0%} of its cells lie inside their 95% prediction interval"
     if held.passed:
         return f"Passed: the joint law fitted without the largest size predicts it; {inside}."
     return f"FAILED: {'; '.join(held.reasons)}; {inside}."
 
 
-def audit_sentence(report: StudyReport) -> str:
+def audit_line(report: StudyReport) -> str:
     """Return the result of the learning-rate audit of both families."""
     found = report.comparison
     if found.audit is None:
@@ -283,9 +249,22 @@ def audit_sentence(report: StudyReport) -> str:
     return f"FAILED: {'; '.join(found.audit.reasons(found.deep, found.wide))}."
 
 
-def dropped_text(report: StudyReport) -> str:
-    """Return the number of excluded runs per reason."""
-    reasons, matched = dict(report.dropped), report.comparison.matched
-    if matched is not None and matched.unpaired:
-        reasons["unpaired (left out of the paired differences only)"] = matched.unpaired
-    return format_dropped(reasons)
+def power_lines(report: StudyReport) -> list[str]:
+    """Return the noise that the power calculation assumes, and why an exponent has no power."""
+    if report.power is None:
+        return []
+    refusals = [f"Exponents: {reason}" for reason in report.power.design.refusals]
+    return [
+        f"Power of a study with this design. Noise: {report.power.noise}.",
+        "MDE (80% power): the smallest true difference that the study finds with a probability of 80%.",
+        *refusals,
+    ]
+
+
+def run_lines(report: StudyReport) -> list[str]:
+    """Return the number of runs in the report, of those left out by reason, and notes on the data."""
+    runs = count(len(report.table), "finished run")
+    return [
+        f"{runs}; left out: {format_dropped(report.dropped)}.",
+        *(f"Note: {warning}." for warning in report.warnings),
+    ]

@@ -3,21 +3,24 @@
     write_report(SOURCE, OUT)         load runs from a folder of run directories or a file of results
     report_on(RUNS_OR_TABLE, OUT)     use runs that are already loaded, or a table of runs
 
-`results.json`, schema version 4. Losses are in nats per token; undefined and refused numbers are null:
+`results.json`, schema version 5. Losses are in nats per token; undefined and refused numbers are null:
 
     schema_version, question
+    headline      the verdict in one sentence; `findings`: [sentence]; `conditions`: [what the verdict depends on]
     runs          number of runs; `dropped`: {reason: number of excluded runs}; `warnings`: [sentence]
-    headline, uncertainty         sentences at the top of the report
     families      [{family, runs, sizes, N, tokens_per_param, seeds, ..}], formatted as text
-    comparison    `analysis.compare.families.Comparison`: deep, wide, verdict {word, sentence, reasons}, sigma, tau,
-                  runs, tokens_per_param, largest_flops, warnings,
-                  exponents {definition of N: `ExponentDifference` with its joint fit; read `status` first},
-                  matched (`Contrast`: summary per token budget, pairs), kappa (`Kappa`), hold_out, audit,
-                  shape_curve (`ShapeCurve`, or null below three aspect ratios)
+    losses        [{rung, n, tokens, tokens_per_param, families {family: loss}, difference}]: mean over seeds;
+                  difference: deep minus wide at equal FLOPs
+    comparison    `analysis.compare.families.Comparison`: deep, wide, verdict {word, level, exponent, sentence,
+                  conditions, reasons}, block (`BlockResult`, the primary analysis), by_definition {definition of N:
+                  `BlockResult`}, robustness, exponents (joint law M2, secondary; read `status` first), matched
+                  (`Contrast`: pairs, descriptive), hold_out, audit, sigma, tau, runs, tokens_per_param, warnings
+    other_contrasts               [`BlockResult` of another pair of families], descriptive
     power         `analysis.design.power.DesignPower` of this design with the noise estimated from its runs, or null
     extensions    [`analysis.design.extensions.Extension`]; next_runs: [`analysis.design.power.NextRun`]
     isoflop       {family: `analysis.fit.isoflop.IsoFlop`}
-    residuals     [{run_id, family, shape, n, tokens, flops, seed, loss_nats_per_token, residual of ln(loss)}]
+    residuals     [{run_id, family, shape, n, tokens, flops, seed, loss_nats_per_token, residual}]: residual of the
+                  block model with the effect of the shape, in nats
     caveats       [sentence]
 """
 
@@ -35,23 +38,21 @@ from rich.table import Table
 
 from analysis.charts import overview
 from analysis.compare.families import plain
-from analysis.formatting import count
 from analysis.learning_rate.gate import load_audit
 from analysis.report import tables, text
 from analysis.report.html import DEFAULT_QUESTION, TITLE, page
+from analysis.report.sections import sections
 from analysis.report.study_report import AuditLike, StudyReport, analyze_study
-from analysis.report.tables import Rows
 from analysis.runs.load import Runs, load_runs
 from slm.files import write_json, write_text
+from slm.summary import Rows
 
 # Changes: 2: full comparison; 3: power, extensions, shape curve, isoFLOP, residuals; 4: the key tokens_per_param
-# replaces budget (matched, shape_curve), tokens_per_n (comparison) and difference_multiplier (power).
-SCHEMA_VERSION = 4
+# replaces budget; 5: block model (comparison.block, by_definition, robustness), findings, conditions, losses,
+# other_contrasts; no uncertainty, comparison.kappa and comparison.shape_curve; exponents of n_flop only.
+SCHEMA_VERSION = 5
 FIGURE = "loss_vs_flops.png"
-EXPONENTS_NOTE = (
-    "Joint law `loss = E + A N^-alpha + B D^-beta`, loss in nats per token: E, B and beta are shared, A and "
-    "alpha differ between families. Intervals are 95% confidence intervals from the delete-one-shape jackknife."
-)
+MAX_PRINTED = 40  # rows of the loss table on the console
 
 
 def write_report(
@@ -128,19 +129,21 @@ def results(report: StudyReport) -> dict[str, Any]:
     """Return the content of results.json; the module docstring describes its keys."""
     columns = ["run_id", "family", "shape", "n", "tokens", "flops", "seed"]
     residuals = report.table[[*columns, "loss_nats_per_token", "residual"]]
+    no_power: dict[str, Any] = {"power": None, "extensions": [], "next_runs": []}
     content = {
         "schema_version": SCHEMA_VERSION,
         "question": report.question,
         "headline": text.headline(report),
-        "uncertainty": text.uncertainty(report),
+        "findings": text.findings(report),
+        "conditions": report.comparison.verdict.conditions,
         "runs": len(report.table),
         "dropped": dict(report.dropped),
         "warnings": report.warnings,
         "families": tables.family_rows(report),
+        "losses": report.losses,
         "comparison": report.comparison.to_dict(),
-        "power": None if report.power is None else report.power.to_dict(),
-        "extensions": [asdict(extension) for extension in report.extensions],
-        "next_runs": [asdict(run) for run in report.next_runs],
+        "other_contrasts": [one.to_dict() for one in report.other_contrasts],
+        **(no_power if report.power is None else report.power.to_dict()),
         "isoflop": {family: asdict(fit) for family, fit in report.isoflop.items()},
         "residuals": residuals.to_dict(orient="records"),
         "caveats": text.CAVEATS,
@@ -152,83 +155,45 @@ def results(report: StudyReport) -> dict[str, Any]:
 
 def markdown(report: StudyReport) -> str:
     """Return the content of report.md."""
-    verdict, exponents = report.comparison.verdict, report.comparison.exponents
+    verdict = report.comparison.verdict
     parts = [f"# {TITLE}", "", f"_{report.question or DEFAULT_QUESTION}_", ""]
-    parts += [f"**{text.headline(report)}**: {text.uncertainty(report)}.", ""]
-    parts += [f"`{verdict.word}`: {verdict.sentence}", ""]
-    parts += [f"- {line}" for line in (*text.reasons(report), *text.budget_sentences(report))]
-    parts += ["", f"![Loss against FLOPs per family, and loss differences]({FIGURE})", ""]
-    parts += _section("Loss difference by token budget (nats/token)", tables.summary_rows(report))
-    parts += _section("Loss difference by pair (nats/token)", tables.pair_rows(report))
-    parts += ["## Exponents", "", text.exponent_sentence(report), ""]
-    if not exponents.refused:
-        parts += [f"- {line}" for line in text.status_lines(exponents)]
-    parts += ["", *_markdown_table(tables.exponent_rows(report)), "", EXPONENTS_NOTE, ""]
-    parts += _section("Sensitivity to the Huber delta", tables.delta_rows(report))
-    kappa = report.comparison.kappa
-    if kappa is not None:
-        sentence = text.kappa_sentence(kappa, report.comparison.deep, report.comparison.wide)
-        parts += ["## Compute multiplier", "", sentence, ""]
-    curve = report.shape_curve
-    if curve is not None:
-        parts += ["## Shape curve", "", f"{curve.status}: {curve.sentence}", ""]
-    parts += ["## Validity checks", "", f"- Hold-out: {text.hold_out_sentence(report)}"]
-    parts += [f"- Learning-rate audit: {text.audit_sentence(report)}", ""]
-    parts += _section("Runs by family", tables.family_rows(report))
-    if report.power is not None:
-        parts += ["## Power of this design", "", f"Noise: {text.assumed_noise_text(report)}.", ""]
-        refusals = [f"- {line}" for line in text.power_refusals(report)]
-        parts += [*refusals, ""] if refusals else []
-        parts += [*_markdown_table(tables.power_rows(report)), ""]
-    parts += _section("Power of larger designs", tables.extension_rows(report))
-    parts += _section("Most informative additional runs per FLOP", tables.next_rows(report))
-    parts += ["## Runs in this report", ""]
-    parts += [text.runs_sentence(report), *(f"- {note}" for note in text.notes(report))]
-    parts += ["", "## Limitations", "", *[f"- {caveat}" for caveat in text.CAVEATS], ""]
+    parts += [f"**{text.headline(report)}** (`{verdict.word}`)", ""]
+    parts += [f"- **{value}** {label}" for value, label in text.key_numbers(report)]
+    parts += ["", *(f"{line}\n" for line in text.findings(report))]
+    if verdict.conditions:
+        parts += ["Conditions:", "", *(f"- {one}" for one in verdict.conditions), ""]
+    parts += [f"![Loss against FLOPs per family, and loss difference by size]({FIGURE})", ""]
+    for section in sections(report):
+        parts += [f"## {section.title}", "", *(f"- {line}" for line in section.lines), ""]
+        for table in section.tables:
+            if table.rows and not table.all_runs:
+                parts += [f"{table.title}:", "", *_markdown_table(table.rows), ""]
     return "\n".join(parts)
 
 
-def _section(title: str, rows: Rows) -> list[str]:
-    return [f"## {title}", "", *_markdown_table(rows), ""] if rows else []
-
-
 def _markdown_table(rows: Rows) -> list[str]:
-    if not rows:
-        return []
     heading = list(rows[0])
     lines = ["| " + " | ".join(heading) + " |", "|" + " --- |" * len(heading)]
     return lines + ["| " + " | ".join(row.values()) + " |" for row in rows]
 
 
 def print_summary(report: StudyReport) -> None:
-    """Print the main tables and sentences of the report on the console."""
+    """Print the losses, the findings and what they depend on."""
     console = Console(width=None if Console().is_terminal else 150)
-    comparison = report.comparison
-    difference = f"loss of {comparison.deep} minus loss of {comparison.wide}, nats/token"
-    for title, rows in (
-        (f"{difference}, by pair", tables.pair_rows(report)),
-        (f"{difference}, by token budget", tables.summary_rows(report)),
-        ("exponents of the joint law", tables.exponent_rows(report)),
-    ):
-        if rows:
-            console.print(_rich_table(title, rows))
-    verdict = comparison.verdict
+    rows = tables.loss_rows(report)
+    if len(rows) <= MAX_PRINTED:
+        title = "loss in nats/token, mean over seeds; * lowest of the row"
+        losses = Table(title=title, title_justify="left")
+        for heading in rows[0]:
+            losses.add_column(heading, justify="right")
+        for row in rows:
+            losses.add_row(*row.values())
+        console.print(losses)
     lines = [
-        *text.budget_sentences(report),
-        *(f"exponents {comparison.status}: {reason}" for reason in comparison.exponents.reasons),
-        f"{text.headline(report)}: {text.uncertainty(report)}",
-        f"{verdict.word}: {verdict.sentence}",
-        f"{count(len(report.table), 'run')}; left out: {text.dropped_text(report)}",
-        *(f"note: {warning}" for warning in report.warnings),
+        f"{report.comparison.verdict.word}: {text.headline(report)}",
+        *text.findings(report),
+        *(f"condition: {condition}" for condition in report.comparison.verdict.conditions),
+        *text.run_lines(report),
     ]
     for line in lines:
         console.print(line, markup=False)
-
-
-def _rich_table(title: str, rows: Rows) -> Table:
-    table = Table(title=title, title_justify="left")
-    for heading in rows[0]:
-        table.add_column(heading, justify="left" if heading in {"N", "status"} else "right")
-    for row in rows:
-        table.add_row(*row.values())
-    return table

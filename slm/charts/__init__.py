@@ -9,7 +9,15 @@ both are slow to import.
 
 from __future__ import annotations
 
-from slm.charts.encodings import Axis, Series, data, finite_or_none, literal_colour, literal_line
+from slm.charts.encodings import (
+    Axis,
+    Series,
+    data,
+    finite_or_none,
+    literal_colour,
+    literal_line,
+    tooltips,
+)
 from slm.charts.figure import Figure, page_script, script_json
 from slm.charts.marks import (
     bands,
@@ -29,5 +37,5 @@ from slm.charts.theme import DARK, INK, LIGHT, MUTED, css_variables, literal
 __all__ = [
     "DARK", "INK", "LIGHT", "MUTED", "Axis", "Figure", "Series", "bands", "css_variables", "data", "finite_or_none",
     "forest", "interactive", "intervals", "labels", "layered", "lines", "literal", "literal_colour", "literal_line",
-    "page_script", "panels", "points", "rule", "script_json", "tint",
+    "page_script", "panels", "points", "rule", "script_json", "tint", "tooltips",
 ]  # fmt: skip

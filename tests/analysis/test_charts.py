@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from analysis.compare.aspect_ratio import RungCurve, ShapeCurve
-from analysis.compare.compute_multiplier import Kappa
 
 from analysis import charts
-from analysis.fit.isoflop import IsoFlop, Parabola
+from analysis.compare.block_result import BlockResult
 from analysis.report.study_report import StudyReport, analyze_study
 from slm.charts import LIGHT, Figure
 from tests.full_study import full_study
@@ -47,14 +44,16 @@ def values(figure: Figure) -> list[dict[str, Any]]:
     return [row for rows in figure.spec().get("datasets", {}).values() for row in rows]
 
 
-def tips(figure: Figure) -> list[dict[str, str]]:
+def tips(figure: Figure | None) -> list[dict[str, str]]:
     """Return the tooltips of all marks of a figure: title -> text."""
+    assert figure is not None
     spec = figure.spec()
     found = []
     pending = [spec]
     while pending:
         view = pending.pop()
-        pending += view.get("layer", [])
+        shared = {"data": view["data"]} if "data" in view else {}
+        pending += [shared | layer for layer in view.get("layer", [])]
         columns = {
             tip["title"]: tip["field"] for tip in view.get("encoding", {}).get("tooltip", ())
         }
@@ -83,13 +82,8 @@ def axis_titles(spec: Any) -> set[str]:
     return own.union(*map(axis_titles, spec.values()))
 
 
-def test_report_has_all_figures_in_the_order_of_its_sections(report: StudyReport) -> None:
-    figures = charts.report_figures(report)
-    assert [figure.name for figure in figures] == [
-        "loss_against_flops", "differences", "compute_multiplier", "shape_curve", "alphas",
-        "exponent_difference", "residuals", "hold_out",
-    ]  # fmt: skip
-    for figure in figures:
+def test_charts_have_titles_captions_and_theme_colours(report: StudyReport) -> None:
+    for figure in charts.report_figures(report):
         spec = figure.spec()
         used = set(re.findall(r"var\(--([\w-]+)\)", json.dumps(spec)))
         assert used <= LIGHT.keys() and axis_titles(spec) and figure.title and figure.caption
@@ -112,7 +106,7 @@ def test_loss_chart_draws_the_law_the_band_and_the_names_of_token_budgets(
 ) -> None:
     svg = drawn(charts.loss_against_flops(report), tmp_path)
     curves = len(report.curves)
-    assert curves == 9
+    assert curves == 9 and {curve.family for curve in report.curves} == set(report.families)
     assert svg.count('aria-roledescription="line mark"') == curves
     assert svg.count('aria-roledescription="area mark"') == curves
     assert svg.count('aria-roledescription="point"') == len(report.table)
@@ -121,46 +115,43 @@ def test_loss_chart_draws_the_law_the_band_and_the_names_of_token_budgets(
     assert all(f">{family}<" in svg for family in report.families)
 
 
-def test_differences_have_a_zero_rule_both_sides_and_intervals(
+def test_level_chart_has_the_band_the_pairs_and_the_estimate(
     report: StudyReport, tmp_path: Path
 ) -> None:
-    figure = charts.differences(report)
+    figure, block = charts.level(report), report.comparison.block
     assert figure is not None and report.comparison.matched is not None
-    summary = report.comparison.matched.summary
-    estimates = {tip["difference [95% CI]"] for tip in tips(figure) if "p value (Holm)" in tip}
-    assert estimates == {
-        f"{row.largest:+.4f} [{row.largest_low:+.4f}, {row.largest_high:+.4f}]"
-        for row in summary.itertuples()
-    }
+    pairs = report.comparison.matched.pairs
+    shown = [tip for tip in tips(figure) if "loss, deep" in tip]
+    name = "difference at equal FLOPs (nats/token)"
+    assert sorted(tip[name] for tip in shown) == sorted(
+        f"{value:+.4f}" for value in pairs["difference_at_equal_flops"]
+    )
+    assert block.level_text in {tip.get("difference [95% CI]") for tip in tips(figure)}
     svg = drawn(figure, tmp_path)
+    assert svg.count('aria-roledescription="area mark"') == 1
     assert "deep_thin better" in svg and "wide_shallow better" in svg and ">0.00<" in svg
 
 
-def test_exponents_match_the_report(report: StudyReport) -> None:
-    alphas, difference = charts.alphas(report), charts.exponent_difference(report)
-    assert alphas is not None and difference is not None
-    exponents = report.comparison.exponents
-    marks = {row["row"]: row["x"] for row in values(alphas) if row.get("fill")}
-    assert marks == pytest.approx(exponents.alpha, rel=1e-6)
-    first = values(difference)
-    shown = next(row for row in first if row.get("row") == "n_flop" and "fill" in row)
-    assert shown["x"] == pytest.approx(exponents.difference, rel=1e-6)
-    rows = {row["row"] for row in first if "row" in row}
-    assert {"n_flop", "non-embedding", "all parameters", "profile likelihood"} < rows
+def test_exponent_chart_matches_the_report(report: StudyReport) -> None:
+    figure, block = charts.exponent_difference(report), report.comparison.block
+    assert figure is not None
+    marks = {row["row"]: row["x"] for row in values(figure) if row.get("fill")}
+    assert marks["block model"] == pytest.approx(block.d_alpha, rel=1e-6)
+    assert marks["E free in each family"] == pytest.approx(block.d_alpha_free_e, rel=1e-6)
+    joint = report.comparison.exponents.difference
+    assert marks["joint law M2, jackknife"] == pytest.approx(joint, rel=1e-6)
+    assert {"N = non-embedding", "N = all parameters", "noise as N^0.35"} < set(marks)
 
 
-def test_unidentified_exponents_are_ranges_without_an_estimate(
-    report: StudyReport, tmp_path: Path
-) -> None:
-    exponents = replace(report.comparison.exponents, status="UNIDENTIFIED")
-    comparison = replace(report.comparison, exponents=exponents)
-    unidentified = replace(report, comparison=comparison)
-    figure = charts.alphas(unidentified)
-    assert figure is not None and charts.exponent_difference(unidentified) is None
-    svg = drawn(figure, tmp_path)
-    assert 'aria-roledescription="point"' not in svg
-    assert svg.count('stroke-dasharray="3,4"') == len(report.families)
-    assert "UNIDENTIFIED" in figure.caption
+def test_influence_shows_the_largest_changes_first(report: StudyReport) -> None:
+    found = report.comparison
+    assert found.robustness is not None and found.block.level is not None
+    figure = charts.influence(report, "level")
+    assert figure is not None
+    rows = [row["row"] for row in values(figure) if "fill" in row]
+    changes = {one.name: abs(one.level - found.block.level) for one in found.robustness.without}
+    assert rows[0] == "all shapes" and len(rows) == 13 < len(changes)
+    assert changes[rows[1]] == pytest.approx(max(changes.values()), rel=1e-6)
 
 
 @pytest.mark.parametrize("budgets", [(8.0,), tuple(2.0**k for k in range(1, 11))])
@@ -168,10 +159,10 @@ def test_one_and_ten_token_budgets(budgets: tuple[float, ...], tmp_path: Path) -
     one = small(tokens_per_param=budgets, sizes=(1e7, 3e7, 1e8))
     for figure in charts.report_figures(one):
         assert "NaN" not in drawn(figure, tmp_path)
-    loss, differences = charts.loss_against_flops(one), charts.differences(one)
-    assert differences is not None
+    loss, level = charts.loss_against_flops(one), charts.level(one)
+    assert level is not None
     assert ("tokens_per_param 8<" in drawn(loss, tmp_path)) == (len(budgets) == 1)
-    names = {tip["tokens_per_param"] for tip in tips(differences) if "size" in tip}
+    names = {tip["tokens_per_param"] for tip in tips(level) if "loss, deep" in tip}
     assert len(names) == len(budgets)
 
 
@@ -183,18 +174,13 @@ def test_one_run_has_a_chart(tmp_path: Path) -> None:
     assert svg.count('aria-roledescription="point"') == 1 and "NaN" not in svg
 
 
-def test_infinite_and_undefined_intervals_are_cut_at_the_axis(tmp_path: Path) -> None:
-    one = small(sizes=(1e7, 3e7, 1e8))
-    matched = one.comparison.matched
-    assert matched is not None
-    summary = matched.summary.copy()
-    summary.loc[0, ["largest_low", "largest_high"]] = [-1e9, 1e9]
-    summary.loc[1, ["largest_low", "largest_high"]] = [math.nan, math.nan]
-    comparison = replace(one.comparison, matched=replace(matched, summary=summary))
-    figure = charts.differences(replace(one, comparison=comparison))
-    assert figure is not None
-    ends = {row["high"] for row in values(figure) if "high" in row}
-    assert len(ends) == 2 and max(ends) < 1
+def test_wide_bands_are_cut_at_the_axis(tmp_path: Path) -> None:
+    one = small(sizes=(1e7, 3e7, 6e7, 1e8))
+    wide = tuple(row | {"low": -1e9, "high": 1e9} for row in one.comparison.block.curve)
+    block = replace(one.comparison.block, curve=wide)
+    figure = charts.level(replace(one, comparison=replace(one.comparison, block=block)))
+    assert figure is not None and len(wide) > 1
+    assert max(row["high"] for row in values(figure) if "high" in row) < 1
     svg = drawn(figure, tmp_path)
     assert "NaN" not in svg and "Infinity" not in svg
 
@@ -211,67 +197,26 @@ def test_family_names_with_special_characters(tmp_path: Path) -> None:
     assert svg.count('aria-roledescription="point"') == len(table)
 
 
-def test_compute_multiplier_with_and_without_a_law(report: StudyReport) -> None:
-    kappa = report.comparison.kappa
-    assert isinstance(kappa, Kappa) and kappa.interval is not None
-    with_law = charts.compute_multiplier(report)
-    bare = replace(kappa, by_law=None, interval=None, drift=None)
-    without = charts.compute_multiplier(
-        replace(report, comparison=replace(report.comparison, kappa=bare))
-    )
-    assert with_law is not None and without is not None
-    assert "joint law" in with_law.caption and "joint law" not in without.caption
-    assert len({tip["loss (nats/token)"] for tip in tips(without)}) == len(kappa.values)
-
-
-def test_shape_curve_marks_the_best_aspect_ratio_only_if_it_lies_inside(
-    report: StudyReport,
-) -> None:
-    rungs = tuple(
-        RungCurve(str(rung), 8.0, 1e16 * 10**rung, (24, 64, 192), (3.1, 3.0, 3.2), 60.0, 0.01, 1.02)
-        for rung in range(3)
-    )
-    curve = ShapeCurve(
-        "OK", (), rungs, 9, 60.0, (50.0, 80.0), 0.1, (-0.1, 0.3), 0.01, (0.0, 0.02), 1.02, True
-    )
-    specs = []
-    for interior in (True, False):
-        comparison = replace(report.comparison, shape_curve=replace(curve, interior=interior))
-        figure = charts.shape_curve(replace(report, comparison=comparison))
-        assert figure is not None and {tip["rung"] for tip in tips(figure)} == set("012")
-        specs.append(json.dumps(figure.spec()))
-    assert '"datum": 60.0' in specs[0] and '"datum": 60.0' not in specs[1]
-
-
-def test_isoflop_chart_leaves_out_refused_parabolas(report: StudyReport) -> None:
-    good = [Parabola(10.0**k, 6, 1e8 * 3.0 ** (k - 19), 3.0, 0.1) for k in (18, 19, 20)]
-    fit = IsoFlop("OK", (), (*good, Parabola(1e21, 2, reason="too few")), 0.5, (0.4, 0.6))
-    refused = IsoFlop("REFUSED", ("too few budgets",), (Parabola(1e18, 2, reason="too few"),))
-    figure = charts.isoflop(replace(report, isoflop={"deep_thin": fit, "wide_shallow": refused}))
-    assert figure is not None and {tip["training FLOPs"] for tip in tips(figure)} == {
-        "10¹⁸",
-        "10¹⁹",
-        "10²⁰",
-    }
-    assert "best N grows as C to the 0.50" in figure.caption and "too few budgets" in figure.caption
-    assert charts.isoflop(replace(report, isoflop={"deep_thin": refused})) is None
-
-
-def test_hold_out_shows_observed_against_predicted(report: StudyReport) -> None:
-    figure = charts.hold_out(report)
-    cells = report.comparison.hold_out.cells
-    assert figure is not None and len(
-        {row["row"] for row in values(figure) if "row" in row}
-    ) == len(cells)
-    marks = sorted(row["x"] for row in values(figure) if "fill" in row)
-    assert marks == pytest.approx(sorted(cell.error_percent for cell in cells), rel=1e-5, abs=1e-6)
+def test_shape_curve_shows_every_shape_and_the_best_aspect_ratios(report: StudyReport) -> None:
+    figure, block = charts.shape_curve(report), report.comparison.block
+    assert figure is not None
+    shapes = report.table.groupby(["family", "shape"]).ngroups
+    assert len({tip["shape"] for tip in tips(figure) if "shape" in tip}) == shapes
+    bounds = {"best_aspect": 60.0, "low": 40.0, "high": 90.0}
+    optima = tuple(row | bounds for row in block.optima)
+    with_optima = replace(report.comparison, block=replace(block, optima=optima))
+    figure = charts.shape_curve(replace(report, comparison=with_optima))
+    best = [tip for tip in tips(figure) if "best d_model / n_layers" in tip]
+    assert {tip["best d_model / n_layers"] for tip in best} == {"60 [40, 90]"}
+    assert charts.shape_curve(small(sizes=(1e7, 3e7, 6e7, 1e8))) is None  # two aspect ratios
 
 
 def test_overview_has_both_panels(report: StudyReport, tmp_path: Path) -> None:
     charts.overview(report).save(tmp_path / "overview.png", titled=False)
     assert (tmp_path / "overview.png").stat().st_size > 30_000
     assert len(charts.overview(report).spec()["concat"]) == 2
-    single = replace(report, comparison=replace(report.comparison, matched=None))
+    refused = replace(report.comparison, matched=None, block=BlockResult("a", "b", "n_flop"))
+    single = replace(report, comparison=refused)
     assert len(charts.overview(single).spec()["concat"]) == 1
 
 

@@ -18,7 +18,8 @@ from analysis.design.linear import Design
 from analysis.fit.isoflop import fit_isoflop
 from analysis.learning_rate.audit import audit_learning_rates, parse_audit
 from analysis.learning_rate.transfer import curves
-from analysis.report.study_report import StudyReport, analyze_study, design_of
+from analysis.report.power_of_study import design_of
+from analysis.report.study_report import StudyReport, analyze_study
 from analysis.runs.study import Columns, prepare
 from slm.evaluation.perplexity import Score
 from slm.summary import MAX_LINES, Readable
@@ -95,7 +96,9 @@ def test_every_part_of_a_report_prints_and_has_html(
 
 
 def test_html_escapes_names(hostile: StudyReport) -> None:
-    for result in (hostile, hostile.comparison, hostile.comparison.matched, hostile.power):
+    assert hostile.power is not None
+    found = hostile.comparison
+    for result in (hostile, found, found.block, found.matched, hostile.power.design):
         assert result is not None
         assert "&lt;b&gt;deep&lt;/b&gt; &amp; thin" in result._repr_html_()
 
@@ -104,25 +107,24 @@ def test_summary_of_a_comparison_has_estimates_intervals_and_statuses(
     identified: StudyReport,
 ) -> None:
     found = identified.comparison
-    text, one, kappa = repr(found), found.exponents, found.kappa
-    assert one.difference is not None and kappa is not None and found.matched is not None
+    text, block = found.summary(), found.block
     for expected in (
-        "depth_exponent_better",
-        f"{one.difference:+.4f} [",
+        "depth_level_better",
+        f"{block.level_text}, p < .001",
+        f"{block.kappa:.3f} [",
+        f"{block.d_alpha:+.4f} [",
         "N = n_flop",
-        "(OK)",
-        "nats/token at",
-        f"{kappa.by_law:.3f} [",
         "hold-out of the largest size: passed",
         "learning-rate audit: passed",
+        "condition: the exponents are compared given equal E",
     ):
         assert expected in text
-    row = found.matched.by_flops[-1]
-    assert f"{row['largest']:+.4f} [{row['largest_low_holm']:+.4f}" in repr(found.matched)
+    assert found.robustness is not None and "p 0." in repr(found.robustness)
+    one = found.exponents
     assert "OK" in repr(one) and f"{one.alpha['deep_thin']:.4f} [" in repr(one)
-    assert "p < .001" in repr(one.permutation) or "p 0." in repr(one.permutation)
     assert identified.power is not None
-    assert f"MDE (80% power) {identified.power.mde80_exponent:.4f}" in repr(identified.power)
+    design = identified.power.design
+    assert f"MDE (80% power) {design.mde80_exponent:.4f}" in repr(design)
 
 
 def test_summaries_of_an_unidentified_study_give_ranges_only(unidentified: StudyReport) -> None:
@@ -136,9 +138,10 @@ def test_summaries_of_an_unidentified_study_give_ranges_only(unidentified: Study
 
 
 def test_summaries_of_a_refused_study_name_the_reason(refused: StudyReport) -> None:
-    for result in (refused.comparison, refused.comparison.exponents, refused.power):
-        assert result is not None
+    assert refused.power is not None
+    for result in (refused.comparison.exponents, refused.power.design):
         assert "REFUSED" in repr(result) and "single token budget" in repr(result)
+    assert "exponent refused" in refused.comparison.summary()
 
 
 def test_summary_of_runs() -> None:

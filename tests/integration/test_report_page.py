@@ -82,7 +82,7 @@ def test_page_draws_all_charts_and_fits_the_width(
     browser.open(file)
     assert problems(browser) == []
     charts = dict(browser.evaluate(CHARTS))
-    assert {"loss_against_flops", "differences", "alphas", "residuals", "hold_out"} <= set(charts)
+    assert {"loss_against_flops", "level", "exponent_difference", "residuals"} <= set(charts)
     assert all(marks > 0 for marks in charts.values())
     assert charts["loss_against_flops"] >= len(report.table)
     assert browser.evaluate("document.documentElement.scrollWidth") == width

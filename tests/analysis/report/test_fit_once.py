@@ -46,4 +46,4 @@ def test_each_law_is_fitted_once_to_each_set_of_runs(
     assert full_grid_fits["M2", None, *data] == 1
     assert set(full_grid_fits.values()) == {1}
     on_all_runs = [key for key in full_grid_fits if key[0] == "M2" and key[4] == data[2]]
-    assert len(on_all_runs) == 3  # n_flop, params_non_embedding, params_total
+    assert len(on_all_runs) == 1  # n_flop only

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,7 +17,9 @@ from analysis.__main__ import main
 from analysis.charts import report_figures
 from analysis.formatting import power_of_ten, short_count
 from analysis.learning_rate.gate import load_audit
+from analysis.report import tables, text
 from analysis.report.html import page
+from analysis.report.sections import sections
 from analysis.report.study_report import StudyReport, analyze_study
 from analysis.report.write import markdown, report_on, results
 from analysis.runs.load import Runs, load_runs, runs_from_results
@@ -88,16 +90,37 @@ def unidentified() -> StudyReport:
 def test_page_of_an_identified_study(identified: StudyReport) -> None:
     html = page(identified)
     read = Page(html)
-    assert "deep_thin scales better than wide_shallow" in read.text and "Deep or wide?" in read.text
-    one = identified.comparison.exponents
-    assert one.difference is not None and f"+{one.difference:.4f} [" in read.text
+    assert text.headline(identified) in read.text and "Deep or wide?" in read.text
+    block = identified.comparison.block
+    assert block.d_alpha is not None and f"+{block.d_alpha:.4f} [" in read.text
+    for condition in identified.comparison.verdict.conditions:
+        assert condition in read.text
     assert read.figures == [figure.name for figure in report_figures(identified)]
-    assert (
-        len(read.figures) == 8 and len(read.scripts) == 10
-    )  # the library, and what draws the charts
+    assert read.figures == [
+        "loss_against_flops", "level", "shape_curve", "exponent_difference", "influence_level",
+        "influence_exponent", "residuals",
+    ]  # fmt: skip
+    assert len(read.scripts) == 9  # the library, and what draws the charts
     for run_id in identified.table["run_id"]:
         assert html.count(run_id) >= 2  # in the tooltip of a chart, and in the table
     assert html.count(page_script()) == 1 and len(html) < len(page_script()) + 400_000
+
+
+def test_headline_names_both_findings(identified: StudyReport) -> None:
+    def shown(level: str, exponent: str, word: str = "inconclusive") -> str:
+        verdict = replace(identified.comparison.verdict, word=word, level=level, exponent=exponent)  # type: ignore[arg-type]
+        return text.headline(
+            replace(identified, comparison=replace(identified.comparison, verdict=verdict))
+        )
+
+    start = "deep_thin beats wide_shallow at equal compute"
+    assert shown("depth", "open") == start
+    assert shown("depth", "depth") == f"{start}, and its loss falls faster with size"
+    assert (
+        shown("depth", "width") == f"{start}, but the loss of wide_shallow falls faster with size"
+    )
+    assert shown("open", "width").startswith("The loss of wide_shallow falls faster")
+    assert shown("open", "open").startswith("No significant difference")
 
 
 def test_page_loads_nothing_from_the_network(identified: StudyReport) -> None:
@@ -117,34 +140,55 @@ def json_schema(report: StudyReport) -> str:
 def test_links_of_the_page_lead_to_its_sections(identified: StudyReport) -> None:
     html = page(identified)
     targets = [url[1:] for url in Page(html).urls if url.startswith("#")]
-    assert len(targets) == 7 and all(html.count(f'id="{target}"') == 1 for target in targets)
+    assert len(targets) == 9 and all(html.count(f'id="{target}"') == 1 for target in targets)
 
 
 def test_results_json_is_complete_and_has_plain_values(identified: StudyReport) -> None:
     saved = json.loads(json.dumps(results(identified), allow_nan=False))
-    assert saved["schema_version"] == 4 and saved["runs"] == len(identified.table)
-    assert saved["comparison"]["verdict"]["word"] == "depth_exponent_better"
-    assert saved["comparison"]["exponents"]["n_flop"]["status"] == "OK"
+    assert saved["schema_version"] == 5 and saved["runs"] == len(identified.table)
+    verdict, block = saved["comparison"]["verdict"], saved["comparison"]["block"]
+    assert verdict["level"] == "depth" and verdict["word"] == "depth_level_better"
+    assert block["level_ci"][0] < block["level"] < block["level_ci"][1] < 0
+    assert saved["findings"][0] == verdict["sentence"]
+    assert saved["conditions"] == verdict["conditions"]
     assert {row["run_id"] for row in saved["residuals"]} == set(identified.table["run_id"])
-    assert saved["power"]["mde80_exponent"] > 0 and len(saved["extensions"]) == 4
-    errors = {row["name"]: row["se_exponent"] for row in saved["extensions"]}
-    assert all(error < saved["power"]["se_exponent"] for error in errors.values())
-    assert saved["comparison"]["shape_curve"]["rungs"] and len(saved["next_runs"]) == 5
+    assert {(one["deep"], one["wide"]) for one in saved["other_contrasts"]} == {
+        ("deep_thin", "balanced"),
+        ("balanced", "wide_shallow"),
+    }
+    assert saved["power"]["mde80_exponent"] > 0 and len(saved["next_runs"]) == 5
+
+
+def test_losses_are_means_over_seeds_of_every_family(identified: StudyReport) -> None:
+    assert len(identified.losses) == 24
+    cell = identified.losses[0]
+    runs = identified.table[
+        (identified.table["rung"] == cell["rung"]) & (identified.table["tokens"] == cell["tokens"])
+    ]
+    assert cell["n"] == pytest.approx(runs["n"].mean()) and runs["seed"].nunique() == 2
+    for family in ("deep_thin", "balanced", "wide_shallow"):
+        mean = runs[runs["family"] == family]["loss_nats_per_token"].mean()
+        assert cell["families"][family] == pytest.approx(mean)
+    row = tables.loss_rows(identified)[0]
+    lowest = min(cell["families"], key=cell["families"].__getitem__)
+    assert [name for name in identified.families if row[name].startswith("* ")] == [lowest]
+    assert row["deep_thin - wide_shallow at equal FLOPs"] == f"{cell['difference']:+.4f}"
 
 
 def test_markdown_has_the_results_of_the_page(identified: StudyReport) -> None:
-    text = markdown(identified)
+    shown, read = markdown(identified), Page(page(identified)).text.replace("\N{MINUS SIGN}", "-")
+    lines = [line for section in sections(identified) for line in section.lines]
     for expected in (
-        "deep_thin scales better than wide_shallow",
-        "depth_exponent_better",
+        text.headline(identified),
+        identified.comparison.verdict.sentence,
         "loss in nats against n_flop",
-        "Power of larger designs",
-        "a size between each pair of adjacent sizes",
+        "the families with the smallest and the largest d_model / n_layers",
+        "Other families in these runs: balanced",
         "Hold-out: Passed",
         "No learning-rate audit was given",
-        "tokens_per_param 7.9",
+        *lines,
     ):
-        assert expected in text
+        assert expected in shown and expected in read
 
 
 def test_confidence_bands_of_curves_contain_the_true_law(identified: StudyReport) -> None:
@@ -152,6 +196,7 @@ def test_confidence_bands_of_curves_contain_the_true_law(identified: StudyReport
     assert len(identified.curves) == 9
     inside = []
     for curve in identified.curves:
+        assert curve.low is not None and curve.high is not None
         assert (curve.low < curve.loss).all() and (curve.loss < curve.high).all()
         if curve.family == "balanced":
             n = (curve.flops / 6 / curve.tokens_per_param) ** 0.5
@@ -164,28 +209,27 @@ def test_confidence_bands_of_curves_contain_the_true_law(identified: StudyReport
     assert sum(inside) / len(inside) > 0.7
 
 
-def test_unidentified_exponents_are_given_as_ranges_only(unidentified: StudyReport) -> None:
+def test_unidentified_joint_law_is_given_as_a_range_only(unidentified: StudyReport) -> None:
     exponents = unidentified.comparison.exponents
     assert exponents.status == "UNIDENTIFIED" and exponents.difference is not None
-    read, text = Page(page(unidentified)).text, markdown(unidentified)
-    for shown in (read, text):
-        assert (
-            "not identified" in shown and "is accepted" in shown and exponents.reasons[0] in shown
-        )
-        assert f"{abs(exponents.difference):.4f}" not in shown
-        assert not re.search(r"alpha \w+ = [\d+.-]", shown)
-    assert "exponent_difference" not in Page(page(unidentified)).figures
+    for shown in (Page(page(unidentified)).text, markdown(unidentified)):
+        assert "not identified" in shown and "is accepted" in shown
+        assert exponents.reasons[0] in shown and f"{abs(exponents.difference):.4f}" not in shown
+    assert {curve.family for curve in unidentified.curves} == {None}  # the pooled law instead
 
 
-def test_loss_differences_are_reported_when_exponents_are_refused() -> None:
-    table = full_study(families=("deep_thin", "wide_shallow"), tokens_per_param=(8.0,))
+def test_level_is_reported_when_exponents_are_refused() -> None:
+    table = full_study(
+        families=("deep_thin", "wide_shallow"), tokens_per_param=(8.0,), level={"deep_thin": -0.1}
+    )
     report = analyze_study(table, bootstrap=0)
-    read, text, saved = Page(page(report)), markdown(report), results(report)
-    assert report.comparison.status == "REFUSED"
-    assert "alphas" not in read.figures and "differences" in read.figures
-    for shown in (read.text, text):
-        assert "REFUSED" in shown and "single token budget" in shown and "run each size at" in shown
-    assert saved["comparison"]["exponents"]["n_flop"]["difference"] is None
+    read, shown, saved = Page(page(report)), markdown(report), results(report)
+    assert saved["comparison"]["verdict"]["level"] == "depth"
+    assert {"level", "influence_level"} < set(read.figures)
+    assert not {"exponent_difference", "influence_exponent"} & set(read.figures)
+    for one in (read.text, shown):
+        assert "exponents cannot be compared" in one and "single token budget" in one
+    assert saved["comparison"]["block"]["d_alpha"] is None
     assert saved["power"]["se_exponent"] is None and saved["next_runs"] == []
 
 
@@ -195,9 +239,9 @@ def test_report_of_one_or_two_runs(runs: int) -> None:
         full_study(families=("deep_thin", "wide_shallow")).groupby("family").head(1)[:runs]
     )
     read = Page(page(report))
-    assert report.comparison.verdict.word in ("refused", "inconclusive")
-    assert not set(read.figures) & {"alphas", "exponent_difference", "compute_multiplier"}
-    assert "too few" in read.text or "nothing can be compared" in read.text
+    assert report.comparison.verdict.word == "refused"
+    assert set(read.figures) == {"loss_against_flops"}
+    assert "No comparison" in read.text
 
 
 def test_report_of_one_family() -> None:
@@ -205,7 +249,7 @@ def test_report_of_one_family() -> None:
     read = Page(page(report))
     assert "No comparison" in read.text and "run a second family" in read.text
     assert report.power is None and set(read.figures) == {"loss_against_flops"}
-    assert "nothing can be compared" in markdown(report)
+    assert "No comparison" in markdown(report)
 
 
 def test_failed_learning_rate_audit_prevents_a_verdict() -> None:
@@ -235,16 +279,12 @@ def isoflop_study() -> pd.DataFrame:
     )
 
 
-def test_isoflop_design_has_an_isoflop_chart() -> None:
+def test_isoflop_design_has_an_isoflop_table() -> None:
     report = analyze_study(isoflop_study(), bootstrap=0)
     assert set(report.isoflop) == {"deep", "wide"}
     assert all(fit.exponent == pytest.approx(0.51, abs=0.03) for fit in report.isoflop.values())
     read = Page(page(report))
-    assert "isoflop" in read.figures and "best N grows as C to the 0.5" in read.text
-    assert (
-        len(report.tokens_per_param) == 9 and "9 of 9 token budgets have enough pairs" in read.text
-    )
-    assert read.text.count("At tokens_per_param 488") == 1 == read.text.count("At tokens_per_param")
+    assert "IsoFLOP, wide" in read.text and "exponent [95% CI]: 0.5" in read.text
 
 
 def test_family_names_are_escaped_in_html() -> None:
