@@ -13,12 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.arrays import Floats, Ints
-from analysis.design.simulate import ALL_LABELINGS_UP_TO, sign_patterns
 from analysis.fit.law import ALPHA, log_loss
 from analysis.fit.levenberg_marquardt import NOISE_FREE, Problem, minimise
 from analysis.formatting import count, format_p_value
 from slm.rounding import ITERATION_TOLERANCE, snap_to_zero
 from slm.summary import Summarized
+
+ALL_LABELINGS_UP_TO = 12  # pairs; with more, 4095 random labelings and the observed one are used
+
+
+def sign_patterns(pairs: int, generator: np.random.Generator) -> Floats:
+    """Return sign patterns, shape (labelings, pairs): the observed one (all +1) first, all 2^pairs if few pairs."""
+    if pairs <= ALL_LABELINGS_UP_TO:
+        bits = (np.arange(2**pairs)[:, None] >> np.arange(pairs)) & 1
+        return 1.0 - 2.0 * bits.astype(np.float64)
+    drawn = generator.choice([-1.0, 1.0], size=(2**ALL_LABELINGS_UP_TO, pairs))
+    drawn[0] = 1.0
+    return drawn
 
 
 @dataclass(frozen=True, repr=False)

@@ -15,9 +15,7 @@ from analysis.arrays import Floats
 from analysis.compare.aspect_ratio import ShapeCurve
 from analysis.compare.exponents import FittedStudy
 from analysis.compare.families import Comparison, compare_study
-from analysis.design.extensions import Extension, candidates, extensions
 from analysis.design.linear import Design, Law
-from analysis.design.power import DesignPower, NextRun, design_power, most_valuable_next
 from analysis.fit.isoflop import MIN_BUDGETS, MIN_POINTS, IsoFlop, fit_isoflop
 from analysis.fit.joint import fit_joint
 from analysis.fit.law import log_loss
@@ -25,6 +23,8 @@ from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import jackknife_error
 from analysis.formatting import count, format_dropped, power_of_ten
 from analysis.learning_rate.audit import Audit, parse_audit
+from analysis.planning.extensions import Extension, NextRuns, extensions, most_valuable_next
+from analysis.planning.power import DesignPower, design_power
 from analysis.report import text
 from analysis.runs.load import Runs
 from analysis.runs.study import Columns, Study, prepare
@@ -37,7 +37,7 @@ NO_LAW = (
     "no joint law is identified in these runs, so the power for the exponents cannot be computed"
 )
 NO_EXPONENT: dict[str, Any] = dict.fromkeys(
-    ("se_exponent", "mde80_exponent", "df", "power_t", "power_verdict")
+    ("se_exponent", "mde80_exponent", "power_exponent", "equivalence_margin", "se_joint_law")
 )
 OPTIONAL_COLUMNS = ("n_layers", "d_model", "tokens_per_second", "peak_lr")
 AuditLike = pd.DataFrame | Mapping[str, Mapping[str, Any]] | Audit | None
@@ -74,7 +74,7 @@ class StudyReport(Summarized):
         power: power of this design under the noise and the joint law estimated from its runs; None if there
             is one family only.
         extensions: power and cost of larger designs.
-        next_runs: single runs that decrease the standard error of the exponent difference most per FLOP.
+        next_runs: additions that decrease the standard error of the exponent difference most per FLOP.
         isoflop: IsoFLOP fits by family; without the families that have too few sizes per compute budget.
     """
 
@@ -86,7 +86,7 @@ class StudyReport(Summarized):
     curves: tuple[Curve, ...]
     power: DesignPower | None
     extensions: tuple[Extension, ...]
-    next_runs: tuple[NextRun, ...]
+    next_runs: tuple[NextRuns, ...]
     isoflop: dict[str, IsoFlop]
 
     def title(self) -> str:
@@ -245,11 +245,10 @@ def _power(study: Study, comparison: Comparison) -> dict[str, Any]:
     if law is None and power.se_exponent is not None:
         power = replace(power, refusals=(NO_LAW,), **NO_EXPONENT)
         extended = tuple(replace(one, se_exponent=None, mde80_exponent=None) for one in extended)
-    next_runs: list[NextRun] = []
+    next_runs: list[NextRuns] = []
     if power.se_exponent is not None:
-        single = candidates(design, study.deep, study.wide)
         next_runs = most_valuable_next(
-            design, single, study.deep, study.wide, count=NEXT_RUNS, **assumed
+            design, power, law=assumed["law"], sigma=assumed["sigma"], count=NEXT_RUNS
         )
     return {"power": power, "extensions": extended, "next_runs": tuple(next_runs)}
 
@@ -278,7 +277,13 @@ def design_of(table: pd.DataFrame) -> Design:
         key: list(table[key]) for key in ("family", "rung", "shape", "tokens", "seed", "flops")
     }
     per_token = (table["flops"] / table["tokens"] / 6).tolist()
-    return Design(n_flop=per_token, tokens_per_param=list(table["tokens_per_param"]), **columns)
+    aspects = list(table["aspect_ratio"]) if "aspect_ratio" in table else []
+    return Design(
+        n_flop=per_token,
+        tokens_per_param=list(table["tokens_per_param"]),
+        aspect_ratio=aspects,
+        **columns,
+    )
 
 
 def _isoflop(table: pd.DataFrame) -> dict[str, IsoFlop]:

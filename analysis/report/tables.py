@@ -65,7 +65,7 @@ def extension_rows(report: StudyReport) -> Rows:
         "FLOPs": "",
         "relative cost": "",
         "exponent MDE (80% power)": format_number(power.mde80_exponent),
-        "loss MDE (80% power), nats/token": format_number(power.mde80_difference),
+        "loss MDE (80% power), nats/token": format_number(power.mde80_level),
     }
     return [
         current,
@@ -76,7 +76,7 @@ def extension_rows(report: StudyReport) -> Rows:
                 "FLOPs": power_of_ten(one.flops),
                 "relative cost": f"{one.flops / spent:.2g}x",
                 "exponent MDE (80% power)": format_number(one.mde80_exponent),
-                "loss MDE (80% power), nats/token": format_number(one.mde80_difference),
+                "loss MDE (80% power), nats/token": format_number(one.mde80_level),
             }
             for one in report.extensions
         ),
@@ -84,18 +84,15 @@ def extension_rows(report: StudyReport) -> Rows:
 
 
 def next_rows(report: StudyReport) -> Rows:
-    """Return additional single runs, the one with the largest decrease of the standard error per FLOP first."""
+    """Return single additions, the one with the largest decrease of the standard error per FLOP first."""
     return [
         {
-            "family": run.family,
-            "N_flop": short_count(run.flops / run.tokens / 6),
-            "shape": run.shape if run.seed else f"new shape, {run.rung}",
-            "tokens": short_count(run.tokens),
-            "seed": str(run.seed),
-            "FLOPs": power_of_ten(run.flops),
-            "SE of the exponent difference": format_number(run.se_exponent, digits=5),
+            "addition": addition.name,
+            "runs": f"+{addition.runs}",
+            "FLOPs": power_of_ten(addition.flops),
+            "SE of the exponent difference": format_number(addition.se, digits=5),
         }
-        for run in report.next_runs
+        for addition in report.next_runs
     ]
 
 

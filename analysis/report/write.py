@@ -14,8 +14,8 @@
                   exponents {definition of N: `ExponentDifference` with its joint fit; read `status` first},
                   matched (`Contrast`: summary per token budget, pairs), kappa (`Kappa`), hold_out, audit,
                   shape_curve (`ShapeCurve`, or null below three aspect ratios)
-    power         `analysis.design.power.DesignPower` of this design with the noise estimated from its runs, or null
-    extensions    [`analysis.design.extensions.Extension`]; next_runs: [`analysis.design.power.NextRun`]
+    power         `analysis.planning.power.DesignPower` of this design with the noise estimated from its runs, or null
+    extensions    [`analysis.planning.extensions.Extension`]; next_runs: [`analysis.planning.extensions.NextRuns`]
     isoflop       {family: `analysis.fit.isoflop.IsoFlop`}
     residuals     [{run_id, family, shape, n, tokens, flops, seed, loss_nats_per_token, residual of ln(loss)}]
     caveats       [sentence]

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from analysis.design.extensions import candidates
+from analysis.design.power import design_power, most_valuable_next, t_power
 from scipy import stats
 
-from analysis.design.extensions import candidates
 from analysis.design.linear import Design, Law, seed_noise
-from analysis.design.power import design_power, most_valuable_next, t_power
 from slm.errors import DataError
 from tests.conftest import ROOT
 
