@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import least_squares, nnls
 
 from analysis.arrays import Floats
 from analysis.block.blocks import Blocks, Mask
@@ -51,6 +50,8 @@ class PooledLaw:
 
 def fit_pooled_law(blocks: Blocks) -> PooledLaw:
     """Fit the law to runs whose sizes and budgets identify it."""
+    from scipy.optimize import least_squares  # late: planning must start fast
+
     problem, loss = _Problem.of(blocks), blocks.loss
     low, high = problem.bounds(loss)
     tries = [
@@ -75,6 +76,8 @@ def assumed_law(blocks: Blocks, alpha: float = ASSUMED_ALPHA) -> PooledLaw:
     Along tokens proportional to N the loss is E + c N^-alpha. Half of c is given to each of the two terms, as at the
     compute optimum of equal exponents.
     """
+    from scipy.optimize import nnls
+
     n, tokens = blocks.n, blocks.tokens
     design = np.column_stack([np.ones(len(n)), n**-alpha])
     scale = design.max(axis=0)
@@ -151,6 +154,8 @@ class _Problem:
 
 def _starts(problem: _Problem, loss: Floats) -> list[Floats]:
     """Return the best exponents of a grid; E, A and B are linear given these."""
+    from scipy.optimize import nnls
+
     found = []
     for alpha in START_EXPONENTS:
         for beta in START_EXPONENTS:
