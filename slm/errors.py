@@ -98,6 +98,10 @@ class ConfigError(SlmError):
         super().__init__("\n".join([*lines, *(f"  - {problem}" for problem in self.problems)]))
 
 
+class ShapeNotFound(ConfigError):
+    """No shape of the requested aspect ratio and size exists within the tolerances."""
+
+
 def nearest(name: str, known: Iterable[object]) -> str:
     """Return `did you mean NAME?`, or all known names if none is near."""
     names = [str(each) for each in known]

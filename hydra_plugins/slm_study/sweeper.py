@@ -20,7 +20,7 @@ from slm.training.distributed.rank import check_single_process
 
 log = logging.getLogger("slm")
 KEYS_SET_BY_STUDY = {
-    "family": "study.families",
+    "family": "study.families or study.aspect_ratios",
     "size": "study.sizes",
     "model": "study.models",
     "seed": "study.seeds",

@@ -26,7 +26,7 @@ from slm.architecture.shape_solver import (
     shape_grid,
     window_around,
 )
-from slm.errors import ConfigError, Problem
+from slm.errors import Problem, ShapeNotFound
 
 # (largest deviation of a shape from the target, largest shift of the target from the requested value).
 # The first pair that all families can satisfy is used. Two shapes on opposite sides of the target
@@ -63,7 +63,7 @@ def solve_rung(
     `size` is: `balanced_params` or a key of MEASURES.
 
     Raises:
-        ConfigError: if there is no common target; the message names the nearest sizes that have one.
+        ShapeNotFound: if there is no common target; the message names the nearest sizes that have one.
     """
     measure, requested, flops = _requested(frame, reference, size, size_counts)
     for tolerance, shift in RUNG_TOLERANCES:
@@ -73,7 +73,42 @@ def solve_rung(
             target = round(_nearest(targets, requested))
             flops_per_token = target if measure == "flops_per_token" else round(flops)
             return Rung(measure, target, flops_per_token, target / requested - 1)
-    raise ConfigError([_no_rung_problem(frame, reference, aspect_ratios, size, size_counts)])
+    raise ShapeNotFound([_no_rung_problem(frame, reference, aspect_ratios, size, size_counts)])
+
+
+@lru_cache(maxsize=1024)
+def largest_matched_set(
+    frame: ShapeFrame,
+    reference: float,
+    aspect_ratios: tuple[float, ...],
+    size: int,
+    size_counts: str = "balanced_params",
+) -> tuple[float, ...]:
+    """Return the aspect ratios that meet the target which the most of them meet.
+
+    If several targets are met by equally many, the one nearest to `size` is used. Returns all aspect ratios if
+    no target is met by two.
+    """
+    measure, requested, _ = _requested(frame, reference, size, size_counts)
+    tolerance, shift = RUNG_TOLERANCES[-1]
+    window = window_around(requested, shift)
+    targets = {
+        ratio: _common_targets(frame, (ratio,), measure, window, tolerance)
+        for ratio in aspect_ratios
+    }
+
+    def ratios_at(target: float) -> tuple[float, ...]:
+        return tuple(
+            ratio
+            for ratio, intervals in targets.items()
+            if any(low <= target <= high for low, high in intervals)
+        )
+
+    # The set of ratios changes only at the ends of intervals.
+    ends = {end for intervals in targets.values() for interval in intervals for end in interval}
+    nearest_first = sorted({requested, *ends}, key=lambda end: (log_distance(end, requested), end))
+    matched = max(map(ratios_at, nearest_first), key=len)
+    return matched if len(matched) > 1 else aspect_ratios
 
 
 def _requested(
@@ -172,7 +207,7 @@ def _nearest(intervals: Sequence[Window], value: float) -> float:
 def _no_rung_problem(
     frame: ShapeFrame,
     reference: float,
-    aspect_ratios: Sequence[float],
+    aspect_ratios: tuple[float, ...],
     size: int,
     size_counts: str,
 ) -> Problem:
@@ -192,5 +227,9 @@ def _no_rung_problem(
         f"the families (aspect ratios {listed}; d_head {frame.d_head}, GQA ratio {frame.gqa_ratio}) have "
         f"no shapes of this size whose {measure} agree within {MATCH_TOLERANCE:.0%}"
     )
+    matched = largest_matched_set(frame, reference, aspect_ratios, size, size_counts)
+    missing = ", ".join(f"{ratio:g}" for ratio in aspect_ratios if ratio not in matched)
+    if missing:
+        rule += f"; without aspect ratio {missing} there are such shapes"
     nearest = " or ".join(f"{float(s):,.0f}" for s in sizes)
     return Problem("size", size, rule, f"nearest: {nearest}" if nearest else "try a larger size")

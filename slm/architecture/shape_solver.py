@@ -17,7 +17,7 @@ from itertools import count
 
 from slm.architecture.flops import training_flops_per_token
 from slm.architecture.shapes import MLP_MATRICES, ModelShape, count_parameters
-from slm.errors import ConfigError, Problem
+from slm.errors import Problem, ShapeNotFound
 
 # Relative tolerances.
 MATCH_TOLERANCE = 0.03  # of FLOPs per token between the two shapes of a pair
@@ -103,7 +103,7 @@ def solve_shape(
     by), then within 3%.
 
     Raises:
-        ConfigError: if no shape is within 3%; the message names the nearest shape.
+        ShapeNotFound: if no shape is within 3%; the message names the nearest shape.
     """
     window = window_around(target, MATCH_TOLERANCE)
     candidates = list(_candidates(frame, aspect_ratio, measure, window, target))
@@ -113,7 +113,7 @@ def solve_shape(
         default=None,
     )
     if best is None or _mismatch(best, measure, target) > MATCH_TOLERANCE * SLACK:
-        raise ConfigError([_no_shape_problem(frame, aspect_ratio, measure, target)])
+        raise ShapeNotFound([_no_shape_problem(frame, aspect_ratio, measure, target)])
     return best
 
 

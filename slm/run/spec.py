@@ -12,13 +12,13 @@ from functools import cached_property
 from typing import Any
 
 from slm.architecture.flops import flop_equivalent_params, training_flops_per_token
-from slm.architecture.ladder import solve_rung
+from slm.architecture.ladder import largest_matched_set, solve_rung
 from slm.architecture.shape_solver import ShapeFrame, solve_shape
 from slm.architecture.shapes import MLP_MATRICES, ModelShape
 from slm.config.schema import BudgetConfig, Config
 from slm.data.corpus.identity import data_identity, tokenizer_identity
 from slm.data.tokenizers.tokenizer import resolve_vocabulary
-from slm.errors import ConfigError, Problem
+from slm.errors import ConfigError, Problem, ShapeNotFound
 from slm.files import canonical_hash
 from slm.run.lr_schedule import steps_before_decay
 
@@ -225,12 +225,29 @@ def _resolve_shape(config: Config) -> tuple[ModelShape, int, float | None]:
                 shape = solve_shape(frame, aspect_ratio, flops)
         return shape, flops, None
     frame = _frame(config)
-    aspect_ratios = tuple(sorted({a for a in ladder.aspect_ratios.values() if a is not None}))
+    aspect_ratios = _matched_aspect_ratios(config)
     reference = ladder.reference_aspect_ratio
+    if config.study.skip_missing_shapes:
+        required = aspect_ratios
+        aspect_ratios = largest_matched_set(
+            frame, reference, required, config.size, ladder.size_counts
+        )
+        if aspect_ratio in required and aspect_ratio not in aspect_ratios:
+            listed = ", ".join(f"{ratio:g}" for ratio in aspect_ratios)
+            rule = f"aspect ratio {aspect_ratio:g} has no shape of this size that matches those of {listed}"
+            raise ShapeNotFound([Problem("size", config.size, rule, "use another size")])
     rung = solve_rung(frame, reference, aspect_ratios, config.size, ladder.size_counts)
     with _relabel_errors("size", config.size):
         shape = solve_shape(frame, aspect_ratio, rung.target, rung.measure)
     return shape, rung.flops_per_token, rung.shift
+
+
+def _matched_aspect_ratios(config: Config) -> tuple[float, ...]:
+    """Return the aspect ratios for which every rung must have matched shapes, sorted."""
+    study = config.study
+    has_only_ratios = study.aspect_ratios and not study.families
+    ladder = () if has_only_ratios else config.ladder.aspect_ratios.values()
+    return tuple(sorted({ratio for ratio in (*study.aspect_ratios, *ladder) if ratio is not None}))
 
 
 @contextmanager
@@ -239,7 +256,7 @@ def _relabel_errors(key: str, value: object) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError([replace(p, key=key, value=value) for p in error.problems]) from None
+        raise type(error)([replace(p, key=key, value=value) for p in error.problems]) from None
 
 
 def _frame(config: Config) -> ShapeFrame:

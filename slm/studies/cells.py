@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from slm.config.schema import BudgetConfig
+from slm.config.schema import BudgetConfig, StudyConfig
 from slm.errors import RunError
 from slm.run.spec import RunSpec
 from slm.tracking.result import RunResult, State
@@ -50,9 +50,10 @@ class Cell:
     @property
     def arm_overrides(self) -> list[str]:
         """Overrides of the cell without its token budget."""
-        seed = f"seed={self.spec.config.seed}"
-        family = f"family={self.family}"
-        return [*rung_overrides(self.rung), family, *self.varied, *self.decided, seed]
+        config = self.spec.config
+        family = family_overrides(self.family, config.study)
+        seed = f"seed={config.seed}"
+        return [*rung_overrides(self.rung), *family, *self.varied, *self.decided, seed]
 
     @property
     def has_trunk(self) -> bool:
@@ -147,6 +148,13 @@ def budget_overrides(budget: BudgetConfig) -> list[str]:
 
 def rung_overrides(rung: RungKey) -> list[str]:
     return [f"size={rung}"] if isinstance(rung, int) else [f"model={rung}"]
+
+
+def family_overrides(family: str, study: StudyConfig) -> list[str]:
+    ratio = study.ratio_families.get(family)
+    if ratio is None:
+        return [f"family={family}"]
+    return ["family=aspect", f"family.aspect_ratio={ratio:g}"]
 
 
 def format_override(value: bool | float | str | None) -> str:

@@ -16,11 +16,12 @@ def check_study(config: Config) -> None:
     """Raise a ConfigError that lists all missing and contradictory settings of a study."""
     problems = [
         *_missing(config.study),
+        *_aspect_ratios(config.study),
         *_grid(config.study),
         *_contrast(config.study),
         *_rates(config),
     ]
-    if not config.study.families and not config.study.sizes and not config.study.models:
+    if not config.study.all_families and not config.study.sizes and not config.study.models:
         cause = Problem("study", config.study.name, "is not a study", "try study=demo")
         problems.insert(0, cause)
     if problems:
@@ -28,8 +29,8 @@ def check_study(config: Config) -> None:
 
 
 def _missing(study: StudyConfig) -> Iterator[Problem]:
-    if not study.families:
-        fix = "for example study.families=[deep_thin]"
+    if not study.all_families:
+        fix = "for example study.families=[deep_thin], or study.aspect_ratios=[4,32]"
         yield Problem("study.families", "[]", "a study needs at least one family", fix)
     if not study.seeds:
         fix = "for example study.seeds=[0]"
@@ -54,6 +55,24 @@ def _missing(study: StudyConfig) -> Iterator[Problem]:
         yield Problem("study.models", list(study.models), rule, "set one of them to []")
 
 
+def _aspect_ratios(study: StudyConfig) -> Iterator[Problem]:
+    key, ratios = "study.aspect_ratios", study.aspect_ratios
+    for ratio in dict.fromkeys(ratios):
+        name = f"aspect_{ratio:g}"
+        if ratio != float(f"{ratio:g}"):
+            rule = "has more than the 6 digits that the name of its family shows"
+            yield Problem(key, ratio, rule, f"nearest: {ratio:g}")
+        if ratios.count(ratio) > 1:
+            yield Problem(key, f"{ratio:g}", "is listed more than once", "list it once")
+        if name in study.families:
+            rule = f"its family {name} is in study.families too"
+            yield Problem(key, f"{ratio:g}", rule, "remove it from one of them")
+    if ratios and "family.aspect_ratio" in study.grid:
+        rule = "study.grid varies family.aspect_ratio too"
+        fix = "list all ratios in study.aspect_ratios, and remove the key from study.grid"
+        yield Problem(key, [f"{ratio:g}" for ratio in ratios], rule, fix)
+
+
 def _grid(study: StudyConfig) -> Iterator[Problem]:
     for key, values in study.grid.items():
         if not values:
@@ -70,8 +89,8 @@ def _contrast(study: StudyConfig) -> Iterator[Problem]:
     shown = list(named)
     if len(named) != 2 or len(set(named)) != 2:
         yield Problem("study.contrast", shown, "must list two families, the deeper one first")
-    for name in sorted(set(named) - set(study.families)):
-        listed = f"study.families: {', '.join(study.families) or 'none'}"
+    for name in sorted(set(named) - set(study.all_families)):
+        listed = f"families: {', '.join(study.all_families) or 'none'}"
         yield Problem("study.contrast", shown, f"{name} is not a family of the study", listed)
 
 

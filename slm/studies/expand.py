@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 from slm.architecture.flops import flop_equivalent_params
+from slm.architecture.shape_solver import log_distance
+from slm.architecture.shapes import ModelShape
 from slm.config.schema import BudgetConfig, Config, StudyConfig
-from slm.errors import ConfigError, Problem
+from slm.errors import ConfigError, Problem, ShapeNotFound
 from slm.run.spec import branch_specs, resolve
-from slm.studies.cells import ArmKey, Cell, RungKey, format_override, rung_overrides
+from slm.studies.cells import (
+    ArmKey,
+    Cell,
+    RungKey,
+    family_overrides,
+    format_override,
+    rung_overrides,
+)
 from slm.tracking.result import RunResult
 
 # Composes the study's config with further overrides, such as family=deep_thin, and values by key.
 Compose = Callable[[Sequence[str], Mapping[str, Any]], Config]
 Rates = Mapping[ArmKey, float]
+MIN_FAMILIES = 2  # of a rung, for a comparison
 
 
 @dataclass(frozen=True)
@@ -71,16 +83,50 @@ def cells_of(
     return sorted(cells, key=lambda cell: cell.spec.flops)
 
 
-def arms_of(config: Config, compose: Compose) -> Iterator[Arm]:
-    """Yield every combination of family, grid point and rung."""
+def arms_of(config: Config, compose: Compose) -> list[Arm]:
+    """Return every combination of family, grid point and rung.
+
+    `study.skip_missing_shapes` leaves out arms without a shape of their own on rungs where two families have one.
+    """
+    arms = list(_all_arms(config, compose))
+    if not config.study.skip_missing_shapes:
+        return arms
+    own = _with_own_shapes(arms)
+    families = Counter(rung for _, rung in {(family, rung) for family, rung, _ in own})
+    return [arm for arm in arms if arm.key in own or families[arm.rung] < MIN_FAMILIES]
+
+
+def _with_own_shapes(arms: Sequence[Arm]) -> set[ArmKey]:
+    """Return the keys of the arms with a matched shape that no other arm has.
+
+    Two families made from ratios that have the same shape would train the same run under two names: the nearest ratio
+    keeps the shape, unless a family with a file has it too.
+    """
+    by_shape: dict[tuple[RungKey, tuple[str, ...], ModelShape], list[Arm]] = defaultdict(list)
+    for arm in arms:
+        with suppress(ShapeNotFound):
+            shape = resolve(replace(arm.config, budget=BudgetConfig(tokens=1))).shape
+            by_shape[arm.rung, arm.varied, shape].append(arm)
+    ratios = arms[0].config.study.ratio_families
+    own: set[ArmKey] = set()
+    for (_, _, shape), same in by_shape.items():
+        kept = [arm for arm in same if arm.family not in ratios]
+        if not kept:
+            actual = shape.aspect_ratio
+            kept = [min(same, key=lambda arm: log_distance(actual, ratios[arm.family]))]
+        own |= {arm.key for arm in kept}
+    return own
+
+
+def _all_arms(config: Config, compose: Compose) -> Iterator[Arm]:
     study = config.study
-    for family, point in product(study.families, grid_points(study)):
+    for family, point in product(study.all_families, grid_points(study)):
+        overrides = family_overrides(family, study)
         configs: Mapping[RungKey, Config] = {
-            model: compose([*rung_overrides(model), f"family={family}"], point)
-            for model in study.models
+            model: compose([*rung_overrides(model), *overrides], point) for model in study.models
         }
         if study.sizes:
-            first = compose([*rung_overrides(study.sizes[0]), f"family={family}"], point)
+            first = compose([*rung_overrides(study.sizes[0]), *overrides], point)
             configs = {size: replace(first, size=size) for size in study.sizes}
         varied = tuple(f"{key}={format_override(value)}" for key, value in point.items())
         for rung, arm_config in configs.items():
@@ -187,7 +233,7 @@ def _check_unique(cells: Sequence[Cell]) -> None:
 
 
 def _check_name(family: str, config: Config) -> None:
-    """Raise a ConfigError if family.name differs from its file name: results are grouped by family.name."""
+    """Raise a ConfigError if family.name differs from the study's name of the family: it groups the results."""
     if config.family.name != family:
-        rule = f"differs from its file, conf/family/{family}.yaml"
+        rule = f"differs from the family of the study, {family}"
         raise ConfigError([Problem("family.name", config.family.name, rule, f"use {family}")])

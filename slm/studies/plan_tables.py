@@ -40,7 +40,8 @@ def rung_mismatch(cells: Sequence[Cell]) -> dict[RungKey, float]:
 def _shapes(cells: Sequence[Cell]) -> list[Cell]:
     """Return one cell per rung, family and shape, sorted by the FLOPs per token of the rung."""
     first = {(cell.rung, cell.family, cell.spec.shape): cell for cell in reversed(cells)}
-    order = list(dict.fromkeys([*cells[0].spec.config.study.families, *(c.family for c in cells)]))
+    families = cells[0].spec.config.study.all_families
+    order = list(dict.fromkeys([*families, *(c.family for c in cells)]))
     return sorted(
         first.values(),
         key=lambda c: (
@@ -54,12 +55,26 @@ def _shapes(cells: Sequence[Cell]) -> list[Cell]:
 def design_warnings(cells: Sequence[Cell]) -> list[str]:
     """List violated rules about shapes, budgets and learning rates, one line each."""
     return [
+        *_left_out(cells),
         *_shape_warnings(cells),
         *_twin_families(cells),
         *_twin_rungs(cells),
         *_short_cells(cells),
         *_unverified_rates(cells),
     ]
+
+
+def _left_out(cells: Sequence[Cell]) -> Iterator[str]:
+    """Warn of families that `study.skip_missing_shapes` leaves out of a rung."""
+    study = cells[0].spec.config.study
+    if not study.skip_missing_shapes:
+        return
+    present = {(cell.rung, cell.family) for cell in cells}
+    rungs: list[RungKey] = [*sorted(study.sizes), *study.models]
+    for rung in rungs:
+        missing = [name for name in study.all_families if (rung, name) not in present]
+        if missing:
+            yield f"WARN {format_rung(rung)}: left out, no matched shape of its own: {', '.join(missing)}"
 
 
 def _shape_warnings(cells: Sequence[Cell]) -> Iterator[str]:

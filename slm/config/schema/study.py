@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from slm.config.schema.types import (
     Count,
@@ -26,6 +28,12 @@ class StudyConfig:
     """Research question in one sentence; printed at the top of the plan and the report."""
     families: tuple[Name, ...] = ()
     """Families to compare on every rung; names of files in conf/family."""
+    aspect_ratios: tuple[Annotated[Positive, Field(le=10_000)], ...] = ()
+    """Aspect ratios to compare as families that need no file; 13 is the family aspect_13. Every rung has
+    matched shapes for all of them. Without study.families they replace ladder.aspect_ratios."""
+    skip_missing_shapes: bool = False
+    """Leave a family out of a rung where it has no matched shape, and a family of study.aspect_ratios where another
+    family has its shape, if two families remain; action=plan lists them. false: a missing shape is an error."""
     contrast: tuple[Name, ...] = ()
     """The two families whose difference is tested, the deeper one first; if empty, the families with the
     lowest and the highest aspect ratio."""
@@ -76,6 +84,15 @@ class StudyConfig:
     """Type of report. families: comparison of the families. lr_transfer: best learning rate of each shape.
     lr_audit: whether one learning rate is near the best one of every family. khop: error by number of
     hops."""
+
+    @property
+    def ratio_families(self) -> dict[str, float]:
+        """Return the aspect ratio of each family made from study.aspect_ratios, by name."""
+        return {f"aspect_{ratio:g}": ratio for ratio in self.aspect_ratios}
+
+    @property
+    def all_families(self) -> tuple[str, ...]:
+        return (*self.families, *self.ratio_families)
 
 
 @section

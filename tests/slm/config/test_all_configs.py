@@ -23,6 +23,7 @@ CONF = ROOT / "conf"
 COMPANIONS = {
     ("family", "arm_a"): ["ladder.aspect_ratios.arm=11"],
     ("family", "arm_b"): ["ladder.aspect_ratios.arm=11"],
+    ("family", "aspect"): ["family.aspect_ratio=13"],
     ("family", "thinnest"): ["ladder.aspect_ratios.thinnest=2"],
     ("family", "widest"): ["ladder.aspect_ratios.widest=50", "size=800k"],
     ("family", "gqa_4"): ["size=800k"],
