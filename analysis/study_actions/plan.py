@@ -126,7 +126,7 @@ def compute_power(cells: Sequence[Cell]) -> DesignPower | None:
         design_of(cells),
         deep,
         wide,
-        law=_law(config),
+        law=law_of(config),
         sigma=config.plan.sigma,
         tau=config.plan.tau,
     )
@@ -164,7 +164,7 @@ def _budget_labels(cells: Sequence[Cell]) -> dict[tuple[RungKey, int], float]:
     return ranks
 
 
-def _law(config: Config) -> Law:
+def law_of(config: Config) -> Law:
     from analysis.design.linear import Law
 
     return replace(Law(), **config.plan.law)
@@ -186,8 +186,12 @@ def power_table(power: DesignPower) -> Table:
 
 
 def _verdict_line(power: DesignPower) -> str:
-    line = f"{power.df} degrees of freedom; level at N = {power.n:.3g} and {power.tokens:,.0f} tokens"
-    return line if power.power_exponent is None else f"{line}; no_difference: {power.equivalence_text}"
+    line = (
+        f"{power.df} degrees of freedom; level at N = {power.n:.3g} and {power.tokens:,.0f} tokens"
+    )
+    return (
+        line if power.power_exponent is None else f"{line}; no_difference: {power.equivalence_text}"
+    )
 
 
 def _next_runs(cells: Sequence[Cell], power: DesignPower) -> Iterator[str]:
@@ -197,7 +201,7 @@ def _next_runs(cells: Sequence[Cell], power: DesignPower) -> Iterator[str]:
     if any(cell.varied for cell in cells):  # values of study.grid are no shapes
         return
     found = most_valuable_next(
-        design_of(cells), power, law=_law(config), sigma=config.plan.sigma, count=NEXT_RUNS
+        design_of(cells), power, law=law_of(config), sigma=config.plan.sigma, count=NEXT_RUNS
     )
     if found:
         estimate = "level, nats" if power.se_exponent is None else "exponent difference"
