@@ -31,12 +31,12 @@ from slm.studies.plan_tables import MAX_EMBEDDING_SHARE, MIN_STEPS
 
 RATIOS = (3, 4, 5, 6, 8, 10, 12)  # numbers of aspect ratios
 BEYOND = 1.3  # factor by which aspect ratios may lie outside the two that are compared
-RUNGS = (4, 5, 6, 7, 8, 10, 12)
+RUNGS = (4, 5, 6, 7, 8, 9, 10, 12, 14)
 SEEDS = (1, 2)
+BUDGET_FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)
 SIZES_PER_DECADE = 12
 DECADES = (1.0, 2.0)  # smallest and largest range of sizes
-MIN_RATIOS = 3
-MIN_PRESENT = 0.75  # share of the aspect ratios that have a shape of their own on a rung
+MIN_RATIOS = 3  # of shapes on a rung
 MAX_SHIFT = 0.10  # of a rung from its nominal size
 SMALLEST_BATCH = (
     8  # the recipe's batch over the smallest one, because the learning rate depends on the batch
@@ -140,11 +140,11 @@ def _two_digits(value: float) -> float:
 
 
 def budget_sets(config: Config) -> list[tuple[float, ...]]:
-    """Return the study's tokens_per_param, and the same at half and twice as many tokens."""
+    """Return the study's tokens_per_param, and multiples of them."""
     own = config.study.tokens_per_param
     if len(own) < 2:
         own = (8.0, 24.0, 72.0)
-    scaled = [tuple(sorted(factor * value for value in own)) for factor in (0.5, 1.0, 2.0)]
+    scaled = [tuple(sorted(factor * value for value in own)) for factor in BUDGET_FACTORS]
     return [budgets for budgets in scaled if budgets[-1] >= MIN_LONGEST]
 
 
@@ -165,13 +165,13 @@ def rungs_of(
     return [
         Rung(size, flop_equivalent_params(found[0].reference_flops_per_token), tuple(found))
         for size, found in specs.items()
-        if _fits(found, ratios, contrast)
+        if _fits(found, contrast)
     ]
 
 
-def _fits(specs: Sequence[RunSpec], ratios: Sequence[float], contrast: tuple[float, float]) -> bool:
+def _fits(specs: Sequence[RunSpec], contrast: tuple[float, float]) -> bool:
     present = {spec.config.family.aspect_ratio for spec in specs}
-    if not set(contrast) <= present or len(present) < max(MIN_RATIOS, MIN_PRESENT * len(ratios)):
+    if not set(contrast) <= present or len(present) < MIN_RATIOS:
         return False
     flops = [spec.flops_per_token for spec in specs]
     counts = [count_parameters(spec.shape) for spec in specs]

@@ -256,7 +256,7 @@ def _apply(tree: dict[str, Any], argument: str) -> None:
         # OmegaConf reads a value as Hydra does: 4e-3 is a number.
         node = OmegaConf.create(tree)
         OmegaConf.update(node, key, OmegaConf.create(f"value: {value}").value, force_add=True)
-        tree |= OmegaConf.to_container(node)  # type: ignore[operator]
+        tree |= OmegaConf.to_container(node)
 
 
 def short_size(size: int) -> str:
