@@ -30,12 +30,12 @@ from slm.studies.expand import arms_of
 from slm.studies.plan_tables import MAX_EMBEDDING_SHARE, MIN_STEPS
 
 RATIOS = (3, 4, 5, 6, 8, 10, 12)  # numbers of aspect ratios
-BEYOND = 1.3  # factor by which aspect ratios may lie outside the two that are compared
+BEYOND = (1.3, 1.5)  # factors by which aspect ratios may lie outside the two that are compared
 RUNGS = (4, 5, 6, 7, 8, 9, 10, 12, 14)
 SEEDS = (1, 2)
 BUDGET_FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)
 SIZES_PER_DECADE = 12
-DECADES = (1.0, 2.0)  # smallest and largest range of sizes
+DECADES = (1.5, 2.0)  # smallest and largest range of sizes
 MIN_RATIOS = 3  # of shapes on a rung
 MAX_SHIFT = 0.10  # of a rung from its nominal size
 SMALLEST_BATCH = (
@@ -51,11 +51,12 @@ StepCost = Callable[[RunSpec, int], float]
 
 @dataclass(frozen=True)
 class Rung:
-    """The matched shapes of one size; `n` is their N_flop."""
+    """The matched shapes of one size; `n` is their N_flop. `has_both`: with both compared aspect ratios."""
 
     size: int
     n: float
     specs: tuple[RunSpec, ...]
+    has_both: bool
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,10 @@ def search_designs(
 def ratio_sets(low: float, high: float) -> list[tuple[float, ...]]:
     """Return sets of aspect ratios: equally spaced between the compared ones, some with one beyond each."""
     inner = {count: _spaced(low, high, count) for count in RATIOS}
-    outer = (_two_digits(low / BEYOND), _two_digits(high * BEYOND))
-    wider = [(outer[0], *inner[count], outer[1]) for count in RATIOS[:-2]]
+    wider = [
+        (_two_digits(low / factor), *inner[count], _two_digits(high * factor))
+        for factor, count in product(BEYOND, RATIOS[:5])
+    ]
     return list(dict.fromkeys([*inner.values(), *wider]))
 
 
@@ -156,22 +159,30 @@ def _size_grid(largest: int) -> list[int]:
 def rungs_of(
     config: Config, ratios: tuple[float, ...], sizes: Sequence[int], contrast: tuple[float, float]
 ) -> list[Rung]:
-    """Return the sizes whose shapes fit well: matched, near their nominal size, with a small vocabulary."""
+    """Return the sizes whose shapes fit well: matched, near their nominal size, with a small vocabulary.
+
+    Two sizes may not share depth and width: they would replicate one size.
+    """
     specs: dict[int, list[RunSpec]] = {size: [] for size in sizes}
-    for arm in arms_of(study_config(config, ratios, sizes), compose_ratio(config)):
+    study = study_config(config, ratios, sizes)
+    for arm in arms_of(study, compose_ratio(study)):
         with suppress(ShapeNotFound):
             spec = resolve(replace(arm.config, budget=BudgetConfig(tokens=1)))
             specs[int(arm.rung)].append(spec)
-    return [
-        Rung(size, flop_equivalent_params(found[0].reference_flops_per_token), tuple(found))
-        for size, found in specs.items()
-        if _fits(found, contrast)
-    ]
+    rungs: list[Rung] = []
+    labels: set[str] = set()  # of the shapes of the size below
+    for size, found in specs.items():
+        own = {spec.shape.label for spec in found}
+        if _fits(found) and not own & labels:
+            n = flop_equivalent_params(found[0].reference_flops_per_token)
+            present = {spec.config.family.aspect_ratio for spec in found}
+            rungs.append(Rung(size, n, tuple(found), set(contrast) <= present))
+            labels = own
+    return rungs
 
 
-def _fits(specs: Sequence[RunSpec], contrast: tuple[float, float]) -> bool:
-    present = {spec.config.family.aspect_ratio for spec in specs}
-    if not set(contrast) <= present or len(present) < MIN_RATIOS:
+def _fits(specs: Sequence[RunSpec]) -> bool:
+    if len(specs) < MIN_RATIOS:
         return False
     flops = [spec.flops_per_token for spec in specs]
     counts = [count_parameters(spec.shape) for spec in specs]
@@ -228,7 +239,8 @@ class _Table:
         for low, high in product(range(len(rungs)), repeat=2):
             batch = batches[low]
             decades = math.log10(rungs[high].size / rungs[low].size)
-            if batch is not None and DECADES[0] <= decades <= DECADES[1]:
+            ends = rungs[low].has_both and rungs[high].has_both
+            if ends and batch is not None and DECADES[0] <= decades <= DECADES[1]:
                 self.choices[batch] += self._between(low, high)
         self.n = np.array([rung.n for rung in rungs])
 
