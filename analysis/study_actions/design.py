@@ -220,7 +220,7 @@ def study_file(
     path = CONF_DIR / "study" / f"{study_option}.yaml"
     base = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
     assert isinstance(base, dict)
-    tree: dict[str, Any] = {"defaults": list(base.pop("defaults", [])), **base}  # type: ignore[dict-item]
+    tree: dict[str, Any] = {"defaults": list(base.pop("defaults", [])), **base}
     for argument in arguments:
         _apply(tree, argument.lstrip("+"))
     study = {key: value for key, value in tree.pop("study", {}).items() if key not in REPLACED}
