@@ -13,7 +13,7 @@ import numpy as np
 from analysis.design.linear import Design, Law
 from analysis.formatting import count, format_number, power_of_ten
 from analysis.planning.power import DesignPower, design_error, design_power
-from slm.rounding import exceeds
+from slm.rounding import ITERATION_TOLERANCE, exceeds, stable_argsort
 from slm.summary import Summarized
 
 MORE_TOKENS = 3.0  # next token budget / largest token budget
@@ -96,7 +96,9 @@ def most_valuable_next(
             gain = (now**2 - errors[index] ** 2) / flops
             if exceeds(gain * flops, 0.0):
                 found.append((gain, NextRuns(name, len(rows), flops, errors[index])))
-    return [run for _, run in sorted(found, key=lambda pair: -pair[0])[:count]]
+    found.sort(key=lambda pair: pair[1].name)  # ties do not depend on the order of the runs
+    order = stable_argsort([-gain for gain, _ in found], ITERATION_TOLERANCE)
+    return [found[i][1] for i in order[:count]]
 
 
 def additions(design: Design) -> dict[str, dict[str, list[Row]]]:

@@ -21,7 +21,12 @@ from analysis.block.blocks import Blocks, arrange
 from analysis.block.model import exponent_reasons, level_reasons
 from analysis.block.planned import PlannedEffects, planned_effects
 from analysis.block.pooled_law import PooledLaw
-from analysis.design.identifiability import comparison_refusals, design_warnings, labels
+from analysis.design.identifiability import (
+    comparison_refusals,
+    design_warnings,
+    exponent_refusals,
+    labels,
+)
 from analysis.design.linear import Design, Law, check_noise, joint_law_error, seed_noise
 from analysis.formatting import count, format_number
 from slm.summary import Rows, Summarized
@@ -43,7 +48,7 @@ class DesignPower(Summarized):
     Attributes:
         deep: name of the deep family.
         wide: name of the wide family.
-        refusals: reasons why the exponent difference is refused.
+        refusals: reasons why the exponent difference is refused, those of the level included.
         level_refusals: reasons why the level is refused, and with it everything.
         warnings: weaknesses of the design.
         runs, shapes, rungs: numbers that count; a run alone in its block does not.
@@ -103,7 +108,7 @@ class DesignPower(Summarized):
             yield "no_difference", self.equivalence_text
         yield "seed standard deviation", f"{self.sigma:.4f} nats"
         yield "random effect of a shape", f"{self.tau:.4f} nats"
-        for refusal in dict.fromkeys((*self.level_refusals, *self.refusals)):
+        for refusal in self.refusals:
             yield "reason", refusal
         for warning in self.warnings:
             yield "note", warning
@@ -202,7 +207,11 @@ def design_power(
     pooled = PooledLaw(**vars(law))
     loss, noise = _loss_and_noise(design, law, sigma)
     level_refusals = [*_comparison_refusals(design, blocks), *level_reasons(blocks, pooled)][:1]
-    refusals = level_refusals or exponent_reasons(blocks)
+    if level_refusals:  # of the whole design: blocks may be empty
+        every = exponent_refusals(design.family, design.rung, design.n_flop, design.tokens)
+        refusals = [*level_refusals, *every]
+    else:
+        refusals = exponent_reasons(blocks)
     result: dict[str, Any] = {}
     if not level_refusals:
         planned = planned_effects(blocks, pooled, noise[blocks.row], tau)

@@ -35,7 +35,8 @@ RUNGS = (4, 5, 6, 7, 8, 9, 10, 12, 14)
 SEEDS = (1, 2)
 BUDGET_FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)
 SIZES_PER_DECADE = 12
-DECADES = (1.5, 2.0)  # smallest and largest range of sizes
+DECADES = (1.0, 2.0)  # smallest and largest range of sizes
+WANTED_DECADES = 1.5  # shorter only where no design with the same largest size has this range
 MIN_RATIOS = 3  # of shapes on a rung
 MAX_SHIFT = 0.10  # of a rung from its nominal size
 SMALLEST_BATCH = (
@@ -105,6 +106,7 @@ def search_designs(
     """
     sizes = _size_grid(largest)
     best: dict[int, Candidate] = {}
+    narrow: dict[int, Candidate] = {}
     exponent = level = math.inf
     for ratios in ratio_sets(*contrast):
         rungs = rungs_of(config, ratios, sizes, contrast)
@@ -116,11 +118,12 @@ def search_designs(
                     batch, seeds, math.log(contrast[1] / contrast[0])
                 ):
                     exponent = min(exponent, cost)
-                    high = rungs[choice[-1]].size
-                    if cost <= limit and (high not in best or mde < best[high].mde):
+                    low, high = rungs[choice[0]].size, rungs[choice[-1]].size
+                    group = best if high >= low * 10**WANTED_DECADES else narrow
+                    if cost <= limit and (high not in group or mde < group[high].mde):
                         chosen = tuple(rungs[i].size for i in choice)
-                        best[high] = Candidate(ratios, chosen, budgets, batch, seeds, cost, mde)
-    return Search(dict(sorted(best.items(), reverse=True)), exponent, level)
+                        group[high] = Candidate(ratios, chosen, budgets, batch, seeds, cost, mde)
+    return Search(dict(sorted({**narrow, **best}.items(), reverse=True)), exponent, level)
 
 
 def ratio_sets(low: float, high: float) -> list[tuple[float, ...]]:
@@ -209,6 +212,22 @@ def study_config(
         "grid": {},
     }
     return replace(config, study=replace(config.study, **{**replaced, **study}))
+
+
+def candidate_config(config: Config, candidate: Candidate, contrast: tuple[float, float]) -> Config:
+    """Return the config of the study that a candidate describes."""
+    study = study_config(
+        config,
+        candidate.aspect_ratios,
+        candidate.sizes,
+        contrast=tuple(f"aspect_{ratio:g}" for ratio in contrast),
+        tokens_per_param=candidate.tokens_per_param,
+        tokens=(),
+        flops=(),
+        seeds=tuple(range(candidate.seeds)),
+    )
+    optimizer = replace(config.optimizer, global_batch_tokens=candidate.batch_tokens)
+    return replace(study, optimizer=optimizer)
 
 
 def compose_ratio(config: Config) -> Callable[[Sequence[str], Mapping[str, Any]], Config]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,9 +17,9 @@ from analysis.planning.search import (
     Assumptions,
     Candidate,
     Search,
+    candidate_config,
     compose_ratio,
     search_designs,
-    study_config,
 )
 from analysis.study_actions.plan import WIDTH, compute_power, law_of
 from slm.config.hydra import CONF_DIR
@@ -27,6 +28,7 @@ from slm.errors import ConfigError, DesignRefused, Problem
 from slm.run.spec import RunSpec
 from slm.studies.cells import Cell, contrast_of, jobs_of
 from slm.studies.expand import cells_of
+from slm.studies.plan_tables import MIN_STEPS
 from slm.studies.throughput import SECONDS_PER_HOUR, Throughput, format_hours, load_throughput
 
 SHOWN = 5
@@ -124,11 +126,16 @@ def _aspect_ratios(cells: Sequence[Cell]) -> tuple[float, float]:
 
 def _too_small(found: Search, limit: float, config: Config) -> str:
     unit = "FLOPs" if config.design.hours is None else "device-hours"
+    largest = config.design.largest or max(config.study.sizes)
+    if not math.isfinite(found.cheapest_exponent):
+        return (
+            f"no sizes over a decade up to {largest:,} have matched shapes and runs of {MIN_STEPS} steps; raise "
+            "design.largest, or lower optimizer.global_batch_tokens"
+        )
     return (
-        f"{limit:.3g} {unit} are too few: the cheapest design with sizes up to "
-        f"{config.design.largest or max(config.study.sizes):,} that identifies an exponent difference needs "
-        f"{found.cheapest_exponent:.3g} {unit}, and a level {found.cheapest_level:.3g}; raise the cost, or lower "
-        "design.largest"
+        f"{limit:.3g} {unit} are too few: with sizes up to {largest:,} the cheapest design that identifies an exponent "
+        f"difference needs {found.cheapest_exponent:.3g} {unit}, and a level {found.cheapest_level:.3g}; raise the "
+        "cost, or lower design.largest"
     )
 
 
@@ -144,20 +151,7 @@ def _spaced(best: Mapping[int, Candidate]) -> list[Candidate]:
 def _plan(
     config: Config, candidate: Candidate, contrast: tuple[float, float]
 ) -> tuple[list[Cell], DesignPower]:
-    names = tuple(f"aspect_{ratio:g}" for ratio in contrast)
-    study = study_config(
-        config,
-        candidate.aspect_ratios,
-        candidate.sizes,
-        contrast=names,
-        tokens_per_param=candidate.tokens_per_param,
-        tokens=(),
-        flops=(),
-        seeds=tuple(range(candidate.seeds)),
-        lr_policy="fixed",
-    )
-    optimizer = replace(config.optimizer, global_batch_tokens=candidate.batch_tokens)
-    study = replace(study, optimizer=optimizer)
+    study = candidate_config(config, candidate, contrast)
     cells = cells_of(study, compose_ratio(study))
     power = compute_power(cells)
     assert power is not None
