@@ -18,7 +18,7 @@ _MODULE_OF_NAME = {
     "fit_power_law": "analysis.fit.power_law",
     "load_runs": "analysis.runs.load",
 }
-_MODULES = {"power": "analysis.design.power", "report": "analysis.report"}
+_MODULES = {"power": "analysis.planning.power", "report": "analysis.report"}
 
 __all__ = [
     "compare_families",

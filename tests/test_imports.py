@@ -19,9 +19,9 @@ from tests.conftest import ROOT
 TORCH_FREE = (
     "analysis.controls.coordinate_check",
     "analysis.controls.khop",
-    "analysis.design.power",
     "analysis.learning_rate.gate",
     "analysis.learning_rate.transfer",
+    "analysis.planning.power",
     "analysis.report",
     "analysis.report.write",
     "analysis.study_actions.plan",

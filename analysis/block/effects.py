@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import special
-from scipy.optimize import brentq
 
 from analysis.arrays import Floats
 from analysis.block.blocks import Blocks
@@ -237,6 +236,8 @@ def log_kappa(law: PooledLaw, n: float, tokens: float, delta: float) -> float:
     2 s sinh(alpha ln kappa / 4) + 2 t sinh(beta ln kappa / 4) = -delta. To first order this is
     -2 delta / (alpha s + beta t). It changes sign with delta, so no family is the reference.
     """
+    from scipy.optimize import brentq  # late: planning must start fast
+
     s, t = float(law.size_term(np.array(n))), float(law.data_term(np.array(tokens)))
 
     def gap(log_k: float) -> float:

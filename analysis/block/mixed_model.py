@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from analysis.arrays import Floats, Ints
 from slm.rounding import ITERATION_TOLERANCE, ROUNDING_TOLERANCE
@@ -168,6 +167,7 @@ def best_trunk_ratio(
     weights: Floats | None = None,
 ) -> float:
     """Return sigma_c^2 / sigma^2 by REML; `effects` are the codes of shapes and trunks."""
+    from scipy.optimize import minimize_scalar  # late: planning must start fast
 
     def criterion(ratio: float) -> float:
         model = MixedModel(nuisance, x, *effects, trunk_ratio=ratio, weights=weights)

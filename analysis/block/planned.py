@@ -9,7 +9,7 @@ import numpy as np
 from analysis.arrays import Floats
 from analysis.block.blocks import Blocks
 from analysis.block.effects import level_weights_of
-from analysis.block.mixed_model import MixedModel, complement
+from analysis.block.mixed_model import rank
 from analysis.block.model import columns_of, exponent_reasons, nuisance_of
 from analysis.block.pooled_law import PooledLaw
 
@@ -42,11 +42,11 @@ def planned_effects(blocks: Blocks, law: PooledLaw, sigma: Floats, tau: float) -
     """
     columns = columns_of(blocks, law)
     x, nuisance = columns.design(blocks.u), nuisance_of(blocks, law)
-    contrasts = complement(nuisance)
-    same_shape = blocks.shape[:, None] == blocks.shape
-    noise = np.diag(sigma**2) + tau**2 * same_shape
-    projected = contrasts.T @ x
-    information = projected.T @ np.linalg.solve(contrasts.T @ noise @ contrasts, projected)
+    shapes = (blocks.shape[:, None] == np.arange(len(blocks.families))).astype(float)
+    q = np.linalg.qr(_whitened(nuisance, shapes, sigma, tau))[0]
+    rest = _whitened(x, shapes, sigma, tau)
+    rest = rest - q @ (q.T @ rest)
+    information = rest.T @ rest
     rung = blocks.common_rungs[-1]
     n = float(np.exp(blocks.log_n_rung[rung]))
     weights = [level_weights_of(columns, law, blocks, np.array([n]))[0]]
@@ -58,7 +58,16 @@ def planned_effects(blocks: Blocks, law: PooledLaw, sigma: Floats, tau: float) -
     slope = np.log(law.alpha * law.size_term(n) / (law.beta * law.data_term(tokens)))
     return PlannedEffects(
         covariance=np.array(weights) @ np.linalg.inv(information) @ np.array(weights).T,
-        df=MixedModel(nuisance, x, blocks.shape).df,
+        df=rank(np.hstack([nuisance, shapes])) - rank(np.hstack([nuisance, x])),
         n=n,
         tokens=float(tokens[int(np.argmin(np.abs(slope)))]),
     )
+
+
+def _whitened(columns: Floats, shapes: Floats, sigma: Floats, tau: float) -> Floats:
+    """Return V^(-1/2) times columns, for V = diag(sigma^2) + tau^2 [same shape] and shape indicators."""
+    scaled = columns / sigma[:, None]
+    weight = shapes.T @ sigma**-2
+    shrink = (1 - 1 / np.sqrt(1 + tau**2 * weight)) / weight
+    spread = shapes / sigma[:, None]
+    return np.asarray(scaled - spread @ (shrink[:, None] * (spread.T @ scaled)))

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import least_squares, nnls
 
 from analysis.arrays import Floats
 from analysis.block.blocks import Blocks, Mask
@@ -73,6 +72,8 @@ def fit_pooled_law(blocks: Blocks) -> PooledLaw:
 
 
 def _minimise(problem: _Problem, low: Floats, high: Floats, loss: Floats) -> Floats:
+    from scipy.optimize import least_squares  # late: planning must start fast
+
     tries = [
         least_squares(
             problem.residual,
@@ -95,6 +96,8 @@ def assumed_law(blocks: Blocks) -> PooledLaw:
     Along tokens proportional to N the loss is E + c N^-alpha. Half of c is given to each of the two terms, as at the
     compute optimum of equal exponents.
     """
+    from scipy.optimize import nnls
+
     n, tokens, alpha = blocks.n, blocks.tokens, ASSUMED_ALPHA
     design = np.column_stack([np.ones(len(n)), n**-alpha])
     scale = design.max(axis=0)
@@ -173,6 +176,8 @@ class _Problem:
 
 def _starts(problem: _Problem, loss: Floats) -> list[Floats]:
     """Return the best exponents of a grid; E, A and B are linear given these."""
+    from scipy.optimize import nnls
+
     found = []
     for alpha in START_EXPONENTS:
         for beta in START_EXPONENTS:

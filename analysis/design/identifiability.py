@@ -19,11 +19,12 @@ from slm.architecture.shape_solver import MATCH_TOLERANCE
 from slm.rounding import ROUNDING_TOLERANCE, exceeds
 
 MIN_SIZES = 4
-MIN_PAIRS = 6  # with fewer, a permutation test cannot reach p < .05
+WANTED_SIZES = 6
 MIN_BUDGETS = 2
 MAX_CORRELATION = 0.95
 MIN_OVERLAP = 0.70
 MIN_DECADES = 1.0
+MAX_DRIFT = 0.05  # of the mean ln(aspect ratio) per rung, over the ladder
 WANTED_BUDGETS = 3
 WANTED_BUDGET_SPAN = 8.0
 SAME = 1e-3  # relative; token counts closer than this are one budget (they are rounded to whole batches)
@@ -126,18 +127,26 @@ def range_overlap(a: Floats, b: Floats) -> float:
 
 
 def design_warnings(
-    family: Labels, rung: Labels, n: ArrayLike, tokens: ArrayLike, seed: ArrayLike | None = None
+    family: Labels,
+    rung: Labels,
+    n: ArrayLike,
+    tokens: ArrayLike,
+    seed: ArrayLike | None = None,
+    *,
+    aspect_ratio: ArrayLike | None = None,
 ) -> list[str]:
-    """Return the weaknesses of a design that do not forbid a comparison."""
+    """Return the weaknesses of a design that do not forbid a comparison.
+
+    `aspect_ratio` is given if the design cannot separate a drift of the mean aspect ratio from a curved optimum.
+    """
     family, rung = labels(family), labels(rung)
     n, tokens = np.asarray(n, float), np.asarray(tokens, float)
     families = list(dict.fromkeys(family))
     warnings = list(_range_warnings(family, families, n))
     common = set.intersection(*(set(rung[family == name]) for name in families))
-    if len(families) > 1 and len(common) < MIN_PAIRS:
+    if len(families) > 1 and len(common) == MIN_SIZES:
         warnings.append(
-            f"{count(len(common), 'size')} common to all families: the smallest possible permutation p is "
-            f"{2 / 2 ** len(common):.2g}; with {MIN_PAIRS} sizes it is {2 / 2**MIN_PAIRS:.2g}"
+            f"{MIN_SIZES} sizes common to all families leave few degrees of freedom; run {WANTED_SIZES} or more"
         )
     per_token = tokens / n
     most = max((count_distinct(tokens[rung == r]) for r in set(rung)), default=0)
@@ -154,11 +163,29 @@ def design_warnings(
             warnings.append(
                 f"rung {name}: shapes differ by {mismatch:.1%} in FLOPs per token, more than {MATCH_TOLERANCE:.0%}"
             )
+    if aspect_ratio is not None:
+        warnings += _drift_warnings(rung, n, np.log(np.asarray(aspect_ratio, float)))
     if seed is not None and len(np.unique(np.asarray(seed))) < 2:
         warnings.append(
             "no size has more than one seed, so the seed standard deviation is assumed, not measured"
         )
     return warnings
+
+
+def _drift_warnings(rung: NDArray[Any], n: Floats, log_aspect: Floats) -> Iterator[str]:
+    names = list(dict.fromkeys(rung))
+    if len(names) < 2:
+        return
+    size, aspect = (
+        np.array([values[rung == name].mean() for name in names])
+        for values in (np.log(n), log_aspect)
+    )
+    drift = float(np.polyfit(size - size.mean(), aspect, 1)[0] * np.ptp(size))
+    if exceeds(abs(drift), MAX_DRIFT):
+        yield (
+            f"the mean ln(aspect ratio) of the two families drifts by {drift:+.2f} over the sizes, more than "
+            f"{MAX_DRIFT}: with a curved optimum this looks like an exponent difference; add a third aspect ratio"
+        )
 
 
 def _range_warnings(family: NDArray[Any], families: list[Any], n: Floats) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A design (planned or finished runs), and the joint law linearised at its runs.
+"""A design (planned or finished runs), and the precision of the joint law M2 linearised at its runs.
 
 With J = d ln L / d theta at a base law, the noise of ln L has the covariance
 V = diag((sigma / L)^2) + tau^2 / (L L') [same shape], and the generalised least-squares (GLS) estimate of theta
@@ -8,22 +8,22 @@ has the covariance (J' V^-1 J)^-1.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from analysis.arrays import Floats
 from analysis.design.identifiability import labels
 from analysis.formatting import count, power_of_ten, span
 from slm.errors import DataError
-from slm.rounding import condition_number, merge_close
+from slm.rounding import condition_number, exceeds
 from slm.summary import Rows, Summarized
 
 # (upper bound of the loss, seed standard deviation), both in nats.
 SEED_NOISE = ((4.0, 0.005), (5.0, 0.01), (math.inf, 0.02))
+MAX_CONDITION = 1e7  # of the column-scaled J
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,6 +39,7 @@ class Design(Summarized):
         seed: seed of the run.
         flops: training FLOPs f * D.
         tokens_per_param: label of the token budget, equal for all families of a rung.
+        aspect_ratio: d_model / n_layers of the shape; empty if unknown or equal in all families.
     """
 
     family: Sequence[str]
@@ -49,9 +50,10 @@ class Design(Summarized):
     seed: Sequence[int]
     flops: Sequence[float]
     tokens_per_param: Sequence[float]
+    aspect_ratio: Sequence[float] = ()
 
     def __post_init__(self) -> None:
-        lengths = {name: len(column) for name, column in vars(self).items()}
+        lengths = {name: len(column) for name, column in self.columns().items()}
         if len(set(lengths.values())) > 1:
             raise DataError(
                 f"a design needs one entry per run in every column; lengths are {lengths}"
@@ -66,6 +68,23 @@ class Design(Summarized):
 
     def __len__(self) -> int:
         return len(self.family)
+
+    def columns(self) -> dict[str, Sequence[Any]]:
+        """Return the columns by name, without an unknown aspect ratio."""
+        return {
+            name: column
+            for name, column in vars(self).items()
+            if len(column) or name != "aspect_ratio"
+        }
+
+    def with_runs(self, rows: Sequence[Mapping[str, Any]]) -> Design:
+        """Return the design with further runs."""
+        return Design(
+            **{
+                key: [*column, *(row[key] for row in rows)]
+                for key, column in self.columns().items()
+            }
+        )
 
     def title(self) -> str:
         families = count(len(set(self.family)), "family", "families")
@@ -116,82 +135,38 @@ def seed_noise(loss: Floats) -> Floats:
     )
 
 
-class LinearDesign:
-    """The joint law M2 linearised at the runs of a design.
+def joint_law_error(
+    design: Design, contrast: tuple[str, str], law: Law, sigma: Floats, tau: float
+) -> float | None:
+    """Return the standard error of alpha_deep - alpha_wide in the joint law M2, or None if J is singular.
 
-    `jacobian` is J, shape (runs, parameters), for theta = (ln E, ln A per family, ln B, alpha per family, beta)
-    with ln N and ln D centred; `contrast @ theta` = alpha_deep - alpha_wide; `noise` is the covariance V.
+    theta = (ln E, ln A per family, ln B, alpha per family, beta), with ln N and ln D centred. `sigma` in nats per run.
     """
-
-    def __init__(
-        self, design: Design, contrast: tuple[str, str], law: Law, sigma: float | None, tau: float
-    ):
-        check_noise(sigma, tau)
-        n, tokens = np.asarray(design.n_flop, float), np.asarray(design.tokens, float)
-        terms = law.terms(n, tokens)
-        self.loss = terms.sum(axis=1)
-        weights = terms / self.loss[:, None]
-        family = labels(design.family)
-        names = list(dict.fromkeys(family))
-        membership = np.stack([family == name for name in names], axis=1)
-        x, z = np.log(n) - np.log(n).mean(), np.log(tokens) - np.log(tokens).mean()
-        level = membership * weights[:, 1:2]
-        exponent = membership * (-weights[:, 1] * x)[:, None]
-        self.jacobian = np.column_stack(
-            [weights[:, 0], level, weights[:, 2], exponent, -weights[:, 2] * z]
-        )
-        count = len(names)
-        self.contrast = np.zeros(3 + 2 * count)
-        for name, sign in zip(contrast, (1.0, -1.0), strict=True):
-            if name in names:
-                self.contrast[2 + count + names.index(name)] = sign
-        self.families = count
-        self.is_deep, self.is_wide = family == contrast[0], family == contrast[1]
-        rung = labels(design.rung)
-        self.common_rungs = sorted(set(rung[self.is_deep]) & set(rung[self.is_wide]), key=str)
-        self.rung, self.tokens_per_param = rung, merge_close(design.tokens_per_param)
-        codes: dict[Hashable, int] = {}
-        shapes = zip(design.family, design.rung, strict=True)
-        self.shape = np.array([codes.setdefault(key, len(codes)) for key in shapes])
-        self.sigma = seed_noise(self.loss) if sigma is None else np.full(len(n), sigma)
-        self.tau = tau
-
-    @cached_property
-    def noise(self) -> Floats:
-        """Covariance of ln L, shape (runs, runs)."""
-        same_shape = self.shape[:, None] == self.shape[None, :]
-        shared = self.tau**2 / np.outer(self.loss, self.loss) * same_shape
-        return np.diag((self.sigma / self.loss) ** 2) + shared
-
-    @property
-    def condition(self) -> float:
-        """Condition number of the column-scaled Jacobian; inf if it is singular."""
-        norms = np.linalg.norm(self.jacobian, axis=0)
-        if not (norms > 0).all():
-            return math.inf
-        return condition_number(self.jacobian / norms)
-
-    @property
-    def degrees_of_freedom(self) -> int:
-        """Runs - parameters if tau = 0, else shapes - 1 - 2 * families (G - 5 with two families)."""
-        if self.tau == 0:
-            return len(self.loss) - self.jacobian.shape[1]
-        return int(self.shape.max()) + 1 - (1 + 2 * self.families)
-
-    def information(self, runs: NDArray[np.int64]) -> Floats:
-        """Return the information matrix J' V^-1 J of the given runs."""
-        jacobian = self.jacobian[runs]
-        return jacobian.T @ np.linalg.solve(self.noise[np.ix_(runs, runs)], jacobian)
-
-    def innovation(self, run: int, present: list[int]) -> tuple[Floats, float]:
-        """Return a run's row of J and its variance, both conditional on the present runs of the same shape."""
-        same = [other for other in present if self.shape[other] == self.shape[run]]
-        row, variance = self.jacobian[run], float(self.noise[run, run])
-        if not same:
-            return row, variance
-        shared = self.noise[run, same]
-        weights = np.linalg.solve(self.noise[np.ix_(same, same)], shared)
-        return row - weights @ self.jacobian[same], variance - float(weights @ shared)
+    n, tokens = np.asarray(design.n_flop, float), np.asarray(design.tokens, float)
+    terms = law.terms(n, tokens)
+    loss = terms.sum(axis=1)
+    e, a, b = (terms / loss[:, None]).T
+    family = labels(design.family)
+    names = list(dict.fromkeys(family))
+    if not set(contrast) <= set(names):
+        return None
+    membership = np.stack([family == name for name in names], axis=1)
+    x, z = np.log(n) - np.log(n).mean(), np.log(tokens) - np.log(tokens).mean()
+    level, exponent = membership * a[:, None], membership * (-a * x)[:, None]
+    jacobian = np.column_stack([e, level, b, exponent, -b * z])
+    norms = np.linalg.norm(jacobian, axis=0)
+    if not norms.all() or exceeds(condition_number(jacobian / norms), MAX_CONDITION):
+        return None
+    codes: dict[Hashable, int] = {}
+    shapes = zip(design.family, design.rung, strict=True)
+    shape = np.array([codes.setdefault(key, len(codes)) for key in shapes])
+    same_shape = shape[:, None] == shape
+    noise = np.diag((sigma / loss) ** 2) + tau**2 / np.outer(loss, loss) * same_shape
+    covariance = np.linalg.inv(jacobian.T @ np.linalg.solve(noise, jacobian))
+    c = np.zeros(len(covariance))
+    first = 2 + len(names)  # of the exponents
+    c[[first + names.index(name) for name in contrast]] = 1.0, -1.0
+    return math.sqrt(c @ covariance @ c)
 
 
 def check_noise(sigma: float | None, tau: float) -> None:

@@ -22,12 +22,13 @@ from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import jackknife_error
 from analysis.formatting import count, format_dropped, power_of_ten
 from analysis.learning_rate.audit import Audit, parse_audit
-from analysis.report.power_of_study import IDENTIFIED, StudyPower, power_of_study
+from analysis.report.power_of_study import StudyPower, power_of_study
 from analysis.runs.load import Runs
 from analysis.runs.study import Columns, Study, prepare
 from slm.rounding import stable_argsort
 from slm.summary import Summarized
 
+IDENTIFIED = ("OK", "WEAK")
 OPTIONAL_COLUMNS = ("n_layers", "d_model", "tokens_per_second", "peak_lr")
 MAX_PAIRED = 4  # families of which all pairs are listed; of more, neighbours in aspect ratio
 MAX_FAMILIES = 6  # with a table of other contrasts

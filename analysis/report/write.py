@@ -16,8 +16,8 @@
                   `BlockResult`}, robustness, exponents (joint law M2, secondary; read `status` first), matched
                   (`Contrast`: pairs, descriptive), hold_out, audit, sigma, tau, runs, tokens_per_param, warnings
     other_contrasts               [`BlockResult` of another pair of families], descriptive
-    power         `analysis.design.power.DesignPower` of this design with the noise estimated from its runs, or null
-    extensions    [`analysis.design.extensions.Extension`]; next_runs: [`analysis.design.power.NextRun`]
+    power         `analysis.planning.power.DesignPower` of this design with the noise estimated from its runs, or null
+    extensions    [`analysis.planning.extensions.Extension`]; next_runs: [`analysis.planning.extensions.NextRuns`]
     isoflop       {family: `analysis.fit.isoflop.IsoFlop`}
     residuals     [{run_id, family, shape, n, tokens, flops, seed, loss_nats_per_token, residual}]: residual of the
                   block model with the effect of the shape, in nats

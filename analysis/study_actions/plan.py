@@ -1,6 +1,6 @@
 """`action=plan`: print cells, cost and statistical power of a study before any compute is spent.
 
-This module passes the study's cells to `analysis.design.power`, which slm must not import.
+This module passes the study's cells to `analysis.planning.power`, which slm must not import.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from slm.studies.lr_tuning import FIRST_STEPS
 from slm.studies.plan_tables import (
     cells_table,
     design_warnings,
-    format_rung,
     format_time_estimate,
     format_totals,
     ladder_table,
@@ -34,13 +33,11 @@ from slm.studies.throughput import load_throughput, store_probe
 
 if TYPE_CHECKING:
     from analysis.design.linear import Design, Law
-    from analysis.design.power import DesignPower
+    from analysis.planning.power import DesignPower
 
 log = logging.getLogger("slm")
-EFFECTS = (0.01, 0.02, 0.05)
 MIN_POWER = 0.5  # a claim about exponents with less power gets a warning
 NEXT_RUNS = 5
-MIN_PAIRS = 3  # a regression on ln FLOPs has two parameters
 WIDTH = 170  # columns, if the output is not a terminal
 
 
@@ -65,9 +62,10 @@ def show_plan(cells: Sequence[Cell]) -> None:
     if config.study.lr_policy == "tuned":
         console.print(_tuning_cost(cells), soft_wrap=True)
     power = compute_power(cells)
-    if power is not None and (power.se_difference or power.se_exponent):
+    if power is not None and power.se_level is not None:
         console.print()
-        console.print(power_table(power, config))
+        console.print(power_table(power))
+        console.print(_verdict_line(power), soft_wrap=True)
         for line in _next_runs(cells, power):
             console.print(line, soft_wrap=True)
     warnings = [*mfu_warnings(cells, throughput), *design_warnings(cells)]
@@ -86,18 +84,9 @@ def list_refusals(cells: Sequence[Cell], power: DesignPower | None) -> list[str]
     found = list_epoch_refusals(cells)
     if power is not None and claim == "exponents":
         found += [f"exponents: {line}" for line in power.refusals]
-    if power is not None and claim == "differences" and power.se_difference is None:
-        found += [f"differences: {line}" for line in _difference_refusals(power)]
+    if power is not None and claim == "differences":
+        found += [f"differences: {line}" for line in power.level_refusals]
     return found
-
-
-def _difference_refusals(power: DesignPower) -> Sequence[str]:
-    if not 0 < power.pairs < MIN_PAIRS:
-        return power.refusals
-    return [
-        f"{count(power.pairs, 'pair')} of shapes at equal FLOPs, but the standard error of a difference needs at "
-        f"least {MIN_PAIRS}; use {MIN_PAIRS} sizes or more, better 6"
-    ]
 
 
 def refusal_message(config: Config) -> str:
@@ -115,11 +104,11 @@ def _power_warnings(power: DesignPower | None, claim: str) -> Iterator[str]:
             # `design_warnings` prints mismatched rungs with their shapes.
             if not line.startswith("rung "):
                 yield f"WARN {line}"
-        verdict_power = (power.power_verdict or {}).get(EFFECTS[-1])
-        if claim == "exponents" and verdict_power is not None and verdict_power < MIN_POWER:
+        effect, share = list((power.power_exponent or {0.0: 1.0}).items())[-1]
+        if claim == "exponents" and share < MIN_POWER:
             yield (
-                f"WARN the power for an exponent difference of {EFFECTS[-1]:g} is {verdict_power:.0%}: the "
-                "verdict on exponents will most likely be inconclusive"
+                f"WARN the power for an exponent difference of {effect:g} is {share:.0%}: the verdict on exponents "
+                "will most likely be inconclusive"
             )
         if claim != "exponents":
             yield from (f"REFUSED exponents (not claimed): {line}" for line in power.refusals)
@@ -127,7 +116,7 @@ def _power_warnings(power: DesignPower | None, claim: str) -> Iterator[str]:
 
 def compute_power(cells: Sequence[Cell]) -> DesignPower | None:
     """Return the power of the design for the two families of the contrast; None if the study compares none."""
-    from analysis.design.power import design_power
+    from analysis.planning.power import design_power
 
     config = cells[0].spec.config
     if config.study.analysis != "families":
@@ -137,10 +126,9 @@ def compute_power(cells: Sequence[Cell]) -> DesignPower | None:
         design_of(cells),
         deep,
         wide,
-        law=_law(config),
+        law=law_of(config),
         sigma=config.plan.sigma,
         tau=config.plan.tau,
-        effects=EFFECTS,
     )
 
 
@@ -158,6 +146,7 @@ def design_of(cells: Sequence[Cell]) -> Design:
         seed=[cell.spec.config.seed for cell in cells],
         flops=[cell.spec.flops for cell in cells],
         tokens_per_param=[labels[cell.rung, cell.spec.tokens] for cell in cells],
+        aspect_ratio=[cell.spec.shape.aspect_ratio for cell in cells],
     )
 
 
@@ -175,85 +164,51 @@ def _budget_labels(cells: Sequence[Cell]) -> dict[tuple[RungKey, int], float]:
     return ranks
 
 
-def _law(config: Config) -> Law:
+def law_of(config: Config) -> Law:
     from analysis.design.linear import Law
 
     return replace(Law(), **config.plan.law)
 
 
-def power_table(power: DesignPower, config: Config) -> Table:
-    """Return standard error, MDE and power for the exponent difference and for the loss difference."""
+def power_table(power: DesignPower) -> Table:
+    """Return standard error, MDE and power of the verdict, one row per estimate."""
     table = Table(
-        title=f"power: {power.deep} against {power.wide}, {power.shapes} shapes, seed standard deviation "
+        title=f"power: {power.deep} against {power.wide}, {count(power.shapes, 'shape')}, seed standard deviation "
         f"{power.sigma:g} nats, random effect of a shape {power.tau:g} nats",
         title_justify="left",
     )
-    table.add_column("estimate")
-    for heading in ("SE", "MDE (80% power)", *(f"power at {effect:g}" for effect in EFFECTS)):
-        table.add_column(heading, justify="right")
-    t, verdict = power.power_t or {}, power.power_verdict or {}
-    table.add_row(
-        "exponent of deep minus exponent of wide, t test",
-        _format_number(power.se_exponent),
-        _format_number(power.mde80_exponent),
-        *(_format_percent(t.get(effect)) for effect in EFFECTS),
-    )
-    table.add_row(
-        "exponent of deep minus exponent of wide, full verdict (simulated)",
-        "",
-        "",
-        *(_format_percent(verdict.get(e)) for e in EFFECTS),
-    )
-    budget = power.difference_tokens_per_param
-    label = "tokens_per_param" if config.study.tokens_per_param else "token budget number"
-    details = "" if budget is None else f" ({label} {budget:g}, {power.difference_pairs} pairs)"
-    table.add_row(
-        f"loss of deep minus loss of wide at the largest FLOPs{details}, nats",
-        _format_number(power.se_difference),
-        _format_number(power.mde80_difference),
-        *[""] * len(EFFECTS),
-    )
+    rows = power.rows()
+    for heading in rows[0]:
+        table.add_column(heading, justify="right" if heading == "SE" else "left")
+    for row in rows:
+        table.add_row(*row.values())
     return table
 
 
-def _format_number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _format_percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
+def _verdict_line(power: DesignPower) -> str:
+    line = (
+        f"{power.df} degrees of freedom; level at N = {power.n:.3g} and {power.tokens:,.0f} tokens"
+    )
+    return (
+        line if power.power_exponent is None else f"{line}; no_difference: {power.equivalence_text}"
+    )
 
 
 def _next_runs(cells: Sequence[Cell], power: DesignPower) -> Iterator[str]:
-    from analysis.design.extensions import candidates
-    from analysis.design.power import most_valuable_next
+    from analysis.planning.extensions import most_valuable_next
 
     config = cells[0].spec.config
-    without_grid = [cell for cell in cells if not cell.varied]
-    if power.refusals or not without_grid:
+    if any(cell.varied for cell in cells):  # values of study.grid are no shapes
         return
-    single = candidates(design_of(without_grid), power.deep, power.wide)
-    if not len(single):
-        return
-    next_runs = most_valuable_next(
-        design_of(cells),
-        single,
-        power.deep,
-        power.wide,
-        law=_law(config),
-        sigma=config.plan.sigma,
-        tau=config.plan.tau,
-        count=NEXT_RUNS,
+    found = most_valuable_next(
+        design_of(cells), power, law=law_of(config), sigma=config.plan.sigma, count=NEXT_RUNS
     )
-    yield (
-        "additional runs with the largest decrease in SE of the exponent difference per FLOP; each SE includes "
-        "the runs above it:"
-    )
-    for run in next_runs:
-        rung = run.rung if isinstance(run.rung, str) else format_rung(run.rung)  # type: ignore[arg-type]
+    if found:
+        estimate = "level, nats" if power.se_exponent is None else "exponent difference"
+        yield f"additions with the largest decrease in SE^2 of the {estimate} per FLOP, each alone:"
+    for addition in found:
         yield (
-            f"  {run.family}, {rung}, {run.tokens:,.0f} tokens, seed {run.seed}: {run.flops:.2g} FLOPs, "
-            f"SE {run.se_exponent:.4f}"
+            f"  {addition.name}: {count(addition.runs, 'run')}, {addition.flops:.2g} FLOPs, SE {addition.se:.4f}"
         )
 
 

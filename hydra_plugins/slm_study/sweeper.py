@@ -62,6 +62,11 @@ class StudySweeper(Sweeper):
             from analysis.study_actions.plan import show_plan
 
             return show_plan(cells)
+        if action == "design":
+            from analysis.study_actions.design import show_designs
+
+            option = str(self.config.hydra.runtime.choices["study"])
+            return show_designs(config, cells, option, self.arguments)
         if action == "status":
             from slm.studies.status import print_status
 

@@ -31,6 +31,7 @@ SWEEP_EXAMPLES = {
 ACTIONS = {
     "(no action)": "run the study, then write the report",
     "plan": "print the cells, their cost and the statistical power; train nothing",
+    "design": "search the best design at a cost, design.flops or design.hours; print its study file",
     "run": "run the cells that are not finished, without a report",
     "status": "print the state of each cell; exit code 3 if some are not finished",
     "report": "write the report on the finished cells",

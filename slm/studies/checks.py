@@ -9,7 +9,7 @@ from slm.errors import ConfigError, Problem
 
 # Keys that study.grid cannot vary.
 RESERVED_KEYS = {"size", "seed", "family", "model", "runs_dir", "cache_dir", "rerun", "action"}
-RESERVED_SECTIONS = {"budget", "study", "plan"}
+RESERVED_SECTIONS = {"budget", "study", "plan", "design"}
 
 
 def check_study(config: Config) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from slm.architecture.shapes import count_parameters
+import numpy as np
+from numpy.typing import NDArray
+
+from slm.architecture.shapes import ModelShape, count_parameters
 from slm.config.schema import Config
 from slm.data.corpus.identity import MANIFEST
 from slm.data.tokens.prepare import prepared_folder
 from slm.errors import DataError
 from slm.files import read_object, write_json
+from slm.rounding import ROUNDING_TOLERANCE
 from slm.run.mfu import Mfu, mfu_at
 from slm.run.spec import RunSpec
 from slm.studies.cells import Cell, Job
 from slm.tracking.environment import available_cores
+from slm.tracking.results_file import read_results
 
 SECONDS_PER_HOUR = 3600
 MANY_HOURS = 100  # from here on printed without decimals
@@ -24,11 +30,18 @@ PROBE_FILE = "throughput.json"
 DELETE_PROBE = "delete it, and measure again with plan.probe=true"
 
 
+Key = tuple[int, int, int]  # depth, tokens per batch, FLOPs per token
+
+
 @dataclass(frozen=True)
 class Throughput:
-    """Training throughput in FLOP/s; `measured` maps the FLOPs per token of a shape to its FLOP/s."""
+    """Training throughput; `measured` are the tokens/s of measured shapes at their batch size.
 
-    measured: Mapping[int, float]
+    Of other shapes and batches the seconds per step are c1 * FLOPs + c2 + c3 * depth + c4 * depth * tokens, fitted to
+    the measured ones by relative least squares, with one coefficient per measurement at most.
+    """
+
+    measured: Mapping[Key, float]
     device_flops: float | None = None
     """Peak FLOP/s of a device. With `mfu` it gives the throughput if no shape was measured; None if unknown."""
     mfu: Mfu = 1.0
@@ -48,20 +61,33 @@ class Throughput:
         return not self.measured and self.device_flops is not None
 
     def flops_per_second(self, spec: RunSpec) -> float | None:
-        """Return the FLOP/s of a shape, interpolated (log-log) between measured shapes; None if unknown."""
+        """Return the FLOP/s of a shape at its batch size; None if unknown."""
         if not self.measured:
             params = count_parameters(spec.shape).params_total
             return (
                 None if self.device_flops is None else self.device_flops * mfu_at(self.mfu, params)
             )
-        f = spec.flops_per_token
-        below = max((flops for flops in self.measured if flops <= f), default=None)
-        above = min((flops for flops in self.measured if flops >= f), default=None)
-        if below is None or above is None or below == above:
-            return self.measured[below or above or f]
-        fraction = math.log(f / below) / math.log(above / below)
-        low, high = math.log(self.measured[below]), math.log(self.measured[above])
-        return math.exp(low + fraction * (high - low))
+        key = _key(spec)
+        if key in self.measured:
+            return self.measured[key] * spec.flops_per_token
+        coefficients = self._step_time
+        seconds = float(_step_terms(key)[: len(coefficients)] @ coefficients)
+        return spec.batch_tokens * spec.flops_per_token / seconds
+
+    @cached_property
+    def _step_time(self) -> NDArray[np.float64]:
+        """Coefficients of the seconds per step; none is negative."""
+        seconds = np.array([key[1] / rate for key, rate in self.measured.items()])
+        terms = np.array([_step_terms(key) for key in self.measured])
+        found = np.zeros(min(terms.shape))
+        used = np.arange(len(found))
+        while True:
+            scaled = terms[:, used] / seconds[:, None]
+            fit = np.linalg.lstsq(scaled, np.ones(len(seconds)), rcond=ROUNDING_TOLERANCE)[0]
+            if (fit >= 0).all():
+                found[used] = fit
+                return found
+            used = used[fit >= 0]
 
     def seconds(self, job: Job) -> float | None:
         """Estimate the seconds of a job on one device; None if the throughput is unknown."""
@@ -69,22 +95,35 @@ class Throughput:
         return None if rate is None else job.flops / rate
 
 
+def _key(spec: RunSpec) -> Key:
+    return spec.shape.depth, spec.batch_tokens, spec.flops_per_token
+
+
+def _step_terms(key: Key) -> NDArray[np.float64]:
+    depth, tokens, flops = (float(value) for value in key)
+    return np.array([tokens * flops, 1.0, depth, depth * tokens])
+
+
 def load_throughput(cells: Sequence[Cell]) -> Throughput:
-    """Load the throughput of finished cells and of `plan.probe` from the study's folder."""
+    """Load the throughput of `study.results`, of finished cells and of `plan.probe` from the study's folder."""
     config = cells[0].spec.config
-    measured: dict[int, float] = {}
+    rates: dict[Key, list[float]] = defaultdict(list)
+    results = {} if config.study.results is None else read_results(Path(config.study.results))
+    own = {cell.spec.run_id: cell.result for cell in cells if cell.recorded is None}
+    for result in {**own, **results}.values():
+        if result is not None and result.status == "finished":
+            depth = ModelShape(**result.shape).depth
+            key = (depth, result.batch_tokens, result.flops_per_token)
+            rates[key].append(result.tokens_per_second)
+    # The mean time of a token: the load of the machine differs between runs.
+    measured = {key: len(each) / sum(1 / rate for rate in each) for key, each in rates.items()}
     path = probe_path(config)
     if path.exists():
         probe = read_object(path, DELETE_PROBE)
         for cell in cells:
-            tokens_per_second = probe.get(cell.spec.shape.label)
-            if tokens_per_second is not None:
-                f = cell.spec.flops_per_token
-                measured[f] = tokens_per_second * f
-    for cell in cells:
-        result = cell.result
-        if result is not None and result.status == "finished":
-            measured[cell.spec.flops_per_token] = result.tokens_per_second * result.flops_per_token
+            rate = probe.get(cell.spec.shape.label)
+            if rate is not None:
+                measured.setdefault(_key(cell.spec), rate)
     return Throughput(measured, config.plan.device_flops, config.plan.mfu)
 
 

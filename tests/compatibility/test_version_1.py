@@ -1,8 +1,9 @@
 """Run ids, run directories, trunks and results of version 1 stay valid.
 
 `tests/data/run_ids_v1.json` lists the run ids of the four studies defined in `tests/data/studies_v1`;
-`tests/data/runs_v1` contains run directories written at the same commit. Never regenerate these files: add
-a second list of run ids for a study that is redesigned.
+`tests/data/runs_v1` contains run directories written at the same commit. `run_ids_v2.json` and `studies_v2` have
+the studies that were redesigned since. Never regenerate these files: add another list for a study that is
+redesigned.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from tests.running import counted_steps, run_to_end
 
 DATA = ROOT / "tests" / "data"
 SAVED = json.loads((DATA / "run_ids_v1.json").read_text(encoding="utf-8"))
+REDESIGNED = json.loads((DATA / "run_ids_v2.json").read_text(encoding="utf-8"))["run_ids"]
 FINISHED = DATA / "runs_v1" / "single" / "deep_thin-L6-d32-0.041Mtok-s0-5252f679"
 INTERRUPTED = DATA / "runs_v1" / "single" / "deep_thin-L6-d32-0.041Mtok-s1-feafb7cc"
 STEPS, INTERRUPTED_AFTER, TRUNK_STEPS = 40, 20, 8
@@ -44,11 +46,15 @@ def _hydra() -> Iterator[None]:
 
 
 def cells_of_version_1(study: str, results: Path | None = None) -> list[Cell]:
+    return cells_of_copy("studies_v1", study, results)
+
+
+def cells_of_copy(folder: str, study: str, results: Path | None = None) -> list[Cell]:
     """Return the cells of a committed copy of a study; the other config groups come from conf/."""
 
     def compose_study(overrides: list[str]) -> DictConfig:
         copies = f"hydra.searchpath=[file://{DATA}]"
-        return compose("sweep", [copies, f"+studies_v1={study}", *overrides])
+        return compose("sweep", [copies, f"+{folder}={study}", *overrides])
 
     recorded = {} if results is None else read_results(results)
     return cells_of(
@@ -59,6 +65,12 @@ def cells_of_version_1(study: str, results: Path | None = None) -> list[Cell]:
 @pytest.mark.parametrize("study", SAVED["run_ids"])
 def test_run_ids_are_unchanged(study: str) -> None:
     assert sorted(cell.spec.run_id for cell in cells_of_version_1(study)) == SAVED["run_ids"][study]
+
+
+@pytest.mark.parametrize("study", REDESIGNED)
+def test_run_ids_of_redesigned_studies_are_unchanged(study: str) -> None:
+    found = sorted(cell.spec.run_id for cell in cells_of_copy("studies_v2", study))
+    assert found == REDESIGNED[study]
 
 
 def test_finished_cells_of_micro_count_as_done() -> None:

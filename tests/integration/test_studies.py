@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -39,6 +40,29 @@ def test_seed_design_is_refused(cli: Cli) -> None:
             for line in seed.stdout.splitlines()
         )
     assert "seed_design is REFUSED" in seed.stderr
+    good = cli("sweep.py", "study=sub1b", "action=plan")
+    assert good.returncode == 0 and "REFUSED" not in good.stdout
+    assert "device-hours at the assumed" in good.stdout and "power of the verdict" in good.stdout
+
+
+@pytest.mark.slow
+def test_designed_study_plans_without_edits(cli: Cli, tmp_path: Path) -> None:
+    found = cli(
+        "sweep.py", "study=micro", "action=design", "design.flops=1e15", "optimizer.lr=3e-3"
+    )
+    assert found.returncode == 0, found.stderr
+    _, text = found.stdout.split("conf/study/micro_designed.yaml:\n")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "micro_designed.yaml").write_text(text)
+    path = f"hydra.searchpath=[file://{tmp_path}]"
+    plan = cli("sweep.py", path, "study=micro_designed", "action=plan")
+    assert plan.returncode == 0 and "REFUSED" not in plan.stdout, plan.stderr
+    assert "optimizer steps" not in plan.stdout and "0.003" in plan.stdout
+    (flops,) = re.findall(r"([\d.e+]+) FLOPs \(\d+%\) with", plan.stdout)
+    assert 0.3e15 < float(flops) < 1.005e15  # printed with three digits
+    poor = cli("sweep.py", "study=micro", "action=design", "design.flops=1e10")
+    assert poor.returncode == 4
+    assert "identifies an exponent difference needs" in poor.stderr and "a level" in poor.stderr
 
 
 def test_refused_study_does_not_run(cli: Cli, tmp_path: Path) -> None:
@@ -199,7 +223,7 @@ def test_audit_is_written_and_used_by_the_verdict(cli: Cli, tmp_path: Path) -> N
     found = json.loads(gate.read_text())
     assert set(found["families"]) == {"deep_thin", "wide_shallow"} and found["common_lr"] == 4e-3
     study = ("study=micro", "study.sizes=[50k,80k]", "study.tokens_per_param=[0.2]", families)
-    study = (*study, "study.claim=none", "study.anchor_seeds=[]", "study.min_steps=null")
+    study = (*study, "study.claim=none", "study.aspect_ratios=[]", "study.contrast=[]")
     study = (*study, "study.results=null", f"study.lr_audit={gate}", "tracking=disabled")
     study = (*study, ONE_PROCESS)
     judged = cli("sweep.py", *study)

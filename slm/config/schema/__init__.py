@@ -18,7 +18,7 @@ from slm.config.schema.architecture import (
     ParametrizationConfig,
 )
 from slm.config.schema.data import DataConfig, TokenizerConfig
-from slm.config.schema.study import PlanConfig, StudyConfig
+from slm.config.schema.study import DesignConfig, PlanConfig, StudyConfig
 from slm.config.schema.training import (
     BudgetConfig,
     OptimizerConfig,
@@ -32,6 +32,7 @@ __all__ = [
     "BudgetConfig",
     "Config",
     "DataConfig",
+    "DesignConfig",
     "FamilyConfig",
     "LadderConfig",
     "ModelConfig",
@@ -65,7 +66,7 @@ class Config:
     """Folder of prepared data, which runs share."""
     rerun: bool = False
     """Train finished or started runs again; the old run directory is moved to .superseded/, not deleted."""
-    action: Literal["plan", "run", "status", "report", "collect"] | None = None
+    action: Literal["plan", "design", "run", "status", "report", "collect"] | None = None
     """What sweep.py does with the study; null runs it and then writes the report. train.py ignores this key."""
     family: FamilyConfig = FamilyConfig()
     ladder: LadderConfig = LadderConfig()
@@ -80,6 +81,7 @@ class Config:
     tracking: TrackingConfig = TrackingConfig()
     study: StudyConfig = StudyConfig()
     plan: PlanConfig = PlanConfig()
+    design: DesignConfig = DesignConfig()
 
 
 def default_tree() -> dict[str, Any]:

@@ -122,3 +122,13 @@ class PlanConfig:
     tau: NonNegative = 0.01
     """Standard deviation of the random effect of a shape (deviation from the law common to all runs of the shape)
     in nats."""
+
+
+@section
+class DesignConfig:
+    flops: Positive | None = None
+    """Cost of the study that action=design searches, in training FLOPs of all its trunks and branches."""
+    hours: Positive | None = None
+    """Alternative to design.flops: cost in device-hours, at the measured or assumed throughput of action=plan."""
+    largest: Size | None = None
+    """Largest size that action=design considers; null takes the largest of study.sizes."""

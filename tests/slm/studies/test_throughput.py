@@ -27,19 +27,26 @@ def test_wall_time_of_jobs_on_several_workers() -> None:
     assert wall_seconds([3], 4) == 3
 
 
-def test_throughput_is_interpolated_between_measured_shapes(
-    tiny_spec: Callable[..., RunSpec],
-) -> None:
+def test_seconds_per_step_are_fitted_to_measured_shapes(tiny_spec: Callable[..., RunSpec]) -> None:
     spec = tiny_spec()
-    f = spec.flops_per_token
-    assert Throughput({f: 1e9}).flops_per_second(spec) == 1e9
-    interpolated = Throughput({f // 4: 1e9, f * 4: 4e9}).flops_per_second(spec)
-    assert interpolated == pytest.approx(2e9, rel=1e-3)
-    assert Throughput({f * 4: 4e9}).flops_per_second(spec) == 4e9
+    f, batch, depth = spec.flops_per_token, spec.batch_tokens, spec.shape.depth
+    exact = Throughput({(depth, batch, f): 1e6, (depth, 8 * batch, f): 4e6})
+    assert exact.flops_per_second(spec) == 1e6 * f
+    # One measurement: the same FLOP/s for every shape.
+    assert Throughput({(depth, batch, 4 * f): 1e6}).flops_per_second(spec) == pytest.approx(4e6 * f)
+    # Seconds per step = 1e-9 FLOPs + .01 + .002 depth + 1e-6 depth * tokens.
+    measured = {
+        (layers, tokens, flops): tokens / (1e-9 * tokens * flops + 0.01 + 0.002 * layers + 1e-6 * layers * tokens)
+        for layers, tokens, flops in (
+            (1, 64, 10**5), (9, 64, 10**5), (3, 256, 10**6), (20, 512, 10**5), (7, 1024, 10**7)
+        )
+    }  # fmt: skip
+    seconds = 1e-9 * batch * f + 0.01 + 0.002 * depth + 1e-6 * depth * batch
+    assert Throughput(measured).flops_per_second(spec) == pytest.approx(batch * f / seconds)
     assert Throughput({}, 6e9, 0.5).flops_per_second(spec) == 3e9
     assert Throughput({}).flops_per_second(spec) is None
     job = Job((Cell(spec, "tiny", 1),))
-    assert Throughput({f: 1e9}).seconds(job) == pytest.approx(spec.flops / 1e9)
+    assert Throughput({(depth, batch, f): 1e9 / f}).seconds(job) == pytest.approx(spec.flops / 1e9)
 
 
 def test_probe_is_stored_in_the_study_folder(
@@ -50,8 +57,8 @@ def test_probe_is_stored_in_the_study_folder(
     assert load_throughput([cell]).measured == {}
     store_probe(spec.config, {spec.shape.label: 500.0})
     store_probe(spec.config, {"another": 1.0})
-    f = spec.flops_per_token
-    assert load_throughput([cell]).measured == {f: 500.0 * f}
+    key = (spec.shape.depth, spec.batch_tokens, spec.flops_per_token)
+    assert load_throughput([cell]).measured == {key: 500.0}
 
 
 def test_stated_mfu_gives_the_throughput(tiny_spec: Callable[..., RunSpec]) -> None:
@@ -78,7 +85,7 @@ def test_mfu_table_gives_the_throughput_by_parameters(
     assert small.flops_per_second(cell.spec) == 4e11
     (warning,) = mfu_warnings([cell], small)
     assert f"1 of 1 shapes ({params:,} parameters) assume the MFU of the nearer end" in warning
-    measured = Throughput({cell.spec.flops_per_token: 1e9}, 1e12, {10**9: 0.4})
+    measured = Throughput({(1, 64, cell.spec.flops_per_token): 1e4}, 1e12, {10**9: 0.4})
     assert mfu_warnings([cell], measured) == []
 
 
