@@ -156,7 +156,7 @@ def test_influence_shows_the_largest_changes_first(report: StudyReport) -> None:
 
 @pytest.mark.parametrize("budgets", [(8.0,), tuple(2.0**k for k in range(1, 11))])
 def test_one_and_ten_token_budgets(budgets: tuple[float, ...], tmp_path: Path) -> None:
-    one = small(tokens_per_param=budgets, sizes=(1e7, 3e7, 1e8))
+    one = small(tokens_per_param=budgets, sizes=(1e7, 2e7, 5e7, 1e8))
     for figure in charts.report_figures(one):
         assert "NaN" not in drawn(figure, tmp_path)
     loss, level = charts.loss_against_flops(one), charts.level(one)
