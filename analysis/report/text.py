@@ -98,9 +98,10 @@ def _finding(report: StudyReport, finding: Finding, *, significant: bool) -> str
 
 
 def findings(report: StudyReport) -> list[str]:
-    """Return the sentence of the verdict and its reasons."""
+    """Return the sentence of the verdict, and the reasons that it does not have."""
     verdict = report.comparison.verdict
-    return [verdict.sentence, *(f"{_capitalized(reason)}." for reason in verdict.reasons)]
+    others = [reason for reason in verdict.reasons if reason not in verdict.sentence]
+    return [verdict.sentence, *(f"{_capitalized(reason)}." for reason in others)]
 
 
 def _capitalized(text: str) -> str:
