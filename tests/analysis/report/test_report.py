@@ -126,7 +126,7 @@ def test_results_json_is_complete_and_has_plain_values(identified: StudyReport) 
     assert saved["comparison"]["verdict"]["word"] == "depth_exponent_better"
     assert saved["comparison"]["exponents"]["n_flop"]["status"] == "OK"
     assert {row["run_id"] for row in saved["residuals"]} == set(identified.table["run_id"])
-    assert saved["power"]["mde80_exponent"] > 0 and len(saved["extensions"]) == 4
+    assert saved["power"]["mde80_exponent"] > 0 and len(saved["extensions"]) == 5
     errors = {row["name"]: row["se_exponent"] for row in saved["extensions"]}
     assert all(error < saved["power"]["se_exponent"] for error in errors.values())
     assert saved["comparison"]["shape_curve"]["rungs"] and len(saved["next_runs"]) == 5
