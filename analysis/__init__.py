@@ -1,7 +1,7 @@
 """Analysis of finished runs: load them, fit scaling laws, compare families and write the report.
 
-Packages in import order, each importing only the ones before it: `runs` (tables of runs) and `design` (power
-of a planned study), `fit`, `learning_rate` and `controls`, `compare`, `report`, `study_actions` (called by
+Packages in import order, each importing only the ones before it: `runs` (tables of runs) and `design` (rules of a
+design), `block` (block model), `fit`, `learning_rate` and `controls`, `planning`, `compare`, `report`, `study_actions` (called by
 sweep.py). The names in `__all__` are the public interface. They are imported on first use: importing pandas
 takes about a second, and planning does not need it.
 """

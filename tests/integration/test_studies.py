@@ -224,7 +224,14 @@ def test_audit_is_written_and_used_by_the_verdict(cli: Cli, tmp_path: Path) -> N
     found = json.loads(gate.read_text())
     assert set(found["families"]) == {"deep_thin", "wide_shallow"} and found["common_lr"] == 4e-3
     study = ("study=micro", "study.sizes=[50k,80k]", "study.tokens_per_param=[0.2]")
-    study = (*study, *families, "study.claim=none", "study.results=null", f"study.lr_audit={gate}", ONE_PROCESS)
+    study = (
+        *study,
+        *families,
+        "study.claim=none",
+        "study.results=null",
+        f"study.lr_audit={gate}",
+        ONE_PROCESS,
+    )
     judged = cli("sweep.py", *study)
     assert judged.returncode == 0, judged.stderr
     results = json.loads((tmp_path / "runs" / "micro" / "report" / "results.json").read_text())
