@@ -2,7 +2,8 @@
 
 Packages in import order, each importing only the ones before it: `design` (what a design identifies), `runs`
 (tables of runs) and `block` (the block model), `fit` (joint laws), `learning_rate` and `controls`, `planning`
-(power and search of designs), `compare`, `report`, `study_actions` (called by sweep.py). The names in `__all__` are the public interface. They are imported on first use: importing pandas
+(power and search of designs), `compare`, `report`, `study_actions` (called by sweep.py). The names in `__all__`
+are the public interface. They are imported on first use: importing pandas
 takes about a second, and planning does not need it.
 """
 

@@ -17,6 +17,7 @@ from slm.rounding import snap_to_zero
 Interval = tuple[float, float]
 CONFIDENCE = 0.95
 MAX_LOG_KAPPA = 200.0
+SMALL = 1e-30  # variance of a contrast that the model does not have
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Effects:
-    """Level, exponent difference and free E of one fit, with their joint covariance (plug-in term included)."""
+    """Level, exponent difference and free E of one fit; `p_f`: of the F test of the first two together."""
 
     fit: BlockFit
     point: Point
-    covariance: Floats  # of (level, d_alpha)
     level: Estimate
     d_alpha: Estimate | None
     free_e: Estimate | None  # E_deep - E_wide in nats
@@ -97,33 +97,30 @@ def effects_of(fit: BlockFit, *, plug_in: bool = True) -> Effects:
     `plug_in`: add the variance from the uncertainty of s, and over shapes if the runs are unmatched.
     """
     point = point_of(fit)
-    level = level_weights(fit, np.array([point.n]))[0]
-    contrasts = [level]
-    has_exponent = fit.identifies_exponents
-    if has_exponent:
-        contrasts.append(_unit(fit, "gamma") * (fit.blocks.u_deep - fit.blocks.u_wide))
-    weights = np.array(contrasts)
+    weights = _contrasts(fit, point)
     covariance = weights @ fit.covariance @ weights.T
     if plug_in:
-        covariance = covariance + _plug_in(fit, point, has_exponent=has_exponent)
+        covariance = covariance + _plug_in(fit, point)
     if plug_in and not fit.blocks.is_matched:
         covariance = _at_least_jackknife(covariance, fit)
-    values = weights @ fit.coef
-    estimates = [
+    level, d_alpha, free_e = (
         Estimate(snap_to_zero(value), math.sqrt(variance), fit.df)
-        for value, variance in zip(values, np.diag(covariance), strict=True)
-    ]
-    p_f = None
-    if has_exponent:
-        f = float(values @ np.linalg.solve(covariance, values)) / 2
-        p_f = float(special.fdtrc(2, fit.df, f))
-    free_e = None
-    if fit.columns.has_free_e:
-        du = fit.blocks.u_deep - fit.blocks.u_wide
-        unit = _unit(fit, "e") * du
-        free_e = Estimate(float(unit @ fit.coef), math.sqrt(unit @ fit.covariance @ unit), fit.df)
-    return Effects(
-        fit, point, covariance, estimates[0], estimates[1] if has_exponent else None, free_e, p_f
+        for value, variance in zip(weights @ fit.coef, np.diag(covariance), strict=True)
+    )
+    if not fit.identifies_exponents:
+        return Effects(fit, point, level, None, None, None)
+    both = np.array([level.value, d_alpha.value])
+    f = float(both @ np.linalg.solve(covariance[:2, :2], both)) / 2
+    p_f = float(special.fdtrc(2, fit.df, f))
+    return Effects(fit, point, level, d_alpha, free_e if fit.columns.has_free_e else None, p_f)
+
+
+def _contrasts(fit: BlockFit, point: Point) -> Floats:
+    """Return c of level, d_alpha and E_deep - E_wide, with estimate c' coef; 0 where the model has no such column."""
+    gap = fit.blocks.u_deep - fit.blocks.u_wide
+    level = level_weights(fit, np.array([point.n]))[0]
+    return np.array(
+        [level, *(np.array([float(o == n) for o in fit.names]) * gap for n in ("gamma", "e"))]
     )
 
 
@@ -143,8 +140,8 @@ def _unit(fit: BlockFit, name: str) -> Floats:
     return np.array([float(one == name) for one in fit.names])
 
 
-def _plug_in(fit: BlockFit, point: Point, *, has_exponent: bool) -> Floats:
-    """Return the covariance of (level, d_alpha) from the uncertainty of s: the pooled law without each rung.
+def _plug_in(fit: BlockFit, point: Point) -> Floats:
+    """Return the covariance of the contrasts from the uncertainty of s: the pooled law without each rung.
 
     The fitted values without gamma are analysed with the s of each reduced law.
     """
@@ -156,11 +153,7 @@ def _plug_in(fit: BlockFit, point: Point, *, has_exponent: bool) -> Floats:
         columns = columns_of(blocks, law, free_e=fit.columns.has_free_e)
         coef = fit.model.coefficients(values, fit.ratio, columns.design(blocks.u))
         other = replace(fit, law=law, columns=columns, coef=coef)
-        level = float(level_weights(other, np.array([point.n]))[0] @ coef)
-        row = [level]
-        if has_exponent:
-            row.append(other.value("gamma") * (blocks.u_deep - blocks.u_wide))
-        found.append(row)
+        found.append(_contrasts(other, point) @ coef)
     deviations = np.array(found) - np.mean(found, axis=0)
     return (len(found) - 1) / len(found) * deviations.T @ deviations
 
@@ -176,15 +169,15 @@ def _at_least_jackknife(covariance: Floats, fit: BlockFit) -> Floats:
         kept = fit.blocks.shape != code
         rest = fit.blocks.select(kept)
         if {fit.blocks.deep, fit.blocks.wide} <= set(rest.families):
-            one = effects_of(
-                fit_runs(rest, law=delete_runs(fit.law, fit.blocks, kept)), plug_in=False
-            )
-            found.append([one.level.value, *([one.d_alpha.value] if one.d_alpha else [])])
-    if any(len(row) != len(covariance) for row in found) or len(found) < 2:
+            law = delete_runs(fit.law, fit.blocks, kept)
+            one = fit_runs(rest, law=law, free_e=fit.columns.has_free_e)
+            if one.names == fit.names:
+                found.append(_contrasts(one, point_of(one)) @ one.coef)
+    if len(found) < 2:
         return covariance
     deviations = np.array(found) - np.mean(found, axis=0)
     variance = (len(found) - 1) / len(found) * (deviations**2).sum(axis=0)
-    scale = np.sqrt(np.maximum(variance / np.diag(covariance), 1.0))
+    scale = np.sqrt(np.maximum(variance / np.maximum(np.diag(covariance), SMALL), 1.0))
     return covariance * np.outer(scale, scale)
 
 
@@ -245,6 +238,8 @@ def log_kappa(law: PooledLaw, n: float, tokens: float, delta: float) -> float:
             2 * (s * math.sinh(law.alpha * log_k / 4) + t * math.sinh(law.beta * log_k / 4)) + delta
         )
 
+    if gap(-MAX_LOG_KAPPA) * gap(MAX_LOG_KAPPA) > 0:  # the loss does not depend on compute
+        return math.copysign(math.inf, -delta)
     return float(brentq(gap, -MAX_LOG_KAPPA, MAX_LOG_KAPPA, xtol=1e-12))
 
 

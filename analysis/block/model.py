@@ -20,7 +20,7 @@ from analysis.block.mixed_model import MixedModel, best_trunk_ratio
 from analysis.block.pooled_law import PooledLaw, assumed_law, delete_runs, fit_pooled_law
 from analysis.design.identifiability import exponent_refusals
 from analysis.formatting import count
-from slm.rounding import exceeds
+from slm.rounding import ROUNDING_TOLERANCE, exceeds
 
 MIN_DF = 2
 LARGE_Q = 0.1  # relative difference of the size term beyond which e^q is not 1 + q
@@ -227,6 +227,7 @@ def columns_of(
         log_n = np.log(blocks.n)
         mean = float(log_n.mean())
     scale = law.size_term(np.exp(log_n))
+    has_gamma = has_gamma and bool(np.ptp(log_n) > ROUNDING_TOLERANCE)
     return Columns(scale, log_n - mean, mean, blocks.is_curved, has_gamma, free_e)
 
 

@@ -216,16 +216,16 @@ def test_audit_is_written_and_used_by_the_verdict(cli: Cli, tmp_path: Path) -> N
     small = ("study.sizes=[50k]", "study.tokens_per_param=[0.2]", "study.min_steps=null")
     small = (*small, "tracking=disabled")
     rates = "study.grid={optimizer.lr:[1e-3,4e-3,1.6e-2]}"
-    families = "study.families=[deep_thin,wide_shallow]"
-    audit = cli("sweep.py", "study=lr_audit", *small, families, rates, ONE_PROCESS)
+    families = ("study.families=[deep_thin,wide_shallow]", "study.aspect_ratios=[]")
+    families = (*families, "study.contrast=[]", "optimizer.global_batch_tokens=1024")
+    audit = cli("sweep.py", "study=lr_audit", *small, *families, rates, ONE_PROCESS)
     assert audit.returncode == 0, audit.stderr
     gate = tmp_path / "runs" / "lr_audit" / "report" / "lr_audit.json"
     found = json.loads(gate.read_text())
     assert set(found["families"]) == {"deep_thin", "wide_shallow"} and found["common_lr"] == 4e-3
-    study = ("study=micro", "study.sizes=[50k,80k]", "study.tokens_per_param=[0.2]", families)
-    study = (*study, "study.claim=none", "study.aspect_ratios=[]", "study.contrast=[]")
-    study = (*study, "study.results=null", f"study.lr_audit={gate}", "tracking=disabled")
-    study = (*study, ONE_PROCESS)
+    study = ("study=micro", "study.sizes=[50k,80k]", "study.tokens_per_param=[0.2]", *families)
+    study = (*study, "study.claim=none", "study.results=null", f"study.lr_audit={gate}")
+    study = (*study, "tracking=disabled", ONE_PROCESS)
     judged = cli("sweep.py", *study)
     assert judged.returncode == 0, judged.stderr
     results = json.loads((tmp_path / "runs" / "micro" / "report" / "results.json").read_text())

@@ -157,6 +157,9 @@ def test_results_json_is_complete_and_has_plain_values(identified: StudyReport) 
         ("balanced", "wide_shallow"),
     }
     assert saved["power"]["mde80_exponent"] > 0 and len(saved["next_runs"]) == 5
+    errors = {row["name"]: row["se_exponent"] for row in saved["extensions"]}
+    assert len(errors) == 5
+    assert all(error < saved["power"]["se_exponent"] for error in errors.values())
 
 
 def test_losses_are_means_over_seeds_of_every_family(identified: StudyReport) -> None:
