@@ -202,8 +202,9 @@ def level_reasons(blocks: Blocks, law: PooledLaw | None = None) -> list[str]:
     missing = MIN_DF - model.df
     if missing > 0:
         shapes = count(len(blocks.families), "shape")
+        left = count(max(model.df, 0), "degree of freedom", "degrees of freedom")
         return [
-            f"{shapes} leave {max(model.df, 0)} degrees of freedom, at least {MIN_DF} are needed; run more rungs or shapes"
+            f"{shapes} leave {left}, at least {MIN_DF} are needed; run more sizes or aspect ratios"
         ]
     return []
 

@@ -251,11 +251,13 @@ def compare_study(
     block = _block(study, study.n_name)
     others = {name: _block(study, name) for name in study.n_definitions}
     exponents = exponent_difference_of(study)
-    contrast, robustness, held_out = None, None, HoldOut()
+    robustness, held_out = None, HoldOut()
+    law = None if block.effects is None else block.effects.fit.law
+    contrast = None
+    if study.deep != study.wide:
+        contrast = paired_differences(table, study.deep, study.wide, law)
     if block.effects is not None:
         robustness = robustness_of(block.effects, bootstraps=bootstrap, seed=seed)
-        contrast = paired_differences(table, study.deep, study.wide, block.effects.fit.law)
-        contrast = None if contrast.pairs.empty else contrast
         held_out = hold_out(study, seed)
     evidence = Evidence(
         block,
@@ -273,7 +275,7 @@ def compare_study(
         by_definition={study.n_name: block, **others},
         robustness=robustness,
         exponents=exponents,
-        matched=contrast,
+        matched=None if contrast is None or contrast.pairs.empty else contrast,
         hold_out=held_out,
         audit=audit,
         warnings=(*study.warnings, *_design_warnings(study), *_left_out(block)),

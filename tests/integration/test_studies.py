@@ -40,9 +40,6 @@ def test_seed_design_is_refused(cli: Cli) -> None:
             for line in seed.stdout.splitlines()
         )
     assert "seed_design is REFUSED" in seed.stderr
-    good = cli("sweep.py", "study=sub1b", "action=plan")
-    assert good.returncode == 0 and "REFUSED" not in good.stdout
-    assert "device-hours at the assumed" in good.stdout and "power of the verdict" in good.stdout
 
 
 @pytest.mark.slow

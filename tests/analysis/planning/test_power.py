@@ -100,22 +100,22 @@ def test_one_token_budget_gives_a_level_and_refuses_the_exponent() -> None:
         power = design_power(make_design(4, seeds, (20.0,)), "deep", "wide", sigma=SIGMA, tau=0.01)
         assert "single token budget" in power.refusals[0] and not power.level_refusals
         assert power.se_exponent is None and power.power_exponent is None
-        assert power.df == 3 and power.power_kappa is not None and power.se_level is not None
+        assert power.df == 2 and power.power_kappa is not None and power.se_level is not None
     # Without an exponent the verdict is one t test.
     shift = 0.10 * (power.mde80_level or 0) / (power.mde80_log_kappa or 1) / power.se_level
-    critical = stats.t.ppf(0.975, 3)
-    exact = stats.nct.sf(critical, 3, shift) + stats.nct.cdf(-critical, 3, shift)
+    critical = stats.t.ppf(0.975, 2)
+    exact = stats.nct.sf(critical, 2, shift) + stats.nct.cdf(-critical, 2, shift)
     assert power.power_kappa[0.10] == pytest.approx(exact, abs=0.01)
 
 
 def test_each_refusal_names_the_runs_to_add() -> None:
     three = design_power(make_design(3), "deep", "wide")
-    assert "3 sizes, at least 4 are needed; run 1 more" in three.refusals[0]
+    assert "6 shapes leave 1 degree of freedom, at least 2 are needed" in three.refusals[0]
     alone = design_power(make_design(6, families=("deep",)), "deep", "wide")
     assert "one family, deep" in alone.level_refusals[0] and alone.se_level is None
     two = design_power(make_design(2, tokens_per_param=(20.0,)), "deep", "wide")
     assert (
-        "degrees of freedom" in two.level_refusals[0] and two.refusals[0] == two.level_refusals[0]
+        "0 degrees of freedom" in two.level_refusals[0] and two.refusals[0] == two.level_refusals[0]
     )
     narrow = make_design(6, tokens_per_param=(20.0, 21.0, 22.0))
     refusals = design_power(narrow, "deep", "wide").refusals
