@@ -18,13 +18,17 @@ from analysis.block.effects import (
     effects_of,
     shape_optimum,
 )
-from analysis.block.model import exponent_reasons, fit_runs, level_reasons
+from analysis.block.model import MIN_DF, exponent_reasons, fit_runs, level_reasons
 from analysis.formatting import count, format_interval, format_number, format_p_value
+from analysis.runs.study import Columns, prepare
 from slm.rounding import exceeds
 from slm.summary import Rows, Summarized
 
 SIGNIFICANCE = 0.05
 EQUIVALENT = 0.02  # exponents closer than this are the same for any use
+# The level comes from the model with E free only if equal E is clearly wrong. A pre-test at 5% would cost coverage: .92
+# instead of .95 in simulated studies with equal E.
+CLEAR = 0.001
 SAME_N = 0.001  # relative; N that differ by less are one definition
 CURVE_POINTS = 25
 
@@ -44,7 +48,8 @@ class BlockResult(Summarized):
         level: Delta at `at_n`, the largest size that both families were run at.
         p_f: p of the F(2, df) test of level and d_alpha together.
         ln_kappa_ci90, p_equal_exponents: for equivalence by two one-sided tests; the second of |d_alpha| < 0.02.
-        free_e: E_deep - E_wide if the families may differ in E, with d_alpha_free_e beside it.
+        free_e: E_deep - E_wide if the families may differ in E, with d_alpha_free_e beside it. If its p is below 0.001,
+            level and kappa are those of the model with E free.
         sigma, tau: standard deviations of a run and of a shape in nats; trunk_sigma: of a seed's trunk.
         runs, shapes, rungs: what the estimates use; left_out: runs without another shape in their block.
         is_matched: whether runs share blocks of equal tokens and FLOPs within 10%.
@@ -124,6 +129,15 @@ class BlockResult(Summarized):
         return math.exp(self.ln_kappa_ci[0]), math.exp(self.ln_kappa_ci[1])
 
     @property
+    def is_equal_e_rejected(self) -> bool:
+        return self.p_free_e is not None and self.p_free_e < SIGNIFICANCE
+
+    @property
+    def has_optimum(self) -> bool:
+        """Whether the largest size has a best aspect ratio with an interval inside the measured ones."""
+        return bool(self.optima) and self.optima[-1]["low"] is not None
+
+    @property
     def is_level_significant(self) -> bool:
         return self.p_level is not None and self.p_level < SIGNIFICANCE
 
@@ -183,7 +197,7 @@ class BlockResult(Summarized):
     def d_alpha_text(self) -> str:
         if self.d_alpha is None:
             return "refused"
-        p = "" if self.p_exponent is None else f", {format_p_value(self.p_exponent)}"
+        p = "" if self.p_exponent is None else f", closed test: {format_p_value(self.p_exponent)}"
         return f"{_text(self.d_alpha, self.d_alpha_ci)}{p}"
 
     def row(self) -> dict[str, str]:
@@ -227,13 +241,27 @@ def fit_block_model(
     """Fit the block model to a table of runs, and return its estimates for two families.
 
     Args:
-        table: one row per run with the columns family, shape, tokens, flops, loss_nats_per_token, `n`, and if known
+        table: one row per run with the columns family, shape, tokens, loss_nats_per_token, `n`, and if known flops,
             rung, seed and aspect_ratio.
-        deep, wide: the two families.
+        deep, wide: the two families; others contribute if aspect ratios are known.
         n: column with N. The level is at equal FLOPs under every definition.
         noise_exponent: p, if standard deviations are proportional to N^p.
+
+    Raises:
+        DataError: if a column is missing or has invalid values, or a family does not exist.
     """
-    blocks = arrange(table, deep=deep, wide=wide, n=n)
+    known = {
+        field: name
+        for field, name in (
+            ("flops", "flops"),
+            ("rung", "rung"),
+            ("seed", "seed"),
+            ("aspect", "aspect_ratio"),
+        )
+        if name in table
+    }
+    study = prepare(table, Columns(n=n, **known), deep, wide)
+    blocks = arrange(study.table, deep=study.deep, wide=study.wide, n="n")
     return result_of(blocks, n_name=n, noise_exponent=noise_exponent)
 
 
@@ -257,7 +285,14 @@ def result_of(blocks: Blocks, *, n_name: str, noise_exponent: float = 0.0) -> Bl
     if not blocks.is_matched and common_box_is_empty(effects.fit):
         empty = "the two families share no range of N, tokens and tokens / N; run the same sizes and budgets in both"
         return BlockResult(reasons=(empty,), **head)
-    at_flops = _at_equal_flops(blocks, effects, noise_exponent)
+    free = _with_free_e(effects, noise_exponent)
+    at_flops = effects
+    n_flop = blocks.flops / (6 * blocks.tokens)
+    if exceeds(np.abs(blocks.n / n_flop - 1).max(), SAME_N):
+        at_flops = effects_of(fit_runs(blocks.with_n(n_flop), noise_exponent=noise_exponent))
+    free_at_flops = free if at_flops is effects else _with_free_e(at_flops, noise_exponent)
+    if free_at_flops is not None and free_at_flops.free_e is not None:
+        at_flops = free_at_flops if free_at_flops.free_e.p < CLEAR else at_flops
     return BlockResult(
         exponent_reasons=tuple(exponent_reasons(blocks, effects.fit.law)),
         is_curved=blocks.is_curved,
@@ -270,18 +305,18 @@ def result_of(blocks: Blocks, *, n_name: str, noise_exponent: float = 0.0) -> Bl
         effects=effects,
         noise=tuple(_noise(effects)),
         **_level(at_flops),
-        **_exponent(effects, noise_exponent),
+        **_exponent(effects, free),
         **_curvature(effects),
         **head,
     )
 
 
-def _at_equal_flops(blocks: Blocks, effects: Effects, noise_exponent: float) -> Effects:
-    """Return the effects with N_flop = FLOPs / (6 D), at which the level is given under any definition of N."""
-    n_flop = blocks.flops / (6 * blocks.tokens)
-    if not exceeds(np.abs(blocks.n / n_flop - 1).max(), SAME_N):
-        return effects
-    return effects_of(fit_runs(blocks.with_n(n_flop), noise_exponent=noise_exponent))
+def _with_free_e(effects: Effects, noise_exponent: float) -> Effects | None:
+    """Return the effects if the families may differ in E; None if the exponent is refused or too few shapes are left."""
+    fit = effects.fit
+    if effects.d_alpha is None or fit.df <= MIN_DF:
+        return None
+    return effects_of(fit_runs(fit.blocks, free_e=True, noise_exponent=noise_exponent, law=fit.law))
 
 
 def _level(effects: Effects) -> dict[str, Any]:
@@ -334,7 +369,7 @@ def _common_range(effects: Effects) -> tuple[float, float]:
     return max(side.min() for side in sides), min(side.max() for side in sides)
 
 
-def _exponent(effects: Effects, noise_exponent: float) -> dict[str, Any]:
+def _exponent(effects: Effects, free: Effects | None) -> dict[str, Any]:
     if effects.d_alpha is None:
         return {}
     found: dict[str, Any] = {
@@ -345,14 +380,8 @@ def _exponent(effects: Effects, noise_exponent: float) -> dict[str, Any]:
         "p_f": effects.p_f,
         "p_equal_exponents": effects.d_alpha.equivalence_p(EQUIVALENT),
     }
-    if effects.fit.df < 3:  # the column of E takes one more
+    if free is None or free.free_e is None or free.d_alpha is None:
         return found
-    free = effects_of(
-        fit_runs(
-            effects.fit.blocks, free_e=True, noise_exponent=noise_exponent, law=effects.fit.law
-        )
-    )
-    assert free.free_e is not None and free.d_alpha is not None
     return found | {
         "free_e": free.free_e.value,
         "free_e_se": free.free_e.se,

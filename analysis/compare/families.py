@@ -278,7 +278,7 @@ def compare_study(
         matched=None if contrast is None or contrast.pairs.empty else contrast,
         hold_out=held_out,
         audit=audit,
-        warnings=(*study.warnings, *_design_warnings(study), *_left_out(block)),
+        warnings=(*study.warnings, *_design_warnings(study), *_left_out(block, table)),
         runs=len(table),
         sigma=_seed_noise(table),
         tau=block.tau,
@@ -307,7 +307,19 @@ def _block(study: Study, n_name: str) -> BlockResult:
     return result_of(blocks, n_name=n_name)
 
 
-def _left_out(block: BlockResult) -> Iterator[str]:
+def _left_out(block: BlockResult, table: pd.DataFrame) -> Iterator[str]:
+    if not block.refused and (others := len(table) - block.runs - block.left_out):
+        yield (
+            f"{count(others, 'run')} of other families not used by the block model: {block.deep} and {block.wide} are "
+            "compared by name, since they do not differ in aspect_ratio or have none"
+        )
+    if not block.is_labelled and block.effects is not None:
+        blocks = block.effects.fit.blocks
+        if blocks.u_deep > blocks.u_wide:
+            yield (
+                f"{block.deep} has the larger d_model / n_layers, so it is the wide family; pass deep={block.wide!r} and "
+                f"wide={block.deep!r}, or read `depth` in the verdict as {block.deep}"
+            )
     if block.left_out:
         runs = count(block.left_out, "run")
         yield f"{runs} not used by the block model: no other shape has the same rung and token count"

@@ -115,7 +115,9 @@ def hold_out(study: Study, seed: int = 0) -> HoldOut:
     smaller = _below(study, rungs[:-1])
     refusals = refusals_of(smaller)
     if refusals:
-        return HoldOut(reasons=tuple(refusals))
+        return HoldOut(
+            reasons=tuple(f"without the largest size: {reason}" for reason in refusals[:1])
+        )
     known = fitted(smaller)
     cells = _predict(known, study.table[study.table["rung"] == rungs[-1]], seed)
     missed = []

@@ -21,7 +21,7 @@ class Contrast(Readable):
     """Loss of one family minus that of another, in nats per token, over matched pairs.
 
     `pairs` has a row per (rung, token budget) with the seeds averaged, `summary` a row per token budget with the
-    mean and standard deviation over its pairs. `unpaired` counts the runs of the two families without a partner.
+    mean and standard deviation over its pairs, and the difference of the largest pair. `unpaired` counts the runs of the two families without a partner.
     """
 
     deep: str
@@ -125,6 +125,7 @@ def _summarize(tokens_per_param: object, rows: pd.DataFrame) -> dict[str, float 
         "budget": value,  # its older name, which scripts of users read
         "pairs": len(differences),
         "deep_lower": int((differences < 0).sum()),
+        "largest": float(differences[-1]),  # at the largest FLOPs
         "mean": snap_to_zero(differences.mean(), ITERATION_TOLERANCE),
         "sd": float(differences.std(ddof=1)) if len(differences) > 1 else float("nan"),
     }

@@ -97,7 +97,7 @@ def decide(evidence: Evidence) -> Verdict:
     word = _word(level, exponent, evidence)
     sentence = f"{describe_level(block)} {describe_exponent(block)}"
     if {level, exponent} == {"depth", "width"}:
-        sentence += " The two findings point to opposite sides: the curves cross, or will."
+        sentence += " The two findings point to opposite sides: the curves cross within or beyond the measured sizes."
     if word == "no_difference":
         sentence = (
             f"{block.deep} and {block.wide} are equivalent: exponents within {EQUIVALENT:g} and FLOPs at equal loss "
@@ -122,10 +122,10 @@ def _exponent(evidence: Evidence) -> tuple[Finding, tuple[str, ...]]:
     block = evidence.block
     if block.d_alpha is None:
         return "refused", block.exponent_reasons
-    if block.p_free_e is not None and block.p_free_e < SIGNIFICANCE:
+    if block.is_equal_e_rejected:
         reason = (
             f"equal E is rejected (E_deep - E_wide = {format_number(block.free_e, signed=True)} nats, "
-            f"{format_p_value(block.p_free_e)}), so exponents given equal E are not compared"
+            f"{format_p_value(block.p_free_e or 0.0)}), so exponents given equal E are not compared"
         )
         return "open", (reason,)
     if not block.is_exponent_significant:
@@ -203,7 +203,7 @@ def describe_level(block: BlockResult) -> str:
     return (
         f"At equal FLOPs and tokens {shown}: {block.deep} minus {block.wide} is {block.level_text} nats at "
         f"N = {short_count(block.at_n or 0.0)} and {power_of_ten(block.at_flops)} FLOPs "
-        f"({format_p_value(block.p_level)}), a compute multiplier of {block.kappa_text}."
+        f"(closed test: {format_p_value(block.p_level)}), a compute multiplier of {block.kappa_text}."
     )
 
 
@@ -213,11 +213,11 @@ def describe_exponent(block: BlockResult) -> str:
         reasons = "; ".join(block.exponent_reasons)
         return f"The exponents cannot be compared: {reasons}."
     faster = block.deep if block.d_alpha > 0 else block.wide
-    shown = (
-        f"The loss of {faster} falls faster with size"
-        if block.is_exponent_significant
-        else "No difference of exponents is shown"
-    )
+    shown = "No difference of exponents is shown"
+    if block.is_exponent_significant:
+        shown = f"The loss of {faster} falls faster with size"
+    if block.is_equal_e_rejected:
+        shown = "The exponents are not compared, because equal E is rejected; given equal E"
     return (
         f"{shown}: alpha {block.deep} - alpha {block.wide} = {block.d_alpha_text} (loss in nats against "
         f"{block.n_name}, {block.shapes} shapes, {block.df} degrees of freedom, given equal E)."
@@ -227,4 +227,4 @@ def describe_exponent(block: BlockResult) -> str:
 def _detectable(block: BlockResult) -> str:
     level = f"a loss difference of {format_number(block.level_mde80)} nats"
     exponent = "" if block.mde80 is None else f" or an exponent difference of {block.mde80:.3f}"
-    return f"This study finds {level}{exponent} with a probability of 80%."
+    return f"A t test of this study finds {level}{exponent} with a probability of 80%."

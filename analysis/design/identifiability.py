@@ -167,7 +167,7 @@ def design_warnings(
         warnings += _drift_warnings(rung, n, np.log(np.asarray(aspect_ratio, float)))
     if seed is not None and len(np.unique(np.asarray(seed))) < 2:
         warnings.append(
-            "no size has more than one seed, so the seed standard deviation is assumed, not measured"
+            "no size has more than one seed, so the noise of a seed cannot be told from the random effect of a shape"
         )
     return warnings
 

@@ -116,7 +116,9 @@ class DesignPower(Summarized):
     @property
     def equivalence_text(self) -> str:
         if self.equivalence_margin is None:
-            return "with no margin of the compute multiplier 80% power, if the families are equal"
+            return (
+                "no margin of the compute multiplier gives it 80% power, if the families are equal"
+            )
         return (
             f"80% power with a margin of {self.equivalence_margin:.2f} of the compute multiplier, if the families "
             "are equal"

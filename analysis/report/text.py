@@ -31,6 +31,8 @@ CAVEATS = (
     "FLOPs, have other values.",
 )
 
+HOLD_OUT_RULE = "it passes if at least half of the cells of each compared family do"
+
 
 def headline(report: StudyReport) -> str:
     """Return the verdict in one short sentence with both findings."""
@@ -101,7 +103,8 @@ def findings(report: StudyReport) -> list[str]:
     """Return the sentence of the verdict, and the reasons that it does not have."""
     verdict = report.comparison.verdict
     others = [reason for reason in verdict.reasons if reason not in verdict.sentence]
-    return [verdict.sentence, *(f"{_capitalized(reason)}." for reason in others)]
+    best = [shape_line(report)] if report.comparison.block.has_optimum else []
+    return [verdict.sentence, *(f"{_capitalized(reason)}." for reason in others), *best]
 
 
 def _capitalized(text: str) -> str:
@@ -118,7 +121,9 @@ def contrast_lines(report: StudyReport) -> list[str]:
     if "aspect_ratio" in table:
         aspects = table.groupby("family")["aspect_ratio"].mean()
         names = [f"{name} (d_model / n_layers {aspects[name]:.3g})" for name in names]
-        if aspects[found.deep] == aspects.min() and aspects[found.wide] == aspects.max():
+        if found.block.is_labelled:
+            why = "the families do not differ in d_model / n_layers, so they are compared by name"
+        elif aspects[found.deep] == aspects.min() and aspects[found.wide] == aspects.max():
             why = "the families with the smallest and the largest d_model / n_layers"
     lines = [f"{names[0]} against {names[1]}: {why}."]
     if len(report.families) > 2:
@@ -196,11 +201,11 @@ def _influence_line(name: str, quantity: str, without: tuple[WithoutOne, ...], v
     others = [getattr(one, quantity) for one in without]
     known = [other for other in others if other is not None]
     if not known:
-        return f"{name} cannot be estimated without any one of the shapes."
+        return f"{name}: deleting any shape leaves too few degrees of freedom."
     fragile = fragile_name(without, quantity, value)
     sign = "keeps its sign" if fragile is None else f"changes its sign without {fragile}"
     ends = " to ".join(format_number(end, signed=True) for end in (min(known), max(known)))
-    return f"{name} {sign}: {ends} over {count(len(known), 'deletion')} of one shape or size."
+    return f"{name} {sign}: {ends} over {count(len(known), 'deletion')} of one shape, or of one size with two shapes."
 
 
 def joint_lines(report: StudyReport) -> list[str]:
@@ -230,8 +235,8 @@ def hold_out_line(report: StudyReport) -> str:
         return f"The largest size cannot be predicted from the smaller ones: {reasons}."
     inside = f"{held.coverage:.0%} of its cells lie inside their 95% prediction interval"
     if held.passed:
-        return f"Passed: the joint law fitted without the largest size predicts it; {inside}."
-    return f"FAILED: {'; '.join(held.reasons)}; {inside}."
+        return f"Passed: the joint law fitted without the largest size predicts it; {inside} ({HOLD_OUT_RULE})."
+    return f"FAILED: {'; '.join(held.reasons)}; {inside} ({HOLD_OUT_RULE})."
 
 
 def audit_line(report: StudyReport) -> str:

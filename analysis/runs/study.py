@@ -120,12 +120,16 @@ def prepare(
     else:
         prepared["flops"] = positive_columns(**{columns.flops: table[columns.flops]})[columns.flops]
     given = None if columns.flops is None else prepared["flops"].to_numpy()
-    warnings += count_warnings(columns.n, size, tokens, given)
+    if "recipe_id" not in table:  # runs of slm have consistent units
+        warnings += count_warnings(columns.n, size, tokens, given)
     prepared["seed"] = 0
     if columns.seed:
         prepared["seed"] = list(label_column(columns.seed, table[columns.seed], len(table)))
     if columns.aspect:
         prepared["aspect_ratio"] = _numbers(columns.aspect, table[columns.aspect])
+    elif {"d_model", "n_layers"} <= set(table):
+        width, depth = (_numbers(name, table[name]) for name in ("d_model", "n_layers"))
+        prepared["aspect_ratio"] = width / depth
     others = [name for name in OTHER_DEFINITIONS if name in table and name != columns.n]
     for name in others:
         prepared[name] = positive_columns(**{name: table[name]})[name]
