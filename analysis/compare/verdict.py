@@ -173,7 +173,7 @@ def is_equivalent(block: BlockResult, cost: float = EQUIVALENT_COST) -> bool:
 
 def _conditions(evidence: Evidence) -> Iterator[str]:
     block, hold_out = evidence.block, evidence.hold_out
-    if block.d_alpha is not None:
+    if block.d_alpha is not None and not block.is_equal_e_rejected:
         yield "the exponents are compared given equal E in both families"
     if evidence.audit is None:
         yield "no learning-rate audit was given: the answer holds if the learning rates suit both families"
