@@ -22,6 +22,7 @@ STARTS = 2
 ASSUMED_ALPHA = 0.34  # where one token budget per size leaves alpha, E and B D^-beta inseparable
 SMALL = 1e-12
 AT_BOUND = 1e-4
+MAX_STEP = 1.0  # per parameter, in ln units or as a change of an exponent
 NAMES = ("E", "A", "B", "alpha", "beta")
 ALPHA = NAMES.index("alpha")
 
@@ -120,6 +121,7 @@ def delete_runs(law: PooledLaw, blocks: Blocks, kept: Mask) -> PooledLaw:
     free &= (theta > low + margin) & (theta < high - margin)
     step = np.zeros(len(theta))
     step[free] = np.linalg.lstsq(full[kept][:, free], -residual[kept], rcond=1e-9)[0]
+    step = np.clip(step, -MAX_STEP, MAX_STEP)  # the kept runs may hardly identify the law
     return replace(problem.law(np.clip(theta + step, low, high)), at_bound=law.at_bound)
 
 
