@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.arrays import Floats, Ints
-from analysis.design.identifiability import SAME, count_distinct
+from analysis.design.identifiability import MIN_SIZES, SAME, count_distinct
 from slm.rounding import exceeds, stable_argsort
 
 MIN_ASPECT_DIFFERENCE = (
@@ -41,7 +41,7 @@ class Blocks:
         shape_names, rung_names: labels by code.
         u_deep, u_wide: mean u over the shapes of the two families that are compared.
         mean_log_aspect: ln(aspect ratio) at u = 0; nan if u is a label.
-        left_out: runs that meet no other shape in their block.
+        left_out: runs that meet no other shape in their block, or whose rung is not matched in FLOPs.
         is_labelled: whether u only labels the two families.
         is_matched: whether runs share blocks. If not, `block` and `rung` have no meaning, and no run is left out.
     """
@@ -157,6 +157,13 @@ def arrange(columns: Any, *, deep: str, wide: str, n: str = "n_flop") -> Blocks:
     is_labelled = not _differ(aspects, family, deep, wide)
     rung = _labels(columns["rung"]) if "rung" in columns else np.full(len(size), None, object)
     kept = np.isin(family, [deep, wide]) if is_labelled else np.isfinite(aspects)
+    block = _block_codes(rung, tokens)
+    eligible, matched = int(kept.sum()), kept & _is_matched(rung, flops / tokens, kept)
+    common, left = (_common(rung, block, family, (deep, wide), rows) for rows in (kept, matched))
+    is_matched = (
+        "rung" in columns and left > 0 and (left == common or left >= max(MIN_SIZES, common / 2))
+    )
+    kept = matched if is_matched else kept
     names = _by_size(rung[kept], size[kept])
     shape = _codes(zip(family, rung, labels, strict=True))
     first = np.unique(shape, return_index=True)[1]
@@ -170,7 +177,7 @@ def arrange(columns: Any, *, deep: str, wide: str, n: str = "n_flop") -> Blocks:
         if "loss_nats_per_token" in columns
         else missing,
         rung=np.array([names.index(name) if name in names else -1 for name in rung], np.int64),
-        block=_block_codes(rung, tokens),
+        block=block,
         shape=shape,
         trunk=_codes(zip(shape.tolist(), seeds, strict=True)),
         u=np.where(family == deep, -0.5, 0.5) if is_labelled else aspects,
@@ -183,9 +190,9 @@ def arrange(columns: Any, *, deep: str, wide: str, n: str = "n_flop") -> Blocks:
         deep=deep,
         wide=wide,
         is_labelled=is_labelled,
-        is_matched="rung" in columns and _is_matched(rung, flops / tokens, kept),
+        is_matched=is_matched,
     ).select(kept)
-    return replace(_centred(every), left_out=int(kept.sum()) - len(every))
+    return replace(_centred(every), left_out=eligible - len(every))
 
 
 def _centred(blocks: Blocks) -> Blocks:
@@ -216,12 +223,23 @@ def _differ(aspects: Floats, family: NDArray[Any], deep: str, wide: str) -> bool
     return bool(exceeds(abs(sides[0].mean() - sides[1].mean()), MIN_ASPECT_DIFFERENCE))
 
 
-def _is_matched(rung: NDArray[Any], flops_per_token: Floats, kept: Mask) -> bool:
+def _common(
+    rung: NDArray[Any], block: Ints, family: NDArray[Any], pair: tuple[str, str], rows: Mask
+) -> int:
+    """Return the number of rungs in which both families have a run with the same tokens."""
+    sides = [rows & (family == name) for name in pair]
+    shared = np.isin(block, np.intersect1d(*(block[side] for side in sides)))
+    return len(set(rung[shared & rows].tolist()))
+
+
+def _is_matched(rung: NDArray[Any], flops_per_token: Floats, kept: Mask) -> Mask:
+    """Return whether the FLOPs per token of a run's rung agree within MAX_MISMATCH."""
+    found = np.zeros(len(rung), dtype=bool)
     for name in dict.fromkeys(rung[kept]):
-        values = flops_per_token[kept & (rung == name)]
-        if exceeds(values.max() / values.min(), 1 + MAX_MISMATCH):
-            return False
-    return True
+        rows = kept & (rung == name)
+        values = flops_per_token[rows]
+        found[rows] = not exceeds(values.max() / values.min(), 1 + MAX_MISMATCH)
+    return found
 
 
 def _block_codes(rung: NDArray[Any], tokens: Floats) -> Ints:

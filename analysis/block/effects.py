@@ -16,7 +16,7 @@ from slm.rounding import snap_to_zero
 
 Interval = tuple[float, float]
 CONFIDENCE = 0.95
-MAX_LOG_KAPPA = 200.0
+MAX_LOG_KAPPA = 50.0
 SMALL = 1e-30  # variance of a contrast that the model does not have
 
 
@@ -238,7 +238,7 @@ def log_kappa(law: PooledLaw, n: float, tokens: float, delta: float) -> float:
             2 * (s * math.sinh(law.alpha * log_k / 4) + t * math.sinh(law.beta * log_k / 4)) + delta
         )
 
-    if gap(-MAX_LOG_KAPPA) * gap(MAX_LOG_KAPPA) > 0:  # the loss does not depend on compute
+    if not gap(-MAX_LOG_KAPPA) * gap(MAX_LOG_KAPPA) <= 0:  # the loss does not depend on compute
         return math.copysign(math.inf, -delta)
     return float(brentq(gap, -MAX_LOG_KAPPA, MAX_LOG_KAPPA, xtol=1e-12))
 

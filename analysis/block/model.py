@@ -185,7 +185,7 @@ def exponent_reasons(blocks: Blocks, law: PooledLaw | None = None) -> list[str]:
     )
     if law is not None and law.at_bound:
         reasons.append(
-            f"the runs do not identify the law common to all shapes: {law.at_bound} is at a bound of the search; run "
+            f"the runs do not identify the law common to all shapes: {law.at_bound} at a bound of the search; run "
             "larger sizes, or more of them"
         )
     return reasons

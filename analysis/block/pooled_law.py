@@ -21,6 +21,7 @@ START_EXPONENTS = np.geomspace(0.05, 1.0, 6)
 STARTS = 2
 ASSUMED_ALPHA = 0.34  # where one token budget per size leaves alpha, E and B D^-beta inseparable
 SMALL = 1e-12
+NEGLIGIBLE = 1e-4  # of the loss, for a size term
 AT_BOUND = 1e-4
 MAX_STEP = 1.0  # per parameter, in ln units or as a change of an exponent
 NAMES = ("E", "A", "B", "alpha", "beta")
@@ -64,8 +65,11 @@ def fit_pooled_law(blocks: Blocks) -> PooledLaw:
     theta = _minimise(problem, low, high, blocks.loss)
     near = np.minimum(theta - low, high - theta) < AT_BOUND
     names = [name for name, is_near in zip(NAMES, near, strict=False) if is_near]
-    law = replace(problem.law(theta), at_bound=", ".join(names))
-    if "alpha" not in names:
+    law = problem.law(theta)
+    if law.size_term(blocks.n).max() < NEGLIGIBLE * blocks.loss.min():
+        names.append("A")
+    law = replace(law, at_bound=", ".join(names))
+    if not {"A", "alpha"} & set(names):
         return law
     low[ALPHA], high[ALPHA] = ASSUMED_ALPHA - AT_BOUND, ASSUMED_ALPHA + AT_BOUND
     fixed = problem.law(_minimise(problem, low, high, blocks.loss))

@@ -28,7 +28,11 @@ SIGNIFICANCE = 0.05
 EQUIVALENT = 0.02  # exponents closer than this are the same for any use
 # The level comes from the model with E free only if equal E is clearly wrong. A pre-test at 5% would cost coverage: .92
 # instead of .95 in simulated studies with equal E.
-CLEAR = 0.001
+CLEAR = 0.01
+MAX_LOG_KAPPA = math.log(
+    1000
+)  # beyond, the losses hardly depend on compute and kappa is not identified
+MIN_KAPPA_RUNGS = 2
 SAME_N = 0.001  # relative; N that differ by less are one definition
 CURVE_POINTS = 25
 
@@ -48,7 +52,7 @@ class BlockResult(Summarized):
         level: Delta at `at_n`, the largest size that both families were run at.
         p_f: p of the F(2, df) test of level and d_alpha together.
         ln_kappa_ci90, p_equal_exponents: for equivalence by two one-sided tests; the second of |d_alpha| < 0.02.
-        free_e: E_deep - E_wide if the families may differ in E, with d_alpha_free_e beside it. If its p is below 0.001,
+        free_e: E_deep - E_wide if the families may differ in E, with d_alpha_free_e beside it. If its p is below 0.01,
             level and kappa are those of the model with E free.
         sigma, tau: standard deviations of a run and of a shape in nats; trunk_sigma: of a seed's trunk.
         runs, shapes, rungs: what the estimates use; left_out: runs without another shape in their block.
@@ -190,6 +194,8 @@ class BlockResult(Summarized):
 
     @property
     def kappa_text(self) -> str:
+        if self.kappa is None:
+            return "not identified"
         low, high = self.kappa_ci or (None, None)
         return format_interval(self.kappa, low, high, signed=False, digits=3)
 
@@ -322,9 +328,9 @@ def _with_free_e(effects: Effects, noise_exponent: float) -> Effects | None:
 def _level(effects: Effects) -> dict[str, Any]:
     level, point, law = effects.level, effects.point, effects.fit.law
     ends = level.interval
-    slope = law.alpha * law.size_term(point.n) + law.beta * law.data_term(point.tokens)
     rung = effects.fit.blocks.rung == point.rung
     budgets = sorted(set(effects.fit.blocks.tokens[rung])) if effects.fit.blocks.is_matched else []
+    kappa = _kappa(effects)
     n = np.geomspace(*_common_range(effects), CURVE_POINTS)
     deltas, half = effects.level_at(n)
     return {
@@ -332,10 +338,7 @@ def _level(effects: Effects) -> dict[str, Any]:
         "level_se": level.se,
         "level_ci": ends,
         "p_level": max(level.p, effects.p_f or 0.0),
-        "ln_kappa": effects.log_kappa(level.value),
-        "ln_kappa_se": 2 * level.se / float(slope),
-        "ln_kappa_ci": effects.log_kappa_interval(),
-        "ln_kappa_ci90": effects.log_kappa_interval(1 - 2 * SIGNIFICANCE),
+        **kappa,
         "at_n": point.n,
         "at_tokens": point.tokens,
         "at_flops": point.flops,
@@ -350,11 +353,30 @@ def _level(effects: Effects) -> dict[str, Any]:
                 "high": math.exp(effects.log_kappa(ends[0], tokens)),
             }
             for tokens in budgets
+            if kappa
         ),
         "curve": tuple(
             {"n": float(a), "level": float(b), "low": float(b - c), "high": float(b + c)}
             for a, b, c in zip(n, deltas, half, strict=True)
         ),
+    }
+
+
+def _kappa(effects: Effects) -> dict[str, Any]:
+    """Return ln kappa with its interval; nothing if the runs do not identify how the loss falls with compute."""
+    level, point, law = effects.level, effects.point, effects.fit.law
+    ends = effects.log_kappa_interval()
+    if (
+        len(effects.fit.blocks.rung_names) < MIN_KAPPA_RUNGS
+        or not max(map(abs, ends)) < MAX_LOG_KAPPA
+    ):
+        return {}
+    slope = law.alpha * law.size_term(point.n) + law.beta * law.data_term(point.tokens)
+    return {
+        "ln_kappa": effects.log_kappa(level.value),
+        "ln_kappa_se": 2 * level.se / float(slope),
+        "ln_kappa_ci": ends,
+        "ln_kappa_ci90": effects.log_kappa_interval(1 - 2 * SIGNIFICANCE),
     }
 
 
@@ -385,7 +407,7 @@ def _exponent(effects: Effects, free: Effects | None) -> dict[str, Any]:
     return found | {
         "free_e": free.free_e.value,
         "free_e_se": free.free_e.se,
-        "p_free_e": free.free_e.p,
+        "p_free_e": free.free_e.p if math.isfinite(free.free_e.p) else None,
         "d_alpha_free_e": free.d_alpha.value,
         "d_alpha_free_e_se": free.d_alpha.se,
     }

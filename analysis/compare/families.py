@@ -214,6 +214,9 @@ def compare_families(
     Raises:
         DataError: if a column is missing or has invalid values, or the two families are not defined.
     """
+    for name, value in (("bootstrap", bootstrap), ("seed", seed)):
+        if not isinstance(value, int) or value < 0:
+            raise DataError(f"{name}={value!r}: must be a whole number, 0 or above")
     if not isinstance(table, pd.DataFrame):
         raise DataError(
             f"compare_families takes a table with a row a run, not {type(table).__name__}: "
@@ -322,14 +325,17 @@ def _left_out(block: BlockResult, table: pd.DataFrame) -> Iterator[str]:
             )
     if block.left_out:
         runs = count(block.left_out, "run")
-        yield f"{runs} not used by the block model: no other shape has the same rung and token count"
+        yield (
+            f"{runs} not used by the block model: no other shape has the same rung and token count, or the FLOPs per "
+            "token of the rung differ by more than 10%"
+        )
 
 
 def _design_warnings(study: Study) -> list[str]:
     pair = study.pair
     per_token = pair["flops"] / pair["tokens"] / 6
     family, rung = labels(list(pair["family"])), labels(list(pair["rung"]))
-    return design_warnings(family, rung, per_token, pair["tokens"], pair["seed"])
+    return design_warnings(family, rung, per_token, pair["tokens"], list(pair["seed"]))
 
 
 def _seed_noise(table: pd.DataFrame) -> float | None:

@@ -163,7 +163,7 @@ def _word(level: Finding, exponent: Finding, evidence: Evidence) -> Word:
 
 def is_equivalent(block: BlockResult, cost: float = EQUIVALENT_COST) -> bool:
     """Return whether two one-sided tests show |d_alpha| < 0.02 and |ln kappa| < ln(cost), both at 5%."""
-    if block.p_equal_exponents is None or block.ln_kappa_ci90 is None:
+    if block.p_equal_exponents is None or block.ln_kappa_ci90 is None or block.is_equal_e_rejected:
         return False
     low, high = block.ln_kappa_ci90
     return (
@@ -194,6 +194,9 @@ def _conditions(evidence: Evidence) -> Iterator[str]:
 def describe_level(block: BlockResult) -> str:
     """Return the sentence on the loss at equal FLOPs."""
     assert block.level is not None and block.at_flops is not None and block.p_level is not None
+    multiplier = f"a compute multiplier of {block.kappa_text}"
+    if block.kappa is None:
+        multiplier = "a compute multiplier that is not identified: the runs do not show how the loss falls with compute"
     better = "lower" if block.level < 0 else "higher"
     shown = (
         f"{block.deep} has the {better} loss"
@@ -203,7 +206,7 @@ def describe_level(block: BlockResult) -> str:
     return (
         f"At equal FLOPs and tokens {shown}: {block.deep} minus {block.wide} is {block.level_text} nats at "
         f"N = {short_count(block.at_n or 0.0)} and {power_of_ten(block.at_flops)} FLOPs "
-        f"(closed test: {format_p_value(block.p_level)}), a compute multiplier of {block.kappa_text}."
+        f"(closed test: {format_p_value(block.p_level)}), {multiplier}."
     )
 
 

@@ -131,7 +131,7 @@ def design_warnings(
     rung: Labels,
     n: ArrayLike,
     tokens: ArrayLike,
-    seed: ArrayLike | None = None,
+    seed: Labels | None = None,
     *,
     aspect_ratio: ArrayLike | None = None,
 ) -> list[str]:
@@ -165,7 +165,7 @@ def design_warnings(
             )
     if aspect_ratio is not None:
         warnings += _drift_warnings(rung, n, np.log(np.asarray(aspect_ratio, float)))
-    if seed is not None and len(np.unique(np.asarray(seed))) < 2:
+    if seed is not None and len(set(map(str, labels(seed)))) < 2:
         warnings.append(
             "no size has more than one seed, so the noise of a seed cannot be told from the random effect of a shape"
         )

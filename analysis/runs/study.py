@@ -126,10 +126,11 @@ def prepare(
     if columns.seed:
         prepared["seed"] = list(label_column(columns.seed, table[columns.seed], len(table)))
     if columns.aspect:
-        prepared["aspect_ratio"] = _numbers(columns.aspect, table[columns.aspect])
+        prepared["aspect_ratio"] = _aspect_ratios(columns.aspect, table[columns.aspect])
     elif {"d_model", "n_layers"} <= set(table):
         width, depth = (_numbers(name, table[name]) for name in ("d_model", "n_layers"))
         prepared["aspect_ratio"] = width / depth
+    warnings += _merge_shapes(prepared)
     others = [name for name in OTHER_DEFINITIONS if name in table and name != columns.n]
     for name in others:
         prepared[name] = positive_columns(**{name: table[name]})[name]
@@ -158,6 +159,34 @@ def _numbers(name: str, column: Any) -> np.ndarray:
         return np.asarray(column, dtype=float)
     except (TypeError, ValueError) as error:
         raise DataError(f"{name}: values must be numbers ({error})") from None
+
+
+def _aspect_ratios(name: str, column: Any) -> np.ndarray:
+    """Return aspect ratios; a missing value is nan."""
+    values = _numbers(name, column)
+    bad = np.flatnonzero(~np.isnan(values) & ~((values > 0) & np.isfinite(values)))
+    if len(bad):
+        raise DataError(f"{name}={values[bad[0]]:g} in row {bad[0]}: must be finite and above 0")
+    return values
+
+
+def _merge_shapes(prepared: pd.DataFrame) -> list[str]:
+    """Give one label to shapes of a family with the same N and aspect ratio: run ids are no shapes."""
+    keys = [prepared["family"], pd.Series(merge_close(prepared["n"], SAME), index=prepared.index)]
+    if "aspect_ratio" in prepared:
+        keys.append(
+            pd.Series(merge_close(prepared["aspect_ratio"].fillna(0), SAME), index=prepared.index)
+        )
+    groups = prepared.groupby(keys, sort=False)["shape"]
+    if groups.nunique().max() < 2:
+        return []
+    merged = groups.transform("first")
+    others = int((merged != prepared["shape"]).sum())
+    prepared["shape"] = merged
+    return [
+        f"{count(others, 'run')} with another shape label than runs of the same family, N and aspect ratio: they count as "
+        "one shape"
+    ]
 
 
 def _sorted_rows(prepared: pd.DataFrame) -> pd.DataFrame:
@@ -258,10 +287,11 @@ def _deep_and_wide(prepared: pd.DataFrame, deep: str | None, wide: str | None) -
     if len(families) == 1:
         return families[0], families[0]
     if "aspect_ratio" in prepared:
-        aspects = prepared.groupby("family")["aspect_ratio"].mean()
-        rest = list(aspects.index[stable_argsort(aspects)])
-        rest = [name for name in rest if name not in (deep, wide)]
-        return deep or rest[0], wide or rest[-1]
+        aspects = np.log(prepared["aspect_ratio"]).groupby(prepared["family"]).mean().dropna()
+        known = list(aspects.index[stable_argsort(aspects)])
+        known = [name for name in known if name not in (deep, wide)]
+        if len(known) >= 2 - len({deep, wide} - {None}):
+            return deep or known[0], wide or known[-1]
     if len(families) == 2 and (deep or wide):
         return deep or rest[0], wide or rest[0]
     matches = {

@@ -100,8 +100,9 @@ def _check(config: Config, cells: Sequence[Cell], throughput: Throughput) -> Non
     design = config.design
     problems = []
     if (design.flops is None) == (design.hours is None):
-        rule = "action=design needs the cost of the study, in FLOPs or in device-hours"
-        problems.append(Problem("design", None, rule, "set design.flops or design.hours"))
+        rule = "action=design needs one cost of the study, in FLOPs or in device-hours"
+        value = None if design.flops is None else f"flops={design.flops:g}, hours={design.hours:g}"
+        problems.append(Problem("design", value, rule, "set one of design.flops and design.hours"))
     if design.hours is not None and throughput.flops_per_second(cells[0].spec) is None:
         rule = "the throughput of a device is unknown"
         fix = "set plan=h100 or plan.device_flops, or measure it with action=plan plan.probe=true"
