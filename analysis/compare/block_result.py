@@ -249,7 +249,8 @@ def fit_block_model(
     Args:
         table: one row per run with the columns family, shape, tokens, loss_nats_per_token, `n`, and if known flops,
             rung, seed and aspect_ratio.
-        deep, wide: the two families; others contribute if aspect ratios are known.
+        deep: name of the deep family.
+        wide: name of the wide family; other families contribute if aspect ratios are known.
         n: column with N. The level is at equal FLOPs under every definition.
         noise_exponent: p, if standard deviations are proportional to N^p.
 
