@@ -4,7 +4,7 @@
     python -m tests.benchmarks.simulated_studies --studies 500 --rows k6 k8 --out out/validation
 
 The rows are described in `study_generators`. Results are written after each row; a row that is in the output
-with the same seed and number of studies is not computed again. For the rows in OLD_METHOD the analysis it
+with the same seed and at least as many studies is not computed again. For the rows in OLD_METHOD the analysis it
 replaced (joint law M2, delete-one-shape jackknife) is run on the first studies too.
 """
 
@@ -234,14 +234,15 @@ def markdown(rows: list[dict[str, Any]], command: str) -> str:
         "Coverage: of the 95% intervals. SE / sd: root mean square standard error over the standard "
         "deviation of the estimates. no_difference: at margins 1.05 and 1.10 of the compute multiplier.",
         "",
-        "| row | d-alpha | level, nats | ln kappa | level found | exponent found | coverage d-alpha / level / "
+        "| row | studies | d-alpha | level, nats | ln kappa | level found | exponent found | coverage d-alpha / level / "
         "ln kappa | SE / sd d-alpha, level | no_difference | refused, level / exponent |",
-        "|" + " --- |" * 10,
+        "|" + " --- |" * 11,
     ]
     for row in rows:
         truth, studies = row["truth"], row["studies"] * (1 - row["refused"])
         cells = [
             row["name"],
+            str(row["studies"]),
             f"{truth['d_alpha']:.3f}",
             f"{truth['level']:.4f}",
             f"{truth['ln_kappa']:.3f}",
@@ -291,15 +292,19 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "simulated_studies.json"
     done = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    key = (arguments.seed, arguments.studies)
-    rows = {row["name"]: row for row in done if (row["seed"], row["studies"]) == key}
+    rows = {row["name"]: row for row in done}
+    is_done = {
+        name
+        for name, row in rows.items()
+        if row["seed"] == arguments.seed and row["studies"] >= arguments.studies
+    }
     command = (
         f"python -m tests.benchmarks.simulated_studies --studies {arguments.studies} "
         f"--seed {arguments.seed} --out {arguments.out}"
     )
     with multiprocessing.Pool(arguments.processes) as pool:
         for name in arguments.rows:
-            if name not in rows:
+            if name not in is_done:
                 one = arguments.processes == 1
                 rows[name] = run_row(name, arguments.studies, arguments.seed, None if one else pool)
                 print(name, json.dumps(rows[name]), flush=True)
