@@ -7,20 +7,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.arrays import Floats, Ints
-from analysis.design.identifiability import MIN_SIZES, SAME, count_distinct
+from analysis.arrays import Floats, Ints, codes
+from analysis.design.identifiability import MIN_SIZES, SAME, count_distinct, labels
 from slm.rounding import exceeds, stable_argsort
 
-MIN_ASPECT_DIFFERENCE = (
-    0.2  # of the families' mean ln(aspect ratio); below, the families are labels
-)
+MIN_ASPECT_DIFFERENCE = 0.2  # of mean ln(aspect ratio); below, the two families are labels
 MIN_ASPECTS = 3  # in one rung, for a curvature
 MAX_MISMATCH = 0.10  # of FLOPs per token within a rung; up to here the correction to equal FLOPs is first-order
 PER_RUN = ("row", "n", "tokens", "flops", "loss", "u")
@@ -92,11 +90,20 @@ class Blocks:
         return any(count_distinct(np.exp(self.u[rungs == r])) >= MIN_ASPECTS for r in set(rungs))
 
     @property
+    def family(self) -> NDArray[Any]:
+        """Family of each run."""
+        return np.array(self.families, dtype=object)[self.shape]
+
+    @property
+    def sides(self) -> tuple[Mask, Mask]:
+        """Whether each run belongs to the deep family, and to the wide family."""
+        return self.family == self.deep, self.family == self.wide
+
+    @property
     def common_rungs(self) -> list[int]:
         """Rungs with runs of both compared families, from small to large."""
-        family = np.array(self.families, dtype=object)[self.shape]
-        sides = [set(self.rung[family == name].tolist()) for name in (self.deep, self.wide)]
-        return sorted(sides[0] & sides[1])
+        deep, wide = (set(self.rung[side].tolist()) for side in self.sides)
+        return sorted(deep & wide)
 
     @property
     def is_complete(self) -> bool:
@@ -134,8 +141,8 @@ class Blocks:
             **arrays,
             rung=rung_code,
             shape=first,
-            block=_codes(self.block[rows].tolist()),
-            trunk=_codes(self.trunk[rows].tolist()),
+            block=codes(self.block[rows].tolist()),
+            trunk=codes(self.trunk[rows].tolist()),
             families=tuple(self.families[code] for code in shape),
             shape_names=tuple(self.shape_names[code] for code in shape),
             rung_names=tuple(self.rung_names[code] for code in rung),
@@ -148,14 +155,14 @@ def arrange(columns: Any, *, deep: str, wide: str, n: str = "n_flop") -> Blocks:
     Needs the columns family, shape, tokens, flops and `n`; uses rung, seed, aspect_ratio and loss_nats_per_token.
     Runs of a third family without an aspect ratio are left out, and all third families if u is a label.
     """
-    family, labels = _labels(columns["family"]), _labels(columns["shape"])
+    family, names = labels(columns["family"]), labels(columns["shape"])
     size, tokens, flops = (np.asarray(columns[key], float) for key in (n, "tokens", "flops"))
     missing = np.full(len(size), np.nan)
     aspects = (
         np.log(np.asarray(columns["aspect_ratio"], float)) if "aspect_ratio" in columns else missing
     )
     is_labelled = not _differ(aspects, family, deep, wide)
-    rung = _labels(columns["rung"]) if "rung" in columns else np.full(len(size), None, object)
+    rung = labels(columns["rung"]) if "rung" in columns else np.full(len(size), None, object)
     kept = np.isin(family, [deep, wide]) if is_labelled else np.isfinite(aspects)
     block = _block_codes(rung, tokens)
     eligible, matched = int(kept.sum()), kept & _is_matched(rung, flops / tokens, kept)
@@ -164,10 +171,10 @@ def arrange(columns: Any, *, deep: str, wide: str, n: str = "n_flop") -> Blocks:
         "rung" in columns and left > 0 and (left == common or left >= max(MIN_SIZES, common / 2))
     )
     kept = matched if is_matched else kept
-    names = _by_size(rung[kept], size[kept])
-    shape = _codes(zip(family, rung, labels, strict=True))
+    rungs = _by_size(rung[kept], size[kept])
+    shape = codes(zip(family, rung, names, strict=True))
     first = np.unique(shape, return_index=True)[1]
-    seeds = _labels(columns["seed"]) if "seed" in columns else np.zeros(len(size))
+    seeds = labels(columns["seed"]) if "seed" in columns else np.zeros(len(size))
     every = Blocks(
         row=np.arange(len(size)),
         n=size,
@@ -176,14 +183,14 @@ def arrange(columns: Any, *, deep: str, wide: str, n: str = "n_flop") -> Blocks:
         loss=np.asarray(columns["loss_nats_per_token"], float)
         if "loss_nats_per_token" in columns
         else missing,
-        rung=np.array([names.index(name) if name in names else -1 for name in rung], np.int64),
+        rung=np.array([rungs.index(name) if name in rungs else -1 for name in rung], np.int64),
         block=block,
         shape=shape,
-        trunk=_codes(zip(shape.tolist(), seeds, strict=True)),
+        trunk=codes(zip(shape.tolist(), seeds, strict=True)),
         u=np.where(family == deep, -0.5, 0.5) if is_labelled else aspects,
         families=tuple(str(name) for name in family[first]),
-        shape_names=tuple(f"{family[i]} {labels[i]}" for i in first),
-        rung_names=tuple(names),
+        shape_names=tuple(f"{family[i]} {names[i]}" for i in first),
+        rung_names=tuple(rungs),
         u_deep=math.nan,
         u_wide=math.nan,
         mean_log_aspect=math.nan,
@@ -244,15 +251,15 @@ def _is_matched(rung: NDArray[Any], flops_per_token: Floats, kept: Mask) -> Mask
 
 def _block_codes(rung: NDArray[Any], tokens: Floats) -> Ints:
     """Return the block of each run: sorted token counts within 0.1% of their neighbour are one budget."""
-    codes = np.zeros(len(tokens), np.int64)
+    found = np.zeros(len(tokens), np.int64)
     used = 0
     for name in dict.fromkeys(rung):
         rows = np.flatnonzero(rung == name)
         order = rows[np.argsort(tokens[rows], kind="stable")]
         steps = exceeds(tokens[order][1:] / tokens[order][:-1], 1 + SAME)
-        codes[order] = used + np.concatenate([[0], np.cumsum(steps)])
-        used = int(codes.max()) + 1
-    return codes
+        found[order] = used + np.concatenate([[0], np.cumsum(steps)])
+        used = int(found.max()) + 1
+    return found
 
 
 def _meets_another_shape(block: Ints, shape: Ints, kept: Mask) -> Mask:
@@ -260,14 +267,3 @@ def _meets_another_shape(block: Ints, shape: Ints, kept: Mask) -> Mask:
     for b, s in zip(block[kept], shape[kept], strict=True):
         shapes.setdefault(int(b), set()).add(int(s))
     return np.array([len(shapes.get(int(b), ())) > 1 for b in block], dtype=bool)
-
-
-def _labels(values: Any) -> NDArray[Any]:
-    labels = np.empty(len(values), dtype=object)
-    labels[:] = list(values)
-    return labels
-
-
-def _codes(keys: Iterable[Hashable]) -> Ints:
-    code: dict[Hashable, int] = {}
-    return np.array([code.setdefault(key, len(code)) for key in keys], dtype=np.int64)

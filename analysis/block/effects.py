@@ -16,6 +16,7 @@ from slm.rounding import snap_to_zero
 
 Interval = tuple[float, float]
 CONFIDENCE = 0.95
+EQUIVALENT = 0.02  # exponents closer than this are the same for any use
 MAX_LOG_KAPPA = 50.0
 SMALL = 1e-30  # variance of a contrast that the model does not have
 
@@ -119,9 +120,7 @@ def _contrasts(fit: BlockFit, point: Point) -> Floats:
     """Return c of level, d_alpha and E_deep - E_wide, with estimate c' coef; 0 where the model has no such column."""
     gap = fit.blocks.u_deep - fit.blocks.u_wide
     level = level_weights(fit, np.array([point.n]))[0]
-    return np.array(
-        [level, *(np.array([float(o == n) for o in fit.names]) * gap for n in ("gamma", "e"))]
-    )
+    return np.array([level, _unit(fit, "gamma") * gap, _unit(fit, "e") * gap])
 
 
 def level_weights(fit: BlockFit, n: Floats) -> Floats:
@@ -199,8 +198,7 @@ def point_of(fit: BlockFit) -> Point:
 def _corner(fit: BlockFit) -> Point:
     """Return the point of largest FLOPs in the box that both families share, of ln N, ln D and ln D/N."""
     blocks = fit.blocks
-    family = np.array(blocks.families, dtype=object)[blocks.shape]
-    sides = [family == name for name in (blocks.deep, blocks.wide)]
+    sides = blocks.sides
     x, z = np.log(blocks.n), np.log(blocks.tokens)
     n_high, d_high, r_high = (min(v[s].max() for s in sides) for v in (x, z, z - x))
     r_low = max((z - x)[s].min() for s in sides)
@@ -214,8 +212,7 @@ def _corner(fit: BlockFit) -> Point:
 def common_box_is_empty(fit: BlockFit) -> bool:
     """Return whether two unmatched families share no range of N, D and D/N."""
     blocks = fit.blocks
-    family = np.array(blocks.families, dtype=object)[blocks.shape]
-    sides = [family == name for name in (blocks.deep, blocks.wide)]
+    sides = blocks.sides
     x, z = np.log(blocks.n), np.log(blocks.tokens)
     return any(
         max(v[s].min() for s in sides) > min(v[s].max() for s in sides) for v in (x, z, z - x)

@@ -175,13 +175,8 @@ def best_trunk_ratio(
 
     at = [criterion(ratio) for ratio in TRUNK_RATIOS]
     best = int(np.argmin(at))
-    if best == 0 and at[1] >= at[0]:
-        ends = (0.0, TRUNK_RATIOS[1])
-    else:
-        ends = (
-            TRUNK_RATIOS[max(best - 1, 0)],
-            TRUNK_RATIOS[min(best + 1, len(TRUNK_RATIOS) - 1)],
-        )
+    last = len(TRUNK_RATIOS) - 1
+    ends = TRUNK_RATIOS[max(best - 1, 0)], TRUNK_RATIOS[min(best + 1, last)]
     found = minimize_scalar(criterion, bounds=ends, method="bounded", options={"xatol": 1e-3})
     return float(found.x) if found.fun < at[0] else 0.0
 

@@ -63,7 +63,8 @@ class BlockFit:
         y: left side of the model, shape (runs,), after the correction for large q.
         coef, covariance: of h1, [h2], [gamma], [E]; see `names`. The covariance has no plug-in term.
         ratio: tau^2 / sigma^2; `sigma` and `tau` in nats (tau is 0 if its estimated square is negative).
-        trunk_sigma: standard deviation of trunks in nats, if shapes have several seeds.
+        trunk_ratio: sigma_c^2 / sigma^2 of trunks; 0 unless shapes have several seeds.
+        largest_q: largest relative difference of the size term.
     """
 
     blocks: Blocks
@@ -199,8 +200,7 @@ def level_reasons(blocks: Blocks, law: PooledLaw | None = None) -> list[str]:
     columns = columns_of(blocks, law)
     x = columns.design(blocks.u)
     model = MixedModel(nuisance_of(blocks, law), x, blocks.shape)
-    missing = MIN_DF - model.df
-    if missing > 0:
+    if model.df < MIN_DF:
         shapes = count(len(blocks.families), "shape")
         left = count(max(model.df, 0), "degree of freedom", "degrees of freedom")
         return [
@@ -242,7 +242,7 @@ def nuisance_of(blocks: Blocks, law: PooledLaw) -> Floats:
 
 
 def left_side(blocks: Blocks, law: PooledLaw, columns: Columns) -> Floats:
-    """Return the losses corrected to the N of their rung, or as residuals of the pooled law without h."""
+    """Return the losses corrected to the N of their rung, or as residuals of the pooled law at u = 0."""
     if blocks.is_matched:
         return blocks.loss - law.size_term(blocks.n) + columns.scale
     return blocks.loss - law.loss(blocks.n, blocks.tokens)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from scipy import special
 
+from analysis.block.effects import EQUIVALENT
 from analysis.charts.rows import forest_figure, forest_row
-from analysis.compare.block_result import EQUIVALENT
 from slm.charts import INK, MUTED, Figure
 
 if TYPE_CHECKING:

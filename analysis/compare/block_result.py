@@ -12,6 +12,7 @@ import pandas as pd
 
 from analysis.block.blocks import Blocks, arrange
 from analysis.block.effects import (
+    EQUIVALENT,
     Effects,
     Interval,
     common_box_is_empty,
@@ -25,7 +26,6 @@ from slm.rounding import exceeds
 from slm.summary import Rows, Summarized
 
 SIGNIFICANCE = 0.05
-EQUIVALENT = 0.02  # exponents closer than this are the same for any use
 # The level comes from the model with E free only if equal E is clearly wrong. A pre-test at 5% would cost coverage: .92
 # instead of .95 in simulated studies with equal E.
 CLEAR = 0.01
@@ -387,8 +387,7 @@ def _common_range(effects: Effects) -> tuple[float, float]:
     if blocks.is_matched:
         sizes = np.exp(blocks.log_n_rung[blocks.common_rungs])
         return float(sizes.min()), float(sizes.max())
-    family = np.array(blocks.families, dtype=object)[blocks.shape]
-    sides = [blocks.n[family == name] for name in (blocks.deep, blocks.wide)]
+    sides = [blocks.n[side] for side in blocks.sides]
     return max(side.min() for side in sides), min(side.max() for side in sides)
 
 
@@ -448,7 +447,7 @@ def _noise(effects: Effects) -> Iterator[dict[str, Any]]:
     """Yield the residual standard deviation of each family and rung: of shapes and runs together."""
     fit = effects.fit
     residual, share = fit.residuals()
-    family = np.array(fit.blocks.families, dtype=object)[fit.blocks.shape]
+    family = fit.blocks.family
     groups: list[tuple[str, Any, Any]] = [
         ("family", name, family == name) for name in dict.fromkeys(family)
     ]

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import special
 
 from analysis.arrays import Floats, Ints
-from analysis.compare.block_result import EQUIVALENT
+from analysis.block.effects import EQUIVALENT
 from analysis.design.identifiability import comparison_refusals, exponent_refusals, labels
 from analysis.fit.diagnostics import Status
 from analysis.fit.joint import fit_joint

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from analysis.compare.block_result import EQUIVALENT, SIGNIFICANCE, BlockResult
+from analysis.block.effects import EQUIVALENT
+from analysis.block.model import LARGE_Q
+from analysis.compare.block_result import SIGNIFICANCE, BlockResult
 from analysis.compare.holdout import HoldOut
 from analysis.compare.robustness import WithoutOne, fragile_name
 from analysis.formatting import format_number, format_p_value, power_of_ten, short_count
@@ -33,7 +35,6 @@ Word = Literal[
     "inconclusive",
 ]
 EQUIVALENT_COST = 1.05  # compute multipliers closer to 1 than this are no difference
-LARGE_Q = 0.1
 CHECKED = ("n_flop", "params_non_embedding")  # definitions under which the sign must agree
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.arrays import Floats, Ints
+from analysis.arrays import Floats, Ints, codes
 from analysis.design.identifiability import exponent_refusals
 from analysis.fit.diagnostics import Evidence, collect_evidence, fit_status, parameter_names
 from analysis.fit.joint_result import JointFit, Parameters
@@ -27,7 +27,7 @@ from analysis.fit.profile_likelihood import (
     quantile_t,
     residual_df,
 )
-from analysis.fit.resampling import Solution, cluster_bootstrap, codes, jackknife_error, solve
+from analysis.fit.resampling import Solution, cluster_bootstrap, jackknife_error, solve
 from analysis.fit.variable_projection import vpnls
 from analysis.formatting import count
 from analysis.runs.validate import label_column, loss_warnings, positive_columns

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from analysis.arrays import Floats, Ints
 from analysis.fit.levenberg_marquardt import Minima, Problem, minimise, start_grid
@@ -23,12 +21,6 @@ class Replicates:
     @property
     def discarded_share(self) -> float:
         return self.discarded / (self.discarded + len(self.theta))
-
-
-def codes(labels: NDArray[Any]) -> Ints:
-    """Return labels of any type as integers 0, 1, 2, ... in order of first appearance."""
-    code: dict[Any, int] = {}
-    return np.array([code.setdefault(label, len(code)) for label in labels], dtype=np.int64)
 
 
 @dataclass(frozen=True)

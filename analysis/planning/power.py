@@ -18,6 +18,7 @@ from scipy import special
 
 from analysis.arrays import Floats
 from analysis.block.blocks import Blocks, arrange
+from analysis.block.effects import EQUIVALENT
 from analysis.block.model import exponent_reasons, level_reasons
 from analysis.block.planned import PlannedEffects, planned_effects
 from analysis.block.pooled_law import PooledLaw
@@ -35,7 +36,6 @@ EFFECTS = (0.01, 0.02, 0.05)  # differences of alpha
 LOG_KAPPAS = (0.02, 0.05, 0.10)  # ln of the compute multiplier
 LEVEL = 0.05
 POWER = 0.80
-EQUIVALENCE = 0.02  # of alpha, for the verdict `no_difference`
 DRAWS, SEED = 20_000, 0
 BISECTIONS = 14
 MAX_PLAUSIBLE_LOSS = 11.0  # nats; a uniform guess over 50k tokens has 10.8
@@ -357,6 +357,6 @@ def _significant(values: Floats, scale: Floats, covariance: Floats, df: int) -> 
 def _equivalence_margin(sizes: Floats, errors: Floats, df: int) -> float | None:
     """Return the margin of kappa that two one-sided tests show with 80% power, from |ln kappa| and |d_alpha|."""
     ends = sizes + special.stdtrit(df, 1 - LEVEL) * errors  # of the 90% intervals, (draws, 2)
-    margins = np.where(ends[:, 1] < EQUIVALENCE, ends[:, 0], np.inf)
+    margins = np.where(ends[:, 1] < EQUIVALENT, ends[:, 0], np.inf)
     needed = float(np.quantile(margins, POWER, method="higher"))
     return math.exp(needed) if math.isfinite(needed) else None
