@@ -244,7 +244,7 @@ def log_kappa(law: PooledLaw, n: float, tokens: float, delta: float) -> float:
 class ShapeOptimum:
     """Best aspect ratio of a rung; `interval` is None unless the curvature is significant and positive.
 
-    `interval` is Fieller's, in u. `best` is None without a minimum inside the measured aspect ratios.
+    `interval` is Fieller's, in u. `u` is None without a minimum inside the measured aspect ratios.
     """
 
     rung: int
