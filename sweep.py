@@ -1,4 +1,4 @@
-"""Plan, run or report a study: `python sweep.py study=demo action=plan|run|status|report|collect`."""
+"""Plan, run, watch or report a study: `python sweep.py study=demo action=plan|run|status|watch|report|...`."""
 
 import hydra
 from omegaconf import DictConfig

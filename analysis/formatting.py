@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+from slm.formatting import short_count
+
 MIN_P = 0.001  # smaller p values are printed as `< .001`
 
 
@@ -79,11 +81,3 @@ def power_of_ten(value: float, digits: int = 2) -> str:
     power = f"10{str(int(exponent)).translate(SUPERSCRIPTS)}"
     short = f"{float(mantissa):g}"
     return power if short == "1" else f"{short}·{power}"
-
-
-def short_count(value: float) -> str:
-    """Return a count with a metric suffix: `25k` for 25000."""
-    for unit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= unit * 0.9995:
-            return f"{value / unit:.3g}{suffix}"
-    return f"{value:.3g}"

@@ -15,7 +15,7 @@ from analysis.charts.rows import (
     records,
     run_row,
 )
-from analysis.formatting import power_of_ten, short_count
+from analysis.formatting import power_of_ten
 from slm.charts import (
     INK,
     MUTED,
@@ -32,6 +32,7 @@ from slm.charts import (
     rule,
     tint,
 )
+from slm.formatting import short_count
 
 if TYPE_CHECKING:
     from analysis.report.study_report import Curve, StudyReport

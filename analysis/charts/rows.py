@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from analysis.formatting import power_of_ten, short_count
+from analysis.formatting import power_of_ten
 from slm.charts import (
     Axis,
     Figure,
@@ -15,6 +15,7 @@ from slm.charts import (
     finite_or_none,
     forest,
 )
+from slm.formatting import short_count
 
 if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport

@@ -14,7 +14,6 @@ from analysis.charts.rows import (
     records,
     run_row,
 )
-from analysis.formatting import short_count
 from slm.charts import (
     INK,
     Axis,
@@ -29,6 +28,7 @@ from slm.charts import (
     rule,
     tooltips,
 )
+from slm.formatting import short_count
 
 if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport

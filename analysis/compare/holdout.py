@@ -15,8 +15,9 @@ from analysis.compare.exponents import FittedStudy, fitted, refusals_of, shape_m
 from analysis.fit.law import log_loss
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import cluster_bootstrap
-from analysis.formatting import count, format_interval, short_count
+from analysis.formatting import count, format_interval
 from analysis.runs.study import Study
+from slm.formatting import short_count
 from slm.rounding import exceeds, stable_argsort
 from slm.summary import Rows, Summarized
 

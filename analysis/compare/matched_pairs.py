@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.block.pooled_law import PooledLaw
-from analysis.formatting import count, format_number, short_count
+from analysis.formatting import count, format_number
 from slm.architecture.shape_solver import MATCH_TOLERANCE
+from slm.formatting import short_count
 from slm.rounding import ITERATION_TOLERANCE, exceeds, round_to_three_digits, snap_to_zero
 from slm.summary import Readable, Rows
 

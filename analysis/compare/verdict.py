@@ -16,8 +16,9 @@ from analysis.block.model import LARGE_Q
 from analysis.compare.block_result import SIGNIFICANCE, BlockResult
 from analysis.compare.holdout import HoldOut
 from analysis.compare.robustness import WithoutOne, fragile_name
-from analysis.formatting import format_number, format_p_value, power_of_ten, short_count
+from analysis.formatting import format_number, format_p_value, power_of_ten
 from analysis.learning_rate.audit import Audit
+from slm.formatting import short_count
 from slm.rounding import opposite_signs
 from slm.summary import Summarized
 

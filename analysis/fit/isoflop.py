@@ -20,8 +20,9 @@ from analysis.arrays import Floats
 from analysis.design.identifiability import count_distinct
 from analysis.fit.diagnostics import Status
 from analysis.fit.profile_likelihood import quantile_t
-from analysis.formatting import count, format_interval, format_number, power_of_ten, short_count
+from analysis.formatting import count, format_interval, format_number, power_of_ten
 from analysis.runs.validate import positive_columns
+from slm.formatting import short_count
 from slm.parabola import parabola_minimum
 from slm.rounding import exceeds, first_argmin, merge_close, snap_to_zero
 from slm.summary import Rows, Summarized

@@ -6,14 +6,9 @@ import math
 from collections.abc import Iterator
 
 from analysis.compare.block_result import BlockResult
-from analysis.formatting import (
-    format_interval,
-    format_number,
-    format_p_value,
-    power_of_ten,
-    short_count,
-)
+from analysis.formatting import format_interval, format_number, format_p_value, power_of_ten
 from analysis.report.study_report import StudyReport
+from slm.formatting import short_count
 from slm.summary import Rows
 
 BEST = "* "  # before the lowest loss of a row

@@ -7,15 +7,9 @@ from typing import TYPE_CHECKING
 
 from analysis.compare.robustness import WithoutOne, fragile_name
 from analysis.compare.verdict import Finding, describe_exponent
-from analysis.formatting import (
-    count,
-    format_dropped,
-    format_number,
-    format_p_value,
-    power_of_ten,
-    short_count,
-)
+from analysis.formatting import count, format_dropped, format_number, format_p_value, power_of_ten
 from analysis.learning_rate.audit import MAX_PENALTY
+from slm.formatting import short_count
 
 if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport

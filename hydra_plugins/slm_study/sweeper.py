@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,6 +26,15 @@ KEYS_SET_BY_STUDY = {
     "model": "study.models",
     "seed": "study.seeds",
     "budget": "study.tokens_per_param, study.tokens or study.flops",
+}
+
+# Actions that train nothing: MODULE:FUNCTION, imported when it is called with the cells of the study
+ACTIONS = {
+    "plan": "analysis.study_actions.plan:show_plan",
+    "status": "slm.studies.status:print_status",
+    "watch": "analysis.study_actions.watch.server:watch_study",
+    "dashboard": "analysis.study_actions.dashboard.save:save_dashboard",
+    "sync": "slm.studies.sync:sync_study",
 }
 
 
@@ -58,19 +68,13 @@ class StudySweeper(Sweeper):
         check_study(config)
         action = config.action
         cells = self._cells(config)
-        if action == "plan":
-            from analysis.study_actions.plan import show_plan
-
-            return show_plan(cells)
+        if action in ACTIONS:
+            return resolve_name(ACTIONS[action])(cells)
         if action == "design":
             from analysis.study_actions.design import show_designs
 
             option = str(self.config.hydra.runtime.choices["study"])
             return show_designs(config, cells, option, self.arguments)
-        if action == "status":
-            from slm.studies.status import print_status
-
-            return print_status(cells)
         if action == "collect":
             return _collect_results(config, cells)
         error = None

@@ -19,6 +19,7 @@ from slm.charts.encodings import (
     tooltips,
 )
 from slm.charts.figure import Figure, page_script, script_json
+from slm.charts.loss_curves import LossCurve, loss_curves
 from slm.charts.marks import (
     bands,
     forest,
@@ -35,7 +36,7 @@ from slm.charts.marks import (
 from slm.charts.theme import DARK, INK, LIGHT, MUTED, css_variables, literal
 
 __all__ = [
-    "DARK", "INK", "LIGHT", "MUTED", "Axis", "Figure", "Series", "bands", "css_variables", "data", "finite_or_none",
+    "DARK", "INK", "LIGHT", "MUTED", "Axis", "Figure", "LossCurve", "Series", "bands", "css_variables", "data", "finite_or_none",
     "forest", "interactive", "intervals", "labels", "layered", "lines", "literal", "literal_colour", "literal_line",
-    "page_script", "panels", "points", "rule", "script_json", "tint", "tooltips",
+    "loss_curves", "page_script", "panels", "points", "rule", "script_json", "tint", "tooltips",
 ]  # fmt: skip

@@ -46,6 +46,10 @@ TRAIN_LOSS, LR, GRAD_NORM = "train/loss", "optim/lr", "optim/grad_norm"
 VAL_LOSS, VAL_BITS_PER_BYTE = "val/loss", "val/bits_per_byte"
 VAL_ERROR = "val/error/"  # prefix of the group's name
 TOKENS_PER_SECOND, MFU = "perf/tokens_per_second", "perf/mfu"
+PEAK_MEMORY = "perf/peak_memory_bytes"
+# Logged with a validation; the prefixes are followed by the name of a tensor group, or the number of a layer.
+WEIGHT_NORM, UPDATE_RATIO = "weights/norm/", "weights/update_ratio/"
+RESIDUAL_RMS = "residual/rms/"
 
 
 class RunDirectory:

@@ -79,7 +79,7 @@ def mirror(
         mirrored.finish(exit_code)
 
 
-def _start(mode: Literal["online", "offline"], settings: Mapping[str, Any]) -> Any:
+def _start(mode: Literal["auto", "online", "offline"], settings: Mapping[str, Any]) -> Any:
     """Start a W&B run in this mode, else offline; None if both fail."""
     try:
         import wandb
@@ -90,7 +90,7 @@ def _start(mode: Literal["online", "offline"], settings: Mapping[str, Any]) -> A
         )
         return None
     attempts: list[Literal["online", "offline"]] = (
-        [mode] if mode == "offline" else [mode, "offline"]
+        ["offline"] if mode == "offline" else ["online", "offline"]
     )
     for attempt in attempts:
         try:

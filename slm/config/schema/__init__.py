@@ -18,7 +18,7 @@ from slm.config.schema.architecture import (
     ParametrizationConfig,
 )
 from slm.config.schema.data import DataConfig, TokenizerConfig
-from slm.config.schema.study import DesignConfig, PlanConfig, StudyConfig
+from slm.config.schema.study import DesignConfig, PlanConfig, StudyConfig, WatchConfig
 from slm.config.schema.training import (
     BudgetConfig,
     OptimizerConfig,
@@ -45,11 +45,16 @@ __all__ = [
     "TokenizerConfig",
     "TrackingConfig",
     "TrainerConfig",
+    "WatchConfig",
     "choices_of",
     "default_tree",
     "field_descriptions",
     "key_of_field",
     "to_tree",
+]
+
+Action = Literal[
+    "plan", "design", "run", "status", "watch", "report", "collect", "dashboard", "sync"
 ]
 
 
@@ -66,7 +71,7 @@ class Config:
     """Folder of prepared data, which runs share."""
     rerun: bool = False
     """Train finished or started runs again; the old run directory is moved to .superseded/, not deleted."""
-    action: Literal["plan", "design", "run", "status", "report", "collect"] | None = None
+    action: Action | None = None
     """What sweep.py does with the study; null runs it and then writes the report. train.py ignores this key."""
     family: FamilyConfig = FamilyConfig()
     ladder: LadderConfig = LadderConfig()
@@ -82,6 +87,7 @@ class Config:
     study: StudyConfig = StudyConfig()
     plan: PlanConfig = PlanConfig()
     design: DesignConfig = DesignConfig()
+    watch: WatchConfig = WatchConfig()
 
 
 def default_tree() -> dict[str, Any]:

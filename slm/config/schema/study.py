@@ -97,6 +97,8 @@ class StudyConfig:
 
 @section
 class PlanConfig:
+    cells: bool = False
+    """Print every cell of the study, not only the grid of sizes, families and budgets."""
     probe: bool = False
     """Measure and store the throughput of every shape before planning; takes some seconds per shape, and up to
     a minute if its blocks are compiled."""
@@ -132,3 +134,14 @@ class DesignConfig:
     """Alternative to design.flops: cost in device-hours, at the measured or assumed throughput of action=plan."""
     largest: Size | None = None
     """Largest size that action=design considers; null takes the largest of study.sizes."""
+
+
+@section
+class WatchConfig:
+    host: str = "127.0.0.1"
+    """Address that the page of action=watch is served on. Any other than this machine's own (127.0.0.1) lets other
+    machines read the study, and needs watch.access_token."""
+    port: Annotated[Index, Field(le=65_535)] = 8642
+    """Port of the page; 0 takes a free one."""
+    access_token: str | None = None
+    """Secret that a browser on another machine must send once, as in http://HOST:PORT/?token=SECRET."""

@@ -145,8 +145,9 @@ class TrainerConfig:
 
 @section
 class TrackingConfig:
-    wandb: Literal["offline", "online", "disabled"] = "offline"
-    """W&B mirror of the run; online falls back to offline within seconds if there is no connection."""
+    wandb: Literal["offline", "auto", "online", "disabled"] = "offline"
+    """W&B mirror of the run. auto: online if logged in and the host answers within seconds, else offline. online
+    warns when it has to fall back to offline."""
     project: Name = "slm"
     """W&B project."""
     entity: str | None = None

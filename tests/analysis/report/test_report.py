@@ -15,7 +15,7 @@ import pytest
 
 from analysis.__main__ import main
 from analysis.charts import report_figures
-from analysis.formatting import power_of_ten, short_count
+from analysis.formatting import power_of_ten
 from analysis.learning_rate.gate import load_audit
 from analysis.report import tables, text
 from analysis.report.html import page
@@ -25,6 +25,7 @@ from analysis.report.write import markdown, report_on, results
 from analysis.runs.load import Runs, load_runs, runs_from_results
 from slm.charts import page_script
 from slm.errors import DataError
+from slm.formatting import short_count
 from slm.tracking.results_file import read_results
 from tests.conftest import ROOT
 from tests.full_study import full_study

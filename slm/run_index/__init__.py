@@ -1,0 +1,1 @@
+"""Commands on run directories: list, compare and remove runs, and plot their losses."""
