@@ -35,6 +35,9 @@ ACTIONS = {
     "run": "run the cells that are not finished, without a report",
     "status": "print the state of each cell; exit code 3 if some are not finished",
     "report": "write the report on the finished cells",
+    "watch": "serve a page on this machine that shows the study while it runs",
+    "dashboard": "create or update the W&B workspace and report of the study",
+    "sync": "upload the study's runs to W&B",
     "collect": "add the results of finished cells to the file study.results",
 }
 LAUNCHERS = {
