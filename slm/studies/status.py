@@ -15,7 +15,7 @@ from slm.console import Column, FittedTable, console
 from slm.errors import StudyUnfinished
 from slm.formatting import TIME_UNITS, in_one_unit, short_count
 from slm.run.display_name import display_name
-from slm.studies.cells import Cell
+from slm.studies.cells import DONE, Cell
 from slm.studies.grid_table import family_kind, rung_family_columns, rung_label
 from slm.studies.throughput import Throughput, load_throughput
 from slm.tracking import run_dir
@@ -127,8 +127,12 @@ def build_status(cells: Sequence[Cell], max_rows: int | None = None) -> Group:
 
 def _cells_table(rows: Sequence[Progress], *, has_one_seed: bool) -> FittedTable:
     specs = [row.cell.spec for row in rows]
-    known = [row.remaining_seconds for row in rows]
+    known = [None if row.state in DONE else row.remaining_seconds for row in rows]
     unit, times = in_one_unit(known, TIME_UNITS)
+    if any(known):
+        times = ["" if row.state in DONE else time for row, time in zip(rows, times, strict=True)]
+    else:
+        times = [""] * len(rows)
     grid = [" ".join(row.cell.varied) for row in rows]
     columns = [
         Column("family", [row.cell.family for row in rows], is_left=True),
@@ -148,7 +152,7 @@ def _cells_table(rows: Sequence[Progress], *, has_one_seed: bool) -> FittedTable
             ],
             rank=2,
         ),
-        *([Column(f"{unit}\nremaining", times, rank=1)] if any(known) else []),
+        Column(f"{unit}\nremaining", times, rank=1),
         Column("host", [row.note * (row.state == "running") for row in rows], rank=5, is_left=True),
         Column("folder", [row.cell.run.path.name for row in rows], rank=6, is_left=True),
     ]
