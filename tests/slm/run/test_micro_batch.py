@@ -277,6 +277,8 @@ def test_describe_prints_the_memory_plan(capsys: pytest.CaptureFixture[str]) -> 
 def test_study_plan_lists_memory_and_micro_batch_of_each_shape(tiny_spec: Spec) -> None:
     spec = tiny_spec(trainer={"micro_batch_sequences": 2})
     table = ladder_table([Cell(spec, "tiny", "one")])
-    columns = {column.header: list(column.cells) for column in table.columns}
-    needed = format_bytes(micro_batch_of(spec, "cpu").plan.total_bytes)
-    assert columns["memory\nper rank"] == [needed] and columns["micro-\nbatch"] == ["2"]
+    columns = {column.name: list(column.cells) for column in table.columns}
+    megabytes = micro_batch_of(spec, "cpu").plan.total_bytes / 1e6
+    (printed,) = columns["memory per rank (MB)"]
+    assert float(printed) == pytest.approx(megabytes, abs=0.005)
+    assert columns["sequences per pass"] == ["2"]
