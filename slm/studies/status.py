@@ -16,12 +16,13 @@ from slm.errors import StudyUnfinished
 from slm.formatting import TIME_UNITS, in_one_unit, short_count
 from slm.run.display_name import display_name
 from slm.studies.cells import DONE, Cell
-from slm.studies.grid_table import family_kind, rung_family_columns, rung_label
+from slm.studies.grid_table import family_kind, rung_family_columns, rung_label, rungs_of
 from slm.studies.throughput import Throughput, load_throughput
 from slm.tracking import run_dir
 
 REFRESH_SECONDS = 2.0
 MAX_ROWS = 40  # of cells; a larger study has a table of counts
+MIN_RUNNING = 2
 MAX_FAILURES = 10
 OTHER_LINES = (
     16  # headline, folder, hints and table of counts, so that a refreshed table fits the terminal
@@ -110,7 +111,13 @@ def build_status(cells: Sequence[Cell], max_rows: int | None = None) -> Group:
     throughput = load_throughput(cells)
     rows = [progress_of(cell, throughput) for cell in cells]
     lists_all = len(rows) <= max_rows
-    shown = rows if lists_all else [row for row in rows if row.state == "running"][:max_rows]
+    if lists_all:
+        shown = rows
+    else:
+        most = max(
+            MIN_RUNNING, max_rows - len(rungs_of(cells))
+        )  # the table of counts has these rows
+        shown = [row for row in rows if row.state == "running"][:most]
     parts: list[RenderableType] = [Text(_headline(rows), style="bold"), _folder(cells)]
     if not lists_all:
         parts.append(_overview(rows))
