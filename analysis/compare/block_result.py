@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from analysis.block.effects import Effects, Interval
+from analysis.block.effects import SIGNIFICANCE, Effects, Interval
 from analysis.formatting import count, format_interval, format_number, format_p_value
 from slm.summary import Rows, Summarized
-
-SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True, repr=False)

@@ -12,13 +12,14 @@ import pandas as pd
 from analysis.block.blocks import Blocks, arrange
 from analysis.block.effects import (
     EQUIVALENT,
+    SIGNIFICANCE,
     Effects,
     common_box_is_empty,
     effects_of,
     shape_optimum,
 )
 from analysis.block.model import MIN_DF, exponent_reasons, fit_runs, level_reasons
-from analysis.compare.block_result import SIGNIFICANCE, BlockResult
+from analysis.compare.block_result import BlockResult
 from analysis.runs.study import Columns, prepare
 from slm.rounding import exceeds
 
