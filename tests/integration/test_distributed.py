@@ -75,8 +75,17 @@ def assert_close(ours: RunDirectory, theirs: RunDirectory) -> None:
     for key in (run_dir.TRAIN_LOSS, run_dir.VAL_LOSS, run_dir.LR, run_dir.STEP):
         actual, expected = ([row[key] for row in side if key in row] for side in (rows, others))
         np.testing.assert_allclose(actual, expected, rtol=TOLERANCE)
-    norms = ([row[run_dir.GRAD_NORM] for row in side] for side in (rows, others))
-    np.testing.assert_allclose(*norms, rtol=1e-4)
+    for prefix in (
+        run_dir.GRAD_NORM,
+        run_dir.WEIGHT_NORM,
+        run_dir.UPDATE_RATIO,
+        run_dir.RESIDUAL_RMS,
+    ):
+        norms = [
+            [row[k] for row in side for k in row if k.startswith(prefix)] for side in (rows, others)
+        ]
+        assert norms[0]
+        np.testing.assert_allclose(*norms, rtol=1e-4)
     one, other = ours.result(), theirs.result()
     assert one is not None and other is not None
     assert (one.run_id, one.steps, one.val_tokens) == (other.run_id, other.steps, other.val_tokens)

@@ -19,6 +19,7 @@ from slm.model.build import build_model
 from slm.run import compile_rule
 from slm.run.compile_rule import MIN_CPU_FLOPS
 from slm.run.spec import RunSpec
+from slm.tracking import run_dir
 from slm.training.device import compile as compilation
 from slm.training.device.compile import (
     compile_blocks,
@@ -31,6 +32,15 @@ from slm.training.throughput_probe import probe_config
 from tests.running import losses, run_to_end
 
 Spec = Callable[..., RunSpec]
+
+
+# The loss, the residual stream at 6 depths, and norm and update of 4 tensor groups.
+VALIDATION_KEYS = (
+    run_dir.VAL_LOSS,
+    run_dir.RESIDUAL_RMS,
+    run_dir.WEIGHT_NORM,
+    run_dir.UPDATE_RATIO,
+)
 
 
 def is_compiled(spec: RunSpec) -> bool:
@@ -148,11 +158,18 @@ def test_blocks_share_one_graph_and_train_the_same(
             runs_dir=str(tmp_path / choice),
             model={"n_layers": 5, "dropout": dropout},
             data={"val_tokens": 1000},  # not a multiple of the batch
-            trainer={"compile": choice, "activation_checkpointing": checkpointing},
+            trainer={
+                "compile": choice,
+                "activation_checkpointing": checkpointing,
+                "validate_every_steps": 7,  # its hooks must not cause a recompilation
+            },
         )
-        run, result = run_to_end(spec)
-        assert result.val_loss_nats_per_token is not None
-        curves[choice] = [*(loss for loss, _, _ in losses(run)), result.val_loss_nats_per_token]
+        run, _ = run_to_end(spec)
+        curves[choice] = [loss for loss, _, _ in losses(run)]
+        for row in run.read_metrics():
+            values = [value for key, value in row.items() if key.startswith(VALIDATION_KEYS)]
+            assert len(values) == (15 if row[run_dir.STEP] in {7, 14, 20} else 0)
+            curves[choice] += values
         assert counters["stats"]["unique_graphs"] == (1 if choice == "on" else 0)
     # 20 AdamW steps amplify rounding: compiled sums are fused and in a different order.
     np.testing.assert_allclose(curves["on"], curves["off"], rtol=5e-5)
