@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
+from slm.logs import StderrHandler
 from slm.run.spec import RunSpec
 from slm.training import progress
 from slm.training.progress import shown_progress
@@ -44,11 +46,27 @@ def lines_of(shown: io.StringIO) -> Iterator[str]:
             yield text
 
 
+def test_log_messages_appear_above_the_bar(
+    tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace
+) -> None:
+    logger = logging.Logger("slm of this test")
+    logger.addHandler(StderrHandler())
+    shown = show_on(monkeypatch, force_terminal=True, width=80)
+    with shown_progress(tiny_spec(), 0, is_shown=True) as update:
+        clock.seconds = 60.0
+        update(20, OUTPUT)
+        logger.info("validating on 65,536 tokens")
+    lines = list(lines_of(shown))
+    assert lines.count("validating on 65,536 tokens") == 1
+    assert lines[-1].endswith("step 20/20  loss 3.214  85 tokens/s")
+
+
 @pytest.mark.parametrize(("width", "has_name"), [(80, False), (130, True)])
 def test_bar_shows_no_numbers_before_the_first_step(
     tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace, width: int, has_name: bool
 ) -> None:  # fmt: skip
     shown = show_on(monkeypatch, force_terminal=True, width=width)
+    monkeypatch.setattr(progress, "display_name", lambda _: "deep_thin 240k, 8.6M tokens, s0")
     spec = tiny_spec(budget={"tokens": 500 * 256})
     with shown_progress(spec, 100, is_shown=True) as update:
         clock.seconds = 10.0
@@ -57,7 +75,7 @@ def test_bar_shows_no_numbers_before_the_first_step(
     assert first.endswith("━ step 100/500") and "nan" not in shown.getvalue()
     # 20 steps of 256 tokens in 10 s; 380 steps remain.
     assert last.endswith("━ step 120/500  loss 3.214  512 tokens/s  3 min 10 s remaining")
-    name = "tiny L2-d32, 128k tokens, s0"
+    name = "deep_thin 240k"
     assert first.startswith(name) == last.startswith(name) == has_name
     assert max(len(line) for line in lines_of(shown)) <= width
 
