@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import textwrap
@@ -31,8 +32,15 @@ def console() -> Console:
 
 
 def print_lines(target: Console, lines: Iterable[str]) -> None:
-    """Print each line wrapped at words, with the continuation indented; long words such as paths stay whole."""
+    """Print each line wrapped at words, with the continuation indented; long words such as paths stay whole.
+
+    A pipe without COLUMNS gets whole lines, which `grep` finds.
+    """
+    is_wrapped = target.is_terminal or "COLUMNS" in os.environ
     for line in lines:
+        if not is_wrapped:
+            target.print(line, markup=False, highlight=False, soft_wrap=True)
+            continue
         indent = line[: len(line) - len(line.lstrip())] + "  "
         text = textwrap.fill(
             DURATION_SPACE.sub(NO_BREAK_SPACE, line),

@@ -55,7 +55,10 @@ def test_a_column_of_sentences_wraps_between_words_before_others_are_left_out() 
     assert printed(table, 30)[-2:] == ["loss difference at the  0.0043", "largest size"]
 
 
-def test_lines_are_wrapped_with_an_indent_and_paths_stay_whole() -> None:
+def test_lines_are_wrapped_with_an_indent_and_paths_stay_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "24")
     stream = io.StringIO()
     path = "runs/" + 40 * "x"
     print_lines(Console(file=stream, width=24), [f"  [a] {path} took 8 h 43 min of time"])
@@ -65,6 +68,13 @@ def test_lines_are_wrapped_with_an_indent_and_paths_stay_whole() -> None:
         "    took 8 h 43 min of",
         "    time",
     ]
+
+
+def test_lines_in_a_pipe_are_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    stream = io.StringIO()
+    print_lines(Console(file=stream, width=24), ["REFUSED " + 20 * "word "])
+    assert stream.getvalue().count("\n") == 1
 
 
 def test_width_is_that_of_columns_also_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
