@@ -105,9 +105,13 @@ class Browser:
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.send("Emulation.setEmulatedMedia", media=medium, features=[feature])
 
-    def open(self, file: Path) -> None:
-        """Open a report and wait until its charts are drawn."""
-        self.send("Page.navigate", url=file.resolve().as_uri())
+    def open(self, place: Path | str) -> None:
+        """Open a page, a file or an address, and wait until its charts are drawn."""
+        url = place if isinstance(place, str) else place.resolve().as_uri()
+        self.send(
+            "Page.navigate", url="about:blank"
+        )  # an address with another fragment would not load anew
+        self.send("Page.navigate", url=url)
         self.wait_until(
             "document.readyState === 'complete' && document.documentElement.dataset.drawn === 'true'"
         )

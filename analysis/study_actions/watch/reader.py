@@ -1,0 +1,122 @@
+"""Read the metrics of many runs while they are written: only new bytes of metrics.jsonl, and never a write.
+
+A file may end in half a line, become shorter or be replaced (resume, `rerun=true`), vanish, or not exist yet.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from slm.charts import LossCurve
+from slm.tracking import run_dir
+
+CHUNK_BYTES = 1 << 18
+CHECKED_BYTES = 64  # before the offset: they differ if the file was replaced
+MAX_POINTS = 8192  # kept per run; more are averaged to half as many
+SHOWN = (
+    run_dir.STEP, run_dir.TOKENS, run_dir.TRAIN_LOSS, run_dir.VAL_LOSS, run_dir.LR, run_dir.GRAD_NORM,
+    run_dir.TOKENS_PER_SECOND, run_dir.MFU,
+)  # fmt: skip
+
+
+@dataclass
+class RunLog:
+    """Training losses of a run after `tokens` tokens each, and the newest value of each key in `SHOWN`."""
+
+    path: Path
+    """metrics.jsonl of the run."""
+    tokens: array[float] = field(default_factory=lambda: array("f"))
+    losses: array[float] = field(default_factory=lambda: array("f"))
+    latest: dict[str, float] = field(default_factory=dict)
+    version: int = 0
+    """Increases with every change."""
+    offset: int = 0
+    _checked: bytes = b""
+    _seen: tuple[int, int] | None = None  # size and time of modification
+    _has_news: bool = False
+
+    @property
+    def unread_bytes(self) -> int:
+        return self._seen[0] - self.offset if self._has_news and self._seen else 0
+
+    def look(self) -> bool:
+        """Return whether there are lines to read."""
+        try:
+            status = self.path.stat()
+        except OSError:  # deleted, set aside, or not there yet
+            if self._seen is not None:
+                self._reset()
+            return False
+        seen = status.st_size, status.st_mtime_ns
+        self._has_news |= seen != self._seen
+        self._seen = seen
+        return self._has_news
+
+    def read(self) -> bool:
+        """Read the next complete lines, at most `CHUNK_BYTES`; return whether there may be more."""
+        try:
+            with self.path.open("rb") as stream:
+                stream.seek(self.offset - len(self._checked))
+                if stream.read(len(self._checked)) != self._checked:
+                    self._reset()
+                    stream.seek(0)
+                chunk = stream.read(CHUNK_BYTES)
+        except OSError:
+            self._reset()
+            return False
+        self._has_news = len(chunk) == CHUNK_BYTES
+        # A line is read when it is complete; a chunk without any end of a line is damaged.
+        lines = chunk if self._has_news and b"\n" not in chunk else chunk[: chunk.rfind(b"\n") + 1]
+        if lines:
+            self.offset += len(lines)
+            self._checked = (self._checked + lines)[-CHECKED_BYTES:]
+            self._add(lines)
+            self.version += 1
+        return self._has_news
+
+    def _reset(self) -> None:
+        del self.tokens[:], self.losses[:]
+        self.latest.clear()
+        self.version += 1
+        self.offset, self._checked, self._seen, self._has_news = 0, b"", None, False
+
+    def _add(self, lines: bytes) -> None:
+        for line in lines.splitlines():
+            try:
+                row = json.loads(line)
+                self.latest.update((key, float(row[key])) for key in SHOWN if key in row)
+                if run_dir.TRAIN_LOSS in row:
+                    self._add_loss(float(row[run_dir.TOKENS]), float(row[run_dir.TRAIN_LOSS]))
+            except (ValueError, TypeError, KeyError):
+                continue  # a damaged line
+        if len(self.tokens) > MAX_POINTS:
+            points = self.curve("", "", "", 1.0).points(MAX_POINTS // 2)
+            self.tokens = array("f", [tokens for tokens, _ in points])
+            self.losses = array("f", [loss for _, loss in points])
+
+    def _add_loss(self, tokens: float, loss: float) -> None:
+        """Append a loss; a resumed run repeats the steps after its checkpoint, and the last value counts."""
+        (rounded,) = array("f", [tokens])
+        while self.tokens and self.tokens[-1] >= rounded:
+            self.tokens.pop()
+            self.losses.pop()
+        self.tokens.append(rounded)
+        self.losses.append(loss)
+
+    def curve(self, run_id: str, name: str, family: str, flops_per_token: float) -> LossCurve:
+        return LossCurve(run_id, name, family, flops_per_token, self.tokens, self.losses)
+
+
+def read_new(logs: Iterable[RunLog], seconds: float) -> int:
+    """Read new lines for at most about `seconds`; return how many bytes remain for the next call."""
+    end = time.monotonic() + seconds
+    waiting = [log for log in logs if log.look()]
+    for log in waiting:
+        while time.monotonic() < end and log.read():
+            pass
+    return sum(log.unread_bytes for log in waiting)
