@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -115,6 +116,29 @@ class Browser:
         self.wait_until(
             "document.readyState === 'complete' && document.documentElement.dataset.drawn === 'true'"
         )
+
+    def press(self, key: str) -> None:
+        """Press and release a key, such as Escape."""
+        for kind in ("keyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+
+    def problems(self, allowed: str) -> list[Any]:
+        """Return console errors, exceptions and requests to addresses that do not match `allowed`."""
+        found: list[Any] = []
+        for event in self.events:
+            details = event["params"]
+            is_error = {
+                "Runtime.exceptionThrown": lambda one: True,
+                "Runtime.consoleAPICalled": lambda one: one["type"] in ("error", "assert"),
+                "Log.entryAdded": lambda one: one["entry"]["level"] == "error",
+            }.get(event["method"])
+            if is_error is not None and is_error(details):
+                found.append(details)
+            if event["method"] == "Network.requestWillBeSent":
+                url = details["request"]["url"]
+                if not re.match(allowed, url):
+                    found.append(url)
+        return found
 
     def screenshot(self, *, height: int | None = None) -> bytes:
         """Return a PNG of the top of the page, `height` CSS pixels high or the whole page."""

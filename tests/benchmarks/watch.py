@@ -60,7 +60,8 @@ def study_cells(*overrides: str) -> list[Cell]:
         def composed(more: Sequence[str]) -> Any:
             return compose("train", overrides=[*convert_overrides(list(overrides)), *more])
 
-        return cells_of(load_composed_config(composed([])), Composer(composed))
+        config = load_composed_config(composed([]))
+        return cells_of(config, Composer(composed))
 
 
 def loss_of(cell: Cell, tokens: float) -> float:
@@ -89,7 +90,7 @@ def metric_rows(cell: Cell, first: int, end: int, rows: int) -> Iterator[str]:
     """Yield lines of metrics.jsonl: those numbered `first` to `end` of all rows of the run."""
     noise = np.random.default_rng([cell.spec.config.seed, first]).normal(0, 0.01, end - first)
     for number in range(first, end):
-        step = max(number + 1, round((number + 1) / rows * cell.spec.steps))
+        step = max(1, round((number + 1) / rows * cell.spec.steps))
         tokens = step * cell.spec.batch_tokens
         row = {
             run_dir.STEP: step,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from analysis.study_actions.watch.snapshot import Document, Snapshot
+    from analysis.study_actions.watch.snapshot import Against, Document, Snapshot
 
 log = logging.getLogger("slm")
 PACKAGE = "analysis.study_actions.watch"
@@ -177,6 +177,10 @@ def make_app(snapshot: Snapshot, watch: WatchConfig, on_request: Callable[[], No
 
         return answer
 
+    async def curves(request: Request) -> Response:
+        against: Against = "flops" if request.query_params.get("x") == "flops" else "tokens"
+        return _send(request, await run_in_threadpool(snapshot.curves, against))
+
     async def details(request: Request) -> Response:
         run_id = request.path_params["run_id"]
         if run_id not in snapshot.by_id:
@@ -198,7 +202,7 @@ def make_app(snapshot: Snapshot, watch: WatchConfig, on_request: Callable[[], No
         ("/page.js", fixed(script, "text/javascript")),
         ("/vega.js", library),
         ("/state.json", document("state")),
-        ("/curves.json", document("curves")),
+        ("/curves.json", curves),
         ("/analysis.json", document("analysis")),
         ("/runs/{run_id}.json", details),
     ]

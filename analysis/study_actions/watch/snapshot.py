@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from analysis.study_actions.watch.pairs import (
     pairs_figure,
     pairs_of,
 )
-from analysis.study_actions.watch.reader import SHOWN, RunLog, read_new
+from analysis.study_actions.watch.reader import RunLog, read_new
 from analysis.study_actions.watch.verdict import VerdictWorker
 from slm.charts import Figure, LossCurve, Series, finite_or_none, loss_curves
 from slm.formatting import format_duration, short_count
@@ -41,6 +42,7 @@ MACHINE_SECONDS = 10.0
 MAX_CURVE_POINTS, MAX_POINTS, MIN_CURVE_POINTS = 300, 20_000, 20
 TAIL_BYTES = 12_000
 UNREADABLE = (OSError, ValueError, TypeError, AttributeError, KeyError)  # of a damaged file
+Against = Literal["tokens", "flops"]
 
 
 @dataclass(frozen=True)
@@ -76,38 +78,47 @@ class Snapshot:
         self.deep, self.wide = contrast_of(cells)
         self.families = family_order(cells, self.deep, self.wide)
         self.worker = VerdictWorker(cells)
-        self._jobs = jobs_of(cells)
+        self._jobs = [[cell.spec.run_id for cell in job.cells] for job in jobs_of(cells)]
         self._layout = _layout(cells, self.families)
         self._known: dict[str, Known] = {}
         self._throughput: tuple[frozenset[str], Throughput] = frozenset(), load_throughput(cells)
-        self._points: dict[str, tuple[int, list[tuple[float, float]]]] = {}
-        self._curves_due = self._machine_due = 0.0
+        self._curve_versions: dict[str, int] = {}
+        self._curves: dict[str, LossCurve] = {}
+        self._curve_documents: dict[str, tuple[int, Document]] = {}
+        self.curves_version = 0
+        self._lock = threading.Lock()
+        self._pairs: tuple[frozenset[str], dict[str, Any]] | None = None
+        self.curves_due = self._machine_due = 0.0
         self.refresh_seconds = 0.0
         self._machine: list[tuple[str, str]] = []
-        self.state = self.curves = self.analysis = Document.of({})
+        self.state = self.analysis = Document.of({})
 
     def refresh(self) -> bool:
         """Read what changed, and update the documents; return whether more is to be read at once."""
+        with self._lock:
+            return self._refresh()
+
+    def _refresh(self) -> bool:
         start = time.monotonic()
         unread = read_new(self.logs.values(), READ_SECONDS)
-        progress = [self._progress(cell) for cell in self.cells]
-        self._update_throughput(progress)
-        self._update_analysis(progress)
+        progress = {run_id: self._progress(run_id) for run_id in self.by_id}
+        self._update_throughput()
+        self._update_analysis(list(progress.values()))
         now = time.monotonic()
         if now >= self._machine_due:
             self._machine, self._machine_due = machine_load(), now + MACHINE_SECONDS
-        if now >= self._curves_due:
-            self.curves = self._curve_document()
-            self._curves_due = now + (CURVE_SECONDS if not unread else 1.0)
+        if now >= self.curves_due:
+            self._update_curves()
+            self.curves_due = now + CURVE_SECONDS
         total = unread + sum(log.offset for log in self.logs.values())
         self.state = Document.of(
             {
                 "summary": self._summary(progress),
-                "runs": [self._run_state(one) for one in progress],
+                "runs": [self._run_state(one) for one in progress.values()],
                 "machine": self._machine,
                 "reading": round(1 - unread / total, 2) if unread else None,
                 "refresh_seconds": round(self.refresh_seconds, 1),
-                "curves": self.curves.version,
+                "curves": self.curves_version,
                 "analysis": self.analysis.version,
             }
         )
@@ -131,8 +142,9 @@ class Snapshot:
             **self._layout,
         }
 
-    def _progress(self, cell: Cell) -> Progress:
-        run_id, files = cell.spec.run_id, _files(cell)
+    def _progress(self, run_id: str) -> Progress:
+        cell = self.by_id[run_id]
+        files = _files(cell)
         known = self._known.get(run_id)
         if known is not None and known.files == files:
             return known.progress
@@ -147,7 +159,7 @@ class Snapshot:
             progress = Progress(cell, "unreadable", 0, None, None, None, f"{type(error).__name__}")
         return progress
 
-    def _update_throughput(self, progress: Sequence[Progress]) -> None:
+    def _update_throughput(self) -> None:
         """Load the measured throughput again whenever a cell has finished."""
         finished = frozenset(self._known)
         if finished != self._throughput[0]:
@@ -161,26 +173,29 @@ class Snapshot:
         ]
         is_complete = all(one.state in DONE for one in progress)
         self.worker.update(results, is_complete=is_complete)
-        pairs = pairs_of(results, self.by_id, self.deep, self.wide)
-        figure = pairs_figure(pairs, self.deep, self.wide, self.config.budget.unit)
-        content = self.worker.content
-        self.analysis = Document.of(
-            {
-                "deep": self.deep,
-                "wide": self.wide,
-                "pairs": None if figure is None else {**_plain(figure), "rows": pair_rows(pairs)},
-                "summary": pair_summary(pairs, self.config.budget.unit),
-                "is_running": self.worker.is_running,
-                **content,
-            }
-        )
+        finished = frozenset(result.run_id for result in results)
+        if self._pairs is None or self._pairs[0] != finished:
+            self._pairs = finished, self._pair_content(results)
+        running = {"is_running": self.worker.is_running}
+        self.analysis = Document.of({**self._pairs[1], **running, **self.worker.content})
 
-    def _summary(self, progress: Sequence[Progress]) -> dict[str, Any]:
-        total = sum(one.cell.spec.flops for one in progress)
-        done = sum(min(one.fraction, 1.0) * one.cell.spec.flops for one in progress)
-        seconds = self._remaining_seconds({one.cell.spec.run_id: one for one in progress})
+    def _pair_content(self, results: Sequence[RunResult]) -> dict[str, Any]:
+        unit = self.config.budget.unit
+        pairs = pairs_of(results, self.by_id, self.deep, self.wide)
+        figure = pairs_figure(pairs, self.deep, self.wide, unit)
         return {
-            "counts": dict(Counter(one.state for one in progress)),
+            "deep": self.deep,
+            "wide": self.wide,
+            "pairs": None if figure is None else {**_plain(figure), "rows": pair_rows(pairs)},
+            "summary": pair_summary(pairs, unit),
+        }
+
+    def _summary(self, progress: dict[str, Progress]) -> dict[str, Any]:
+        total = sum(one.cell.spec.flops for one in progress.values())
+        done = sum(min(one.fraction, 1.0) * one.cell.spec.flops for one in progress.values())
+        seconds = self._remaining_seconds(progress)
+        return {
+            "counts": dict(Counter(one.state for one in progress.values())),
             "cells": len(progress),
             "flops_share": round(done / total, 4),
             "remaining": None if seconds is None else format_duration(seconds),
@@ -195,8 +210,8 @@ class Snapshot:
         seconds, running = [], 0
         for job in self._jobs:
             shared, remaining = 0, 0.0
-            for cell in job.cells:
-                one = progress[cell.spec.run_id]
+            for run_id in job:
+                cell, one = self.by_id[run_id], progress[run_id]
                 running += one.state == "running"
                 if one.state not in DONE and (steps := cell.spec.steps - one.step) > 0:
                     if one.remaining_seconds is None:
@@ -217,25 +232,27 @@ class Snapshot:
             "note": one.note,
         }
 
-    def _curve_document(self) -> Document:
-        curves = [self._curve(run_id) for run_id in self.by_id]
-        count = min(MAX_CURVE_POINTS, max(MIN_CURVE_POINTS, MAX_POINTS // len(curves)))
-        short = []
-        for curve in curves:
-            version, points = self._points.get(curve.run_id, (-1, []))
-            if version != self.logs[curve.run_id].version:
+    def _update_curves(self) -> None:
+        """Average the new points of the curves, at most `MAX_POINTS` of all runs together."""
+        count = min(MAX_CURVE_POINTS, max(MIN_CURVE_POINTS, MAX_POINTS // len(self.logs)))
+        for run_id, log in self.logs.items():
+            if log.version != self._curve_versions.get(run_id, 0):
+                self._curve_versions[run_id] = log.version
+                curve = self._curve(run_id)
                 points = curve.points(count)
-                self._points[curve.run_id] = self.logs[curve.run_id].version, points
-            if points:
-                tokens, losses = zip(*points, strict=True)
-                short.append(replace(curve, tokens=tokens, losses=losses))
-        return Document.of({name: self._curve_figure(short, name) for name in ("tokens", "flops")})
+                tokens, losses = zip(*points, strict=True) if points else ((), ())
+                self._curves[run_id] = replace(curve, tokens=tokens, losses=losses)
+                self.curves_version += 1
 
-    def _curve_figure(
-        self, curves: Sequence[LossCurve], against: Literal["tokens", "flops"]
-    ) -> dict[str, Any] | None:
-        figure = loss_curves(curves, self.families, against=against)
-        return None if figure is None else _plain(figure)
+    def curves(self, against: Against) -> Document:
+        """Return the chart of the training losses; null without any."""
+        version, document = self._curve_documents.get(against, (0, Document.of(None)))
+        if version != self.curves_version:
+            version = self.curves_version
+            figure = loss_curves(list(self._curves.values()), self.families, against=against)
+            document = Document.of(None if figure is None else _plain(figure))
+            self._curve_documents[against] = version, document
+        return document
 
     def _curve(self, run_id: str) -> LossCurve:
         cell = self.by_id[run_id]
@@ -245,9 +262,11 @@ class Snapshot:
     def details(self, run_id: str) -> dict[str, Any]:
         """Return facts, last values, curve, traceback and last log lines of a run."""
         cell, log = self.by_id[run_id], self.logs[run_id]
-        spec, figure = cell.spec, loss_curves([self._curve(run_id)], self.families)
+        spec = cell.spec
+        with self._lock:
+            progress, latest = self._progress(run_id), log.shown()
+            figure = loss_curves([self._curve(run_id)], self.families)
         facts = {
-            "state": self._progress(cell).state,
             "family": cell.family,
             "shape": spec.shape.label,
             "size": size_label(spec),
@@ -264,11 +283,13 @@ class Snapshot:
         }
         return {
             "name": display_name(spec),
+            "state": progress.state,
+            "note": progress.note,
             "facts": facts,
-            "latest": {key: f"{log.latest[key]:.6g}" for key in SHOWN if key in log.latest},
+            "latest": latest,
             "curve": None if figure is None else _plain(figure),
             "traceback": _tail(cell.run.path / "traceback.txt")
-            if facts["state"] == "failed"
+            if progress.state == "failed"
             else "",
             "log": _tail(cell.run.path / "log.txt"),
         }

@@ -2,6 +2,7 @@
 "use strict";
 
 const POLL_MS = 2000;
+const CURVES_MS = 8000; // between new curves
 const NARROW = 480; // pixels
 const COLUMNS = 3; // of the legend of a narrow chart
 const SYMBOLS = {
@@ -12,7 +13,7 @@ const by_id = new Map(layout.runs.map((run, index) => [run.id, index]));
 const cells = []; // buttons, in the order of layout.runs
 const versions = {}; // of the documents that are shown
 const get = (id) => document.getElementById(id);
-let state = null, curves = {}, lastUpdate = null, shownDetails = "";
+let state = null, curves = null, lastUpdate = null, shownDetails = "";
 
 // State of the page, kept in the fragment of its address: run, hide, x.
 const view = new URLSearchParams(location.hash.slice(1));
@@ -117,8 +118,15 @@ function buildFilter() {
   for (const button of document.querySelectorAll("[data-x]")) {
     button.addEventListener("click", () => {
       remember("x", button.dataset.x === "flops" ? "flops" : "");
-      drawCurves();
+      markAxis();
+      loadCurves(true);
     });
+  }
+}
+
+function markAxis() {
+  for (const button of document.querySelectorAll("[data-x]")) {
+    button.setAttribute("aria-pressed", String(button.dataset.x === (view.get("x") ?? "tokens")));
   }
 }
 
@@ -212,7 +220,7 @@ function* objects(value, name) {
   for (const [key, inner] of Object.entries(value ?? {})) {
     if (typeof inner !== "object" || inner === null) continue;
     if (key === name) yield inner;
-    else if (key !== "values") yield* objects(inner, name);
+    else if (key !== "datasets") yield* objects(inner, name);
   }
 }
 
@@ -223,15 +231,10 @@ function drawCurves() {
 }
 
 async function drawCurvesNow() {
-  const x = view.get("x") === "flops" ? "flops" : "tokens";
-  for (const button of document.querySelectorAll("[data-x]")) {
-    button.setAttribute("aria-pressed", String(button.dataset.x === x));
-  }
-  const figure = curves[x];
   const target = get("curves");
   const isAllHidden = layout.families.every((family) => hidden.has(family));
-  target.classList.toggle("filled", Boolean(figure) && !isAllHidden);
-  if (!figure || isAllHidden) {
+  target.classList.toggle("filled", Boolean(curves) && !isAllHidden);
+  if (!curves || isAllHidden) {
     clear(target);
     const started = state?.runs?.some((run) => run.state !== "planned");
     get("curves-text").textContent = isAllHidden ? "All families are hidden."
@@ -239,12 +242,12 @@ async function drawCurvesNow() {
       : `No run has started yet. python sweep.py study=${layout.study} starts the study.`;
     return;
   }
-  const spec = structuredClone(figure.spec);
-  for (const data of objects(spec, "data")) {
-    data.values = data.values?.filter((row) => !hidden.has(row.series));
+  const spec = structuredClone(curves.spec);
+  for (const [name, rows] of Object.entries(spec.datasets)) {
+    spec.datasets[name] = rows.filter((row) => !hidden.has(row.series));
   }
   await draw(target, spec, openDetails);
-  get("curves-text").textContent = `${figure.caption} A click shows the run.`;
+  get("curves-text").textContent = `${curves.caption} A click shows the run.`;
 }
 
 async function showAnalysis(found) {
@@ -309,7 +312,9 @@ async function refreshDetails() {
   if (!answer.ok || view.get("run") !== id) return;
   const run = await answer.json();
   get("details-title").textContent = run.name;
-  fillList(get("facts"), [...Object.entries(run.facts), ...Object.entries(run.latest)]);
+  get("run-state").replaceChildren(symbol(run.state, run.state), run.note ? `: ${run.note}` : "");
+  fillList(get("latest"), Object.entries(run.latest));
+  fillList(get("facts"), Object.entries(run.facts));
   const texts = [["Traceback", run.traceback], ["Last log lines", run.log]].filter(([, text]) => text);
   get("texts").replaceChildren(...texts.flatMap(([title, text]) => {
     const block = element("pre", { textContent: text, tabIndex: 0 });
@@ -328,32 +333,37 @@ get("details").addEventListener("click", (event) => {
 });
 
 // ---- polling ----
-async function load(name, version) {
-  if (version === undefined || versions[name] === version) return null;
-  const answer = await fetch(`${name}.json`);
-  if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
-  versions[name] = answer.headers.get("etag").slice(1, -1);
-  return answer.json();
+async function request(address, headers = {}) {
+  const answer = await fetch(address, { headers });
+  if (!answer.ok && answer.status !== 304) throw new Error(`HTTP ${answer.status}`);
+  return answer;
+}
+
+let curvesDue = 0;
+async function loadCurves(isAsked) {
+  if (!isAsked && (versions.curves === state.curves || Date.now() < curvesDue)) return;
+  const version = state?.curves;
+  curves = await (await request(`curves.json?x=${view.get("x") ?? "tokens"}`)).json();
+  versions.curves = version;
+  curvesDue = Date.now() + CURVES_MS;
+  await drawCurves();
 }
 
 async function update() {
-  const headers = versions.state ? { "If-None-Match": versions.state } : {};
-  const answer = await fetch("state.json", { headers });
+  const answer = await request("state.json", versions.state ? { "If-None-Match": versions.state } : {});
   if (answer.status !== 304) {
-    if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
     versions.state = answer.headers.get("etag");
     state = await answer.json();
     if (state.summary) showState();
   }
-  const newCurves = await load("curves", state.curves);
-  const newAnalysis = await load("analysis", state.analysis);
-  if (newCurves) curves = newCurves;
-  if (newCurves) await drawCurves();
-  if (newAnalysis) await showAnalysis(newAnalysis);
-  if (state.summary) {
-    await refreshDetails();
-    document.documentElement.dataset.drawn = "true";
+  if (!state.summary) return;
+  await loadCurves(false);
+  if (versions.analysis !== state.analysis) {
+    await showAnalysis(await (await request("analysis.json")).json());
+    versions.analysis = state.analysis;
   }
+  await refreshDetails();
+  document.documentElement.dataset.drawn = "true";
 }
 
 async function poll() {
@@ -380,5 +390,6 @@ async function poll() {
 buildGrid();
 buildFilter();
 get("legend").append("", ...Object.keys(SYMBOLS).filter((name) => name !== "unreadable").map((name) => symbol(name, name)));
+markAxis();
 applyFilter();
 poll();
