@@ -18,6 +18,7 @@ from typing import Any, Literal
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 MISSING = "Chromium is missing; run apt-get install chromium"
 SECONDS = 60  # for a page to be drawn
+KEY_CODES = {"Enter": 13, "Escape": 27, "ArrowLeft": 37}
 OPTIONS = (
     "--headless=new",
     "--no-sandbox",
@@ -120,7 +121,10 @@ class Browser:
     def press(self, key: str) -> None:
         """Press and release a key, such as Escape."""
         for kind in ("keyDown", "keyUp"):
-            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+            code = KEY_CODES[key]
+            self.send(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code
+            )
 
     def problems(self, allowed: str) -> list[Any]:
         """Return console errors, exceptions and requests to addresses that do not match `allowed`."""

@@ -11,6 +11,7 @@ import ipaddress
 import logging
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,8 @@ class Refresher:
     def __init__(self, snapshot: Snapshot):
         self._snapshot = snapshot
         self._wanted, self._stopped = threading.Event(), threading.Event()
+        self._refreshed = threading.Event()
+        self._last = 0.0
         self._thread = threading.Thread(target=self._loop, daemon=True)
 
     def start(self) -> None:
@@ -122,8 +125,13 @@ class Refresher:
         self._thread.start()
 
     def request(self) -> None:
-        """Refresh once more; called with every request of a page."""
+        """Refresh once more; called with every request of a page. Wait for it if no page was open for a while."""
+        is_old = time.monotonic() > self._last + 2 * REFRESH_SECONDS
+        if is_old:
+            self._refreshed.clear()
         self._wanted.set()
+        if is_old:
+            self._refreshed.wait(REFRESH_SECONDS)
 
     def stop(self) -> None:
         self._stopped.set()
@@ -142,6 +150,8 @@ class Refresher:
                 log.warning("the page is not up to date: %s", reason)
                 self._snapshot.fail(reason)
                 has_more = False
+            self._last = time.monotonic()
+            self._refreshed.set()
             if has_more:
                 self._wanted.set()
             self._stopped.wait(0.1 if has_more else REFRESH_SECONDS)
@@ -172,8 +182,11 @@ def make_app(snapshot: Snapshot, watch: WatchConfig, on_request: Callable[[], No
 
     def document(name: str) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
-            on_request()
-            return _send(request, getattr(snapshot, name))
+            await run_in_threadpool(on_request)
+            sent = _send(request, getattr(snapshot, name))
+            wall, cpu = (1000 * seconds for seconds in snapshot.refresh_seconds)
+            sent.headers["Server-Timing"] = f"refresh;dur={wall:.0f}, refresh_cpu;dur={cpu:.0f}"
+            return sent
 
         return answer
 

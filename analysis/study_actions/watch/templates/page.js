@@ -280,7 +280,12 @@ async function showAnalysis(found) {
 
 function showVerdict({ comparison, error, is_running: isRunning }) {
   const parts = [];
-  if (comparison) {
+  const { counts, cells: total } = state.summary;
+  const isComplete = (counts.finished ?? 0) + (counts.diverged ?? 0) === total;
+  if (comparison?.word === "refused" && !isComplete) {
+    parts.push(element("p", { textContent: `The ${comparison.cells} finished cells do not allow an estimate yet.` }));
+    parts.push(...comparison.lines.map((line) => element("p", { className: "muted", textContent: line })));
+  } else if (comparison) {
     const tag = element("span", { className: "tag", textContent: comparison.word });
     parts.push(element("p", {}, element("b", { textContent: comparison.headline }), " ", tag));
     parts.push(element("p", { className: "muted", textContent: `From ${comparison.cells} finished cells.` }));
