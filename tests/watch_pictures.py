@@ -22,17 +22,8 @@ from tests.benchmarks.watch import STUDY, served, study_cells, write_run, write_
 from tests.browser import Browser, open_browser
 
 DEMO = ("study=demo", "tracking=disabled")
-HEIGHT = 2400  # pixels of the page's top that a picture shows
-RUNNING = (
-    "finished",
-    "finished",
-    "finished",
-    "finished",
-    "running",
-    "failed",
-    "running",
-    "diverged",
-)
+HEIGHT = 2000  # pixels of the page's top that a picture shows
+RUNNING = (*["finished"] * 10, "running", "failed", "running", "diverged")
 COMMITTED = (("while", 1280, "light"), ("while", 400, "dark"))
 
 
@@ -47,18 +38,21 @@ def write_states(cells: Sequence[Cell], states: Sequence[str]) -> list[HeldLease
     return leases
 
 
-def shoot(browser: Browser, url: str, name: str, folder: Path, *, is_compared: bool = True) -> None:
+def shoot(
+    browser: Browser, url: str, name: str, counts: str, folder: Path, *, is_compared: bool = True
+) -> None:
     """Save the page in four forms, when its charts and, unless it takes minutes, the comparison are complete."""
     for width in (1280, 400):
         for scheme in ("light", "dark"):
             browser.emulate(width=width, scheme=scheme)  # type: ignore[arg-type]
             browser.open(url)
+            browser.wait_until(f"document.getElementById('counts').innerText.includes({counts!r})")
             browser.wait_until("document.getElementById('connection').hidden")
             if is_compared:
                 browser.wait_until(
                     "!document.getElementById('verdict').innerText.includes('being compared')"
                 )
-            time.sleep(1)  # figures of the comparison are drawn one after another
+            time.sleep(3)  # figures of the comparison are drawn one after another
             file = folder / f"{name}_{width}_{scheme}.png"
             file.write_bytes(browser.screenshot(height=HEIGHT))
 
@@ -74,16 +68,16 @@ def save_demo(folder: Path) -> None:
         overrides = (*DEMO, f"runs_dir={runs}")
         cells = study_cells(*overrides)
         with served(*overrides) as (url, _):
-            shoot(browser, url, "before", folder)
+            shoot(browser, url, "before", "16 planned", folder)
             for lease in write_states(cells, RUNNING):
                 held.callback(lease.release)
-            shoot(browser, url, "while", folder)
+            shoot(browser, url, "while", "2 running", folder)
             failed = cells[RUNNING.index("failed")].spec.run_id
             shoot_dialog(browser, f"{url}#run={failed}", folder)
             held.close()
             shutil.rmtree(cells[0].run.path.parent)
             write_states(cells, ["finished"] * len(cells))
-            shoot(browser, url, "after", folder)
+            shoot(browser, url, "after", "16 finished", folder)
 
 
 def save_synthetic(folder: Path) -> None:
@@ -92,7 +86,7 @@ def save_synthetic(folder: Path) -> None:
         for lease in write_study(study_cells(*overrides), rows=200):
             held.callback(lease.release)
         with served(*overrides) as (url, _):
-            shoot(browser, url, "synthetic", folder, is_compared=False)
+            shoot(browser, url, "synthetic", "50 running", folder, is_compared=False)
 
 
 def shoot_dialog(browser: Browser, address: str, folder: Path) -> None:

@@ -74,7 +74,8 @@ class Snapshot:
         self.cells = cells
         self.config = cells[0].spec.config
         self.by_id = {cell.spec.run_id: cell for cell in cells}
-        self.logs = {id: RunLog(cell.run.path / "metrics.jsonl") for id, cell in self.by_id.items()}
+        files = {run_id: cell.run.path / "metrics.jsonl" for run_id, cell in self.by_id.items()}
+        self.logs = {run_id: RunLog(file) for run_id, file in files.items()}
         self.deep, self.wide = contrast_of(cells)
         self.families = family_order(cells, self.deep, self.wide)
         self.worker = VerdictWorker(cells)
@@ -107,7 +108,7 @@ class Snapshot:
         now = time.monotonic()
         if now >= self._machine_due:
             self._machine, self._machine_due = machine_load(), now + MACHINE_SECONDS
-        if now >= self.curves_due:
+        if now >= self.curves_due or not self._curves:
             self._update_curves()
             self.curves_due = now + CURVE_SECONDS
         total = unread + sum(log.offset for log in self.logs.values())

@@ -9,7 +9,7 @@ const SYMBOLS = {
   finished: "✓", running: "▸", failed: "✕", diverged: "∞", interrupted: "‖", unreadable: "?", planned: "·",
 };
 const layout = JSON.parse(document.getElementById("layout").textContent);
-const by_id = new Map(layout.runs.map((run, index) => [run.id, index]));
+const byId = new Map(layout.runs.map((run, index) => [run.id, index]));
 const cells = []; // buttons, in the order of layout.runs
 const versions = {}; // of the documents that are shown
 const get = (id) => document.getElementById(id);
@@ -172,6 +172,7 @@ function showState() {
   }));
   if (!failed.length) get("failures").append(element("li", { className: "muted", textContent: "none" }));
   fillList(get("machine"), state.machine);
+  if (!curves) showNoCurves();
 }
 
 function fillList(list, rows) {
@@ -236,10 +237,7 @@ async function drawCurvesNow() {
   target.classList.toggle("filled", Boolean(curves) && !isAllHidden);
   if (!curves || isAllHidden) {
     clear(target);
-    const started = state?.runs?.some((run) => run.state !== "planned");
-    get("curves-text").textContent = isAllHidden ? "All families are hidden."
-      : started ? "No loss has been logged yet."
-      : `No run has started yet. python sweep.py study=${layout.study} starts the study.`;
+    showNoCurves(isAllHidden);
     return;
   }
   const spec = structuredClone(curves.spec);
@@ -248,6 +246,13 @@ async function drawCurvesNow() {
   }
   await draw(target, spec, openDetails);
   get("curves-text").textContent = `${curves.caption} A click shows the run.`;
+}
+
+function showNoCurves(isAllHidden = false) {
+  const started = state?.runs?.some((run) => run.state !== "planned");
+  get("curves-text").textContent = isAllHidden ? "All families are hidden."
+    : started ? "No loss has been read yet."
+    : `No run has started yet. python sweep.py study=${layout.study} starts the study.`;
 }
 
 async function showAnalysis(found) {
@@ -301,14 +306,14 @@ function showVerdict({ comparison, error, is_running: isRunning }) {
 
 // ---- details of a run ----
 async function openDetails(id) {
-  if (!by_id.has(id)) return;
+  if (!byId.has(id)) return;
   remember("run", id);
   shownDetails = "";
   await refreshDetails();
 }
 
 async function refreshDetails() {
-  const id = view.get("run"), index = by_id.get(id);
+  const id = view.get("run"), index = byId.get(id);
   if (index === undefined) return;
   const version = id + JSON.stringify(state?.runs?.[index]);
   if (version === shownDetails) return;
@@ -346,7 +351,7 @@ async function request(address, headers = {}) {
 
 let curvesDue = 0;
 async function loadCurves(isAsked) {
-  if (!isAsked && (versions.curves === state.curves || Date.now() < curvesDue)) return;
+  if (!isAsked && (versions.curves === state.curves || (curves && Date.now() < curvesDue))) return;
   const version = state?.curves;
   curves = await (await request(`curves.json?x=${view.get("x") ?? "tokens"}`)).json();
   versions.curves = version;
