@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,11 +106,20 @@ class VerdictWorker:
 
 def _work(request: Request, sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server ends this process
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     os.nice(NICENESS)
     try:
         sender.send(analyze(request))
     except Exception as error:  # shown on the page, whatever it is
         sender.send({"error": f"{type(error).__name__}: {error}"})
+
+
+def _exit_with_parent() -> None:
+    """Exit when the server has ended, also if it was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def analyze(request: Request) -> dict[str, Any]:
@@ -134,6 +144,7 @@ def analyze(request: Request) -> dict[str, Any]:
 def _compare(request: Request, contrast: tuple[str, str], audit: Any) -> dict[str, Any]:
     from analysis.charts import exponent_difference, level, loss_against_flops
     from analysis.report import text
+    from analysis.report.html import NEGATIVE
     from analysis.report.study_report import analyze_study
     from analysis.runs.load import runs_from_results
 
@@ -149,11 +160,15 @@ def _compare(request: Request, contrast: tuple[str, str], audit: Any) -> dict[st
     figures = [loss_against_flops(report), exponent_difference(report)]
     if report.comparison.block.level is not None:  # else it shows only the pairs
         figures.insert(1, level(report))
+
+    def printed(line: str) -> str:
+        return NEGATIVE.sub("\N{MINUS SIGN}", line)
+
     return {
         "word": report.comparison.verdict.word,
         "headline": text.headline(report),
-        "numbers": text.key_numbers(report),
-        "lines": text.findings(report),
+        "numbers": [(printed(value), printed(label)) for value, label in text.key_numbers(report)],
+        "lines": [printed(line) for line in text.findings(report)],
         "cells": len(request.results),
         "figures": [
             {"name": f.name, "title": f.title, "caption": f.caption, "spec": f.spec()}

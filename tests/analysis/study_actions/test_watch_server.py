@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from analysis.study_actions.watch.server import HEADERS, check_exposure, make_app
+from analysis.study_actions.watch.server import HEADERS, check_exposure, make_app, watch_study
 from analysis.study_actions.watch.snapshot import Snapshot
 from slm.config.schema.study import WatchConfig
-from slm.errors import ConfigError
+from slm.errors import ConfigError, SlmError
 from tests.benchmarks.watch import get_json, served, study_cells, write_run
 from tests.conftest import Cli
 
@@ -117,6 +118,12 @@ def test_a_used_port_is_an_error_that_names_the_fix(cli: Cli) -> None:
         found = cli("sweep.py", "study=smoke", "action=watch", f"watch.port={port}")
     assert found.returncode == 2
     assert f"watch.port={port}" in found.stderr and "watch.port=0" in found.stderr
+
+
+def test_a_missing_extra_is_named(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(SlmError, match=r"pip install 'slm\[watch\]'"):
+        watch_study(snapshot.cells)
 
 
 @pytest.mark.slow
