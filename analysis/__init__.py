@@ -14,7 +14,7 @@ from typing import Any
 
 _MODULE_OF_NAME = {
     "compare_families": "analysis.compare.families",
-    "fit_block_model": "analysis.compare.block_result",
+    "fit_block_model": "analysis.compare.fit_block",
     "fit_joint": "analysis.fit.joint",
     "fit_power_law": "analysis.fit.power_law",
     "load_runs": "analysis.runs.load",

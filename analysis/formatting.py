@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from slm.formatting import short_count
+from slm.formatting import count, short_count  # noqa: F401 (count: for the other modules)
 
 MIN_P = 0.001  # smaller p values are printed as `< .001`
 
@@ -42,11 +42,6 @@ def format_interval(
         format_number(one, signed=signed, digits=digits) for one in (value, low, high)
     )
     return estimate if "-" in (lower, upper) else f"{estimate} [{lower}, {upper}]"
-
-
-def count(number: int, noun: str, plural: str = "") -> str:
-    """Return a number with its noun in the right form: `1 size`, `2 sizes`."""
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def span(values: Iterable[float]) -> str:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 MINUTE, HOUR, DAY = 60, 3600, 86_400
+# Units of a column (`in_one_unit`), from large to small.
+TIME_UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
+BYTE_UNITS = (("GB", 1e9), ("MB", 1e6), ("KB", 1e3))
 
 
 def short_count(value: float) -> str:
@@ -30,3 +35,23 @@ def format_duration(seconds: float) -> str:
 def _two_units(value: int, size: int, unit: str, small_unit: str) -> str:
     large, small = divmod(value, size)
     return f"{large} {unit}" + (f" {small} {small_unit}" if small else "")
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun in the right form: `1 size`, `2 sizes`."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def scientific(value: float, digits: int = 3) -> str:
+    """Return a number without the plus of its exponent: `9e10`, `1.57e15`."""
+    return f"{value:.{digits}g}".replace("e+", "e")
+
+
+def in_one_unit(
+    values: Sequence[float | None], units: Sequence[tuple[str, float]]
+) -> tuple[str, list[str]]:
+    """Return the unit that fits the largest value, and all values in it; an unknown value is `?`."""
+    largest = max((value for value in values if value is not None), default=0.0)
+    unit, size = next((each for each in units if largest >= each[1]), units[-1])
+    decimals = sum(largest / size < limit for limit in (10, 1000))
+    return unit, ["?" if value is None else f"{value / size:,.{decimals}f}" for value in values]

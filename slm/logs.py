@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,19 @@ from pathlib import Path
 log = logging.getLogger("slm")
 
 
+class StderrHandler(logging.StreamHandler):
+    """Handler that writes to the stderr of the moment: a progress bar replaces it, to print above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stderr)
+        super().emit(record)
+
+
 def log_to_console() -> None:
     """Send log messages of level INFO and above to stderr; do nothing if already set up."""
     if log.handlers:
         return
-    handler = logging.StreamHandler()
+    handler = StderrHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)

@@ -20,7 +20,7 @@ from slm.training.execute import train_all
 from slm.training.runner import train
 from slm.training.step import StepOutput, TrainingStep
 
-TIMING_KEYS = {run_dir.TOKENS_PER_SECOND}
+MACHINE_KEYS = {run_dir.TOKENS_PER_SECOND, run_dir.PEAK_MEMORY}
 
 
 def run_to_end(spec: RunSpec) -> tuple[RunDirectory, RunResult]:
@@ -51,12 +51,12 @@ def losses(run: RunDirectory) -> list[tuple[float, float, float]]:
 
 
 def assert_same_run(ours: RunDirectory, theirs: RunDirectory) -> None:
-    """Assert that two runs are equal bit for bit, except for timing.
+    """Assert that two runs are equal bit for bit, except for timing and memory.
 
     Compares metric rows, weights, optimizer state, random states and the final losses.
     """
     rows = [
-        [{k: v for k, v in row.items() if k not in TIMING_KEYS} for row in run.read_metrics()]
+        [{k: v for k, v in row.items() if k not in MACHINE_KEYS} for row in run.read_metrics()]
         for run in (ours, theirs)
     ]
     assert rows[0] == rows[1]

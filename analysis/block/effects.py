@@ -15,7 +15,8 @@ from analysis.block.pooled_law import PooledLaw, delete_runs
 from slm.rounding import snap_to_zero
 
 Interval = tuple[float, float]
-CONFIDENCE = 0.95
+SIGNIFICANCE = 0.05  # of all tests; intervals are 95%
+CONFIDENCE = 1 - SIGNIFICANCE
 EQUIVALENT = 0.02  # exponents closer than this are the same for any use
 MAX_LOG_KAPPA = 50.0
 SMALL = 1e-30  # variance of a contrast that the model does not have

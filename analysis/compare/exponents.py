@@ -2,7 +2,7 @@
 
 Shapes (family x size) are the units: runs of a shape share its random effect, so budgets and seeds of one are not
 independent. Delete-one-shape jackknife (Efron and Stein 1981) with t(G - 5), and profile likelihood with a cut
-widened to the jackknife. The primary analysis is the block model (`analysis.compare.block_result`).
+widened to the jackknife. The primary analysis is the block model (`analysis.compare.fit_block`).
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.block.blocks import arrange
-from analysis.compare.block_result import SAME_N, BlockResult, result_of
+from analysis.compare.block_result import BlockResult
 from analysis.compare.exponents import ExponentDifference, exponent_difference_of
+from analysis.compare.fit_block import SAME_N, result_of
 from analysis.compare.holdout import HoldOut, hold_out
 from analysis.compare.matched_pairs import Contrast, paired_differences
 from analysis.compare.robustness import Robustness, robustness_of

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from analysis.block.effects import EQUIVALENT
+from analysis.block.effects import EQUIVALENT, SIGNIFICANCE
 from analysis.block.model import LARGE_Q
-from analysis.compare.block_result import SIGNIFICANCE, BlockResult
+from analysis.compare.block_result import BlockResult
 from analysis.compare.holdout import HoldOut
 from analysis.compare.robustness import WithoutOne, fragile_name
 from analysis.formatting import format_number, format_p_value, power_of_ten

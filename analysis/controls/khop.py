@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
 from analysis.formatting import count
 from analysis.runs.load import load_runs
+from slm.console import Column, FittedTable, console, print_lines
 from slm.errors import DataError
 from slm.files import write_json, write_text
 from slm.rounding import snap_to_zero, stable_argsort
@@ -57,7 +56,7 @@ def write_khop_report(folder: Path, out: Path, only: Collection[str] | None = No
     ]
     write_text(out / "report.md", "\n".join(lines))
     _print_table(headings, cells, sentence)
-    Console().print(f"report: {out / 'report.md'}", soft_wrap=True)
+    console().print(f"report: {out / 'report.md'}", soft_wrap=True)
 
 
 def errors_by_k(runs: pd.DataFrame) -> pd.DataFrame:
@@ -123,11 +122,15 @@ def _format_table(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 def _print_table(headings: list[str], cells: list[list[str]], sentence: str) -> None:
-    table = Table(title="k-hop induction: error rate by k, mean over seeds", title_justify="left")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in {"family", "shape"} else "right")
-    for row in cells:
-        table.add_row(*row)
-    console = Console(width=None if Console().is_terminal else 150)
-    console.print(table)
-    console.print(sentence)
+    columns = [
+        Column(
+            heading,
+            [row[number] for row in cells],
+            rank=int(heading not in {"family", "shape", headings[-1]}),
+            is_left=heading in {"family", "shape"},
+        )
+        for number, heading in enumerate(headings)
+    ]
+    out = console()
+    out.print(FittedTable(columns, "k-hop induction: error rate by k, mean over seeds"))
+    print_lines(out, [sentence])

@@ -6,7 +6,6 @@ the estimate is not reported; a warning is reported beside it. Imports only nump
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ WANTED_SIZES = 6
 MIN_BUDGETS = 2
 MAX_CORRELATION = 0.95
 MIN_OVERLAP = 0.70
-MIN_DECADES = 1.0
+MIN_SIZE_RANGE = 10.0  # largest N / smallest N of a family
 MAX_DRIFT = 0.05  # of the mean ln(aspect ratio) per rung, over the ladder
 WANTED_BUDGETS = 3
 WANTED_BUDGET_SPAN = 8.0
@@ -191,9 +190,9 @@ def _drift_warnings(rung: NDArray[Any], n: Floats, log_aspect: Floats) -> Iterat
 def _range_warnings(family: NDArray[Any], families: list[Any], n: Floats) -> Iterator[str]:
     for name in families:
         sizes = n[family == name]
-        decades = math.log10(sizes.max() / sizes.min())
-        if exceeds(MIN_DECADES, decades):
-            yield f"{name}: sizes span {decades:.4g} decades of N, less than {MIN_DECADES:g}"
+        factor = sizes.max() / sizes.min()
+        if exceeds(MIN_SIZE_RANGE, factor):
+            yield f"{name}: the sizes differ {factor:.3g}-fold in N; use at least {MIN_SIZE_RANGE:g}-fold"
 
 
 def count_distinct(values: Floats) -> int:

@@ -18,7 +18,7 @@ from scipy import special
 
 from analysis.arrays import Floats
 from analysis.block.blocks import Blocks, arrange
-from analysis.block.effects import EQUIVALENT
+from analysis.block.effects import EQUIVALENT, SIGNIFICANCE
 from analysis.block.model import exponent_reasons, level_reasons
 from analysis.block.planned import PlannedEffects, planned_effects
 from analysis.block.pooled_law import PooledLaw
@@ -34,7 +34,6 @@ from slm.summary import Rows, Summarized
 
 EFFECTS = (0.01, 0.02, 0.05)  # differences of alpha
 LOG_KAPPAS = (0.02, 0.05, 0.10)  # ln of the compute multiplier
-LEVEL = 0.05
 POWER = 0.80
 DRAWS, SEED = 20_000, 0
 BISECTIONS = 14
@@ -347,16 +346,18 @@ def _draw(covariance: Floats, df: int) -> tuple[Floats, Floats]:
 def _significant(values: Floats, scale: Floats, covariance: Floats, df: int) -> NDArray[np.bool_]:
     """Return whether each estimate is significant in the closed test, (draws, estimates)."""
     t = np.abs(values) / np.sqrt(scale[:, None] * np.diag(covariance))
-    found = t > special.stdtrit(df, 1 - LEVEL / 2)
+    found = t > special.stdtrit(df, 1 - SIGNIFICANCE / 2)
     if len(covariance) > 1:
         squares = (values @ np.linalg.inv(covariance) * values).sum(axis=1)
-        found &= (squares / 2 / scale > special.fdtri(2, df, 1 - LEVEL))[:, None]
+        found &= (squares / 2 / scale > special.fdtri(2, df, 1 - SIGNIFICANCE))[:, None]
     return np.asarray(found)
 
 
 def _equivalence_margin(sizes: Floats, errors: Floats, df: int) -> float | None:
     """Return the margin of kappa that two one-sided tests show with 80% power, from |ln kappa| and |d_alpha|."""
-    ends = sizes + special.stdtrit(df, 1 - LEVEL) * errors  # of the 90% intervals, (draws, 2)
+    ends = (
+        sizes + special.stdtrit(df, 1 - SIGNIFICANCE) * errors
+    )  # of the 90% intervals, (draws, 2)
     margins = np.where(ends[:, 1] < EQUIVALENT, ends[:, 0], np.inf)
     needed = float(np.quantile(margins, POWER, method="higher"))
     return math.exp(needed) if math.isfinite(needed) else None

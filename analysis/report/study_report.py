@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.arrays import Floats
-from analysis.compare.block_result import BlockResult, fit_block_model
+from analysis.compare.block_result import BlockResult
 from analysis.compare.exponents import FittedStudy
 from analysis.compare.families import Comparison, compare_study
+from analysis.compare.fit_block import fit_block_model
 from analysis.fit.isoflop import MIN_BUDGETS, MIN_POINTS, IsoFlop, fit_isoflop
 from analysis.fit.law import log_loss
 from analysis.fit.profile_likelihood import quantile_t

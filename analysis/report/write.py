@@ -33,8 +33,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
 from analysis.charts import overview
 from analysis.compare.families import plain
@@ -44,6 +42,7 @@ from analysis.report.html import DEFAULT_QUESTION, TITLE, page
 from analysis.report.sections import sections
 from analysis.report.study_report import AuditLike, StudyReport, analyze_study
 from analysis.runs.load import Runs, load_runs
+from slm.console import Column, FittedTable, console, print_lines
 from slm.files import write_json, write_text
 from slm.summary import Rows
 
@@ -121,7 +120,7 @@ def report_on(
     write_text(out / "report.md", markdown(report))
     write_text(out / "report.html", page(report))
     print_summary(report)
-    Console().print(f"report: {out / 'report.html'}   text: {out / 'report.md'}", soft_wrap=True)
+    console().print(f"report: {out / 'report.html'}   text: {out / 'report.md'}", soft_wrap=True)
     return report
 
 
@@ -179,21 +178,22 @@ def _markdown_table(rows: Rows) -> list[str]:
 
 def print_summary(report: StudyReport) -> None:
     """Print the losses, the findings and what they depend on."""
-    console = Console(width=None if Console().is_terminal else 150)
+    out = console()
     rows = tables.loss_rows(report)
-    if len(rows) <= MAX_PRINTED:
-        title = "loss in nats/token, mean over seeds; * lowest of the row"
-        losses = Table(title=title, title_justify="left")
-        for heading in rows[0]:
-            losses.add_column(heading, justify="right")
-        for row in rows:
-            losses.add_row(*row.values())
-        console.print(losses)
+    if rows and len(rows) <= MAX_PRINTED:
+        # A comparison needs two families; of many, the last ones may be left out.
+        contrast = {report.comparison.deep, report.comparison.wide}
+        ranks = {"tokens_per_param": 2} | {f: int(f not in contrast) for f in report.families}
+        columns = [
+            Column(key.replace(" at ", "\nat "), [row[key] for row in rows], rank=ranks.get(key, 0))
+            for key in rows[0]
+        ]
+        title = "Loss in nats/token, mean over seeds; * lowest of the row"
+        out.print(FittedTable(columns, title))
     lines = [
         f"{report.comparison.verdict.word}: {text.headline(report)}",
         *text.findings(report),
         *(f"condition: {condition}" for condition in report.comparison.verdict.conditions),
         *text.run_lines(report),
     ]
-    for line in lines:
-        console.print(line, markup=False)
+    print_lines(out, lines)

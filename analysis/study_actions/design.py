@@ -9,8 +9,6 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from rich.console import Console
-from rich.table import Table
 
 from analysis.planning.power import DesignPower
 from analysis.planning.search import (
@@ -21,15 +19,17 @@ from analysis.planning.search import (
     compose_ratio,
     search_designs,
 )
-from analysis.study_actions.plan import WIDTH, compute_power, law_of
+from analysis.study_actions.plan import compute_power, law_of
 from slm.config.hydra import CONF_DIR
 from slm.config.schema import Config
+from slm.console import Column, FittedTable, console, print_lines
 from slm.errors import ConfigError, DesignRefused, Problem
+from slm.formatting import TIME_UNITS, in_one_unit, scientific, short_count
 from slm.run.spec import RunSpec
 from slm.studies.cells import Cell, contrast_of, jobs_of
 from slm.studies.expand import cells_of
 from slm.studies.plan_tables import MIN_STEPS
-from slm.studies.throughput import SECONDS_PER_HOUR, Throughput, format_hours, load_throughput
+from slm.studies.throughput import SECONDS_PER_HOUR, Throughput, load_throughput
 
 SHOWN = 5
 STEP = 1.7  # largest sizes of the designs that are shown differ at least by this factor
@@ -63,7 +63,7 @@ def show_designs(
         ConfigError: if the cost is not given, its unit is unknown, or the families have no aspect ratio.
         DesignRefused: if no design that identifies an exponent costs so little.
     """
-    console = Console(width=None if Console().is_terminal else WIDTH)
+    out = console()
     throughput = load_throughput(cells)
     _check(config, cells, throughput)
     wanted = config.design
@@ -87,12 +87,12 @@ def show_designs(
         raise DesignRefused(_too_small(found, limit, config))
     shown = _spaced(found.best)
     planned = [(each, *_plan(config, each, contrast)) for each in shown]
-    console.print(_table(planned, throughput, config))
+    out.print(_table(planned, throughput, config))
     within = [row for row in planned if (row[2].mde80_exponent or 1.0) <= TARGET]
     chosen = within[0] if within else min(planned, key=lambda row: row[2].mde80_exponent or 1.0)
-    console.print(_reason(chosen[0], is_within=bool(within)), soft_wrap=True)
+    print_lines(out, [_reason(chosen[0], is_within=bool(within))])
     name = f"{config.study.name}_designed"
-    console.print(f"\nconf/study/{name}.yaml:\n")
+    print(f"\nconf/study/{name}.yaml:\n")
     print(study_file(study_option, arguments, chosen[0], contrast, name))
 
 
@@ -163,38 +163,45 @@ def _table(
     planned: Sequence[tuple[Candidate, list[Cell], DesignPower]],
     throughput: Throughput,
     config: Config,
-) -> Table:
+) -> FittedTable:
     limit = (
-        f"{config.design.flops:.3g} FLOPs"
-        if config.design.hours is None
+        f"{scientific(config.design.flops)} FLOPs"
+        if config.design.flops is not None
         else f"{config.design.hours:g} device-hours"
     )
-    table = Table(title=f"best designs up to {limit}, by their largest size", title_justify="left")
-    for heading in (
-        "sizes", "aspect ratios", "tokens_per_param", "batch\ntokens", "seeds", "cells", "FLOPs", "device-\nhours",
-        "df", "SE of\nd-alpha", "MDE\n(80%)", "power at\n.01/.02/.05", "MDE of\nln kappa",
-    ):  # fmt: skip
-        table.add_column(heading)
-    for candidate, cells, power in planned:
-        jobs = jobs_of(cells)
-        seconds = [throughput.seconds(job) for job in jobs]
-        known = [each for each in seconds if each is not None]
-        table.add_row(
-            ", ".join(map(short_size, candidate.sizes)),
-            ", ".join(f"{ratio:g}" for ratio in candidate.aspect_ratios),
-            ", ".join(f"{value:g}" for value in candidate.tokens_per_param),
-            f"{candidate.batch_tokens:,}",
-            str(candidate.seeds),
-            str(len(cells)),
-            f"{sum(job.flops for job in jobs):.3g}",
-            format_hours(sum(known) if len(known) == len(jobs) else None),
-            str(power.df),
-            f"{power.se_exponent:.4f}",
-            f"{power.mde80_exponent:.4f}",
-            "/".join(f"{share:.0%}" for share in (power.power_exponent or {}).values()),
-            f"{power.mde80_log_kappa:.3f}",
-        )
-    return table
+    candidates = [candidate for candidate, _, _ in planned]
+    powers = [power for _, _, power in planned]
+    jobs = [jobs_of(cells) for _, cells, _ in planned]
+    seconds = [[throughput.seconds(job) for job in group] for group in jobs]
+    totals = [None if None in each else sum(filter(None, each)) for each in seconds]
+    unit, times = in_one_unit(totals, TIME_UNITS)
+    shares = [(power.power_exponent or {}).values() for power in powers]
+    columns = [
+        Column(
+            "sizes", [", ".join(map(short_size, each.sizes)) for each in candidates], wraps=True
+        ),
+        Column("aspect ratios", [_listed(each.aspect_ratios) for each in candidates], wraps=True),
+        Column(
+            "tokens_\nper_param", [_listed(each.tokens_per_param) for each in candidates], rank=3
+        ),
+        Column("batch\ntokens", [short_count(each.batch_tokens) for each in candidates], rank=5),
+        Column("seeds", [str(each.seeds) for each in candidates], rank=6),
+        Column("cells", [str(len(cells)) for _, cells, _ in planned], rank=1),
+        Column("FLOPs", [scientific(sum(job.flops for job in group)) for group in jobs], rank=1),
+        Column(f"device\n{unit}", times, rank=1),
+        Column("df", [str(power.df) for power in powers], rank=4),
+        Column("SE of\nd-alpha", [f"{power.se_exponent:.4f}" for power in powers], rank=2),
+        Column("MDE\n(80%)", [f"{power.mde80_exponent:.4f}" for power in powers]),
+        Column(
+            "power at\n.01/.02/.05", ["/".join(f"{one:.0%}" for one in each) for each in shares]
+        ),
+        Column("MDE of\nln kappa", [f"{power.mde80_log_kappa:.3f}" for power in powers], rank=2),
+    ]
+    return FittedTable(columns, f"Best designs up to {limit}, by their largest size")
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _reason(candidate: Candidate, *, is_within: bool) -> str:

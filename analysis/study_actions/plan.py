@@ -10,15 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
-from analysis.formatting import count
 from analysis.learning_rate.gate import check_study_audit
 from slm.architecture.flops import flop_equivalent_params
 from slm.config.schema import Config
+from slm.console import Column, FittedTable, console, print_lines
 from slm.errors import DesignRefused
+from slm.formatting import count, scientific, short_count
 from slm.studies.cells import ArmKey, Cell, RungKey, contrast_of
+from slm.studies.grid_table import describe_grid, grid_table
 from slm.studies.lr_tuning import FIRST_STEPS
 from slm.studies.plan_tables import (
     cells_table,
@@ -38,42 +37,44 @@ if TYPE_CHECKING:
 log = logging.getLogger("slm")
 MIN_POWER = 0.5  # a claim about exponents with less power gets a warning
 NEXT_RUNS = 5
-WIDTH = 170  # columns, if the output is not a terminal
 
 
 def show_plan(cells: Sequence[Cell]) -> None:
-    """Print the plan: shapes, cells, cost, power, warnings and refusals.
+    """Print the plan: grid of cells with cost, power, shapes, warnings and refusals.
 
     Raises:
         DesignRefused: if the design cannot estimate what the study claims; the plan is printed first.
     """
-    console = Console(width=None if Console().is_terminal else WIDTH)
+    out = console()
     config = cells[0].spec.config
     check_study_audit(cells)
     if config.plan.probe:
         _probe(cells)
     throughput = load_throughput(cells)
     if config.study.question:
-        console.print(f"[bold]{config.study.question}[/bold]\n")
-    console.print(ladder_table(cells))
-    console.print(cells_table(cells, throughput))
-    console.print(format_totals(cells))
-    console.print(format_time_estimate(cells, throughput), soft_wrap=True)
+        print_lines(out, [config.study.question])
+    print_lines(out, [describe_grid(cells)])
+    out.print(grid_table(cells, throughput))
+    print_lines(out, [format_totals(cells), format_time_estimate(cells, throughput)])
     if config.study.lr_policy == "tuned":
-        console.print(_tuning_cost(cells), soft_wrap=True)
+        print_lines(out, [_tuning_cost(cells)])
     power = compute_power(cells)
     if power is not None and power.se_level is not None:
-        console.print()
-        console.print(power_table(power))
-        console.print(_verdict_line(power), soft_wrap=True)
-        for line in _next_runs(cells, power):
-            console.print(line, soft_wrap=True)
+        out.print()
+        out.print(power_table(power))
+        print_lines(out, [_verdict_line(power), *_next_runs(cells, power)])
+    out.print()
+    out.print(ladder_table(cells))
+    out.print()
+    if config.plan.cells:
+        out.print(cells_table(cells, throughput))
+        out.print()
+    else:
+        print_lines(out, ["plan.cells=true lists the cells"])
     warnings = [*mfu_warnings(cells, throughput), *design_warnings(cells)]
-    for line in [*warnings, *_power_warnings(power, config.study.claim)]:
-        console.print(line, soft_wrap=True)
+    print_lines(out, [*warnings, *_power_warnings(power, config.study.claim)])
     refusals = list_refusals(cells, power)
-    for line in refusals:
-        console.print(f"REFUSED {line}", soft_wrap=True)
+    print_lines(out, [f"REFUSED {line}" for line in refusals])
     if refusals:
         raise DesignRefused(refusal_message(config))
 
@@ -111,7 +112,8 @@ def _power_warnings(power: DesignPower | None, claim: str) -> Iterator[str]:
                 "will most likely be inconclusive"
             )
         if claim != "exponents":
-            yield from (f"REFUSED exponents (not claimed): {line}" for line in power.refusals)
+            for line in power.refusals:
+                yield f"Note: exponents cannot be estimated here (not part of the claim): {line}"
 
 
 def compute_power(cells: Sequence[Cell]) -> DesignPower | None:
@@ -170,25 +172,29 @@ def law_of(config: Config) -> Law:
     return replace(Law(), **config.plan.law)
 
 
-def power_table(power: DesignPower) -> Table:
+def power_table(power: DesignPower) -> FittedTable:
     """Return standard error, MDE and power of the verdict, one row per estimate."""
-    table = Table(
-        title=f"power: {power.deep} against {power.wide}, {count(power.shapes, 'shape')}, seed standard deviation "
-        f"{power.sigma:g} nats, random effect of a shape {power.tau:g} nats",
-        title_justify="left",
-    )
     rows = power.rows()
-    for heading in rows[0]:
-        table.add_column(heading, justify="right" if heading == "SE" else "left")
-    for row in rows:
-        table.add_row(*row.values())
-    return table
+    columns = [
+        Column(
+            heading.replace(" (", "\n("),
+            [row[heading].replace(", ", "\n") for row in rows],
+            is_left=heading != "SE",
+        )
+        for heading in list(rows[0])[1:]
+    ]
+    estimates = Column("estimate", [row["estimate"] for row in rows], wraps=True)
+    title = f"Power: {power.deep} against {power.wide}"
+    noise = (
+        f"{count(power.shapes, 'shape')}, {power.df} degrees of freedom, seed standard deviation {power.sigma:.3g} "
+        f"nats, random effect of a shape {power.tau:.3g} nats"
+    )
+    return FittedTable([estimates, *columns], title, note=noise)
 
 
 def _verdict_line(power: DesignPower) -> str:
-    line = (
-        f"{power.df} degrees of freedom; level at N = {power.n:.3g} and {power.tokens:,.0f} tokens"
-    )
+    assert power.n is not None and power.tokens is not None  # the level is given
+    line = f"level at N = {short_count(power.n)} and {short_count(power.tokens)} tokens"
     return (
         line if power.power_exponent is None else f"{line}; no_difference: {power.equivalence_text}"
     )
@@ -205,10 +211,11 @@ def _next_runs(cells: Sequence[Cell], power: DesignPower) -> Iterator[str]:
     )
     if found:
         estimate = "level, nats" if power.se_exponent is None else "exponent difference"
-        yield f"additions with the largest decrease in SE^2 of the {estimate} per FLOP, each alone:"
+        yield f"Best additions, by decrease in SE^2 of the {estimate} per FLOP, each alone:"
     for addition in found:
         yield (
-            f"  {addition.name}: {count(addition.runs, 'run')}, {addition.flops:.2g} FLOPs, SE {addition.se:.4f}"
+            f"  {addition.name}: {count(addition.runs, 'run')}, {scientific(addition.flops, 2)} FLOPs, "
+            f"SE {addition.se:.4f}"
         )
 
 
@@ -220,7 +227,7 @@ def _tuning_cost(cells: Sequence[Cell]) -> str:
         shortest[arm] = min(flops, shortest.get(arm, flops))
     return (
         f"study.lr_policy=tuned: before these cells, each of {len(shortest)} shapes runs at least {len(FIRST_STEPS)} "
-        f"learning rates at its shortest budget, {len(FIRST_STEPS) * sum(shortest.values()):.3g} FLOPs in total; "
+        f"learning rates at its shortest budget, {scientific(len(FIRST_STEPS) * sum(shortest.values()))} FLOPs in total; "
         "for shapes without a tuned learning rate, the table has the middle of the first grid"
     )
 

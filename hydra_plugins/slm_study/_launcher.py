@@ -9,7 +9,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import Any, NoReturn, TypeVar
@@ -23,7 +23,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from hydra_plugins.slm_study._command import Outcome, describe_exit, is_interrupted
 from slm.config.hydra import CONF_DIR, add_force_prefix, load_composed_config
 from slm.errors import ConfigError, InUse, Problem, RunError, SlmError, nearest
-from slm.run.spec import branch_specs
+from slm.formatting import count, format_duration
+from slm.run.display_name import display_name
+from slm.run.spec import RunSpec, branch_specs
+from slm.tracking.result import RunResult
 from slm.tracking.run_dir import RunDirectory
 
 log = logging.getLogger("slm")
@@ -56,6 +59,7 @@ class TrainLauncher(Launcher):
     def __init__(self, **settings: Any):
         self._given = {key: _to_plain(value) for key, value in settings.items()}
         self._stopping = threading.Event()
+        self._composing = threading.Lock()
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -85,38 +89,63 @@ class TrainLauncher(Launcher):
 
     def finish_job(self, place: str, overrides: Sequence[str], outcome: Outcome) -> JobReturn:
         """Log the end of a job and return its status; `place` identifies it in the log."""
-        name = " ".join(override for override in overrides if not override.endswith("=null"))
         code, line = outcome.exit_code, outcome.last_line
-        if code == 0 or (code is None and self._is_finished(overrides)):
-            log.info("%s %s: %s", place, name, line)
+        specs = self._specs(overrides)
+        runs = [RunDirectory.of(spec) for spec in specs]
+        states = {run.state() for run in runs}
+        name = f"{place} {self._name(specs, overrides)}"
+        if code == 0 or (code is None and states == {"finished"}):
+            log.info("%s: %s", name, _describe_result(runs) or line)
             done = TrainReturn(list(overrides), status=JobStatus.COMPLETED)
-            done.read_loss = lambda: self._read_loss(overrides)
+            done.read_loss = lambda: _read_loss(runs)
             return done
         if code == InUse.exit_code:
-            log.info("%s %s: %s", place, name, line)
+            log.info("%s: %s", name, line)
+        elif states and states <= {"finished", "diverged"}:
+            log.warning("%s: diverged -> %s", name, runs[-1].path)
         elif self._stopping.is_set() and is_interrupted(outcome):
-            log.info("%s %s: interrupted; the same command continues from there", place, name)
+            log.info("%s: interrupted; the same command continues from there", name)
         else:
             shown = "\n".join(f"    {line}" for line in outcome.lines[-SHOWN_LINES:])
             reason = "" if code is None else f" with {describe_exit(code)}"
-            log.error("%s %s: FAILED%s\n%s", place, name, reason, shown)
+            log.error("%s: FAILED%s\n%s", name, reason, shown)
         return failed_return(overrides, line)
 
-    def _runs(self, overrides: Sequence[str]) -> list[RunDirectory]:
-        """Return the run directories of a job, the longest run last."""
+    def _specs(self, overrides: Sequence[str]) -> list[RunSpec]:
+        """Return the runs of a job, the longest one last; empty if the job's overrides or data are wrong."""
         forced = [add_force_prefix(override, CONF_DIR) for override in overrides]
-        config = load_composed_config(compose_job(self.hydra_context, self.config, forced))
-        return [RunDirectory.of(spec) for spec in branch_specs(config)]
-
-    def _is_finished(self, overrides: Sequence[str]) -> bool:
         try:
-            return all(run.state() == "finished" for run in self._runs(overrides))
+            with self._composing:  # Hydra has one global state; jobs end in several threads
+                composed = compose_job(self.hydra_context, self.config, forced)
+            return branch_specs(load_composed_config(composed))
         except (SlmError, HydraException):
-            return False  # the job has failed because of its overrides or its data
+            return []
 
-    def _read_loss(self, overrides: Sequence[str]) -> float | None:
-        result = self._runs(overrides)[-1].result()
-        return None if result is None else result.val_loss_nats_per_token
+    def _name(self, specs: Sequence[RunSpec], overrides: Sequence[str]) -> str:
+        """Return the display name of a study's job, else its overrides, which name what a multirun varies."""
+        if not specs or (not specs[-1].config.study.sizes and not specs[-1].config.study.models):
+            return " ".join(override for override in overrides if not override.endswith("=null"))
+        shorter = count(len(specs) - 1, "shorter branch", "shorter branches")
+        return display_name(specs[-1]) + (f" and {shorter}" if len(specs) > 1 else "")
+
+
+def _describe_result(runs: Sequence[RunDirectory]) -> str:
+    """Return loss, time and run directory of a finished job; empty if there is no result."""
+    found: list[RunResult] = []
+    with suppress(RunError):  # an unreadable result.json; the report names it
+        found = [result for run in runs if (result := run.result()) is not None]
+    if not found:
+        return ""
+    loss = found[-1].val_loss_nats_per_token
+    if loss is None:
+        return ""
+    seconds = format_duration(sum(result.wall_seconds for result in found))
+    return f"{loss:.3f} nats/token, {seconds} -> {runs[-1].path}"
+
+
+def _read_loss(runs: Sequence[RunDirectory]) -> float | None:
+    result = runs[-1].result() if runs else None
+    return None if result is None else result.val_loss_nats_per_token
 
 
 def compose_job(context: HydraContext, config: DictConfig, overrides: Sequence[str]) -> DictConfig:

@@ -13,10 +13,8 @@ import re
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 from hydra.core.utils import JobReturn
@@ -25,6 +23,7 @@ from hydra_plugins.slm_study._command import Outcome, TrainCommand
 from hydra_plugins.slm_study._launcher import TrainLauncher, failed_return, signals_as_interrupt
 from hydra_plugins.slm_study._settings import LocalSettings
 from slm.errors import ConfigError, InUse, Problem
+from slm.formatting import count
 from slm.tracking.environment import available_cores
 from slm.training.distributed.rank import check_single_process
 
@@ -69,7 +68,7 @@ class LocalLauncher(TrainLauncher):
         total = len(job_overrides)
         at_once = min(slots.qsize(), self.settings.n_jobs or slots.qsize())
         self._concurrent_jobs = min(at_once, total)
-        log.info("%d jobs, %d at once, each in its own process", total, at_once)
+        log.info("%s, %d at once, each in its own process", count(total, "job"), at_once)
         with ThreadPoolExecutor(at_once) as pool, signals_as_interrupt():
             futures = [
                 pool.submit(self._run, overrides, f"[{index}/{total}]", slots)
@@ -131,7 +130,6 @@ class LocalLauncher(TrainLauncher):
         self, overrides: Sequence[str], place: str, slots: queue.SimpleQueue[str | None]
     ) -> JobReturn:
         gpus = slots.get()
-        start_seconds = time.monotonic()
         try:
             if self._stopping.is_set() or self._has_too_many_failures():
                 return failed_return(overrides, "not started")
@@ -141,9 +139,6 @@ class LocalLauncher(TrainLauncher):
                 self._failed += is_failure and not self._stopping.is_set()
         finally:
             slots.put(gpus)
-        if outcome.exit_code == 0:
-            seconds = time.monotonic() - start_seconds
-            outcome = replace(outcome, lines=(f"{outcome.last_line} ({seconds:.0f} s)",))
         return self.finish_job(place, overrides, outcome)
 
     def _has_too_many_failures(self) -> bool:

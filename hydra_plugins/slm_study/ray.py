@@ -18,6 +18,7 @@ from hydra_plugins.slm_study._command import Outcome, ProcessKilled, TrainComman
 from hydra_plugins.slm_study._launcher import TrainLauncher, check_extra, signals_as_interrupt
 from hydra_plugins.slm_study._settings import RaySettings
 from slm.errors import ConfigError, Problem, RunError
+from slm.formatting import count
 from slm.training.distributed.rank import check_single_process
 
 log = logging.getLogger("slm")
@@ -88,7 +89,7 @@ class RayLauncher(TrainLauncher):
         total, resources = len(job_overrides), ray.cluster_resources()
         self.share_resources(resources)
         available = f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
-        log.info("%d jobs on Ray, which has %s", total, available)
+        log.info("%s on Ray, which has %s", count(total, "job"), available)
         task = ray.remote(**{"retry_exceptions": [ProcessKilled], **self.remote})(run_task)
         returns: dict[int, JobReturn] = {}
         study = Path(self.config.runs_dir, self.config.study.name).absolute()

@@ -25,6 +25,7 @@ from hydra_plugins.slm_study._launcher import TrainLauncher, check_extra, signal
 from hydra_plugins.slm_study._settings import SlurmSettings
 from hydra_plugins.slm_study._slurm_task import SlurmTask
 from slm.errors import RunError
+from slm.formatting import count
 from slm.training.distributed.rank import check_single_process
 
 log = logging.getLogger("slm")
@@ -80,7 +81,7 @@ class SlurmLauncher(TrainLauncher):
         check_extra("slurm", "submitit")
         jobs = self._submit([TrainCommand.of(overrides) for overrides in job_overrides])
         ids = [job.job_id for job in jobs]
-        log.info("%d jobs in the queue, %s to %s", len(ids), ids[0], ids[-1])
+        log.info("%s in the queue, %s to %s", count(len(ids), "job"), ids[0], ids[-1])
         log.info("their output is in %s", self.settings.submitit_folder)
         returns: dict[str, JobReturn] = {}
         with signals_as_interrupt():

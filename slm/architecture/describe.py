@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console, Group
-from rich.table import Table
-
 from slm.architecture.flops import (
     CONVENTION,
     TRAINING_FACTOR,
@@ -17,6 +14,7 @@ from slm.architecture.flops import (
 )
 from slm.architecture.memory import MemoryPlan, format_bytes
 from slm.architecture.shapes import ModelShape, count_parameters
+from slm.console import Column, FittedTable, console, print_lines
 
 
 def describe(shape: ModelShape) -> dict[str, Any]:
@@ -56,13 +54,13 @@ def print_description(
     """
     shape = description["shape"]
     dimensions = "  ".join(f"{key}={value}" for key, value in shape.items())
+    counts = ("params_non_embedding", "params_embedding", "params_total")
     parameters = _count_table(
-        "Parameters", "component", description["params_by_component"], description["params_total"]
+        "Parameters",
+        "component",
+        {**description["params_by_component"], **{key: description[key] for key in counts}},
+        description["params_total"],
     )
-    parameters.add_section()
-    for key in ("params_non_embedding", "params_embedding", "params_total"):
-        share = description[key] / description["params_total"]
-        parameters.add_row(key, f"{description[key]:,}", f"{share:.1%}")
     components = description["forward_flops_per_token_by_component"]
     forward = _count_table(
         "Forward FLOPs per token (causal)", "component", components, sum(components.values())
@@ -72,7 +70,7 @@ def print_description(
         "convention",
         description["flops_per_token_by_convention"],
         description["flops_per_token"],
-        ratio="ratio to flops_per_token",
+        ratio="relative to\nflops_per_\ntoken",
     )
     note = (
         f"flops_per_token = {description['flops_per_token']:,} ({description['flops_convention']})\n"
@@ -82,30 +80,30 @@ def print_description(
     title = f"{family}: {description['label']}, aspect ratio {description['aspect_ratio']:.1f}"
     memory_note = f"For {micro_batch} per step. The peak is during {plan.moment}."
     tables = parameters, forward, training, note, _memory_table(plan), memory_note
-    Console(highlight=False).print(Group(title, dimensions, *tables))
+    out = console()
+    for part in (title, dimensions, *tables):
+        if isinstance(part, str):
+            print_lines(out, part.splitlines())
+        else:
+            out.print(part)
 
 
-def _memory_table(plan: MemoryPlan) -> Table:
-    table = _empty_table("Predicted peak memory per process", "component", "size", "share")
-    for component, n_bytes in plan.parts().items():
-        table.add_row(component, format_bytes(n_bytes), f"{n_bytes / plan.total_bytes:.1%}")
-    table.add_section()
-    table.add_row("total", format_bytes(plan.total_bytes), "100.0%")
-    return table
+def _memory_table(plan: MemoryPlan) -> FittedTable:
+    parts = {**plan.parts(), "total": plan.total_bytes}
+    columns = [
+        Column("component", list(parts), is_left=True),
+        Column("size", [format_bytes(n_bytes) for n_bytes in parts.values()]),
+        Column("share", [f"{n_bytes / plan.total_bytes:.1%}" for n_bytes in parts.values()]),
+    ]
+    return FittedTable(columns, "Predicted peak memory per process")
 
 
 def _count_table(
     title: str, label: str, counts: dict[str, int], total: int, ratio: str = "share"
-) -> Table:
-    table = _empty_table(title, label, "count", ratio)
-    for name, value in counts.items():
-        table.add_row(name, f"{value:,}", f"{value / total:.1%}")
-    return table
-
-
-def _empty_table(title: str, label: str, *number_columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(label)
-    for column in number_columns:
-        table.add_column(column, justify="right")
-    return table
+) -> FittedTable:
+    columns = [
+        Column(label, list(counts), is_left=True),
+        Column("count", [f"{value:,}" for value in counts.values()]),
+        Column(ratio, [f"{value / total:.1%}" for value in counts.values()]),
+    ]
+    return FittedTable(columns, title)

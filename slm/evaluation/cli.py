@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
+from slm.console import Column, FittedTable, console
 from slm.data.tokenizers.hf_files import load_hf_tokenizer
 from slm.data.tokenizers.tokenizer import HFTokenizer, Tokenizer
 from slm.errors import NO_VALUE, ConfigError, DataError, Problem
@@ -73,20 +72,16 @@ def evaluate_text(
 
 def print_scores(scores: Sequence[Score], *, documents: bool) -> None:
     """Print a table with the total, and with `documents` one row for each document."""
-    table = Table()
-    table.add_column("text")
-    for heading in ("tokens", "bytes", "nats/token", "perplexity", "bits/byte"):
-        table.add_column(heading, justify="right")
-    for score in scores if documents else scores[-1:]:
-        table.add_row(
-            score.name,
-            f"{score.tokens:,}",
-            f"{score.text_bytes:,}",
-            f"{score.nats_per_token:.4f}",
-            f"{score.perplexity:.3f}",
-            f"{score.bits_per_byte:.4f}",
-        )
-    Console().print(table)
+    shown = scores if documents else scores[-1:]
+    columns = [
+        Column("text", [score.name for score in shown], is_left=True, wraps=True),
+        Column("tokens", [f"{score.tokens:,}" for score in shown], rank=1),
+        Column("bytes", [f"{score.text_bytes:,}" for score in shown], rank=2),
+        Column("nats/token", [f"{score.nats_per_token:.4f}" for score in shown]),
+        Column("perplexity", [f"{score.perplexity:.3f}" for score in shown]),
+        Column("bits/byte", [f"{score.bits_per_byte:.4f}" for score in shown]),
+    ]
+    console().print(FittedTable(columns))
 
 
 def _load_model_and_tokenizer(run: Path | None, hf: Path | None) -> tuple[Transformer, Tokenizer]:

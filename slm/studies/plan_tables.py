@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-
-from rich.table import Table
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from slm.architecture.flops import flop_equivalent_params
-from slm.architecture.memory import format_bytes
 from slm.architecture.shape_solver import MATCH_TOLERANCE, is_within_aspect_tolerance
 from slm.architecture.shapes import ModelShape, count_parameters
+from slm.console import Column, FittedTable
+from slm.formatting import (
+    BYTE_UNITS,
+    TIME_UNITS,
+    count,
+    format_duration,
+    in_one_unit,
+    scientific,
+    short_count,
+)
 from slm.rounding import exceeds
 from slm.run.mfu import is_far_outside
 from slm.run.micro_batch import micro_batch_of, planned_accelerator
 from slm.run.spec import RunSpec
 from slm.studies.cells import Cell, RungKey, jobs_of
+from slm.studies.grid_table import rung_label
 from slm.studies.throughput import (
     Throughput,
     count_concurrent_jobs,
-    format_hours,
+    format_device_time,
     load_train_tokens,
     wall_seconds,
 )
@@ -95,7 +103,7 @@ def _shape_warnings(cells: Sequence[Cell]) -> Iterator[str]:
 
 
 def format_rung(rung: RungKey) -> str:
-    return f"size {_rung_label(rung)}" if isinstance(rung, int) else rung
+    return f"size {rung:,}" if isinstance(rung, int) else rung
 
 
 def _twin_families(cells: Sequence[Cell]) -> Iterator[str]:
@@ -152,120 +160,110 @@ def list_epoch_refusals(cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def ladder_table(cells: Sequence[Cell]) -> Table:
+def ladder_table(cells: Sequence[Cell]) -> FittedTable:
     """Build a table with one row per shape: parameters, N_flop, memory, and the match of its rung.
 
     Memory is the prediction for one rank with the micro-batch (in sequences) of the next column.
     """
-    table = _table(
-        f"shapes of study {cells[0].spec.config.study.name} (micro-batch in sequences)",
-        left=("rung", "family", "shape"),
-        right=(
-            "aspect\nratio",
-            "d_ff",
-            "d_ff /\nd_model",
-            "non-emb.\nparams",
-            "total\nparams",
-            "N_flop",
-            "memory\nper rank",
-            "micro-\nbatch",
-            "size\ndeviation",
-            "FLOPs\nmismatch",
-        ),
-    )
+    rows = _shapes(cells)
+    specs = [cell.spec for cell in rows]
+    shapes = [spec.shape for spec in specs]
+    is_first = [
+        number == 0 or cell.rung != rows[number - 1].rung for number, cell in enumerate(rows)
+    ]
+    counts = [count_parameters(shape) for shape in shapes]
+    batches = [micro_batch_of(spec, planned_accelerator(spec.config)) for spec in specs]
+    unit, memory = in_one_unit([batch.plan.total_bytes for batch in batches], BYTE_UNITS)
     mismatch = rung_mismatch(cells)
-    previous = None
-    for cell in _shapes(cells):
-        spec, shape, rung = cell.spec, cell.spec.shape, cell.rung
-        counts = count_parameters(shape)
-        if previous is not None and rung != previous:
-            table.add_section()
-        micro_batch = micro_batch_of(spec, planned_accelerator(spec.config))
-        table.add_row(
-            "" if rung == previous else _rung_label(rung),
-            cell.family,
-            shape.label,
-            f"{shape.aspect_ratio:.1f}",
-            f"{shape.d_ff:,}",
-            f"{shape.ff_ratio:.2f}",
-            f"{counts.params_non_embedding:,}",
-            f"{counts.params_total:,}",
-            f"{flop_equivalent_params(spec.flops_per_token):,.0f}",
-            format_bytes(micro_batch.plan.total_bytes),
-            f"{micro_batch.sequences:,}",
-            "" if rung == previous else _format_rung_shift(spec),
-            "" if rung == previous else f"{mismatch[rung]:.1%}",
-        )
-        previous = rung
-    return table
+
+    def once(texts: Iterable[str]) -> list[str]:
+        return [text if shown else "" for text, shown in zip(texts, is_first, strict=True)]
+
+    columns = [
+        Column("size", once(rung_label(cell.rung) for cell in rows), is_left=True),
+        Column("family", [cell.family for cell in rows], is_left=True),
+        Column("shape", [shape.label for shape in shapes], is_left=True),
+        Column("aspect\nratio", [f"{shape.aspect_ratio:.1f}" for shape in shapes], rank=2),
+        Column("d_ff", [f"{shape.d_ff}" for shape in shapes], rank=4),
+        Column("d_ff /\nd_model", [f"{shape.ff_ratio:.2f}" for shape in shapes], rank=6),
+        Column(
+            "non-emb.\nparams", [short_count(each.params_non_embedding) for each in counts], rank=3
+        ),
+        Column("total\nparams", [short_count(each.params_total) for each in counts]),
+        Column(
+            "N_flop",
+            [short_count(flop_equivalent_params(spec.flops_per_token)) for spec in specs],
+            rank=1,
+        ),
+        Column(f"memory per\nrank ({unit})", memory, rank=1),
+        Column("sequences\nper pass", [f"{batch.sequences}" for batch in batches], rank=5),
+        Column("actual minus\nrequested size", once(map(_format_rung_shift, specs)), rank=7),
+        Column("FLOPs\nmismatch", once(f"{mismatch[cell.rung]:.1%}" for cell in rows), rank=1),
+    ]
+    return FittedTable(columns, "Shapes")
 
 
 def _format_rung_shift(spec: RunSpec) -> str:
     return "" if spec.rung_shift is None else f"{spec.rung_shift:+.0%}"
 
 
-def _rung_label(rung: RungKey) -> str:
-    return f"{rung:,}" if isinstance(rung, int) else rung
-
-
-def cells_table(cells: Sequence[Cell], throughput: Throughput) -> Table:
-    """Build a table with one row per cell in execution order; hours are given once per job."""
+def cells_table(cells: Sequence[Cell], throughput: Throughput) -> FittedTable:
+    """Build a table with one row per cell in execution order; the time is given once per job."""
     text = load_train_tokens(cells[0].spec.config)
-    table = _table(
-        "cells in execution order (device-hours: a trunk with all its branches)",
-        left=("family", "shape", *(["grid values"] if cells[0].varied else []), "status"),
-        right=(
-            "tokens",
-            "tokens_per_param",
+    jobs = jobs_of(cells)
+    unit, times = in_one_unit([throughput.seconds(job) for job in jobs], TIME_UNITS)
+    rows = [cell for job in jobs for cell in job.cells]
+    specs = [cell.spec for cell in rows]
+    grid = [" ".join(_short_override(each) for each in cell.varied) for cell in rows]
+    columns = [
+        Column("size", [rung_label(cell.rung) for cell in rows], is_left=True),
+        Column("family", [cell.family for cell in rows], is_left=True),
+        Column("shape", [spec.shape.label for spec in specs], rank=2, is_left=True),
+        *([Column("grid values", grid, rank=1, is_left=True)] if any(grid) else []),
+        Column("status", [cell.state for cell in rows], rank=3, is_left=True),
+        Column("tokens", [short_count(spec.tokens) for spec in specs]),
+        Column("tokens_per_param", [f"{spec.tokens_per_param:.3g}" for spec in specs], rank=7),
+        Column(
             "epochs",
-            "batch\ntokens",
-            "steps",
-            "FLOPs",
-            "seed",
-            "lr",
-            "device-\nhours",
+            ["?" if text is None else f"{spec.tokens / text:.2f}" for spec in specs],
+            rank=5,
         ),
-    )
-    for job in jobs_of(cells):
-        seconds = throughput.seconds(job)
-        for cell in job.cells:
-            spec = cell.spec
-            table.add_row(
-                cell.family,
-                spec.shape.label,
-                *([" ".join(_short_override(o) for o in cell.varied)] if cell.varied else []),
-                cell.state,
-                f"{spec.tokens:,}",
-                f"{spec.tokens_per_param:.3g}",
-                "?" if text is None else f"{spec.tokens / text:.2f}",
-                f"{spec.batch_tokens:,}",
-                f"{spec.steps:,}",
-                f"{spec.flops:.2g}",
-                str(spec.config.seed),
-                f"{spec.config.optimizer.lr:.2g}",
-                format_hours(seconds) if cell is job.cells[-1] else "",
-            )
-    return table
+        Column("batch\ntokens", [short_count(spec.batch_tokens) for spec in specs], rank=6),
+        Column("steps", [f"{spec.steps:,}" for spec in specs], rank=2),
+        Column("FLOPs", [scientific(spec.flops, 2) for spec in specs], rank=2),
+        Column("seed", [f"{spec.config.seed}" for spec in specs], rank=1),
+        Column("lr", [f"{spec.config.optimizer.lr:.2g}" for spec in specs], rank=4),
+        Column(
+            f"device\n{unit}",
+            [
+                time if cell is job.cells[-1] else ""
+                for job, time in zip(jobs, times, strict=True)
+                for cell in job.cells
+            ],
+            rank=3,
+        ),
+    ]
+    title = f"Cells in execution order; {unit} are per group of runs that share training"
+    return FittedTable(columns, title)
 
 
 def format_time_estimate(cells: Sequence[Cell], throughput: Throughput) -> str:
-    """Format device-hours and wall time of the unfinished jobs, with the throughput they are based on."""
+    """Format device time and wall time of the unfinished jobs, with the throughput they are based on."""
     jobs = [job for job in jobs_of(cells) if not all(cell.is_done for cell in job.cells)]
+    if not jobs:
+        return "all cells are done"
     seconds = [each for job in jobs if (each := throughput.seconds(job)) is not None]
     if len(seconds) < len(jobs):
         return (
-            "time unknown: measure the throughput of this machine with plan.probe=true, or assume one with plan=h100 "
-            "or plan.device_flops and plan.mfu"
+            "time unknown: measure the throughput of this machine with plan.probe=true, or give the speed of your "
+            "device, for an H100 plan=h100, or plan.device_flops=989e12 plan.mfu=0.4"
         )
-    if not jobs:
-        return "all cells are done"
     concurrent = count_concurrent_jobs(cells[0].spec.config)
     wall, longest = wall_seconds(seconds, concurrent), max(seconds)
-    at_a_time = "1 job" if concurrent == 1 else f"{concurrent} jobs"
     return (
-        f"{len(jobs)} jobs, {format_hours(sum(seconds))} device-hours at the {throughput.source}; "
-        f"wall time {format_hours(wall)} hours with {at_a_time} at a time, longest job "
-        f"{format_hours(longest)} hours"
+        f"{count(len(jobs), 'job')}, {format_device_time(sum(seconds))} at the {throughput.source}; "
+        f"wall time {format_duration(wall)} with {count(concurrent, 'job')} at a time, longest job "
+        f"{format_duration(longest)}"
     )
 
 
@@ -291,23 +289,18 @@ def _short_override(override: str) -> str:
     return f"{key.rpartition('.')[2]}={value}"
 
 
-def _table(title: str, *, left: Sequence[str], right: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for heading in left:
-        table.add_column(heading, no_wrap=True)
-    for heading in right:
-        table.add_column(heading, justify="right")
-    return table
-
-
 def format_totals(cells: Sequence[Cell]) -> str:
     """Format number of cells, tokens and FLOPs, and the FLOPs saved by shared trunks."""
     separate = sum(cell.spec.flops for cell in cells)
     tokens = sum(cell.spec.tokens for cell in cells)
     jobs = jobs_of(cells)
     flops = sum(job.flops for job in jobs)
-    total = f"{len(cells)} cells, {tokens:,} tokens, {separate:.3g} FLOPs"
+    total = (
+        f"{count(len(cells), 'cell')}, {short_count(tokens)} tokens, {scientific(separate)} FLOPs"
+    )
     if flops == separate:
         return f"{total} in total"
-    shared = f"{flops:.3g} FLOPs ({flops / separate:.0%}) with {len(jobs)} shared trunks"
-    return f"{total} if trained separately; {shared}"
+    return (
+        f"{total} if trained separately; sharing {count(len(jobs), 'trunk')} reduces this to {scientific(flops)} "
+        f"FLOPs ({flops / separate:.0%})"
+    )

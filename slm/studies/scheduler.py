@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from slm.errors import RunError
+from slm.formatting import count
+from slm.run.display_name import display_name
 from slm.studies.cells import Cell, Job, jobs_of
+from slm.studies.progress_lines import progress_lines
 from slm.tracking.lease import Owner
 
 log = logging.getLogger("slm")
@@ -35,7 +38,24 @@ def run_study(
             them with their errors.
     """
     remaining = [job for job in jobs_of(cells) if _needs_launch(job, rerun, retry_failed)]
-    earlier_failures = 0 if rerun or retry_failed else _count_failed(cells)
+    if remaining:
+        earlier_failures = 0 if rerun or retry_failed else _count_failed(cells)
+        limit = None if max_failures is None else earlier_failures + max_failures
+        with progress_lines(cells):
+            _run_jobs(cells, remaining, launch, batch=batch, rerun=rerun, limit=limit)
+    _check_finished(cells)
+
+
+def _run_jobs(
+    cells: Sequence[Cell],
+    remaining: list[Job],
+    launch: Launch,
+    *,
+    batch: int | None,
+    rerun: bool,
+    limit: int | None,
+) -> None:
+    """Launch the jobs, and wait for those of other processes; stop at `limit` failed cells."""
     waiting = False
     while remaining:
         free = [job for job in remaining if find_owner(job) is None]
@@ -51,9 +71,8 @@ def run_study(
             elsewhere = [job for job in launched if find_owner(job) is not None]
             remaining = [job for job in remaining if job not in launched or job in elsewhere]
         remaining = [job for job in remaining if rerun or not _is_done(job)]
-        if max_failures is not None and _count_failed(cells) - earlier_failures >= max_failures:
+        if limit is not None and _count_failed(cells) >= limit:
             break
-    _check_finished(cells)
 
 
 def _needs_launch(job: Job, rerun: bool, retry_failed: bool) -> bool:
@@ -81,7 +100,9 @@ def _log_owners(jobs: Sequence[Job]) -> None:
     owners = {
         str(owner).partition(" (")[0] for job in jobs if (owner := find_owner(job)) is not None
     }
-    log.info("waiting for %d jobs of other processes: %s", len(jobs), ", ".join(sorted(owners)))
+    log.info(
+        "waiting for %s of other processes: %s", count(len(jobs), "job"), ", ".join(sorted(owners))
+    )
 
 
 def _count_failed(cells: Sequence[Cell]) -> int:
@@ -92,13 +113,13 @@ def _check_finished(cells: Sequence[Cell]) -> None:
     """Log diverged cells; raise a RunError that lists the unfinished ones."""
     for cell in cells:
         if cell.state == "diverged":
-            log.warning("diverged: %s", cell.run.path)
+            log.warning("diverged: %s -> %s", display_name(cell.spec), cell.run.path)
     unfinished = [cell for cell in cells if not cell.is_done]
     if not unfinished:
         return
     lines = [f"{len(unfinished)} of {len(cells)} cells did not finish:"]
     for cell in unfinished:
-        lines.append(f"  {cell.state}: {cell.run.path}")
+        lines.append(f"  {cell.state}: {display_name(cell.spec)} -> {cell.run.path}")
         reason = cell.run.failure()
         if cell.state == "failed" and reason:
             lines.append(f"      {reason}")

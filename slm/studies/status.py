@@ -7,16 +7,27 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
+from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.table import Table
+from rich.text import Text
 
+from slm.console import Column, FittedTable, console
 from slm.errors import StudyUnfinished
-from slm.studies.cells import Cell
-from slm.studies.throughput import Throughput, format_hours, load_throughput
+from slm.formatting import TIME_UNITS, in_one_unit, short_count
+from slm.run.display_name import display_name
+from slm.studies.cells import DONE, Cell
+from slm.studies.grid_table import family_kind, rung_family_columns, rung_label, rungs_of
+from slm.studies.throughput import Throughput, load_throughput
 from slm.tracking import run_dir
 
 REFRESH_SECONDS = 2.0
+MAX_ROWS = 40  # of cells; a larger study has a table of counts
+MIN_RUNNING = 2
+MAX_FAILURES = 10
+OTHER_LINES = (
+    16  # headline, folder, hints and table of counts, so that a refreshed table fits the terminal
+)
+MARKS = {"running": "r", "failed": "f", "diverged": "d"}
 STYLES = {"running": "cyan", "finished": "green", "failed": "red", "diverged": "magenta"}
 
 
@@ -67,21 +78,19 @@ def _owner(cell: Cell) -> str:
 
 
 def print_status(cells: Sequence[Cell]) -> None:
-    """Print the status table; on a terminal, refresh it until no cell is running.
+    """Print the status of a study; on a terminal, refresh it until no cell is running.
 
     Raises:
         StudyUnfinished: if not all cells are finished or diverged.
     """
-    console = Console(width=None if Console().is_terminal else 150)
-    if console.is_terminal:
-        with Live(console=console, auto_refresh=False) as live:
-            while True:
-                live.update(build_status_table(cells), refresh=True)
-                if not any(cell.state == "running" for cell in cells):
-                    break
+    out = console()
+    if out.is_terminal and any(cell.state == "running" for cell in cells):
+        rows = min(MAX_ROWS, max(0, out.height - OTHER_LINES))  # Live cannot scroll
+        with Live(console=out, auto_refresh=False, transient=True) as live:
+            while any(cell.state == "running" for cell in cells):
+                live.update(build_status(cells, rows), refresh=True)
                 time.sleep(REFRESH_SECONDS)
-    else:
-        console.print(build_status_table(cells))
+    out.print(build_status(cells))
     unfinished = sum(not cell.is_done for cell in cells)
     if unfinished:
         retry = any(cell.state == "failed" for cell in cells)
@@ -91,40 +100,97 @@ def print_status(cells: Sequence[Cell]) -> None:
         )
 
 
-def build_status_table(cells: Sequence[Cell]) -> Table:
+def build_status(cells: Sequence[Cell], max_rows: int | None = None) -> Group:
+    """Return headline, table and failures of a study.
+
+    A study of more than `max_rows` cells has a table of counts and the rows of its running cells. Without this
+    number `plan.cells` decides: all cells, or `MAX_ROWS`.
+    """
+    if max_rows is None:
+        max_rows = len(cells) if cells[0].spec.config.plan.cells else MAX_ROWS
     throughput = load_throughput(cells)
     rows = [progress_of(cell, throughput) for cell in cells]
-    table = Table(title=_headline(rows), title_justify="left")
-    varies = bool(cells[0].varied)
-    for heading in ("family", "shape", *(["grid values"] if varies else []), "status"):
-        table.add_column(heading, no_wrap=True)
-    for heading in (
-        "seed",
-        "token\nbudget",
-        "progress",
-        "loss\n(nats/token)",
-        "tokens/s",
-        "hours\nremaining",
-    ):
-        table.add_column(heading, justify="right")
-    table.add_column("host / error")
-    for row in rows:
-        spec = row.cell.spec
-        style = STYLES.get(row.state)
-        table.add_row(
-            row.cell.family,
-            spec.shape.label,
-            *([" ".join(row.cell.varied)] if varies else []),
-            f"[{style}]{row.state}[/{style}]" if style else row.state,
-            str(spec.config.seed),
-            f"{spec.tokens:,}",
-            f"{row.fraction:.0%}",
-            "" if row.loss is None else f"{row.loss:.4f}",
-            "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
-            format_hours(row.remaining_seconds) if row.state != "finished" else "",
-            row.note,
-        )
-    return table
+    lists_all = len(rows) <= max_rows
+    if lists_all:
+        shown = rows
+    else:
+        most = max(
+            MIN_RUNNING, max_rows - len(rungs_of(cells))
+        )  # the table of counts has these rows
+        shown = [row for row in rows if row.state == "running"][:most]
+    parts: list[RenderableType] = [Text(_headline(rows), style="bold"), _folder(cells)]
+    if not lists_all:
+        parts.append(_overview(rows))
+    if shown:
+        parts.append(_cells_table(shown, has_one_seed=len({_seed(cell) for cell in cells}) == 1))
+    failed = [row for row in rows if row.state == "failed"]
+    parts += [_failure(row) for row in failed[:MAX_FAILURES]]
+    if len(failed) > MAX_FAILURES:
+        parts.append(Text(f"and {len(failed) - MAX_FAILURES} more failed cells"))
+    if not lists_all:
+        parts.append(Text("plan.cells=true lists every cell", style="dim"))
+    return Group(*parts)
+
+
+def _cells_table(rows: Sequence[Progress], *, has_one_seed: bool) -> FittedTable:
+    specs = [row.cell.spec for row in rows]
+    known = [None if row.state in DONE else row.remaining_seconds for row in rows]
+    unit, times = in_one_unit(known, TIME_UNITS)
+    if any(known):
+        times = ["" if row.state in DONE else time for row, time in zip(rows, times, strict=True)]
+    else:
+        times = [""] * len(rows)
+    grid = [" ".join(row.cell.varied) for row in rows]
+    columns = [
+        Column("family", [row.cell.family for row in rows], is_left=True),
+        Column("size", [rung_label(row.cell.rung) for row in rows]),
+        Column("shape", [spec.shape.label for spec in specs], rank=4, is_left=True),
+        Column("tokens", [short_count(spec.tokens) for spec in specs]),
+        Column("seed", [str(_seed(row.cell)) for row in rows], rank=3 * has_one_seed),
+        *([Column("grid values", grid, is_left=True)] if any(grid) else []),
+        Column("state", [Text(row.state, STYLES.get(row.state, "")) for row in rows], is_left=True),
+        Column("done", [f"{row.fraction:.0%}" for row in rows]),
+        Column("nats/\ntoken", ["" if row.loss is None else f"{row.loss:.3f}" for row in rows]),
+        Column(
+            "tokens/s",
+            [
+                "" if row.tokens_per_second is None else short_count(row.tokens_per_second)
+                for row in rows
+            ],
+            rank=2,
+        ),
+        Column(f"{unit}\nremaining", times, rank=1),
+        Column("host", [row.note * (row.state == "running") for row in rows], rank=5, is_left=True),
+        Column("folder", [row.cell.run.path.name for row in rows], rank=6, is_left=True),
+    ]
+    return FittedTable([column for column in columns if any(map(str, column.cells))])
+
+
+def _overview(rows: Sequence[Progress]) -> FittedTable:
+    """Build the table of finished and all cells by rung and family."""
+    states = {row.cell.spec.run_id: row.state for row in rows}
+
+    def text(group: Sequence[Cell]) -> str:
+        counts = Counter(states[cell.spec.run_id] for cell in group)
+        marks = [f"{counts[state]}{mark}" for state, mark in MARKS.items() if counts[state]]
+        return " ".join([f"{counts['finished']}/{len(group)}", *marks])
+
+    cells = [row.cell for row in rows]
+    marks = ", ".join(f"{mark} {state}" for state, mark in MARKS.items())
+    title = f"Finished / all cells by size and {family_kind(cells)} ({marks})"
+    return FittedTable(rung_family_columns(cells, text), title)
+
+
+def _failure(row: Progress) -> Text:
+    return Text(f"failed: {display_name(row.cell.spec)}: {row.note}\n  {row.cell.run.path}", "red")
+
+
+def _folder(cells: Sequence[Cell]) -> Text:
+    return Text(f"folder: {cells[0].run.path.parent}", overflow="fold")
+
+
+def _seed(cell: Cell) -> int:
+    return cell.spec.config.seed
 
 
 def _headline(rows: Sequence[Progress]) -> str:

@@ -17,6 +17,7 @@ from slm.data.corpus.identity import MANIFEST
 from slm.data.tokens.prepare import prepared_folder
 from slm.errors import DataError
 from slm.files import read_object, write_json
+from slm.formatting import count, format_duration, scientific
 from slm.rounding import ROUNDING_TOLERANCE
 from slm.run.mfu import Mfu, mfu_at
 from slm.run.spec import RunSpec
@@ -49,12 +50,12 @@ class Throughput:
     @property
     def source(self) -> str:
         if self.measured:
-            return f"measured throughput of {len(self.measured)} shapes"
+            return f"measured throughput of {count(len(self.measured), 'shape')}"
         if self.device_flops is None:
             return ""
         shares = sorted(self.mfu.values() if isinstance(self.mfu, Mapping) else [self.mfu])
         used = " to ".join(f"{share:.0%}" for share in dict.fromkeys([shares[0], shares[-1]]))
-        return f"assumed MFU of {used} of {self.device_flops:.3g} FLOP/s (estimated until measured)"
+        return f"assumed MFU of {used} of {scientific(self.device_flops)} FLOP/s (estimated until measured)"
 
     @property
     def is_assumed(self) -> bool:
@@ -148,12 +149,13 @@ def count_concurrent_jobs(config: Config) -> int:
     return max(1, cores // (config.trainer.threads or cores)) if on_cpu else 1
 
 
-def format_hours(seconds: float | None) -> str:
-    """Format a duration in hours with three digits; "?" if unknown."""
-    if seconds is None:
-        return "?"
-    hours = seconds / SECONDS_PER_HOUR
-    return f"{hours:,.0f}" if hours >= MANY_HOURS else f"{hours:.3g}"
+def format_device_time(seconds: float) -> str:
+    """Format the time that a study takes on one device; from one hour on in device-hours, the unit of its cost."""
+    if seconds < SECONDS_PER_HOUR:
+        return f"{format_duration(seconds)} of device time"
+    return (
+        f"{seconds / SECONDS_PER_HOUR:,.{seconds < MANY_HOURS * SECONDS_PER_HOUR:d}f} device-hours"
+    )
 
 
 def wall_seconds(seconds: Sequence[float], concurrent: int) -> float:

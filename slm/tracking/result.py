@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
 from slm.errors import DataError
+from slm.formatting import format_duration
 from slm.summary import Summarized
 
 SCHEMA_VERSION = 4  # 4: what branches take over from their trunk, loss spikes, divergence
@@ -99,7 +100,8 @@ class RunResult(Summarized):
             "recipe",
             f"peak lr {self.peak_lr:.3g}, {self.parametrization}, {self.precision}, seed {self.seed}",
         )
-        yield "speed", f"{self.tokens_per_second:,.0f} tokens/s over {self.wall_seconds:,.0f} s"
+        duration = format_duration(self.wall_seconds)
+        yield "speed", f"{self.tokens_per_second:,.0f} tokens/s over {duration}"
         if self.loss_spikes:
             yield "loss spikes", f"{len(self.loss_spikes)}, first at step {self.loss_spikes[0]}"
 

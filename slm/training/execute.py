@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from slm.config.schema import Config
 from slm.errors import Diverged, Interrupted, SlmError
 from slm.logs import log, log_to_file
+from slm.run.display_name import display_name
 from slm.run.spec import RunSpec, branch_specs
 from slm.tracking.result import RunResult
 from slm.tracking.run_dir import RunDirectory
@@ -102,7 +103,8 @@ def _needs_training(spec: RunSpec, run: RunDirectory) -> bool:
 def _claim(spec: RunSpec, run: RunDirectory, resources: ExitStack) -> None:
     resources.enter_context(run.claim(spec, rerun=spec.config.rerun))
     resources.enter_context(log_to_file(run.path / "log.txt"))
-    log.info("%s: %s steps, %.3g FLOPs", spec.run_id, f"{spec.steps:,}", spec.flops)
+    size = f"{spec.steps:,} steps, {spec.flops:.3g} FLOPs"
+    log.info("%s: %s, run id %s", display_name(spec), size, spec.run_id)
 
 
 def _format_scores(result: RunResult) -> str:

@@ -14,6 +14,7 @@ from slm.errors import Interrupted
 from slm.run.spec import RunSpec
 from slm.training.batches import VAL_BATCH_TOKENS, TrainingBatches, ValidationBatches, to_pairs
 from slm.training.checkpoint import CheckpointWriter
+from slm.training.diagnostics import recorded_residual_rms, weight_statistics
 from slm.training.distributed.workers import Workers
 from slm.training.metrics import Metrics
 from slm.training.progress import shown_progress
@@ -107,14 +108,17 @@ class TrainingLoop:
         device = self.training_step.fabric.device
         batch_size = max(1, VAL_BATCH_TOKENS[device.type] // self.spec.shape.seq_len)
         share = self.workers.rank, self.workers.world_size
-        self.last_validation = measure_validation(
-            self.training_step.module,
-            ValidationBatches(self.examples.val, batch_size, *share),
-            step=done,
-            workers=self.workers,
-            before_batch=lambda: self.stop_if_signalled(done, validating=True),
-        )
-        self.metrics.log_validation(self.last_validation)
+        module = self.training_step.module
+        with recorded_residual_rms(module.model) as diagnostics:
+            self.last_validation = measure_validation(
+                module,
+                ValidationBatches(self.examples.val, batch_size, *share),
+                step=done,
+                workers=self.workers,
+                before_batch=lambda: self.stop_if_signalled(done, validating=True),
+            )
+        diagnostics |= weight_statistics(self.training_step, self.workers, done)
+        self.metrics.log_validation(self.last_validation, diagnostics)
         self.metrics.resume_clock()
 
     def stop_if_signalled(self, done: int, *, validating: bool = False) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -13,6 +14,7 @@ import torch
 from slm.run.spec import RunSpec
 from slm.tracking import run_dir
 from slm.tracking.wandb import Mirror
+from slm.training.device.accelerator import peak_memory_bytes
 from slm.training.step import StepOutput
 from slm.training.validation import Measurement, val_losses
 
@@ -89,17 +91,18 @@ class Metrics:
             run_dir.LR: output.lr,
             run_dir.GRAD_NORM: float(output.grad_norm),
             run_dir.TOKENS_PER_SECOND: rate,
+            run_dir.PEAK_MEMORY: peak_memory_bytes("gpu" if output.loss.is_cuda else "cpu"),
         }
         mfu = self.mfu(rate)
         self._write(done, row if mfu is None else {**row, run_dir.MFU: mfu})
 
-    def log_validation(self, measured: Measurement) -> None:
+    def log_validation(self, measured: Measurement, diagnostics: Mapping[str, float]) -> None:
         loss, bits_per_byte = val_losses(measured, self.val_bytes)
         row = {run_dir.VAL_LOSS: loss}
         if bits_per_byte is not None:
             row[run_dir.VAL_BITS_PER_BYTE] = bits_per_byte
         row |= {run_dir.VAL_ERROR + group: share for group, share in measured.errors.items()}
-        self._write(measured.step, row)
+        self._write(measured.step, {**row, **diagnostics})
 
     def _write(self, step: int, row: dict[str, float]) -> None:
         tokens = step * self.spec.batch_tokens

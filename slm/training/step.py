@@ -56,17 +56,21 @@ class TrainingStep:
         self._fabric_optimizer = fabric.setup_optimizers(self.optimizer)
         # Group by group: walking through the modules takes longer than clipping.
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self._is_sharded = any(local_part(p) is not p for p in self._parameters)
+        self.is_sharded = any(local_part(p) is not p for p in self._parameters)
         name_of = {parameter: name for name, parameter in module.model.named_parameters()}
         names = [name_of[parameter] for parameter in self._parameters]
         self.finite_check = NonFiniteCheck(names, spec.config.seed, fabric.device)
-        if workers.world_size > 1 and not self._is_sharded:
+        if workers.world_size > 1 and not self.is_sharded:
             self._rebuild_ddp_buckets()
         self.seek(0)
 
     def seek(self, step: int) -> None:
         """Set the learning rate of `step`, the next step to take."""
         self._schedule = self.module.build_schedule(self.optimizer, step)
+
+    def lr_multiplier(self, step: int) -> float:
+        """Return the learning rate of `step` as a fraction of its peak."""
+        return self._schedule.lr_lambdas[0](step)
 
     def take(self, step: int, pairs: Tensor) -> StepOutput:
         """Take a step on this rank's rows of its global batch, pairs (rows, 2, seq_len) on the device.
@@ -96,7 +100,7 @@ class TrainingStep:
         self._fabric_optimizer.step()
         self.optimizer.zero_grad()
         # The rate in the config's terms: each group has its own multiple of it.
-        lr = config.optimizer.lr * self._schedule.lr_lambdas[0](step)
+        lr = config.optimizer.lr * self.lr_multiplier(step)
         self._schedule.step()
         return StepOutput(loss, torch.linalg.vector_norm(norms), lr)
 
@@ -104,7 +108,7 @@ class TrainingStep:
         """Scale all gradients to the maximum global norm; return the norm of each tensor before that."""
         gradients = [local_part(p.grad) for p in self._parameters if p.grad is not None]
         norms = torch.stack(torch._foreach_norm(gradients))
-        if self._is_sharded:
+        if self.is_sharded:
             squares = self._workers.all_reduce_sum(norms.double().square())
             norms = squares.sqrt().float()
         clip = self._spec.config.optimizer.grad_clip

@@ -24,7 +24,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.compare.block_result import BlockResult, fit_block_model
+from analysis.compare.block_result import BlockResult
+from analysis.compare.fit_block import fit_block_model
 from analysis.compare.robustness import deletions
 from analysis.compare.verdict import Evidence, decide
 from analysis.fit.law import ALPHA, JointLaw, Points

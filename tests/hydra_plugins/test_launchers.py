@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +27,8 @@ from hydra_plugins.slm_study.slurm import SlurmLauncher, read_outcome
 from slm.config.hydra import CONF_DIR, compose_config
 from slm.config.schema import TrainerConfig
 from slm.errors import ConfigError, RunError
-from slm.run.spec import resolve
+from slm.run.spec import RunSpec, resolve
+from slm.tracking.run_dir import RunDirectory
 from tests.conftest import Cli
 from tests.running import run_to_end
 
@@ -119,7 +122,9 @@ class StubLauncher(TrainLauncher):
         raise NotImplementedError
 
 
-def test_result_of_a_job_is_read_from_its_run_directory(tmp_path: Path, cache_dir: Path) -> None:
+def test_result_of_a_job_is_read_from_its_run_directory(
+    tmp_path: Path, cache_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     overrides = ["experiment=smoke", "tracking=disabled", "budget.tokens=10240"]
     overrides += [f"runs_dir={tmp_path}", f"cache_dir={cache_dir}"]
     spec = resolve(compose_config(overrides))
@@ -131,13 +136,30 @@ def test_result_of_a_job_is_read_from_its_run_directory(tmp_path: Path, cache_di
         launcher.setup(hydra_context=context, task_function=lambda config: None, config=config)
         lost = launcher.finish_job("[1/1]", overrides, Outcome(None, ("Slurm state FAILED",)))
         _, result = run_to_end(spec)
-        done = launcher.finish_job("[1/1]", overrides, Outcome(0, ("finished",)))
+        with caplog.at_level(logging.INFO, logger="slm"):
+            done = launcher.finish_job("[1/1]", overrides, Outcome(0, ("finished",)))
+        loss = f"{result.val_loss_nats_per_token:.3f} nats/token, "
+        line = caplog.messages[-1]
+        assert line.startswith("[1/1] experiment=smoke") and loss in line
+        assert line.endswith(f" -> {RunDirectory.of(spec).path}")
         found = launcher.finish_job("[1/1]", overrides, Outcome(None, ("no longer listed",)))
         failed = launcher.finish_job("[1/1]", overrides, Outcome(1, ("steps", "out of memory")))
         assert done.return_value == found.return_value == result.val_loss_nats_per_token
     assert (lost.status, failed.status) == (JobStatus.FAILED, JobStatus.FAILED)
     with pytest.raises(RunError, match="out of memory"):
         _ = failed.return_value
+
+
+def test_job_of_a_study_has_the_display_name_of_its_longest_run(
+    tiny_spec: Callable[..., RunSpec],
+) -> None:
+    study = {"sizes": ["20k"]}
+    specs = [tiny_spec(study=study, budget={"tokens": 256 * steps}) for steps in (20, 60)]
+    launcher, overrides = StubLauncher(), ["size=20000", "seed=0"]
+    assert launcher._name(specs[:1], overrides) == "tiny L2-d32, 5.12k tokens, s0"
+    name = launcher._name(specs, overrides)
+    assert name == "tiny L2-d32, 15.4k tokens, s0 and 1 shorter branch"
+    assert launcher._name([tiny_spec()], overrides) == "size=20000 seed=0"  # of a multirun
 
 
 def test_outcome_of_a_slurm_job_is_its_state_and_the_output_of_its_run(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from tests.running import (
 Make = Callable[..., Config]
 B = 256  # tokens of a batch
 TOLERANCE = 1e-6  # relative, of losses: sums over ranks are rounded in a different order
+DIAGNOSTICS = (run_dir.WEIGHT_NORM, run_dir.UPDATE_RATIO, run_dir.RESIDUAL_RMS)
 
 SETTINGS: dict[str, dict[str, Any]] = {
     # Three validation batches for two ranks: one rank has no batch in the second round.
@@ -75,8 +76,12 @@ def assert_close(ours: RunDirectory, theirs: RunDirectory) -> None:
     for key in (run_dir.TRAIN_LOSS, run_dir.VAL_LOSS, run_dir.LR, run_dir.STEP):
         actual, expected = ([row[key] for row in side if key in row] for side in (rows, others))
         np.testing.assert_allclose(actual, expected, rtol=TOLERANCE)
-    norms = ([row[run_dir.GRAD_NORM] for row in side] for side in (rows, others))
-    np.testing.assert_allclose(*norms, rtol=1e-4)
+    for prefix in (run_dir.GRAD_NORM, *DIAGNOSTICS):
+        norms = (
+            [row[key] for row in side for key in sorted(row) if key.startswith(prefix)]
+            for side in (rows, others)
+        )
+        np.testing.assert_allclose(*norms, rtol=1e-4 if prefix == run_dir.GRAD_NORM else 1e-3)
     one, other = ours.result(), theirs.result()
     assert one is not None and other is not None
     assert (one.run_id, one.steps, one.val_tokens) == (other.run_id, other.steps, other.val_tokens)
@@ -216,8 +221,9 @@ def test_compiled_blocks_train_the_same_on_two_ranks(tiny_config: Make, tmp_path
     jobs = []
     for strategy, checkpointing in (("ddp", True), ("fsdp", False), ("fsdp", True)):
         for choice in ("off", "on"):
-            trainer = {"compile": choice, "activation_checkpointing": checkpointing}
-            config = tiny_config(trainer=trainer, model={"n_layers": 4})
+            # The hooks of the validation must not cause a recompilation.
+            trainer = {"activation_checkpointing": checkpointing, "validate_every_steps": 7}
+            config = tiny_config(trainer={**trainer, "compile": choice}, model={"n_layers": 4})
             runs = tmp_path / f"{strategy}-{checkpointing}-{choice}"
             jobs.append(Job(on_ranks(config, strategy, runs=runs)))
     endings_by_job = train_on_ranks(tmp_path, jobs)
@@ -274,7 +280,7 @@ def test_sweep_starts_each_distributed_run_once(cli: Cli, tmp_path: Path) -> Non
     )
     done = cli("sweep.py", *small)
     assert done.returncode == 0, done.stderr
-    assert "2 jobs, 1 at once" in done.stderr and done.stderr.count("finished: validation") == 2
+    assert "2 jobs, 1 at once" in done.stderr and done.stderr.count(" nats/token, ") == 2
     paths = sorted(tmp_path.glob("runs/smoke/*/result.json"))
     assert len(paths) == 2
     for path in paths:

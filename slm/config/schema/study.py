@@ -98,7 +98,8 @@ class StudyConfig:
 @section
 class PlanConfig:
     cells: bool = False
-    """Print every cell of the study, not only the grid of sizes, families and budgets."""
+    """List every cell of the study in action=plan, and in action=status of more than 40 cells; else the grid of sizes
+    and families."""
     probe: bool = False
     """Measure and store the throughput of every shape before planning; takes some seconds per shape, and up to
     a minute if its blocks are compiled."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from slm.console import Column, FittedTable, console, print_lines
 from slm.data.tokens.shards import PreparedData
 
 
@@ -33,22 +32,18 @@ def summarize_data(data: PreparedData) -> dict[str, Any]:
 def print_data_summary(data: PreparedData) -> None:
     """Print the folder, a table of both splits, and a few totals."""
     summary = summarize_data(data)
-    console = Console()
-    console.print(str(data.folder), soft_wrap=True)
-    table = Table()
-    table.add_column("split")
-    for heading in ("documents", "text bytes", "tokens", "bytes/token"):
-        table.add_column(heading, justify="right")
-    for name, split in summary["splits"].items():
-        table.add_row(
-            name,
-            f"{split['documents']:,}",
-            f"{split['bytes']:,}",
-            f"{split['tokens']:,}",
-            f"{split['bytes_per_token']:.3f}",
-        )
-    console.print(table)
-    console.print("\n".join(_format_totals(summary)), soft_wrap=True)
+    splits = summary["splits"].values()
+    columns = [
+        Column("split", list(summary["splits"]), is_left=True),
+        Column("documents", [f"{split['documents']:,}" for split in splits], rank=2),
+        Column("text bytes", [f"{split['bytes']:,}" for split in splits], rank=1),
+        Column("tokens", [f"{split['tokens']:,}" for split in splits]),
+        Column("bytes/token", [f"{split['bytes_per_token']:.3f}" for split in splits]),
+    ]
+    out = console()
+    out.print(str(data.folder), soft_wrap=True)
+    out.print(FittedTable(columns))
+    print_lines(out, _format_totals(summary))
 
 
 def _format_totals(summary: dict[str, Any]) -> list[str]:

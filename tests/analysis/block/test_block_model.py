@@ -17,7 +17,8 @@ from analysis.block.mixed_model import MixedModel, best_trunk_ratio
 from analysis.block.model import fit_runs, left_side
 from analysis.block.planned import planned_effects
 from analysis.block.pooled_law import PooledLaw
-from analysis.compare.block_result import BlockResult, fit_block_model
+from analysis.compare.block_result import BlockResult
+from analysis.compare.fit_block import fit_block_model
 from tests.analysis.block.studies import ALPHA, BETA, A, B, E, loss_at, study
 
 pytestmark = pytest.mark.numeric

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.compare.block_result import fit_block_model
 from analysis.compare.families import compare_families
+from analysis.compare.fit_block import fit_block_model
 from analysis.fit.joint import fit_joint
 from analysis.runs.load import load_runs
 from tests.conftest import ROOT

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis.compare.block_result import BlockResult, fit_block_model
+from analysis.compare.block_result import BlockResult
 from analysis.compare.families import Comparison, compare_families
+from analysis.compare.fit_block import fit_block_model
 from analysis.compare.holdout import HoldOut
 from analysis.compare.robustness import WithoutOne, bootstrap_p, deletions, permutation_p
 from analysis.compare.verdict import Evidence, decide

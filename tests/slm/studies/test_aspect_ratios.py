@@ -165,6 +165,7 @@ def test_rung_where_one_family_remains_is_an_error() -> None:
 def test_plan_lists_the_families(capsys: pytest.CaptureFixture[str]) -> None:
     show_plan(cells_with(*ONLY_RATIOS, "study.sizes=[80k,128k,220k]"))
     shown = capsys.readouterr().out
-    assert "power: aspect_4 against aspect_32" in shown
-    rows = [line.split("│")[2].strip() for line in shown.splitlines() if "│ aspect_" in line]
-    assert rows[:4] == ["aspect_4", "aspect_8", "aspect_16", "aspect_32"]
+    assert "Power: aspect_4 against aspect_32" in shown
+    shapes = shown.partition("\nShapes\n")[2]
+    families = [word for word in shapes.split() if word.startswith("aspect_")]
+    assert families[:4] == ["aspect_4", "aspect_8", "aspect_16", "aspect_32"]

@@ -14,7 +14,7 @@ from slm.studies.plan_tables import mfu_warnings
 from slm.studies.throughput import (
     Throughput,
     count_concurrent_jobs,
-    format_hours,
+    format_device_time,
     load_throughput,
     store_probe,
     wall_seconds,
@@ -65,7 +65,7 @@ def test_stated_mfu_gives_the_throughput(tiny_spec: Callable[..., RunSpec]) -> N
     spec = tiny_spec(plan={"device_flops": 1e12, "mfu": 0.25, "devices": 8})
     throughput = load_throughput([Cell(spec, "tiny", 1)])
     assert throughput.flops_per_second(spec) == 2.5e11
-    assert "assumed MFU of 25% of 1e+12 FLOP/s (estimated until measured)" in throughput.source
+    assert "assumed MFU of 25% of 1e12 FLOP/s (estimated until measured)" in throughput.source
     assert count_concurrent_jobs(spec.config) == 8
 
 
@@ -77,7 +77,7 @@ def test_mfu_table_gives_the_throughput_by_parameters(
     cell = Cell(tiny_spec(plan={"device_flops": 1e12, "mfu": table}), "tiny", 1)
     throughput = load_throughput([cell])
     assert throughput.flops_per_second(cell.spec) == pytest.approx(2e11, rel=1e-3)
-    assert "assumed MFU of 10% to 30% of 1e+12 FLOP/s" in throughput.source
+    assert "assumed MFU of 10% to 30% of 1e12 FLOP/s" in throughput.source
     assert mfu_warnings([cell], throughput) == []
     small = load_throughput(
         [Cell(tiny_spec(plan={"device_flops": 1e12, "mfu": {"1b": 0.4}}), "tiny", 1)]
@@ -96,9 +96,10 @@ def test_plan_h100_has_a_table_and_a_study_may_replace_it_by_a_number() -> None:
     assert small.mfu == 0.05 and small.device_flops == sub1b.device_flops == 989e12
 
 
-def test_format_hours() -> None:
-    seconds = (None, 36.0, 3600 * 12.345, 3600 * 4680.2)
-    assert [format_hours(each) for each in seconds] == ["?", "0.01", "12.3", "4,680"]
+def test_device_time_is_in_hours_from_one_hour_on() -> None:
+    seconds = (36.0, 3600 * 12.345, 3600 * 4680.2)
+    expected = ["36 s of device time", "12.3 device-hours", "4,680 device-hours"]
+    assert [format_device_time(each) for each in seconds] == expected
 
 
 @pytest.mark.slow

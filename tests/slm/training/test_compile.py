@@ -19,6 +19,7 @@ from slm.model.build import build_model
 from slm.run import compile_rule
 from slm.run.compile_rule import MIN_CPU_FLOPS
 from slm.run.spec import RunSpec
+from slm.tracking import run_dir
 from slm.training.device import compile as compilation
 from slm.training.device.compile import (
     compile_blocks,
@@ -31,6 +32,9 @@ from slm.training.throughput_probe import probe_config
 from tests.running import losses, run_to_end
 
 Spec = Callable[..., RunSpec]
+
+
+DIAGNOSTICS = (run_dir.RESIDUAL_RMS, run_dir.WEIGHT_NORM, run_dir.UPDATE_RATIO)
 
 
 def is_compiled(spec: RunSpec) -> bool:
@@ -140,7 +144,7 @@ def test_compilation_keeps_the_state_dict_keys(tiny_spec: Spec) -> None:
 def test_blocks_share_one_graph_and_train_the_same(
     tiny_spec: Spec, tmp_path: Path, checkpointing: bool, dropout: float
 ) -> None:
-    curves = {}
+    curves, diagnostics = {}, {}
     for choice in ("off", "on"):
         torch._dynamo.reset()
         counters.clear()
@@ -148,14 +152,23 @@ def test_blocks_share_one_graph_and_train_the_same(
             runs_dir=str(tmp_path / choice),
             model={"n_layers": 5, "dropout": dropout},
             data={"val_tokens": 1000},  # not a multiple of the batch
-            trainer={"compile": choice, "activation_checkpointing": checkpointing},
+            trainer={
+                "compile": choice,
+                "activation_checkpointing": checkpointing,
+                "validate_every_steps": 7,  # its hooks must not cause a recompilation
+            },
         )
         run, result = run_to_end(spec)
         assert result.val_loss_nats_per_token is not None
         curves[choice] = [*(loss for loss, _, _ in losses(run)), result.val_loss_nats_per_token]
+        rows = [row for row in run.read_metrics() if run_dir.VAL_LOSS in row]
+        keys = sorted(key for key in rows[0] if key.startswith(DIAGNOSTICS))
+        assert len(rows) == 3 and len(keys) == 6 + 2 * 4  # depths, and tensor groups
+        diagnostics[choice] = [[row[key] for key in keys] for row in rows]
         assert counters["stats"]["unique_graphs"] == (1 if choice == "on" else 0)
     # 20 AdamW steps amplify rounding: compiled sums are fused and in a different order.
     np.testing.assert_allclose(curves["on"], curves["off"], rtol=5e-5)
+    np.testing.assert_allclose(diagnostics["on"], diagnostics["off"], rtol=1e-3)
 
 
 @pytest.fixture
