@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any, Literal
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 MISSING = "Chromium is missing; run apt-get install chromium"
 SECONDS = 60  # for a page to be drawn
+KEY_CODES = {"Enter": 13, "Escape": 27, "ArrowLeft": 37}
 OPTIONS = (
     "--headless=new",
     "--no-sandbox",
@@ -105,12 +107,42 @@ class Browser:
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.send("Emulation.setEmulatedMedia", media=medium, features=[feature])
 
-    def open(self, file: Path) -> None:
-        """Open a report and wait until its charts are drawn."""
-        self.send("Page.navigate", url=file.resolve().as_uri())
+    def open(self, place: Path | str) -> None:
+        """Open a page, a file or an address, and wait until its charts are drawn."""
+        url = place if isinstance(place, str) else place.resolve().as_uri()
+        self.send(
+            "Page.navigate", url="about:blank"
+        )  # an address with another fragment would not load anew
+        self.send("Page.navigate", url=url)
         self.wait_until(
             "document.readyState === 'complete' && document.documentElement.dataset.drawn === 'true'"
         )
+
+    def press(self, key: str) -> None:
+        """Press and release a key, such as Escape."""
+        for kind in ("keyDown", "keyUp"):
+            code = KEY_CODES[key]
+            self.send(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code
+            )
+
+    def problems(self, allowed: str) -> list[Any]:
+        """Return console errors, exceptions and requests to addresses that do not match `allowed`."""
+        found: list[Any] = []
+        for event in self.events:
+            details = event["params"]
+            is_error = {
+                "Runtime.exceptionThrown": lambda one: True,
+                "Runtime.consoleAPICalled": lambda one: one["type"] in ("error", "assert"),
+                "Log.entryAdded": lambda one: one["entry"]["level"] == "error",
+            }.get(event["method"])
+            if is_error is not None and is_error(details):
+                found.append(details)
+            if event["method"] == "Network.requestWillBeSent":
+                url = details["request"]["url"]
+                if not re.match(allowed, url):
+                    found.append(url)
+        return found
 
     def screenshot(self, *, height: int | None = None) -> bytes:
         """Return a PNG of the top of the page, `height` CSS pixels high or the whole page."""

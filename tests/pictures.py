@@ -2,8 +2,8 @@
 
     python -m tests.pictures
 
-docs/img has the reports of `study=demo` and of a simulated study (`tests.full_study`), as headless Chromium shows
-them. analysis/examples has charts of the demo, of `study=micro` and of `study=lr_transfer`.
+docs/img has the reports of `study=demo` and of a simulated study (`tests.full_study`), and the page of action=watch
+(`tests.watch_pictures`), as headless Chromium shows them. analysis/examples has charts of the demo, of `study=micro` and of `study=lr_transfer`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 from PIL import Image
@@ -24,6 +25,7 @@ from analysis.runs.load import load_runs
 from tests.browser import Browser, open_browser
 from tests.conftest import ROOT
 from tests.full_study import simulated_study
+from tests.watch_pictures import COMMITTED, save_all
 
 EXAMPLES = ROOT / "analysis" / "examples"
 FOLDER = ROOT / "docs" / "img"
@@ -78,6 +80,11 @@ def main() -> None:
     with open_browser() as browser:
         for name, report in pages.items():
             save_pictures(browser, name, report, FOLDER)
+    with TemporaryDirectory() as folder:
+        save_all(Path(folder))
+        for name, width, scheme in COMMITTED:
+            picture = Path(folder) / f"{name}_{width}_{scheme}.png"
+            _save(picture.read_bytes(), FOLDER / f"watch_{width}_{scheme}.png")
 
 
 if __name__ == "__main__":

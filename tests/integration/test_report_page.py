@@ -57,20 +57,7 @@ def browser() -> Iterator[Browser]:
 
 def problems(browser: Browser) -> list[Any]:
     """Return console errors, exceptions and requests to anything but the page."""
-    found = []
-    for event in browser.events:
-        details = event["params"]
-        if event["method"] == "Runtime.exceptionThrown":
-            found.append(details)
-        if event["method"] == "Runtime.consoleAPICalled" and details["type"] in ("error", "assert"):
-            found.append(details)
-        if event["method"] == "Log.entryAdded" and details["entry"]["level"] == "error":
-            found.append(details)
-        if event["method"] == "Network.requestWillBeSent":
-            url = details["request"]["url"]
-            if not re.match(r"(file:.*/report\.html|data:,)$", url):
-                found.append(url)
-    return found
+    return browser.problems(r"(file:.*/report\.html|data:,)$")
 
 
 @pytest.mark.parametrize("width", [1280, 400])
