@@ -24,7 +24,8 @@ NEEDED = ["evaluate", "run=r", "text=t"]
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_function_accepts_the_declared_keys_and_flags(command: Command) -> None:
-    names = [*(["overrides"] if command.keys is None else command.keys), *command.flags]
+    keys = ["overrides"] if command.keys is None else [*command.positional, *command.keys]
+    names = [*keys, *command.flags]
     inspect.signature(resolve_name(command.function)).bind(**dict.fromkeys(names))
 
 
