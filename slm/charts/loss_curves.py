@@ -16,6 +16,7 @@ from slm.formatting import short_count
 
 MAX_POINTS = 20_000  # of all runs together: 0.3 MB in a page
 MIN_POINTS_PER_RUN, MAX_POINTS_PER_RUN = 20, 300
+MANY_RUNS = 40  # in a chart where lines are drawn more transparent
 DIGITS = 5  # of the numbers in a page
 HIT_WIDTH = 9  # pixels around a line in which the pointer finds it
 PERCENTILE_SHOWN = 99.0  # of the losses; the first steps would stretch the axis
@@ -115,7 +116,7 @@ def _layers(rows: Rows, x: Axis, y: Axis, series: Series) -> tuple[Any, ...]:
     lines = points.mark_line(clip=True).encode(
         **series.encodings("color"),
         strokeWidth=altair.condition(hovered, altair.value(3.5), altair.value(1.2)),
-        opacity=series.opacity(0.85),
+        opacity=series.opacity(0.85 if len(rows) <= MANY_RUNS else 0.4),
     )
     label = by_run.transform_filter(hovered).mark_text(
         align="right", baseline="top", fontSize=13, lineHeight=18, color=INK

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from slm.charts import Figure, LossCurve, css_variables, loss_curves, page_script, script_json
 from slm.errors import NO_VALUE, ConfigError, DataError, Problem
 from slm.files import write_text
-from slm.run_index.scan import Run, read_studies
+from slm.run_index.scan import Run, read_studies, read_study, run_directories, study_folders
 from slm.tracking.run_dir import FLOPS, STEP, TOKENS, TRAIN_LOSS, VAL_LOSS
 
 SUFFIXES = (".html", ".png", ".svg")
@@ -124,10 +124,12 @@ def _families(runs: Sequence[Run]) -> list[str]:
 
 def curves_of(folder: Path, run_ids: Collection[str]) -> list[LossCurve]:
     """Return the training losses of some runs below a folder; without runs, none."""
-    if not folder.is_dir():
-        return []
-    runs = [run for study in read_studies([folder]) for run in study.runs]
-    return [read_curve(run, TRAIN_LOSS) for run in runs if run.run_id in run_ids]
+    found: dict[str, LossCurve] = {}
+    for study in study_folders(folder) if folder.is_dir() else ():
+        paths = [path for path in run_directories(study) if path.name in run_ids]
+        for run in read_study(study, paths).runs:
+            found.setdefault(run.run_id, read_curve(run, TRAIN_LOSS))
+    return list(found.values())
 
 
 def read_curve(run: Run, key: str) -> LossCurve:

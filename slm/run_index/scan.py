@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ RUN_ID = re.compile(
 )
 ATTEMPT = re.compile(r"-\d+$")  # at the end of the name of a superseded run
 MAX_DEPTH = 3  # of study folders below the given one
+SECTION = re.compile(r"^(?=\w)", re.MULTILINE)  # of config.yaml begins here
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MAX_LISTED = 5  # runs in the message about an ambiguous name
 Files = dict[tuple[int, int], int]
@@ -238,8 +239,7 @@ def read_run(path: Path) -> Run:
     run, problems = RunDirectory(path), []
     settings: Settings = {}
     try:
-        settings = flatten(yaml.load((path / "config.yaml").read_text("utf-8"), YAML_LOADER))
-        hash(tuple(settings.values()))  # a TypeError if a value is none of a config
+        settings = _read_settings(path / "config.yaml")
     except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
         problems.append(f"config.yaml {_reason(error)}")
     result = None
@@ -265,6 +265,27 @@ def read_run(path: Path) -> Run:
         _last_change(path),
         files_below(path),
     )
+
+
+def _read_settings(path: Path) -> Settings:
+    """Return the values of a config.yaml by dotted key.
+
+    A section is parsed once for all runs that have it: parsing takes most of the time of a long list.
+    """
+    text = path.read_text("utf-8")
+    tree: dict[str, Any] = {}
+    for section in SECTION.split(text):
+        tree |= _parse(section) or {}
+    settings = flatten(tree)
+    hash(tuple(settings.values()))  # a TypeError if a value is none of a config
+    if "family.name" not in settings:
+        raise ValueError(f"{path}: not a config of a run")
+    return settings
+
+
+@lru_cache(maxsize=4096)
+def _parse(section: str) -> Any:
+    return yaml.load(section, YAML_LOADER)
 
 
 def _reason(error: Exception) -> str:
