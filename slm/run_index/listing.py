@@ -20,7 +20,8 @@ from slm.formatting import format_duration, short_count
 from slm.run_index.scan import Run, Study, read_studies
 
 GAP = 2  # spaces between columns
-MIN_TEXT = 14  # columns of a text that is wrapped
+# Width of a text that is wrapped, and the lowest rank of the columns that are left out for it.
+TEXT_WIDTHS = ((40, 3), (14, 1))
 DAMAGED = "damaged"
 STYLES = {
     "running": "cyan",
@@ -134,10 +135,9 @@ class Column:
     is_text: bool = False
     """Whether long cells are wrapped."""
 
-    @property
-    def width(self) -> int:
+    def width(self, text_width: int) -> int:
         natural = max(len(self.heading), *map(len, self.cells))
-        return min(natural, max(MIN_TEXT, len(self.heading))) if self.is_text else natural
+        return min(natural, text_width) if self.is_text else natural
 
 
 def _table(runs: Sequence[Run], study: Study, width: int) -> Table:
@@ -187,9 +187,10 @@ def format_flops(flops: float) -> str:
 def fitting(columns: Sequence[Column], width: int) -> list[Column]:
     """Return the columns that fit into a width; those of the highest rank are left out first."""
     kept = list(columns)
-    while sum(column.width + GAP for column in kept) - GAP > width:
-        last = max(kept, key=lambda column: column.rank)
-        if last.rank == 0:
-            break
-        kept.remove(last)
+    for text_width, lowest_rank in TEXT_WIDTHS:
+        while sum(column.width(text_width) + GAP for column in kept) - GAP > width:
+            last = max(kept, key=lambda column: column.rank)
+            if last.rank < lowest_rank:
+                break
+            kept.remove(last)
     return kept
