@@ -29,5 +29,6 @@ def report_figures(report: StudyReport) -> list[Figure]:
         influence(report, "d_alpha"),
         residuals(report),
         loss_curves(report.loss_curves, report.families),
+        loss_curves(report.loss_curves, report.families, against="flops", name="loss_curves_flops"),
     )
     return [figure for figure in figures if figure is not None]

@@ -14,8 +14,8 @@ from slm.charts.marks import layered
 from slm.charts.theme import INK
 from slm.formatting import short_count
 
-MAX_POINTS = 20_000  # of all runs together: 0.3 MB in a page
-MIN_POINTS_PER_RUN, MAX_POINTS_PER_RUN = 20, 300
+MAX_POINTS = 15_000  # of all runs together: 0.2 MB in a page
+MIN_POINTS_PER_RUN, MAX_POINTS_PER_RUN = 20, 150
 MANY_RUNS = 40  # in a chart where lines are drawn more transparent
 DIGITS = 5  # of the numbers in a page
 HIT_WIDTH = 9  # pixels around a line in which the pointer finds it
