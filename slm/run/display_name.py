@@ -8,6 +8,7 @@ from typing import Any
 
 from slm.architecture.shapes import shape_label
 from slm.config.schema import default_tree, to_tree
+from slm.config.schema.data import KEYS_READ_BY_SOURCE
 from slm.formatting import short_count
 from slm.run.spec import RunSpec
 
@@ -29,8 +30,9 @@ SHAPE_KEYS = (
 NOT_RECIPE = {
     *SHAPE_KEYS, "model.preset", "data.workers", "data.prepared", "data.max_epochs", "schedule.warmup_budget_tokens",
 }  # fmt: skip
+CORPUS = ("data.repo", "data.files", "data.source")  # the first that is set names a corpus
+CORPUS_KEYS = {f"data.{key}" for keys in KEYS_READ_BY_SOURCE.values() for key in keys} | {*CORPUS}
 NAMES = {
-    "data.source": "data",
     "optimizer.global_batch_tokens": "batch",
     "parametrization.kind": "parametrization",
     "schedule.kind": "schedule",
@@ -67,20 +69,16 @@ def distinctions(settings: Settings) -> list[str]:
     grid = [key.removeprefix("study.grid.") for key in settings if key.startswith("study.grid.")]
     if settings.get("study.lr_policy") == "tuned":
         grid.append("optimizer.lr")
-    return [describe_setting(key, settings[key]) for key in grid if key in settings]
+    return describe_settings({key: settings[key] for key in grid if key in settings})
 
 
 def _not_default(settings: Settings) -> Iterator[str]:
     if settings.get("model.preset") and settings.get("model.n_layers"):
         yield shape_label(settings["model.n_layers"], settings["model.d_model"])
-    for key, value in settings.items():
-        # A folder of conf/ sets the keys of the ladder.
-        if (
-            is_recipe(key)
-            and not key.startswith("ladder.")
-            and value != default_settings().get(key)
-        ):
-            yield describe_setting(key, value)
+    # A folder of conf/ sets the keys of the ladder.
+    recipe = {key: settings[key] for key in settings if is_recipe(key) and key[:7] != "ladder."}
+    defaults = default_settings()
+    yield from describe_settings({k: v for k, v in recipe.items() if v != defaults.get(k)})
 
 
 @cache
@@ -92,6 +90,15 @@ def default_settings() -> Settings:
 def is_recipe(key: str) -> bool:
     """Return whether a key can change the result, apart from family, shape, size, seed and token budget."""
     return key == "trainer.precision" or (key.startswith(SCIENCE) and key not in NOT_RECIPE)
+
+
+def describe_settings(values: Settings) -> list[str]:
+    """Return settings in words; of another corpus only its name."""
+    if not any(key in values for key in CORPUS):
+        return [describe_setting(key, value) for key, value in values.items()]
+    name = next((values[key] for key in CORPUS if values.get(key)), None)
+    rest = [describe_setting(key, values[key]) for key in values if key not in CORPUS_KEYS]
+    return [f"data {format_value(name)}", *rest]
 
 
 def describe_setting(key: str, value: object) -> str:

@@ -106,7 +106,9 @@ def _headings(study: Study) -> list[str]:
         size = format_bytes(sum(study.superseded_files.values()))
         kept.append(f"{len(study.superseded)} superseded ({size})")
     if study.trunks:
-        kept.append(f"{study.trunks} trunks ({format_bytes(sum(study.trunk_files.values()))})")
+        kept.append(
+            f"{study.trunks} trunk{'s' * (study.trunks > 1)} ({format_bytes(sum(study.trunk_files.values()))})"
+        )
     lines = [
         f"{study.path}: {', '.join([counts or 'no runs', *kept])}; {format_bytes(study.disk_bytes)} in all"
     ]

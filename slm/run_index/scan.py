@@ -20,7 +20,7 @@ from slm.run.display_name import (
     SHAPE_KEYS,
     Settings,
     default_settings,
-    describe_setting,
+    describe_settings,
     distinctions,
     flatten,
     is_recipe,
@@ -325,12 +325,12 @@ def _with_differences(runs: Sequence[Run]) -> Iterator[Run]:
                 values[group].append(value)
     recipe = {group: _most_common(seen, group[0]) for group, seen in values.items()}
     for run in runs:
-        differing = [
-            describe_setting(key, value)
+        differing = {
+            key: value
             for key, value in run.settings.items()
             if (group := _group(run, key)) is not None and value != recipe[group]
-        ]
-        yield replace(run, differs=tuple(differing))
+        }
+        yield replace(run, differs=tuple(describe_settings(differing)))
 
 
 def _most_common(values: Sequence[Any], key: str) -> Any:

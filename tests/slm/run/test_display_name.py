@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from slm.run.display_name import describe_setting, display_name
+from slm.run.display_name import describe_setting, describe_settings, display_name
 from slm.run.spec import RunSpec
 
 Spec = Callable[..., RunSpec]
@@ -62,3 +62,11 @@ def test_run_of_a_study_names_the_values_of_its_grid(tiny_spec: Spec) -> None:
 )
 def test_settings_in_words(key: str, value: object, words: str) -> None:
     assert describe_setting(key, value) == words
+
+
+def test_another_corpus_is_named_without_its_details() -> None:
+    details = {"data.column": "body", "data.revision": "b08601e04326"}
+    hub = {"data.source": "hub", "data.repo": "Salesforce/wikitext", **details}
+    assert describe_settings({**hub, "optimizer.lr": 0.1}) == ["data wikitext", "lr 0.1"]
+    assert describe_settings({"data.source": "khop", "data.khop_max_hops": 3}) == ["data khop"]
+    assert describe_settings(details) == ["column body", "revision b08601e04326"]

@@ -127,7 +127,7 @@ def test_superseded_runs_and_trunks_are_counted_with_their_disk_use(study: Path)
     trunk.mkdir(parents=True)
     (trunk / "step-00000001.ckpt").write_bytes(bytes(3_000_000))
     done = slm("runs", study)
-    assert "1 superseded (" in done.stdout and "1 trunks (3 MB)" in done.stdout
+    assert "1 superseded (" in done.stdout and "1 trunk (3 MB)" in done.stdout
     assert len(rows(done.stdout)) == 5
 
 
