@@ -171,7 +171,7 @@ COMMANDS = {
             "out": {
                 "metavar": "FILE",
                 "type": Path,
-                "help": ".html, .png or .svg file to write; default: FOLDER/curves.html",
+                "help": ".html page, or .png or .svg picture of the training losses; default: FOLDER/curves.html",
             },
             "against": {
                 "choices": ("tokens", "flops"),

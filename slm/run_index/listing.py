@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -61,7 +61,7 @@ def list_runs(folder: Sequence[Path], sort: str, *, json: bool) -> None:
         for line in _headings(study):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         if study.runs:
-            console.print(_table(sorted(study.runs, key=SORT_KEYS[sort]), study, console.width))
+            _print_runs(sorted(study.runs, key=SORT_KEYS[sort]), study, console.width)
 
 
 def study_as_dict(study: Study, sort: str) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class Column:
         return min(natural, text_width) if self.is_text else natural
 
 
-def _table(runs: Sequence[Run], study: Study, width: int) -> Table:
+def _print_runs(runs: Sequence[Run], study: Study, width: int) -> None:
     def column(heading: str, cell: Callable[[Run], str], rank: int = 0, **kind: bool) -> Column:
         return Column(heading, [cell(run) for run in runs], rank, **kind)
 
@@ -167,18 +167,15 @@ def _table(runs: Sequence[Run], study: Study, width: int) -> Table:
     ]  # fmt: skip
     if not any(columns[-2].cells):
         del columns[-2]
+    shown = fitting(columns, width)
     table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False)
-    for shown in fitting(columns, width):
-        table.add_column(
-            shown.heading,
-            no_wrap=not shown.is_text,
-            justify="right" if shown.is_number else "left",
-            overflow="fold",
-        )
-    rows = zip(*(shown.cells for shown in fitting(columns, width)), strict=True)
-    for row in rows:
+    for one in shown:
+        justify: Literal["left", "right"] = "right" if one.is_number else "left"
+        table.add_column(one.heading, no_wrap=not one.is_text, justify=justify, overflow="fold")
+    for row in zip(*(one.cells for one in shown), strict=True):
         table.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in row))
-    return table
+    # A terminal that is too narrow wraps the lines: no number is cut.
+    Console(width=max(width, total_width(shown, TEXT_WIDTHS[-1][0]))).print(table)
 
 
 def format_flops(flops: float) -> str:
@@ -190,9 +187,13 @@ def fitting(columns: Sequence[Column], width: int) -> list[Column]:
     """Return the columns that fit into a width; those of the highest rank are left out first."""
     kept = list(columns)
     for text_width, lowest_rank in TEXT_WIDTHS:
-        while sum(column.width(text_width) + GAP for column in kept) - GAP > width:
+        while total_width(kept, text_width) > width:
             last = max(kept, key=lambda column: column.rank)
             if last.rank < lowest_rank:
                 break
             kept.remove(last)
     return kept
+
+
+def total_width(columns: Sequence[Column], text_width: int) -> int:
+    return sum(column.width(text_width) + GAP for column in columns) - GAP

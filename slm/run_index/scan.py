@@ -297,8 +297,11 @@ def _reason(error: Exception) -> str:
 
 
 def _last_change(path: Path) -> float:
-    files = [path, *(path / name for name in ("status.json", "metrics.jsonl", "result.json"))]
-    return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+    times = [0.0]
+    for name in ("", "status.json", "metrics.jsonl", "result.json"):
+        with suppress(OSError):  # missing, or removed meanwhile
+            times.append((path / name).stat().st_mtime)
+    return max(times)
 
 
 def files_below(*folders: Path) -> Files:

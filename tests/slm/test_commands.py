@@ -95,6 +95,15 @@ def test_overrides_are_passed_on_in_their_order() -> None:
     assert arguments == {"overrides": ["size=200k", "~seed", "model.n_layer=3"], "json": True}
 
 
+def test_commands_of_two_words_and_arguments_without_a_key() -> None:
+    command, arguments = parse(["runs", "a/b=c", "d", "sort=loss"])
+    assert command is COMMANDS["runs"]
+    assert arguments == {"folder": [Path("a/b=c"), Path("d")], "sort": "loss", "json": False}
+    command, arguments = parse(["runs", "diff", "x", "y", "--runs_dir", "z"])
+    assert command is COMMANDS["runs diff"]
+    assert arguments == {"first": "x", "second": "y", "runs_dir": Path("z"), "json": False}
+
+
 def help_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as stopped:
         parse(words)

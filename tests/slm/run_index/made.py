@@ -89,4 +89,4 @@ def log_losses(run: Path, losses: Mapping[int, float | None], key: str = "train/
 
 
 def slm(*words: object) -> subprocess.CompletedProcess[str]:
-    return run_here(["python", "-m", "slm", *map(str, words)])
+    return run_here(["python", "slm/__main__.py", *map(str, words)])
