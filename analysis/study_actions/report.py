@@ -21,23 +21,21 @@ def write_report(cells: Sequence[Cell]) -> None:
 
     config = cells[0].spec.config
     study = Path(config.runs_dir) / config.study.name
-    ids = {cell.spec.run_id for cell in cells}
+    out, ids = study / "report", {cell.spec.run_id for cell in cells}
     kind = config.study.analysis
     if kind == "families":
-        _report_on_families(cells, study)
+        _report_on_families(cells, out)
     else:
         grid = [cell.spec.config.optimizer.lr for cell in cells]
-        write_report_of(kind, study, study / "report", ids, common_lr=middle_learning_rate(grid))
+        write_report_of(kind, study, out, ids, common_lr=middle_learning_rate(grid))
     missing = Counter(cell.state for cell in cells if cell.state != "finished")
     if missing:
         states = ", ".join(f"{count} {state}" for state, count in missing.most_common())
         log.warning("not in the report: %d of %d cells (%s)", missing.total(), len(cells), states)
 
 
-def _report_on_families(cells: Sequence[Cell], folder: Path) -> None:
+def _report_on_families(cells: Sequence[Cell], out: Path) -> None:
     """Compare the two families of the contrast, with the results that the finished cells carry.
-
-    `folder` is that of the study.
 
     Raises:
         DataError: if no cell is finished.
@@ -55,10 +53,10 @@ def _report_on_families(cells: Sequence[Cell], folder: Path) -> None:
     audit = check_study_audit(cells)
     report_on(
         runs_from_results(results),
-        folder / "report",
+        out,
         deep=deep,
         wide=wide,
         audit=audit,
         question=study.question,
-        run_directories=folder,
+        run_directories=out.parent,
     )
