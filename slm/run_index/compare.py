@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from slm.architecture.memory import format_bytes
+from slm.architecture.shapes import shape_label
+from slm.console import Column, FittedTable, console, print_lines
 from slm.files import read_json
-from slm.formatting import format_duration, short_count
+from slm.formatting import format_duration, scientific, short_count
 from slm.run.display_name import SHAPE_KEYS, flatten, format_value, is_recipe
-from slm.run_index.listing import format_flops
 from slm.run_index.scan import Run, find_run, read_run
 from slm.tracking.result import RunResult
 
@@ -34,21 +33,19 @@ def print_difference(first: str, second: str, runs_dir: Path, *, json: bool) -> 
     if json:
         print(dumps(difference(*pair), indent=2, default=str))
         return
-    console = Console()
+    target = console()
     for letter, run in zip("AB", pair, strict=True):
         note = f" ({run.problem})" if run.problem else ""
-        _print_line(console, f"{letter}: {run.name}, {run.state}{note}\n   {run.path}")
+        print_lines(target, [f"{letter}: {run.name}, {run.state}{note}", f"   {run.path}"])
     one, other = pair
     science, execution = differing_settings(one, other)
-    _print_table(
-        console, "Settings that can change the result", _in_words(science), "no difference"
-    )
-    _print_table(console, "Other settings", _in_words(execution), "no difference")
+    _print_table(target, "Settings that can change the result", _in_words(science), "no difference")
+    _print_table(target, "Other settings", _in_words(execution), "no difference")
     results = {name: value for name, value in _results(one, other).items() if value != ("", "")}
-    _print_table(console, "Results", results, "no results")
-    _print_line(console, f"\n{_comparability(one.result, other.result)}")
+    _print_table(target, "Results", results, "no results")
+    print_lines(target, ["", _comparability(one.result, other.result)])
     environment = differing(_environment(one), _environment(other))
-    _print_table(console, "Environment", _in_words(environment), "no difference")
+    _print_table(target, "Environment", _in_words(environment), "no difference")
 
 
 def difference(one: Run, other: Run) -> dict[str, Any]:
@@ -120,7 +117,7 @@ def _result_row(result: RunResult | None) -> dict[str, str]:
         "without embeddings": short_count(result.params_non_embedding),
         "tokens": short_count(result.tokens),
         "steps": f"{result.steps:,}",
-        "FLOPs": format_flops(result.flops),
+        "FLOPs": scientific(result.flops),
         "FLOPs per token": short_count(result.flops_per_token),
         "tokens/s": f"{result.tokens_per_second:,.0f}",
         "MFU": "" if result.mfu is None else f"{result.mfu:.1%}",
@@ -131,9 +128,7 @@ def _result_row(result: RunResult | None) -> dict[str, str]:
 
 
 def _shape(shape: Mapping[str, Any]) -> str:
-    return (
-        f"{shape.get('n_layers')} layers, d_model {shape.get('d_model')}, d_ff {shape.get('d_ff')}"
-    )
+    return f"{shape_label(shape['n_layers'], shape['d_model'])}, d_ff {shape['d_ff']}"
 
 
 def _comparability(one: RunResult | None, other: RunResult | None) -> str:
@@ -161,20 +156,17 @@ def _join(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def _print_line(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
 def _print_table(
-    console: Console, title: str, rows: Mapping[str, tuple[str, str]], if_empty: str
+    target: Console, title: str, rows: Mapping[str, tuple[str, str]], if_empty: str
 ) -> None:
     if not rows:
-        _print_line(console, f"\n{title}: {if_empty}")
+        print_lines(target, ["", f"{title}: {if_empty}"])
         return
-    _print_line(console, f"\n{title}:")
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for heading in ("", "A", "B"):
-        table.add_column(heading, overflow="fold")
-    for name, values in rows.items():
-        table.add_row(*(Text(f"  {name}"), *map(Text, values)))
-    console.print(table)
+    first, second = zip(*rows.values(), strict=True)
+    columns = [
+        Column("", list(rows), is_left=True),
+        Column("A", first, wraps=True),
+        Column("B", second, wraps=True),
+    ]
+    target.print()
+    target.print(FittedTable(columns, title))
