@@ -33,6 +33,8 @@ class Command:
     examples: tuple[str, ...]
     keys: Mapping[str, Mapping[str, Any]] | None = None
     """Name -> arguments of `add_argument`; None: the command takes overrides of the configuration."""
+    positional: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name of an argument without key -> arguments of `add_argument`."""
     flags: Mapping[str, str] = field(default_factory=dict)
     """Name -> help."""
 
@@ -51,6 +53,12 @@ def boolean(text: str) -> bool:
 
 RUN = {"metavar": "DIR", "type": Path, "help": "run directory, such as runs/demo/RUN_ID"}
 JSON = {"json": "print JSON"}
+RUNS_DIR = {
+    "metavar": "DIR",
+    "type": Path,
+    "default": Path("runs"),
+    "help": "folder of the studies in which names are looked up; default: %(default)s",
+}
 COMMANDS = {
     "describe": Command(
         "print the parameters, FLOPs and predicted memory of a shape",
@@ -72,6 +80,112 @@ COMMANDS = {
             "python -m slm prepare data=text_files 'data.files=[corpus/*.txt]' tokenizer=byte",
         ),
         flags=JSON,
+    ),
+    "runs": Command(
+        "list the runs of a folder by study",
+        "slm.run_index.listing:list_runs",
+        "Marks the run with the lowest validation loss of each study, and names what differs from the recipe of most "
+        "of its runs. Columns that do not fit into the terminal are left out; --json prints all. `runs diff` compares "
+        "two runs, `runs rm` removes runs.",
+        (
+            "python -m slm runs",
+            "python -m slm runs runs/demo --sort loss",
+        ),
+        keys={
+            "sort": {
+                "choices": ("size", "loss", "tokens", "flops", "time", "state"),
+                "default": "size",
+                "help": "order of the runs of a study; time: last change first; state: unfinished first; default: "
+                "%(default)s",
+            },
+        },
+        positional={
+            "folder": {
+                "metavar": "FOLDER",
+                "nargs": "*",
+                "type": Path,
+                "default": [Path("runs")],
+                "help": "folder of studies, study or run directories; default: runs",
+            }
+        },
+        flags=JSON,
+    ),
+    "runs diff": Command(
+        "compare the settings, results and versions of two runs",
+        "slm.run_index.compare:print_difference",
+        "A run is given as its directory, or as the start of its id, of the hash at the end of its id, or of its "
+        "display name.",
+        (
+            "python -m slm runs diff 126b3a67 9657fa49",
+            "python -m slm runs diff runs/demo/RUN_ID runs/single/RUN_ID",
+        ),
+        keys={"runs_dir": RUNS_DIR},
+        positional={
+            "first": {"metavar": "A", "help": "run"},
+            "second": {"metavar": "B", "help": "run"},
+        },
+        flags=JSON,
+    ),
+    "runs rm": Command(
+        "remove runs or studies, after a question",
+        "slm.run_index.remove:remove",
+        "Lists what would be removed with its disk use, then asks. Runs in use and files that slm did not write are "
+        "never removed.",
+        (
+            "python -m slm runs rm runs/demo",
+            "python -m slm runs rm 126b3a67 9657fa49",
+            "python -m slm runs rm --superseded --yes",
+            "python -m slm runs rm runs/demo --stale days=7",
+        ),
+        keys={
+            "runs_dir": RUNS_DIR,
+            "days": {
+                "metavar": "N",
+                "type": positive,
+                "help": "with --stale or --superseded: only runs without a change for N days",
+            },
+        },
+        positional={
+            "target": {
+                "metavar": "TARGET",
+                "nargs": "*",
+                "help": "study folder, name of a study, or run as for `runs diff`; with --stale or --superseded: the "
+                "studies to look in, by default all",
+            }
+        },
+        flags={
+            "superseded": "remove runs that rerun=true has set aside",
+            "stale": "remove runs without a result that were interrupted, failed or never began",
+            "yes": "do not ask",
+        },
+    ),
+    "curves": Command(
+        "plot the loss curves of runs to an HTML page or a picture",
+        "slm.run_index.curves:write_curves",
+        "The page works without a network and names the run under the pointer.",
+        (
+            "python -m slm curves runs/demo",
+            "python -m slm curves runs/demo out=curves.png against=flops",
+        ),
+        keys={
+            "out": {
+                "metavar": "FILE",
+                "type": Path,
+                "help": ".html page, or .png or .svg picture of the training losses; default: FOLDER/curves.html",
+            },
+            "against": {
+                "choices": ("tokens", "flops"),
+                "default": "tokens",
+                "help": "horizontal axis; default: %(default)s",
+            },
+        },
+        positional={
+            "folder": {
+                "metavar": "FOLDER",
+                "type": Path,
+                "help": "folder of studies, study or run directory",
+            }
+        },
     ),
     "evaluate": Command(
         "print the perplexity and bits per byte of a model on text files",
@@ -162,7 +276,7 @@ COMMANDS = {
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         PROGRAM,
-        description="Describe shapes, prepare data, evaluate and export trained models.",
+        description="Describe shapes, prepare data, list and compare runs, evaluate and export trained models.",
         epilog=fill(
             f"`{PROGRAM} COMMAND --help` prints the keys of a command. train.py trains a model, sweep.py runs a study."
         ),
@@ -184,6 +298,8 @@ def build_parser() -> argparse.ArgumentParser:
         if command.keys is None:
             overrides: dict[str, Any] = {"nargs": "*", "metavar": "key=value"}
             subparser.add_argument("overrides", help="settings as for train.py", **overrides)
+        for argument, settings in command.positional.items():
+            subparser.add_argument(argument, **settings)
         for key, settings in (command.keys or {}).items():
             subparser.add_argument(f"--{key}", **settings)
         for flag, text in command.flags.items():
@@ -199,8 +315,9 @@ def parse(words: Sequence[str]) -> tuple[Command, dict[str, Any]]:
     """
     words = list(words) or ["--help"]
     if words[0] == "help":
-        words = [*words[1:2], "--help"]
-    name, *settings = words
+        words = [*words[1:], "--help"]
+    is_pair = " ".join(words[:2]) in COMMANDS
+    name, settings = (" ".join(words[:2]), words[2:]) if is_pair else (words[0], words[1:])
     command = COMMANDS.get(name)
     if command is not None:
         settings = _check_options(name, command, settings)
@@ -221,7 +338,12 @@ def _check_options(name: str, command: Command, words: Sequence[str]) -> list[st
     for word in words:
         option, separator, value = word.removeprefix("--").partition("=")
         is_value = bool(checked) and checked[-1].removeprefix("--") in keys  # of --key VALUE
-        if is_value or not (word.startswith("--") or (separator and command.keys is not None)):
+        is_path = bool(command.positional) and "/" in option  # that contains a =
+        if (
+            is_value
+            or is_path
+            or not (word.startswith("--") or (separator and command.keys is not None))
+        ):
             checked.append(word)
         elif option not in known:
             _exit(f"{PROGRAM} {name}: unknown option {option}; {nearest(option, known)}")

@@ -44,7 +44,7 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 def scientific(value: float, digits: int = 3) -> str:
     """Return a number without the plus of its exponent: `9e10`, `1.57e15`."""
-    return f"{value:.{digits}g}".replace("e+", "e")
+    return f"{value:.{digits}g}".replace("e+0", "e").replace("e+", "e")
 
 
 def in_one_unit(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from analysis.charts.exponents import exponent_difference, influence
 from analysis.charts.loss import level, loss_against_flops, overview
 from analysis.charts.shapes import residuals, shape_curve
-from slm.charts import Figure
+from slm.charts import Figure, loss_curves
 
 if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport
@@ -28,5 +28,7 @@ def report_figures(report: StudyReport) -> list[Figure]:
         influence(report, "level"),
         influence(report, "d_alpha"),
         residuals(report),
+        loss_curves(report.loss_curves, report.families),
+        loss_curves(report.loss_curves, report.families, against="flops", name="loss_curves_flops"),
     )
     return [figure for figure in figures if figure is not None]

@@ -109,6 +109,8 @@ def _sections(report: StudyReport) -> Iterator[Section]:
         ),
         folded=True,
     )
+    if report.loss_curves:
+        yield Section("curves", "Loss curves", [], ("loss_curves", "loss_curves_flops"))
     yield Section("limitations", "Limitations", list(text.CAVEATS))
     runs = Table(
         f"All {len(report.table)} runs", list(tables.run_rows(report)), folded=True, all_runs=True

@@ -26,6 +26,7 @@ from analysis.learning_rate.audit import Audit, parse_audit
 from analysis.report.power_of_study import StudyPower, power_of_study
 from analysis.runs.load import Runs
 from analysis.runs.study import Columns, Study, prepare
+from slm.charts import LossCurve
 from slm.rounding import stable_argsort
 from slm.summary import Summarized
 
@@ -72,6 +73,7 @@ class StudyReport(Summarized):
         curves: laws per token budget for the chart; empty if nothing could be fitted.
         power: power of this design and of larger ones; None if there is one family only.
         isoflop: IsoFLOP fits by family; without the families that have too few sizes per compute budget.
+        loss_curves: training losses of the runs whose directories exist.
     """
 
     question: str
@@ -85,6 +87,7 @@ class StudyReport(Summarized):
     curves: tuple[Curve, ...]
     power: StudyPower | None
     isoflop: dict[str, IsoFlop]
+    loss_curves: tuple[LossCurve, ...] = ()
 
     def title(self) -> str:
         return f"{self.comparison.verdict.word}: {self.comparison.verdict.sentence}"

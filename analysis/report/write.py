@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from analysis.report.study_report import AuditLike, StudyReport, analyze_study
 from analysis.runs.load import Runs, load_runs
 from slm.console import Column, FittedTable, console, print_lines
 from slm.files import write_json, write_text
+from slm.run_index.curves import curves_of
 from slm.summary import Rows
 
 # Changes: 2: full comparison; 3: power, extensions, shape curve, isoFLOP, residuals; 4: the key tokens_per_param
@@ -83,7 +84,15 @@ def write_report(
         DataError: if no run is finished, or a named family has no finished run.
     """
     runs = load_runs(source, only, pool_validation_sets=pool_validation_sets)
-    return report_on(runs, out, deep=deep, wide=wide, audit=audit, question=question)
+    return report_on(
+        runs,
+        out,
+        deep=deep,
+        wide=wide,
+        audit=audit,
+        question=question,
+        run_directories=Path(source),
+    )
 
 
 def report_on(
@@ -94,6 +103,7 @@ def report_on(
     wide: str | None = None,
     audit: Path | AuditLike = None,
     question: str = "",
+    run_directories: Path | None = None,
 ) -> StudyReport:
     """Analyze loaded runs, and write the report to `out`.
 
@@ -106,6 +116,7 @@ def report_on(
         wide: as in `write_report`.
         audit: as in `write_report`.
         question: research question, printed at the top of the report.
+        run_directories: folder of the runs, for the loss curves; the report has none of other runs.
 
     Raises:
         DataError: if a column is missing or a value is invalid.
@@ -114,6 +125,9 @@ def report_on(
     if isinstance(audit, Path):
         audit = load_audit(audit, loaded)
     report = analyze_study(loaded, deep=deep, wide=wide, audit=audit, question=question)
+    if run_directories is not None:
+        curves = curves_of(run_directories, set(report.table["run_id"]))
+        report = replace(report, loss_curves=tuple(curves))
     out.mkdir(parents=True, exist_ok=True)
     overview(report).save(out / FIGURE, titled=False)
     write_json(out / "results.json", results(report))
@@ -163,6 +177,8 @@ def markdown(report: StudyReport) -> str:
         parts += ["Conditions:", "", *(f"- {one}" for one in verdict.conditions), ""]
     parts += [f"![Loss against FLOPs per family, and loss difference by size]({FIGURE})", ""]
     for section in sections(report):
+        if not (section.lines or section.tables):
+            continue  # a chart of report.html alone
         parts += [f"## {section.title}", "", *(f"- {line}" for line in section.lines), ""]
         for table in section.tables:
             if table.rows and not table.all_runs:

@@ -52,5 +52,11 @@ def _report_on_families(cells: Sequence[Cell], out: Path) -> None:
     deep, wide = contrast_of(cells)
     audit = check_study_audit(cells)
     report_on(
-        runs_from_results(results), out, deep=deep, wide=wide, audit=audit, question=study.question
+        runs_from_results(results),
+        out,
+        deep=deep,
+        wide=wide,
+        audit=audit,
+        question=study.question,
+        run_directories=out.parent,
     )

@@ -155,15 +155,20 @@ class RunDirectory:
 
     def _set_aside(self, held: HeldLease) -> HeldLease:
         """Move the whole directory to .superseded, and return the lease of a new, empty one."""
+        self.move_aside(held)
+        self.path.mkdir(exist_ok=True)
+        return self.lease.take(self._refresh_status)
+
+    def move_aside(self, held: HeldLease) -> Path:
+        """Move the whole directory to .superseded, release its lease and return the new path."""
         parent = self.path.parent / SUPERSEDED
         parent.mkdir(exist_ok=True)
         numbers = [int(old.name.rpartition("-")[2]) for old in parent.glob(f"{self.path.name}-*")]
-        attempt = max(numbers, default=0) + 1
+        aside = parent / f"{self.path.name}-{max(numbers, default=0) + 1}"
         held.stop_heartbeat()
-        self.path.rename(parent / f"{self.path.name}-{attempt}")
+        self.path.rename(aside)
         held.release()
-        self.path.mkdir(exist_ok=True)
-        return self.lease.take(self._refresh_status)
+        return aside
 
     def _check_config(self, spec: RunSpec) -> None:
         """Raise a RunError that lists the differing keys if the directory belongs to a run with another config."""

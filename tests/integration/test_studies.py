@@ -205,6 +205,7 @@ def test_aa_study_finds_no_difference(cli: Cli, tmp_path: Path) -> None:
         "Does the analysis report a difference between two families with the same shapes"
         in (report / "report.html").read_text()
     )
+    assert '<figure id="loss_curves">' in (report / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -24,7 +24,8 @@ NEEDED = ["evaluate", "run=r", "text=t"]
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_function_accepts_the_declared_keys_and_flags(command: Command) -> None:
-    names = [*(["overrides"] if command.keys is None else command.keys), *command.flags]
+    keys = ["overrides"] if command.keys is None else [*command.positional, *command.keys]
+    names = [*keys, *command.flags]
     inspect.signature(resolve_name(command.function)).bind(**dict.fromkeys(names))
 
 
@@ -92,6 +93,15 @@ def test_evaluate_needs_one_model(models: dict[str, Path]) -> None:
 def test_overrides_are_passed_on_in_their_order() -> None:
     _, arguments = parse(["describe", "size=200k", "--json", "~seed", "model.n_layer=3"])
     assert arguments == {"overrides": ["size=200k", "~seed", "model.n_layer=3"], "json": True}
+
+
+def test_commands_of_two_words_and_arguments_without_a_key() -> None:
+    command, arguments = parse(["runs", "a/b=c", "d", "sort=loss"])
+    assert command is COMMANDS["runs"]
+    assert arguments == {"folder": [Path("a/b=c"), Path("d")], "sort": "loss", "json": False}
+    command, arguments = parse(["runs", "diff", "x", "y", "--runs_dir", "z"])
+    assert command is COMMANDS["runs diff"]
+    assert arguments == {"first": "x", "second": "y", "runs_dir": Path("z"), "json": False}
 
 
 def help_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

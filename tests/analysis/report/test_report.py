@@ -23,7 +23,7 @@ from analysis.report.sections import sections
 from analysis.report.study_report import StudyReport, analyze_study
 from analysis.report.write import markdown, report_on, results
 from analysis.runs.load import Runs, load_runs, runs_from_results
-from slm.charts import page_script
+from slm.charts import LossCurve, page_script
 from slm.errors import DataError
 from slm.formatting import short_count
 from slm.tracking.results_file import read_results
@@ -193,6 +193,19 @@ def test_markdown_has_the_results_of_the_page(identified: StudyReport) -> None:
         *lines,
     ):
         assert expected in shown and expected in read
+
+
+def test_loss_curves_are_in_the_page_if_the_runs_have_directories(identified: StudyReport) -> None:
+    family = identified.families[0]
+    curve = LossCurve("run-1", f"{family} 50k, s0", family, 6e5, [1e3, 2e3, 3e3], [4.0, 3.0, 2.5])
+    report = replace(identified, loss_curves=(curve,))
+    shown = Page(page(report))
+    assert {"loss_curves", "loss_curves_flops"} < set(
+        shown.figures
+    ) and "Loss curves" in shown.texts
+    assert markdown(report) == markdown(identified)
+    without = Page(page(identified))
+    assert "loss_curves" not in without.figures and "Loss curves" not in without.texts
 
 
 def test_confidence_bands_of_curves_contain_the_true_law(identified: StudyReport) -> None:

@@ -1,0 +1,177 @@
+"""`python -m slm curves`: plot the losses of runs to a page or a picture."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from slm.charts import Figure, LossCurve, css_variables, loss_curves, page_script, script_json
+from slm.errors import NO_VALUE, ConfigError, DataError, Problem
+from slm.files import write_text
+from slm.run_index.scan import Run, read_studies, read_study, run_directories, study_folders
+from slm.tracking.run_dir import FLOPS, STEP, TOKENS, TRAIN_LOSS, VAL_LOSS
+
+SUFFIXES = (".html", ".png", ".svg")
+FILE = "curves.html"
+MIN_VALIDATIONS = 2  # of a run, so that there is a curve
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Loss curves: {title}</title>
+<link rel="icon" href="data:,">
+<style>
+{colours}
+:root {{ color-scheme: light dark; }}
+body {{ margin: 0 auto; max-width: 1100px; padding: 16px; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, "DejaVu Sans", sans-serif; }}
+h1 {{ font-size: 1.4rem; overflow-wrap: anywhere; }}
+h2 {{ font-size: 1rem; margin-bottom: 0; }}
+figure {{ margin: 24px 0; }}
+figcaption {{ color: var(--muted); font-size: .9rem; }}
+.chart {{ width: 100%; }}
+#vg-tooltip-element {{ position: fixed; visibility: hidden; padding: 7px 10px; border: 1px solid var(--muted);
+  border-radius: 5px; background: var(--paper); color: var(--ink); font-size: .85rem; pointer-events: none; }}
+#vg-tooltip-element.visible {{ visibility: visible; }}
+#vg-tooltip-element td.key {{ color: var(--muted); padding-right: 10px; }}
+</style>
+</head>
+<body>
+<h1>Loss curves: {title}</h1>
+<p>{runs} runs. Click a legend entry to highlight it; Ctrl + wheel zooms, Ctrl + drag moves the plot, a double click
+resets it.</p>
+{figures}
+<script>{library}</script>
+<script>
+"use strict";
+async function drawAll() {{
+  for (const figure of document.querySelectorAll("figure")) {{
+    const spec = JSON.parse(figure.querySelector("script").textContent);
+    const options = {{ actions: false, defaultStyle: false, renderer: "svg", tooltip: {{ disableDefaultStyle: true }} }};
+    await vegaEmbed(figure.querySelector(".chart"), spec, options);
+  }}
+  document.documentElement.dataset.drawn = "true";
+}}
+drawAll();
+</script>
+</body>
+</html>
+"""
+FIGURE = """<figure id="{name}">
+<h2>{title}</h2>
+<div class="chart" role="img" aria-label="{title}"></div>
+<script type="application/json">{spec}</script>
+<figcaption>{caption}</figcaption>
+</figure>"""
+
+
+def write_curves(folder: Path, out: Path | None, against: Literal["tokens", "flops"]) -> None:
+    """Write the loss curves of all runs below a folder.
+
+    Raises:
+        ConfigError: if the file type is unknown.
+        DataError: if no run has logged a loss.
+    """
+    out = out or folder / FILE
+    if out.suffix not in SUFFIXES:
+        rule = f"must end with {', '.join(SUFFIXES)}"
+        raise ConfigError([Problem("out", str(out) or NO_VALUE, rule)])
+    runs = [run for study in read_studies([folder]) for run in study.runs]
+    if not runs:
+        raise DataError(f"{folder}: no runs")
+    figures = figures_of(runs, against)
+    if not figures:
+        raise DataError(f"{folder}: no run has logged a loss yet")
+    if out.suffix == ".html":
+        write_text(out, page(str(folder), len(runs), figures))
+    else:
+        figures[0].save(out)
+    print(f"loss curves of {len(runs)} runs: {out}")
+
+
+def figures_of(runs: Sequence[Run], against: Literal["tokens", "flops"]) -> list[Figure]:
+    """Return the training losses and, where runs have several, the validation losses."""
+    families = _families(runs)
+    training = [read_curve(run, TRAIN_LOSS) for run in runs]
+    validation = [read_curve(run, VAL_LOSS) for run in runs]
+    validation = [curve for curve in validation if len(curve.tokens) >= MIN_VALIDATIONS]
+    figures = (
+        loss_curves(training, families, against=against),
+        loss_curves(
+            validation,
+            families,
+            against=against,
+            quantity="validation loss",
+            name="validation_curves",
+        ),
+    )
+    return [figure for figure in figures if figure is not None]
+
+
+def _families(runs: Sequence[Run]) -> list[str]:
+    """Return the families in the order of a report, so that the colours agree: the two compared ones first."""
+    ratios = {run.family: run.settings.get("family.aspect_ratio") or 0.0 for run in runs}
+    order = sorted(ratios, key=lambda family: (ratios[family], family))
+    contrast = next((run.settings.get("study.contrast") for run in runs), None)
+    first = [family for family in contrast or (order[0], order[-1]) if family in ratios]
+    return list(dict.fromkeys([*first, *order]))
+
+
+def curves_of(folder: Path, run_ids: Collection[str]) -> list[LossCurve]:
+    """Return the training losses of some runs below a folder; without runs, none."""
+    found: dict[str, LossCurve] = {}
+    for study in study_folders(folder) if folder.is_dir() else ():
+        paths = [path for path in run_directories(study) if path.name in run_ids]
+        for run in read_study(study, paths).runs:
+            found.setdefault(run.run_id, read_curve(run, TRAIN_LOSS))
+    return list(found.values())
+
+
+def read_curve(run: Run, key: str) -> LossCurve:
+    """Read the logged losses of a run; of a step that was logged twice, the last row counts."""
+    points: dict[int, tuple[float, float]] = {}
+    flops_per_token = 0.0
+    for row in _rows(run.path / "metrics.jsonl"):
+        if key in row and row.get(TOKENS):
+            points[row[STEP]] = row[TOKENS], row[key]
+            flops_per_token = row.get(FLOPS, 0.0) / row[TOKENS]
+    ordered = [points[step] for step in sorted(points)]
+    tokens, losses = zip(*ordered, strict=True) if ordered else ((), ())
+    return LossCurve(run.run_id, run.name, run.family, flops_per_token, tokens, losses)
+
+
+def _rows(path: Path) -> Iterable[dict[str, Any]]:
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # incomplete last line of a running or killed run
+        if isinstance(row, dict) and STEP in row:
+            yield row
+
+
+def page(title: str, runs: int, figures: Iterable[Figure]) -> str:
+    """Return an HTML page with charts that loads nothing from the network."""
+    drawn = [
+        FIGURE.format(
+            name=figure.name,
+            title=html.escape(figure.title),
+            caption=html.escape(figure.caption),
+            spec=script_json(figure.spec()),
+        )
+        for figure in figures
+    ]
+    return PAGE.format(
+        title=html.escape(title),
+        runs=runs,
+        colours=css_variables(),
+        figures="\n".join(drawn),
+        library=page_script().replace("</script", "<\\/script"),
+    )
