@@ -10,16 +10,18 @@ No failure of W&B (missing package or API key, unreachable host, full disk) stop
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from http import HTTPStatus
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 from slm.config.schema import StudyConfig, to_tree
 from slm.files import file_hash, read_json, write_json
@@ -134,7 +136,7 @@ def _upload_record(spec: RunSpec, run: RunDirectory) -> dict[str, Any]:
 def why_offline() -> str | None:
     """Return why runs cannot be uploaded from this machine now; None if they can.
 
-    Needs some seconds if the host does not answer, and no request if no API key is configured.
+    Takes at most `PROBE_SECONDS` if the host does not answer; sends nothing if no API key is configured.
     """
     from wandb.sdk.lib import wbauth
 
@@ -143,8 +145,8 @@ def why_offline() -> str | None:
         return f"WANDB_MODE={settings.mode}"
     host = settings.base_url
     if wbauth.authenticate_session(host=host, source="slm", prompt=False, update_session=False):
-        return None if _answers(host) else f"{host} does not answer"
-    return f"not logged in to {host} (`wandb login`)"
+        return _probe(host)
+    return f"not logged in to {host}; run `wandb login`"
 
 
 def _settings() -> Any:
@@ -153,23 +155,27 @@ def _settings() -> Any:
     return wandb.setup().settings
 
 
-def _answers(url: str) -> bool:
-    """Return whether a host answers a request within `PROBE_SECONDS`, name resolution included."""
-    answered = threading.Event()
+def _probe(host: str) -> str | None:
+    """Return why a W&B host does not answer a query within `PROBE_SECONDS`, name resolution included; None if it does."""
+    reasons: list[str | None] = []
+    query = json.dumps({"query": "query Viewer { viewer { id } }"}).encode()
+    request = Request(f"{host}/graphql", query, {"Content-Type": "application/json"})
 
-    def probe() -> None:
+    def ask() -> None:
         try:
-            urlopen(url, timeout=PROBE_SECONDS).close()
-        except HTTPError:  # an answer
-            pass
-        except OSError:
-            return
-        answered.set()
+            with urlopen(request, timeout=PROBE_SECONDS) as answer:
+                json.load(answer)
+            reasons.append(None)
+        except HTTPError as error:
+            is_login_missing = error.code == HTTPStatus.UNAUTHORIZED  # the query has no API key
+            reasons.append(None if is_login_missing else f"{host} answers with HTTP {error.code}")
+        except (OSError, ValueError) as error:
+            reasons.append(f"{host} does not answer ({error})")
 
-    thread = threading.Thread(target=probe, daemon=True)
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)
-    return answered.is_set()
+    return reasons[0] if reasons else f"{host} does not answer within {PROBE_SECONDS:.0f} s"
 
 
 def _start(spec: RunSpec, folder: Path) -> Any:
@@ -192,6 +198,8 @@ def _start(spec: RunSpec, folder: Path) -> Any:
 
 def _start_online(spec: RunSpec, folder: Path) -> Any:
     """Start an online W&B run; if that is impossible, log why and how to upload the run later, and return None."""
+    import wandb
+
     reason = why_offline()
     if reason is None:
         try:
@@ -200,6 +208,7 @@ def _start_online(spec: RunSpec, folder: Path) -> Any:
             return run
         except Exception as error:
             reason = _reason(error)
+            wandb.teardown()  # the failed run would occupy the id
     name = spec.config.study.name
     command = f"python sweep.py study={name} action=sync"
     if name == StudyConfig().name:  # a run of no study
