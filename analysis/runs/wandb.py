@@ -12,7 +12,7 @@ import math
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ BLOCK, HEADER = 32 * 1024, 7
 WHOLE, FIRST, LAST = 1, 2, 4
 FINAL_LOSS = "val/loss"
 SCHEMA = "schema_version"  # a field of every result
+# W&B drops the null fields of a summary.
+NULLS = {field.name: None for field in fields(RunResult) if str(field.type).endswith("None")}
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def finished_runs(
     for run in runs:
         if SCHEMA in run.summary and run.state != "running":
             try:
-                result = result_from(run.summary)
+                result = result_from({**NULLS, **run.summary})
             except DataError:
                 dropped["unreadable result"] += 1
                 continue
