@@ -88,8 +88,13 @@ def mirror(spec: RunSpec, run: RunDirectory, first_step: int) -> Iterator[Mirror
         exit_code = 0
     finally:
         mirrored.finish(exit_code)
-        if wandb_run is not None and not wandb_run.offline and not mirrored.has_failed:
-            _record_upload(spec, run, wandb_run.project_url)
+        if wandb_run is not None and not wandb_run.offline:
+            if mirrored.has_failed:
+                log.warning(
+                    "W&B lacks a part of the run; upload it with: %s", _command(spec, run.path)
+                )
+            else:
+                _record_upload(spec, run, wandb_run.project_url)
 
 
 def upload(spec: RunSpec, run: RunDirectory) -> str:
@@ -209,13 +214,17 @@ def _start_online(spec: RunSpec, folder: Path) -> Any:
         except Exception as error:
             reason = _reason(error)
             wandb.teardown()  # the failed run would occupy the id
-    name = spec.config.study.name
-    command = f"python sweep.py study={name} action=sync"
-    if name == StudyConfig().name:  # a run of no study
-        command = f"wandb sync {folder}/wandb/offline-run-*"
     level = logging.INFO if spec.config.tracking.wandb == "auto" else logging.WARNING
-    log.log(level, "W&B is offline: %s; upload later with: %s", reason, command)
+    log.log(level, "W&B is offline: %s; upload later with: %s", reason, _command(spec, folder))
     return None
+
+
+def _command(spec: RunSpec, folder: Path) -> str:
+    """Return the command that uploads a run later."""
+    name = spec.config.study.name
+    if name == StudyConfig().name:  # a run outside of a study
+        return f"wandb sync {folder}/wandb/*run-*"
+    return f"python sweep.py study={name} action=sync"
 
 
 def _reason(error: Exception) -> str:
