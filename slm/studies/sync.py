@@ -34,7 +34,10 @@ def sync_study(cells: Sequence[Cell]) -> None:
         try:
             outcome, url = _sync(cell)
         except Exception as error:  # of W&B, which has many
-            outcome, url = f"failed: {error}", ""
+            log.error("%s: failed: %s", cell.spec.run_id, error)
+            if reason := why_offline():
+                raise RunError(f"stopped at run {number} of {len(ordered)}: {reason}") from None
+            outcome, url = "failed", ""
         counts[outcome.partition(":")[0]] += 1
         urls |= {url} - {""}
         log.info("[%d/%d] %s: %s", number, len(ordered), display_name(cell.spec), outcome)

@@ -14,7 +14,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from http import HTTPStatus
 from pathlib import Path
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 PROBE_SECONDS = 3.0
 INIT_TIMEOUT_SECONDS = 8.0
 FINISH_TIMEOUT_SECONDS = 30.0
-UPLOAD_TIMEOUT_SECONDS = 600.0
+UPLOAD_TIMEOUT_SECONDS = 120.0
 METRIC_GROUPS = ("train", "optim", "weights", "residual", "val", "perf")
 UPLOADED = "wandb/uploaded.json"
 
@@ -94,7 +94,8 @@ def mirror(spec: RunSpec, run: RunDirectory, first_step: int) -> Iterator[Mirror
                     "W&B lacks a part of the run; upload it with: %s", _command(spec, run.path)
                 )
             else:
-                _record_upload(spec, run, wandb_run.project_url)
+                with suppress(OSError):  # without the record, action=sync uploads the run again
+                    _record_upload(spec, run, wandb_run.project_url)
 
 
 def upload(spec: RunSpec, run: RunDirectory) -> str:
@@ -102,11 +103,13 @@ def upload(spec: RunSpec, run: RunDirectory) -> str:
     result = run.result()
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         wandb_run = _init(spec, Path(folder), "online", UPLOAD_TIMEOUT_SECONDS)
-        for row in run.read_metrics():
-            _log(wandb_run, row)
-        if result is not None:
-            _summarize(wandb_run, result, run.path)
-        wandb_run.finish(exit_code=int(run.state() != "finished"))
+        try:
+            for row in run.read_metrics():
+                _log(wandb_run, row)
+            if result is not None:
+                _summarize(wandb_run, result, run.path)
+        finally:  # also after an error: the process would wait for an unfinished run at its end
+            wandb_run.finish(exit_code=int(run.state() != "finished"))
     url = str(wandb_run.project_url)
     (run.path / UPLOADED).parent.mkdir(exist_ok=True)  # absent if the run was not mirrored
     _record_upload(spec, run, url)
@@ -143,7 +146,7 @@ def why_offline() -> str | None:
 
     Takes at most `PROBE_SECONDS` if the host does not answer; sends nothing if no API key is configured.
     """
-    from wandb.sdk.lib import wbauth
+    from wandb.sdk.lib import wbauth  # no public function finds the key without sending it
 
     settings = _settings()
     if settings.mode != "online":
