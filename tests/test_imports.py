@@ -60,6 +60,7 @@ TORCH_FREE = (
     "slm.studies.plan_tables",
     "slm.studies.scheduler",
     "slm.studies.status",
+    "slm.studies.sync",
     "slm.studies.throughput",
     "slm.tracking.checkpoints",
     "slm.tracking.environment",

@@ -1,13 +1,8 @@
-"""Loading runs from tables and from W&B: columns, dropped runs, error messages."""
+"""Loading runs from tables: columns, dropped runs, error messages."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,11 +12,7 @@ from analysis.compare.families import compare_families
 from analysis.runs.load import load_runs
 from analysis.runs.study import Columns, prepare
 from analysis.runs.tables import is_decayed, run_row
-from analysis.runs.wandb import TrackedRun, offline_runs, read_offline, tracked_table
 from slm.errors import DataError
-from slm.run.spec import RunSpec
-from slm.tracking.wandb import mirror
-from slm.training.result import run_counts
 from tests.analysis.block.studies import study
 from tests.conftest import ROOT
 from tests.full_study import full_study
@@ -98,97 +89,6 @@ def test_unusable_tables_are_rejected_with_the_missing_column(
     table.iloc[:0].to_csv(tmp_path / "empty.csv", index=False)
     with pytest.raises(DataError, match="no finished run"):
         load_runs(tmp_path / "empty.csv")
-
-
-@pytest.fixture
-def offline(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> Callable[[str, float], Path]:
-    """Write an offline W&B run as training does, outside of a run directory."""
-
-    def write(family: str, loss: float) -> Path:
-        spec = tiny_spec(family={"name": family}, tracking={"wandb": "offline"})
-        folder = tmp_path / "offline" / family
-        folder.mkdir(parents=True)
-        with mirror(
-            spec.config.tracking,
-            run_id=spec.run_id,
-            folder=folder,
-            group="study",
-            tags=[family, "size-100"],
-            content={**spec.identity, "run": run_counts(spec)},
-        ) as mirrored:
-            mirrored.summarize({**run_counts(spec), "val/loss": loss})
-        for _ in range(200):  # W&B writes the file in another process, which may not be done
-            if [run.state for run in offline_runs(folder)] == ["finished"]:
-                break
-            time.sleep(0.1)
-        return folder
-
-    return write
-
-
-def test_offline_wandb_runs_are_loaded(
-    offline: Callable[[str, float], Path], tmp_path: Path
-) -> None:
-    for family, loss in (("deep", 2.0), ("wide", 2.5)):
-        offline(family, loss)
-    runs = load_runs(tmp_path / "offline")
-    assert runs.table["loss_nats_per_token"].tolist() == [2.0, 2.5], runs.dropped
-    assert runs.table["family"].tolist() == ["deep", "wide"]
-    assert set(runs.table["size"]) == {100} and (runs.table["flops"] > 0).all()
-    # A truncated file, as after a kill: the run counts as running and is dropped.
-    file = next((tmp_path / "offline" / "wide").rglob("*.wandb"))
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    cut = read_offline(file)
-    assert cut is None or cut.state == "running"
-    assert len(list(offline_runs(tmp_path / "offline"))) >= 1
-    assert len(load_runs(tmp_path / "offline").table) == 1
-
-
-def test_online_wandb_runs_are_loaded_through_the_public_api(
-    offline: Callable[[str, float], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    known = next(offline_runs(offline("deep", 2.0)))
-    summary = {key: value for key, value in known.summary.items() if key != "val/loss"}
-
-    class Run(SimpleNamespace):
-        def scan_history(self, keys: list[str]) -> Iterator[dict[str, Any]]:
-            assert keys == ["val/loss"]
-            yield from ({"val/loss": loss} for loss in (3.0, 2.25))
-
-    def run(state: str) -> Run:
-        return Run(
-            id=f"run-{state}",
-            group="study",
-            state=state,
-            tags=["size-100"],
-            config=known.config,
-            summary=summary,
-        )
-
-    api = SimpleNamespace(
-        Api=lambda: SimpleNamespace(runs=lambda project: [run("finished"), run("crashed")])
-    )
-    monkeypatch.setitem(sys.modules, "wandb", api)
-    runs = load_runs("wandb:me/slm")
-    assert runs.table["loss_nats_per_token"].tolist() == [2.25]
-    assert runs.dropped == {"not finished (crashed)": 1}
-
-    def unreachable() -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Api=unreachable))
-    with pytest.raises(DataError, match=r"cannot read the W&B project 'me/slm': no route"):
-        load_runs("wandb:me/slm")
-
-
-def test_unusable_wandb_runs_are_counted_by_reason() -> None:
-    runs = [
-        TrackedRun("a", "", "finished", (), {}, {}),
-        TrackedRun("b", "", "finished", (), {}, {"val/loss": float("nan")}),
-        TrackedRun("c", "", "finished", (), {}, {"val/loss": 2.0}),
-    ]
-    _, dropped = tracked_table(iter(runs))
-    assert dropped == {"no final loss": 1, "diverged": 1, "not a run of slm": 1}
 
 
 def test_schedules_without_decay_are_undecayed() -> None:

@@ -1,11 +1,10 @@
-"""The run directory: identity, lease, states after a kill, rerun, metrics, and the W&B mirror."""
+"""The run directory: identity, lease, states after a kill, rerun, and metrics."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,7 +22,6 @@ from slm.tracking import result as result_module
 from slm.tracking.result import RunResult
 from slm.tracking.results_file import read_results
 from slm.tracking.run_dir import RunDirectory
-from slm.tracking.wandb import mirror
 from tests.conftest import ROOT
 
 Spec = Callable[..., RunSpec]
@@ -279,47 +277,3 @@ def test_a_result_that_is_no_object_is_refused(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"schema_version": 4, ')
     with pytest.raises(RunError, match=r"result.json: not readable \(not valid JSON"):
         of_run()
-
-
-class BrokenWandb:
-    """Replacement of the wandb module in which every call fails."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise ConnectionError("no route to host")
-
-
-def test_wandb_failure_does_not_stop_a_run(
-    tiny_config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", BrokenWandb())
-    tracking = tiny_config(tracking={"wandb": "online"}).tracking
-    settings: dict[str, Any] = {"run_id": "r", "group": "g", "tags": [], "content": {}}
-    with mirror(tracking, folder=tmp_path, **settings) as mirrored:
-        mirrored.log({run_dir.STEP: 1})
-        assert mirrored.id is None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("accepts", [False, True], ids=["refuses", "accepts without a reply"])
-def test_unreachable_wandb_host_is_detected_within_seconds(
-    tiny_config: Callable[..., Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    accepts: bool,
-) -> None:
-    """One port refuses connections; the other accepts them and never replies."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        if not accepts:
-            server.close()
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
-        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-        monkeypatch.delenv("WANDB_MODE")
-        settings: dict[str, Any] = {"run_id": "r", "group": "g", "tags": [], "content": {}}
-        start_seconds = time.monotonic()
-        tracking = tiny_config(tracking={"wandb": "online"}).tracking
-        with mirror(tracking, folder=tmp_path, **settings) as mirrored:
-            mirrored.log({run_dir.STEP: 1, run_dir.TOKENS: 1})
-            assert mirrored.id == "r"
-        assert time.monotonic() - start_seconds < 45
-    assert list(tmp_path.glob("wandb/offline-run-*/run-r.wandb"))
