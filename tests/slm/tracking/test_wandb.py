@@ -183,9 +183,13 @@ def test_sync_uploads_new_and_changed_runs(
     assert_same_history(server.runs[resumed.path.name].history, resumed)
     assert server.runs[resumed.path.name].exit_code == 0
     assert "1 unchanged, 1 uploaded, 1 not started" in caplog.text
+    collected = Cell(tiny_spec(seed=9), "tiny", "L2-d32", recorded=plain.result())
     with resumed.claim(specs[1]):
+        sync_study([*cells, collected])
+    assert "1 unchanged, 1 running, 1 not started, 1 without run directory" in caplog.text
+    server.stop()
+    with pytest.raises(RunError, match="nothing was uploaded"):
         sync_study(cells)
-    assert "1 unchanged, 1 running, 1 not started" in caplog.text
 
 
 def test_sync_needs_a_login_and_a_host(
