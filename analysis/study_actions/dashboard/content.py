@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -27,18 +27,22 @@ SPARE_RUNS = (
 
 @dataclass(frozen=True)
 class Content:
-    """A study and its report. Text is Markdown.
+    """A study and its report.
 
     Attributes:
-        report: comparison of the families; None for another kind of report or if there is none yet.
-        verdict: the result of the last report, or why there is none.
+        families: in the order of the report, which defines their colours.
+        verdict: the last report in Markdown, or why there is none.
+        headline: the verdict in one sentence; empty without a comparison of families.
+        losses: table of the loss of each family and the paired difference by rung, in Markdown.
         images: PNG files of the report's charts, by W&B key.
     """
 
     cells: Sequence[Cell]
-    report: StudyReport | None
+    families: tuple[str, ...]
     verdict: str
-    images: dict[str, Path]
+    headline: str = ""
+    losses: str = ""
+    images: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def study(self) -> str:
@@ -49,10 +53,6 @@ class Content:
         return self.cells[0].spec.config.study.analysis
 
     @property
-    def headline(self) -> str:
-        return "" if self.report is None else text.headline(self.report)
-
-    @property
     def max_runs(self) -> int:
         """Number of runs that a panel must be able to show; W&B's default is 10."""
         return len(self.cells) + SPARE_RUNS
@@ -60,9 +60,8 @@ class Content:
     @cached_property
     def colours(self) -> dict[str, str]:
         """Return the colour of each family, as in the report."""
-        names = contrast_of(self.cells) if self.report is None else self.report.families
-        series = Series(tuple(dict.fromkeys((*names, *(cell.family for cell in self.cells)))))
-        return {family: literal(series.colour(family)) for family in series.names}
+        series = Series(self.families)
+        return {family: literal(series.colour(family)) for family in self.families}
 
     @property
     def group_keys(self) -> list[str]:
@@ -77,10 +76,6 @@ class Content:
             group[:end] for group in groups for end in range(1, len(group) + 1)
         ):
             yield path, self.colours[path[0]]
-
-    def losses(self) -> str:
-        """Return the loss of each family and the paired difference by rung and token budget."""
-        return "" if self.report is None else markdown_table(tables.loss_rows(self.report))
 
     def lr_audit(self) -> str:
         """Return the result of the learning-rate audit that the study names; empty without one."""
@@ -108,20 +103,25 @@ class Content:
 
 def load_content(cells: Sequence[Cell], folder: Path) -> Content:
     """Write the study's report as `action=report` does, and its charts as PNG files to `folder`."""
+    names = [cell.family for cell in cells]
+    families = tuple(dict.fromkeys((*contrast_of(cells), *names)))
     try:
         report = write_report(cells)
     except DataError as error:
-        return Content(cells, None, f"There is no report yet: {error}.", {})
+        return Content(cells, families, f"There is no report yet: {error}.")
     if report is not None:
-        files = {}
-        for figure in report_figures(report):
-            files[IMAGE + figure.name] = folder / f"{figure.name}.png"
-            figure.save(folder / f"{figure.name}.png")
-        return Content(cells, report, verdict(report), files)
+        images = {
+            IMAGE + chart.name: folder / f"{chart.name}.png" for chart in report_figures(report)
+        }
+        for chart in report_figures(report):
+            chart.save(images[IMAGE + chart.name])
+        families = tuple(dict.fromkeys((*report.families, *names)))
+        losses = markdown_table(tables.loss_rows(report))
+        return Content(cells, families, verdict(report), text.headline(report), losses, images)
     written = report_folder(cells)
-    files = {IMAGE + png.stem: png for png in sorted(written.glob("*.png"))}
     page = "\n\n".join(file.read_text(encoding="utf-8") for file in written.glob("*.md"))
-    return Content(cells, None, page, files)
+    images = {IMAGE + file.stem: file for file in sorted(written.glob("*.png"))}
+    return Content(cells, families, page, images=images)
 
 
 def report_folder(cells: Sequence[Cell]) -> Path:

@@ -35,7 +35,7 @@ def build_report(content: Content, project: str, entity: str) -> Any:
             wr.MarkdownBlock(text=content.verdict),
             *([wr.H2(text="Charts"), _grid(_runset(content, REPORT), charts)] if charts else []),
             wr.H2(text="Losses"),
-            *([wr.MarkdownBlock(text=content.losses())] if content.report else []),
+            *([wr.MarkdownBlock(text=content.losses)] if content.losses else []),
             _grid(_runset(content, TRAIN), loss_panels(content), _colours(content)),
             wr.H2(text="Failures and divergences"),
             wr.MarkdownBlock(text=content.failures()),

@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -102,11 +103,9 @@ def upload(content: Content, folder: Path) -> None:
     report.save()
     log.info("W&B report %s: %s", "created" if is_new else "updated", report.url)
     workspace = build_workspace(content, project, entity)
-    try:
-        view = internal.get_view_dict(entity, project, workspace._internal_name)
-        workspace._internal_id = view["id"]
-    except ValueError:  # there is none yet
-        pass
+    name = internal._internal_name_to_url_query_str(workspace._internal_name)
+    with suppress(ValueError):  # there is none yet
+        workspace._internal_id = internal.get_view_dict(entity, project, name)["id"]
     is_new = not workspace._internal_id
     workspace.save()
     log.info("W&B workspace %s: %s", "created" if is_new else "updated", workspace.url)

@@ -160,7 +160,7 @@ def _difference_panels(content: Content) -> list[Any]:
 
     if content.kind != "families":
         return []
-    text = content.losses() or content.verdict
+    text = content.losses or content.verdict
     return [*images(content, "level"), wr.MarkdownPanel(markdown=text)]
 
 
