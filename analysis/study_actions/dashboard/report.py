@@ -4,80 +4,64 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.study_actions.dashboard.content import IMAGE, Content
-from analysis.study_actions.dashboard.workspace import COLUMNS, loss_panels
+import wandb_workspaces.reports.v2 as wr
+from wandb_workspaces import expr
+
+from analysis.study_actions.dashboard.content import Content
+from analysis.study_actions.dashboard.workspace import COLUMNS, images, loss_panels
 
 TRAIN, REPORT = "train", "report"  # job types of W&B runs
 
 
 def build_report(content: Content, project: str, entity: str) -> Any:
     """Return the report; its run sets name no project, so they refer to the project of the report."""
-    import wandb_workspaces.reports.v2 as wr
-
-    charts = [
-        wr.MediaBrowser(
-            title=key.removeprefix(IMAGE),
-            media_keys=[key],
-            num_columns=1,
-            layout=wr.Layout(w=12, h=12),
-        )
-        for key in content.images
-    ]
     question = content.cells[0].spec.config.study.question
+    charts = wr.PanelGrid(
+        runsets=[_runset(content, REPORT)], panels=images(content, content.images)
+    )
+    curves = wr.PanelGrid(
+        runsets=[
+            _runset(
+                content,
+                TRAIN,
+                groupby=[f"config.{key}" for key in content.group_keys],
+                pinned_columns=list(COLUMNS),
+            )
+        ],
+        panels=loss_panels(content),
+        custom_run_colors={
+            _group(content, path): colour for path, colour in content.group_colours()
+        },
+    )
     return wr.Report(
         entity=entity,
         project=project,
-        title=report_title(content),
+        title=f"Report of study {content.study}",
         description=content.headline,
         width="fluid",
         blocks=[
             *([wr.BlockQuote(text=question)] if question else []),
             wr.MarkdownBlock(text=content.verdict),
-            *([wr.H2(text="Charts"), _grid(_runset(content, REPORT), charts)] if charts else []),
+            *([charts] if content.images else []),
             wr.H2(text="Losses"),
-            *([wr.MarkdownBlock(text=content.losses)] if content.losses else []),
-            _grid(_runset(content, TRAIN), loss_panels(content), _colours(content)),
+            wr.MarkdownBlock(text=content.losses),
+            curves,
             wr.H2(text="Failures and divergences"),
             wr.MarkdownBlock(text=content.failures()),
         ],
     )
 
 
-def report_title(content: Content) -> str:
-    return f"Report of study {content.study}"
+def _runset(content: Content, job_type: str, **options: Any) -> Any:
+    filters = [
+        expr.Metric("Group") == content.study,
+        expr.Metric("JobType") == job_type,
+    ]
+    return wr.Runset(name=job_type, filters=filters, **options)
 
 
-def _grid(runset: Any, panels: list[Any], colours: dict[Any, str] | None = None) -> Any:
-    import wandb_workspaces.reports.v2 as wr
-
-    return wr.PanelGrid(runsets=[runset], panels=panels, custom_run_colors=colours or {})
-
-
-def _runset(content: Content, job_type: str) -> Any:
-    import wandb_workspaces.reports.v2 as wr
-    from wandb_workspaces import expr
-
-    group = expr.Metric("Group") == content.study
-    is_report = job_type == REPORT
-    return wr.Runset(
-        name=job_type,
-        filters=[group, expr.Metric("JobType") == job_type],
-        groupby=[] if is_report else [f"config.{key}" for key in content.group_keys],
-        pinned_columns=[] if is_report else list(COLUMNS),
-    )
-
-
-def _colours(content: Content) -> dict[Any, str]:
-    """Return the colour of each group of runs."""
-    import wandb_workspaces.reports.v2 as wr
-
-    return {
-        wr.RunsetGroup(
-            runset_name=TRAIN,
-            keys=tuple(
-                wr.RunsetGroupKey(key=wr.Config(key), value=value)
-                for key, value in zip(content.group_keys, path, strict=False)
-            ),
-        ): colour
-        for path, colour in content.group_colours()
-    }
+def _group(content: Content, path: tuple[str, ...]) -> Any:
+    """Return the library's name of a group of runs."""
+    pairs = zip(content.group_keys, path, strict=False)
+    keys = [wr.RunsetGroupKey(key=wr.Config(key), value=value) for key, value in pairs]
+    return wr.RunsetGroup(runset_name=TRAIN, keys=tuple(keys))

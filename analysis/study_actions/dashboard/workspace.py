@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from analysis.study_actions.dashboard.content import IMAGE, Content
+import wandb_workspaces.reports.v2 as wr
+from wandb_workspaces import workspaces as ws
+
+from analysis.study_actions.dashboard.content import Content
 from slm.files import canonical_hash
-from slm.tracking.run_dir import (
-    FLOPS,
-    GRAD_NORM,
-    LR,
-    MFU,
-    PEAK_MEMORY,
-    RESIDUAL_RMS,
-    TOKENS,
-    TOKENS_PER_SECOND,
-    TRAIN_LOSS,
-    UPDATE_RATIO,
-    VAL_BITS_PER_BYTE,
-    VAL_ERROR,
-    VAL_LOSS,
-    WEIGHT_NORM,
-)
+from slm.tracking import run_dir as keys
 
 FINAL_LOSS = "val_loss_nats_per_token"  # in the W&B summary, as in result.json
 COLUMNS = [
@@ -30,27 +19,29 @@ COLUMNS = [
     *(f"config:run.value.{fact}" for fact in ("family", "rung", "tokens_per_param", "seed")),
     f"summary:{FINAL_LOSS}",
 ]
+IMAGE = "report/"  # prefix of the W&B keys of the report's charts
+BY_FAMILY = {"groupby": wr.Config("run.family"), "groupby_rangefunc": "none"}
 
 
 def build_workspace(content: Content, project: str, entity: str) -> Any:
-    """Return the workspace; its name and id at W&B follow from the study, so that saving it twice updates it."""
-    from wandb_workspaces import workspaces as ws
-
+    """Return the workspace; its name at W&B follows from the study, so that it is found again."""
+    colours = {ws.GroupPath(*path): colour for path, colour in content.group_colours()}
+    runs = {
+        cell.spec.run_id: ws.RunSettings(color=content.colour(cell.family))
+        for cell in content.cells
+    }
     workspace = ws.Workspace(
         entity=entity,
         project=project,
         name=f"Study {content.study}",
-        sections=[_section(*section) for section in sections(content)],
-        settings=ws.WorkspaceSettings(x_axis=TOKENS, max_runs=content.max_runs),
+        sections=[_section(name, panels) for name, panels in sections(content) if panels],
+        settings=ws.WorkspaceSettings(x_axis=keys.TOKENS, max_runs=content.max_runs),
         runset_settings=ws.RunsetSettings(
             filters=[ws.Metric("Group") == content.study],
             groupby=[ws.Config(key) for key in content.group_keys],
             order=[ws.Ordering(ws.Metric("Name"))],
-            group_colors={ws.GroupPath(*path): colour for path, colour in content.group_colours()},
-            run_settings={
-                cell.spec.run_id: ws.RunSettings(color=content.colours[cell.family])
-                for cell in content.cells
-            },
+            group_colors=colours,
+            run_settings=runs,
             pinned_columns=list(COLUMNS),
         ),
     )
@@ -61,146 +52,107 @@ def build_workspace(content: Content, project: str, entity: str) -> Any:
 
 
 def _section(name: str, panels: list[Any]) -> Any:
-    """Return a section of up to three columns in which all panels are visible."""
-    from wandb_workspaces import workspaces as ws
-
+    """Return a section that shows all its panels, in up to three columns."""
     columns = min(3, len(panels))
     layout = ws.SectionLayoutSettings(columns=columns, rows=-(-len(panels) // columns))
     return ws.Section(name=name, panels=panels, is_open=True, layout_settings=layout)
 
 
 def sections(content: Content) -> list[tuple[str, list[Any]]]:
-    """Return the name and the panels of each section that has content."""
-    found = [
+    """Return the name and the panels of each section."""
+    difference, report = [], images(content, content.images)
+    if content.kind == "families":
+        report = images(content, ["loss_against_flops", "exponent_difference"])
+        text = content.losses or content.verdict
+        difference = [*images(content, ["level"]), wr.MarkdownPanel(markdown=text)]
+    return [
         ("Loss", loss_panels(content)),
-        ("Paired difference by rung", _difference_panels(content)),
+        ("Paired difference by rung", difference),
         (
-            "Exponents and verdict" if content.kind == "families" else "Report",
-            _report_panels(content),
+            "Exponents and verdict" if difference else "Report",
+            [wr.MarkdownPanel(markdown=content.verdict), *report],
         ),
         ("Learning rates", _learning_rate_panels(content)),
         (
             "Throughput and MFU",
             [
-                line(content, "Throughput (tokens/s)", TOKENS_PER_SECOND),
-                line(content, "MFU", MFU),
-                line(content, "Peak memory (bytes)", PEAK_MEMORY),
+                line(content, "Throughput (tokens/s)", keys.TOKENS_PER_SECOND),
+                line(content, "MFU", keys.MFU),
+                line(content, "Peak memory (bytes)", keys.PEAK_MEMORY),
             ],
         ),
         (
             "Gradient health",
             [
-                line(content, "Gradient norm", GRAD_NORM, log_y=True),
-                lines(content, "Weight norm by tensor group", WEIGHT_NORM),
-                lines(content, "Update-to-weight ratio by tensor group", UPDATE_RATIO, log_y=True),
-                lines(content, "RMS of the residual stream by depth", RESIDUAL_RMS),
+                line(content, "Gradient norm", keys.GRAD_NORM, log_y=True),
+                lines(content, "Weight norm by tensor group", keys.WEIGHT_NORM),
+                lines(content, "Update-to-weight ratio by tensor group", keys.UPDATE_RATIO),
+                lines(content, "RMS of the residual stream by depth", keys.RESIDUAL_RMS),
             ],
         ),
         ("Failures and divergences", _failure_panels(content)),
     ]
-    return [(name, panels) for name, panels in found if panels]
 
 
 def line(content: Content, title: str, metric: str, **options: Any) -> Any:
     """Return a line plot of a metric against tokens, one line per group of the run table."""
-    import wandb_workspaces.reports.v2 as wr
-
-    settings = {"x": TOKENS, "log_x": True, "max_runs_to_show": content.max_runs, **options}
-    return wr.LinePlot(title=title, y=[metric], **settings)
+    settings = {"y": [metric], "x": keys.TOKENS, "log_x": True, **options}
+    return wr.LinePlot(title=title, max_runs_to_show=content.max_runs, **settings)
 
 
-def lines(content: Content, title: str, prefix: str, **options: Any) -> Any:
-    """Return a line plot of all metrics with this prefix, the mean of each family."""
-    import wandb_workspaces.reports.v2 as wr
-
-    return wr.LinePlot(
-        title=title,
-        x=TOKENS,
-        log_x=True,
-        metric_regex=f"^{prefix}.*",
-        groupby=wr.Config("run.family"),
-        groupby_aggfunc="mean",
-        groupby_rangefunc="none",
-        max_runs_to_show=content.max_runs,
-        **options,
-    )
+def lines(content: Content, title: str, prefix: str) -> Any:
+    """Return a line plot of all metrics with this prefix, as means of each family."""
+    means = BY_FAMILY | {"groupby_aggfunc": "mean", "metric_regex": f"^{prefix}.*", "y": []}
+    return line(content, title, "", log_y=True, **means)
 
 
 def loss_panels(content: Content) -> list[Any]:
-    import wandb_workspaces.reports.v2 as wr
-
-    best: dict[str, Any] = {
-        "groupby": wr.Config("run.family"),
-        "groupby_aggfunc": "min",
-        "groupby_rangefunc": "none",
-    }
+    lowest = BY_FAMILY | {"groupby_aggfunc": "min", "x": keys.FLOPS}
+    nats, bits, train = keys.VAL_LOSS, keys.VAL_BITS_PER_BYTE, keys.TRAIN_LOSS
     panels = [
-        line(content, "Lowest validation loss of a family at these FLOPs (nats/token)", VAL_LOSS, x=FLOPS, **best),
-        line(content, "Validation loss against FLOPs (nats/token)", VAL_LOSS, x=FLOPS),
-        line(content, "Validation loss against FLOPs (bits/byte)", VAL_BITS_PER_BYTE, x=FLOPS),
-        line(content, "Validation loss against tokens (bits/byte)", VAL_BITS_PER_BYTE),
-        line(content, "Training loss against FLOPs (nats/token)", TRAIN_LOSS, x=FLOPS),
-        line(content, "Training loss against tokens (nats/token)", TRAIN_LOSS),
-    ]  # fmt: skip
+        line(content, "Lowest validation loss of each family (nats/token)", nats, **lowest),
+        line(content, "Validation loss against FLOPs (nats/token)", nats, x=keys.FLOPS),
+        line(content, "Validation loss against FLOPs (bits/byte)", bits, x=keys.FLOPS),
+        line(content, "Validation loss against tokens (bits/byte)", bits),
+        line(content, "Training loss against FLOPs (nats/token)", train, x=keys.FLOPS),
+        line(content, "Training loss against tokens (nats/token)", train),
+    ]
     if content.kind == "khop":
-        panels.append(lines(content, "Error rate by number of hops", VAL_ERROR))
+        panels.append(lines(content, "Error rate by number of hops", keys.VAL_ERROR))
     return panels
 
 
-def images(content: Content, *names: str) -> list[Any]:
-    """Return a panel for each chart of the report that exists, of the run that contains the report."""
-    import wandb_workspaces.reports.v2 as wr
-
-    keys = [IMAGE + name for name in names if IMAGE + name in content.images]
-    return [wr.MediaBrowser(title=key, media_keys=[key], num_columns=1) for key in keys]
-
-
-def _difference_panels(content: Content) -> list[Any]:
-    import wandb_workspaces.reports.v2 as wr
-
-    if content.kind != "families":
-        return []
-    text = content.losses or content.verdict
-    return [*images(content, "level"), wr.MarkdownPanel(markdown=text)]
-
-
-def _report_panels(content: Content) -> list[Any]:
-    import wandb_workspaces.reports.v2 as wr
-
-    names = ["loss_against_flops", "exponent_difference"]
-    if content.kind != "families":
-        names = [key.removeprefix(IMAGE) for key in content.images]
-    return [wr.MarkdownPanel(markdown=content.verdict), *images(content, *names)]
+def images(content: Content, names: Iterable[str]) -> list[Any]:
+    """Return a panel for each of these charts that exists; the run that contains the report has them."""
+    return [
+        wr.MediaBrowser(
+            title=name,
+            media_keys=[IMAGE + name],
+            num_columns=1,
+            layout=wr.Layout(w=12, h=12),  # in a report
+        )
+        for name in names
+        if name in content.images
+    ]
 
 
 def _learning_rate_panels(content: Content) -> list[Any]:
-    import wandb_workspaces.reports.v2 as wr
-
-    panels = [line(content, "Learning rate", LR, log_x=False)]
+    panels = [line(content, "Learning rate", keys.LR, log_x=False)]
     if "optimizer.lr" in content.group_keys:
-        panels.append(
-            wr.ScatterPlot(
-                title="Final validation loss against peak learning rate (nats/token)",
-                x=wr.Config("optimizer.lr"),
-                y=wr.SummaryMetric(FINAL_LOSS),
-                log_x=True,
-            )
-        )
+        loss = wr.SummaryMetric(FINAL_LOSS)
+        title = "Final validation loss against peak learning rate (nats/token)"
+        panels.append(wr.ScatterPlot(title=title, x=wr.Config("optimizer.lr"), y=loss, log_x=True))
     if audit := content.lr_audit():
         panels.append(wr.MarkdownPanel(markdown=audit))
     return panels
 
 
 def _failure_panels(content: Content) -> list[Any]:
-    import wandb_workspaces.reports.v2 as wr
-
-    return [
-        wr.MarkdownPanel(markdown=content.failures()),
-        wr.BarPlot(
-            title="Training tokens by state of the run",
-            metrics=[TOKENS],
-            groupby="State",
-            groupby_aggfunc="sum",
-            max_runs_to_show=content.max_runs,
-        ),
-    ]
+    bars = wr.BarPlot(
+        title="Training tokens by state of the run",
+        metrics=[keys.TOKENS],
+        groupby="State",
+        groupby_aggfunc="sum",
+        max_runs_to_show=content.max_runs,
+    )
+    return [wr.MarkdownPanel(markdown=content.failures()), bars]

@@ -25,7 +25,6 @@ from analysis.report.study_report import StudyReport, analyze_study
 from analysis.study_actions.dashboard import content as content_module
 from analysis.study_actions.dashboard import save
 from analysis.study_actions.dashboard.content import Content
-from analysis.study_actions.dashboard.workspace import build_workspace
 from slm.charts import LIGHT
 from slm.config.hydra import Composer, load_composed_config, register_schema
 from slm.errors import DataError, RunError
@@ -65,7 +64,7 @@ def report() -> StudyReport:
 @pytest.fixture
 def content(smoke: list[Cell]) -> Content:
     names = ("level", "loss_against_flops", "exponent_difference")
-    images = {f"report/{name}": Path(f"{name}.png") for name in names}
+    images = {name: Path(f"{name}.png") for name in names}
     return Content(smoke, FAMILIES, "VERDICT", "HEADLINE", "LOSSES", images)
 
 
@@ -78,6 +77,8 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spec_of(content: Content) -> dict[str, Any]:
+    from analysis.study_actions.dashboard.workspace import build_workspace
+
     model = build_workspace(content, "slm", "team")._to_model()
     spec: dict[str, Any] = json.loads(model.spec.model_dump_json(by_alias=True, exclude_none=True))
     for number, panel in enumerate(panel for _, panel in panels(spec)):
@@ -111,18 +112,18 @@ def test_panels_of_each_section(content: Content) -> None:
         found.setdefault(section, []).append(shown(panel))
     assert found == {
         "Loss": [
-            "Lowest validation loss of a family at these FLOPs (nats/token)",
+            "Lowest validation loss of each family (nats/token)",
             "Validation loss against FLOPs (nats/token)",
             "Validation loss against FLOPs (bits/byte)",
             "Validation loss against tokens (bits/byte)",
             "Training loss against FLOPs (nats/token)",
             "Training loss against tokens (nats/token)",
         ],
-        "Paired difference by rung": ["report/level", "LOSSES"],
+        "Paired difference by rung": ["level", "LOSSES"],
         "Exponents and verdict": [
             "VERDICT",
-            "report/loss_against_flops",
-            "report/exponent_difference",
+            "loss_against_flops",
+            "exponent_difference",
         ],
         "Learning rates": ["Learning rate"],
         "Throughput and MFU": ["Throughput (tokens/s)", "MFU", "Peak memory (bytes)"],
@@ -166,10 +167,7 @@ def test_study_without_a_finished_cell(smoke: list[Cell], tmp_path: Path) -> Non
     found = content_module.load_content(smoke, tmp_path)
     texts = [shown(panel) for name, panel in panels(spec_of(found)) if "verdict" in name]
     assert texts == ["There is no report yet: no finished cell."]
-    assert found.colours == {
-        "deep_thin": LIGHT["series-1"],
-        "wide_shallow": LIGHT["series-2"],
-    }
+    assert [found.colour(family) for family in FAMILIES] == [LIGHT["series-1"], LIGHT["series-2"]]
 
 
 @pytest.mark.parametrize("kind", ["khop", "lr_transfer", "lr_audit"])
@@ -184,7 +182,7 @@ def test_other_kinds_of_studies(kind: str, tmp_path: Path, monkeypatch: pytest.M
     found = content_module.load_content(cells, tmp_path)
     spec = spec_of(found)
     titles = [shown(panel) for _, panel in panels(spec)]
-    assert "# Title" in titles and "report/chart" in titles
+    assert "# Title" in titles and "chart" in titles
     assert "Final validation loss against peak learning rate (nats/token)" in titles
     assert ("Error rate by number of hops" in titles) == (kind == "khop")
     assert spec["section"]["runSets"][0]["grouping"][-1]["name"] == "optimizer.value.lr"
@@ -207,7 +205,7 @@ def test_lr_audit_of_the_study(tmp_path: Path) -> None:
     audit.write_text(json.dumps({"recipe_id": "r", "families": {"deep_thin": family}}))
     cells = compose_cells(tmp_path, "study=smoke", "study.sizes=[80k]", f"study.lr_audit='{audit}'")
     found = Content(cells, FAMILIES, "")
-    assert "| deep_thin | True | 0.001234 | None | True |" in found.lr_audit()
+    assert "| deep_thin | True | 0.0012345 | None | True |" in found.lr_audit()
     assert any(shown(panel) == "### Learning-rate audit" for _, panel in panels(spec_of(found)))
 
 
@@ -229,7 +227,7 @@ def test_offline_writes_files_without_an_entity(
         assert json.loads(text) and save.NO_ENTITY not in text
         assert '"report/level"' in text and report.comparison.verdict.word in text
     assert "W&B is offline: WANDB_MODE=offline" in caplog.text
-    assert "`wandb login` and this command again" in caplog.text
+    assert "run `wandb login`, then this command again" in caplog.text
 
 
 def test_missing_extra_is_named(smoke: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,7 +374,7 @@ def test_report_run_has_the_group_and_a_job_type_of_its_own(
     written.mkdir(parents=True, exist_ok=True)
     (written / "results.json").write_text("{}")
     Image.new("RGB", (4, 4)).save(tmp_path / "level.png")
-    content = Content(smoke, FAMILIES, "", images={"report/level": tmp_path / "level.png"})
+    content = Content(smoke, FAMILIES, "", images={"level": tmp_path / "level.png"})
     save.log_report_run(content, "slm", "team", tmp_path)
     run = server.runs[0]
     assert (run["name"], run["groupName"], run["jobType"]) == ("smoke-report", "smoke", "report")
