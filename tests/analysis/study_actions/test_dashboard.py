@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -42,18 +43,25 @@ FAMILIES = ("deep_thin", "wide_shallow")
 KEY = "0" * 40
 
 
-def compose_cells(runs: Path, *overrides: str) -> list[Cell]:
-    def composed(more: Sequence[str]) -> Any:
-        return compose("sweep", [f"runs_dir={runs}", *overrides, *more])
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> list[Cell]:
+    def composed(overrides: Sequence[str]) -> Any:
+        return compose("sweep", ["study=smoke", f"runs_dir={runs}", *overrides])
 
+    runs = tmp_path_factory.mktemp("runs")
     register_schema()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return list(cells_of(load_composed_config(composed([])), Composer(composed)))
 
 
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> list[Cell]:
-    return compose_cells(tmp_path_factory.mktemp("runs"), "study=smoke")
+def changed(cells: list[Cell], runs: Path, *varied: str, **study: Any) -> list[Cell]:
+    """Return the cells with another folder of runs, point of the grid and keys of the study."""
+    return [
+        replace(cell, varied=varied, spec=replace(cell.spec, config=config))
+        for cell in cells
+        for old in [cell.spec.config]
+        for config in [replace(old, runs_dir=str(runs), study=replace(old.study, **study))]
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +179,11 @@ def test_study_without_a_finished_cell(smoke: list[Cell], tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["khop", "lr_transfer", "lr_audit"])
-def test_other_kinds_of_studies(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    grid = ["++study.grid={optimizer.lr:[0.004,0.008]}", f"study.analysis={kind}"]
-    cells = compose_cells(tmp_path, "study=smoke", "study.sizes=[80k]", *grid)
+def test_other_kinds_of_studies(
+    kind: str, smoke: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rate = "optimizer.lr=0.004"
+    cells = changed(smoke, tmp_path, rate, analysis=kind, grid={"optimizer.lr": (0.004,)})
     written = content_module.report_folder(cells)
     written.mkdir(parents=True)
     (written / "report.md").write_text("# Title\n")
@@ -188,22 +198,22 @@ def test_other_kinds_of_studies(kind: str, tmp_path: Path, monkeypatch: pytest.M
     assert spec["section"]["runSets"][0]["grouping"][-1]["name"] == "optimizer.value.lr"
 
 
-def test_failed_cells_are_listed_with_their_error(tmp_path: Path) -> None:
-    cells = compose_cells(tmp_path, "study=smoke", "study.sizes=[80k]")
+def test_failed_cells_are_listed_with_their_error(smoke: list[Cell], tmp_path: Path) -> None:
+    cells = changed(smoke, tmp_path)
     run = RunDirectory.of(cells[0].spec)
     run.path.mkdir(parents=True)
     status = {"state": "failed", "failure": "OutOfMemoryError: 3 | 4 GB"}
     (run.path / "status.json").write_text(json.dumps(status))
     text = Content(cells, FAMILIES, "").failures()
-    assert "| planned | 3 |" in text and "| failed | 1 |" in text
+    assert "| planned | 7 |" in text and "| failed | 1 |" in text
     assert "s0 | failed | OutOfMemoryError: 3 \\| 4 GB |" in text
 
 
-def test_lr_audit_of_the_study(tmp_path: Path) -> None:
+def test_lr_audit_of_the_study(smoke: list[Cell], tmp_path: Path) -> None:
     audit = tmp_path / "lr_audit.json"
     family = {"interior": True, "penalty": 0.0012345, "cost_of_2x": None, "passed": True}
     audit.write_text(json.dumps({"recipe_id": "r", "families": {"deep_thin": family}}))
-    cells = compose_cells(tmp_path, "study=smoke", "study.sizes=[80k]", f"study.lr_audit='{audit}'")
+    cells = changed(smoke, tmp_path, lr_audit=str(audit))
     found = Content(cells, FAMILIES, "")
     assert "| deep_thin | True | 0.0012345 | None | True |" in found.lr_audit()
     assert any(shown(panel) == "### Learning-rate audit" for _, panel in panels(spec_of(found)))
