@@ -53,6 +53,8 @@ def build_workspace(content: Content, project: str, entity: str) -> Any:
 
 def _section(name: str, panels: list[Any]) -> Any:
     """Return a section that shows all its panels, in up to three columns."""
+    for index, panel in enumerate(panels):
+        panel._id = canonical_hash([name, index])[:11]  # random in the library
     columns = min(3, len(panels))
     layout = ws.SectionLayoutSettings(columns=columns, rows=-(-len(panels) // columns))
     return ws.Section(name=name, panels=panels, is_open=True, layout_settings=layout)
