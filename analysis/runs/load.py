@@ -22,7 +22,7 @@ from analysis.runs.comparable import OTHER_VALIDATION_SET, comparable, count_dro
 from analysis.runs.study import OTHER_DEFINITIONS
 from analysis.runs.tables import SUFFIXES, is_table, read_table, run_row
 from analysis.runs.validate import count_warnings, label_warnings
-from analysis.runs.wandb import offline_runs, online_runs, tracked_table
+from analysis.runs.wandb import TrackedRun, finished_runs, offline_runs, online_runs
 from slm.architecture.flops import flop_equivalent_params
 from slm.errors import DataError, RunError, nearest_name
 from slm.rounding import stable_argsort
@@ -158,8 +158,7 @@ def _collect(
     source: Path | str, only: Collection[str] | None, columns: Mapping[str, str] | None
 ) -> tuple[pd.DataFrame, Counter[str]]:
     if isinstance(source, str) and source.startswith(WANDB):
-        table, dropped = tracked_table(online_runs(source.removeprefix(WANDB)))
-        return _selected(table, dropped, only, source)
+        return _collect_tracked(online_runs(source.removeprefix(WANDB)), only, source)
     path = Path(source)
     _check_exists(path)
     if is_table(path):
@@ -168,8 +167,22 @@ def _collect(
         supported = ", ".join(SUFFIXES)
         raise DataError(f"{path}: unsupported file type; use {supported}, uncompressed")
     if not any(_run_directories(path)) and any(path.rglob("*.wandb")):
-        return _selected(*tracked_table(offline_runs(path)), only, str(path))
+        return _collect_tracked(offline_runs(path), only, str(path))
     return collect_runs(path, only)
+
+
+def _collect_tracked(
+    runs: Iterator[TrackedRun], only: Collection[str] | None, source: str
+) -> tuple[pd.DataFrame, Counter[str]]:
+    found = list(runs)
+    kept = [run for run in found if only is None or run.run_id in only]
+    results, older, dropped = finished_runs(kept)
+    count_dropped(dropped, NOT_A_CELL, len(found) - len(kept))
+    tables = [_table(results)] if results else []
+    table = (
+        pd.concat([*tables, older], ignore_index=True) if len(older) or not tables else tables[0]
+    )
+    return _selected(table, dropped, None, source)
 
 
 def _check_exists(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Read runs of a W&B project, through its public API or from offline folders, as rows of the runs table.
+"""Read runs of a W&B project, through its public API or from offline folders.
 
 An offline run is one `run-ID.wandb` file: a 7-byte file header, then blocks of 32 KiB. A block contains chunks,
 each with a 7-byte header (checksum, length, kind: whole, first, middle or last) and a payload; joined payloads
@@ -11,8 +11,8 @@ import json
 import math
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,14 @@ import pandas as pd
 from analysis.runs.tables import run_row
 from slm.architecture.flops import flop_equivalent_params
 from slm.errors import DataError
+from slm.tracking.result import RunResult, result_from
 
 BLOCK, HEADER = 32 * 1024, 7
 WHOLE, FIRST, LAST = 1, 2, 4
 FINAL_LOSS = "val/loss"
+SCHEMA = "schema_version"  # a field of every result
+# W&B drops the null fields of a summary.
+NULLS = {field.name: None for field in fields(RunResult) if str(field.type).endswith("None")}
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class TrackedRun:
 
 
 def online_runs(project: str) -> Iterator[TrackedRun]:
-    """Yield the runs of `entity/project`; if a summary has no final loss, take the last one in the history.
+    """Yield the runs of `entity/project`.
 
     Raises:
         DataError: if wandb is not installed, the server is not reachable, or the project does not exist.
@@ -48,9 +52,9 @@ def online_runs(project: str) -> Iterator[TrackedRun]:
     try:
         import wandb
 
-        for run in wandb.Api().runs(project):
-            summary = dict(run.summary)
-            if FINAL_LOSS not in summary:
+        for run in wandb.Api().runs(project, lazy=False):
+            summary = dict(run.summary_metrics)
+            if SCHEMA not in summary and FINAL_LOSS not in summary:  # an older run
                 for row in run.scan_history(keys=[FINAL_LOSS]):
                     summary[FINAL_LOSS] = row[FINAL_LOSS]
             yield TrackedRun(
@@ -66,9 +70,17 @@ def online_runs(project: str) -> Iterator[TrackedRun]:
 
 
 def offline_runs(folder: Path) -> Iterator[TrackedRun]:
-    """Yield the runs of all `.wandb` files below a folder; the files of a resumed run are merged in time order."""
+    """Yield the runs of all `.wandb` files below a folder, except in hidden folders, which hold superseded runs.
+
+    A resumed run has several files: their values are merged, and the latest one wins.
+    """
     run_by_id: dict[str, TrackedRun] = {}
-    for file in sorted(folder.rglob("*.wandb"), key=lambda path: path.parent.name):
+    files = [
+        file
+        for file in folder.rglob("*.wandb")
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
+    for file in sorted(files, key=lambda path: path.parent.name.removeprefix("offline-")):
         run = read_offline(file)
         if run is None:
             continue
@@ -123,25 +135,48 @@ def _payloads(content: bytes) -> Iterator[bytes]:
             yield joined
 
 
-def tracked_table(runs: Iterator[TrackedRun]) -> tuple[pd.DataFrame, Counter[str]]:
-    """Return a table of the finished runs, and counts of the dropped runs by reason."""
+def finished_runs(
+    runs: Iterable[TrackedRun],
+) -> tuple[list[RunResult], pd.DataFrame, Counter[str]]:
+    """Return the results of the finished runs, a table of those of older versions, and counts of the dropped runs.
+
+    The summary of a run has the fields of its result; in older versions it had counts and the loss.
+    """
     dropped: Counter[str] = Counter()
-    rows = []
+    results, older = [], []
     for run in runs:
-        if run.state != "finished":
-            dropped[f"not finished ({run.state})"] += 1
-        elif not isinstance(run.summary.get(FINAL_LOSS), (int, float)):
-            dropped["no final loss"] += 1
-        elif not math.isfinite(run.summary[FINAL_LOSS]):
-            dropped["diverged"] += 1
-        elif "shape" not in run.config or "flops_per_token" not in run.summary:
-            dropped["not a run of slm"] += 1
+        if SCHEMA in run.summary and run.state != "running":
+            try:
+                result = result_from({**NULLS, **run.summary})
+            except DataError:
+                dropped["unreadable result"] += 1
+                continue
+            if result.status == "finished":
+                results.append(result)
+            else:
+                dropped[f"not finished ({result.status})"] += 1
+        elif reason := _why_unusable(run):
+            dropped[reason] += 1
         else:
-            rows.append(_row(run))
-    return pd.DataFrame(rows), dropped
+            older.append(_row(run))
+    return sorted(results, key=lambda result: result.run_id), pd.DataFrame(older), dropped
+
+
+def _why_unusable(run: TrackedRun) -> str:
+    """Return why a run of an older version has no row; empty if it has one."""
+    if run.state != "finished":
+        return f"not finished ({run.state})"
+    if not isinstance(run.summary.get(FINAL_LOSS), (int, float)):
+        return "no final loss"
+    if not math.isfinite(run.summary[FINAL_LOSS]):
+        return "diverged"
+    if "shape" not in run.config or "flops_per_token" not in run.summary:
+        return "not a run of slm"
+    return ""
 
 
 def _row(run: TrackedRun) -> dict[str, Any]:
+    """Return the row of a run of an older version."""
     config, counts = run.config, run.summary
     sizes = [tag.removeprefix("size-") for tag in run.tags if tag.startswith("size-")]
     size = (

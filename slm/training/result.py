@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slm.architecture.flops import CONVENTION
-from slm.architecture.shapes import count_parameters
 from slm.data.examples import Examples
+from slm.run.facts import run_counts
 from slm.run.spec import RunSpec
 from slm.tracking import run_dir
 from slm.tracking.result import SCHEMA_VERSION, RunResult, State
@@ -16,23 +15,6 @@ from slm.tracking.spikes import loss_spikes
 from slm.training.batches import count_epochs
 from slm.training.metrics import Metrics
 from slm.training.validation import Measurement, val_losses
-
-
-def run_counts(spec: RunSpec) -> dict[str, Any]:
-    counts = count_parameters(spec.shape)
-    return {
-        "params_total": counts.params_total,
-        "params_non_embedding": counts.params_non_embedding,
-        "params_embedding": counts.params_embedding,
-        "flops_per_token": spec.flops_per_token,
-        "flops_convention": CONVENTION,
-        "reference_flops_per_token": spec.reference_flops_per_token,
-        "tokens_per_param": spec.tokens_per_param,
-        "tokens": spec.tokens,
-        "flops": spec.flops,
-        "steps": spec.steps,
-        "batch_tokens": spec.batch_tokens,
-    }
 
 
 def result_of(

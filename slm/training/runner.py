@@ -45,7 +45,7 @@ from slm.training.device.rng import restore_random_states, seed_random_states
 from slm.training.distributed.workers import SINGLE_PROCESS, Workers
 from slm.training.loop import TrainingLoop
 from slm.training.metrics import Metrics
-from slm.training.result import result_of, run_counts
+from slm.training.result import result_of
 from slm.training.step import build_step
 from slm.training.stop_on_signal import StopSignal
 
@@ -83,7 +83,7 @@ def train(
         _check_epochs(spec, examples)
     stop, trunk = stop or StopSignal(workers), Trunk.of(spec)
     with (
-        _opened_outputs(spec, run, workers) as (stream, mirrored),
+        _opened_outputs(spec, run, workers, start.step) as (stream, mirrored),
         ThreadPoolExecutor(1) as thread,
         stop.listening(),
         advise_on_oom(spec, machine.accelerator, micro_batch, workers),
@@ -97,9 +97,6 @@ def train(
             saved_step=start.step if start.is_own else None,
         )
         taken_over_steps = 0 if start.is_own else start.step
-        if taken_over_steps and workers.is_rank_zero:
-            for row in run.read_metrics():
-                mirrored.log(row)
         known = machine.peak_flops, examples.val.text_bytes
         metrics = Metrics(spec, stream, mirrored, *known, taken_over_steps)
         loop = TrainingLoop(
@@ -129,7 +126,7 @@ def train(
                 wandb_id=mirrored.id,
             )
             run.write_result(result)
-            mirrored.summarize({**run_counts(spec), "val/loss": result.val_loss_nats_per_token})
+            mirrored.summarize(result)
             return result
 
         try:
@@ -203,25 +200,15 @@ def _store(trunk: Trunk, run: RunDirectory, workers: Workers, checkpoint: Path) 
 
 @contextmanager
 def _opened_outputs(
-    spec: RunSpec, run: RunDirectory, workers: Workers
+    spec: RunSpec, run: RunDirectory, workers: Workers, first_step: int
 ) -> Iterator[tuple[IO[str], Mirror]]:
     """Yield metrics.jsonl and the W&B mirror on rank 0; the other ranks write nowhere."""
-    config = spec.config
     with ExitStack() as opened:
         if not workers.is_rank_zero:
             yield opened.enter_context(Path(os.devnull).open("w", encoding="utf-8")), Mirror()
             return
         stream = opened.enter_context(run.open_metrics())
-        size = "explicit" if config.size is None else f"size-{config.size}"
-        mirrored = mirror(
-            config.tracking,
-            run_id=spec.run_id,
-            folder=run.path,
-            group=config.study.name,
-            tags=[config.family.name, size],
-            content={**spec.identity, "run": run_counts(spec)},
-        )
-        yield stream, opened.enter_context(mirrored)
+        yield stream, opened.enter_context(mirror(spec, run, first_step))
 
 
 def _check_data(folder: Path, examples: Examples, start: StartPoint) -> None:
