@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from analysis.study_actions.dashboard.content import Content, load_content, report_folder
 from slm.errors import RunError
 from slm.files import write_json
 from slm.studies.cells import Cell
+from slm.tracking.wandb import why_offline
 
 log = logging.getLogger("slm")
-PROBE_SECONDS = 3.0
 NO_ENTITY = "ENTITY"  # the library needs one; the written files do not contain it
 
 
@@ -64,24 +62,6 @@ def write_files(content: Content, folder: Path) -> None:
         spec = build(content, project, NO_ENTITY)._to_model().spec
         text = spec.model_dump_json(by_alias=True, exclude_none=True)
         write_json(folder / f"{name}.json", json.loads(text))
-
-
-def why_offline() -> str | None:
-    """Return why W&B cannot be used now; None if it can."""
-    import wandb
-
-    settings = wandb.setup().settings
-    if settings.mode != "online":
-        return f"WANDB_MODE={settings.mode}"
-    address = urlsplit(settings.base_url)
-    try:
-        port = address.port or {"http": 80, "https": 443}[address.scheme]
-        socket.create_connection((str(address.hostname), port), PROBE_SECONDS).close()
-        return None if wandb.login(prompt=False) else "not logged in"
-    except OSError as error:
-        return f"{settings.base_url} does not answer ({error})"
-    except wandb.Error as error:
-        return f"login failed ({error})"
 
 
 def upload(content: Content, folder: Path) -> None:
