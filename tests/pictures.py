@@ -2,8 +2,9 @@
 
     python -m tests.pictures
 
-docs/img has the reports of `study=demo` and of a simulated study (`tests.full_study`), and the page of action=watch
-(`tests.watch_pictures`), as headless Chromium shows them. analysis/examples has charts of the demo, of `study=micro` and of `study=lr_transfer`.
+docs/img has the reports of `study=demo` and of a simulated study (`tests.full_study`), the charts of the latter that
+the dashboard shows, and the page of action=watch (`tests.watch_pictures`), as headless Chromium shows them.
+analysis/examples has charts of the demo, of `study=micro` and of `study=lr_transfer`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 from PIL import Image
 
-from analysis.charts import overview
+from analysis.charts import overview, report_figures
 from analysis.learning_rate.transfer import loss_against_learning_rate
 from analysis.report.html import page
 from analysis.report.study_report import StudyReport, analyze_study
@@ -61,6 +62,15 @@ def save_examples(reports: Mapping[str, StudyReport]) -> None:
         _save(file.read_bytes(), file)
 
 
+def save_dashboard_charts(report: StudyReport, folder: Path) -> None:
+    """Write the charts of a report that a W&B workspace shows."""
+    for figure in report_figures(report):
+        if figure.name in ("level", "loss_against_flops", "exponent_difference"):
+            file = folder / f"dashboard_{figure.name}.png"
+            figure.save(file)
+            _save(file.read_bytes(), file)
+
+
 def _save(png: bytes, file: Path) -> None:
     """Write a PNG with a palette of 256 colours, which is a third to a sixth of the size."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
@@ -85,6 +95,7 @@ def main() -> None:
         for name, width, scheme in COMMITTED:
             picture = Path(folder) / f"{name}_{width}_{scheme}.png"
             _save(picture.read_bytes(), FOLDER / f"watch_{width}_{scheme}.png")
+    save_dashboard_charts(pages["simulated"], FOLDER)
 
 
 if __name__ == "__main__":

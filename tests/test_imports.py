@@ -72,7 +72,8 @@ TORCH_FREE = (
     "slm.training.execute",
 )
 ALLOWED_IMPORTERS = {
-    "wandb": {"slm.tracking.wandb", "analysis.runs.wandb"},
+    "wandb": {"slm.tracking.wandb", "analysis.runs.wandb", "analysis.study_actions.dashboard"},
+    "wandb_workspaces": {"analysis.study_actions.dashboard"},
     "lightning": {"slm.training"},
     "hydra": {"slm.cli", "slm.config.hydra", "hydra_plugins"},
     "datasets": {"slm.data.corpus.sources"},

@@ -182,11 +182,12 @@ def markdown(report: StudyReport) -> str:
         parts += [f"## {section.title}", "", *(f"- {line}" for line in section.lines), ""]
         for table in section.tables:
             if table.rows and not table.all_runs:
-                parts += [f"{table.title}:", "", *_markdown_table(table.rows), ""]
+                parts += [f"{table.title}:", "", *markdown_table(table.rows), ""]
     return "\n".join(parts)
 
 
-def _markdown_table(rows: Rows) -> list[str]:
+def markdown_table(rows: Rows) -> list[str]:
+    """Return the lines of a Markdown table; there is at least one row."""
     heading = list(rows[0])
     lines = ["| " + " | ".join(heading) + " |", "|" + " --- |" * len(heading)]
     return lines + ["| " + " | ".join(row.values()) + " |" for row in rows]

@@ -6,16 +6,23 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.learning_rate.gate import check_study_audit
 from slm.errors import DataError
 from slm.studies.cells import Cell
 
+if TYPE_CHECKING:
+    from analysis.report.study_report import StudyReport
+
 log = logging.getLogger("slm")
 
 
-def write_report(cells: Sequence[Cell]) -> None:
-    """Write the study's report to RUNS_DIR/STUDY/report, and log how many cells are not in it."""
+def write_report(cells: Sequence[Cell]) -> StudyReport | None:
+    """Write the study's report to RUNS_DIR/STUDY/report, and log how many cells are not in it.
+
+    Return the comparison of families, or None if the study has another kind of report.
+    """
     from analysis.learning_rate.audit import middle_learning_rate
     from analysis.report.by_kind import write_report_of  # late: imports pandas
 
@@ -23,8 +30,9 @@ def write_report(cells: Sequence[Cell]) -> None:
     study = Path(config.runs_dir) / config.study.name
     out, ids = study / "report", {cell.spec.run_id for cell in cells}
     kind = config.study.analysis
+    report = None
     if kind == "families":
-        _report_on_families(cells, out)
+        report = _report_on_families(cells, out)
     else:
         grid = [cell.spec.config.optimizer.lr for cell in cells]
         write_report_of(kind, study, out, ids, common_lr=middle_learning_rate(grid))
@@ -32,9 +40,10 @@ def write_report(cells: Sequence[Cell]) -> None:
     if missing:
         states = ", ".join(f"{count} {state}" for state, count in missing.most_common())
         log.warning("not in the report: %d of %d cells (%s)", missing.total(), len(cells), states)
+    return report
 
 
-def _report_on_families(cells: Sequence[Cell], out: Path) -> None:
+def _report_on_families(cells: Sequence[Cell], out: Path) -> StudyReport:
     """Compare the two families of the contrast, with the results that the finished cells carry.
 
     Raises:
@@ -51,7 +60,7 @@ def _report_on_families(cells: Sequence[Cell], out: Path) -> None:
         raise DataError(f"study {study.name}: no finished cell; run the study first (action=run)")
     deep, wide = contrast_of(cells)
     audit = check_study_audit(cells)
-    report_on(
+    return report_on(
         runs_from_results(results),
         out,
         deep=deep,
