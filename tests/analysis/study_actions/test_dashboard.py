@@ -204,7 +204,7 @@ def test_failed_cells_are_listed_with_their_error(smoke: list[Cell], tmp_path: P
     (run.path / "status.json").write_text(json.dumps(status))
     text = Content(cells, FAMILIES, "").failures()
     assert "| planned | 7 |" in text and "| failed | 1 |" in text
-    assert "s0 | failed | OutOfMemoryError: 3 \\| 4 GB |" in text
+    assert "| failed | OutOfMemoryError: 3 \\| 4 GB |" in text
 
 
 def test_lr_audit_of_the_study(smoke: list[Cell], tmp_path: Path) -> None:
