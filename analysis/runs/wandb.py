@@ -27,6 +27,9 @@ BLOCK, HEADER = 32 * 1024, 7
 WHOLE, FIRST, LAST = 1, 2, 4
 FINAL_LOSS = "val/loss"
 SCHEMA = "schema_version"  # a field of every result
+REPORT_JOB = (
+    "report"  # job_type of the W&B run with which action=dashboard uploads the charts of a study
+)
 # W&B drops the null fields of a summary.
 NULLS = {field.name: None for field in fields(RunResult) if str(field.type).endswith("None")}
 
@@ -53,6 +56,8 @@ def online_runs(project: str) -> Iterator[TrackedRun]:
         import wandb
 
         for run in wandb.Api().runs(project, lazy=False):
+            if run.job_type == REPORT_JOB:
+                continue
             summary = dict(run.summary_metrics)
             if SCHEMA not in summary and FINAL_LOSS not in summary:  # an older run
                 for row in run.scan_history(keys=[FINAL_LOSS]):

@@ -1,13 +1,20 @@
-"""Counts and facts that follow from a resolved run, for result.json and W&B."""
+"""Config, counts and facts of a resolved run, for the files of the run and W&B."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from slm.architecture.flops import CONVENTION
 from slm.architecture.shapes import count_parameters
+from slm.config.schema import WatchConfig, to_tree
 from slm.run.display_name import size_label
 from slm.run.spec import RunSpec
+
+
+def saved_config(spec: RunSpec) -> dict[str, Any]:
+    """Return the resolved config as it is saved: without the token of action=watch."""
+    return to_tree(replace(spec.config, watch=WatchConfig()))
 
 
 def run_counts(spec: RunSpec) -> dict[str, Any]:

@@ -28,10 +28,10 @@ from typing import IO, Any
 import yaml
 
 from slm.config.load import load_config
-from slm.config.schema import to_tree
 from slm.data.tokenizers.hf_files import LIBRARY_FILE as TOKENIZER_FILE
 from slm.errors import ConfigError, DataError, Diverged, Interrupted, RunError
 from slm.files import atomic_write, read_json, read_object, write_json, write_text
+from slm.run.facts import saved_config
 from slm.run.spec import RunSpec, resolve
 from slm.tracking.lease import HeldLease, Lease
 from slm.tracking.result import RunResult, State, result_from
@@ -145,7 +145,7 @@ class RunDirectory:
                 held = self._set_aside(held)
             self._check_config(spec)
             write_text(
-                self.path / "config.yaml", yaml.safe_dump(to_tree(spec.config), sort_keys=False)
+                self.path / "config.yaml", yaml.safe_dump(saved_config(spec), sort_keys=False)
             )
             self._owner = {"host": socket.gethostname(), "pid": os.getpid()}
             with self._recorded_state(held):

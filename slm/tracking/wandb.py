@@ -23,11 +23,11 @@ from typing import Any, Literal
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from slm.config.schema import StudyConfig, to_tree
+from slm.config.schema import StudyConfig
 from slm.files import file_hash, read_json, write_json
 from slm.formatting import short_count
 from slm.run.display_name import display_name, size_label
-from slm.run.facts import run_facts
+from slm.run.facts import run_facts, saved_config
 from slm.run.spec import RunSpec
 from slm.tracking.result import RunResult
 from slm.tracking.run_dir import STEP, TOKENS, RunDirectory
@@ -37,6 +37,7 @@ PROBE_SECONDS = 3.0
 INIT_TIMEOUT_SECONDS = 8.0
 FINISH_TIMEOUT_SECONDS = 30.0
 UPLOAD_TIMEOUT_SECONDS = 120.0
+JOB_TYPE = "train"
 METRIC_GROUPS = ("train", "optim", "weights", "residual", "val", "perf")
 UPLOADED = "wandb/uploaded.json"
 
@@ -247,14 +248,14 @@ def _init(
         id=spec.run_id,
         name=display_name(spec),
         group=config.study.name,
-        job_type="train",
+        job_type=JOB_TYPE,
         tags=[
             config.family.name,
             f"rung {size_label(spec)}",
             f"budget {short_count(spec.tokens)}",
             f"seed {config.seed}",
         ],
-        config={**to_tree(config), "run": run_facts(spec)},
+        config={**saved_config(spec), "run": run_facts(spec)},
         dir=str(folder),
         reinit="create_new",  # never return a run that another job of this process left open
         settings=wandb.Settings(

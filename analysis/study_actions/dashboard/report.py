@@ -7,23 +7,23 @@ from typing import Any
 import wandb_workspaces.reports.v2 as wr
 from wandb_workspaces import expr
 
+from analysis.runs.wandb import REPORT_JOB
 from analysis.study_actions.dashboard.content import Content
 from analysis.study_actions.dashboard.workspace import COLUMNS, images, loss_panels
-
-TRAIN, REPORT = "train", "report"  # job types of W&B runs
+from slm.tracking.wandb import JOB_TYPE
 
 
 def build_report(content: Content, project: str, entity: str) -> Any:
     """Return the report; its run sets name no project, so they refer to the project of the report."""
     question = content.cells[0].spec.config.study.question
     charts = wr.PanelGrid(
-        runsets=[_runset(content, REPORT)], panels=images(content, content.images)
+        runsets=[_runset(content, REPORT_JOB)], panels=images(content, content.images)
     )
     curves = wr.PanelGrid(
         runsets=[
             _runset(
                 content,
-                TRAIN,
+                JOB_TYPE,
                 groupby=[f"config.{key}" for key in content.group_keys],
                 pinned_columns=list(COLUMNS),
             )
@@ -64,4 +64,4 @@ def _group(content: Content, path: tuple[str, ...]) -> Any:
     """Return the library's name of a group of runs."""
     pairs = zip(content.group_keys, path, strict=False)
     keys = [wr.RunsetGroupKey(key=wr.Config(key), value=value) for key, value in pairs]
-    return wr.RunsetGroup(runset_name=TRAIN, keys=tuple(keys))
+    return wr.RunsetGroup(runset_name=JOB_TYPE, keys=tuple(keys))

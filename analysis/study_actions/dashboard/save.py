@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from analysis.runs.wandb import REPORT_JOB
 from analysis.study_actions.dashboard.content import Content, load_content, report_folder
 from slm.errors import RunError
 from slm.files import write_json
@@ -96,12 +97,11 @@ def log_report_run(content: Content, project: str, entity: str | None, folder: P
     """Log the charts and files of the study's report as one W&B run, which later calls continue."""
     import wandb
 
-    from analysis.study_actions.dashboard.report import REPORT
     from analysis.study_actions.dashboard.workspace import IMAGE
 
     run_id = f"{content.study}-report"
     options: dict[str, Any] = {"id": run_id, "name": run_id, "group": content.study}
-    options |= {"job_type": REPORT, "config": {"run": {"family": "report"}}, "dir": str(folder)}
+    options |= {"job_type": REPORT_JOB, "config": {"run": {"family": "report"}}, "dir": str(folder)}
     quiet = wandb.Settings(silent=True, console="off")
     with wandb.init(
         project=project, entity=entity, resume="allow", settings=quiet, **options

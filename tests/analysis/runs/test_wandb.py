@@ -133,10 +133,11 @@ def test_runs_of_older_versions_are_loaded(
     def api_run(state: str) -> Run:
         summary = {key: x for key, x in known["deep"].summary.items() if key != "val/loss"}
         found = {"id": f"run-{state}", "group": "study", "tags": ["size-100"], "state": state}
+        found["job_type"] = "report" if state == "running" else "train"
         return Run(**found, config=known["deep"].config, summary_metrics=summary)
 
     def list_runs(project: str, lazy: bool) -> list[Run]:
-        return [api_run("finished"), api_run("crashed")]
+        return [api_run("finished"), api_run("crashed"), api_run("running")]
 
     api = SimpleNamespace(Api=lambda: SimpleNamespace(runs=list_runs))
     monkeypatch.setitem(sys.modules, "wandb", api)
