@@ -24,6 +24,7 @@ from tests.browser import Browser, open_browser
 DEMO = ("study=demo", "tracking=disabled")
 HEIGHT = 2000  # pixels of the page's top that a picture shows
 RUNNING = (*["finished"] * 10, "running", "failed", "running", "diverged")
+ERROR = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
 COMMITTED = (("while", 1280, "light"), ("while", 400, "dark"))
 
 
@@ -32,7 +33,7 @@ def write_states(cells: Sequence[Cell], states: Sequence[str]) -> list[HeldLease
     leases: list[HeldLease] = []
     for number, (cell, state) in enumerate(zip(cells, states, strict=False)):
         share = 1.0 if state == "finished" else 0.3 + 0.1 * (number % 4)
-        write_run(cell, state, share=share)
+        write_run(cell, state, share=share, error=ERROR)
         if state == "running":
             leases.append(cell.run.lease.take())
     return leases

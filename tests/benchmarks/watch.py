@@ -72,7 +72,14 @@ def loss_of(cell: Cell, tokens: float) -> float:
     return 2.0 + 30 * n**-0.3 + 60 * (tokens + 1e5) ** -0.3 + shift
 
 
-def write_run(cell: Cell, state: str, *, share: float = 1.0, rows: int = 200) -> None:
+def write_run(
+    cell: Cell,
+    state: str,
+    *,
+    share: float = 1.0,
+    rows: int = 200,
+    error: str = "RuntimeError: <b>out of memory</b>",
+) -> None:
     """Write the directory of a run in a state, after a share of its steps, with evenly spaced rows."""
     folder = cell.run.path
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,8 +87,8 @@ def write_run(cell: Cell, state: str, *, share: float = 1.0, rows: int = 200) ->
     (folder / "log.txt").write_text(f"training {cell.spec.run_id}\nstep 1 of {cell.spec.steps}\n")
     status = {"state": state, "heartbeat": time.time(), "owner": {}}
     if state == "failed":
-        status["failure"] = "RuntimeError: <b>out of memory</b>"
-        text = "Traceback (most recent call last):\n  File train.py, line 1\nRuntimeError: <b>out of memory</b>\n"
+        status["failure"] = error
+        text = f"Traceback (most recent call last):\n  File train.py, line 1\n{error}\n"
         (folder / "traceback.txt").write_text(text)
     write_json(folder / "status.json", status)
     if state in ("finished", "diverged"):
