@@ -19,7 +19,8 @@ MIN_POINTS_PER_RUN, MAX_POINTS_PER_RUN = 20, 150
 MANY_RUNS = 40  # in a chart where lines are drawn more transparent
 DIGITS = 5  # of the numbers in a page
 HIT_WIDTH = 9  # pixels around a line in which the pointer finds it
-PERCENTILE_SHOWN = 99.0  # of the losses; the first steps would stretch the axis
+PERCENTILE_SHOWN = 99.0  # of many losses; the first steps would stretch the axis
+MANY_LOSSES = 200
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def loss_curves(
     tokens = [x for row in rows for x in (row["x"][0], row["x"][-1])]
     x = Axis.around(tokens, titles[against], log=True, kind=kind, margin=0.02)
     losses = np.concatenate([row["y"] for row in rows])
-    shown = losses[losses <= np.percentile(losses, PERCENTILE_SHOWN)]
+    shown = losses
+    if len(losses) > MANY_LOSSES:
+        shown = losses[losses <= np.percentile(losses, PERCENTILE_SHOWN)]
     y = Axis.around(shown, f"{quantity} (nats/token)", log=True)
     caption = "One line per run. Move the pointer over a line for its run."
     if quantity == "training loss":

@@ -119,7 +119,7 @@ def _families(runs: Sequence[Run]) -> list[str]:
     order = sorted(ratios, key=lambda family: (ratios[family], family))
     contrast = next((run.settings.get("study.contrast") for run in runs), None)
     first = [family for family in contrast or (order[0], order[-1]) if family in ratios]
-    return list(dict.fromkeys([*first, *order]))
+    return list(dict.fromkeys([*first, *sorted(ratios)]))
 
 
 def curves_of(folder: Path, run_ids: Collection[str]) -> list[LossCurve]:

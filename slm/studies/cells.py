@@ -164,6 +164,11 @@ def format_override(value: bool | float | str | None) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def colour_order(cells: Sequence[Cell]) -> list[str]:
+    """Return the families in the order of the colours in all charts of a study: the two compared ones first."""
+    return list(dict.fromkeys((*contrast_of(cells), *sorted({cell.family for cell in cells}))))
+
+
 def contrast_of(cells: Sequence[Cell]) -> tuple[str, str]:
     """Return the two families to compare: `study.contrast`, else those of lowest and highest aspect ratio."""
     study = cells[0].spec.config.study

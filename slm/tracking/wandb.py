@@ -92,7 +92,7 @@ def mirror(spec: RunSpec, run: RunDirectory, first_step: int) -> Iterator[Mirror
         if wandb_run is not None and not wandb_run.offline:
             if mirrored.has_failed:
                 log.warning(
-                    "W&B lacks a part of the run; upload it with: %s", _command(spec, run.path)
+                    "W&B lacks a part of the run; to upload it, %s", _how_to_upload(spec, run.path)
                 )
             else:
                 with suppress(OSError):  # without the record, action=sync uploads the run again
@@ -219,16 +219,20 @@ def _start_online(spec: RunSpec, folder: Path) -> Any:
             reason = _reason(error)
             wandb.teardown()  # the failed run would occupy the id
     level = logging.INFO if spec.config.tracking.wandb == "auto" else logging.WARNING
-    log.log(level, "W&B is offline: %s; upload later with: %s", reason, _command(spec, folder))
+    log.log(
+        level,
+        "W&B is offline: %s; to upload the run later, %s",
+        reason,
+        _how_to_upload(spec, folder),
+    )
     return None
 
 
-def _command(spec: RunSpec, folder: Path) -> str:
-    """Return the command that uploads a run later."""
+def _how_to_upload(spec: RunSpec, folder: Path) -> str:
     name = spec.config.study.name
     if name == StudyConfig().name:  # a run outside of a study
-        return f"wandb sync {folder}/wandb/*run-*"
-    return f"python sweep.py study={name} action=sync"
+        return f"run: wandb sync {folder}/wandb/*run-*"
+    return f"repeat the sweep.py command of study {name} with action=sync"
 
 
 def _reason(error: Exception) -> str:

@@ -16,7 +16,7 @@ from analysis.study_actions.report import write_report
 from slm.charts import Series, literal
 from slm.errors import DataError
 from slm.run.display_name import display_name, size_label
-from slm.studies.cells import Cell, contrast_of
+from slm.studies.cells import Cell, colour_order
 from slm.summary import Rows
 
 SPARE_RUNS = (
@@ -50,6 +50,11 @@ class Content:
     @property
     def kind(self) -> str:
         return self.cells[0].spec.config.study.analysis
+
+    @property
+    def recipe_ids(self) -> list[str]:
+        """Recipes of the cells; runs of an earlier recipe of the study are not shown."""
+        return sorted({cell.spec.recipe_id for cell in self.cells})
 
     @property
     def max_runs(self) -> int:
@@ -114,8 +119,7 @@ def report_folder(cells: Sequence[Cell]) -> Path:
 
 def load_content(cells: Sequence[Cell], folder: Path) -> Content:
     """Write the study's report as `action=report` does, and its charts as PNG files to `folder`."""
-    names = [cell.family for cell in cells]
-    families = tuple(dict.fromkeys((*contrast_of(cells), *names)))
+    families = tuple(colour_order(cells))
     try:
         report = write_report(cells)
     except DataError as error:
@@ -131,7 +135,7 @@ def load_content(cells: Sequence[Cell], folder: Path) -> Content:
         chart.save(images[chart.name])
     return Content(
         cells,
-        tuple(dict.fromkeys((*report.families, *names))),
+        families,
         verdict(report),
         text.headline(report),
         markdown(tables.loss_rows(report)),

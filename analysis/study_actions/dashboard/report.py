@@ -56,6 +56,7 @@ def _runset(content: Content, job_type: str, **options: Any) -> Any:
     filters = [
         expr.Metric("Group") == content.study,
         expr.Metric("JobType") == job_type,
+        expr.Config("run.recipe_id").isin(content.recipe_ids),
     ]
     return wr.Runset(name=job_type, filters=filters, **options)
 

@@ -40,8 +40,8 @@ def save_dashboard(cells: Sequence[Cell]) -> None:
     reason = why_offline()
     if reason is not None:
         log.info("W&B is offline: %s; written instead: %s", reason, folder)
-        log.info("to create workspace and report, run `wandb login`, then this command again")
-        log.info("to upload the runs, run: python sweep.py study=%s action=sync", study)
+        log.info("to create workspace and report at W&B, repeat this command when W&B is online")
+        log.info("to upload the runs, repeat it with action=sync")
         return
     try:
         upload(content, folder)
@@ -101,7 +101,8 @@ def log_report_run(content: Content, project: str, entity: str | None, folder: P
 
     run_id = f"{content.study}-report"
     options: dict[str, Any] = {"id": run_id, "name": run_id, "group": content.study}
-    options |= {"job_type": REPORT_JOB, "config": {"run": {"family": "report"}}, "dir": str(folder)}
+    options |= {"job_type": REPORT_JOB, "dir": str(folder)}
+    options["config"] = {"run": {"family": "report", "recipe_id": content.recipe_ids[0]}}
     quiet = wandb.Settings(silent=True, console="off")
     with wandb.init(
         project=project, entity=entity, resume="allow", settings=quiet, **options

@@ -37,7 +37,10 @@ def build_workspace(content: Content, project: str, entity: str) -> Any:
         sections=[_section(name, panels) for name, panels in sections(content) if panels],
         settings=ws.WorkspaceSettings(x_axis=keys.TOKENS, max_runs=content.max_runs),
         runset_settings=ws.RunsetSettings(
-            filters=[ws.Metric("Group") == content.study],
+            filters=[
+                ws.Metric("Group") == content.study,
+                ws.Config("run.recipe_id").isin(content.recipe_ids),
+            ],
             groupby=[ws.Config(key) for key in content.group_keys],
             order=[ws.Ordering(ws.Metric("Name"))],
             group_colors=colours,

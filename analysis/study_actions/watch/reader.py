@@ -23,15 +23,16 @@ FLOAT32_ERROR = 1.2e-7  # relative
 CHUNK_BYTES = 1 << 18
 CHECKED_BYTES = 64  # before the offset: they differ if the file was replaced
 MAX_POINTS = 8192  # kept per run; more are averaged to half as many
+# Key -> name and format of the newest value
 SHOWN = {
-    run_dir.STEP: "step",
-    run_dir.TOKENS: "training tokens",
-    run_dir.TRAIN_LOSS: "training loss",
-    run_dir.VAL_LOSS: "validation loss",
-    run_dir.LR: "learning rate",
-    run_dir.GRAD_NORM: "gradient norm",
-    run_dir.TOKENS_PER_SECOND: "tokens/s",
-    run_dir.MFU: "MFU",
+    run_dir.STEP: ("step", ",.0f"),
+    run_dir.TOKENS: ("training tokens", ",.0f"),
+    run_dir.TRAIN_LOSS: ("training loss", ".4f"),
+    run_dir.VAL_LOSS: ("validation loss", ".4f"),
+    run_dir.LR: ("learning rate", ".3g"),
+    run_dir.GRAD_NORM: ("gradient norm", ".3g"),
+    run_dir.TOKENS_PER_SECOND: ("tokens/s", ",.0f"),
+    run_dir.MFU: ("MFU", ".1%"),
 }
 
 
@@ -117,8 +118,8 @@ class RunLog:
 
     def shown(self) -> dict[str, str]:
         """Return the newest values by name."""
-        known = {name: self.latest.get(key) for key, name in SHOWN.items()}
-        return {name: f"{value:.6g}" for name, value in known.items() if isinstance(value, NUMBER)}
+        known = ((name, form, self.latest.get(key)) for key, (name, form) in SHOWN.items())
+        return {name: f"{value:{form}}" for name, form, value in known if isinstance(value, NUMBER)}
 
     def curve(self, run_id: str, name: str, family: str, flops_per_token: float) -> LossCurve:
         return LossCurve(run_id, name, family, flops_per_token, self.tokens, self.losses)

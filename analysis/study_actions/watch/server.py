@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("slm")
 PACKAGE = "analysis.study_actions.watch"
-COOKIE = "slm_watch"
 LOOPBACK_NAMES = {"localhost", "127.0.0.1", "::1"}
 REFRESH_SECONDS = 2.0
 MISSING = "action=watch needs starlette and uvicorn; install them with: pip install 'slm[watch]'"
@@ -59,8 +58,10 @@ def watch_study(cells: Sequence[Cell]) -> None:
     except ImportError:
         raise SlmError(MISSING) from None
     from analysis.study_actions.watch.snapshot import Snapshot
+    from slm.charts import page_script
 
     with _bind(watch) as bound:
+        page_script()  # would stop all threads for seconds later
         snapshot = Snapshot(cells)
         refresher = Refresher(snapshot)
         app = make_app(snapshot, watch, refresher.request)
@@ -245,9 +246,11 @@ def refuse(request: Request, watch: WatchConfig) -> Response | None:
     given = request.query_params.get("token")
     if given is not None and _equal(given, watch.access_token):
         answer = RedirectResponse("/", 303)
-        answer.set_cookie(COOKIE, _cookie(watch.access_token), httponly=True, samesite="lax")
+        answer.set_cookie(
+            _cookie_name(watch), _cookie(watch.access_token), httponly=True, samesite="lax"
+        )
         return answer
-    if _equal(request.cookies.get(COOKIE, ""), _cookie(watch.access_token)):
+    if _equal(request.cookies.get(_cookie_name(watch), ""), _cookie(watch.access_token)):
         return None
     return PlainTextResponse("open the page with ?token=SECRET once (watch.access_token)", 401)
 
@@ -258,6 +261,11 @@ def _is_any_address(host: str) -> bool:
 
 def _equal(given: str, expected: str) -> bool:
     return hmac.compare_digest(given.encode(), expected.encode())
+
+
+def _cookie_name(watch: WatchConfig) -> str:
+    """Return a name of its own for each port: a browser sends the cookies of all ports of a host."""
+    return f"slm_watch_{watch.port}"
 
 
 def _cookie(token: str) -> str:

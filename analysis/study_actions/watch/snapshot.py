@@ -24,9 +24,9 @@ from analysis.study_actions.watch.pairs import (
 from analysis.study_actions.watch.reader import RunLog, read_new
 from analysis.study_actions.watch.verdict import VerdictWorker
 from slm.charts import Figure, LossCurve, Series, finite_or_none, loss_curves
-from slm.formatting import format_duration, short_count
+from slm.formatting import format_duration, scientific, short_count
 from slm.run.display_name import display_name, size_label
-from slm.studies.cells import DONE, Cell, contrast_of, jobs_of
+from slm.studies.cells import DONE, Cell, colour_order, contrast_of, jobs_of
 from slm.studies.status import Progress, progress_of
 from slm.studies.throughput import (
     Throughput,
@@ -77,7 +77,7 @@ class Snapshot:
         files = {run_id: cell.run.path / "metrics.jsonl" for run_id, cell in self.by_id.items()}
         self.logs = {run_id: RunLog(file) for run_id, file in files.items()}
         self.deep, self.wide = contrast_of(cells)
-        self.families = family_order(cells, self.deep, self.wide)
+        self.families = colour_order(cells)
         self.worker = VerdictWorker(cells)
         self._jobs = [[cell.spec.run_id for cell in job.cells] for job in jobs_of(cells)]
         self._layout = _layout(cells, self.families)
@@ -272,7 +272,7 @@ class Snapshot:
             "size": size_label(spec),
             "tokens": f"{spec.tokens:,} ({spec.tokens_per_param:g} per parameter)",
             "steps": f"{spec.steps:,} of {spec.batch_tokens:,} tokens",
-            "FLOPs": f"{spec.flops:.3g}",
+            "FLOPs": scientific(spec.flops),
             "seed": str(spec.config.seed),
             "peak learning rate": f"{spec.config.optimizer.lr:g}",
             "set by the study": " ".join((*cell.varied, *cell.decided)) or "nothing else",
@@ -293,12 +293,6 @@ class Snapshot:
             else "",
             "log": _tail(cell.run.path / "log.txt"),
         }
-
-
-def family_order(cells: Sequence[Cell], deep: str, wide: str) -> list[str]:
-    """Return the families in the order of the report's colours: the compared ones first."""
-    others = sorted({cell.family for cell in cells})
-    return list(dict.fromkeys((deep, wide, *others)))
 
 
 def _layout(cells: Sequence[Cell], families: Sequence[str]) -> dict[str, Any]:

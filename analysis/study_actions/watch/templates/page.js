@@ -252,7 +252,7 @@ function showNoCurves(isAllHidden = false) {
   const started = state?.runs?.some((run) => run.state !== "planned");
   get("curves-text").textContent = isAllHidden ? "All families are hidden."
     : started ? "No loss has been read yet."
-    : `No run has started yet. python sweep.py study=${layout.study} starts the study.`;
+    : "No run has started yet. The command of this page without action=watch starts the study.";
 }
 
 async function showAnalysis(found) {
