@@ -15,7 +15,7 @@ class StderrHandler(logging.StreamHandler):
     """Handler that writes to the stderr of the moment: a progress bar replaces it, to print above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.setStream(sys.stderr)
+        self.stream = sys.stderr
         super().emit(record)
 
 

@@ -87,11 +87,12 @@ def write_curves(folder: Path, out: Path | None, against: Literal["tokens", "flo
     figures = figures_of(runs, against)
     if not figures:
         raise DataError(f"{folder}: no run has logged a loss yet")
+    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".html":
         write_text(out, page(str(folder), len(runs), figures))
     else:
         figures[0].save(out)
-    print(f"loss curves of {len(runs)} runs: {out}")
+    print(f"loss curves: {out}")
 
 
 def figures_of(runs: Sequence[Run], against: Literal["tokens", "flops"]) -> list[Figure]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -128,8 +129,11 @@ def _is_confirmed(question: str) -> bool:
 
 def _existing(text: str, runs_dir: Path) -> Path:
     """Return the folder of a target: a path, the name of a study, or a run as for `find_run`."""
+    if not text.strip():
+        raise NotConfirmed("a target is empty: give a study or a run")
     named = next((path for path in (Path(text), runs_dir / text) if path.is_dir()), None)
-    path = named or find_run(text, runs_dir)
+    # Without . and .., but with links, which resolve() would follow.
+    path = Path(os.path.abspath(named or find_run(text, runs_dir)))  # noqa: PTH100
     for link in (path, path.parent):
         if link.is_symlink():
             raise DataError(
@@ -229,7 +233,9 @@ def _remove_rest(study: Path) -> Iterator[str]:
         shutil.rmtree(trunk)
         held.release()
     for path in _study_files(study):
-        if path.name == SUPERSEDED:
+        if path.name in (SUPERSEDED, TRUNKS):
+            for lock in path.glob("*.lock"):
+                lock.unlink()
             with suppress(OSError):  # not empty
                 path.rmdir()
         elif path.is_dir():

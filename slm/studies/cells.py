@@ -77,9 +77,11 @@ class Cell:
         if self.recorded is not None:
             return self.recorded
         try:
-            return self.run.result()
+            result = self.run.result()
         except RunError:
             return None
+        # A folder that was copied or renamed has the result of another run.
+        return result if result is None or result.run_id == self.spec.run_id else None
 
 
 @dataclass(frozen=True)

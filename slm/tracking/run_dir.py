@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -23,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 import yaml
 
@@ -246,7 +247,7 @@ class RunDirectory:
         return [line for line in lines if json.loads(line)[STEP] <= step]
 
     def last_metrics(self) -> dict[str, float]:
-        """Return the newest value of each key in the last `TAIL_BYTES` of metrics.jsonl."""
+        """Return the newest finite value of each key in the last `TAIL_BYTES` of metrics.jsonl."""
         latest: dict[str, float] = {}
         path = self.path / "metrics.jsonl"
         if not path.exists():
@@ -258,7 +259,7 @@ class RunDirectory:
             with suppress(json.JSONDecodeError):  # the first or last line may be incomplete
                 row = json.loads(line)
                 if isinstance(row, dict):
-                    latest.update(row)
+                    latest.update({key: x for key, x in row.items() if is_finite_number(x)})
         return latest
 
     def read_metrics(self) -> list[dict[str, float]]:
@@ -272,6 +273,11 @@ class RunDirectory:
                 continue  # incomplete last line of a running or killed run
             rows.setdefault(row[STEP], {}).update(row)
         return [rows[step] for step in sorted(rows)]
+
+
+def is_finite_number(value: Any) -> TypeGuard[float]:
+    """Return whether a value of metrics.jsonl is a finite number; a damaged line may have anything."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _first_line(error: BaseException) -> str:

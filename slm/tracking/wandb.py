@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -119,11 +120,11 @@ def upload(spec: RunSpec, run: RunDirectory) -> str:
 
 def uploaded_to(spec: RunSpec, run: RunDirectory) -> str | None:
     """Return the URL of the project that has the present content of a run directory; None if it must be uploaded."""
-    path = run.path / UPLOADED
-    if not path.exists():
+    try:
+        saved = dict(read_json(run.path / UPLOADED))
+        url = str(saved.pop("url"))
+    except (OSError, ValueError, TypeError, KeyError):  # missing or damaged
         return None
-    saved = read_json(path)
-    url = saved.pop("url")
     return url if saved == _upload_record(spec, run) else None
 
 
@@ -190,7 +191,7 @@ def _probe(host: str) -> str | None:
 def _start(spec: RunSpec, folder: Path) -> Any:
     """Start a W&B run in the configured mode, else offline; None if both fail or W&B is disabled."""
     mode = spec.config.tracking.wandb
-    if mode == "disabled":
+    if mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
         return None
     try:
         if mode != "offline":

@@ -27,6 +27,7 @@ from hydra_plugins.slm_study.slurm import SlurmLauncher, read_outcome
 from slm.config.hydra import CONF_DIR, compose_config
 from slm.config.schema import TrainerConfig
 from slm.errors import ConfigError, RunError
+from slm.run.display_name import display_name
 from slm.run.spec import RunSpec, resolve
 from slm.tracking.run_dir import RunDirectory
 from tests.conftest import Cli
@@ -156,9 +157,9 @@ def test_job_of_a_study_has_the_display_name_of_its_longest_run(
     study = {"sizes": ["20k"]}
     specs = [tiny_spec(study=study, budget={"tokens": 256 * steps}) for steps in (20, 60)]
     launcher, overrides = StubLauncher(), ["size=20000", "seed=0"]
-    assert launcher._name(specs[:1], overrides) == "tiny L2-d32, 5.12k tokens, s0"
+    assert launcher._name(specs[:1], overrides) == display_name(specs[0])
     name = launcher._name(specs, overrides)
-    assert name == "tiny L2-d32, 15.4k tokens, s0 and 1 shorter branch"
+    assert name == f"{display_name(specs[1])} and 1 shorter branch"
     assert launcher._name([tiny_spec()], overrides) == "size=20000 seed=0"  # of a multirun
 
 

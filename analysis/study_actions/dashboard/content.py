@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from slm.run.display_name import display_name, size_label
 from slm.studies.cells import Cell, colour_order
 from slm.summary import Rows
 
+log = logging.getLogger("slm")
 SPARE_RUNS = (
     10  # shown beside the cells: the run with the report, and runs of an earlier definition
 )
@@ -123,6 +125,7 @@ def load_content(cells: Sequence[Cell], folder: Path) -> Content:
     try:
         report = write_report(cells)
     except DataError as error:
+        log.warning("%s", error)
         return Content(cells, families, f"There is no report yet: {error}.")
     if report is None:  # of another kind than families
         written = report_folder(cells)

@@ -17,8 +17,8 @@ from pydantic_core import from_json  # three times as fast as json
 
 from slm.charts import LossCurve
 from slm.tracking import run_dir
+from slm.tracking.run_dir import is_finite_number
 
-NUMBER = (int, float)
 FLOAT32_ERROR = 1.2e-7  # relative
 CHUNK_BYTES = 1 << 18
 CHECKED_BYTES = 64  # before the offset: they differ if the file was replaced
@@ -101,7 +101,7 @@ class RunLog:
         for row in _rows(lines.splitlines()):
             self.latest.update(row)
             tokens, loss = row.get(run_dir.TOKENS), row.get(run_dir.TRAIN_LOSS)
-            if isinstance(tokens, NUMBER) and isinstance(loss, NUMBER):
+            if is_finite_number(tokens) and is_finite_number(loss):
                 self._add_loss(tokens, loss)
         if len(self.tokens) > MAX_POINTS:
             points = self.curve("", "", "", 1.0).points(MAX_POINTS // 2)
@@ -119,7 +119,7 @@ class RunLog:
     def shown(self) -> dict[str, str]:
         """Return the newest values by name."""
         known = ((name, form, self.latest.get(key)) for key, (name, form) in SHOWN.items())
-        return {name: f"{value:{form}}" for name, form, value in known if isinstance(value, NUMBER)}
+        return {name: f"{value:{form}}" for name, form, value in known if is_finite_number(value)}
 
     def curve(self, run_id: str, name: str, family: str, flops_per_token: float) -> LossCurve:
         return LossCurve(run_id, name, family, flops_per_token, self.tokens, self.losses)

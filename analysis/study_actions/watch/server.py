@@ -69,7 +69,8 @@ def watch_study(cells: Sequence[Cell]) -> None:
             app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=1
         )  # fmt: skip
         refresher.start()
-        host = f"[{watch.host}]" if ":" in watch.host else watch.host
+        host = socket.gethostname() if _is_any_address(watch.host) else watch.host
+        host = f"[{host}]" if ":" in host else host
         query = "?token=..." if watch.access_token else ""
         port = bound.getsockname()[1]
         name = cells[0].spec.config.study.name
@@ -100,6 +101,10 @@ def _bind(watch: WatchConfig) -> socket.socket:
         family, kind, _, _, address = socket.getaddrinfo(
             watch.host, watch.port, type=socket.SOCK_STREAM
         )[0]
+    except OSError as error:
+        rule = f"is no address of this machine: {error.strerror or error}"
+        raise ConfigError([Problem("watch.host", watch.host, rule, "use 127.0.0.1")]) from None
+    try:
         bound = socket.socket(family, kind)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)

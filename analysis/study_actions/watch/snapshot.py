@@ -41,7 +41,14 @@ CURVE_SECONDS = 8.0  # between new versions of the curves
 MACHINE_SECONDS = 10.0
 MAX_CURVE_POINTS, MAX_POINTS, MIN_CURVE_POINTS = 300, 20_000, 20
 TAIL_BYTES = 12_000
-UNREADABLE = (OSError, ValueError, TypeError, AttributeError, KeyError)  # of a damaged file
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    ArithmeticError,
+)  # of a damaged file
 Against = Literal["tokens", "flops"]
 
 
@@ -150,6 +157,9 @@ class Snapshot:
             return known.progress
         try:
             progress = progress_of(cell, self._throughput[1])
+            finite_or_none(progress.loss)  # a TypeError if result.json has text
+            if progress.state in DONE and cell.result is None:
+                raise ValueError("result.json")
             if progress.state in DONE:
                 self._known[run_id] = Known(files, progress, cell.result)
             else:

@@ -147,7 +147,8 @@ def test_runs_are_filtered_grouped_coloured_and_all_shown(content: Content) -> N
     spec = spec_of(content)["section"]
     (runs,) = spec["runSets"]
     assert [(one["key"]["name"], one["value"]) for one in runs["filters"]["filters"]] == [
-        ("group", "smoke")
+        ("group", "smoke"),
+        ("run.recipe_id", content.recipe_ids),
     ]
     facts = ["family", "rung", "tokens_per_param"]
     assert [key["name"] for key in runs["grouping"]] == [f"run.value.{fact}" for fact in facts]
@@ -235,7 +236,7 @@ def test_offline_writes_files_without_an_entity(
         assert json.loads(text) and save.NO_ENTITY not in text
         assert '"report/level"' in text and report.comparison.verdict.word in text
     assert "W&B is offline: WANDB_MODE=offline" in caplog.text
-    assert "run `wandb login`, then this command again" in caplog.text
+    assert "repeat this command when W&B is online" in caplog.text
 
 
 def test_missing_extra_is_named(smoke: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:

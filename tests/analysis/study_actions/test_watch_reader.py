@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,11 +86,12 @@ def test_damaged_lines_are_skipped(log: RunLog) -> None:
         "null",
         '{"train/loss": "x", "progress/tokens": 1}',
         '{"train/loss": 1}',
+        '{"train/loss": 1, "progress/tokens": ' + 400 * "9" + "}",
         "\0\0",
     ]
     write(log, row(1, 4.0) + "\n".join(damaged) + "\n" + row(2, float("nan")) + row(3, 2.0))
     tokens, losses = zip(*read(log), strict=True)
-    assert tokens == (100, 200, 300) and losses[0] == 4.0 and math.isnan(losses[1])
+    assert (tokens, losses) == ((100, 300), (4.0, 2.0))
 
 
 def test_a_large_file_is_read_in_parts(log: RunLog, monkeypatch: pytest.MonkeyPatch) -> None:

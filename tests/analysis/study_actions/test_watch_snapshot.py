@@ -116,7 +116,7 @@ def test_damaged_and_deleted_files(cells: list[Cell]) -> None:
     state = state_of(snapshot)
     assert [run["state"] for run in state["runs"][:4]] == [
         "planned",
-        "finished",
+        "unreadable",
         "unreadable",
         "planned",
     ]

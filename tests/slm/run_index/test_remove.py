@@ -195,3 +195,16 @@ def test_stale_runs(study: Path) -> None:
     assert rm(study, "mine", "--stale", "--yes")[0] == 0
     assert runs - set(study.glob("*-L4*")) == {*stale, young}
     held.release()
+
+
+@pytest.mark.parametrize("target", [".", "../mine", f"{TRUNKS}/.."])
+def test_a_target_may_be_relative_to_the_working_directory(
+    study: Path, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(study)
+    settings = {"superseded": False, "stale": False, "yes": True}
+    with pytest.raises(remove.NotConfirmed, match="empty"):
+        remove.remove([""], study.parent, None, **settings)
+    assert study.exists()
+    remove.remove([target], study.parent, None, **settings)
+    assert not study.exists()

@@ -98,7 +98,7 @@ def test_jobs_of_one_process_get_one_wandb_run_each(tiny_spec: Spec) -> None:
         assert_mirrored(run, spec)
     found = finished_offline(offline_files(RunDirectory.of(wide))[0])
     assert (found.name, found.group, found.job_type) == (
-        "wide L2-d32, 1.54k tokens, s3",
+        "wide L2-d32, 1.54k tokens, s3, seq_len 32, val_tokens 2048, batch 256",
         "single",
         "train",
     )
@@ -221,7 +221,7 @@ def test_without_a_host_a_run_is_mirrored_offline(
     assert_mirrored(run, spec)
     (line,) = (record for record in caplog.records if record.name == tracking.__name__)
     assert line.levelname == {"auto": "INFO", "online": "WARNING"}[mode]
-    assert "upload later with: python sweep.py study=mine action=sync" in line.message
+    assert "repeat the sweep.py command of study mine with action=sync" in line.message
 
 
 def test_host_that_fails_after_the_probe(

@@ -155,6 +155,8 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launched:
     """Launch jobs with a stub train.py; return the GPUs and times that each job reports."""
     (tmp_path / "train.py").write_text(SCRIPT)
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "sweep.py")])
+    # The jobs are no runs of slm, so their overrides are not composed.
+    monkeypatch.setattr(LocalLauncher, "_specs", lambda launcher, overrides: [])
 
     def launch(launcher: LocalLauncher, n_jobs: int, **trainer: object) -> list[dict[str, object]]:
         config = to_tree(Config(trainer=TrainerConfig(**trainer)))  # type: ignore[arg-type]
