@@ -27,7 +27,7 @@ PROGRAMS = (
     "pip install",
 )
 # Not ours, and without effect on the commands after them.
-OTHER_PROGRAMS = ("git clone ",)
+OTHER_PROGRAMS = "git clone ", "wandb login"
 SCRIPTS = "train.py", "sweep.py"
 MULTI_PROCESS = "torchrun", "srun"
 

@@ -116,11 +116,12 @@ class DesignPower(Summarized):
     def equivalence_text(self) -> str:
         if self.equivalence_margin is None:
             return (
-                "no margin of the compute multiplier gives it 80% power, if the families are equal"
+                "even if the families are equal, this design cannot show it for any margin of the compute multiplier "
+                "with 80% power"
             )
         return (
-            f"80% power with a margin of {self.equivalence_margin:.2f} of the compute multiplier, if the families "
-            "are equal"
+            "if the families are equal, this design shows it with 80% power for a margin of the compute multiplier of "
+            f"at least {self.equivalence_margin:.2f}"
         )
 
     def rows(self) -> Rows:

@@ -68,7 +68,7 @@ def require_flash() -> ModuleType:
         import flash_attn
     except ImportError:
         rule = "flash-attn is not installed (it requires CUDA)"
-        fix = "run pip install 'slm[flash]', or set model.attention=sdpa"
+        fix = "run pip install -e '.[flash]' in the repository, or set model.attention=sdpa"
         raise ConfigError([Problem("model.attention", "flash", rule, fix)]) from None
     return flash_attn
 

@@ -34,7 +34,7 @@ from tests.benchmarks.paired import Measure, Result, run_for
 Step = Callable[[], Tensor]
 LIBRARIES = ("slm", "transformers", "litgpt")
 INSTALL = {
-    "transformers": "pip install 'slm[dev]'",
+    "transformers": "pip install -e '.[dev]'",
     "litgpt": "pip install --no-deps litgpt==0.5.13 psutil",
 }
 WARMUP_STEPS = {False: 2, True: 3}  # by `compiled`

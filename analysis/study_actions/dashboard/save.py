@@ -29,8 +29,8 @@ def save_dashboard(cells: Sequence[Cell]) -> None:
     try:
         import wandb_workspaces  # noqa: F401
     except ImportError:
-        fix = "pip install 'slm[dashboard]'"
-        raise RunError(f"action=dashboard needs wandb-workspaces; install it: {fix}") from None
+        fix = "run in the repository: pip install -e '.[dashboard]'"
+        raise RunError(f"action=dashboard needs wandb-workspaces; {fix}") from None
     config = cells[0].spec.config
     tracking, study = config.tracking, config.study.name
     folder = Path(config.runs_dir) / study / "dashboard"

@@ -118,6 +118,7 @@ def loss_panels(content: Content) -> list[Any]:
         line(content, "Lowest validation loss of each family (nats/token)", nats, **lowest),
         line(content, "Validation loss against FLOPs (nats/token)", nats, x=keys.FLOPS),
         line(content, "Validation loss against FLOPs (bits/byte)", bits, x=keys.FLOPS),
+        line(content, "Validation loss against tokens (nats/token)", nats),
         line(content, "Validation loss against tokens (bits/byte)", bits),
         line(content, "Training loss against FLOPs (nats/token)", train, x=keys.FLOPS),
         line(content, "Training loss against tokens (nats/token)", train),

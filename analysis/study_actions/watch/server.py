@@ -31,7 +31,9 @@ log = logging.getLogger("slm")
 PACKAGE = "analysis.study_actions.watch"
 LOOPBACK_NAMES = {"localhost", "127.0.0.1", "::1"}
 REFRESH_SECONDS = 2.0
-MISSING = "action=watch needs starlette and uvicorn; install them with: pip install 'slm[watch]'"
+MISSING = (
+    "action=watch needs starlette and uvicorn; run in the repository: pip install -e '.[watch]'"
+)
 HEADERS = {
     # Vega sets style attributes; it evaluates expressions with its interpreter, so no script needs unsafe-eval.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; connect-src 'self'; img-src data:; "

@@ -121,6 +121,7 @@ def test_panels_of_each_section(content: Content) -> None:
             "Lowest validation loss of each family (nats/token)",
             "Validation loss against FLOPs (nats/token)",
             "Validation loss against FLOPs (bits/byte)",
+            "Validation loss against tokens (nats/token)",
             "Validation loss against tokens (bits/byte)",
             "Training loss against FLOPs (nats/token)",
             "Training loss against tokens (nats/token)",
@@ -241,7 +242,7 @@ def test_offline_writes_files_without_an_entity(
 
 def test_missing_extra_is_named(smoke: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
-    with pytest.raises(RunError, match=r"pip install 'slm\[dashboard\]'"):
+    with pytest.raises(RunError, match=r"pip install -e '\.\[dashboard\]'"):
         save.save_dashboard(smoke)
 
 

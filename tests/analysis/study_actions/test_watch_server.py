@@ -122,7 +122,7 @@ def test_a_used_port_is_an_error_that_names_the_fix(cli: Cli) -> None:
 
 def test_a_missing_extra_is_named(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(SlmError, match=r"pip install 'slm\[watch\]'"):
+    with pytest.raises(SlmError, match=r"pip install -e '\.\[watch\]'"):
         watch_study(snapshot.cells)
 
 
