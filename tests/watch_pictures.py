@@ -50,9 +50,8 @@ def shoot(
             browser.wait_until(f"document.getElementById('counts').innerText.includes({counts!r})")
             browser.wait_until("document.getElementById('connection').hidden")
             if is_compared:
-                browser.wait_until(
-                    "!document.getElementById('verdict').innerText.includes('being compared')"
-                )
+                verdict = "document.getElementById('verdict').innerText"
+                browser.wait_until(f"{verdict} && !{verdict}.includes('being compared')")
             time.sleep(3)  # figures of the comparison are drawn one after another
             file = folder / f"{name}_{width}_{scheme}.png"
             file.write_bytes(browser.screenshot(height=HEIGHT))

@@ -280,7 +280,10 @@ def test_a_result_that_is_no_object_is_refused(tmp_path: Path) -> None:
 
 
 def test_last_metrics_leave_out_what_is_no_finite_number(tmp_path: Path) -> None:
-    lines = ['{"progress/step": 3, "train/loss": 2.5}', '{"progress/step": null, "train/loss": "x"}']
+    lines = [
+        '{"progress/step": 3, "train/loss": 2.5}',
+        '{"progress/step": null, "train/loss": "x"}',
+    ]
     lines += ['{"progress/step": 1e400, "train/loss": NaN}', "[]"]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     assert RunDirectory(tmp_path).last_metrics() == {"progress/step": 3, "train/loss": 2.5}
