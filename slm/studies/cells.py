@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from slm.config.schema import BudgetConfig, StudyConfig
-from slm.errors import RunError
+from slm.errors import DataError, RunError
 from slm.run.spec import RunSpec
 from slm.tracking.result import RunResult, State
 from slm.tracking.run_dir import RunDirectory
@@ -162,6 +162,13 @@ def format_override(value: bool | float | str | None) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def check_not_all_diverged(cells: Sequence[Cell]) -> None:
+    """Raise a DataError if every cell diverged, so that there is nothing to report."""
+    if all(cell.state == "diverged" for cell in cells):
+        which = "the only cell" if len(cells) == 1 else f"all {len(cells)} cells"
+        raise DataError(f"no report: {which} diverged; lower optimizer.lr")
 
 
 def contrast_of(cells: Sequence[Cell]) -> tuple[str, str]:
