@@ -110,7 +110,10 @@ def test_one_token_budget_gives_a_level_and_refuses_the_exponent() -> None:
 
 def test_each_refusal_names_the_runs_to_add() -> None:
     three = design_power(make_design(3), "deep", "wide")
-    assert "6 shapes leave 1 degree of freedom, at least 2 are needed" in three.refusals[0]
+    assert (
+        "6 shapes leave 1 degree of freedom, at least 2 degrees of freedom are needed"
+        in three.refusals[0]
+    )
     alone = design_power(make_design(6, families=("deep",)), "deep", "wide")
     assert "one family, deep" in alone.level_refusals[0] and alone.se_level is None
     two = design_power(make_design(2, tokens_per_param=(20.0,)), "deep", "wide")
