@@ -155,6 +155,10 @@ def test_warnings_of_a_weak_design() -> None:
     warnings = "\n".join(power.warnings)
     for expected in ("4 sizes common", "5-fold in N", "2 per size", "one seed"):
         assert expected in warnings
+    one = design_power(make_design(1, 1, (5.0,)), "deep", "wide")
+    warnings = "\n".join(one.warnings)
+    assert "deep: there is only one size" in warnings and "budgets: only one;" in warnings
+    assert "-fold" not in warnings.replace("10-fold in N", "") and "1.0x" not in warnings
     tiny = design_power(make_design(6, 2, low=1e3, high=1e5), "deep", "wide")
     assert any("far outside" in warning for warning in tiny.warnings)
     json.dumps(tiny.to_dict())
