@@ -337,6 +337,7 @@ def _check_options(name: str, command: Command, words: Sequence[str]) -> list[st
     checked: list[str] = []
     for word in words:
         option, separator, value = word.removeprefix("--").partition("=")
+        option = option.replace("-", "_")
         is_value = bool(checked) and checked[-1].removeprefix("--") in keys  # of --key VALUE
         is_path = bool(command.positional) and "/" in option  # that contains a =
         if (

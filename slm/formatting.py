@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
@@ -35,6 +36,15 @@ def format_duration(seconds: float) -> str:
 def _two_units(value: int, size: int, unit: str, small_unit: str) -> str:
     large, small = divmod(value, size)
     return f"{large} {unit}" + (f" {small} {small_unit}" if small else "")
+
+
+def round_down(share: float, digits: int) -> float:
+    """Round a share down, so that it is 1 only at the end."""
+    return math.floor(share * 10**digits + 1e-9) / 10**digits
+
+
+def percent_done(share: float) -> str:
+    return f"{100 * round_down(share, 2):.0f}%"
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

@@ -204,7 +204,7 @@ def level_reasons(blocks: Blocks, law: PooledLaw | None = None) -> list[str]:
         shapes = count(len(blocks.families), "shape")
         left = count(max(model.df, 0), "degree of freedom", "degrees of freedom")
         return [
-            f"{shapes} leave {left}, at least {MIN_DF} are needed; run more sizes or aspect ratios"
+            f"{shapes} leave {left}, at least {MIN_DF} degrees of freedom are needed; run more sizes or aspect ratios"
         ]
     return []
 

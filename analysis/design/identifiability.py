@@ -151,9 +151,13 @@ def design_warnings(
     most = max((count_distinct(tokens[rung == r]) for r in set(rung)), default=0)
     span = per_token.max() / per_token.min()
     if most < WANTED_BUDGETS or exceeds(WANTED_BUDGET_SPAN, span):
+        here = (
+            "only one"
+            if most == 1
+            else f"{most} per size, spanning {span:.1f}x in tokens_per_param"
+        )
         warnings.append(
-            f"token budgets: {most} per size, spanning {span:.1f}x in tokens_per_param; {WANTED_BUDGETS} that span "
-            f"{WANTED_BUDGET_SPAN:g}x are recommended"
+            f"token budgets: {here}; {WANTED_BUDGETS} that span {WANTED_BUDGET_SPAN:g}x are recommended"
         )
     for name in sorted(common, key=str):
         sides = [float(n[(rung == name) & (family == one)].mean()) for one in families]
@@ -192,7 +196,10 @@ def _range_warnings(family: NDArray[Any], families: list[Any], n: Floats) -> Ite
         sizes = n[family == name]
         factor = sizes.max() / sizes.min()
         if exceeds(MIN_SIZE_RANGE, factor):
-            yield f"{name}: the sizes differ {factor:.3g}-fold in N; use at least {MIN_SIZE_RANGE:g}-fold"
+            if count_distinct(sizes) == 1:
+                yield f"{name}: there is only one size; use sizes that differ at least {MIN_SIZE_RANGE:g}-fold in N"
+            else:
+                yield f"{name}: the sizes differ {factor:.3g}-fold in N; use at least {MIN_SIZE_RANGE:g}-fold"
 
 
 def count_distinct(values: Floats) -> int:

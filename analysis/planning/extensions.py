@@ -13,6 +13,7 @@ import numpy as np
 from analysis.design.linear import Design, Law
 from analysis.formatting import count, format_number, power_of_ten
 from analysis.planning.power import DesignPower, design_error, design_power
+from slm.formatting import short_count
 from slm.rounding import ITERATION_TOLERANCE, exceeds, stable_argsort
 from slm.summary import Summarized
 
@@ -137,7 +138,7 @@ def _size(rows: Sequence[Row], rung: Any) -> float:
 
 
 def _label(rung: Any) -> str:
-    return f"{rung:,}" if isinstance(rung, int) else str(rung)
+    return short_count(rung) if isinstance(rung, int) else str(rung)
 
 
 def _more_tokens(rows: Sequence[Row], rung: Any) -> list[Row]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from analysis.learning_rate.gate import check_study_audit
 from slm.errors import DataError
-from slm.studies.cells import Cell
+from slm.studies.cells import Cell, check_not_all_diverged
 
 if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport
@@ -22,10 +22,14 @@ def write_report(cells: Sequence[Cell]) -> StudyReport | None:
     """Write the study's report to RUNS_DIR/STUDY/report, and log how many cells are not in it.
 
     Return the comparison of families, or None if the study has another kind of report.
+
+    Raises:
+        DataError: if no cell is finished.
     """
     from analysis.learning_rate.audit import middle_learning_rate
     from analysis.report.by_kind import write_report_of  # late: imports pandas
 
+    check_not_all_diverged(cells)
     config = cells[0].spec.config
     study = Path(config.runs_dir) / config.study.name
     out, ids = study / "report", {cell.spec.run_id for cell in cells}

@@ -41,7 +41,8 @@ class LocalLauncher(TrainLauncher):
         super().__init__(**settings)
         self._started: list[subprocess.Popen[bytes]] = []
         self._lock = threading.Lock()
-        self._failed = 0
+        self._failed = self._ended = 0
+        self._reporting = threading.Lock()
         self._concurrent_jobs = 1
 
     def setup(self, **context: Any) -> None:
@@ -65,14 +66,13 @@ class LocalLauncher(TrainLauncher):
         """
         check_single_process(os.environ)
         slots = self._slots()
-        total = len(job_overrides)
+        total, self._ended = len(job_overrides), 0
         at_once = min(slots.qsize(), self.settings.n_jobs or slots.qsize())
         self._concurrent_jobs = min(at_once, total)
         log.info("%s, %d at once, each in its own process", count(total, "job"), at_once)
         with ThreadPoolExecutor(at_once) as pool, signals_as_interrupt():
             futures = [
-                pool.submit(self._run, overrides, f"[{index}/{total}]", slots)
-                for index, overrides in enumerate(job_overrides, start=1)
+                pool.submit(self._run, overrides, total, slots) for overrides in job_overrides
             ]
             try:
                 return [future.result() for future in futures]
@@ -127,7 +127,7 @@ class LocalLauncher(TrainLauncher):
                 process.send_signal(signal.SIGINT)
 
     def _run(
-        self, overrides: Sequence[str], place: str, slots: queue.SimpleQueue[str | None]
+        self, overrides: Sequence[str], total: int, slots: queue.SimpleQueue[str | None]
     ) -> JobReturn:
         gpus = slots.get()
         try:
@@ -139,7 +139,9 @@ class LocalLauncher(TrainLauncher):
                 self._failed += is_failure and not self._stopping.is_set()
         finally:
             slots.put(gpus)
-        return self.finish_job(place, overrides, outcome)
+        with self._reporting:  # so that the numbers are logged in order
+            self._ended += 1
+            return self.finish_job(f"[{self._ended}/{total}]", overrides, outcome)
 
     def _has_too_many_failures(self) -> bool:
         limit = self.config.study.max_failures

@@ -59,6 +59,7 @@ class StudySweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Run the requested `action`; without one, run the study and write the report."""
         from slm.config.hydra import load_composed_config
+        from slm.studies.cells import check_not_all_diverged
         from slm.studies.checks import check_study
 
         check_single_process(os.environ)
@@ -90,6 +91,7 @@ class StudySweeper(Sweeper):
             write_report(cells)
         if error is not None:
             raise error
+        check_not_all_diverged(cells)
         return None
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:

@@ -105,6 +105,9 @@ def _headings(study: Study) -> list[str]:
     lines = [
         f"{study.path}: {', '.join([counts or 'no runs', *kept])}; {format_bytes(study.disk_bytes)} in all"
     ]
+    kept_bytes = sum((study.superseded_files | study.trunk_files).values())
+    if study.disk_bytes < kept_bytes + sum(run.disk_bytes for run in study.runs):
+        lines.append("Runs and trunks share checkpoints; the total counts a shared file once.")
     if study.best is not None:
         lines.append(f"* lowest validation loss: {study.best.path}")
     if study.validation_sets > 1:

@@ -14,13 +14,12 @@ from pathlib import Path
 
 from slm.architecture.memory import format_bytes
 from slm.errors import DataError, InUse, SlmError
-from slm.formatting import DAY
+from slm.formatting import DAY, count
 from slm.run_index.scan import (
-    Files,
     Run,
-    files_below,
     find_run,
     folders,
+    freed_bytes,
     is_run_directory,
     read_run,
     read_studies,
@@ -55,18 +54,20 @@ class Selection:
     def lines(self) -> Iterator[str]:
         for path in self.studies:
             runs = [run for run in self.runs if run.parent == path]
-            files = files_below(*runs, *_study_files(path))
-            yield _line(files, path, f"study of {len(runs)} runs")
+            yield _line([*runs, *_study_files(path)], path, f"study of {count(len(runs), 'run')}")
         for path, run in self.runs.items():
             if path.parent not in self.studies:
-                yield _line(run.files, path, f"{run.state}: {run.name}")
-        for path in self.superseded:
-            if path.parent.parent not in self.studies:
-                yield _line(files_below(path), path, "superseded")
+                yield _line([path], path, f"{run.state}: {run.name}")
+        for path in self._other_superseded():
+            yield _line([path], path, "superseded")
 
-    def files(self) -> Files:
+    def freed_bytes(self) -> int:
         studies = [path for study in self.studies for path in _study_files(study)]
-        return files_below(*self.runs, *self.superseded, *studies)
+        return freed_bytes(*self.runs, *self._other_superseded(), *studies)
+
+    def _other_superseded(self) -> list[Path]:
+        """Return the superseded runs of studies that are not removed as a whole."""
+        return [path for path in self.superseded if path.parent.parent not in self.studies]
 
 
 def _study_files(study: Path) -> list[Path]:
@@ -75,8 +76,8 @@ def _study_files(study: Path) -> list[Path]:
     return [path for path in paths if path.exists() and not path.is_symlink()]
 
 
-def _line(files: Files, path: Path, note: str) -> str:
-    return f"{format_bytes(sum(files.values())):>8}  {path}  ({note})"
+def _line(removed: Sequence[Path], path: Path, note: str) -> str:
+    return f"frees {format_bytes(freed_bytes(*removed)):>8}  {path}  ({note})"
 
 
 def remove(
@@ -107,13 +108,15 @@ def remove(
         print("nothing to remove")
         return
     print("\n".join(lines))
-    size = format_bytes(sum(selected.files().values()))
-    if not yes and not _is_confirmed(f"Remove these {len(lines)}, {size}? [y/N] "):
+    size = format_bytes(selected.freed_bytes())
+    one = "this study" if selected.studies else "this run"
+    what = one if len(lines) == 1 else f"these {len(lines)} folders"
+    if not yes and not _is_confirmed(f"Remove {what}, freeing {size}? [y/N] "):
         print("nothing was removed")
         return
     for line in _remove(selected):
         print(line)
-    print(f"removed {size}")
+    print(f"removed; {size} freed")
 
 
 def _is_confirmed(question: str) -> bool:

@@ -89,8 +89,8 @@ class Run:
 
     @property
     def tokens(self) -> float | None:
-        """Token budget: of the result, or as rounded in the run id."""
-        if self.result is not None:
+        """Token budget: of the result of a finished run, else as rounded in the run id."""
+        if self.result is not None and (self.state == "finished" or not self._of_name):
             return self.result.tokens
         return float(self._of_name["mtok"]) * 1e6 if self._of_name else None
 
@@ -306,14 +306,23 @@ def _last_change(path: Path) -> float:
 
 def files_below(*folders: Path) -> Files:
     """Return the sizes of all files below folders, without following symbolic links."""
-    found: Files = {}
+    return {(each.st_dev, each.st_ino): each.st_size for each in _statuses(folders)}
+
+
+def freed_bytes(*folders: Path) -> int:
+    """Return the size of the files that have all their links below folders, which must not overlap."""
+    statuses = list(_statuses(folders))
+    found = {(each.st_dev, each.st_ino): each for each in statuses}
+    links = Counter((each.st_dev, each.st_ino) for each in statuses)
+    return sum(each.st_size for key, each in found.items() if links[key] >= each.st_nlink)
+
+
+def _statuses(folders: Iterable[Path]) -> Iterator[os.stat_result]:
     for folder in folders:
         for parent, _, names in os.walk(folder):
             for name in names:
                 with suppress(OSError):  # removed meanwhile
-                    status = Path(parent, name).lstat()
-                    found[status.st_dev, status.st_ino] = status.st_size
-    return found
+                    yield Path(parent, name).lstat()
 
 
 def _with_differences(runs: Sequence[Run]) -> Iterator[Run]:

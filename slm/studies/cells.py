@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from slm.config.schema import BudgetConfig, StudyConfig
-from slm.errors import RunError
+from slm.errors import DataError, RunError
 from slm.run.spec import RunSpec
 from slm.tracking.result import RunResult, State
 from slm.tracking.run_dir import RunDirectory
@@ -169,6 +169,13 @@ def format_override(value: bool | float | str | None) -> str:
 def colour_order(cells: Sequence[Cell]) -> list[str]:
     """Return the families in the order of the colours in all charts of a study: the two compared ones first."""
     return list(dict.fromkeys((*contrast_of(cells), *sorted({cell.family for cell in cells}))))
+
+
+def check_not_all_diverged(cells: Sequence[Cell]) -> None:
+    """Raise a DataError if every cell diverged, so that there is nothing to report."""
+    if all(cell.state == "diverged" for cell in cells):
+        which = "the only cell" if len(cells) == 1 else f"all {len(cells)} cells"
+        raise DataError(f"no report: {which} diverged; lower optimizer.lr")
 
 
 def contrast_of(cells: Sequence[Cell]) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from slm.formatting import format_duration, short_count
+from slm.formatting import format_duration, percent_done, short_count
 from slm.run.display_name import display_name
 from slm.studies.cells import DONE, Cell, jobs_of
 from slm.studies.status import Progress, progress_of
@@ -114,7 +114,7 @@ class ProgressLines:
 
 
 def _loss(row: Progress) -> str:
-    done = row.state if row.state in DONE else f"{row.fraction:.0%}"
+    done = row.state if row.state in DONE else percent_done(row.fraction)
     return f"{display_name(row.cell.spec)}: {row.loss:.3f} nats/token ({done})"
 
 

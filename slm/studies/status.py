@@ -13,12 +13,14 @@ from rich.text import Text
 
 from slm.console import Column, FittedTable, console
 from slm.errors import StudyUnfinished
-from slm.formatting import TIME_UNITS, in_one_unit, short_count
+from slm.formatting import TIME_UNITS, count, in_one_unit, percent_done, short_count
 from slm.run.display_name import display_name
 from slm.studies.cells import DONE, Cell
 from slm.studies.grid_table import family_kind, rung_family_columns, rung_label, rungs_of
 from slm.studies.throughput import Throughput, load_throughput
 from slm.tracking import run_dir
+from slm.tracking.checkpoints import saved_checkpoints, step_of
+from slm.tracking.trunk import Trunk
 
 REFRESH_SECONDS = 2.0
 MAX_ROWS = 40  # of cells; a larger study has a table of counts
@@ -38,6 +40,7 @@ class Progress:
     cell: Cell
     state: str
     step: int
+    """Last logged step; of an interrupted or failed cell the step from which it would continue."""
     loss: float | None
     tokens_per_second: float | None
     remaining_seconds: float | None
@@ -48,6 +51,11 @@ class Progress:
     def fraction(self) -> float:
         return self.step / self.cell.spec.steps
 
+    @property
+    def done_flops(self) -> float:
+        """FLOPs that need not be computed any more; all of them if the cell diverged."""
+        return (1.0 if self.state in DONE else min(self.fraction, 1.0)) * self.cell.spec.flops
+
 
 def progress_of(cell: Cell, throughput: Throughput) -> Progress:
     state, spec = cell.state, cell.spec
@@ -56,7 +64,8 @@ def progress_of(cell: Cell, throughput: Throughput) -> Progress:
         loss, speed = result.val_loss_nats_per_token, result.tokens_per_second
         return Progress(cell, state, spec.steps, loss, speed, 0.0, "")
     row = cell.run.last_metrics()
-    step = int(row.get(run_dir.STEP, 0))
+    is_stopped = state in {"interrupted", "failed"}
+    step = _saved_step(cell) if is_stopped else int(row.get(run_dir.STEP, 0))
     measured = row.get(run_dir.TOKENS_PER_SECOND) if state == "running" else None
     rate = measured or _expected_rate(cell, throughput)
     remaining = None
@@ -64,6 +73,16 @@ def progress_of(cell: Cell, throughput: Throughput) -> Progress:
         remaining = (spec.steps - step) * spec.batch_tokens / rate
     note = cell.run.failure() if state == "failed" else _owner(cell) if state == "running" else ""
     return Progress(cell, state, step, row.get(run_dir.TRAIN_LOSS), measured, remaining, note)
+
+
+def _saved_step(cell: Cell) -> int:
+    """Return the step of the newest checkpoint of a run, or of its trunk; 0 without any."""
+    own = saved_checkpoints(cell.run.checkpoints)
+    if own:
+        return step_of(own[0])
+    trunk = Trunk.of(cell.spec)
+    shared = [] if trunk is None else map(step_of, saved_checkpoints(trunk.folder))
+    return max((step for step in shared if step <= cell.spec.trunk_steps), default=0)
 
 
 def _expected_rate(cell: Cell, throughput: Throughput) -> float | None:
@@ -95,8 +114,9 @@ def print_status(cells: Sequence[Cell]) -> None:
     if unfinished:
         retry = any(cell.state == "failed" for cell in cells)
         fix = "action=run" + (" study.retry_failed=true" if retry else "")
+        verb = "is" if unfinished == 1 else "are"
         raise StudyUnfinished(
-            f"{unfinished} of {len(cells)} cells are unfinished; run them with {fix}"
+            f"{unfinished} of {count(len(cells), 'cell')} {verb} unfinished; continue with {fix}"
         )
 
 
@@ -149,8 +169,9 @@ def _cells_table(rows: Sequence[Progress], *, has_one_seed: bool) -> FittedTable
         Column("seed", [str(_seed(row.cell)) for row in rows], rank=3 * has_one_seed),
         *([Column("grid values", grid, is_left=True)] if any(grid) else []),
         Column("state", [Text(row.state, STYLES.get(row.state, "")) for row in rows], is_left=True),
-        Column("done", [f"{row.fraction:.0%}" for row in rows]),
-        Column("nats/\ntoken", ["" if row.loss is None else f"{row.loss:.3f}" for row in rows]),
+        Column("done", [percent_done(row.fraction) for row in rows]),
+        Column("train\nloss", [_loss(row) * (row.state != "finished") for row in rows]),
+        Column("val\nloss", [_loss(row) * (row.state == "finished") for row in rows]),
         Column(
             "tokens/s",
             [
@@ -164,6 +185,10 @@ def _cells_table(rows: Sequence[Progress], *, has_one_seed: bool) -> FittedTable
         Column("folder", [row.cell.run.path.name for row in rows], rank=6, is_left=True),
     ]
     return FittedTable([column for column in columns if any(map(str, column.cells))])
+
+
+def _loss(row: Progress) -> str:
+    return "" if row.loss is None else f"{row.loss:.3f}"
 
 
 def _overview(rows: Sequence[Progress]) -> FittedTable:
@@ -197,7 +222,7 @@ def _headline(rows: Sequence[Progress]) -> str:
     """Summarize the states of all cells and the completed fraction of the FLOPs."""
     counts = Counter(row.state for row in rows)
     total = sum(row.cell.spec.flops for row in rows)
-    done = sum(row.fraction * row.cell.spec.flops for row in rows)
+    done = percent_done(sum(row.done_flops for row in rows) / total)
     states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     name = rows[0].cell.spec.config.study.name
-    return f"study {name}: {states}; {done / total:.0%} of the FLOPs done"
+    return f"study {name}: {states}; {done} of the FLOPs done"

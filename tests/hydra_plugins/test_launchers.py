@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,6 +117,29 @@ def test_error_names_the_missing_extra(launcher: str, module: str, cli: Cli) -> 
     assert f"pip install -e '.[{launcher}]'" in run.stderr
 
 
+def test_local_jobs_are_numbered_by_completion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first job ends last."""
+    launcher = configured(LocalLauncher(n_jobs=3), accelerator="cpu", threads=1)
+    launcher.config.study = {"max_failures": None}
+    others_ended = threading.Semaphore(0)
+    logged: list[tuple[str, str]] = []
+
+    def run(overrides: Sequence[str], gpus: str | None) -> Outcome:
+        if overrides == ["a"]:
+            others_ended.acquire(timeout=10)
+            others_ended.acquire(timeout=10)
+        return Outcome(0, ())
+
+    def finish(place: str, overrides: Sequence[str], outcome: Outcome) -> None:
+        logged.append((place, overrides[0]))
+        others_ended.release()
+
+    monkeypatch.setattr(launcher, "_run_process", run)
+    monkeypatch.setattr(launcher, "finish_job", finish)
+    launcher.launch([["a"], ["b"], ["c"]], 0)
+    assert [place for place, _ in logged] == ["[1/3]", "[2/3]", "[3/3]"] and logged[2][1] == "a"
+
+
 class StubLauncher(TrainLauncher):
     """Launcher that starts nothing: for the outcomes of jobs."""
 
@@ -154,7 +178,7 @@ def test_result_of_a_job_is_read_from_its_run_directory(
 def test_job_of_a_study_has_the_display_name_of_its_longest_run(
     tiny_spec: Callable[..., RunSpec],
 ) -> None:
-    study = {"sizes": ["20k"]}
+    study = {"name": "mine", "sizes": ["20k"]}
     specs = [tiny_spec(study=study, budget={"tokens": 256 * steps}) for steps in (20, 60)]
     launcher, overrides = StubLauncher(), ["size=20000", "seed=0"]
     assert launcher._name(specs[:1], overrides) == display_name(specs[0])

@@ -40,6 +40,14 @@ def test_seed_design_is_refused(cli: Cli) -> None:
     assert "seed_design is REFUSED" in seed.stderr
 
 
+def test_study_whose_cells_all_diverge_fails_and_says_so(cli: Cli) -> None:
+    study = ("sweep.py", *TINY, ONE_PROCESS, "optimizer.lr=1e6", "schedule.warmup_fraction=0")
+    for action in ((), ("action=report",)):
+        done = cli(*study, *action)
+        assert done.returncode == 1, done.stderr
+        assert done.stderr.endswith("no report: all 2 cells diverged; lower optimizer.lr\n")
+
+
 @pytest.mark.slow
 def test_designed_study_plans_without_edits(cli: Cli, tmp_path: Path) -> None:
     found = cli(

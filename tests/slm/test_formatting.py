@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slm.formatting import format_duration, short_count
+from slm.formatting import format_duration, percent_done, short_count
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,13 @@ from slm.formatting import format_duration, short_count
 )
 def test_short_count(value: float, text: str) -> None:
     assert short_count(value) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0, "0%"), (0.29, "29%"), (0.999_999, "99%"), (1.0, "100%")]
+)
+def test_progress_is_rounded_down(share: float, text: str) -> None:
+    assert percent_done(share) == text
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from analysis.study_actions.watch.pairs import (
 from analysis.study_actions.watch.reader import RunLog, read_new
 from analysis.study_actions.watch.verdict import VerdictWorker
 from slm.charts import Figure, LossCurve, Series, finite_or_none, loss_curves
-from slm.formatting import format_duration, scientific, short_count
+from slm.formatting import format_duration, round_down, scientific, short_count
 from slm.run.display_name import display_name, size_label
 from slm.studies.cells import DONE, Cell, colour_order, contrast_of, jobs_of
 from slm.studies.status import Progress, progress_of
@@ -202,12 +202,12 @@ class Snapshot:
 
     def _summary(self, progress: dict[str, Progress]) -> dict[str, Any]:
         total = sum(one.cell.spec.flops for one in progress.values())
-        done = sum(min(one.fraction, 1.0) * one.cell.spec.flops for one in progress.values())
+        done = sum(one.done_flops for one in progress.values())
         seconds = self._remaining_seconds(progress)
         return {
             "counts": dict(Counter(one.state for one in progress.values())),
             "cells": len(progress),
-            "flops_share": round(done / total, 4),
+            "flops_share": round_down(done / total, 4),
             "remaining": None if seconds is None else format_duration(seconds),
         }
 
@@ -236,7 +236,7 @@ class Snapshot:
         speed = one.tokens_per_second
         return {
             "state": one.state,
-            "done": round(min(one.fraction, 1.0), 3),
+            "done": round_down(min(one.fraction, 1.0), 3),
             "loss": None if (loss := finite_or_none(one.loss)) is None else round(loss, 4),
             "speed": None if speed is None else f"{short_count(speed)} tokens/s",
             "note": one.note,

@@ -110,7 +110,10 @@ def test_one_token_budget_gives_a_level_and_refuses_the_exponent() -> None:
 
 def test_each_refusal_names_the_runs_to_add() -> None:
     three = design_power(make_design(3), "deep", "wide")
-    assert "6 shapes leave 1 degree of freedom, at least 2 are needed" in three.refusals[0]
+    assert (
+        "6 shapes leave 1 degree of freedom, at least 2 degrees of freedom are needed"
+        in three.refusals[0]
+    )
     alone = design_power(make_design(6, families=("deep",)), "deep", "wide")
     assert "one family, deep" in alone.level_refusals[0] and alone.se_level is None
     two = design_power(make_design(2, tokens_per_param=(20.0,)), "deep", "wide")
@@ -152,6 +155,10 @@ def test_warnings_of_a_weak_design() -> None:
     warnings = "\n".join(power.warnings)
     for expected in ("4 sizes common", "5-fold in N", "2 per size", "one seed"):
         assert expected in warnings
+    one = design_power(make_design(1, 1, (5.0,)), "deep", "wide")
+    warnings = "\n".join(one.warnings)
+    assert "deep: there is only one size" in warnings and "budgets: only one;" in warnings
+    assert "-fold" not in warnings.replace("10-fold in N", "") and "1.0x" not in warnings
     tiny = design_power(make_design(6, 2, low=1e3, high=1e5), "deep", "wide")
     assert any("far outside" in warning for warning in tiny.warnings)
     json.dumps(tiny.to_dict())

@@ -54,18 +54,17 @@ def make_run(
     status = {"state": state or STATE_OF[loss is not None], "heartbeat": 0.0, "owner": {}}
     (path / "status.json").write_text(json.dumps(status))
     if loss is not None:
-        saved = replace(
-            EXAMPLE,
-            run_id=path.name,
-            study=study.name,
-            family=family,
-            size=size,
-            tokens=tokens,
-            flops=tokens * EXAMPLE.flops_per_token,
-            seed=seed,
-            val_loss_nats_per_token=loss,
-            **(result or {}),
-        )
+        facts = {
+            "run_id": path.name,
+            "study": study.name,
+            "family": family,
+            "size": size,
+            "tokens": tokens,
+            "flops": tokens * EXAMPLE.flops_per_token,
+            "seed": seed,
+            "val_loss_nats_per_token": loss,
+        }
+        saved = replace(EXAMPLE, **{**facts, **(result or {})})
         (path / "result.json").write_text(json.dumps(asdict(saved)))
     return path
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slm.run_index.scan import read_studies
+from slm.run_index.scan import read_run, read_studies
 from slm.tracking.trunk import FOLDER as TRUNKS
 from tests.slm.run_index.made import make_run, set_aside, slm
 
@@ -57,6 +57,13 @@ def test_runs_that_differ_in_one_scientific_key_have_different_names(tmp_path: P
     assert {run.differs for run in study.runs} == {(), ("mlp gelu",), ("untied",), ("lr 0.008",)}
     assert len({run.name for run in study.runs}) == 4
     assert "deep_thin 50k, 20.5k tokens, s0, untied" in {run.name for run in study.runs}
+
+
+def test_tokens_of_a_diverged_run_are_its_budget(study: Path) -> None:
+    stopped = {"tokens": 1024, "val_loss_nats_per_token": None, "status": "diverged"}
+    path = make_run(study, seed=4, state="diverged", result=stopped)
+    run = read_run(path)
+    assert run.tokens == 20_500 and run.name == "deep_thin 50k, 20.5k tokens, s4"
 
 
 def test_of_two_recipes_the_default_is_the_one_to_compare_with(tmp_path: Path) -> None:
@@ -216,7 +223,7 @@ def test_losses_of_other_data_are_not_compared(study: Path) -> None:
 
 def test_run_is_found_by_the_start_of_its_id_hash_or_name(study: Path) -> None:
     one, two = make_run(study, "odd", seed=3), make_run(study, "even", seed=4)
-    where = f"runs_dir={study.parent}"
+    where = f"--runs-dir={study.parent}"
     for first in (one, one.name[:5], one.name[-8:], "odd 50k, 20.5k"):
         done = slm("runs", "diff", first, two.name, where)
         assert done.returncode == 0 and str(one) in done.stdout, done.stderr

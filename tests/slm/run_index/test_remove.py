@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import re
 import shutil
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 from slm.errors import InUse
 from slm.formatting import DAY
 from slm.run_index import remove
+from slm.run_index.scan import freed_bytes
 from slm.tracking.lease import Lease
 from slm.tracking.run_dir import RunDirectory
 from slm.tracking.trunk import FOLDER as TRUNKS
@@ -67,9 +69,27 @@ def test_question_shows_the_size_and_only_yes_removes(
 ) -> None:
     answer(monkeypatch, text)
     code, shown = rm(study, "balanced")
-    assert code == 0 and "Remove these 1, " in shown and "KB? [y/N]" in shown
+    assert code == 0 and "Remove this run, freeing " in shown and "KB? [y/N]" in shown
     assert any(study.glob("balanced*")) != is_removed
     assert len([*study.glob("*_*-L4*")]) == 2
+
+
+def test_files_that_a_trunk_keeps_are_not_freed(study: Path) -> None:
+    one, two = make_run(study, seed=7), make_run(study, seed=8)
+    (trunk,) = (study / TRUNKS).iterdir()
+    (trunk / "step-00000001.ckpt").write_bytes(bytes(5_000_000))
+    for run in (one, two):
+        os.link(trunk / "step-00000001.ckpt", run / "file")
+    os.link(one / "config.yaml", two / "shared")
+    whole = sum(path.stat().st_size for path in (one / "config.yaml", one / "status.json"))
+    whole += (one / "result.json").stat().st_size
+    assert freed_bytes(one) == whole - (one / "config.yaml").stat().st_size
+    assert freed_bytes(one, two) > whole > 0 and freed_bytes(one, two) < 1e6
+    assert 5e6 < freed_bytes(one, two, trunk) < 6e6
+    assert "share checkpoints" in slm("runs", study).stdout
+    _, shown = rm(study, "mine", "--yes")
+    assert re.search(r"^frees +5(\.\d+)? MB  .*study of 5 runs", shown, re.MULTILINE)
+    assert re.search(r"removed; 5(\.\d+)? MB freed", shown)
 
 
 def test_study_is_removed_as_a_whole(study: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -13,6 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from analysis.study_actions.plan import show_plan
+from analysis.study_actions.report import write_report
 from slm.config.hydra import (
     CONF_DIR,
     Composer,
@@ -20,15 +22,18 @@ from slm.config.hydra import (
     load_composed_config,
     register_schema,
 )
+from slm.errors import DataError, StudyUnfinished
 from slm.run.spec import RunSpec
-from slm.studies.cells import Cell
+from slm.studies.cells import Cell, check_not_all_diverged
 from slm.studies.expand import cells_of
 from slm.studies.grid_table import describe_grid, grid_table
 from slm.studies.plan_tables import cells_table, format_time_estimate, format_totals, ladder_table
-from slm.studies.status import build_status
+from slm.studies.status import build_status, print_status, progress_of
 from slm.studies.throughput import Throughput
 from slm.tracking import run_dir
+from slm.tracking.checkpoints import checkpoint_path
 from slm.tracking.run_dir import RunDirectory
+from slm.tracking.trunk import Trunk
 
 WIDTHS = (60, 80, 100, 120, 200)
 FAST = Throughput({}, 1e12, 0.4)
@@ -133,17 +138,71 @@ def test_status_shows_folder_progress_and_failure(tiny_spec: Callable[..., RunSp
     cells = [
         Cell(tiny_spec(seed=seed, study={"name": "mine"}), "tiny", 20_000) for seed in range(3)
     ]
-    write_row(cells[0], "interrupted", step=5, loss=4.5)
+    write_row(cells[0], "interrupted", step=8, loss=4.5)
+    save_checkpoint(cells[0].run.checkpoints, step=5)
     failed = cells[1].run
     failed.path.mkdir(parents=True)
     failed._failure = "OSError: [Errno 28] No space left on device"
     failed.write_status("failed")
     shown = printed(build_status(cells), 200)
+    # A restart continues after step 5 of 20, the last saved one.
     assert "study mine: 1 interrupted, 1 failed, 1 planned; 8% of the FLOPs done" in shown
     assert f"folder: {cells[0].run.path.parent}" in shown
     assert re.search(r"tiny +20k .* 5\.12k +0 +interrupted +25% +4\.500", shown)
     assert re.search(r"failed: tiny .*, s1: OSError: \[Errno 28\] No space left on device", shown)
     assert str(failed.path) in shown
+
+
+def test_progress_of_a_stopped_cell_is_what_a_restart_starts_from(
+    tiny_spec: Callable[..., RunSpec],
+) -> None:
+    cell = Cell(tiny_spec(trainer={"share_trunk": True}), "tiny", 20_000)
+    write_row(cell, "interrupted", step=19, loss=4.5)
+    assert progress_of(cell, FAST).step == 0
+    trunk = Trunk.of(cell.spec)
+    assert trunk is not None and 3 < cell.spec.trunk_steps < 19
+    for step in (3, 19):  # the second one is of a longer branch
+        save_checkpoint(trunk.folder, step)
+    assert progress_of(cell, FAST).step == 3
+    save_checkpoint(cell.run.checkpoints, step=7)
+    stopped = progress_of(cell, FAST)
+    assert stopped.step == 7
+    assert stopped.remaining_seconds == pytest.approx(13 / 20 * cell.spec.flops / 0.4e12)
+
+
+def test_shares_are_rounded_down_and_a_diverged_cell_counts_as_done(
+    tiny_spec: Callable[..., RunSpec],
+) -> None:
+    budget = {"tokens": 256 * 1000}
+    cells = [Cell(tiny_spec(seed=seed, budget=budget), "tiny", 20_000) for seed in range(2)]
+    write_row(cells[0], "diverged", step=20, loss=4.5)
+    write_row(cells[1], "running", step=998, loss=3.5)
+    lease = cells[1].run.lease.take()
+    shown = printed(build_status(cells), 200)
+    lease.release()
+    assert "1 diverged, 1 running; 99% of the FLOPs done" in shown
+    assert re.search(r"train\n.* loss ", shown) and "val" not in shown
+    assert re.search(r"diverged +2% +4\.500", shown) and re.search(r"running +99% +3\.500", shown)
+    cells[1].run.write_status("diverged")
+    assert "2 diverged; 100% of the FLOPs done" in printed(build_status(cells), 200)
+
+
+def test_number_of_unfinished_cells(tiny_spec: Callable[..., RunSpec]) -> None:
+    cells = [Cell(tiny_spec(seed=seed), "tiny", 20_000) for seed in range(2)]
+    with pytest.raises(StudyUnfinished, match=r"^2 of 2 cells are unfinished; continue with"):
+        print_status(cells)
+    write_row(cells[0], "diverged", step=5, loss=4.5)
+    with pytest.raises(StudyUnfinished, match=r"^1 of 2 cells is unfinished; continue with"):
+        print_status(cells)
+
+
+def test_nothing_to_report_if_all_cells_diverged(tiny_spec: Callable[..., RunSpec]) -> None:
+    cells = [Cell(tiny_spec(seed=seed), "tiny", 20_000) for seed in range(2)]
+    write_row(cells[0], "diverged", step=5, loss=4.5)
+    check_not_all_diverged(cells)
+    write_row(cells[1], "diverged", step=5, loss=4.5)
+    with pytest.raises(DataError, match=r"no report: all 2 cells diverged; lower optimizer\.lr"):
+        write_report(cells)
 
 
 def test_status_of_a_large_study_counts_cells_by_size_and_family(
@@ -155,6 +214,11 @@ def test_status_of_a_large_study_counts_cells_by_size_and_family(
     assert re.search(r"^20k +0/50 1d$", shown, re.MULTILINE)
     assert "plan.cells=true lists every cell" in shown and len(shown.splitlines()) < 10
     assert len(printed(build_status(cells, 50), 80).splitlines()) > 50
+
+
+def save_checkpoint(folder: Path, step: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint_path(folder, step).touch()
 
 
 def write_row(cell: Cell, state: run_dir.State, step: int, loss: float) -> None:

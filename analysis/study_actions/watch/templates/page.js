@@ -141,9 +141,12 @@ function symbol(name, text) {
   return element("span", { className: `state ${name}` }, mark, text);
 }
 
+// Rounded down, so that it is 100 only at the end; 100 * 0.29 is 28.999999999999996.
+const wholePercent = (share) => Math.floor(100 * share + 1e-6);
+
 function showState() {
   const { counts, cells: total, flops_share, remaining } = state.summary;
-  const percent = Math.floor(100 * flops_share);
+  const percent = wholePercent(flops_share);
   get("progress").setAttribute("aria-valuenow", percent);
   get("progress").firstChild.style.width = `${100 * flops_share}%`;
   get("share").textContent = `${percent}% of the FLOPs done`;
@@ -158,7 +161,7 @@ function showState() {
     cell.className = `cell symbol ${run.state}`;
     cell.textContent = SYMBOLS[run.state] ?? "?";
     cell.style.setProperty("--done", run.state === "running" ? `${100 * run.done}%` : "");
-    const share = run.state === "finished" ? "" : ` ${Math.floor(100 * run.done)}%`;
+    const share = run.state === "finished" ? "" : ` ${wholePercent(run.done)}%`;
     const loss = run.loss === null ? "" : `, loss ${run.loss.toFixed(4)}`;
     cell.title = `${text}${share}${loss}${run.speed ? `, ${run.speed}` : ""}`;
     cell.setAttribute("aria-label", cell.title);
@@ -384,7 +387,7 @@ async function poll() {
       lastUpdate = new Date();
       if (state.error) problem = `The state cannot be read: ${state.error}`;
       else if (state.reading !== null && state.reading !== undefined) {
-        problem = `Reading the logs: ${Math.floor(100 * state.reading)}%`;
+        problem = `Reading the logs: ${wholePercent(state.reading)}%`;
       }
     }
   } catch (error) {
