@@ -40,11 +40,17 @@ def write_report(cells: Sequence[Cell]) -> StudyReport | None:
     else:
         grid = [cell.spec.config.optimizer.lr for cell in cells]
         write_report_of(kind, study, out, ids, common_lr=middle_learning_rate(grid))
-    missing = Counter(cell.state for cell in cells if cell.state != "finished")
+    missing = Counter(
+        _why_missing(cell) for cell in cells if cell.result is None or cell.state != "finished"
+    )
     if missing:
         states = ", ".join(f"{count} {state}" for state, count in missing.most_common())
         log.warning("not in the report: %d of %d cells (%s)", missing.total(), len(cells), states)
     return report
+
+
+def _why_missing(cell: Cell) -> str:
+    return "with an unreadable result.json" if cell.state == "finished" else cell.state
 
 
 def _report_on_families(cells: Sequence[Cell], out: Path) -> StudyReport:

@@ -45,7 +45,7 @@ class Progress:
     tokens_per_second: float | None
     remaining_seconds: float | None
     note: str
-    """Host and process of a running cell, error of a failed one."""
+    """Host and process of a running cell, error of a failed one, loss of a diverged one."""
 
     @property
     def fraction(self) -> float:
@@ -71,8 +71,22 @@ def progress_of(cell: Cell, throughput: Throughput) -> Progress:
     remaining = None
     if rate is not None and state != "diverged":
         remaining = (spec.steps - step) * spec.batch_tokens / rate
-    note = cell.run.failure() if state == "failed" else _owner(cell) if state == "running" else ""
-    return Progress(cell, state, step, row.get(run_dir.TRAIN_LOSS), measured, remaining, note)
+    return Progress(
+        cell, state, step, row.get(run_dir.TRAIN_LOSS), measured, remaining, _note(cell, state)
+    )
+
+
+def _note(cell: Cell, state: str) -> str:
+    """Return the error of a failed cell, where it diverged, or who runs it."""
+    if state == "failed":
+        return cell.run.failure()
+    if state == "running":
+        return _owner(cell)
+    at = (cell.result and cell.result.divergence) or {}
+    if state != "diverged" or not at:
+        return ""
+    loss, norm = float(at["loss"]), float(at["grad_norm"])  # text if not finite
+    return f"step {at['step']}: loss {loss:g}, gradient norm {norm:g}"
 
 
 def _saved_step(cell: Cell) -> int:

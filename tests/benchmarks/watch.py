@@ -51,6 +51,7 @@ STUDY = (
     "tracking=disabled",
 )  # 2 families x 10 sizes x 5 budgets x 5 seeds
 FAMILY_SHIFT = {"deep_thin": -0.02, "wide_shallow": 0.02}
+DIVERGENCE = {"step": 120, "loss": 8.25, "grad_norm": "nan"}
 URL = re.compile(r"http://\S+")
 
 
@@ -157,7 +158,7 @@ def result_of(cell: Cell, status: str = "finished") -> RunResult:
         "tokenizer_fingerprint": "t",
         "train_loss_nats_per_token": loss,
         "loss_spikes": [],
-        "divergence": None,
+        "divergence": DIVERGENCE if status == "diverged" else None,
         "wall_seconds": spec.tokens / 18_000,
         "tokens_per_second": 18_000.0,
         "mfu": None,

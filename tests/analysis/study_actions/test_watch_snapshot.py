@@ -105,6 +105,20 @@ def test_pairs_have_equal_size_budget_and_seed(cells: list[Cell]) -> None:
     assert found["summary"] == [f"tokens_per_param 0.1: mean {shown} nats/token (1 pair)"]
 
 
+def test_diverged_run_has_its_loss_as_a_note(cells: list[Cell]) -> None:
+    write_run(cells[0], "diverged")
+    run = state_of(Snapshot(cells))["runs"][0]
+    assert run["note"] == "step 120: loss 8.25, gradient norm nan"
+
+
+def test_result_of_another_run_does_not_count(cells: list[Cell]) -> None:
+    write_run(cells[0], "finished")
+    write_run(cells[1], "finished")
+    shutil.copy(cells[0].run.path / "result.json", cells[1].run.path / "result.json")
+    assert cells[0].result is not None and cells[1].result is None
+    assert state_of(Snapshot(cells))["summary"]["counts"]["unreadable"] == 1
+
+
 def test_damaged_and_deleted_files(cells: list[Cell]) -> None:
     for cell in cells[:4]:
         write_run(cell, "finished")
