@@ -51,7 +51,7 @@ def shoot(
             browser.wait_until("document.getElementById('connection').hidden")
             if is_compared:
                 verdict = "document.getElementById('verdict').innerText"
-                browser.wait_until(f"{verdict} && !{verdict}.includes('being compared')")
+                browser.wait_until(f"/[0-9] finished cells/.test({verdict})")
             time.sleep(3)  # figures of the comparison are drawn one after another
             file = folder / f"{name}_{width}_{scheme}.png"
             file.write_bytes(browser.screenshot(height=HEIGHT))
@@ -68,7 +68,7 @@ def save_demo(folder: Path) -> None:
         overrides = (*DEMO, f"runs_dir={runs}")
         cells = study_cells(*overrides)
         with served(*overrides) as (url, _):
-            shoot(browser, url, "before", "16 planned", folder)
+            shoot(browser, url, "before", "16 planned", folder, is_compared=False)
             for lease in write_states(cells, RUNNING):
                 held.callback(lease.release)
             shoot(browser, url, "while", "2 running", folder)
