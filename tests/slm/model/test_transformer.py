@@ -200,7 +200,7 @@ def test_packed_row_equals_its_separate_documents() -> None:
 
 def test_error_without_flash_attn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", None)
-    with pytest.raises(ConfigError, match=r"slm\[flash\]"):
+    with pytest.raises(ConfigError, match=r"\[flash\]"):
         build_transformer(attention="flash")
 
 

@@ -36,7 +36,9 @@ def tuned(tiny_config: Callable[..., Config], loss: Loss) -> tuple[Tuned, Config
         for cell in cells:
             value = loss(cell.spec.config.optimizer.lr)
             cell.run.path.mkdir(parents=True)
-            cell.run.write_result(replace(RESULT, val_loss_nats_per_token=value))
+            cell.run.write_result(
+                replace(RESULT, run_id=cell.spec.run_id, val_loss_nats_per_token=value)
+            )
             cell.run.write_status("finished" if value is not None else "diverged")
 
     (arm,) = arms_of(config, composer(tiny_config))
