@@ -156,7 +156,7 @@ def why_offline() -> str | None:
     host = settings.base_url
     if wbauth.authenticate_session(host=host, source="slm", prompt=False, update_session=False):
         return _probe(host)
-    return f"not logged in to {host}; run `wandb login`"
+    return f"not logged in to W&B ({host}); run `wandb login`"
 
 
 def _settings() -> Any:
@@ -219,10 +219,11 @@ def _start_online(spec: RunSpec, folder: Path) -> Any:
         except Exception as error:
             reason = _reason(error)
             wandb.teardown()  # the failed run would occupy the id
-    level = logging.INFO if spec.config.tracking.wandb == "auto" else logging.WARNING
+    mode = spec.config.tracking.wandb
     log.log(
-        level,
-        "W&B is offline: %s; to upload the run later, %s",
+        logging.INFO if mode == "auto" else logging.WARNING,
+        "tracking=%s, but W&B is offline: %s; to upload the run later, %s",
+        mode,
         reason,
         _how_to_upload(spec, folder),
     )

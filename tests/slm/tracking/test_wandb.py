@@ -205,7 +205,7 @@ def test_sync_needs_a_login_and_a_host(
     monkeypatch.setenv("HOME", str(tmp_path))
     wandb.teardown()
     with pytest.raises(
-        RunError, match=r"not logged in to http://127\.0\.0\.1:.*; run `wandb login`"
+        RunError, match=r"not logged in to W&B \(http://127\.0\.0\.1:.*\); run `wandb login`"
     ):
         sync_study(cells)
 
