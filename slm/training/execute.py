@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 from slm.config.schema import Config
 from slm.errors import Diverged, Interrupted, SlmError
+from slm.formatting import scientific
 from slm.logs import log, log_to_file
 from slm.run.display_name import display_name
 from slm.run.spec import RunSpec, branch_specs
@@ -103,7 +104,7 @@ def _needs_training(spec: RunSpec, run: RunDirectory) -> bool:
 def _claim(spec: RunSpec, run: RunDirectory, resources: ExitStack) -> None:
     resources.enter_context(run.claim(spec, rerun=spec.config.rerun))
     resources.enter_context(log_to_file(run.path / "log.txt"))
-    size = f"{spec.steps:,} steps, {spec.flops:.3g} FLOPs"
+    size = f"{spec.steps:,} steps, {scientific(spec.flops)} FLOPs"
     log.info("%s: %s, run id %s", display_name(spec), size, spec.run_id)
 
 
