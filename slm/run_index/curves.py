@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import html
-import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from slm.charts import Figure, LossCurve, css_variables, loss_curves, page_script, script_json
 from slm.errors import NO_VALUE, ConfigError, DataError, Problem
 from slm.files import write_text
+from slm.formatting import count
 from slm.run_index.scan import Run, read_studies, read_study, run_directories, study_folders
-from slm.tracking.run_dir import FLOPS, STEP, TOKENS, TRAIN_LOSS, VAL_LOSS
+from slm.tracking.run_dir import FLOPS, TOKENS, TRAIN_LOSS, VAL_LOSS, RunDirectory
 
 SUFFIXES = (".html", ".png", ".svg")
 FILE = "curves.html"
@@ -43,7 +43,7 @@ figcaption {{ color: var(--muted); font-size: .9rem; }}
 </head>
 <body>
 <h1>Loss curves: {title}</h1>
-<p>{runs} runs. Click a legend entry to highlight it; Ctrl + wheel zooms, Ctrl + drag moves the plot, a double click
+<p>{runs}. Click a legend entry to highlight it; Ctrl + wheel zooms, Ctrl + drag moves the plot, a double click
 resets it.</p>
 {figures}
 <script>{library}</script>
@@ -98,9 +98,13 @@ def write_curves(folder: Path, out: Path | None, against: Literal["tokens", "flo
 def figures_of(runs: Sequence[Run], against: Literal["tokens", "flops"]) -> list[Figure]:
     """Return the training losses and, where runs have several, the validation losses."""
     families = _families(runs)
-    training = [read_curve(run, TRAIN_LOSS) for run in runs]
-    validation = [read_curve(run, VAL_LOSS) for run in runs]
-    validation = [curve for curve in validation if len(curve.tokens) >= MIN_VALIDATIONS]
+    training, validation = [], []
+    for run in runs:
+        rows = RunDirectory(run.path).read_metrics()
+        training.append(curve_of(run, rows, TRAIN_LOSS))
+        validated = curve_of(run, rows, VAL_LOSS)
+        if len(validated.tokens) >= MIN_VALIDATIONS:
+            validation.append(validated)
     figures = (
         loss_curves(training, families, against=against),
         loss_curves(
@@ -129,33 +133,17 @@ def curves_of(folder: Path, run_ids: Collection[str]) -> list[LossCurve]:
     for study in study_folders(folder) if folder.is_dir() else ():
         paths = [path for path in run_directories(study) if path.name in run_ids]
         for run in read_study(study, paths).runs:
-            found.setdefault(run.run_id, read_curve(run, TRAIN_LOSS))
+            rows = RunDirectory(run.path).read_metrics()
+            found.setdefault(run.run_id, curve_of(run, rows, TRAIN_LOSS))
     return list(found.values())
 
 
-def read_curve(run: Run, key: str) -> LossCurve:
-    """Read the logged losses of a run; of a step that was logged twice, the last row counts."""
-    points: dict[int, tuple[float, float]] = {}
-    flops_per_token = 0.0
-    for row in _rows(run.path / "metrics.jsonl"):
-        if key in row and row.get(TOKENS):
-            points[row[STEP]] = row[TOKENS], row[key]
-            flops_per_token = row.get(FLOPS, 0.0) / row[TOKENS]
-    ordered = [points[step] for step in sorted(points)]
-    tokens, losses = zip(*ordered, strict=True) if ordered else ((), ())
+def curve_of(run: Run, rows: Iterable[Mapping[str, float]], key: str) -> LossCurve:
+    """Return the logged losses in rows of metrics.jsonl."""
+    logged = [row for row in rows if key in row and row.get(TOKENS)]
+    flops_per_token = logged[-1].get(FLOPS, 0.0) / logged[-1][TOKENS] if logged else 0.0
+    tokens, losses = (tuple(row[name] for row in logged) for name in (TOKENS, key))
     return LossCurve(run.run_id, run.name, run.family, flops_per_token, tokens, losses)
-
-
-def _rows(path: Path) -> Iterable[dict[str, Any]]:
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # incomplete last line of a running or killed run
-        if isinstance(row, dict) and STEP in row:
-            yield row
 
 
 def page(title: str, runs: int, figures: Iterable[Figure]) -> str:
@@ -171,7 +159,7 @@ def page(title: str, runs: int, figures: Iterable[Figure]) -> str:
     ]
     return PAGE.format(
         title=html.escape(title),
-        runs=runs,
+        runs=count(runs, "run"),
         colours=css_variables(),
         figures="\n".join(drawn),
         library=page_script().replace("</script", "<\\/script"),

@@ -266,12 +266,15 @@ class RunDirectory:
         """Return one row per step, sorted; of values written twice, the last one counts."""
         path = self.path / "metrics.jsonl"
         rows: dict[int, dict[str, float]] = {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        if not path.exists():
+            return []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue  # incomplete last line of a running or killed run
-            rows.setdefault(row[STEP], {}).update(row)
+            if isinstance(row, dict) and STEP in row:
+                rows.setdefault(row[STEP], {}).update(row)
         return [rows[step] for step in sorted(rows)]
 
 

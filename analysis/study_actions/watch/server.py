@@ -63,7 +63,7 @@ def watch_study(cells: Sequence[Cell]) -> None:
     from slm.charts import page_script
 
     with _bind(watch) as bound:
-        page_script()  # would stop all threads for seconds later
+        page_script()  # made now, because it holds the GIL for seconds
         snapshot = Snapshot(cells)
         refresher = Refresher(snapshot)
         app = make_app(snapshot, watch, refresher.request)

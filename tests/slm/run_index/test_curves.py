@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from slm.charts import LossCurve, loss_curves, script_json
-from slm.run_index.curves import curves_of, read_curve
+from slm.run_index.curves import curve_of, curves_of
 from slm.run_index.scan import read_run
-from slm.tracking.run_dir import TRAIN_LOSS
+from slm.tracking.run_dir import TRAIN_LOSS, RunDirectory
 from tests.browser import CHROMIUM, MISSING, open_browser
 from tests.slm.run_index.made import log_losses, make_run, slm
 
@@ -46,7 +46,7 @@ def test_of_a_step_logged_twice_the_last_row_counts(study: Path) -> None:
     log_losses(run, {4: 1.25}, key="val/loss")
     with (run / "metrics.jsonl").open("a") as stream:
         stream.write('[1]\n{"progress/step": 5, "prog')
-    curve = read_curve(read_run(run), TRAIN_LOSS)
+    curve = curve_of(read_run(run), RunDirectory(run).read_metrics(), TRAIN_LOSS)
     assert curve.tokens == (1000, 2000, 3000, 4000) and curve.losses == (3.0, 2.0, 1.5, None)
     assert curve.flops_per_token == 6e3
     assert curve.points(10) == [(1000, 3.0), (2000, 2.0), (3000, 1.5)]
