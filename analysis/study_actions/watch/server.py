@@ -76,7 +76,7 @@ def watch_study(cells: Sequence[Cell]) -> None:
         query = "?token=..." if watch.access_token else ""
         port = bound.getsockname()[1]
         name = cells[0].spec.config.study.name
-        log.info("study %s: http://%s:%d/%s (Ctrl-C ends it)", name, host, port, query)
+        log.info("study %s: http://%s:%d/%s (Ctrl-C stops it)", name, host, port, query)
         with suppress(KeyboardInterrupt):
             uvicorn.Server(settings).run(sockets=[bound])
         refresher.stop()
