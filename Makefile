@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := dev,notebooks,watch,dashboard
+EXTRAS := dev,notebooks,watch,dashboard,eval,gguf,sentencepiece
 
 .PHONY: help demo test test-kernels test-slow test-gpu gpu-wheels test-clusters clusters notebooks pictures docs docs-serve lint format clean
 .DEFAULT_GOAL := help

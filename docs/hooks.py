@@ -141,7 +141,7 @@ def _help_sections(program: str) -> Iterator[str]:
     """Yield a heading and the help text for each program that the marker stands for."""
     programs: Iterable[str] = [program]
     if program == "slm.*":
-        from slm.__main__ import COMMANDS
+        from slm.commands import COMMANDS
 
         programs = [f"-m slm {name}" for name in COMMANDS]
     for one in programs:

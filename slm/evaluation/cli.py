@@ -1,4 +1,4 @@
-"""`python -m slm evaluate` and `export`."""
+"""`python -m slm evaluate`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ from typing import Any
 import torch
 
 from slm.console import Column, FittedTable, console
-from slm.data.tokenizers.hf_files import load_hf_tokenizer
-from slm.data.tokenizers.tokenizer import HFTokenizer, Tokenizer
 from slm.errors import NO_VALUE, ConfigError, DataError, Problem
-from slm.evaluation.load import export_run, load_model, load_tokenizer_of
+from slm.evaluation.load import LoadedModel, is_run_directory, load_with_tokenizer
 from slm.evaluation.perplexity import Score, score_texts, total
 from slm.evaluation.texts import read_texts
-from slm.files import read_json
-from slm.model.transformer import Transformer
 
 
 def evaluate(*, documents: bool, json: bool, **settings: Any) -> None:
@@ -27,12 +23,6 @@ def evaluate(*, documents: bool, json: bool, **settings: Any) -> None:
         print(dumps([score.as_dict() for score in scores], indent=2))
     else:
         print_scores(scores, documents=documents)
-
-
-def export(run: Path, out: Path) -> None:
-    """Save the model and tokenizer of a run in the format of transformers."""
-    export_run(run, out)
-    print(f"exported {run} to {out}")
 
 
 def evaluate_text(
@@ -54,7 +44,8 @@ def evaluate_text(
         ConfigError: if not exactly one model is given, or the window or the stride is invalid.
         DataError, RunError: if the model or a text cannot be read.
     """
-    model, tokenizer = _load_model_and_tokenizer(run, hf)
+    loaded = _load(run, hf)
+    model, tokenizer = loaded.model, loaded.tokenizer
     window = window or model.shape.seq_len
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scores = score_texts(
@@ -84,24 +75,12 @@ def print_scores(scores: Sequence[Score], *, documents: bool) -> None:
     console().print(FittedTable(columns))
 
 
-def _load_model_and_tokenizer(run: Path | None, hf: Path | None) -> tuple[Transformer, Tokenizer]:
+def _load(run: Path | None, hf: Path | None) -> LoadedModel:
     if (run is None) == (hf is None):
         given = NO_VALUE if run is None else run
         raise ConfigError([Problem("run", given, "give one model, as run=DIR or as hf=DIR")])
-    if hf is not None:
-        return load_model(hf), HFTokenizer(load_hf_tokenizer(hf), _read_bos_token(hf))
-    assert run is not None
-    if not (run / "config.yaml").is_file():
+    if run is not None and not is_run_directory(run):
         raise DataError(
             f"run={run}: not a run directory, config.yaml is missing; use hf=DIR for a Llama folder"
         )
-    return load_model(run), load_tokenizer_of(run)
-
-
-def _read_bos_token(folder: Path) -> str | None:
-    """Read the bos_token of tokenizer_config.json; None leaves the choice to the tokenizer's defaults."""
-    try:
-        token = read_json(folder / "tokenizer_config.json").get("bos_token")
-    except (OSError, ValueError):
-        return None
-    return token.get("content") if isinstance(token, dict) else token
+    return load_with_tokenizer(run or hf or "")

@@ -1,23 +1,54 @@
-"""Loading of trained models from run directories and Llama-format folders, and their export."""
+"""Loading of trained models and their tokenizers from run directories and Llama-format folders."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
-from slm.data.tokenizers.export import save_for_transformers
-from slm.data.tokenizers.tokenizer import FILE_NAME, Tokenizer, load_tokenizer
+from slm.data.tokenizers.hf_files import load_hf_tokenizer
+from slm.data.tokenizers.tokenizer import FILE_NAME, HFTokenizer, Tokenizer, load_tokenizer
 from slm.errors import DataError, RunError
+from slm.files import read_json
 from slm.model.build import build_model, load_weights
-from slm.model.hf import export_llama, import_llama, is_llama_folder
+from slm.model.hf import import_llama, is_llama_folder
 from slm.model.transformer import Transformer
 from slm.tracking.checkpoints import newest_checkpoint
+from slm.tracking.result import RunResult
 from slm.tracking.run_dir import RunDirectory
 
 CHECKPOINT_PREFIX = "model."
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode on the CPU, with its tokenizer."""
+
+    folder: Path
+    model: Transformer
+    tokenizer: Tokenizer
+    result: RunResult | None
+    """Result of the run; None for a Llama-format folder and for an unfinished run."""
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+def load_with_tokenizer(folder: str | Path) -> LoadedModel:
+    """Load a model and its tokenizer from a run directory or a Llama-format folder.
+
+    Raises:
+        DataError, RunError: if a file is missing or damaged, or the tokenizer does not fit the model.
+    """
+    path = Path(folder)
+    model = load_model(path)
+    if is_run_directory(path):
+        tokenizer = load_tokenizer_of(path)
+        return LoadedModel(path, model, tokenizer, RunDirectory(path).result())
+    tokenizer = HFTokenizer(load_hf_tokenizer(path), _read_bos_token(path))
+    return LoadedModel(path, model, tokenizer, None)
 
 
 def load_model(folder: str | Path) -> Transformer:
@@ -30,8 +61,8 @@ def load_model(folder: str | Path) -> Transformer:
         DataError, RunError: if a file is missing or damaged; the message names it.
     """
     path = Path(folder)
-    if (path / "config.yaml").is_file():
-        return _load_run(path)
+    if is_run_directory(path):
+        return load_run(path)
     if is_llama_folder(path):
         return import_llama(path)
     if not path.is_dir():
@@ -41,23 +72,33 @@ def load_model(folder: str | Path) -> Transformer:
     )
 
 
-def export_run(run: Path, out: Path) -> None:
-    """Write a run's model and tokenizer to a folder that `transformers` can load.
+def is_run_directory(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()
+
+
+def load_run(run: Path) -> Transformer:
+    """Load the newest checkpoint of a run.
 
     Raises:
-        DataError, RunError: if the run cannot be read, or `out` is not empty.
+        DataError, RunError: if there is none, or it does not fit config.yaml.
     """
-    if not (run / "config.yaml").is_file():
+    if not is_run_directory(run):
         raise DataError(f"run={run}: not a run directory, config.yaml is missing")
-    if out.exists() and any(out.iterdir()):
-        raise DataError(f"out={out}: the folder is not empty; choose a new one")
-    tokenizer = load_tokenizer_of(run)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        complete = Path(temporary) / "complete"
-        export_llama(_load_run(run), complete, tokenizer.eot_id)
-        save_for_transformers(tokenizer, complete)
-        complete.replace(out)  # allowed if `out` is an empty folder
+    spec = RunDirectory(run).spec()
+    found = newest_checkpoint(run / "checkpoints")
+    if found is None:
+        raise RunError(f"{run}: no checkpoint yet; train the run first")
+    saved = torch.load(found[0], map_location="cpu", weights_only=True)["state_dict"]
+    # All attention backends have the same weights, and sdpa runs on every device.
+    config = replace(spec.config, model=replace(spec.config.model, attention="sdpa"))
+    model = build_model(config, spec.shape)
+    try:
+        load_weights(model, {k.removeprefix(CHECKPOINT_PREFIX): v for k, v in saved.items()})
+    except ValueError as error:
+        raise RunError(
+            f"{run}: the checkpoint does not fit {spec.shape.label}, the shape in config.yaml: {error}"
+        ) from None
+    return model.eval()
 
 
 def load_tokenizer_of(run: Path) -> Tokenizer:
@@ -74,19 +115,10 @@ def load_tokenizer_of(run: Path) -> Tokenizer:
     return load_tokenizer(run, config.end_of_text)
 
 
-def _load_run(run: Path) -> Transformer:
-    spec = RunDirectory(run).spec()
-    found = newest_checkpoint(run / "checkpoints")
-    if found is None:
-        raise RunError(f"{run}: no checkpoint yet; train the run first")
-    saved = torch.load(found[0], map_location="cpu", weights_only=True)["state_dict"]
-    # All attention backends have the same weights, and sdpa runs on every device.
-    config = replace(spec.config, model=replace(spec.config.model, attention="sdpa"))
-    model = build_model(config, spec.shape)
+def _read_bos_token(folder: Path) -> str | None:
+    """Read the bos_token of tokenizer_config.json; None leaves the choice to the tokenizer's defaults."""
     try:
-        load_weights(model, {k.removeprefix(CHECKPOINT_PREFIX): v for k, v in saved.items()})
-    except ValueError as error:
-        raise RunError(
-            f"{run}: the checkpoint does not fit {spec.shape.label}, the shape in config.yaml: {error}"
-        ) from None
-    return model.eval()
+        token = read_json(folder / "tokenizer_config.json").get("bos_token")
+    except (OSError, ValueError):
+        return None
+    return token.get("content") if isinstance(token, dict) else token

@@ -22,7 +22,15 @@ from slm.tracking.result import RunResult
 Pair = tuple[Any, Any]
 Differences = dict[str, Pair]
 ARCHITECTURE_AND_BUDGET = ("family.", "size", "seed", "budget.", *SHAPE_KEYS, "model.preset")
-IGNORED = ("plan.", "design.", "watch.", "action", "rerun", "schedule.warmup_budget_tokens")
+IGNORED = (
+    "plan.",
+    "design.",
+    "watch.",
+    "speed.",
+    "action",
+    "rerun",
+    "schedule.warmup_budget_tokens",
+)
 NOT_ENVIRONMENT = ("command", "memory.", "compilation.reason", "visible_gpus")
 FINGERPRINTS = ("data_fingerprint", "tokenizer_fingerprint", "val_fingerprint", "recipe_id")
 

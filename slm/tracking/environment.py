@@ -93,17 +93,26 @@ def cpu_multiplies_bf16() -> bool | None:
     return cpu_instruction_set() in WITH_BF16 if _cpu_flags() else None
 
 
+def cpu_name() -> str:
+    """Return the model name of this CPU, such as AMD EPYC 9R14; its architecture if the system has no name."""
+    return _cpu_field("model name") or platform.machine()
+
+
 def _cpu_flags() -> set[str]:
-    """Return the flags of the first processor in /proc/cpuinfo; empty on systems other than Linux."""
+    return set(_cpu_field("flags", "Features").split())  # x86-64, ARM
+
+
+def _cpu_field(*names: str) -> str:
+    """Return a field of the first processor in /proc/cpuinfo; empty on systems other than Linux."""
     try:
         lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return set()
+        return ""
     for line in lines:
-        name, _, flags = line.partition(":")
-        if name.strip() in ("flags", "Features"):  # x86-64, ARM
-            return set(flags.split())
-    return set()
+        name, _, value = line.partition(":")
+        if name.strip() in names:
+            return value.strip()
+    return ""
 
 
 def gpu_driver_version() -> str | None:

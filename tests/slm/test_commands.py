@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from slm.__main__ import COMMANDS, PROGRAM, Command, parse
+from slm.__main__ import parse
+from slm.commands import COMMANDS, PROGRAM, Command
 from slm.errors import ConfigError
 from slm.evaluation.cli import evaluate_text
 from slm.help_text import WIDTH

@@ -18,7 +18,13 @@ from slm.config.schema.architecture import (
     ParametrizationConfig,
 )
 from slm.config.schema.data import DataConfig, TokenizerConfig
-from slm.config.schema.study import DesignConfig, PlanConfig, StudyConfig, WatchConfig
+from slm.config.schema.study import (
+    DesignConfig,
+    PlanConfig,
+    SpeedConfig,
+    StudyConfig,
+    WatchConfig,
+)
 from slm.config.schema.training import (
     BudgetConfig,
     OptimizerConfig,
@@ -41,6 +47,7 @@ __all__ = [
     "ParametrizationKind",
     "PlanConfig",
     "ScheduleConfig",
+    "SpeedConfig",
     "StudyConfig",
     "TokenizerConfig",
     "TrackingConfig",
@@ -88,6 +95,7 @@ class Config:
     plan: PlanConfig = PlanConfig()
     design: DesignConfig = DesignConfig()
     watch: WatchConfig = WatchConfig()
+    speed: SpeedConfig = SpeedConfig()
 
 
 def default_tree() -> dict[str, Any]:

@@ -146,3 +146,22 @@ class WatchConfig:
     """Port of the page; 0 takes a free one."""
     access_token: str | None = None
     """Secret that a browser on another machine must send once, as in http://HOST:PORT/?token=SECRET."""
+
+
+@section
+class SpeedConfig:
+    prompt_tokens: Count = 64
+    """Length of the prompts of `python -m slm speed`, in tokens."""
+    new_tokens: Annotated[Count, Field(ge=2)] = 128
+    """Number of tokens that `python -m slm speed` generates greedily after each prompt."""
+    batch_size: Count = 1
+    """Number of sequences that are generated together."""
+    rounds: Count = 5
+    """Number of times that every shape is measured, in turn with the other shapes."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of the weights and activations during generation; training takes trainer.precision."""
+    training: bool = True
+    """Measure the training tokens/s of every shape too; takes some seconds per shape and round."""
+    file: str | None = None
+    """File of the measured speeds; null is speed.json in the folder of the study. The report compares families at
+    equal latency if it exists."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from slm.data.tokenizers.tokenizer import ByteTokenizer
 from slm.errors import ConfigError
 from slm.evaluation.cli import evaluate, evaluate_text
-from slm.evaluation.load import export_run
+from slm.evaluation.export import export_run
 from slm.evaluation.perplexity import score_texts, split_windows, total
 from slm.model.build import build_model
 from slm.model.parametrization import Parametrization, initialize

@@ -19,7 +19,7 @@ from slm.architecture.shapes import ModelShape
 from slm.config.schema import Config, ParametrizationConfig
 from slm.data.tokenizers.tokenizer import load_tokenizer
 from slm.errors import DataError, RunError
-from slm.evaluation.load import export_run
+from slm.evaluation.export import export_run
 from slm.files import write_json
 from slm.model.build import build_model
 from slm.model.hf import export_llama

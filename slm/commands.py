@@ -1,0 +1,267 @@
+"""The commands of `python -m slm`.
+
+To add a command, write its function in the package that does the work, with one keyword argument for each key and
+flag, and add a `Command` to `COMMANDS`. Nothing here imports that package, so help is printed at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PROGRAM = "python -m slm"
+LIKE_TRAIN = "Takes the keys and config groups of train.py; `python train.py --help` lists them."
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command; argparse parses its arguments."""
+
+    summary: str
+    function: str
+    """MODULE:NAME, imported when the command runs."""
+    about: str
+    examples: tuple[str, ...]
+    keys: Mapping[str, Mapping[str, Any]] | None = None
+    """Name -> arguments of `add_argument`; None: the command takes overrides of the configuration."""
+    positional: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name of an argument without key -> arguments of `add_argument`."""
+    flags: Mapping[str, str] = field(default_factory=dict)
+    """Name -> help."""
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1")
+    return int(text)
+
+
+def boolean(text: str) -> bool:
+    if text not in {"true", "false"}:
+        raise argparse.ArgumentTypeError(f"{text!r} must be true or false")
+    return text == "true"
+
+
+RUN = {"metavar": "DIR", "type": Path, "help": "run directory, such as runs/demo/RUN_ID"}
+JSON = {"json": "print JSON"}
+RUNS_DIR = {
+    "metavar": "DIR",
+    "type": Path,
+    "default": Path("runs"),
+    "help": "folder of the studies in which names are looked up; default: %(default)s",
+}
+COMMANDS = {
+    "describe": Command(
+        "print the parameters, FLOPs and predicted memory of a shape",
+        "slm.run.cli:describe",
+        f"Computes the shape of a config and trains nothing. {LIKE_TRAIN}",
+        (
+            "python -m slm describe family=wide_shallow size=200k",
+            "python -m slm describe model=mobilellm_125m trainer=gpu --json",
+        ),
+        flags=JSON,
+    ),
+    "prepare": Command(
+        "tokenize a corpus and store it in cache_dir",
+        "slm.data.cli:prepare",
+        "train.py does this too if needed; run it first where many jobs start at once or the nodes that train have no "
+        f"network. {LIKE_TRAIN} Only data, tokenizer, model.seq_len and cache_dir have an effect.",
+        (
+            "python -m slm prepare data=prose tokenizer=bpe",
+            "python -m slm prepare data=text_files 'data.files=[corpus/*.txt]' tokenizer=byte",
+        ),
+        flags=JSON,
+    ),
+    "runs": Command(
+        "list the runs of a folder by study",
+        "slm.run_index.listing:list_runs",
+        "Marks the run with the lowest validation loss of each study, and names what differs from the recipe of most "
+        "of its runs. Columns that do not fit into the terminal are left out; --json prints all. `runs diff` compares "
+        "two runs, `runs rm` removes runs.",
+        (
+            "python -m slm runs",
+            "python -m slm runs runs/demo --sort loss",
+        ),
+        keys={
+            "sort": {
+                "choices": ("size", "loss", "tokens", "flops", "time", "state"),
+                "default": "size",
+                "help": "order of the runs of a study; time: last change first; state: unfinished first; default: "
+                "%(default)s",
+            },
+        },
+        positional={
+            "folder": {
+                "metavar": "FOLDER",
+                "nargs": "*",
+                "type": Path,
+                "default": [Path("runs")],
+                "help": "folder of studies, study or run directories; default: runs",
+            }
+        },
+        flags=JSON,
+    ),
+    "runs diff": Command(
+        "compare the settings, results and versions of two runs",
+        "slm.run_index.compare:print_difference",
+        "A run is given as its directory, or as the start of its id, of the hash at the end of its id, or of its "
+        "display name.",
+        (
+            "python -m slm runs diff 126b3a67 9657fa49",
+            "python -m slm runs diff runs/demo/RUN_ID runs/single/RUN_ID",
+        ),
+        keys={"runs_dir": RUNS_DIR},
+        positional={
+            "first": {"metavar": "A", "help": "run"},
+            "second": {"metavar": "B", "help": "run"},
+        },
+        flags=JSON,
+    ),
+    "runs rm": Command(
+        "remove runs or studies, after a question",
+        "slm.run_index.remove:remove",
+        "Lists what would be removed with its disk use, then asks. Runs in use and files that slm did not write are "
+        "never removed.",
+        (
+            "python -m slm runs rm runs/demo",
+            "python -m slm runs rm 126b3a67 9657fa49",
+            "python -m slm runs rm --superseded --yes",
+            "python -m slm runs rm runs/demo --stale days=7",
+        ),
+        keys={
+            "runs_dir": RUNS_DIR,
+            "days": {
+                "metavar": "N",
+                "type": positive,
+                "help": "with --stale or --superseded: only runs without a change for N days",
+            },
+        },
+        positional={
+            "target": {
+                "metavar": "TARGET",
+                "nargs": "*",
+                "help": "study folder, name of a study, or run as for `runs diff`; with --stale or --superseded: the "
+                "studies to look in, by default all",
+            }
+        },
+        flags={
+            "superseded": "remove runs that rerun=true has set aside",
+            "stale": "remove runs without a result that were interrupted, failed or never began",
+            "yes": "do not ask",
+        },
+    ),
+    "curves": Command(
+        "plot the loss curves of runs to an HTML page or a picture",
+        "slm.run_index.curves:write_curves",
+        "The page works without a network and names the run under the pointer.",
+        (
+            "python -m slm curves runs/demo",
+            "python -m slm curves runs/demo out=curves.png against=flops",
+        ),
+        keys={
+            "out": {
+                "metavar": "FILE",
+                "type": Path,
+                "help": ".html page, or .png or .svg picture of the training losses; default: FOLDER/curves.html",
+            },
+            "against": {
+                "choices": ("tokens", "flops"),
+                "default": "tokens",
+                "help": "horizontal axis; default: %(default)s",
+            },
+        },
+        positional={
+            "folder": {
+                "metavar": "FOLDER",
+                "type": Path,
+                "help": "folder of studies, study or run directory",
+            }
+        },
+    ),
+    "evaluate": Command(
+        "print the perplexity and bits per byte of a model on text files",
+        "slm.evaluation.cli:evaluate",
+        "Scores each document in overlapping windows: each token is predicted once, and after the first window from "
+        "at least window - stride tokens before it.",
+        (
+            "python -m slm evaluate run=runs/demo/RUN_ID text='corpus/*.txt' --documents",
+            "python -m slm evaluate hf=llama text=corpus.jsonl column=body window=2048 --json",
+        ),
+        keys={
+            "run": RUN,
+            "hf": {
+                "metavar": "DIR",
+                "type": Path,
+                "help": "Llama-format folder with its tokenizer.json, instead of run",
+            },
+            "text": {
+                "metavar": "FILES",
+                "required": True,
+                "help": ".txt, .jsonl or .parquet file, or a quoted pattern of several",
+            },
+            "window": {
+                "metavar": "TOKENS",
+                "type": positive,
+                "help": "length of a window in tokens; default: model.seq_len of the model",
+            },
+            "stride": {
+                "metavar": "TOKENS",
+                "type": positive,
+                "help": "distance between the starts of two windows in tokens; default: half a window",
+            },
+            "document": {
+                "choices": ("file", "paragraph", "line"),
+                "default": "file",
+                "help": "unit of .txt files that is scored as one document; default: %(default)s",
+            },
+            "column": {
+                "metavar": "NAME",
+                "default": "text",
+                "help": "column of .jsonl and .parquet files with the text; default: %(default)s",
+            },
+            "start_token": {
+                "metavar": "true|false",
+                "type": boolean,
+                "default": True,
+                "help": "put the end-of-text (or BOS) token before each document; default: true",
+            },
+        },
+        flags={"documents": "print the scores of every document too", **JSON},
+    ),
+    "export": Command(
+        "save the model and tokenizer of a run in the format of transformers",
+        "slm.evaluation.export:export",
+        "transformers loads the folder with AutoModelForCausalLM and AutoTokenizer.",
+        ("python -m slm export run=runs/demo/RUN_ID out=exported",),
+        keys={
+            "run": {**RUN, "required": True},
+            "out": {
+                "metavar": "DIR",
+                "type": Path,
+                "required": True,
+                "help": "folder to write, new or empty",
+            },
+        },
+    ),
+    "coordinates": Command(
+        "run the coordinate checks of all parametrizations and write JSON",
+        "slm.training.cli:coordinates",
+        "Trains small models of growing width and depth for a few steps and records the size of their activations and "
+        "updates.",
+        (
+            "python -m slm coordinates out=coordinates.json",
+            "python -m analysis coordinates.json --of coordinates --out coordinates",
+        ),
+        keys={
+            "out": {
+                "metavar": "FILE",
+                "type": Path,
+                "required": True,
+                "help": "JSON file to write",
+            }
+        },
+    ),
+}
