@@ -6,7 +6,6 @@ import io
 import os
 import random
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ import numpy as np
 import pytest
 
 import slm.data.tokenizers.tokenizer
-from slm.config.schema import Config, TokenizerConfig
+from slm.config.schema import TokenizerConfig
 from slm.data.tokenizers.hf_files import load_hf_tokenizer, read_tokenizer_file
-from slm.data.tokenizers.tokenizer import HFTokenizer, load_tokenizer
+from slm.data.tokenizers.tokenizer import HFTokenizer, build_tokenizer, load_tokenizer
 from slm.data.tokens.encode import encode_and_check
-from slm.data.tokens.prepare import prepare
 from slm.errors import DataError
 from tests.conftest import ROOT
 
@@ -131,7 +129,7 @@ def test_ids_of_published_corpora_equal_those_of_sentencepiece(
     names = ("tinyshakespeare/input.txt", "wikitext-2/test.txt", "enwiki_sample/enwiki.txt")
     for name in names:
         with (TEST_DATA / name).open(encoding="utf-8", newline="") as file:
-            text = file.read(1 << 21)
+            text = file.read(1 << 19)
         assert_same_ids(tokenizer, processor, [text, *text.splitlines(keepends=True)])
 
 
@@ -157,24 +155,17 @@ def test_text_with_the_space_character_of_sentencepiece_is_reported(tokenizer: H
         encode_and_check(tokenizer, ["a\u2581b"])
 
 
-def test_prepare_converts_the_model_to_tokenizer_json(
-    folder: Path, processor: Any, tiny_config: Callable[..., Config], tmp_path: Path
+def test_saved_tokenizer_is_a_tokenizer_json_with_the_same_ids(
+    folder: Path, processor: Any, tmp_path: Path
 ) -> None:
-    for number in range(3):
-        (tmp_path / f"{number}.txt").write_text(EDGES[10] * 50 + str(number))
-    data = prepare(
-        tiny_config(
-            cache_dir=str(tmp_path / "cache"),
-            data={"source": "text_files", "files": [f"{tmp_path}/*.txt"], "val_tokens": 64},
-            tokenizer={"kind": "file", "path": str(folder), "end_of_text": "<s>"},
-        )
-    )
-    saved = load_tokenizer(data.folder, "<s>")
-    assert (data.folder / "tokenizer.json").is_file()
-    assert saved.encode(EDGES[10]).tolist() == processor.encode(EDGES[10])
+    config = TokenizerConfig(kind="file", path=str(folder), end_of_text="<s>")
+    build_tokenizer(config, iter([]), tmp_path)
+    saved = load_tokenizer(tmp_path, "<s>")
+    assert isinstance(saved, HFTokenizer)
+    assert_same_ids(saved, processor, [*EDGES, prose()])
     files = [
         read_tokenizer_file(TokenizerConfig(kind="file", path=str(path)))
-        for path in (folder, data.folder)
+        for path in (folder, tmp_path / "tokenizer.json")
     ]
     assert files[0] == files[1]
 
