@@ -41,20 +41,27 @@ BETWEEN_WORDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
 
 
 class Tokenizer(ABC):
-    """Converts text to token ids and back without loss."""
+    """Converts text to token ids and back without loss.
+
+    Attributes:
+        vocab_size: number of ids.
+        eot_id: id of the token before each text.
+    """
 
     vocab_size: int
     eot_id: int
 
     @abstractmethod
-    def encode_batch(self, texts: Sequence[str]) -> list[Ids]: ...
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """Return the ids of each text, without an end-of-text token."""
 
-    def encode(self, text: str) -> Ids:
+    def encode(self, text: str) -> NDArray[np.int64]:
         """Return the ids of one text, without an end-of-text token."""
-        return self.encode_batch([text])[0]
+        return self.encode_batch([text])[0].astype(np.int64)
 
     @abstractmethod
-    def decode(self, ids: Ids) -> str: ...
+    def decode(self, ids: Ids) -> str:
+        """Return the text of ids; end-of-text tokens are left out."""
 
     @abstractmethod
     def count_bytes(self, ids: Ids) -> int:
