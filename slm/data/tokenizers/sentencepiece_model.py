@@ -10,15 +10,23 @@ Only models that lose nothing are converted: byte fallback, no normalization of 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from slm.data.tokenizers.kinds import SPACE, WORDS
+from slm.data.tokenizers.sentencepiece_file import (
+    BPE,
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    SentencePieceModel,
+    parse_model,
+)
 from slm.errors import DataError
 
-BPE = 2  # TrainerSpec.ModelType
-NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # ModelProto.SentencePiece.Type
 # Compared in both implementations when a model is converted; every kind of piece occurs.
 PROBES = (
     "Deep or wide?  Two spaces,\tone tab,\n\na blank line; 1,234.5 numbers don't.",
@@ -34,48 +42,43 @@ def load_sentencepiece(path: Path) -> Any:
         DataError: if the file is damaged or of a kind that is not converted, or the package `sentencepiece` is
             missing; the message says how to convert the file.
     """
-    model = _parse(path)
+    content = path.read_bytes()
+    processor_class = _require_sentencepiece(path)
+    try:
+        model = parse_model(content)
+    except (ValueError, KeyError, struct.error):
+        raise _error(path, "not a SentencePiece model, or damaged; download it again") from None
     _check_kind(model, path)
     tokenizer = _build(model)
-    _check_probes(tokenizer, model, path)
+    _check_probes(tokenizer, processor_class(model_proto=content), path)
     return tokenizer
 
 
-def _parse(path: Path) -> Any:
+def _require_sentencepiece(path: Path) -> Any:
     try:
-        from sentencepiece import sentencepiece_model_pb2
+        from sentencepiece import SentencePieceProcessor
     except ImportError:
         raise _error(
             path,
-            "a SentencePiece model; reading it needs the packages sentencepiece and protobuf: run pip install "
-            "-e '.[sentencepiece]' in the repository",
+            "a SentencePiece model, which needs the package sentencepiece: run pip install -e '.[sentencepiece]' in "
+            "the repository",
         ) from None
-    model = sentencepiece_model_pb2.ModelProto()
-    try:
-        model.ParseFromString(path.read_bytes())
-    except Exception:  # DecodeError, whose module depends on the version of protobuf
-        model.Clear()
-    if not model.pieces:
-        raise _error(path, "not a SentencePiece model, or damaged; download it again")
-    return model
+    return SentencePieceProcessor
 
 
-def _check_kind(model: Any, path: Path) -> None:
+def _check_kind(model: SentencePieceModel, path: Path) -> None:
     """Raise DataError for models whose ids or texts would not be the same after conversion."""
-    kind, rule = model.trainer_spec, model.normalizer_spec
-    kinds = {
-        f"pieces of type {piece.type} (such as {piece.piece!r})": piece.type
-        not in {NORMAL, UNKNOWN, CONTROL, BYTE}
-        for piece in model.pieces
-    }
+    known = {NORMAL, UNKNOWN, CONTROL, BYTE}
+    other = next((piece for piece in model.pieces if piece.kind not in known), None)
     unsupported = {
-        "model_type other than BPE": kind.model_type != BPE,
-        "no byte fallback": not kind.byte_fallback,
-        f"normalization {rule.name!r}": bool(rule.precompiled_charsmap),
-        "remove_extra_whitespaces": rule.remove_extra_whitespaces,
-        "escape_whitespaces=false": not rule.escape_whitespaces,
-        "treat_whitespace_as_suffix": kind.treat_whitespace_as_suffix,
-        **kinds,
+        "model_type other than BPE": model.model_type != BPE,
+        "no byte fallback": not model.byte_fallback,
+        f"normalization {model.normalization!r}": model.has_character_map,
+        "remove_extra_whitespaces": model.remove_extra_whitespaces,
+        "escape_whitespaces=false": not model.escape_whitespaces,
+        "treat_whitespace_as_suffix": model.treat_whitespace_as_suffix,
+        f"pieces of type {other and other.kind} (such as {other and other.text!r})": other
+        is not None,
     }
     if found := next((name for name, is_set in unsupported.items() if is_set), None):
         raise _error(
@@ -85,7 +88,7 @@ def _check_kind(model: Any, path: Path) -> None:
         )
 
 
-def _build(model: Any) -> Any:
+def _build(model: SentencePieceModel) -> Any:
     from tokenizers import (
         AddedToken,
         Regex,
@@ -96,8 +99,8 @@ def _build(model: Any) -> Any:
         pre_tokenizers,
     )
 
-    pieces = {piece.piece: index for index, piece in enumerate(model.pieces)}
-    unknown = next((piece.piece for piece in model.pieces if piece.type == UNKNOWN), None)
+    pieces = {piece.text: index for index, piece in enumerate(model.pieces)}
+    unknown = next((piece.text for piece in model.pieces if piece.kind == UNKNOWN), None)
     tokenizer = Tokenizer(
         models.BPE(
             vocab=pieces,
@@ -107,7 +110,7 @@ def _build(model: Any) -> Any:
             unk_token=unknown,
         )
     )
-    prefix = model.normalizer_spec.add_dummy_prefix
+    prefix = model.add_dummy_prefix
     to_pieces: list[Any] = [normalizers.Prepend(SPACE)] if prefix else []
     tokenizer.normalizer = normalizers.Sequence([*to_pieces, normalizers.Replace(" ", SPACE)])
     if not any(SPACE in piece.lstrip(SPACE) for piece in pieces):
@@ -117,27 +120,24 @@ def _build(model: Any) -> Any:
     tokenizer.decoder = decoders.Sequence(
         [*to_text, *([decoders.Strip(" ", 1, 0)] if prefix else [])]
     )
-    special = [piece.piece for piece in model.pieces if piece.type in {UNKNOWN, CONTROL}]
+    special = [piece.text for piece in model.pieces if piece.kind in {UNKNOWN, CONTROL}]
     tokenizer.add_special_tokens(
         [AddedToken(name, special=True, normalized=False) for name in special]
     )
     return tokenizer
 
 
-def _merges(model: Any) -> Iterator[tuple[str, str]]:
+def _merges(model: SentencePieceModel) -> Iterator[tuple[str, str]]:
     """Yield the pairs that join to a piece, by falling score of the piece."""
-    normal = {piece.piece: piece.score for piece in model.pieces if piece.type == NORMAL}
+    normal = {piece.text: piece.score for piece in model.pieces if piece.kind == NORMAL}
     for piece in sorted(normal, key=lambda name: -normal[name]):
         splits = ((piece[:cut], piece[cut:]) for cut in range(len(piece) - 1, 0, -1))
         yield from (pair for pair in splits if pair[0] in normal and pair[1] in normal)
 
 
-def _check_probes(tokenizer: Any, model: Any, path: Path) -> None:
-    """Compare with SentencePiece itself."""
-    from sentencepiece import SentencePieceProcessor
-
+def _check_probes(tokenizer: Any, processor: Any, path: Path) -> None:
+    """Compare the ids of a few texts with those of SentencePiece itself."""
     tokenizer.encode_special_tokens = True
-    processor = SentencePieceProcessor(model_proto=model.SerializeToString())
     for text in PROBES:
         if tokenizer.encode(text, add_special_tokens=False).ids != processor.encode(text):
             raise _error(

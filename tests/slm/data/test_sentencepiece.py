@@ -15,6 +15,7 @@ import pytest
 import slm.data.tokenizers.tokenizer
 from slm.config.schema import TokenizerConfig
 from slm.data.tokenizers.hf_files import load_hf_tokenizer, read_tokenizer_file
+from slm.data.tokenizers.sentencepiece_file import parse_model
 from slm.data.tokenizers.tokenizer import HFTokenizer, build_tokenizer, load_tokenizer
 from slm.data.tokens.encode import encode_and_check
 from slm.errors import DataError
@@ -206,9 +207,33 @@ def test_damaged_file(content: bytes, message: str, tmp_path: Path) -> None:
 
 def test_truncated_file(folder: Path, tmp_path: Path) -> None:
     whole = (folder / "tokenizer.model").read_bytes()
-    (tmp_path / "tokenizer.model").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="not a SentencePiece model, or damaged"):
-        load_hf_tokenizer(tmp_path)
+    for size in (1, 5, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "tokenizer.model").write_bytes(whole[:size])
+        with pytest.raises(DataError, match="not a SentencePiece model, or damaged"):
+            load_hf_tokenizer(tmp_path)
+
+
+def test_file_is_read_as_by_the_generated_code_of_sentencepiece(tmp_path: Path) -> None:
+    generated = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
+    for changes in (
+        {},
+        {"normalization_rule_name": "nfkc", "add_dummy_prefix": False, "vocab_size": 900},
+    ):
+        train_model(tmp_path / "tokenizer.model", **changes)
+        content = (tmp_path / "tokenizer.model").read_bytes()
+        theirs = generated.ModelProto.FromString(content)
+        ours = parse_model(content)
+        expected = [(piece.piece, piece.score, piece.type) for piece in theirs.pieces]
+        assert [(piece.text, piece.score, piece.kind) for piece in ours.pieces] == expected
+        trainer, normalizer = theirs.trainer_spec, theirs.normalizer_spec
+        assert ours.model_type == trainer.model_type
+        assert ours.byte_fallback == trainer.byte_fallback
+        assert ours.treat_whitespace_as_suffix == trainer.treat_whitespace_as_suffix
+        assert ours.normalization == normalizer.name
+        assert ours.has_character_map == bool(normalizer.precompiled_charsmap)
+        assert ours.add_dummy_prefix == normalizer.add_dummy_prefix
+        assert ours.remove_extra_whitespaces == normalizer.remove_extra_whitespaces
+        assert ours.escape_whitespaces == normalizer.escape_whitespaces
 
 
 def test_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
