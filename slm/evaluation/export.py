@@ -6,13 +6,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from slm.data.tokenizers.export import save_for_transformers
-from slm.data.tokenizers.gguf import gguf_vocabulary
+from slm.data.tokenizers.gguf import GGUFVocabulary, gguf_vocabulary
 from slm.errors import ConfigError, DataError, Problem
 from slm.evaluation.load import LoadedModel, load_run, load_tokenizer_of, load_with_tokenizer
 from slm.evaluation.model_card import ExportedFile, model_card
 from slm.files import atomic_write, write_text
 from slm.model.gguf import add_model, require_gguf
 from slm.model.hf import check_llama_format, export_llama
+from slm.model.transformer import Transformer
 from slm.tracking.run_dir import RunDirectory
 
 GGUF_SUFFIX = ".gguf"
@@ -61,7 +62,8 @@ def export_gguf(source: Path, out: Path, dtype: str = "fp32") -> None:
         ConfigError: if the package gguf is not installed, or `out` does not end in .gguf.
         DataError, RunError: if the model cannot be read, the format does not support it, or `out` exists.
     """
-    gguf, card = require_gguf(), out.with_suffix(".md")
+    require_gguf()
+    card = out.with_suffix(".md")
     if out.suffix != GGUF_SUFFIX:
         rule = "the name of a GGUF file must end in .gguf"
         raise ConfigError([Problem("out", out, rule, f"use out={out}{GGUF_SUFFIX}")])
@@ -73,13 +75,26 @@ def export_gguf(source: Path, out: Path, dtype: str = "fp32") -> None:
     vocabulary = gguf_vocabulary(loaded.tokenizer, loaded.model.shape.vocab_size)
     text = model_card(loaded, ExportedFile("gguf", out.name, dtype))
     out.parent.mkdir(parents=True, exist_ok=True)
+    write_gguf(loaded.model, vocabulary, out, name=loaded.name, dtype=dtype)
+    write_text(card, text)
+
+
+def write_gguf(
+    model: Transformer, vocabulary: GGUFVocabulary, out: Path, *, name: str, dtype: str = "fp32"
+) -> None:
+    """Write a model and its vocabulary to a GGUF file; `name` is for people.
+
+    Raises:
+        ConfigError: if the package gguf is not installed.
+        DataError: if the model has a GELU MLP or qk_norm.
+    """
+    gguf = require_gguf()
     with atomic_write(out) as temporary:
         writer = gguf.GGUFWriter(temporary, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
-        writer.add_name(loaded.name)
-        add_model(writer, loaded.model, dtype)
+        writer.add_name(name)
+        add_model(writer, model, dtype)
         vocabulary.write(writer)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-    write_text(card, text)
