@@ -88,7 +88,10 @@ def _model_facts(model: Transformer, tokenizer: Tokenizer, dtype: str) -> Facts:
     yield "architecture", "Llama (RMSNorm, RoPE, SwiGLU, grouped-query attention), no biases"
     yield "blocks", f"{shape.n_layers}{passes}"
     yield "width", f"d_model {shape.d_model}, d_ff {shape.d_ff}"
-    yield "attention", f"{shape.n_heads} heads of {shape.d_head}, {shape.n_kv_heads} key/value heads"
+    yield (
+        "attention",
+        f"{shape.n_heads} heads of {shape.d_head}, {shape.n_kv_heads} key/value heads",
+    )
     yield "context", f"{shape.seq_len:,} tokens"
     tied = "one table for embedding and head" if shape.tied else "embedding and head are separate"
     yield "vocabulary", f"{shape.vocab_size:,} tokens, {tied}"
@@ -132,7 +135,10 @@ def _training_facts(run: Path, spec: RunSpec, result: RunResult | None) -> Facts
     )
     yield "schedule", f"{schedule.kind}, warmup {spec.warmup_tokens:,} tokens{decay}"
     base = config.parametrization
-    yield "parametrization", f"{base.kind} (base width {base.base_width}, base depth {base.base_depth})"
+    yield (
+        "parametrization",
+        f"{base.kind} (base width {base.base_width}, base depth {base.base_depth})",
+    )
     yield "precision of training", config.trainer.precision
     yield "seed", str(config.seed)
     commit = result.commit if result is not None else environment.get("commit")

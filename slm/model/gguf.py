@@ -77,9 +77,9 @@ def gguf_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     gguf, shape = require_gguf(), model.shape
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.depth)
     for name, tensor in llama_tensors(model):
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            tensor = interleave_halves(tensor, shape.d_head)
-        yield names.get_name(name, try_suffixes=(".weight",)), tensor
+        is_rotated = name.endswith(("q_proj.weight", "k_proj.weight"))
+        stored = interleave_halves(tensor, shape.d_head) if is_rotated else tensor
+        yield names.get_name(name, try_suffixes=(".weight",)), stored
 
 
 def interleave_halves(weight: Tensor, d_head: int) -> Tensor:

@@ -120,7 +120,9 @@ def gguf_vocabulary(tokenizer: Tokenizer, rows: int) -> GGUFVocabulary:
 def _check_bpe(model: Mapping[str, Any]) -> None:
     """Raise a DataError unless the model is a BPE without options that llama.cpp lacks."""
     if model["type"] != "BPE":
-        raise DataError(f"tokenizer of type {model['type']}: only BPE can be exported to GGUF; {FIX}")
+        raise DataError(
+            f"tokenizer of type {model['type']}: only BPE can be exported to GGUF; {FIX}"
+        )
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
         if model.get(option):
             raise DataError(
@@ -174,7 +176,9 @@ def _without_offsets(part: Any) -> Any:
     if isinstance(part, list):
         return [_without_offsets(each) for each in part]
     if isinstance(part, dict):
-        return {key: _without_offsets(value) for key, value in part.items() if key != "trim_offsets"}
+        return {
+            key: _without_offsets(value) for key, value in part.items() if key != "trim_offsets"
+        }
     return part
 
 

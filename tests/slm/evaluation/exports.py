@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from slm.data.tokenizers.tokenizer import HFTokenizer
 from slm.model.build import build_model
 from slm.model.parametrization import Parametrization, initialize
 from slm.model.transformer import Transformer
+from slm.run.spec import RunSpec
+from slm.tracking.run_dir import RunDirectory
+from slm.training.runner import train
 from tests.in_process import ROOT
 
 # (layers, heads, kv heads, d_head, d_ff, vocab_size, seq_len), tied, layer_sharing, parametrization
@@ -51,6 +54,20 @@ def random_model(
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
+
+
+def trained_run(tiny_spec: Callable[..., RunSpec], **changes: Any) -> Path:
+    """Train a byte model on the documentation for two steps, and return its run directory."""
+    settings = {
+        "data": {"source": "text_files", "files": [f"{ROOT}/docs/*.md"]},
+        "tokenizer": {"kind": "byte"},
+        "budget": {"tokens": 512},
+    }
+    spec = tiny_spec(**{**settings, **changes})
+    directory = RunDirectory.of(spec)
+    with directory.claim(spec):
+        train(spec, directory)
+    return directory.path
 
 
 def texts_of_the_docs() -> list[str]:
@@ -111,5 +128,3 @@ def sentencepiece_bpe(folder: Path, vocab_size: int = 800) -> HFTokenizer:
     specials = ("<unk>", "<s>", "</s>")
     tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in specials])
     return HFTokenizer(tokenizer, "<s>")
-
-

@@ -40,7 +40,10 @@ class GGUFFile:
             block = f"blk.{layer}"
             x = x + self._attention(block, self._norm(f"{block}.attn_norm", x))
             h = self._norm(f"{block}.ffn_norm", x)
-            gate, up = h @ self._matrix(f"{block}.ffn_gate").T, h @ self._matrix(f"{block}.ffn_up").T
+            gate, up = (
+                h @ self._matrix(f"{block}.ffn_gate").T,
+                h @ self._matrix(f"{block}.ffn_up").T,
+            )
             x = x + (gate / (1 + np.exp(-gate)) * up) @ self._matrix(f"{block}.ffn_down").T
         head = self._matrix("output") if "output.weight" in self.tensors else table
         return self._norm("output_norm", x) @ head.T

@@ -49,7 +49,12 @@ class Server:
     def __init__(self, path: Path, context: int):
         settings = llama_cpp.CommonParams()
         settings.model.path = str(path)
-        settings.n_ctx, settings.n_parallel, settings.warmup, settings.verbosity = context, 1, False, 0
+        settings.n_ctx, settings.n_parallel, settings.warmup, settings.verbosity = (
+            context,
+            1,
+            False,
+            0,
+        )
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
         settings.flash_attn_type = llama_cpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         settings.cache_type_k = settings.cache_type_v = llama_cpp.ggml_type.GGML_TYPE_F32
@@ -162,4 +167,6 @@ def test_token_ids_and_text(make: Callable[[Path], Tokenizer], tmp_path: Path) -
         theirs = server.encode(text)
         assert theirs == [tokenizer.eot_id, *ours]
         # SentencePiece puts a space before the text, and llama.cpp does not remove it.
-        assert server.decode(theirs[1:]).removeprefix(" " if make is sentencepiece_bpe else "") == text
+        assert (
+            server.decode(theirs[1:]).removeprefix(" " if make is sentencepiece_bpe else "") == text
+        )
