@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from slm.data.tokenizers.tokenizer import Tokenizer
     from slm.model.transformer import Transformer
 
 __version__ = "0.1.0"
@@ -27,3 +28,20 @@ def load(folder: str | Path) -> Transformer:
     from slm.evaluation.load import load_model  # torch takes seconds to import
 
     return load_model(folder)
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """Load the tokenizer of a run directory or of a local Llama-format folder.
+
+    `encode(text)` returns token ids, `decode(ids)` their text, and `eot_id` is the token before each text.
+
+    Args:
+        folder: as for `slm.load`; a Llama-format folder needs a tokenizer.json or a tokenizer.model.
+
+    Raises:
+        DataError: if the folder has no tokenizer, or a file is damaged.
+        RunError: if the run has no tokenizer.
+    """
+    from slm.evaluation.load import load_tokenizer_from
+
+    return load_tokenizer_from(folder)

@@ -14,6 +14,7 @@ from typing import IO, Any
 from slm.errors import DataError, SlmError
 
 CHUNK_BYTES = 1 << 20
+LFS_POINTER = b"version https://git-lfs"
 
 
 @contextmanager
@@ -75,6 +76,16 @@ def read_object(
     except ValueError as invalid:
         reason = f"not valid JSON: {invalid}" if path.stat().st_size else "the file is empty"
     raise error(f"{path}: not readable ({reason}); {fix}")
+
+
+def check_not_lfs_pointer(path: Path) -> None:
+    """Raise DataError if a file is the pointer that Git leaves instead of a large file."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) != LFS_POINTER:
+            return
+    raise DataError(
+        f"{path}: a Git LFS pointer instead of the file; run `git lfs pull` in {path.parent}"
+    )
 
 
 def canonical_hash(value: Any) -> str:

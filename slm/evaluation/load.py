@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from slm.data.tokenizers.hf_files import load_hf_tokenizer
+from slm.data.tokenizers.hf_files import find_tokenizer_files, load_hf_tokenizer
 from slm.data.tokenizers.tokenizer import FILE_NAME, HFTokenizer, Tokenizer, load_tokenizer
 from slm.errors import DataError, RunError
 from slm.files import read_json
+from slm.logs import log
 from slm.model.build import build_model, load_weights
-from slm.model.hf import import_llama, is_llama_folder
+from slm.model.hf import import_llama, is_llama_folder, llama_shape
 from slm.model.transformer import Transformer
 from slm.tracking.checkpoints import newest_checkpoint
 from slm.tracking.result import RunResult
 from slm.tracking.run_dir import RunDirectory
 
 CHECKPOINT_PREFIX = "model."
+UNUSUAL_UNUSED_ROWS = 1024
+"""Rows of an embedding table above its tokenizer's entries that padding to a round number does not explain."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,58 @@ def load_with_tokenizer(folder: str | Path) -> LoadedModel:
         DataError, RunError: if a file is missing or damaged, or the tokenizer does not fit the model.
     """
     path = Path(folder)
-    model = load_model(path)
+    _check_is_model(path)
+    tokenizer = load_tokenizer_from(
+        path
+    )  # first, because errors of the tokenizer take no time to find
     if is_run_directory(path):
-        tokenizer = load_tokenizer_of(path)
-        return LoadedModel(path, model, tokenizer, RunDirectory(path).result())
-    tokenizer = HFTokenizer(load_hf_tokenizer(path), _read_bos_token(path))
-    return LoadedModel(path, model, tokenizer, None)
+        run = RunDirectory(path)
+        check_vocabulary(path, tokenizer, run.spec().shape.vocab_size)
+        return LoadedModel(path, load_run(path), tokenizer, run.result())
+    check_vocabulary(path, tokenizer, llama_shape(path).vocab_size)
+    return LoadedModel(path, import_llama(path), tokenizer, None)
+
+
+def load_tokenizer_from(folder: str | Path) -> Tokenizer:
+    """Load the tokenizer of a run directory or of a Llama-format folder, without the model.
+
+    The end-of-text id of a Llama-format folder is the token that the model expects before a text: `bos_token` in
+    tokenizer_config.json, else `bos_token_id` in config.json, else the first common name.
+
+    Raises:
+        DataError, RunError: if a file is missing or damaged; the message names it.
+    """
+    path = Path(folder)
+    _check_is_model(path)
+    if is_run_directory(path):
+        return load_tokenizer_of(path)
+    try:
+        find_tokenizer_files(path)
+    except DataError:
+        raise DataError(
+            f"{path}: no tokenizer; add the tokenizer.json or tokenizer.model of the checkpoint (slm.load reads the "
+            "model without it)"
+        ) from None
+    tokenizer = load_hf_tokenizer(path)
+    return HFTokenizer(tokenizer, _start_token(path, tokenizer))
+
+
+def check_vocabulary(folder: Path, tokenizer: Tokenizer, table_rows: int) -> None:
+    """Check that the embedding table has a row for every token id; log a warning if it has far more.
+
+    Raises:
+        DataError: if the tokenizer has more entries than the table.
+    """
+    if tokenizer.vocab_size > table_rows:
+        raise DataError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} entries, but the embedding table only "
+            f"{table_rows:,} rows; use the tokenizer that the model was trained with"
+        )
+    if table_rows - tokenizer.vocab_size >= UNUSUAL_UNUSED_ROWS:
+        log.warning(
+            f"{folder}: the embedding table has {table_rows:,} rows, but the tokenizer only "
+            f"{tokenizer.vocab_size:,} entries; check that it is the model's own"
+        )
 
 
 def load_model(folder: str | Path) -> Transformer:
@@ -61,10 +111,13 @@ def load_model(folder: str | Path) -> Transformer:
         DataError, RunError: if a file is missing or damaged; the message names it.
     """
     path = Path(folder)
-    if is_run_directory(path):
-        return load_run(path)
-    if is_llama_folder(path):
-        return import_llama(path)
+    _check_is_model(path)
+    return load_run(path) if is_run_directory(path) else import_llama(path)
+
+
+def _check_is_model(path: Path) -> None:
+    if is_run_directory(path) or is_llama_folder(path):
+        return
     if not path.is_dir():
         raise DataError(f"{path}: no such folder")
     raise DataError(
@@ -115,10 +168,29 @@ def load_tokenizer_of(run: Path) -> Tokenizer:
     return load_tokenizer(run, config.end_of_text)
 
 
-def _read_bos_token(folder: Path) -> str | None:
-    """Read the bos_token of tokenizer_config.json; None leaves the choice to the tokenizer's defaults."""
+def _start_token(folder: Path, hf_tokenizer: Any) -> str | None:
+    """Return the name of the token before each text; None leaves the choice to the common names.
+
+    Raises:
+        DataError: if tokenizer_config.json names a token that the tokenizer does not have.
+    """
+    name = _read_key(folder / "tokenizer_config.json", "bos_token")
+    name = name.get("content") if isinstance(name, dict) else name
+    if name is not None:
+        if hf_tokenizer.token_to_id(name) is None:
+            raise DataError(
+                f"{folder / 'tokenizer_config.json'}: bos_token={name} is not in the tokenizer; the files belong to "
+                "different models"
+            )
+        return name
+    index = _read_key(folder / "config.json", "bos_token_id")
+    return hf_tokenizer.id_to_token(index) if isinstance(index, int) else None
+
+
+def _read_key(path: Path, key: str) -> Any:
+    """Return a value of a JSON object, or None if the file or the key is missing."""
     try:
-        token = read_json(folder / "tokenizer_config.json").get("bos_token")
+        content = read_json(path)
     except (OSError, ValueError):
         return None
-    return token.get("content") if isinstance(token, dict) else token
+    return content.get(key) if isinstance(content, dict) else None

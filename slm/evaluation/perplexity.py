@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slm.data.tokenizers.tokenizer import Tokenizer
+from slm.data.tokens.encode import describe_loss
 from slm.errors import ConfigError, Problem
+from slm.logs import log
 from slm.model.loss import IGNORED, token_nats
 from slm.model.transformer import Transformer
 from slm.summary import Summarized
@@ -106,13 +108,21 @@ def score_texts(
     """
     _check_windows(window, stride, model.shape.seq_len)
     names, sizes, documents = [], [], []
+    lossy: list[str] = []
     for name, text in texts:
         (ids,) = tokenizer.encode_batch([text])
+        if loss := describe_loss(tokenizer, text, ids):
+            lossy.append(f"{name}: {loss}")
         start = np.array([tokenizer.eot_id] if start_token else [], dtype=np.int64)
         unscored_bytes = 0 if start_token else tokenizer.count_bytes(ids[:1])
         names.append(name)
         sizes.append(len(text.encode()) - unscored_bytes)
         documents.append(np.concatenate([start, ids]).astype(np.int64))
+    if lossy:
+        log.warning(
+            f"the tokenizer changes {len(lossy)} of {len(names)} texts; bits/byte counts the bytes of the original "
+            f"text; first {lossy[0]}"
+        )
     nats = np.zeros(len(documents))
     tokens = np.zeros(len(documents), dtype=np.int64)
     windows = (w for i, ids in enumerate(documents) for w in split_windows(i, ids, window, stride))

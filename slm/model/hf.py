@@ -1,9 +1,7 @@
 """Import and export of checkpoints in the Llama format of Hugging Face.
 
-A checkpoint folder contains config.json and the weights: model.safetensors, or shards with an index,
-or torch files. Torch files are read with `weights_only`, so that no pickled code runs. The MobileLLM
-format is the same with two more keys: `share_embedding` ties the table, and `layer_sharing` runs every
-block twice in a row.
+A checkpoint folder contains config.json (`slm.model.hf_config`) and the weights (`slm.model.hf_weights`). Import
+copies tensor by tensor into fp32 parameters, so that memory holds one model and one tensor.
 
 Export folds into the weights what Llama does not have: the logit multiplier is multiplied into the
 gain of the final norm, the branch multiplier into the last matrix of each branch, and a shared block
@@ -13,29 +11,29 @@ powers of two.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from slm.architecture.shapes import ModelShape
 from slm.errors import DataError
-from slm.files import atomic_write, read_json, write_json
-from slm.model.build import load_weights
+from slm.files import atomic_write, write_json
+from slm.model.hf_config import CONFIG, parse_rope_theta, parse_shape, read_config
+from slm.model.hf_weights import SAFETENSORS as WEIGHTS
+from slm.model.hf_weights import find_weight_files, read_tensors
 from slm.model.logical_names import to_logical
 from slm.model.transformer import Transformer
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-TORCH_WEIGHTS = "pytorch_model.bin"
+HEAD = "lm_head.weight"
 MODEL_NAMES = {  # slm -> Llama
     "embedding.weight": "model.embed_tokens.weight",
     "norm.weight": "model.norm.weight",
-    "head.weight": "lm_head.weight",
+    "head.weight": HEAD,
 }
 BLOCK_NAMES = {
     "attention_norm.weight": "input_layernorm.weight",
@@ -49,13 +47,6 @@ BLOCK_NAMES = {
     "mlp.down.weight": "mlp.down_proj.weight",
 }
 BRANCH_OUTPUTS = {"attention.output.weight", "mlp.down.weight"}
-REQUIRED_INTEGERS = (
-    "num_hidden_layers",
-    "hidden_size",
-    "num_attention_heads",
-    "intermediate_size",
-    "vocab_size",
-)
 IGNORED_SUFFIX = "rotary_emb.inv_freq"  # a buffer in old checkpoints
 EXPORT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -153,141 +144,78 @@ def import_llama(folder: Path) -> Transformer:
     Raises:
         DataError: if the checkpoint is incomplete or of another kind; it names the file and the key.
     """
-    config = _read_config(folder / CONFIG)
-    shape = _parse_shape(config, folder / CONFIG)
+    config = read_config(folder / CONFIG)
+    shape = parse_shape(config, folder / CONFIG)
+    files = find_weight_files(folder)
     eps = float(config.get("rms_norm_eps", 1e-6))  # the default of transformers
-    model = Transformer(shape, rope_theta=_parse_rope_theta(config), norm_eps=eps)
-    load_weights(model, _convert_to_slm(_read_weights(folder), model, folder))
+    with SkipInitialization():
+        model = Transformer(shape, rope_theta=parse_rope_theta(config), norm_eps=eps)
+    _copy_weights(files, model, folder)
     return model.eval()
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = read_json(path)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: invalid JSON: {error}") from None
-    except FileNotFoundError:
-        raise DataError(f"{path.parent}: no {CONFIG}; give a checkpoint folder") from None
-    if not isinstance(config, dict):
-        raise DataError(f"{path}: must contain a JSON object")
-    if config.get("model_type") not in {"llama", "mobilellm"}:
-        raise DataError(
-            f"{path}: model_type={config.get('model_type')} is not supported; "
-            "it must be llama or mobilellm"
-        )
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    unsupported = {
-        "hidden_act": config.get("hidden_act", "silu") != "silu",
-        "attention_bias": config.get("attention_bias", False),
-        "mlp_bias": config.get("mlp_bias", False),
-        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
-    }
-    for key, is_set in unsupported.items():
-        if is_set:
-            raise DataError(f"{path}: {key}={config.get(key, rope)} is not supported by slm")
-    return config
+def llama_shape(folder: Path) -> ModelShape:
+    """Read the shape in the config.json of a Llama or MobileLLM checkpoint, without the weights.
+
+    Raises:
+        DataError: if config.json is missing, damaged or of another kind of model.
+    """
+    return parse_shape(read_config(folder / CONFIG), folder / CONFIG)
 
 
-def _parse_shape(config: Mapping[str, Any], path: Path) -> ModelShape:
-    for key in REQUIRED_INTEGERS:
-        if not isinstance(config.get(key), int):
-            raise DataError(f"{path}: {key}={config.get(key)} must be an integer")
-    heads, width = config["num_attention_heads"], config["hidden_size"]
-    # `layer_sharing_repeats` exists only in transformers' port of MobileLLM-LS; the published
-    # checkpoints have the flag `layer_sharing`, which means 2 passes.
-    sharing = config.get("layer_sharing_repeats", 2) if config.get("layer_sharing") else 1
-    return ModelShape(
-        n_layers=config["num_hidden_layers"],
-        d_model=width,
-        n_heads=heads,
-        n_kv_heads=config.get("num_key_value_heads") or heads,
-        d_head=config.get("head_dim") or width // heads,
-        d_ff=config["intermediate_size"],
-        vocab_size=config["vocab_size"],
-        seq_len=config.get("max_position_embeddings", 2048),
-        tied=bool(config.get("share_embedding") or config.get("tie_word_embeddings")),
-        layer_sharing=sharing,
-    )
+class SkipInitialization(TorchFunctionMode):
+    """Context in which `torch.nn.init` does nothing, because all weights are read from files.
+
+    The initialization takes longer than reading the weights.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
-def _parse_rope_theta(config: Mapping[str, Any]) -> float:
-    rope = config.get("rope_parameters") or {}
-    return float(rope.get("rope_theta", config.get("rope_theta", 10_000.0)))
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    for name, read in ((WEIGHTS, _read_safetensors), (TORCH_WEIGHTS, _read_torch)):
-        index = folder / f"{name}.index.json"
-        if (folder / name).is_file():
-            return read(folder / name)
-        if index.is_file():
-            parts = [read(folder / shard) for shard in _read_index(index)]
-            return {key: value for part in parts for key, value in part.items()}
-    raise DataError(
-        f"{folder}: no weights; need {WEIGHTS}, {TORCH_WEIGHTS} or shards with an index"
-    )
-
-
-def _read_index(index: Path) -> list[str]:
-    try:
-        return sorted(set(read_json(index)["weight_map"].values()))
-    except (json.JSONDecodeError, KeyError, AttributeError, TypeError):
-        raise DataError(f"{index}: not a shard index (no `weight_map`)") from None
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing, but listed in the shard index") from None
-    except SafetensorError as error:
-        raise DataError(f"{path}: damaged file: {error}") from None
-
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing, but listed in the shard index") from None
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: damaged, or contains more than tensors: {reason}") from None
-
-
-def _convert_to_slm(
-    tensors: dict[str, Tensor], model: Transformer, folder: Path
-) -> dict[str, Tensor]:
-    """Return the logical tensors of `model` from Llama tensors; used ones are removed from `tensors`.
+@torch.no_grad()
+def _copy_weights(files: list[Path], model: Transformer, folder: Path) -> None:
+    """Copy every tensor of the files into its parameter; each is converted on its own.
 
     Raises:
         DataError: if tensors are missing, unexpected, or have the wrong shape.
     """
     parameters = to_logical(dict(model.named_parameters()), model.shape)
-    names = {name: _llama_name(name) for name in parameters}
-    missing = sorted(set(names.values()) - set(tensors))
-    if missing:
-        raise DataError(f"{folder}: {len(missing)} missing tensors; the first is {missing[0]}")
-    state = {name: tensors.pop(llama_name).float() for name, llama_name in names.items()}
-    if model.shape.tied:
-        table = state["embedding.weight"]
-        head = tensors.pop(MODEL_NAMES["head.weight"], table)
-        if not torch.equal(head.float(), table):
-            raise DataError(
-                f"{folder}: {CONFIG} ties the head, but lm_head and embed_tokens differ"
-            )
-        state["head.weight"] = table
-    unexpected = sorted(name for name in tensors if not name.endswith(IGNORED_SUFFIX))
+    targets = {_llama_name(name): tensor for name, tensor in parameters.items()}
+    unexpected: list[str] = []
+    head = None  # of a tied model: a copy of the table
+    for name, tensor in read_tensors(files):
+        target = targets.pop(name, None)
+        if target is not None:
+            if tensor.shape != target.shape:
+                found, required = tuple(tensor.shape), tuple(target.shape)
+                raise DataError(
+                    f"{folder}: {name} has shape {found}, but {CONFIG} requires {required}"
+                )
+            target.copy_(tensor)
+        elif name == HEAD and model.shape.tied:
+            head = tensor
+        elif not name.endswith(IGNORED_SUFFIX):
+            unexpected.append(name)
+    if targets:
+        raise DataError(_missing(sorted(targets), folder))
     if unexpected:
         raise DataError(
-            f"{folder}: {len(unexpected)} unexpected tensors; the first is {unexpected[0]}"
+            f"{folder}: {len(unexpected)} unexpected tensors; the first is {min(unexpected)}"
         )
-    for name, parameter in parameters.items():
-        found, expected = tuple(state[name].shape), tuple(parameter.shape)
-        if found != expected:
-            raise DataError(
-                f"{folder}: {names[name]} has shape {found}, but {CONFIG} requires {expected}"
-            )
-    return state
+    if head is not None and not torch.equal(head.float(), parameters["embedding.weight"]):
+        raise DataError(f"{folder}: {CONFIG} ties the head, but lm_head and embed_tokens differ")
+
+
+def _missing(names: list[str], folder: Path) -> str:
+    if names == [HEAD]:
+        return f"{folder}: no {HEAD}; if the head is the embedding table, set tie_word_embeddings to true in {CONFIG}"
+    return f"{folder}: {len(names)} missing tensors; the first is {names[0]}"
 
 
 def _llama_name(name: str) -> str:

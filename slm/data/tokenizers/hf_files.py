@@ -1,4 +1,7 @@
-"""Tokenizers of the Hugging Face library `tokenizers`: reading their files, training a BPE."""
+"""Tokenizers of the Hugging Face library `tokenizers`: reading their files, training a BPE.
+
+A SentencePiece model is converted when it is read (`slm.data.tokenizers.sentencepiece_model`).
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from slm.config.schema import TokenizerConfig
+from slm.data.tokenizers.sentencepiece_model import load_sentencepiece
 from slm.errors import DataError
-from slm.files import size_and_mtime
+from slm.files import check_not_lfs_pointer, size_and_mtime
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_NAMES = (
@@ -24,17 +28,22 @@ END_OF_TEXT_NAMES = (
     "<|begin_of_text|>",
 )
 LIBRARY_FILE = "tokenizer.json"
+SENTENCEPIECE_FILE = "tokenizer.model"
 
 
 def load_hf_tokenizer(path: Path) -> Any:
-    """Load a `tokenizers.Tokenizer` from a tokenizer.json, or from a folder with one or GPT-2's files.
+    """Load a `tokenizers.Tokenizer` from a file, or from a folder with a tokenizer (`find_tokenizer_files`).
 
     Raises:
-        DataError: if the files are missing or not in the format of `tokenizers`.
+        DataError: if the files are missing or in no known format.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     files = find_tokenizer_files(path)
+    for file in files:
+        check_not_lfs_pointer(file)
+    if files[0].suffix == Path(SENTENCEPIECE_FILE).suffix:
+        return load_sentencepiece(files[0])
     try:
         if len(files) == 1:
             tokenizer = Tokenizer.from_file(str(files[0]))
@@ -45,8 +54,8 @@ def load_hf_tokenizer(path: Path) -> Any:
         tokenizer = Tokenizer(models.BPE.from_file(vocabulary, merges))
     except Exception as error:  # `tokenizers` raises plain Exception
         raise DataError(
-            f"tokenizer.path={path}: not a tokenizer of the library `tokenizers` ({error}); give a "
-            "tokenizer.json, or a folder with vocab.json and merges.txt"
+            f"{files[0]}: not a tokenizer of the library `tokenizers` ({error}); give a "
+            "tokenizer.json, a tokenizer.model, or a folder with vocab.json and merges.txt"
         ) from None
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -54,21 +63,22 @@ def load_hf_tokenizer(path: Path) -> Any:
 
 
 def find_tokenizer_files(path: Path) -> list[Path]:
-    """Return the path of tokenizer.json, or the paths of vocab.json and merges.txt (GPT-2's format).
+    """Return the path of tokenizer.json, else of tokenizer.model, else of GPT-2's vocab.json and merges.txt.
 
     Raises:
         DataError: if there are none.
     """
     if path.is_file():
         return [path]
-    if (path / LIBRARY_FILE).is_file():
-        return [path / LIBRARY_FILE]
+    for name in (LIBRARY_FILE, SENTENCEPIECE_FILE):
+        if (path / name).is_file():
+            return [path / name]
     pair = [sorted(path.glob(f"*{name}")) for name in ("vocab.json", "merges.txt")]
     if all(len(found) == 1 for found in pair):
         return [found[0] for found in pair]
     raise DataError(
-        f"tokenizer.path={path}: no tokenizer found; give a tokenizer.json, or a folder that contains "
-        "one, or a folder with one vocab.json and one merges.txt"
+        f"tokenizer.path={path}: no tokenizer found; give a tokenizer.json, a tokenizer.model, a "
+        "folder that contains either, or a folder with one vocab.json and one merges.txt"
     )
 
 

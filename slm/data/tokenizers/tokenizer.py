@@ -28,6 +28,7 @@ from slm.data.tokenizers.hf_files import (
     read_tokenizer_file,
     train_bpe,
 )
+from slm.data.tokenizers.kinds import is_byte_level, long_text_rule
 from slm.errors import ConfigError, Problem
 from slm.files import atomic_write, read_object, write_json
 
@@ -35,21 +36,32 @@ Ids = NDArray[np.integer]
 ASCII_ALPHABET = bytes([*b"\t\n", *range(32, 127)])
 FILE_NAME = LIBRARY_FILE  # of a tokenizer of bytes or characters too
 PIECE_CHARACTERS = 1 << 20
-# GPT-2's pre-tokenizer always splits here, so splitting before encoding does not change the ids.
+# GPT-2's pre-tokenizer splits here, as the one for SentencePiece does: splitting before encoding keeps the ids.
 BETWEEN_WORDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
 
 
 class Tokenizer(ABC):
-    """Converts text to token ids and back without loss."""
+    """Converts text to token ids and back without loss.
+
+    Attributes:
+        vocab_size: number of ids.
+        eot_id: id of the token before each text.
+    """
 
     vocab_size: int
     eot_id: int
 
     @abstractmethod
-    def encode_batch(self, texts: Sequence[str]) -> list[Ids]: ...
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """Return the ids of each text, without an end-of-text token."""
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """Return the ids of one text, without an end-of-text token."""
+        return self.encode_batch([text])[0].astype(np.int64)
 
     @abstractmethod
-    def decode(self, ids: Ids) -> str: ...
+    def decode(self, ids: Ids) -> str:
+        """Return the text of ids; end-of-text tokens are left out."""
 
     @abstractmethod
     def count_bytes(self, ids: Ids) -> int:
@@ -141,19 +153,22 @@ class HFTokenizer(Tokenizer):
         self.vocab_size = max(vocabulary.values()) + 1
         self.end_of_text = find_end_of_text(vocabulary, end_of_text)
         self.eot_id = vocabulary[self.end_of_text]
-        self._is_byte_level = _is_plain_byte_level(hf_tokenizer)
+        saved = json.loads(hf_tokenizer.to_str())
+        self._is_byte_level = is_byte_level(saved)
+        self._long_text = long_text_rule(saved)
         if self._is_byte_level:
             self._build_byte_tables(vocabulary)
 
     def _build_byte_tables(self, vocabulary: Mapping[str, int]) -> None:
         """Build tables of the bytes of each id; byte-level BPE writes each byte as one character."""
         byte_of = {character: byte for byte, character in enumerate(byte_characters())}
+        added = self._hf_tokenizer.get_added_tokens_decoder()  # written as plain text, not as bytes
         entries = [b""] * self.vocab_size
         for entry, index in vocabulary.items():
-            if index != self.eot_id and all(character in byte_of for character in entry):
-                entries[index] = bytes(byte_of[character] for character in entry)
-            elif index != self.eot_id:  # an added token, written as plain text
-                entries[index] = entry.encode()
+            if index == self.eot_id:
+                continue
+            is_plain = index in added or not all(character in byte_of for character in entry)
+            entries[index] = entry.encode() if is_plain else bytes(byte_of[c] for c in entry)
         self._bytes_of_id = np.array([len(entry) for entry in entries])
         self._offset_of_id = np.cumsum(self._bytes_of_id) - self._bytes_of_id
         self._entries = np.frombuffer(b"".join(entries), dtype=np.uint8)
@@ -170,12 +185,13 @@ class HFTokenizer(Tokenizer):
 
         `tokenizers` needs memory of about 100 times the size of one text.
         """
-        if len(text) <= PIECE_CHARACTERS or not self._is_byte_level:
+        if len(text) <= PIECE_CHARACTERS or self._long_text == "whole":
             return [text]
         pieces, start = [], 0
         while cut := BETWEEN_WORDS.search(text, start + PIECE_CHARACTERS):
             pieces.append(text[start : cut.start()])
-            start = cut.start()
+            # Where a space is put before each text, that space replaces the one at the cut.
+            start = cut.start() + (self._long_text == "prefixed")
         return [*pieces, text[start:]]
 
     def decode(self, ids: Ids) -> str:
@@ -214,19 +230,6 @@ class HFTokenizer(Tokenizer):
     def save(self, folder: Path) -> None:
         with atomic_write(folder / FILE_NAME) as temporary:
             self._hf_tokenizer.save(str(temporary))
-
-
-def _is_plain_byte_level(hf_tokenizer: Any) -> bool:
-    """Return whether this is byte-level BPE with GPT-2's pattern and without any normalizer."""
-    saved = json.loads(hf_tokenizer.to_str())
-    first = saved["pre_tokenizer"] or {}
-    return (
-        saved["normalizer"] is None
-        and first.get("type") == "ByteLevel"
-        and first.get("use_regex", True)
-        and not first["add_prefix_space"]
-        and (saved["decoder"] or {}).get("type") == "ByteLevel"
-    )
 
 
 @dataclass(frozen=True)

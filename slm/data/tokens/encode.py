@@ -163,13 +163,19 @@ def encode_and_check(tokenizer: Tokenizer, texts: list[str]) -> list[Ids]:
     """
     encoded = tokenizer.encode_batch(texts)
     for text, ids in zip(texts, encoded, strict=True):
-        if not tokenizer.round_trips(text, ids):
-            decoded = tokenizer.decode(ids)
-            pairs = enumerate(zip(text, decoded, strict=False))
-            start = next((i for i, (a, b) in pairs if a != b), min(len(text), len(decoded)))
-            quoted = slice(start, start + MAX_QUOTED_CHARACTERS)
+        if loss := describe_loss(tokenizer, text, ids):
             raise DataError(
-                f"the tokenizer is not lossless: {text[quoted]!r} is decoded as {decoded[quoted]!r}, so "
-                "bits per byte would be wrong; use a lossless tokenizer"
+                f"the tokenizer is not lossless: {loss}, so bits per byte would be wrong; use a lossless tokenizer"
             )
     return encoded
+
+
+def describe_loss(tokenizer: Tokenizer, text: str, ids: Ids) -> str | None:
+    """Return the first difference between a text and its decoded ids, in ASCII, or None if they are equal."""
+    if tokenizer.round_trips(text, ids):
+        return None
+    decoded = tokenizer.decode(ids)
+    pairs = enumerate(zip(text, decoded, strict=False))
+    start = next((i for i, (a, b) in pairs if a != b), min(len(text), len(decoded)))
+    quoted = slice(start, start + MAX_QUOTED_CHARACTERS)
+    return f"{text[quoted]!a} is decoded as {decoded[quoted]!a}"
