@@ -8,11 +8,18 @@ from tempfile import TemporaryDirectory
 from slm.data.tokenizers.export import save_for_transformers
 from slm.data.tokenizers.gguf import GGUFVocabulary, gguf_vocabulary
 from slm.errors import ConfigError, DataError, Problem
-from slm.evaluation.load import LoadedModel, load_run, load_tokenizer_of, load_with_tokenizer
+from slm.evaluation.load import (
+    LoadedModel,
+    is_run_directory,
+    load_run,
+    load_tokenizer_of,
+    load_with_tokenizer,
+)
 from slm.evaluation.model_card import ExportedFile, model_card
 from slm.files import atomic_write, write_text
 from slm.model.gguf import add_model, require_gguf
 from slm.model.hf import check_llama_format, export_llama
+from slm.model.hf_config import CONFIG, read_config
 from slm.model.transformer import Transformer
 from slm.tracking.run_dir import RunDirectory
 
@@ -72,11 +79,21 @@ def export_gguf(source: Path, out: Path, dtype: str = "fp32") -> None:
             raise DataError(f"out={out}: {path.name} exists already; choose a new name")
     loaded = load_with_tokenizer(source)
     check_llama_format(loaded.model.shape)
-    vocabulary = gguf_vocabulary(loaded.tokenizer, loaded.model.shape.vocab_size)
+    vocabulary = gguf_vocabulary(
+        loaded.tokenizer, loaded.model.shape.vocab_size, _read_eos_id(source)
+    )
     text = model_card(loaded, ExportedFile("gguf", out.name, dtype))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_gguf(loaded.model, vocabulary, out, name=loaded.name, dtype=dtype)
     write_text(card, text)
+
+
+def _read_eos_id(source: Path) -> int | None:
+    """Return the token that ends a text in a Llama-format folder; None for a run and if there is none."""
+    if is_run_directory(source):
+        return None
+    eos_id = read_config(source / CONFIG).get("eos_token_id")
+    return eos_id[0] if isinstance(eos_id, list) else eos_id
 
 
 def write_gguf(

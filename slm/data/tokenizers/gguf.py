@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from slm.data.tokenizers.export import build_hf_byte_tokenizer
 from slm.data.tokenizers.hf_files import END_OF_TEXT
+from slm.data.tokenizers.kinds import SPACE, WORDS
 from slm.data.tokenizers.tokenizer import ByteTokenizer, HFTokenizer, Tokenizer
 from slm.errors import DataError
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-SPACE = "▁"  # SentencePiece's character for a space
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 DIGITS = {"type": "Digits", "individual_digits": True}
 PRE_TOKENIZERS = {  # llama.cpp's name -> definition of the library `tokenizers`
@@ -56,8 +56,10 @@ class GGUFVocabulary:
     """Name of the pre-tokenizer."""
     tokens: list[str]
     kinds: list[TokenKind]
-    eot_id: int
-    """BOS and EOS token; llama.cpp adds it at the start of a prompt, as each training document has it."""
+    bos_id: int
+    """Token that llama.cpp adds at the start of a prompt, as each training document has it."""
+    eos_id: int
+    """Token at which llama.cpp stops."""
     merges: list[str] | None = None
     """Pairs of tokens separated by a space, the first merged first; for gpt2."""
     scores: list[float] | None = None
@@ -74,15 +76,17 @@ class GGUFVocabulary:
             writer.add_token_merges(self.merges)
         if self.scores is not None:
             writer.add_token_scores(self.scores)
-        writer.add_bos_token_id(self.eot_id)
-        writer.add_eos_token_id(self.eot_id)
+        writer.add_bos_token_id(self.bos_id)
+        writer.add_eos_token_id(self.eos_id)
         writer.add_add_bos_token(True)
         writer.add_add_eos_token(False)
         writer.add_add_space_prefix(self.add_space_prefix)
 
 
-def gguf_vocabulary(tokenizer: Tokenizer, rows: int) -> GGUFVocabulary:
+def gguf_vocabulary(tokenizer: Tokenizer, rows: int, eos_id: int | None = None) -> GGUFVocabulary:
     """Return the vocabulary of a tokenizer for a model whose embedding table has that many rows.
+
+    `eos_id=None` means that the end-of-text token, which starts a document, also ends it.
 
     Raises:
         DataError: if llama.cpp cannot give the same ids, or the tokenizer has more tokens than rows.
@@ -102,19 +106,16 @@ def gguf_vocabulary(tokenizer: Tokenizer, rows: int) -> GGUFVocabulary:
     model = saved["model"]
     _check_bpe(model)
     tokens, kinds = _tokens(saved, rows)
-    eot_id = tokens.index(end_of_text)
-    kinds[eot_id] = TokenKind.CONTROL
+    bos_id = tokens.index(end_of_text)
+    kinds[bos_id] = TokenKind.CONTROL
+    ends = bos_id, bos_id if eos_id is None else eos_id
     merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
     if model["byte_fallback"]:
-        add_space_prefix = _adds_space_prefix(saved)
-        scores = _scores(tokens, merges)
-        return GGUFVocabulary(
-            "llama", "default", tokens, kinds, eot_id, None, scores, add_space_prefix
-        )
-    pre = _pre_tokenizer(saved)
+        adds_space, scores = _adds_space_prefix(saved), _scores(tokens, merges)
+        return GGUFVocabulary("llama", "default", tokens, kinds, *ends, None, scores, adds_space)
     # GGUF has no empty arrays, and llama.cpp requires merges: this one can never apply.
     lines = [" ".join(pair) for pair in merges] or [f"{end_of_text} {end_of_text}"]
-    return GGUFVocabulary("gpt2", pre, tokens, kinds, eot_id, lines)
+    return GGUFVocabulary("gpt2", _pre_tokenizer(saved), tokens, kinds, *ends, lines)
 
 
 def _check_bpe(model: Mapping[str, Any]) -> None:
@@ -199,7 +200,8 @@ def _adds_space_prefix(saved: Mapping[str, Any]) -> bool:
     pre_tokenizer = _without_offsets(saved["pre_tokenizer"])
     prepend = {"type": "Prepend", "prepend": SPACE}
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    if pre_tokenizer is None and normalizer in ([prepend, replace], [replace]):
+    split = {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Isolated", "invert": False}
+    if pre_tokenizer in (None, split) and normalizer in ([prepend, replace], [replace]):
         return normalizer[0] == prepend
     if not normalizer and pre_tokenizer is not None:
         metaspace = {"type": "Metaspace", "replacement": SPACE, "split": False}

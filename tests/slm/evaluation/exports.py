@@ -11,6 +11,7 @@ import torch
 from slm.architecture.shapes import ModelShape
 from slm.config.schema import Config, ParametrizationConfig
 from slm.data.tokenizers.hf_files import byte_characters
+from slm.data.tokenizers.sentencepiece_model import load_sentencepiece
 from slm.data.tokenizers.tokenizer import HFTokenizer
 from slm.model.build import build_model
 from slm.model.parametrization import Parametrization, initialize
@@ -90,9 +91,8 @@ def byte_level_bpe(pre_tokenizer: Any, vocab_size: int = 500) -> HFTokenizer:
 
 
 def sentencepiece_bpe(folder: Path, vocab_size: int = 800) -> HFTokenizer:
-    """Train a SentencePiece BPE with byte fallback as Llama's, and convert it as transformers does."""
+    """Train a SentencePiece BPE with byte fallback, as Llama's, and convert it as an import does."""
     import sentencepiece
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
     text = folder / "text.txt"
     text.write_text("\n".join(texts_of_the_docs()), encoding="utf-8")
@@ -101,30 +101,4 @@ def sentencepiece_bpe(folder: Path, vocab_size: int = 800) -> HFTokenizer:
         byte_fallback=True, split_digits=True, normalization_rule_name="identity",
         remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, minloglevel=2,
     )  # fmt: skip
-    pieces = sentencepiece.SentencePieceProcessor(str(folder / "sp.model"))
-    vocabulary = {pieces.id_to_piece(index): index for index in range(vocab_size)}
-    merges = [
-        (piece[:cut], piece[cut:])
-        for piece in sorted(vocabulary, key=lambda piece: -pieces.get_score(vocabulary[piece]))
-        if pieces.get_score(vocabulary[piece]) < 0 or len(piece) == 2
-        for cut in range(1, len(piece))
-        if not pieces.is_byte(vocabulary[piece]) and not pieces.is_control(vocabulary[piece])
-        if piece[:cut] in vocabulary and piece[cut:] in vocabulary
-    ]
-    tokenizer = Tokenizer(
-        models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>")
-    )
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    specials = ("<unk>", "<s>", "</s>")
-    tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in specials])
-    return HFTokenizer(tokenizer, "<s>")
+    return HFTokenizer(load_sentencepiece(folder / "sp.model"), "<s>")
