@@ -5,6 +5,7 @@ A fact that the source does not record is left out: a Llama-format folder has no
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def model_card(loaded: LoadedModel, exported: ExportedFile) -> str:
     )
     environment.filters["cell"] = lambda text: text.replace("|", "\\|")
     spec = RunDirectory(loaded.folder).spec() if is_run_directory(loaded.folder) else None
-    return environment.get_template(TEMPLATE).render(
+    card = environment.get_template(TEMPLATE).render(
         title=loaded.name if spec is None else display_name(spec),
         exported=exported,
         start=getattr(loaded.tokenizer, "end_of_text", END_OF_TEXT),
@@ -79,13 +80,14 @@ def model_card(loaded: LoadedModel, exported: ExportedFile) -> str:
         training=[] if spec is None else [*_training_facts(loaded.folder, spec, loaded.result)],
         results=[] if loaded.result is None else [*_result_facts(loaded.result)],
     )
+    return re.sub(r"\n{3,}", "\n\n", card)
 
 
 def _model_facts(model: Transformer, tokenizer: Tokenizer, dtype: str) -> Facts:
     shape = model.shape
     counts = count_parameters(shape)
     passes = f", each runs {shape.layer_sharing} times in a row" if shape.layer_sharing > 1 else ""
-    yield "architecture", "Llama (RMSNorm, RoPE, SwiGLU, grouped-query attention), no biases"
+    yield "architecture", "Llama (RMSNorm, RoPE, SwiGLU), no biases"
     yield "blocks", f"{shape.n_layers}{passes}"
     yield "width", f"d_model {shape.d_model}, d_ff {shape.d_ff}"
     yield (
@@ -108,8 +110,9 @@ def _describe_tokenizer(tokenizer: Tokenizer) -> str:
     if isinstance(tokenizer, ByteTokenizer):
         escapes = "; any other byte is an escape and two tokens" if tokenizer.escapes else ""
         return f"one token per byte ({tokenizer.kind}){escapes}"
-    start = tokenizer.end_of_text if isinstance(tokenizer, HFTokenizer) else END_OF_TEXT
-    return f"subwords; `{start}` starts each document"
+    assert isinstance(tokenizer, HFTokenizer)
+    kind = tokenizer.definition()["model"]["type"]
+    return f"{kind}; `{tokenizer.end_of_text}` starts each document"
 
 
 def _training_facts(run: Path, spec: RunSpec, result: RunResult | None) -> Facts:
