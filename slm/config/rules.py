@@ -199,7 +199,7 @@ def _check_vocab_size(config: Config) -> Iterator[Problem]:
 
 def _check_tokenizer_file(config: Config) -> Iterator[Problem]:
     if config.tokenizer.kind == "file" and config.tokenizer.path is None:
-        fix = "set it to a tokenizer.json, or to a folder with GPT-2's vocab.json and merges.txt"
+        fix = "set it to a tokenizer.json, a tokenizer.model, or a folder with GPT-2's vocab.json and merges.txt"
         yield Problem("tokenizer.path", None, "is needed for tokenizer.kind=file", fix)
 
 

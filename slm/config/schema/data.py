@@ -89,8 +89,8 @@ class TokenizerConfig:
     """Vocabulary size of a bpe, including the end-of-text token; must be null for the other kinds, whose
     vocabulary is fixed."""
     path: str | None = None
-    """For kind=file: a tokenizer.json, or a folder with one (every folder of prepared tokens has one) or with
-    GPT-2's vocab.json and merges.txt."""
+    """For kind=file: a tokenizer.json or tokenizer.model (SentencePiece), or a folder with one (every folder of
+    prepared tokens has a tokenizer.json) or with GPT-2's vocab.json and merges.txt."""
     end_of_text: str | None = None
     """For kind=file: the token at the start of each document; null looks for the usual names."""
     train_text_bytes: Size = 1_000_000_000

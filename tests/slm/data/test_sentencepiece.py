@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,19 @@ def test_ids_of_published_corpora_equal_those_of_sentencepiece(
         with (TEST_DATA / name).open(encoding="utf-8", newline="") as file:
             text = file.read(1 << 19)
         assert_same_ids(tokenizer, processor, [text, *text.splitlines(keepends=True)])
+
+
+def test_saved_tokenizer_gives_the_same_ids_in_transformers(
+    folder: Path, processor: Any, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    load_hf_tokenizer(folder).save(str(tmp_path / "tokenizer.json"))
+    reader = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    special = re.compile("</?s>|<unk>")  # transformers parses these in a text
+    for text in (special.sub("", text) for text in [*EDGES, prose()]):
+        ids = processor.encode(text)
+        assert reader.encode(text, add_special_tokens=False) == ids
+        assert reader.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
 def test_documents_of_a_stream_are_decoded(tokenizer: HFTokenizer) -> None:

@@ -223,6 +223,38 @@ def test_tokenizer_errors_come_before_the_weights_are_read(
         load_with_tokenizer(checkpoint)
 
 
+def test_mobilellm_folder_with_a_sentencepiece_model(prose: str, tmp_path: Path) -> None:
+    """Texts start with <s>, every byte counts once, and the first token of a text may be a lone space."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    with (tmp_path / "tokenizer.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(prose.splitlines()),
+            model_writer=file,
+            model_type="bpe",
+            vocab_size=400,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            minloglevel=2,
+        )
+    save_checkpoint(tmp_path, rows=400, bos_token_id=1)
+    write_json(tmp_path / "tokenizer_config.json", {"bos_token": "<s>", "eos_token": "</s>"})
+    loaded = load_with_tokenizer(tmp_path)
+    assert (loaded.tokenizer.vocab_size, loaded.tokenizer.eot_id) == (400, 1)
+    named = [(text, text) for text in TEXTS if text]
+    for start_token in (True, False):
+        scores = score_texts(
+            loaded.model, loaded.tokenizer, named, window=16, stride=8, start_token=start_token
+        )
+        first = [loaded.tokenizer.decode(loaded.tokenizer.encode(text)[:1]) for text, _ in named]
+        unscored = [0 if start_token else len(text.encode()) for text in first]
+        sizes = [len(text.encode()) for text, _ in named]
+        assert [score.text_bytes for score in scores] == list(np.subtract(sizes, unscored))
+    save_checkpoint(tmp_path, rows=399, bos_token_id=1)
+    with pytest.raises(DataError, match=r"tokenizer has 400 entries, .* table only 399 rows"):
+        load_with_tokenizer(tmp_path)
+
+
 def test_model_loads_without_a_tokenizer(checkpoint: Path) -> None:
     (checkpoint / "tokenizer.json").unlink()
     assert slm.load(checkpoint).shape.vocab_size == 400

@@ -85,7 +85,7 @@ SIZES = (
     "intermediate_size",
 )
 PUBLISHED: list[tuple[str, dict[str, Any], tuple[int, ...], int]] = [
-    # name, keys, sizes, parameters
+    # name, keys, sizes, parameters; the model cards say 124.6M, 345.3M, 603.1M, 1.01B, 1.51B; 135M, 360M
     ("MobileLLM-125M", MOBILELLM, (30, 576, 9, 3, 1536), 124_635_456),
     ("MobileLLM-350M", MOBILELLM, (32, 960, 15, 5, 2560), 345_355_200),
     ("MobileLLM-600M", MOBILELLM, (40, 1152, 18, 6, 3072), 603_188_352),
