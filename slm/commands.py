@@ -232,17 +232,36 @@ COMMANDS = {
         flags={"documents": "print the scores of every document too", **JSON},
     ),
     "export": Command(
-        "save the model and tokenizer of a run in the format of transformers",
+        "save the model and tokenizer of a run in the format of transformers or llama.cpp",
         "slm.evaluation.export:export",
-        "transformers loads the folder with AutoModelForCausalLM and AutoTokenizer.",
-        ("python -m slm export run=runs/demo/RUN_ID out=exported",),
+        "format=hf writes a folder that transformers loads with AutoModelForCausalLM and AutoTokenizer. format=gguf "
+        "writes one file for llama.cpp; it needs the extra `gguf`. A model card with the facts of the run is written "
+        "with them: README.md in the folder, or NAME.md beside NAME.gguf.",
+        (
+            "python -m slm export run=runs/demo/RUN_ID out=exported",
+            "python -m slm export run=runs/single/RUN_ID out=model.gguf format=gguf dtype=bf16",
+        ),
         keys={
-            "run": {**RUN, "required": True},
+            "run": {
+                **RUN,
+                "required": True,
+                "help": "run directory, such as runs/demo/RUN_ID; with format=gguf also a Llama-format folder",
+            },
             "out": {
-                "metavar": "DIR",
+                "metavar": "PATH",
                 "type": Path,
                 "required": True,
-                "help": "folder to write, new or empty",
+                "help": "folder to write, new or empty; with format=gguf a new file NAME.gguf",
+            },
+            "format": {
+                "choices": ("hf", "gguf"),
+                "default": "hf",
+                "help": "hf: folder for transformers; gguf: file for llama.cpp; default: %(default)s",
+            },
+            "dtype": {
+                "choices": ("fp32", "fp16", "bf16"),
+                "default": "fp32",
+                "help": "number format of the weights; in a GGUF file norms stay fp32; default: %(default)s",
             },
         },
     ),

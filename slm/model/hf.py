@@ -48,35 +48,46 @@ BLOCK_NAMES = {
 }
 BRANCH_OUTPUTS = {"attention.output.weight", "mlp.down.weight"}
 IGNORED_SUFFIX = "rotary_emb.inv_freq"  # a buffer in old checkpoints
+EXPORT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def is_llama_folder(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def export_llama(model: Transformer, folder: Path, eot_id: int | None = None) -> None:
-    """Write config.json and model.safetensors for `transformers.LlamaForCausalLM`, in fp32.
+def export_llama(
+    model: Transformer, folder: Path, eot_id: int | None = None, dtype: str = "fp32"
+) -> None:
+    """Write config.json and model.safetensors for `transformers.LlamaForCausalLM`, in fp32, fp16 or bf16.
 
     Raises:
         DataError: if the model has a GELU MLP or qk_norm, which the Llama format does not support.
     """
-    shape = model.shape
+    check_llama_format(model.shape)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.to(EXPORT_DTYPES[dtype]) for name, tensor in llama_tensors(model)}
+    with atomic_write(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.chmod(0o644)  # safetensors creates files that only the owner can read
+    write_json(folder / CONFIG, llama_config(model, eot_id, dtype))
+
+
+def check_llama_format(shape: ModelShape) -> None:
+    """Raise a DataError if the model has a GELU MLP or qk_norm, which the Llama format does not support."""
     unsupported = {"model.mlp=gelu": shape.mlp != "swiglu", "model.qk_norm=true": shape.qk_norm}
     for setting, is_set in unsupported.items():
         if is_set:
             raise DataError(
                 f"{setting}: not supported by the Llama format; use the checkpoint of the run instead"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / WEIGHTS) as temporary:
-        save_file(dict(_llama_tensors(model)), temporary, metadata={"format": "pt"})
-        temporary.chmod(0o644)  # safetensors creates files that only the owner can read
-    write_json(folder / CONFIG, llama_config(model, eot_id))
 
 
-def llama_config(model: Transformer, eot_id: int | None = None) -> dict[str, Any]:
+def llama_config(
+    model: Transformer, eot_id: int | None = None, dtype: str = "fp32"
+) -> dict[str, Any]:
     """Return the content of config.json."""
     shape = model.shape
+    torch_name = str(EXPORT_DTYPES[dtype]).removeprefix("torch.")
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -97,13 +108,18 @@ def llama_config(model: Transformer, eot_id: int | None = None) -> dict[str, Any
         "mlp_bias": False,
         "bos_token_id": eot_id,
         "eos_token_id": eot_id,
-        "dtype": "float32",
-        "torch_dtype": "float32",
+        "dtype": torch_name,
+        "torch_dtype": torch_name,
     }
 
 
-def _llama_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    """Yield Llama's names and fp32 tensors, with the multipliers folded in."""
+def llama_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """Yield Llama's names and fp32 tensors, with the multipliers folded in.
+
+    Raises:
+        DataError: if the model has a GELU MLP or qk_norm.
+    """
+    check_llama_format(model.shape)
     for name, parameter in to_logical(model.state_dict(), model.shape).items():
         tensor = parameter.detach().float().cpu()
         if name == "norm.weight":

@@ -223,6 +223,10 @@ class HFTokenizer(Tokenizer):
         cuts = [0, *ends[np.flatnonzero(ids == self.eot_id)[1:]].tolist(), len(text)]
         return [text[start:end] for start, end in pairwise(cuts)]
 
+    def definition(self) -> dict[str, Any]:
+        """Return the content of its tokenizer.json."""
+        return json.loads(self._hf_tokenizer.to_str())
+
     def save(self, folder: Path) -> None:
         with atomic_write(folder / FILE_NAME) as temporary:
             self._hf_tokenizer.save(str(temporary))

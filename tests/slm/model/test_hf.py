@@ -291,6 +291,7 @@ def test_export_command(
             main()
         printed = capsys.readouterr()
         assert stopped.value.code == code and message in printed.out + printed.err
-    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    tokenizer_files = {"tokenizer.json", "tokenizer_config.json"}
+    names = {"README.md", "config.json", "model.safetensors", *tokenizer_files}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     assert not (tmp_path / "b").exists()
