@@ -33,6 +33,11 @@ PAIRS = [
 ]
 
 
+needs_data = pytest.mark.skipif(
+    not TASK_DATA.is_dir(), reason=f"{TASK_DATA} is absent; set SLM_TEST_DATA to the test data"
+)
+
+
 def tokenizers() -> list[Tokenizer]:
     return [ByteTokenizer("byte"), ByteTokenizer("ascii"), HFTokenizer(train_bpe(TEXTS * 4, 300))]
 
@@ -119,8 +124,6 @@ def _score_both(tasks: list[str], limit: int, tokenizer: Tokenizer, seq_len: int
 
     from slm.evaluation.zero_shot.tasks import find_tasks, quiet, score_tasks
 
-    if not TASK_DATA.is_dir():
-        pytest.skip(f"{TASK_DATA} is absent; set SLM_TEST_DATA to the folder of test data")
     model = random_model(tokenizer.vocab_size, seq_len)
     found = find_tasks(tasks, TASK_DATA)
     ours = score_tasks(model, tokenizer, found, limit=limit)
@@ -148,14 +151,17 @@ def _score_both(tasks: list[str], limit: int, tokenizer: Tokenizer, seq_len: int
             assert score.metrics["perplexity"] == pytest.approx(results["perplexity,none"], rel=1e-4)
 
 
+@needs_data
 def test_scores_equal_those_of_lm_eval(tmp_path: Path) -> None:
     _score_both(["arc_easy", "winogrande", "lambada_openai"], 8, ByteTokenizer("byte"), 256, tmp_path)
 
 
+@needs_data
 @pytest.mark.slow
 def test_scores_of_all_local_tasks_equal_those_of_lm_eval(tmp_path: Path) -> None:
     # Some passages of boolq are longer than seq_len.
-    _score_both(list(LOCAL_TASKS), 100, ByteTokenizer("byte"), 640, tmp_path)
+    texts = [path.read_text() for path in sorted(TASK_DATA.glob("[abhp]*.jsonl"))]
+    _score_both(list(LOCAL_TASKS), 100, HFTokenizer(train_bpe(texts, 1000)), 320, tmp_path)
 
 
 def _tensor(ids: list[int]) -> Any:
