@@ -155,7 +155,9 @@ def _batches(rows: Sequence[Row], vocab_size: int) -> Iterator[list[Row]]:
 def _score(model: Transformer, batch: Sequence[Row]) -> tuple[Tensor, Tensor]:
     """Return the nats of all scored tokens (float64) and whether each has the largest logit, row by row."""
     device = model.embedding.weight.device
-    inputs = torch.zeros((len(batch), len(batch[0].tokens)), dtype=torch.int64)  # padded on the right
+    inputs = torch.zeros(
+        (len(batch), len(batch[0].tokens)), dtype=torch.int64
+    )  # padded on the right
     where, targets = [], []
     for index, row in enumerate(batch):
         length = len(row.tokens)

@@ -158,7 +158,5 @@ DEFINITIONS = {
         ("wikitext.jsonl", "wikitext.txt", "wiki.test.raw", "wiki.test.tokens"),
     ),
 }
-NAMES = {
-    alias: name for name, each in DEFINITIONS.items() for alias in (name, *each.aliases)
-}
+NAMES = {alias: name for name, each in DEFINITIONS.items() for alias in (name, *each.aliases)}
 """Name of a task for each name that is accepted."""

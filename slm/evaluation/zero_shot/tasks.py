@@ -158,7 +158,9 @@ def _gold(definition: Any, row: Mapping[str, Any]) -> int:
     if definition.OUTPUT_TYPE != "multiple_choice":
         return 0
     # Tasks with one context per choice, such as winogrande, give the index where others give the text.
-    gold = definition.doc_to_text(row) if definition.multiple_input else definition.doc_to_target(row)
+    gold = (
+        definition.doc_to_text(row) if definition.multiple_input else definition.doc_to_target(row)
+    )
     return gold if isinstance(gold, int) else definition.doc_to_choice(row).index(gold)
 
 
@@ -269,7 +271,9 @@ def _task_from_file(name: str, path: Path) -> Task:
     columns = [*layout.fields, *([definition.cluster] if definition.cluster in rows[0] else [])]
     columns = list(dict.fromkeys(columns))
     try:
-        examples = datasets.Dataset.from_list([{key: row.get(key) for key in columns} for row in rows])
+        examples = datasets.Dataset.from_list(
+            [{key: row.get(key) for key in columns} for row in rows]
+        )
     except (TypeError, ValueError) as error:  # those of pyarrow
         raise DataError(f"{path}: a field holds values of different types ({error})") from None
     changes = {
@@ -278,7 +282,9 @@ def _task_from_file(name: str, path: Path) -> Task:
         "validation_split": None,
         "test_split": "test",
     }
-    built = _build(name, LOCAL_DEFINITIONS if layout.is_ours else _lm_eval_folder(definition), changes)
+    built = _build(
+        name, LOCAL_DEFINITIONS if layout.is_ours else _lm_eval_folder(definition), changes
+    )
     return Task(name, built, str(path), definition.cluster)
 
 

@@ -118,7 +118,9 @@ def test_work_is_shared_and_batched_by_length() -> None:
     assert len(list(_batches(rows, 10**9))) == len(rows)  # logits limit the batch
 
 
-def _score_both(tasks: list[str], limit: int, tokenizer: Tokenizer, seq_len: int, out: Path) -> None:
+def _score_both(
+    tasks: list[str], limit: int, tokenizer: Tokenizer, seq_len: int, out: Path
+) -> None:
     """Compare all scores of ours with those of lm-eval's own evaluator."""
     from lm_eval.evaluator import evaluate
 
@@ -148,12 +150,16 @@ def _score_both(tasks: list[str], limit: int, tokenizer: Tokenizer, seq_len: int
                 assert score.metrics[name] == pytest.approx(results[f"{name},none"])
                 assert score.metrics[f"{name}_se"] == pytest.approx(results[f"{name}_stderr,none"])
         if score.task == "lambada_openai":
-            assert score.metrics["perplexity"] == pytest.approx(results["perplexity,none"], rel=1e-4)
+            assert score.metrics["perplexity"] == pytest.approx(
+                results["perplexity,none"], rel=1e-4
+            )
 
 
 @needs_data
 def test_scores_equal_those_of_lm_eval(tmp_path: Path) -> None:
-    _score_both(["arc_easy", "winogrande", "lambada_openai"], 8, ByteTokenizer("byte"), 256, tmp_path)
+    _score_both(
+        ["arc_easy", "winogrande", "lambada_openai"], 8, ByteTokenizer("byte"), 256, tmp_path
+    )
 
 
 @needs_data
