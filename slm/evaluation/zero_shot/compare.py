@@ -144,9 +144,10 @@ def _difference(task: str, metric: str, sides: Sequence[Sequence[TaskScore]]) ->
         for side in sides
     )
     clusters = [sample["cluster"] for sample in samples]
-    weights = np.array([s["bytes"] if LONG_TEXT in s else 1 for s in samples], dtype=float)
-    difference, se = clustered_mean(second.mean(0) - first.mean(0), clusters, weights)
-    shares = weights / weights.sum()
+    weights = [float(s["bytes"]) if LONG_TEXT in s else 1.0 for s in samples]
+    gaps: list[float] = (second.mean(0) - first.mean(0)).tolist()
+    difference, se = clustered_mean(gaps, clusters, weights)
+    shares = np.array(weights) / sum(weights)
     run_means = first @ shares, second @ shares
     counts = len(first), len(second)
     family_se = None

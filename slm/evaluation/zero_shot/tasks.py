@@ -133,10 +133,9 @@ def _sample(
 ) -> dict[str, Any]:
     """Return the record of one example: its log-likelihoods in nats, and its scores."""
     lm_scores = task.definition.process_results(row, list(answers))
-    sample: dict[str, Any] = {
-        "example": index,
-        "cluster": _short_hash(str(row[task.cluster])) if task.cluster in row else str(index),
-    }
+    shared = None if task.cluster is None else row.get(task.cluster)
+    cluster = str(index) if shared is None else _short_hash(str(shared))
+    sample: dict[str, Any] = {"example": index, "cluster": cluster}
     if requests[0].request_type == ROLLING:
         (nats,) = answers
         _, text_bytes = lm_scores["bits_per_byte"]
