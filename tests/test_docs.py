@@ -24,9 +24,7 @@ OVERRIDE = re.compile(r"\+{0,2}([a-z][\w./]*)=(.+)")
 # Keys whose last part is a name of the user's choice.
 OPEN_KEYS = "ladder.aspect_ratios.", "study.grid.", "plan.law."
 # Settings of `python -m slm`, and of launchers, that the text mentions without their command.
-OTHER_KEYS = {
-    "hf", "out", "run", "text", "stride", "window", "jobs_per_gpu", "max_num_timeout", "tasks", "task_data", "limit",
-}  # fmt: skip
+OTHER_KEYS = {"hf", "out", "run", "text", "stride", "window", "jobs_per_gpu", "max_num_timeout"}
 NOT_OVERRIDES = {"key=value", "group=option", "devices=1"}
 PYTHON_VALUES = ("=True", "=False")  # of arguments in Python
 RUN_OF_TESTS = ROOT / "tests/data/runs_v1/single/deep_thin-L6-d32-0.041Mtok-s1-feafb7cc"
