@@ -103,22 +103,23 @@ def print_comparison(models: Sequence[tuple[str, Scores]]) -> None:
     if not rows:
         return
     columns = [
-        Column("model", [name for name, _ in rows], is_left=True),
+        # With one other model, the title names it.
+        *([Column("model", [name for name, _ in rows], is_left=True)] if len(others) > 1 else []),
         Column("task", [each.task for _, each in rows], is_left=True),
         Column("score", [each.metric for _, each in rows], is_left=True),
         Column("examples", [f"{each.examples:,}" for _, each in rows], rank=2),
-        Column("first", [f"{each.first:.4f}" for _, each in rows], rank=1),
-        Column("model's", [f"{each.second:.4f}" for _, each in rows], rank=1),
+        Column("first model", [f"{each.first:.4f}" for _, each in rows], rank=1),
+        Column("this model", [f"{each.second:.4f}" for _, each in rows], rank=1),
         Column("difference", [f"{each.difference:+.4f}" for _, each in rows]),
         Column("95% interval", [_interval_text(each) for _, each in rows]),
         Column("better", [_better(each, base, name) for name, each in rows], is_left=True),
     ]
     notes = [
-        "Intervals are over examples that both models answered, clustered by common text; they do not cover "
-        "another seed.",
+        "Intervals: over examples, clustered by common text; they do not cover another seed.",
         low_signal_note(each.task for _, each in rows),
     ]
-    title = f"Difference to {base} on the same examples"
+    name = others[0][0] if len(others) == 1 else "each model"
+    title = f"Scores of {name} minus those of {base}, the first model, on the same examples"
     console().print(FittedTable(columns, title, note=" ".join(filter(None, notes))))
 
 

@@ -148,7 +148,7 @@ def test_printed_comparison_names_the_better_model(capsys: pytest.CaptureFixture
     second = [task_score([1.0, 1.9, 3.1, 4.0]), task_score([1.5, 4.0], task="boolq")]
     print_comparison([("deep", first), ("wide", second)])
     shown = capsys.readouterr().out
-    assert "Difference to deep on the same examples" in shown
+    assert "Scores of wide minus those of deep" in shown
     arc, boolq = (
         next(line for line in shown.splitlines() if task in line) for task in ("arc_easy", "boolq")
     )
