@@ -1,7 +1,7 @@
 """Compare two models, or two families of models, example by example.
 
 A difference between two models on the same examples varies less than the two scores do, so it is computed for each
-example first (Miller, 2411.00640, section 4.2). Examples that share a passage or question are one cluster.
+example first (Miller, 2411.00640). Examples that share a passage or question are one cluster.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ def clustered_mean(
     """Return the weighted mean and its standard error; nan with fewer than two clusters.
 
     The examples of a cluster may be correlated; clusters are independent. With e = w (x - mean) / sum(w), the
-    variance is G / (G - 1) times the sum over the G clusters of the squared sum of e (Miller, 2411.00640, section
-    2.2, with the usual factor for few clusters). Without clusters and weights this is the usual s / sqrt(n).
+    variance is G / (G - 1) times the sum over the G clusters of the squared sum of e (Miller, 2411.00640,
+    with the usual factor for few clusters). Without clusters and weights this is the usual s / sqrt(n).
     """
     x = np.asarray(values, dtype=float)
     w = np.ones(len(x)) if weights is None else np.asarray(weights, dtype=float)
