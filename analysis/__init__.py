@@ -17,6 +17,7 @@ _MODULE_OF_NAME = {
     "fit_block_model": "analysis.compare.fit_block",
     "fit_joint": "analysis.fit.joint",
     "fit_power_law": "analysis.fit.power_law",
+    "fit_task": "analysis.fit.task_line",
     "load_runs": "analysis.runs.load",
 }
 _MODULES = {"power": "analysis.planning.power", "report": "analysis.report"}
@@ -26,6 +27,7 @@ __all__ = [
     "fit_block_model",
     "fit_joint",
     "fit_power_law",
+    "fit_task",
     "load_runs",
     "power",
     "report",

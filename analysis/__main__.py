@@ -22,6 +22,7 @@ REPORTS = {
 EXAMPLES = (
     "python -m analysis runs/demo --out report",
     "python -m analysis runs.csv --out report --contrast deep_thin,wide_shallow",
+    "python -m analysis evaluation/models.csv --out report --metric arc_easy_bits_per_byte",
     "python -m analysis --wandb ENTITY/PROJECT --out report",
     "python -m analysis runs/lr_transfer --of lr_transfer --out report",
 )
@@ -64,6 +65,7 @@ def _write_report(arguments: argparse.Namespace) -> None:
         audit=arguments.audit,
         question=arguments.question,
         pool_validation_sets=arguments.pool_validation_sets,
+        metric=arguments.metric,
     )
 
 
@@ -78,6 +80,8 @@ def _check(
         parser.error("give either RUNS or --wandb ENTITY/PROJECT")
     if arguments.contrast and (arguments.deep or arguments.wide):
         parser.error("give either --contrast, or --deep and --wide")
+    if arguments.audit and arguments.metric:
+        parser.error("--audit: measures the loss, so give it without --metric")
     if arguments.of == FAMILIES:
         return
     if arguments.wandb is not None:
@@ -147,6 +151,12 @@ def _add_family_options(parser: argparse.ArgumentParser) -> list[argparse.Action
             metavar="TEXT",
             default="",
             help="research question, printed at the top of the report",
+        ),
+        add(
+            "--metric",
+            metavar="COLUMN",
+            help="column to compare instead of the loss, such as arc_easy_bits_per_byte in the models.csv of "
+            "`slm evaluate`; smaller values must be better",
         ),
         add(
             "--pool-validation-sets",

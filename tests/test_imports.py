@@ -76,7 +76,8 @@ ALLOWED_IMPORTERS = {
     "wandb_workspaces": {"analysis.study_actions.dashboard"},
     "lightning": {"slm.training"},
     "hydra": {"slm.cli", "slm.config.hydra", "hydra_plugins"},
-    "datasets": {"slm.data.corpus.sources"},
+    "datasets": {"slm.data.corpus.sources", "slm.evaluation.zero_shot"},
+    "lm_eval": {"slm.evaluation.zero_shot"},
     "huggingface_hub": {"slm.data.corpus.sources"},
     "tokenizers": {
         "slm.data.tokenizers.hf_files",

@@ -6,6 +6,8 @@
 `results.json`, schema version 5. Losses are in nats per token; undefined and refused numbers are null:
 
     schema_version, question
+    response      {column, unit}: the quantity that loss means in all keys and texts; another one than the loss with
+                  --metric
     headline      the verdict in one sentence; `findings`: [sentence]; `conditions`: [what the verdict depends on]
     runs          number of runs; `dropped`: {reason: number of excluded runs}; `warnings`: [sentence]
     families      [{family, runs, sizes, N, tokens_per_param, seeds, ..}], formatted as text
@@ -42,6 +44,8 @@ from analysis.report.html import DEFAULT_QUESTION, TITLE, page
 from analysis.report.sections import sections
 from analysis.report.study_report import AuditLike, StudyReport, analyze_study
 from analysis.runs.load import Runs, load_runs
+from analysis.runs.response import LOSS, Response, with_response
+from slm.charts import Figure
 from slm.console import Column, FittedTable, console, print_lines
 from slm.files import write_json, write_text
 from slm.run_index.curves import curves_of
@@ -65,6 +69,7 @@ def write_report(
     audit: Path | AuditLike = None,
     question: str = "",
     pool_validation_sets: bool = False,
+    metric: str | None = None,
 ) -> StudyReport:
     """Load and analyze finished runs, and write the report to `out`.
 
@@ -79,11 +84,14 @@ def write_report(
             `analysis.compare_families` accepts it.
         question: research question, printed at the top of the report.
         pool_validation_sets: whether to compare runs that have different validation sets.
+        metric: column to compare instead of the loss, such as arc_easy_bits_per_byte; smaller values are better.
 
     Raises:
-        DataError: if no run is finished, or a named family has no finished run.
+        DataError: if no run is finished, a named family has no finished run, or the metric cannot be compared.
     """
     runs = load_runs(source, only, pool_validation_sets=pool_validation_sets)
+    if metric is not None:
+        runs = with_response(runs, metric)
     return report_on(
         runs,
         out,
@@ -124,21 +132,29 @@ def report_on(
     loaded = runs if isinstance(runs, Runs) else Runs(runs, Counter(), ())
     if isinstance(audit, Path):
         audit = load_audit(audit, loaded)
+    response = loaded.response
+    question = " ".join(filter(None, (question, response.sentence())))
     report = analyze_study(loaded, deep=deep, wide=wide, audit=audit, question=question)
     if run_directories is not None:
         curves = curves_of(run_directories, set(report.table["run_id"]))
         report = replace(report, loss_curves=tuple(curves))
     out.mkdir(parents=True, exist_ok=True)
-    overview(report).save(out / FIGURE, titled=False)
-    write_json(out / "results.json", results(report))
-    write_text(out / "report.md", markdown(report))
-    write_text(out / "report.html", page(report))
-    print_summary(report)
+    _reworded_figure(overview(report), response).save(out / FIGURE, titled=False)
+    write_json(out / "results.json", response.reworded_values(results(report, response)))
+    write_text(out / "report.md", response.reworded(markdown(report)))
+    write_text(out / "report.html", response.reworded(page(report)))
+    print_summary(report, response)
     console().print(f"report: {out / 'report.html'}   text: {out / 'report.md'}", soft_wrap=True)
     return report
 
 
-def results(report: StudyReport) -> dict[str, Any]:
+def _reworded_figure(figure: Figure, response: Response) -> Figure:
+    if response.is_loss:
+        return figure
+    return replace(figure, chart=figure.chart.from_json(response.reworded(figure.chart.to_json())))
+
+
+def results(report: StudyReport, response: Response = LOSS) -> dict[str, Any]:
     """Return the content of results.json; the module docstring describes its keys."""
     columns = ["run_id", "family", "shape", "n", "tokens", "flops", "seed"]
     residuals = report.table[[*columns, "loss_nats_per_token", "residual"]]
@@ -146,6 +162,7 @@ def results(report: StudyReport) -> dict[str, Any]:
     content = {
         "schema_version": SCHEMA_VERSION,
         "question": report.question,
+        "response": asdict(response),
         "headline": text.headline(report),
         "findings": text.findings(report),
         "conditions": report.comparison.verdict.conditions,
@@ -193,7 +210,7 @@ def markdown_table(rows: Rows) -> list[str]:
     return lines + ["| " + " | ".join(row.values()) + " |" for row in rows]
 
 
-def print_summary(report: StudyReport) -> None:
+def print_summary(report: StudyReport, response: Response = LOSS) -> None:
     """Print the losses, the findings and what they depend on."""
     out = console()
     rows = tables.loss_rows(report)
@@ -205,7 +222,8 @@ def print_summary(report: StudyReport) -> None:
             Column(key.replace(" at ", "\nat "), [row[key] for row in rows], rank=ranks.get(key, 0))
             for key in rows[0]
         ]
-        title = "Loss in nats/token, mean over seeds; * lowest of the row"
+        name = "Loss in nats/token" if response.is_loss else response.label
+        title = f"{name}, mean over seeds; * lowest of the row"
         out.print(FittedTable(columns, title))
     lines = [
         f"{report.comparison.verdict.word}: {text.headline(report)}",
@@ -213,4 +231,4 @@ def print_summary(report: StudyReport) -> None:
         *(f"condition: {condition}" for condition in report.comparison.verdict.conditions),
         *text.run_lines(report),
     ]
-    print_lines(out, lines)
+    print_lines(out, [*filter(None, [response.sentence()]), *map(response.reworded, lines)])

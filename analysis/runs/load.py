@@ -19,6 +19,7 @@ from scipy import special
 
 from analysis.formatting import count, format_dropped, span
 from analysis.runs.comparable import OTHER_VALIDATION_SET, comparable, count_dropped
+from analysis.runs.response import LOSS, Response
 from analysis.runs.study import OTHER_DEFINITIONS
 from analysis.runs.tables import SUFFIXES, is_table, read_table, run_row
 from analysis.runs.validate import count_warnings, label_warnings
@@ -44,11 +45,15 @@ ARCHITECTURE = ("tied", "mlp", "qk_norm", "layer_sharing", "d_head")
 
 @dataclass(frozen=True, repr=False)
 class Runs(Summarized):
-    """Table with one row per finished run; `dropped` counts the other runs by reason."""
+    """Table with one row per finished run; `dropped` counts the other runs by reason.
+
+    `response`: the quantity in the column of the loss.
+    """
 
     table: pd.DataFrame
     dropped: Counter[str]
     warnings: tuple[str, ...]
+    response: Response = LOSS
 
     @property
     def families(self) -> list[str]:
@@ -70,7 +75,7 @@ class Runs(Summarized):
                 yield name, span(self.table[column])
         if len(self.table):
             losses = self.table["loss_nats_per_token"]
-            yield "loss, nats/token", f"{losses.min():.4f} to {losses.max():.4f}"
+            yield self.response.label, f"{losses.min():.4f} to {losses.max():.4f}"
         yield "left out", format_dropped(self.dropped)
         for warning in self.warnings:
             yield "note", warning
@@ -84,7 +89,7 @@ class Runs(Summarized):
                 if column in runs:
                     row[name] = span(runs[column])
             losses = runs["loss_nats_per_token"]
-            row["loss, nats/token"] = f"{losses.min():.4f} to {losses.max():.4f}"
+            row[self.response.label] = f"{losses.min():.4f} to {losses.max():.4f}"
             rows.append(row)
         return rows
 

@@ -173,6 +173,11 @@ class HFTokenizer(Tokenizer):
         self._offset_of_id = np.cumsum(self._bytes_of_id) - self._bytes_of_id
         self._entries = np.frombuffer(b"".join(entries), dtype=np.uint8)
 
+    @property
+    def adds_start_token(self) -> bool:
+        """Whether transformers puts the end-of-text (or BOS) token before each text, as the file requests."""
+        return self._hf_tokenizer.encode("").ids[:1] == [self.eot_id]
+
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         split_texts = [self._split_long_text(text) for text in texts]
         pieces = [piece for split_text in split_texts for piece in split_text]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+LOW_SIGNAL_TASKS = ("boolq", "winogrande", "social_iqa", "openbookqa")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,3 +31,18 @@ class TaskScore:
     metrics: Mapping[str, float]
     chance: float | None
     samples: Sequence[Mapping[str, Any]]
+
+
+def low_signal_note(tasks: Iterable[str]) -> str:
+    """Return the sentence to print beside accuracies that decide little below 1B parameters; empty if there is none.
+
+    Source: DataDecide (2504.11393) and Signal and Noise (2508.13144).
+    """
+    present = set(tasks)
+    names = [name for name in LOW_SIGNAL_TASKS if name in present]
+    if not names:
+        return ""
+    return (
+        f"Accuracy on {', '.join(names)} decides little at this size: at 150M parameters it ranks two models correctly "
+        "in 48 to 65% of cases, and guessing in 50% (DataDecide, 2504.11393; Signal and Noise, 2508.13144)."
+    )
