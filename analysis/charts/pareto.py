@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from analysis.charts.rows import PER_TOKEN, budget_name, families_of, records
 from analysis.compare.latency_result import format_seconds
 from analysis.formatting import power_of_ten
+from slm.architecture.shape_solver import MATCH_TOLERANCE
 from slm.charts import INK, MUTED, Axis, Figure, data, layered, lines, literal_line, points
 from slm.charts.encodings import Kind
 from slm.formatting import BYTE_UNITS, in_one_unit, short_count
+from slm.rounding import exceeds
 
 if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport
@@ -27,8 +29,10 @@ def pareto_figures(report: StudyReport) -> list[Figure]:
     if not rows:
         return []
     setting = latency.decoding.setting
-    chosen = f"Each mark is a shape, mean over seeds, at tokens_per_param {budget_name(rows[0]['budget'])}."
-    frontier = "Circles and the line of steps: no other shape has both a lower loss and a lower"
+    chosen = (
+        f"Each mark is a shape, mean over seeds, at tokens_per_param {budget_name(rows[0]['budget'])}; thin lines follow N. "
+        f"Circles and steps: no other shape has a lower loss at the same (within {MATCH_TOLERANCE:.0%}) or a lower"
+    )
     largest_ms = max(row["seconds"] for row in rows) * 1e3
     scale, unit = (1e3, "ms") if largest_ms >= 1 else (1e6, "µs")
     byte_unit, _ = in_one_unit([row["memory_bytes"] for row in rows], BYTE_UNITS)
@@ -40,7 +44,7 @@ def pareto_figures(report: StudyReport) -> list[Figure]:
             "latency",
             (
                 "Loss against decode latency",
-                f"{chosen} {frontier} latency. Measured on {setting.conditions()}.",
+                f"{chosen} latency. Measured on {setting.conditions()}.",
             ),
             [row | {"x": row["seconds"] * scale} for row in rows],
             (f"decode latency ({unit}/token)", "number"),
@@ -50,7 +54,7 @@ def pareto_figures(report: StudyReport) -> list[Figure]:
             "memory",
             (
                 "Loss against decoding memory",
-                f"{chosen} {frontier} memory. Memory: bytes of all weights and of the KV cache of {tokens} tokens in "
+                f"{chosen} memory. Memory: bytes of all weights and of the KV cache of {tokens} tokens in "
                 f"{setting.dtype} at batch size {setting.batch_size}, computed from the shape; not the memory of a process.",
             ),
             [row | {"x": row["memory_bytes"] / size} for row in rows],
@@ -61,7 +65,7 @@ def pareto_figures(report: StudyReport) -> list[Figure]:
             "flops",
             (
                 "Loss against training FLOPs of the same shapes",
-                f"{chosen} {frontier} number of FLOPs.",
+                f"{chosen} number of FLOPs.",
             ),
             [row | {"x": row["flops"]} for row in rows],
             ("training FLOPs", "flops"),
@@ -96,7 +100,7 @@ def _row(cell: dict[str, Any]) -> dict[str, Any]:
         "weights and KV cache": f"{memory} {unit}",
         "training FLOPs": power_of_ten(cell["flops"], 3),
     }
-    names = "seconds", "memory_bytes", "flops"
+    names = "seconds", "memory_bytes", "flops", "n"
     return {
         **{name: cell[name] for name in names},
         "y": cell["loss_nats_per_token"],
@@ -108,12 +112,16 @@ def _row(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def pareto_front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows that no other row beats in both x and y, by ascending x."""
-    found: list[dict[str, Any]] = []
-    for row in sorted(rows, key=lambda one: (one["x"], one["y"])):
-        if not found or row["y"] < found[-1]["y"]:
-            found.append(row)
-    return found
+    """Return the rows without a lower y at an x that is smaller or up to MATCH_TOLERANCE larger, by ascending x."""
+    found = [
+        row
+        for row in rows
+        if not any(
+            one["y"] < row["y"] and not exceeds(one["x"], row["x"] * (1 + MATCH_TOLERANCE))
+            for one in rows
+        )
+    ]
+    return sorted(found, key=lambda row: (row["x"], row["y"]))
 
 
 def _figure(
@@ -123,14 +131,15 @@ def _figure(
     rows: list[dict[str, Any]],
     axis: tuple[str, Kind],
 ) -> Figure:
+    import altair
+
     families = families_of(report)
-    rows = [{key: row[key] for key in ("x", "y", "series", "group", "tip")} for row in rows]
+    rows = [{key: row[key] for key in ("x", "y", "series", "group", "n", "tip")} for row in rows]
     x = Axis.around([row["x"] for row in rows], axis[0], log=True, kind=axis[1])
     y = Axis.around([row["y"] for row in rows], f"validation loss ({PER_TOKEN})", log=True)
-    ordered = sorted(rows, key=lambda row: (row["series"], row["x"]))
     chart = layered(
         _steps(pareto_front(rows), x, y),
-        lines(ordered, x, y, families, width=1),
+        lines(rows, x, y, families, width=1).encode(order=altair.Order("n", type="quantitative")),
         points(rows, x, y, families, size=55),
         series=families,
     )

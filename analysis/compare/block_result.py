@@ -180,10 +180,12 @@ class BlockResult(Summarized):
 
     @property
     def d_alpha_text(self) -> str:
-        if self.d_alpha is None:
-            return "refused"
         p = "" if self.p_exponent is None else f", closed test: {format_p_value(self.p_exponent)}"
-        return f"{_text(self.d_alpha, self.d_alpha_ci)}{p}"
+        return f"{self.d_alpha_interval_text}{p}"
+
+    @property
+    def d_alpha_interval_text(self) -> str:
+        return "refused" if self.d_alpha is None else _text(self.d_alpha, self.d_alpha_ci)
 
     def row(self) -> dict[str, str]:
         """Return one row of the table of definitions of N."""

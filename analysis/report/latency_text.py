@@ -47,33 +47,32 @@ def lines(report: StudyReport) -> list[str]:
 
 
 def contrast_lines(report: StudyReport) -> list[str]:
-    """Return one sentence per setting."""
-    if report.latency is None:
-        return []
-    return [_sentence(contrast) for contrast in report.latency.contrasts]
+    """Return the level, and the multiplier with the ratio of times, of each setting."""
+    return [line for contrast in _contrasts(report) for line in _setting_lines(contrast)]
 
 
-def _sentence(contrast: TimeContrast) -> str:
+def _setting_lines(contrast: TimeContrast) -> Iterator[str]:
     setting = contrast.setting
     start = f"Level at equal {setting.describe()} and equal training tokens:"
-    if contrast.reasons:
-        return f"{start} REFUSED: {'; '.join(contrast.reasons)}."
-    sentences = [f"{start} REFUSED: {'; '.join(contrast.level_reasons)}."]
-    if (level := contrast.level) is not None:
-        sentences = [
+    if (level := contrast.level) is None:
+        yield f"{start} REFUSED: {'; '.join(contrast.reasons or contrast.level_reasons)}."
+    else:
+        yield (
             f"{start} {contrast.deep} minus {contrast.wide} is {level_text(level)} nats/token at "
             f"{_per_token(contrast, level)}, the largest common time, where {contrast.deep} has "
             f"N = {short_count(level.n_deep)} and {contrast.wide} N = {short_count(level.n_wide)}."
-        ]
+        )
+    sentences = []
     if (loss := contrast.multiplier) is not None:
         sentences.append(
-            f"Time multiplier at the lowest common loss: {multiplier_text(loss)} ({contrast.wide} with "
+            f"Time multiplier at the lowest common loss, {setting.quantity}: {multiplier_text(loss)} ({contrast.wide} with "
             f"N = {short_count(loss.n_wide)} takes {format_seconds(loss.seconds_wide)}, {contrast.deep} with "
             f"N = {short_count(loss.n_deep)} {format_seconds(loss.seconds_deep)})."
         )
     if contrast.sizes:
         sentences.append(f"At equal FLOPs {contrast.deep} takes {_ratio(contrast)} as long.")
-    return " ".join(sentences)
+    if sentences:
+        yield " ".join(sentences)
 
 
 def _per_token(contrast: TimeContrast, level: EqualTime) -> str:

@@ -87,7 +87,7 @@ def key_numbers(report: StudyReport) -> list[tuple[str, str]]:
         label = (
             f"exponent of {found.deep} minus exponent of {found.wide}, given equal E: {exponent}"
         )
-        numbers.append((block.d_alpha_text.partition(", p")[0], label))
+        numbers.append((block.d_alpha_interval_text, label))
     numbers += latency_text.key_numbers(report)
     families = count(len(report.families), "family", "families")
     shapes = count(table.groupby(["family", "shape"]).ngroups, "shape")

@@ -92,8 +92,8 @@ def _bounds(pairs: Mapping[tuple[str, str], Pairs], config: Config) -> Iterator[
         for (deep, wide), shapes in pairs.items()
     ]
     yield (
-        f"Expected decode latency at equal FLOPs, from bytes read per token to layers in sequence: {', '.join(ratios)}; "
-        f"not measured: python -m slm speed study={config.study.name}"
+        "Expected ratio of decode latency at equal FLOPs, from the bytes read per token (memory-bound) to the number of "
+        f"layers (launch-bound): {', '.join(ratios)}; measure it with python -m slm speed study={config.study.name}"
     )
 
 
