@@ -32,8 +32,9 @@ families gives 1 / rho.
 
 Derivatives are central differences over one standard error; for them alone the curves are extended beyond their ends.
 Where runs share no blocks, parts 1 and 2 are scaled up to the jackknife over shapes, as for Delta. Intervals are 95%, from
-t with the degrees of freedom of the block model. They cover neither the error of the interpolation between shapes nor
-another device. Simulated coverage: `tests/benchmarks/simulated_latency.py`.
+t with the degrees of freedom of Welch and Satterthwaite, (sum of v)^2 / sum of v^2/df over the parts v, rounded down: those
+of the block model for part 1, k - 1 for part 2, rounds - 1 for each shape of part 3. They cover neither the error of the
+interpolation between shapes nor another device. Simulated coverage: `tests/benchmarks/simulated_latency.py`.
 """
 
 from __future__ import annotations
@@ -58,10 +59,11 @@ BEYOND = 5.0  # ln N beyond the measured sizes, for derivatives
 
 @dataclass(frozen=True)
 class MeasuredTimes:
-    """Mean ln(seconds per token) of each measured shape, and its standard error (0 if it is not known)."""
+    """Mean ln(seconds per token) of each measured shape over rounds, and its standard error (0 for one round)."""
 
     log_seconds: Floats
     se: Floats
+    rounds: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class EqualTimeModel:
         low, high = self.time_range
         if not exceeds(high - low, ROUNDING_TOLERANCE):
             count = 1
-        return [self._level(float(log_t)) for log_t in np.linspace(high, low, count)]
+        return [self.level_at(float(log_t)) for log_t in np.linspace(high, low, count)]
 
     def multipliers(self, count: int = GRID) -> list[EqualLoss]:
         """Return the multiplier at the lowest common loss and at higher ones; empty if there is no common loss."""
@@ -171,13 +173,15 @@ class EqualTimeModel:
         least = [float(self.times.log_seconds[curve.index].min()) for curve in self.curves]
         return int(least[1] > least[0])
 
-    def _level(self, log_t: float) -> EqualTime:
+    def level_at(self, log_t: float) -> EqualTime:
+        """Return the level at a ln(seconds per token)."""
+
         def estimate(fit: BlockFit, log_seconds: Floats) -> float:
             deep, wide = (curve.largest(log_t, log_seconds) for curve in self.curves)
             return self._loss(fit, 0, deep) - self._loss(fit, 1, wide)
 
-        sizes = (curve.largest(log_t, self.times.log_seconds) for curve in self.curves)
-        return EqualTime(math.exp(log_t), *map(math.exp, sizes), self._estimate(estimate))
+        deep, wide = (math.exp(one.largest(log_t, self.times.log_seconds)) for one in self.curves)
+        return EqualTime(math.exp(log_t), deep, wide, self._estimate(estimate))
 
     def _multiplier(self, family: int, log_n: float) -> EqualLoss:
         """Return the multiplier where one family has a given size."""
@@ -192,8 +196,13 @@ class EqualTimeModel:
             return wide - deep
 
         deep, wide = logs(self.effects.fit, self.times.log_seconds)
-        values = map(math.exp, (deep[0], wide[0], deep[1], wide[1]))
-        return EqualLoss(*values, self._estimate(estimate))
+        return EqualLoss(
+            n_deep=math.exp(deep[0]),
+            n_wide=math.exp(wide[0]),
+            seconds_deep=math.exp(deep[1]),
+            seconds_wide=math.exp(wide[1]),
+            log_multiplier=self._estimate(estimate),
+        )
 
     def _loss(self, fit: BlockFit, family: int, log_n: float) -> float:
         """Return g_f, the loss of a family in nats up to a term of the tokens."""
@@ -218,23 +227,30 @@ class EqualTimeModel:
         return high if excess(high) >= 0 else float(brentq(excess, low, high, xtol=1e-12))
 
     def _estimate(self, function: Callable[[BlockFit, Floats], float]) -> Estimate:
-        """Return a function of the fit and of the mean ln(seconds), with its standard error."""
+        """Return a function of the fit and of the mean ln(seconds), with its standard error and degrees of freedom."""
         fit, y = self.effects.fit, self.times.log_seconds
-        variance = self._inflation * self._model_variance(lambda one: function(one, y))
+        parts = [
+            (self._inflation * variance, df)
+            for variance, df in self._model_parts(lambda one: function(one, y))
+        ]
         for index in np.flatnonzero(self.times.se > 0):
             step = np.zeros_like(y)
             step[index] = self.times.se[index]
-            variance += ((function(fit, y + step) - function(fit, y - step)) / 2) ** 2
-        return Estimate(snap_to_zero(function(fit, y)), math.sqrt(variance), fit.df)
+            half = (function(fit, y + step) - function(fit, y - step)) / 2
+            parts.append((half**2, int(self.times.rounds[index]) - 1))
+        total = sum(variance for variance, _ in parts)
+        df = int(total**2 / sum(variance**2 / df for variance, df in parts) + ROUNDING_TOLERANCE)
+        return Estimate(snap_to_zero(function(fit, y)), math.sqrt(total), max(df, 1))
 
-    def _model_variance(self, function: Callable[[BlockFit], float]) -> float:
-        """Return the variance from the coefficients and from the pooled law."""
+    def _model_parts(self, function: Callable[[BlockFit], float]) -> list[tuple[float, int]]:
+        """Return variance and degrees of freedom of two parts: of the coefficients and of the pooled law."""
         fit, gradient = self.effects.fit, []
         for index, step in enumerate(np.sqrt(np.diag(fit.covariance))):
             ends = [function(_moved(fit, index, sign * step)) for sign in (1, -1)]
             gradient.append((ends[0] - ends[1]) / (2 * step))
+        coefficients = float(np.array(gradient) @ fit.covariance @ np.array(gradient))
         law = jackknife_covariance([np.array([function(one)]) for one in self.fits])
-        return float(np.array(gradient) @ fit.covariance @ np.array(gradient) + law[0, 0])
+        return [(coefficients, fit.df), (float(law[0, 0]), max(len(self.fits) - 1, 1))]
 
     @cached_property
     def _inflation(self) -> float:
@@ -242,8 +258,8 @@ class EqualTimeModel:
         if self.effects.fit.blocks.is_matched:
             return 1.0
         at = math.log(self.effects.point.n)
-        plain = self._model_variance(lambda fit: self._loss(fit, 0, at) - self._loss(fit, 1, at))
-        return max(self.effects.level.se**2 / plain, 1.0)
+        parts = self._model_parts(lambda fit: self._loss(fit, 0, at) - self._loss(fit, 1, at))
+        return max(self.effects.level.se**2 / sum(variance for variance, _ in parts), 1.0)
 
 
 def _moved(fit: BlockFit, index: int, step: float) -> BlockFit:

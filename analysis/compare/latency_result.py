@@ -161,6 +161,7 @@ def _contrast(
     times = MeasuredTimes(
         np.array([measured[key].log_seconds for key in keys]),
         np.array([measured[key].se for key in keys]),
+        np.array([measured[key].rounds for key in keys], np.int64),
     )
     found = TimeContrast(
         block.deep,
@@ -226,7 +227,7 @@ def _sizes(
     pair: pd.DataFrame, block: BlockResult, measured: Mapping[str, MeasuredShape]
 ) -> Iterator[dict[str, Any]]:
     """Yield the times of both families and their ratio for each rung with measured shapes of both."""
-    log_n = np.log(pair["n"].astype(float)).groupby(pair["rung"], sort=False).mean()
+    log_n = pair["n"].map(math.log).groupby(pair["rung"], sort=False).mean()
     for rung in log_n.index[stable_argsort(log_n)]:
         rows = pair[pair["rung"] == rung]
         sides = [

@@ -79,7 +79,7 @@ def model_of(
         curves.append(TimeCurve(np.log(n), np.arange(len(n)) + len(logs)))
         logs += rounds.mean(axis=1).tolist()
         errors += (rounds.std(axis=1, ddof=1) / math.sqrt(ROUNDS)).tolist()
-    measured = MeasuredTimes(np.array(logs), np.array(errors))
+    measured = MeasuredTimes(np.array(logs), np.array(errors), np.full(len(logs), ROUNDS))
     return EqualTimeModel(block.level_effects, (curves[0], curves[1]), measured)
 
 
