@@ -1,6 +1,6 @@
 """Simulated studies with known times: bias and coverage of the level at equal time and of the time multiplier.
 
-    python -m tests.benchmarks.simulated_latency --studies 300 --out analysis/examples/validation
+    python -m tests.benchmarks.simulated_latency --studies 200 --out analysis/examples/validation
 
 Losses are those of `study_generators`. ln(seconds per token) of a family is a + b ln(N / CENTRE), with 5 measured
 rounds per shape.
@@ -101,22 +101,22 @@ def judge(name: str, study: int, seed: int = SEED) -> dict[str, Any] | None:
         losses = [float(row.loss(u, n, 1e9)) for u, n in zip(pair, sizes, strict=True)]
         found["level"] = _judged(level.level, losses[0] - losses[1])
     (loss,) = model.multipliers(1)
-    found["ln_multiplier"] = _judged(loss.log_multiplier, _ln_multiplier(row, times, pair, model))
+    is_deep_given = math.isclose(loss.n_deep, math.exp(model.curves[0].log_n[-1]), rel_tol=1e-9)
+    sizes = loss.n_deep, loss.n_wide
+    truth = _ln_multiplier(row, times, pair, sizes, given=0 if is_deep_given else 1)
+    found["ln_multiplier"] = _judged(loss.log_multiplier, truth)
     return found
 
 
 def _ln_multiplier(
-    row: Row, times: Times, pair: tuple[float, float], model: EqualTimeModel
+    row: Row, times: Times, aspects: tuple[float, float], n: tuple[float, float], given: int
 ) -> float:
-    """Return the true ln(t_wide / t_deep) where the family with the higher estimated loss is at its largest size."""
-    (loss,) = model.multipliers(1)
-    largest = math.exp(model.curves[0].log_n[-1])
-    given = int(not math.isclose(loss.n_deep, largest, rel_tol=1e-9))
-    sizes = [loss.n_deep, loss.n_wide]
-    target = float(row.loss(pair[given], sizes[given], 1e9))
+    """Return the true ln(t_wide / t_deep) for the size of one family (0 deep, 1 wide) and the other's of equal loss."""
+    sizes = list(n)
+    target = float(row.loss(aspects[given], sizes[given], 1e9))
 
     def excess(log_n: float) -> float:
-        return float(row.loss(pair[1 - given], math.exp(log_n), 1e9)) - target
+        return float(row.loss(aspects[1 - given], math.exp(log_n), 1e9)) - target
 
     sizes[1 - given] = math.exp(brentq(excess, math.log(1e5), math.log(1e11), xtol=1e-12))
     return float(times.log_seconds(1, sizes[1]) - times.log_seconds(0, sizes[0]))
@@ -196,7 +196,7 @@ def markdown(rows: list[dict[str, Any]], command: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--studies", type=int, default=300)
+    parser.add_argument("--studies", type=int, default=200)
     parser.add_argument("--cases", nargs="+", choices=sorted(CASES), default=list(CASES))
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
