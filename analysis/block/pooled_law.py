@@ -72,8 +72,9 @@ def fit_pooled_law(blocks: Blocks) -> PooledLaw:
     if not {"A", "alpha"} & set(names):
         return law
     low[ALPHA], high[ALPHA] = ASSUMED_ALPHA - AT_BOUND, ASSUMED_ALPHA + AT_BOUND
-    fixed = problem.law(_minimise(problem, low, high, blocks.loss))
-    return replace(fixed, at_bound=law.at_bound, is_assumed=True)
+    fixed = _minimise(problem, low, high, blocks.loss)
+    fixed[ALPHA] = ASSUMED_ALPHA  # the search ends anywhere within the bounds
+    return replace(problem.law(fixed), at_bound=law.at_bound, is_assumed=True)
 
 
 def _minimise(problem: _Problem, low: Floats, high: Floats, loss: Floats) -> Floats:

@@ -14,7 +14,7 @@ from analysis.design.linear import Design, Law
 from analysis.formatting import count, format_number, power_of_ten
 from analysis.planning.power import DesignPower, design_error, design_power
 from slm.formatting import short_count
-from slm.rounding import ITERATION_TOLERANCE, exceeds, stable_argsort
+from slm.rounding import ITERATION_TOLERANCE, merge_close, stable_argsort
 from slm.summary import Summarized
 
 MORE_TOKENS = 3.0  # next token budget / largest token budget
@@ -86,20 +86,22 @@ def most_valuable_next(
     now = power.se_level if power.se_exponent is None else power.se_exponent
     if now is None:
         return []
-    found: list[tuple[float, NextRuns]] = []
+    found: list[NextRuns] = []
     for parts in additions(design).values():
         for name, rows in parts.items():
             joined = design.with_runs(rows)
-            errors = design_error(
+            error = design_error(
                 joined, power.deep, power.wide, law=law, sigma=sigma, tau=power.tau
-            )
-            flops = float(sum(row["flops"] for row in rows))
-            gain = (now**2 - errors[index] ** 2) / flops
-            if exceeds(gain * flops, 0.0):
-                found.append((gain, NextRuns(name, len(rows), flops, errors[index])))
-    found.sort(key=lambda pair: pair[1].name)  # ties do not depend on the order of the runs
-    order = stable_argsort([-gain for gain, _ in found], ITERATION_TOLERANCE)
-    return [found[i][1] for i in order[:count]]
+            )[index]
+            if now - error > ITERATION_TOLERANCE * now:
+                flops = float(sum(row["flops"] for row in rows))
+                found.append(NextRuns(name, len(rows), flops, error))
+    found.sort(key=lambda addition: addition.name)  # ties do not depend on the order of the runs
+    # Errors are merged before the difference, in which their rounding is a large part.
+    errors = merge_close([addition.se for addition in found], ITERATION_TOLERANCE)
+    cost = merge_close([addition.flops for addition in found])
+    order = stable_argsort((errors**2 - now**2) / cost, ITERATION_TOLERANCE)
+    return [found[i] for i in order[:count]]
 
 
 def additions(design: Design) -> dict[str, dict[str, list[Row]]]:
