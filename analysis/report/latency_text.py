@@ -47,8 +47,18 @@ def lines(report: StudyReport) -> list[str]:
 
 
 def contrast_lines(report: StudyReport) -> list[str]:
-    """Return the level, and the multiplier with the ratio of times, of each setting."""
-    return [line for contrast in _contrasts(report) for line in _setting_lines(contrast)]
+    """Return level, multiplier and ratio of times of the first decode and the first training setting.
+
+    Of other settings, which are in the tables, only refusals.
+    """
+    found: list[str] = []
+    quantities: set[str] = set()
+    for contrast in _contrasts(report):
+        is_first = contrast.setting.quantity not in quantities
+        quantities.add(contrast.setting.quantity)
+        if is_first or contrast.level is None:
+            found += _setting_lines(contrast)
+    return found
 
 
 def _setting_lines(contrast: TimeContrast) -> Iterator[str]:

@@ -37,7 +37,7 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.numeric
 
 MICRO = ROOT / "analysis" / "examples" / "micro" / "results.jsonl"
-FINISHED = ROOT / "tests/data/runs_v1/single/deep_thin-L6-d32-0.041Mtok-s1-feafb7cc"
+FINISHED = ROOT / "tests/data/runs_v1/single/deep_thin-L6-d32-0.041Mtok-s0-5252f679"
 DEVICE = "CPU of the test, 1 thread"
 PROMPT, NEW = 16, 32
 Law = Callable[[ModelShape], float]
