@@ -66,6 +66,7 @@ def _write_report(arguments: argparse.Namespace) -> None:
         question=arguments.question,
         pool_validation_sets=arguments.pool_validation_sets,
         metric=arguments.metric,
+        speed=arguments.speed,
     )
 
 
@@ -145,6 +146,13 @@ def _add_family_options(parser: argparse.ArgumentParser) -> list[argparse.Action
             metavar="FILE",
             help="learning-rate audit: lr_audit.json of study=lr_audit, or a folder of runs over a grid of "
             "learning rates; if a family fails the audit, the verdict is audit_failed",
+        ),
+        add(
+            "--speed",
+            type=Path,
+            metavar="FILE",
+            help="measured speeds of the shapes, from python -m slm speed: compares the families at equal decode latency "
+            "and training time too; default: speed.json in the folder RUNS, if it exists",
         ),
         add(
             "--question",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -141,10 +142,12 @@ def _unit(fit: BlockFit, name: str) -> Floats:
 
 
 def _plug_in(fit: BlockFit, point: Point) -> Floats:
-    """Return the covariance of the contrasts from the uncertainty of s: the pooled law without each rung.
+    """Return the covariance of the contrasts from the uncertainty of s."""
+    return jackknife_covariance([_contrasts(one, point) @ one.coef for one in plug_in_fits(fit)])
 
-    The fitted values without gamma are analysed with the s of each reduced law.
-    """
+
+def plug_in_fits(fit: BlockFit) -> list[BlockFit]:
+    """Return the fit with the pooled law without each rung: the fitted values without gamma, analysed with its s."""
     blocks = fit.blocks
     fitted = replace(fit.columns, has_gamma=False, has_free_e=False).design(blocks.u)
     values = fitted @ fit.coef[: fitted.shape[1]]
@@ -152,10 +155,14 @@ def _plug_in(fit: BlockFit, point: Point) -> Floats:
     for law in without_rungs(fit):
         columns = columns_of(blocks, law, free_e=fit.columns.has_free_e)
         coef = fit.model.coefficients(values, fit.ratio, columns.design(blocks.u))
-        other = replace(fit, law=law, columns=columns, coef=coef)
-        found.append(_contrasts(other, point) @ coef)
-    deviations = np.array(found) - np.mean(found, axis=0)
-    return (len(found) - 1) / len(found) * deviations.T @ deviations
+        found.append(replace(fit, law=law, columns=columns, coef=coef))
+    return found
+
+
+def jackknife_covariance(estimates: Sequence[Floats]) -> Floats:
+    """Return the delete-one covariance of estimates, each without one group."""
+    deviations = np.array(estimates) - np.mean(estimates, axis=0)
+    return np.asarray((len(deviations) - 1) / len(deviations) * deviations.T @ deviations)
 
 
 def _at_least_jackknife(covariance: Floats, fit: BlockFit) -> Floats:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from analysis.charts.exponents import exponent_difference, influence
 from analysis.charts.loss import level, loss_against_flops, overview
+from analysis.charts.pareto import pareto_figures
 from analysis.charts.shapes import residuals, shape_curve
 from slm.charts import Figure, loss_curves
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "exponent_difference", "influence", "level", "loss_against_flops", "overview",
-    "report_figures", "residuals", "shape_curve",
+    "pareto_figures", "report_figures", "residuals", "shape_curve",
 ]  # fmt: skip
 
 
@@ -23,6 +24,7 @@ def report_figures(report: StudyReport) -> list[Figure]:
     figures = (
         loss_against_flops(report),
         level(report),
+        *pareto_figures(report),
         shape_curve(report),
         exponent_difference(report),
         influence(report, "level"),

@@ -11,6 +11,8 @@ from analysis.block.effects import SIGNIFICANCE, Effects, Interval
 from analysis.formatting import count, format_interval, format_number, format_p_value
 from slm.summary import Rows, Summarized
 
+FITS = ("effects", "level_effects")  # fields that are not for JSON
+
 
 @dataclass(frozen=True, repr=False)
 class BlockResult(Summarized):
@@ -38,6 +40,7 @@ class BlockResult(Summarized):
         largest_q: largest relative difference of the size term; above 0.1 the model is refitted.
         optima: best d_model / n_layers per rung (is_curved); curve: Delta against N with its 95% band.
         noise: residual standard deviation by family and by rung, in nats.
+        effects, level_effects: the fit with N in this definition, and the one that the level is from.
     """
 
     deep: str
@@ -91,6 +94,7 @@ class BlockResult(Summarized):
     kappa_by_budget: tuple[dict[str, float], ...] = ()
     noise: tuple[dict[str, Any], ...] = ()
     effects: Effects | None = field(default=None, compare=False)
+    level_effects: Effects | None = field(default=None, compare=False)
 
     @property
     def refused(self) -> bool:
@@ -176,10 +180,12 @@ class BlockResult(Summarized):
 
     @property
     def d_alpha_text(self) -> str:
-        if self.d_alpha is None:
-            return "refused"
         p = "" if self.p_exponent is None else f", closed test: {format_p_value(self.p_exponent)}"
-        return f"{_text(self.d_alpha, self.d_alpha_ci)}{p}"
+        return f"{self.d_alpha_interval_text}{p}"
+
+    @property
+    def d_alpha_interval_text(self) -> str:
+        return "refused" if self.d_alpha is None else _text(self.d_alpha, self.d_alpha_ci)
 
     def row(self) -> dict[str, str]:
         """Return one row of the table of definitions of N."""
@@ -197,7 +203,7 @@ class BlockResult(Summarized):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "effects"}
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in FITS}
 
 
 def _text(value: float | None, interval: Interval | None) -> str:

@@ -107,6 +107,7 @@ def result_of(blocks: Blocks, *, n_name: str, noise_exponent: float = 0.0) -> Bl
         tau=effects.fit.tau,
         trunk_sigma=math.sqrt(effects.fit.trunk_ratio) * effects.fit.sigma,
         effects=effects,
+        level_effects=at_flops,
         noise=tuple(_noise(effects)),
         **_level(at_flops),
         **_exponent(effects, free),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from analysis.report import tables, text
+from analysis.report import latency_text, tables, text
 from analysis.report.study_report import StudyReport
 from slm.summary import Rows
 
@@ -56,6 +56,23 @@ def _sections(report: StudyReport) -> Iterator[Section]:
             ),
         ),
     )
+    if report.latency is not None:
+        yield Section(
+            "latency",
+            "At equal latency and training time",
+            latency_text.lines(report),
+            ("pareto_latency", "pareto_memory", "pareto_flops"),
+            (
+                Table("Loss difference and multiplier", latency_text.rows(report)),
+                Table("Measured time per token by size", latency_text.size_rows(report)),
+                Table("Loss difference by time", latency_text.level_rows(report), folded=True),
+                Table(
+                    "Time multiplier by loss, the lowest common loss first",
+                    latency_text.multiplier_rows(report),
+                    folded=True,
+                ),
+            ),
+        )
     contrasts = tables.contrast_rows(report)
     yield Section(
         "contrast",
@@ -111,7 +128,7 @@ def _sections(report: StudyReport) -> Iterator[Section]:
     )
     if report.loss_curves:
         yield Section("curves", "Loss curves", [], ("loss_curves", "loss_curves_flops"))
-    yield Section("limitations", "Limitations", list(text.CAVEATS))
+    yield Section("limitations", "Limitations", text.caveats(report))
     runs = Table(
         f"All {len(report.table)} runs", list(tables.run_rows(report)), folded=True, all_runs=True
     )

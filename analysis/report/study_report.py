@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from analysis.compare.block_result import BlockResult
 from analysis.compare.exponents import FittedStudy
 from analysis.compare.families import Comparison, compare_study
 from analysis.compare.fit_block import fit_block_model
+from analysis.compare.latency_result import Latency, compare_at_equal_time
+from analysis.compare.measured_speeds import load_settings
 from analysis.fit.isoflop import MIN_BUDGETS, MIN_POINTS, IsoFlop, fit_isoflop
 from analysis.fit.law import log_loss
 from analysis.fit.profile_likelihood import quantile_t
@@ -31,7 +34,7 @@ from slm.rounding import stable_argsort
 from slm.summary import Summarized
 
 IDENTIFIED = ("OK", "WEAK")
-OPTIONAL_COLUMNS = ("n_layers", "d_model", "tokens_per_second", "peak_lr")
+OPTIONAL_COLUMNS = ("n_layers", "d_model", "tokens_per_second", "peak_lr", "model_shape")
 MAX_PAIRED = 4  # families of which all pairs are listed; of more, neighbours in aspect ratio
 MAX_FAMILIES = 6  # with a table of other contrasts
 CURVE_POINTS = 25
@@ -74,6 +77,7 @@ class StudyReport(Summarized):
         power: power of this design and of larger ones; None if there is one family only.
         isoflop: IsoFLOP fits by family; without the families that have too few sizes per compute budget.
         loss_curves: training losses of the runs whose directories exist.
+        latency: comparison at equal decode latency and training time; None without measured speeds.
     """
 
     question: str
@@ -88,6 +92,7 @@ class StudyReport(Summarized):
     power: StudyPower | None
     isoflop: dict[str, IsoFlop]
     loss_curves: tuple[LossCurve, ...] = ()
+    latency: Latency | None = None
 
     def title(self) -> str:
         return f"{self.comparison.verdict.word}: {self.comparison.verdict.sentence}"
@@ -97,6 +102,10 @@ class StudyReport(Summarized):
         total = power_of_ten(float(self.table["flops"].sum()))
         runs, families = len(self.table), count(len(self.families), "family", "families")
         left_out = format_dropped(self.dropped)
+        if self.latency is not None:
+            for contrast in self.latency.contrasts:
+                for name, value in contrast.details():
+                    yield f"equal {contrast.setting.quantity}, {name}", value
         yield "runs", f"{runs} of {families}, {total} FLOPs; left out: {left_out}"
 
     @property
@@ -114,6 +123,7 @@ def analyze_study(
     question: str = "",
     bootstrap: int = 999,
     seed: int = 0,
+    speed: Path | None = None,
 ) -> StudyReport:
     """Analyze finished runs: comparison of two families, other contrasts, power and extensions of the design.
 
@@ -128,14 +138,18 @@ def analyze_study(
         question: research question, printed at the top of the report.
         bootstrap: number of replicates of the parametric bootstrap; 0: none.
         seed: seed of the resampling.
+        speed: file of measured speeds (`python -m slm speed`), for the comparison at equal latency.
 
     Raises:
-        DataError: if a column is missing, a value is invalid, or `deep` and `wide` cannot be determined.
+        DataError: if a column is missing, a value is invalid, `deep` and `wide` cannot be determined, or `speed` is
+            not readable.
     """
+    speeds = None if speed is None else load_settings(speed)
     loaded = runs if isinstance(runs, Runs) else Runs(runs, Counter(), ())
     study = prepare(loaded.table, _columns(loaded.table), deep, wide)
     comparison = compare_study(study, parse_audit(audit), bootstrap=bootstrap, seed=seed)
     table = _run_table(study, loaded.table, comparison.block)
+    latency = None if speeds is None else compare_at_equal_time(table, comparison.block, speeds)
     return StudyReport(
         question=question,
         table=table,
@@ -148,6 +162,7 @@ def analyze_study(
         curves=tuple(_curves(study, comparison)),
         power=power_of_study(study, comparison),
         isoflop=_isoflop(table),
+        latency=latency,
     )
 
 

@@ -73,7 +73,7 @@ def contrast_rows(report: StudyReport) -> Rows:
             "wide": one.wide,
             f"{LEVEL} [95% CI]": "refused" if one.refused else one.level_text,
             "compute multiplier [95% CI]": one.kappa_text,
-            f"{EXPONENT} [95% CI]": one.d_alpha_text.partition(", p")[0],
+            f"{EXPONENT} [95% CI]": one.d_alpha_interval_text,
         }
         for one in report.other_contrasts
     ]
@@ -119,7 +119,7 @@ def _check(
 
 
 def _difference(block: BlockResult) -> str:
-    return block.d_alpha_text.partition(", p")[0]
+    return block.d_alpha_interval_text
 
 
 def _joint(report: StudyReport) -> tuple[str, float | None]:

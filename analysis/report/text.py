@@ -9,6 +9,7 @@ from analysis.compare.robustness import WithoutOne, fragile_name
 from analysis.compare.verdict import Finding, describe_exponent
 from analysis.formatting import count, format_dropped, format_number, format_p_value, power_of_ten
 from analysis.learning_rate.audit import MAX_PENALTY
+from analysis.report import latency_text
 from slm.formatting import short_count
 
 if TYPE_CHECKING:
@@ -20,12 +21,25 @@ CAVEATS = (
     "The intervals cover the variation between shapes. They do not cover another corpus, another learning "
     "rate, or sizes outside the measured range.",
     "A loss difference that shrinks or grows with FLOPs does not imply a difference of exponents.",
-    "Equal FLOPs do not mean equal time: deep shapes run at fewer tokens/s.",
+    "Equal FLOPs do not mean equal time: deep shapes run at fewer tokens/s. Measure the times of this study with "
+    "python -m slm speed study=NAME; the report then compares the families at equal latency too.",
     "The exponents describe the loss in nats per token as a function of N. Exponents of perplexity, or in "
     "FLOPs, have other values.",
 )
 
+EQUAL_TIME = 3  # index of the limitation that measured speeds replace
+MEASURED_TIMES = (
+    "Equal FLOPs do not mean equal time. The comparison at equal latency and training time holds for the measured "
+    "device and settings only."
+)
+
 HOLD_OUT_RULE = "it passes if at least half of the cells of each compared family do"
+
+
+def caveats(report: StudyReport) -> list[str]:
+    """Return the limitations of the study."""
+    times = CAVEATS[EQUAL_TIME] if report.latency is None else MEASURED_TIMES
+    return [*CAVEATS[:EQUAL_TIME], times, *CAVEATS[EQUAL_TIME + 1 :]]
 
 
 def headline(report: StudyReport) -> str:
@@ -73,7 +87,8 @@ def key_numbers(report: StudyReport) -> list[tuple[str, str]]:
         label = (
             f"exponent of {found.deep} minus exponent of {found.wide}, given equal E: {exponent}"
         )
-        numbers.append((block.d_alpha_text.partition(", p")[0], label))
+        numbers.append((block.d_alpha_interval_text, label))
+    numbers += latency_text.key_numbers(report)
     families = count(len(report.families), "family", "families")
     shapes = count(table.groupby(["family", "shape"]).ngroups, "shape")
     budgets = count(len(report.tokens_per_param), "token budget")

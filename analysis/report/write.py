@@ -3,7 +3,7 @@
     write_report(SOURCE, OUT)         load runs from a folder of run directories or a file of results
     report_on(RUNS_OR_TABLE, OUT)     use runs that are already loaded, or a table of runs
 
-`results.json`, schema version 5. Losses are in nats per token; undefined and refused numbers are null:
+`results.json`, schema version 6. Losses are in nats per token; undefined and refused numbers are null:
 
     schema_version, question
     response      {column, unit}: the quantity that loss means in all keys and texts; another one than the loss with
@@ -23,6 +23,14 @@
     isoflop       {family: `analysis.fit.isoflop.IsoFlop`}
     residuals     [{run_id, family, shape, n, tokens, flops, seed, loss_nats_per_token, residual}]: residual of the
                   block model with the effect of the shape, in nats
+    latency       null without measured speeds, or {reasons: why there is no setting, settings: [{quantity ("decode latency"
+                  or "training time"), device, dtype, batch_size, prompt_tokens, new_tokens (null for training), deep,
+                  wide, reasons (no estimate), level_reasons (none at equal time), missing: [shape without a measured
+                  time], single_rounds, sizes: [{rung, n, seconds_deep, seconds_wide, ratio, ln_ratio_se}], levels:
+                  [{seconds, n_deep, n_wide, level, level_se, level_ci, df}] the largest common time first, multipliers:
+                  [{n_deep, n_wide, seconds_deep, seconds_wide, log_multiplier, log_multiplier_se, log_multiplier_ci, df}]
+                  the lowest common loss first}], shapes: [{family, shape, n, seconds, memory_bytes}] of the first decode
+                  setting}; seconds are per token
     caveats       [sentence]
 """
 
@@ -39,7 +47,7 @@ import pandas as pd
 from analysis.charts import overview
 from analysis.compare.families import plain
 from analysis.learning_rate.gate import load_audit
-from analysis.report import tables, text
+from analysis.report import latency_text, tables, text
 from analysis.report.html import DEFAULT_QUESTION, TITLE, page
 from analysis.report.sections import sections
 from analysis.report.study_report import AuditLike, StudyReport, analyze_study
@@ -50,11 +58,12 @@ from slm.console import Column, FittedTable, console, print_lines
 from slm.files import write_json, write_text
 from slm.run_index.curves import curves_of
 from slm.summary import Rows
+from slm.tracking.speeds import FILE_NAME
 
 # Changes: 2: full comparison; 3: power, extensions, shape curve, isoFLOP, residuals; 4: the key tokens_per_param
 # replaces budget; 5: block model (comparison.block, by_definition, robustness), findings, conditions, losses,
-# other_contrasts; no uncertainty, comparison.kappa and comparison.shape_curve; exponents of n_flop only.
-SCHEMA_VERSION = 5
+# other_contrasts; no uncertainty, comparison.kappa and comparison.shape_curve; exponents of n_flop only; 6: latency.
+SCHEMA_VERSION = 6
 FIGURE = "loss_vs_flops.png"
 MAX_PRINTED = 40  # rows of the loss table on the console
 
@@ -70,6 +79,7 @@ def write_report(
     question: str = "",
     pool_validation_sets: bool = False,
     metric: str | None = None,
+    speed: Path | None = None,
 ) -> StudyReport:
     """Load and analyze finished runs, and write the report to `out`.
 
@@ -85,10 +95,16 @@ def write_report(
         question: research question, printed at the top of the report.
         pool_validation_sets: whether to compare runs that have different validation sets.
         metric: column to compare instead of the loss, such as arc_easy_bits_per_byte; smaller values are better.
+        speed: file of measured speeds, for the comparison at equal latency; None: speed.json in the folder `source` if
+            it exists.
 
     Raises:
-        DataError: if no run is finished, a named family has no finished run, or the metric cannot be compared.
+        DataError: if no run is finished, a named family has no finished run, the metric cannot be compared, or `speed`
+            is not readable.
     """
+    beside = Path(source) / FILE_NAME
+    if speed is None and beside.is_file():
+        speed = beside
     runs = load_runs(source, only, pool_validation_sets=pool_validation_sets)
     if metric is not None:
         runs = with_response(runs, metric)
@@ -100,6 +116,7 @@ def write_report(
         audit=audit,
         question=question,
         run_directories=Path(source),
+        speed=speed,
     )
 
 
@@ -112,6 +129,7 @@ def report_on(
     audit: Path | AuditLike = None,
     question: str = "",
     run_directories: Path | None = None,
+    speed: Path | None = None,
 ) -> StudyReport:
     """Analyze loaded runs, and write the report to `out`.
 
@@ -125,16 +143,19 @@ def report_on(
         audit: as in `write_report`.
         question: research question, printed at the top of the report.
         run_directories: folder of the runs, for the loss curves; the report has none of other runs.
+        speed: file of measured speeds, for the comparison at equal latency; None: no such comparison.
 
     Raises:
-        DataError: if a column is missing or a value is invalid.
+        DataError: if a column is missing, a value is invalid, or `speed` is not readable.
     """
     loaded = runs if isinstance(runs, Runs) else Runs(runs, Counter(), ())
     if isinstance(audit, Path):
         audit = load_audit(audit, loaded)
     response = loaded.response
     question = " ".join(filter(None, (question, response.sentence())))
-    report = analyze_study(loaded, deep=deep, wide=wide, audit=audit, question=question)
+    report = analyze_study(
+        loaded, deep=deep, wide=wide, audit=audit, question=question, speed=speed
+    )
     if run_directories is not None:
         curves = curves_of(run_directories, set(report.table["run_id"]))
         report = replace(report, loss_curves=tuple(curves))
@@ -176,7 +197,8 @@ def results(report: StudyReport, response: Response = LOSS) -> dict[str, Any]:
         **(no_power if report.power is None else report.power.to_dict()),
         "isoflop": {family: asdict(fit) for family, fit in report.isoflop.items()},
         "residuals": residuals.to_dict(orient="records"),
-        "caveats": text.CAVEATS,
+        "latency": None if report.latency is None else report.latency.to_dict(),
+        "caveats": text.caveats(report),
     }
     plain_content = plain(content)
     assert isinstance(plain_content, dict)
@@ -228,6 +250,7 @@ def print_summary(report: StudyReport, response: Response = LOSS) -> None:
     lines = [
         f"{report.comparison.verdict.word}: {text.headline(report)}",
         *text.findings(report),
+        *latency_text.contrast_lines(report),
         *(f"condition: {condition}" for condition in report.comparison.verdict.conditions),
         *text.run_lines(report),
     ]

@@ -21,7 +21,7 @@ from analysis.formatting import count, format_dropped, span
 from analysis.runs.comparable import OTHER_VALIDATION_SET, comparable, count_dropped
 from analysis.runs.response import LOSS, Response
 from analysis.runs.study import OTHER_DEFINITIONS
-from analysis.runs.tables import SUFFIXES, is_table, read_table, run_row
+from analysis.runs.tables import SUFFIXES, is_table, model_shape_key, read_table, run_row
 from analysis.runs.validate import count_warnings, label_warnings
 from analysis.runs.wandb import TrackedRun, finished_runs, offline_runs, online_runs
 from slm.architecture.flops import flop_equivalent_params
@@ -338,6 +338,7 @@ def _row(result: RunResult) -> dict[str, object]:
         "rung": result.rung,
         "size": result.size or round(flop_equivalent_params(result.reference_flops_per_token)),
         "architecture": _architecture(result),
+        "model_shape": model_shape_key(result.shape),
         **run_row(result.shape, vars(result), result.schedule),
         "epochs": result.epochs,
         "seed": result.seed,

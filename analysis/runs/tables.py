@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pandas as pd
 
 from analysis.runs.validate import stripped
 from slm.architecture.flops import flop_equivalent_params
-from slm.architecture.shapes import shape_label
+from slm.architecture.shapes import ModelShape, shape_label
 from slm.errors import DataError, nearest
 
 REQUIRED = ("family", "shape", "tokens", "loss_nats_per_token")
@@ -98,6 +100,16 @@ def run_row(
         "schedule": schedule["kind"],
         "decayed": is_decayed(schedule),
     }
+
+
+def model_shape_key(shape: Mapping[str, Any]) -> str:
+    """Return a text that is equal for shapes with equal fields of `ModelShape`, apart from seq_len."""
+    values = {
+        field.name: shape.get(field.name, None if field.default is MISSING else field.default)
+        for field in fields(ModelShape)
+        if field.name != "seq_len"
+    }
+    return json.dumps(values, sort_keys=True)
 
 
 def is_decayed(schedule: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from analysis.learning_rate.gate import check_study_audit
+from analysis.study_actions.speeds import latency_lines
 from slm.architecture.flops import flop_equivalent_params
 from slm.config.schema import Config
 from slm.console import Column, FittedTable, console, print_lines
@@ -56,6 +57,7 @@ def show_plan(cells: Sequence[Cell]) -> None:
     print_lines(out, [describe_grid(cells)])
     out.print(grid_table(cells, throughput))
     print_lines(out, [format_totals(cells), format_time_estimate(cells, throughput)])
+    print_lines(out, latency_lines(cells))
     if config.study.lr_policy == "tuned":
         print_lines(out, [_tuning_cost(cells)])
     power = compute_power(cells)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.learning_rate.gate import check_study_audit
+from analysis.study_actions.speeds import speed_file
 from slm.errors import DataError
 from slm.studies.cells import Cell, check_not_all_diverged
 
@@ -78,4 +79,5 @@ def _report_on_families(cells: Sequence[Cell], out: Path) -> StudyReport:
         audit=audit,
         question=study.question,
         run_directories=out.parent,
+        speed=speed_file(cells[0].spec.config),
     )
