@@ -27,7 +27,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,12 @@ MAX_PRINTED = 40  # rows of the loss table on the console
 
 
 def write_report(
-    source: Path | str,
+    source: Path | str | Sequence[Path],
     out: Path,
     *,
     only: Collection[str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    constants: Mapping[str, str] | None = None,
     deep: str | None = None,
     wide: str | None = None,
     audit: Path | AuditLike = None,
@@ -69,8 +71,9 @@ def write_report(
     """Load and analyze finished runs, and write the report to `out`.
 
     Args:
-        source: folder, file or W&B project, see `analysis.load_runs`.
+        source: folder, files or W&B project, see `analysis.load_runs`.
         only: ids of the runs to use; None: all.
+        columns, constants: for tables and W&B runs of other programs, see `analysis.load_runs`.
         out: folder to write to; created if missing.
         deep: family to compare as deep; None: the one with the smallest d_model/n_layers.
         wide: family to compare as wide; None: the one with the largest d_model/n_layers.
@@ -83,7 +86,15 @@ def write_report(
     Raises:
         DataError: if no run is finished, or a named family has no finished run.
     """
-    runs = load_runs(source, only, pool_validation_sets=pool_validation_sets)
+    runs = load_runs(
+        source,
+        only,
+        pool_validation_sets=pool_validation_sets,
+        columns=columns,
+        constants=constants,
+    )
+    if not isinstance(source, (Path, str)):
+        source = source[0]
     return report_on(
         runs,
         out,

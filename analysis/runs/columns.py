@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def parse_pairs(text: str, example: str) -> dict[str, str]:
         DataError: if it has another form, or a name is unknown or occurs twice.
     """
     pairs: dict[str, str] = {}
-    for part in SEPARATOR.split(text):
+    for part in SEPARATOR.split(text) if text else ():
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not (name and equals and value):
             raise DataError(f"{part!r}: not of the form NAME=VALUE; for example {example}")
@@ -140,6 +141,24 @@ def guess_columns(names: Iterable[str]) -> dict[str, str]:
                 guessed[name] = found
                 break
     return guessed
+
+
+def describe_columns(names: Sequence[str]) -> str:
+    """Return the columns of a source, a guess of --columns by their names, and what is missing."""
+    guessed = guess_columns(names)
+    present = {*guessed, *names}
+    missing = [name for name in REQUIRED if name not in present]
+    if not present & set(SIZES):
+        missing.append("n_flop")
+    lines = [f"columns: {', '.join(names)}"]
+    if guessed:
+        pairs = ",".join(f"{name}={column}" for name, column in guessed.items())
+        lines.append(f"guess, to be checked: --columns {quote(pairs)}")
+    lines += [f"missing: {name} ({COLUMNS[name].meaning})" for name in missing]
+    own = [name for name in names if name in COLUMNS]
+    if own:
+        lines.append(f"used under their own names: {', '.join(own)}")
+    return "\n".join(lines)
 
 
 def _key(name: str) -> str:

@@ -198,6 +198,26 @@ def _collect(
     return *collect_runs(path, only), []
 
 
+def column_names(source: Path | str | Sequence[Path | str]) -> list[str]:
+    """Return the names that `columns` may refer to, of tables or of W&B runs.
+
+    Raises:
+        DataError: if the source has none, as run directories of slm.
+    """
+    if isinstance(source, str) and source.startswith(WANDB):
+        return [str(name) for name in rows_of(online_runs(source.removeprefix(WANDB))[0])]
+    paths = [Path(source)] if isinstance(source, (Path, str)) else [Path(path) for path in source]
+    for path in paths:
+        _check_exists(path)
+    if len(paths) == 1 and paths[0].is_dir():
+        if any(paths[0].rglob("*.wandb")):
+            return [str(name) for name in rows_of(offline_runs(paths[0])[0])]
+        paths = tables_in(paths[0])
+        if not paths:
+            raise DataError(f"{source}: no tables or W&B runs here; runs of slm need no columns")
+    return [str(name) for name in read_tables(paths)]
+
+
 def _collect_tables(
     paths: Sequence[Path],
     only: Collection[str] | None,

@@ -85,7 +85,7 @@ def runs_table(
             notes.append(f"column flops is not used, FLOPs are 6 {n_name} tokens: {contradiction}")
             table, given = table.drop(columns="flops"), None
     if "recipe_id" not in table:  # runs of slm have consistent units
-        notes += count_warnings(n_name, n, tokens, given)
+        notes += count_warnings(n_name, n, tokens, given, columns)
     return table, dropped, notes
 
 

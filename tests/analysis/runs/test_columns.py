@@ -147,12 +147,12 @@ class TestUnits:
     @pytest.mark.parametrize(
         ("name", "change", "advice"),
         [
-            ("n_flop", lambda n: n / 1e6, "n_flop is 9.985 to 317.1, too small.*millions, multiply by 1e6"),
-            ("n_flop", lambda n: n / 1e9, "if these are billions, multiply by 1e9"),
+            ("n_flop", lambda n: n / 1e6, "n_flop is 9.985 to 317.1: too small for a count; multiply millions by 1e6"),
+            ("n_flop", lambda n: n / 1e9, "too small for a count; multiply millions by 1e6 and billions by 1e9"),
             ("n_flop", np.log10, "n_flop is 6.999 to 8.501, which looks like log10"),
-            ("tokens", lambda d: d / 1e9, "tokens is .*too small for a count; if these are"),
+            ("tokens", lambda d: d / 1e9, "tokens is .*: too small for a count"),
             ("tokens", np.log10, "tokens is .*looks like log10"),
-            ("tokens", lambda d: d * 1e9, "tokens are 2e[+]10 times n_flop .median.: one of them"),
+            ("tokens", lambda d: d * 1e9, "tokens is 2e[+]10 times n_flop .median.: one of them"),
             ("flops", np.log10, "flops are .*looks like log10"),
         ],
     )  # fmt: skip
