@@ -62,6 +62,14 @@ COLUMNS = {
     "peak_lr": KnownColumn(POSITIVE, "peak learning rate", ("lr", "learning_rate", "max_lr")),
 }  # fmt: skip
 SIZES = ("n_flop", "params_non_embedding", "params_total")
+MAY_BE_EMPTY = (
+    "run_id",
+    "seed",
+    "rung",
+    "aspect_ratio",
+    "peak_lr",
+    "val_fingerprint",
+)  # in some rows
 REQUIRED = ("family", "tokens", "loss_nats_per_token")
 SEPARATOR = re.compile(r",(?=\s*[A-Za-z_]\w*\s*=)")  # a name in the file may contain commas
 
@@ -188,27 +196,25 @@ def check_values(
             continue
         values = table[name].map(stripped)
         bad = [row for row, value in enumerate(values) if not _is_valid(value, column.kind)]
-        is_empty = values.map(is_missing)
-        if not bad or (is_empty.all() and name not in (*REQUIRED, "shape")):
+        is_empty = values.map(is_missing).to_numpy(dtype=bool)
+        if name in MAY_BE_EMPTY:
+            bad = [row for row in bad if not is_empty[row]]
+        if not bad:
             checked[name] = _converted(values, column.kind)
             continue
         shown = names.get(name, name)
-        example = f"{shown}={values.iloc[bad[0]]!r} in {table.index[bad[0]]}"
-        is_partly_empty = name in (
-            "run_id",
-            "seed",
-            "rung",
-            "aspect_ratio",
-            "peak_lr",
-            "val_fingerprint",
-        )
-        if is_partly_empty and all(is_missing(values.iloc[row]) for row in bad):
-            checked[name] = _converted(values, column.kind)
-        elif name in optional:
-            notes.append(f"column {shown} is not used: {example} is not {column.kind}")
-            table = table.drop(columns=name)
-        else:
+        value = "empty" if is_empty[bad[0]] else repr(values.tolist()[bad[0]])
+        example = f"{shown}={value} in {table.index[bad[0]]}"
+        if name not in optional:
             raise DataError(f"{source}: {example}: must be {column.kind} for {name}")
+        if not is_empty.all():
+            notes.append(f"column {shown} is not used: {example} is not {column.kind}")
+        table = table.drop(columns=name)
+    if "seed" in checked:  # a run without a seed is no replicate of another one
+        seeds = checked["seed"].astype(object)
+        unknown = seeds.map(is_missing).to_numpy(dtype=bool)
+        seeds[unknown] = [f"unknown, {place}" for place in table.index[unknown]]
+        checked["seed"] = seeds.infer_objects()
     return table.assign(**checked), notes
 
 

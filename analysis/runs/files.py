@@ -42,7 +42,15 @@ SUPPORTED = f"{', '.join(FORMATS)}, also with {', '.join(DECOMPRESS)}"
 DELIMITERS = (",", "\t", ";", "|")
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.IGNORECASE)
-UNREADABLE = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, ImportError)
+UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    zlib.error,
+    lzma.LZMAError,
+    ImportError,
+    pd.errors.ParserWarning,
+)
 
 
 def table_format(path: Path) -> str | None:

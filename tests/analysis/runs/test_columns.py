@@ -192,6 +192,21 @@ class TestRows:
         again = pd.concat([table.assign(run_id=ids), table.assign(run_id=ids).iloc[:3]])
         assert loaded(again, tmp_path).dropped == {"same run in another study": 1, "duplicate": 2}
 
+    def test_runs_without_a_seed_are_no_copies(self, table: pd.DataFrame, tmp_path: Path) -> None:
+        seeds = [0.0 if row % 2 else None for row in range(48)]
+        again = table.assign(loss_nats_per_token=table["loss_nats_per_token"] + 0.01)
+        runs = loaded(pd.concat([table.assign(seed=seeds), again.assign(seed=seeds)]), tmp_path)
+        assert len(runs.table) == 96 and not runs.dropped
+        assert runs.table["seed"].nunique() == 1 + 48
+
+    def test_two_results_of_one_run_are_refused(self) -> None:
+        results = list(read_results(EXAMPLES / "micro" / "results.jsonl").values())
+        other = replace(results[0], val_loss_nats_per_token=3.0)
+        with pytest.raises(DataError, match=rf"run_id={other.run_id}: 2 different results, "):
+            runs_from_results([*results, other])
+        repeated = replace(results[0], tokens_per_second=1.0)
+        assert runs_from_results([*results, repeated]).dropped["same run in another study"] == 1
+
     def test_runs_that_share_a_name_are_no_copies(
         self, table: pd.DataFrame, tmp_path: Path
     ) -> None:
