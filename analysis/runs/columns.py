@@ -52,6 +52,8 @@ COLUMNS = {
     "seed": KnownColumn(LABEL, "seed", ("random_seed", "trial")),
     "rung": KnownColumn(LABEL, "label of the size, equal in all families", ("size_class",)),
     "tokens_per_param": KnownColumn(POSITIVE, "token budget as requested", ("tokens_per_parameter",)),
+    "budget": KnownColumn(POSITIVE, "older name of tokens_per_param"),
+    "size": KnownColumn(POSITIVE, "number that labels the rung"),
     "aspect_ratio": KnownColumn(POSITIVE, "d_model / n_layers", ("aspect",)),
     "d_model": KnownColumn(POSITIVE, "width", ("width", "hidden_size", "n_embd", "dim")),
     "n_layers": KnownColumn(POSITIVE, "depth", ("depth", "num_layers", "num_hidden_layers", "n_layer", "layers")),

@@ -25,6 +25,7 @@ MOST_FLOPS = 30.0  # factor between flops and 6 N tokens in either direction, be
 LEAST_RATIO, LARGEST_RATIO = 1e-2, 1e9  # of tokens to N, for any training run
 SUSPICIOUS_RATIO = 1e5
 SMALLEST_LOG10, LARGEST_LOG10 = 3.0, 30.0
+MAX_POWER = 300  # of ten, in a float
 FLOPS_UNITS = {-9: "GFLOPs", -12: "TFLOPs", -15: "PFLOPs", -18: "EFLOPs"}
 SUSPICIOUS_LOSS = math.log(50_257)  # nats; loss of a uniform guess over GPT-2's vocabulary
 
@@ -199,12 +200,12 @@ def flops_contradiction(n_name: str, n: Floats, tokens: Floats, flops: Floats) -
 
     Attention and the head cost FLOPs that 6 N tokens does not count, at most a factor of 10 in small models.
     """
-    middle = float(np.median(flops / (6 * n * tokens)))
-    if 1 / MOST_FLOPS < middle < MOST_FLOPS:
+    middle = float(np.median(np.log10(flops) - np.log10(6) - np.log10(n) - np.log10(tokens)))
+    if abs(middle) < math.log10(MOST_FLOPS):
         return None
     if _looks_like_log10(flops):
         return f"flops are {flops.min():.4g} to {flops.max():.4g}, which looks like log10; give 10 to its power"
-    power = round(math.log10(middle) / 3) * 3
+    power = round(middle / 3) * 3
     unit = (
         f"; if they are in {FLOPS_UNITS[power]}, multiply by 1e{-power}"
         if power in FLOPS_UNITS
