@@ -23,6 +23,8 @@ EXAMPLES = (
     "python -m analysis runs/demo --out report",
     "python -m analysis runs.csv --out report --contrast deep_thin,wide_shallow",
     "python -m analysis evaluation/models.csv --out report --metric arc_easy_bits_per_byte",
+    "python -m analysis runs.csv --write-columns",
+    "python -m analysis runs.csv --out report --columns tokens=D,n_flop=N,family=mix,loss_nats_per_token=loss",
     "python -m analysis --wandb ENTITY/PROJECT --out report",
     "python -m analysis runs/lr_transfer --of lr_transfer --out report",
 )
@@ -35,7 +37,10 @@ def main() -> int:
         arguments = parser.parse_args()
         _check(parser, family_options, arguments)
         try:
-            _write_report(arguments)
+            if arguments.write_columns:
+                _write_columns(arguments)
+            else:
+                _write_report(arguments)
         except SlmError as error:
             print(error, file=sys.stderr)
             return error.exit_code
@@ -51,15 +56,17 @@ def _write_report(arguments: argparse.Namespace) -> None:
     if arguments.of != FAMILIES:
         from analysis.report.by_kind import write_report_of  # late: imports pandas
 
-        write_report_of(arguments.of, arguments.runs, arguments.out)
+        write_report_of(arguments.of, arguments.runs[0], arguments.out)
         return
     from analysis.report.write import write_report
-    from analysis.runs.load import WANDB
+    from analysis.runs.columns import parse_pairs
 
     deep, wide = arguments.contrast or (arguments.deep, arguments.wide)
     write_report(
-        arguments.runs or f"{WANDB}{arguments.wandb}",
+        _source(arguments),
         arguments.out,
+        columns=parse_pairs(",".join(arguments.columns), "--columns tokens=D,n_flop=N"),
+        constants=parse_pairs(",".join(arguments.constant), "--constant family=mine"),
         deep=deep,
         wide=wide,
         audit=arguments.audit,
@@ -70,6 +77,20 @@ def _write_report(arguments: argparse.Namespace) -> None:
     )
 
 
+def _source(arguments: argparse.Namespace) -> str | list[Path]:
+    from analysis.runs.load import WANDB
+
+    return arguments.runs or f"{WANDB}{arguments.wandb}"
+
+
+def _write_columns(arguments: argparse.Namespace) -> None:
+    """Print the columns of a source, and a guess of --columns from their names."""
+    from analysis.runs.columns import describe_columns
+    from analysis.runs.load import column_names
+
+    print(describe_columns(column_names(_source(arguments))))
+
+
 def _check(
     parser: argparse.ArgumentParser,
     family_options: list[argparse.Action],
@@ -77,8 +98,10 @@ def _check(
 ) -> None:
     """Exit with a message if the options do not fit each other."""
     given = vars(arguments)
-    if (arguments.runs is None) == (arguments.wandb is None):
+    if (not arguments.runs) == (arguments.wandb is None):
         parser.error("give either RUNS or --wandb ENTITY/PROJECT")
+    if arguments.out is None and not arguments.write_columns:
+        parser.error("give --out DIR, the folder to write the report to")
     if arguments.contrast and (arguments.deep or arguments.wide):
         parser.error("give either --contrast, or --deep and --wide")
     if arguments.audit and arguments.metric:
@@ -87,6 +110,8 @@ def _check(
         return
     if arguments.wandb is not None:
         parser.error(f"--of {arguments.of} cannot read --wandb; give a folder of runs")
+    if len(arguments.runs) > 1:
+        parser.error(f"--of {arguments.of} reads one source, not {len(arguments.runs)}")
     unused = [o.option_strings[0] for o in family_options if given[o.dest] != o.default]
     if unused:
         parser.error(
@@ -98,7 +123,7 @@ def _build_parser() -> tuple[argparse.ArgumentParser, list[argparse.Action]]:
     """Return the parser, and the options that only the report `families` has."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis",
-        usage="python -m analysis RUNS|--wandb ENTITY/PROJECT --out DIR [--of REPORT] [options]",
+        usage="python -m analysis RUNS...|--wandb ENTITY/PROJECT --out DIR [--of REPORT] [options]",
         description="Analyze finished runs and write a report.",
         epilog=f"{listing('reports, for --of', REPORTS)}\n\n{examples(EXAMPLES)}",
         formatter_class=HelpFormatter,
@@ -109,15 +134,14 @@ def _build_parser() -> tuple[argparse.ArgumentParser, list[argparse.Action]]:
         "runs",
         metavar="RUNS",
         type=Path,
-        nargs="?",
+        nargs="*",
         help="folder of run directories, such as runs/demo; folder of offline W&B runs; results file of a study "
-        "(.jsonl); or a .csv, .parquet or .jsonl table with one row per run",
+        "(.jsonl); or tables with one row per run: .csv, .tsv, .json, .jsonl or .parquet, also compressed, or a folder "
+        "of them",
     )
     source.add_argument("--wandb", metavar="ENTITY/PROJECT", help="read the runs of a W&B project")
     output = parser.add_argument_group("output")
-    output.add_argument(
-        "--out", metavar="DIR", type=Path, required=True, help="folder to write the report to"
-    )
+    output.add_argument("--out", metavar="DIR", type=Path, help="folder to write the report to")
     output.add_argument(
         "--of",
         metavar="REPORT",
@@ -132,6 +156,26 @@ def _add_family_options(parser: argparse.ArgumentParser) -> list[argparse.Action
     group = parser.add_argument_group(f"comparison, for --of {FAMILIES} only")
     add: Any = group.add_argument
     return [
+        add(
+            "--columns",
+            metavar="NAME=COLUMN,...",
+            action="append",
+            default=[],
+            help="names in the table or in the W&B runs of family, tokens, loss_nats_per_token, n_flop (or params_total, "
+            "params_non_embedding), ...; nested names have dots, such as config.lr",
+        ),
+        add(
+            "--constant",
+            metavar="NAME=VALUE,...",
+            action="append",
+            default=[],
+            help="values of columns that are equal in all runs, such as family=mine",
+        ),
+        add(
+            "--write-columns",
+            action="store_true",
+            help="print the columns of the input and a guess of --columns, and write no report",
+        ),
         add("--deep", metavar="FAMILY", help="deep family; default: smallest d_model / n_layers"),
         add("--wide", metavar="FAMILY", help="wide family; default: largest d_model / n_layers"),
         add(

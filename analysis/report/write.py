@@ -37,7 +37,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -69,10 +69,12 @@ MAX_PRINTED = 40  # rows of the loss table on the console
 
 
 def write_report(
-    source: Path | str,
+    source: Path | str | Sequence[Path],
     out: Path,
     *,
     only: Collection[str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    constants: Mapping[str, str] | None = None,
     deep: str | None = None,
     wide: str | None = None,
     audit: Path | AuditLike = None,
@@ -84,8 +86,9 @@ def write_report(
     """Load and analyze finished runs, and write the report to `out`.
 
     Args:
-        source: folder, file or W&B project, see `analysis.load_runs`.
+        source: folder, files or W&B project, see `analysis.load_runs`.
         only: ids of the runs to use; None: all.
+        columns, constants: for tables and W&B runs of other programs, see `analysis.load_runs`.
         out: folder to write to; created if missing.
         deep: family to compare as deep; None: the one with the smallest d_model/n_layers.
         wide: family to compare as wide; None: the one with the largest d_model/n_layers.
@@ -102,10 +105,16 @@ def write_report(
         DataError: if no run is finished, a named family has no finished run, the metric cannot be compared, or `speed`
             is not readable.
     """
-    beside = Path(source) / FILE_NAME
-    if speed is None and beside.is_file():
-        speed = beside
-    runs = load_runs(source, only, pool_validation_sets=pool_validation_sets)
+    first = Path(source if isinstance(source, (Path, str)) else source[0])
+    if speed is None and (first / FILE_NAME).is_file():
+        speed = first / FILE_NAME
+    runs = load_runs(
+        source,
+        only,
+        pool_validation_sets=pool_validation_sets,
+        columns=columns,
+        constants=constants,
+    )
     if metric is not None:
         runs = with_response(runs, metric)
     return report_on(
@@ -115,7 +124,7 @@ def write_report(
         wide=wide,
         audit=audit,
         question=question,
-        run_directories=Path(source),
+        run_directories=first,
         speed=speed,
     )
 

@@ -6,11 +6,13 @@ from collections import Counter
 
 import pandas as pd
 
-from analysis.runs.validate import flag_column
-from slm.rounding import merge_close
+from analysis.runs.validate import flag_column, is_missing
+from slm.errors import DataError
+from slm.rounding import exceeds, merge_close
 
 OTHER_VALIDATION_SET = "other validation set"
-ONE_RUN = ("family", "shape", "rung", "tokens", "seed", "peak_lr")
+MAX_REPEAT_NATS = 0.002  # between two trainings of one run on different machines
+ONE_RUN = ("family", "shape", "rung", "tokens", "seed", "peak_lr", "loss_nats_per_token")
 
 
 def count_dropped(dropped: Counter[str], reason: str, runs: int) -> None:
@@ -49,21 +51,37 @@ def comparable(
 def _without_copies(table: pd.DataFrame, dropped: Counter[str]) -> pd.DataFrame:
     """Drop the copies of a run: equal run ids or, where a run has none, equal settings.
 
-    Our run ids identify a run. The ids of other tables may be names that runs share, so that only rows with equal
-    tokens and loss are copies. In a table without seeds, rows with different losses are runs with different seeds.
+    Our run ids identify a run. The ids of other tables may be names that runs share, and their seeds may be missing or
+    repeated, so that only rows with equal tokens and loss are copies.
+
+    Raises:
+        DataError: if runs of slm have one id and different results.
     """
     rounded = table.assign(loss_nats_per_token=merge_close(table["loss_nats_per_token"]))
     settings = [name for name in ONE_RUN if name in table]
-    if "seed" not in table:
-        settings.append("loss_nats_per_token")
     ids = table["run_id"] if "run_id" in table else pd.Series(None, index=table.index, dtype=object)
-    named, bare = rounded[ids.notna()], rounded[ids.isna()]
-    by_id = ["run_id"] if "recipe_id" in table else ["run_id", "tokens", "loss_nats_per_token"]
+    has_id = ~ids.map(is_missing).to_numpy(dtype=bool)
+    named, bare = rounded[has_id], rounded[~has_id]
+    by_id = ["run_id", "tokens", "loss_nats_per_token"]
+    if "recipe_id" in table:
+        _check_results(named)
+        by_id = ["run_id"]
     repeated = named.index[named.duplicated(by_id)] if len(named) else named.index
     count_dropped(dropped, "same run in another study", len(repeated))
     copies = bare.index[bare.duplicated(settings)]
     count_dropped(dropped, "duplicate", len(copies))
     return table.drop(index=repeated.union(copies))
+
+
+def _check_results(runs: pd.DataFrame) -> None:
+    """Refuse two results of one run id that differ by more than a repetition on another machine does."""
+    for run_id, rows in runs[runs.duplicated("run_id", keep=False)].groupby("run_id"):
+        losses = rows["loss_nats_per_token"]
+        if rows["tokens"].nunique() > 1 or exceeds(losses.max() - losses.min(), MAX_REPEAT_NATS):
+            values = " and ".join(f"{loss:.4f}" for loss in sorted(losses))
+            raise DataError(
+                f"run_id={run_id}: {len(rows)} different results, {values} nats per token; remove all but one"
+            )
 
 
 def _with_one_learning_rate(table: pd.DataFrame, dropped: Counter[str]) -> pd.DataFrame:

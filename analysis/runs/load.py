@@ -13,17 +13,24 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from scipy import special
 
 from analysis.formatting import count, format_dropped, span
 from analysis.runs.comparable import OTHER_VALIDATION_SET, comparable, count_dropped
+from analysis.runs.files import SUPPORTED, table_format
 from analysis.runs.response import LOSS, Response
-from analysis.runs.study import OTHER_DEFINITIONS
-from analysis.runs.tables import SUFFIXES, is_table, model_shape_key, read_table, run_row
-from analysis.runs.validate import count_warnings, label_warnings
-from analysis.runs.wandb import TrackedRun, finished_runs, offline_runs, online_runs
+from analysis.runs.tables import model_shape_key, read_tables, run_row, runs_table, tables_in
+from analysis.runs.validate import label_warnings
+from analysis.runs.wandb import (
+    TrackedRun,
+    Unreadable,
+    finished_runs,
+    is_foreign,
+    offline_runs,
+    online_runs,
+    rows_of,
+)
 from slm.architecture.flops import flop_equivalent_params
 from slm.errors import DataError, RunError, nearest_name
 from slm.rounding import stable_argsort
@@ -95,21 +102,25 @@ class Runs(Summarized):
 
 
 def load_runs(
-    source: Path | str,
+    source: Path | str | Sequence[Path | str],
     only: Collection[str] | None = None,
     *,
     pool_validation_sets: bool = False,
     columns: Mapping[str, str] | None = None,
+    constants: Mapping[str, str] | None = None,
 ) -> Runs:
     """Load all finished runs of a source, or only those with the given run ids.
 
     Args:
-        source: a folder of run directories or of W&B offline runs; the results file of a study
-            (`study.results`); a .csv, .parquet or .jsonl table; or `wandb:ENTITY/PROJECT`.
+        source: a folder of run directories, of W&B offline runs or of tables; the results file of a study
+            (`study.results`); one or several tables (CSV, TSV, JSON, JSON lines, Parquet, also compressed); or
+            `wandb:ENTITY/PROJECT`.
         only: run ids to keep; None keeps all runs.
         pool_validation_sets: keep runs of every validation set. By default only the most common validation
             set is kept and the other runs are dropped, because losses on different sets are not comparable.
-        columns: name in the file of each column, for a table (`analysis.runs.tables.read_table`).
+        columns: name in the source of each column, such as {"tokens": "D"}, for tables and for W&B runs of other
+            programs, whose names are those of the config and the summary (`analysis.runs.columns`).
+        constants: value of columns that are equal in all runs, such as {"family": "mine"}.
 
     Columns have their units in their names or here: `loss_nats_per_token` after decay; `flops` of the whole
     training, by the convention of `flops_convention`; `n_flop` = flops_per_token / 6; `tokens`;
@@ -117,18 +128,20 @@ def load_runs(
     the rung of a preset.
 
     Raises:
-        DataError: if the source has no finished run.
+        DataError: if the source has no finished run, or a value is invalid; it names the column, line and file.
     """
-    if _is_results_file(Path(source)):
-        if columns:
+    if not isinstance(source, (Path, str)) and len(source) == 1:
+        source = source[0]
+    if isinstance(source, (Path, str)) and _is_results_file(Path(source)):
+        if columns or constants:
             raise DataError(
-                f"{source}: a results file of a study has its own columns; remove columns="
+                f"{source}: a results file of a study has its own columns; remove columns and constants"
             )
         results = read_results(Path(source)).values()
         return runs_from_results(results, only, pool_validation_sets=pool_validation_sets)
-    table, dropped = _collect(source, only, columns)
+    table, dropped, notes = _collect(source, only, columns, constants)
     table = comparable(table, dropped, pool_validation_sets=pool_validation_sets)
-    return Runs(table, dropped, tuple(_warnings(table, dropped)))
+    return Runs(table, dropped, (*notes, *_warnings(table, dropped)))
 
 
 def runs_from_results(
@@ -159,35 +172,103 @@ def runs_from_results(
     return Runs(table, dropped, tuple(_warnings(table, dropped)))
 
 
+Collected = tuple[pd.DataFrame, Counter[str], list[str]]
+
+
 def _collect(
-    source: Path | str, only: Collection[str] | None, columns: Mapping[str, str] | None
-) -> tuple[pd.DataFrame, Counter[str]]:
-    if isinstance(source, str) and source.startswith(WANDB):
-        return _collect_tracked(online_runs(source.removeprefix(WANDB)), only, source)
+    source: Path | str | Sequence[Path | str],
+    only: Collection[str] | None,
+    columns: Mapping[str, str] | None,
+    constants: Mapping[str, str] | None,
+) -> Collected:
+    if not isinstance(source, (Path, str)):
+        return _collect_tables([Path(path) for path in source], only, columns, constants)
+    if str(source).startswith(WANDB):
+        return _collect_tracked(
+            online_runs(str(source).removeprefix(WANDB)), only, str(source), columns, constants
+        )
     path = Path(source)
     _check_exists(path)
-    if is_table(path):
-        return _selected(*_finished(read_table(path, columns)), only, str(path))
     if path.is_file():
-        supported = ", ".join(SUFFIXES)
-        raise DataError(f"{path}: unsupported file type; use {supported}, uncompressed")
-    if not any(_run_directories(path)) and any(path.rglob("*.wandb")):
-        return _collect_tracked(offline_runs(path), only, str(path))
-    return collect_runs(path, only)
+        return _collect_tables([path], only, columns, constants)
+    if not any(_run_directories(path)):
+        if any(path.rglob("*.wandb")):
+            return _collect_tracked(offline_runs(path), only, str(path), columns, constants)
+        if tables := tables_in(path):
+            return _collect_tables(tables, only, columns, constants)
+    if columns or constants:
+        raise DataError(
+            f"{path}: run directories have their own columns; remove columns and constants"
+        )
+    return *collect_runs(path, only), []
+
+
+def column_names(source: Path | str | Sequence[Path | str]) -> list[str]:
+    """Return the names that `columns` may refer to, of tables or of W&B runs.
+
+    Raises:
+        DataError: if the source has none, as run directories of slm.
+    """
+    if isinstance(source, str) and source.startswith(WANDB):
+        return [str(name) for name in rows_of(online_runs(source.removeprefix(WANDB))[0])]
+    paths = [Path(source)] if isinstance(source, (Path, str)) else [Path(path) for path in source]
+    for path in paths:
+        _check_exists(path)
+    if len(paths) == 1 and paths[0].is_dir():
+        if any(paths[0].rglob("*.wandb")):
+            return [str(name) for name in rows_of(offline_runs(paths[0])[0])]
+        paths = tables_in(paths[0])
+        if not paths:
+            raise DataError(f"{source}: no tables or W&B runs here; runs of slm need no columns")
+    return [str(name) for name in read_tables(paths)]
+
+
+def _collect_tables(
+    paths: Sequence[Path],
+    only: Collection[str] | None,
+    columns: Mapping[str, str] | None,
+    constants: Mapping[str, str] | None,
+) -> Collected:
+    for path in paths:
+        _check_exists(path)
+        if table_format(path) is None:
+            raise DataError(f"{path}: unsupported file type; use {SUPPORTED}")
+    source = (
+        str(paths[0])
+        if len(paths) == 1
+        else f"{paths[0]} and {count(len(paths) - 1, 'other file')}"
+    )
+    table, dropped, notes = runs_table(read_tables(paths), source, columns, constants)
+    return _selected(table, dropped, only, source, notes)
 
 
 def _collect_tracked(
-    runs: Iterator[TrackedRun], only: Collection[str] | None, source: str
-) -> tuple[pd.DataFrame, Counter[str]]:
-    found = list(runs)
-    kept = [run for run in found if only is None or run.run_id in only]
-    results, older, dropped = finished_runs(kept)
-    count_dropped(dropped, NOT_A_CELL, len(found) - len(kept))
+    found: tuple[list[TrackedRun], Unreadable],
+    only: Collection[str] | None,
+    source: str,
+    columns: Mapping[str, str] | None,
+    constants: Mapping[str, str] | None,
+) -> Collected:
+    """Collect W&B runs: those of slm by their results, or with `columns` those of any program."""
+    runs, unreadable = found
+    dropped: Counter[str] = Counter(unreadable)
+    kept = [run for run in runs if only is None or run.run_id in only]
+    count_dropped(dropped, NOT_A_CELL, len(runs) - len(kept))
+    if columns or constants:
+        table, unfinished, notes = runs_table(rows_of(kept), source, columns, constants)
+        return _selected(table, dropped + unfinished, None, source, notes)
+    results, older, unusable = finished_runs(kept)
+    if kept and all(map(is_foreign, kept)):
+        names = ", ".join(map(str, rows_of(kept)))
+        raise DataError(
+            f"{source}: {count(len(kept), 'run')} of another program; say which of their values to use, as --columns "
+            f"tokens=NAME,... or columns={{'tokens': 'NAME', ...}}; they have {names}"
+        )
     tables = [_table(results)] if results else []
     table = (
         pd.concat([*tables, older], ignore_index=True) if len(older) or not tables else tables[0]
     )
-    return _selected(table, dropped, None, source)
+    return _selected(table, dropped + unusable, None, source, [])
 
 
 def _check_exists(path: Path) -> None:
@@ -208,7 +289,7 @@ def _is_results_file(path: Path) -> bool:
     try:
         with path.open(encoding="utf-8") as lines:
             return any(_has_result_keys(line) for line in islice(lines, LINES_TO_RECOGNIZE))
-    except (OSError, UnicodeDecodeError):  # `read_table` reports it
+    except (OSError, UnicodeDecodeError):  # `read_tables` reports it
         return False
 
 
@@ -220,34 +301,13 @@ def _has_result_keys(line: str) -> bool:
     return isinstance(row, dict) and {"schema_version", "run_id", "trunk_id"} <= set(row)
 
 
-def _finished(table: pd.DataFrame) -> tuple[pd.DataFrame, Counter[str]]:
-    """Return the rows of a user's table that have a final loss, and counts of the others by their `status`."""
-    dropped: Counter[str] = Counter()
-    states = [name for name in table if str(name).lower() in ("status", "state")]  # W&B: State
-    for name in states[:1]:
-        words = table[name].map(lambda word: str(word).lower())
-        finished = words.isin(["finished", "completed", "done"])
-        if name != "status" and not finished.any():
-            continue  # a state of another kind
-        for word, runs in words[~finished].value_counts().items():
-            dropped[f"not finished ({word})"] += int(runs)
-        table = table[finished]
-    losses = pd.to_numeric(table["loss_nats_per_token"], errors="coerce")
-    invalid = losses.isna() & table["loss_nats_per_token"].notna()
-    if invalid.any():
-        example = table.loc[invalid, "loss_nats_per_token"].iloc[0]
-        raise DataError(
-            f"loss_nats_per_token={example!r} in {count(int(invalid.sum()), 'row')}: not a number; leave the cell "
-            "empty if the run has no loss"
-        )
-    finite = np.isfinite(losses)
-    count_dropped(dropped, "no final loss, or diverged", int((~finite).sum()))
-    return table[finite].assign(loss_nats_per_token=losses[finite]), dropped
-
-
 def _selected(
-    table: pd.DataFrame, dropped: Counter[str], only: Collection[str] | None, source: str
-) -> tuple[pd.DataFrame, Counter[str]]:
+    table: pd.DataFrame,
+    dropped: Counter[str],
+    only: Collection[str] | None,
+    source: str,
+    notes: list[str],
+) -> Collected:
     if only is not None and "run_id" in table:
         selected = table["run_id"].isin(list(only))
         count_dropped(dropped, NOT_A_CELL, int((~selected).sum()))
@@ -256,7 +316,9 @@ def _selected(
         reasons = "".join(f"; {runs} {reason}" for reason, runs in dropped.items())
         raise DataError(f"{source}: no finished run{reasons}")
     order = [name for name in ("family", "flops", "tokens", "seed") if name in table]
-    return table.sort_values(order, ignore_index=True), dropped
+    labels = {name: table[name].astype(str) for name in ("family", "seed") if name in table}
+    ordered = table.assign(**labels).sort_values(order, kind="stable").index
+    return table.loc[ordered].reset_index(drop=True), dropped, notes
 
 
 def collect_runs(
@@ -384,20 +446,6 @@ def _warnings(table: pd.DataFrame, dropped: Counter[str]) -> Iterator[str]:
     if "epochs" in table and (table["epochs"] > 1).any():
         yield f"some runs repeat the training text, up to {table['epochs'].max():.1f} epochs"
     yield from label_warnings("family", table["family"].astype(str))
-    if "recipe_id" not in table:  # runs of slm have consistent units
-        yield from _count_warnings(table)
-
-
-def _count_warnings(table: pd.DataFrame) -> Iterator[str]:
-    numbers = table.select_dtypes("number")
-    n_name = next((name for name in OTHER_DEFINITIONS if name in numbers), None)
-    if n_name is None or "tokens" not in numbers:
-        return
-    names = [name for name in (n_name, "tokens", "flops") if name in numbers]
-    known = numbers[names].dropna()
-    known = known[(known > 0).all(axis=1)].astype(float)
-    if len(known):
-        yield from count_warnings(n_name, *(known[name].to_numpy() for name in names))
 
 
 def _first_few(values: Iterable[object]) -> str:

@@ -301,5 +301,6 @@ def _deep_and_wide(prepared: pd.DataFrame, deep: str | None, wide: str | None) -
     if len(matches["deep"]) == len(matches["wide"]) == 1 and matches["deep"] != matches["wide"]:
         return deep or matches["deep"][0], wide or matches["wide"][0]
     raise DataError(
-        f"cannot identify the deep and the wide family among {', '.join(families)}; pass deep= and wide="
+        f"cannot identify the deep and the wide family among {', '.join(families)}; name them with "
+        "--contrast DEEP,WIDE (in Python: deep=, wide=)"
     )

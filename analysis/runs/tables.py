@@ -1,80 +1,136 @@
-"""Read a table of runs from a file (CSV, Parquet, JSON lines), and build table rows for runs of slm."""
+"""Build the table of runs from a user's rows, and its rows for runs of slm."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from analysis.runs.validate import stripped
+from analysis.formatting import count
+from analysis.runs.columns import REQUIRED, SIZES, check_values, rename_columns
+from analysis.runs.comparable import count_dropped
+from analysis.runs.files import read_file, table_format
+from analysis.runs.validate import count_warnings, flops_contradiction, is_missing, stripped
 from slm.architecture.flops import flop_equivalent_params
 from slm.architecture.shapes import ModelShape, shape_label
-from slm.errors import DataError, nearest
+from slm.errors import DataError
 
-REQUIRED = ("family", "shape", "tokens", "loss_nats_per_token")
-SUFFIXES = (".csv", ".parquet", ".jsonl")
+FINISHED = ("finished", "completed", "complete", "done", "success", "succeeded", "ok")
+UNFINISHED = (
+    "crashed", "failed", "killed", "running", "pending", "queued", "preempted", "preempting", "interrupted",
+    "diverged", "aborted", "canceled", "cancelled", "error", "timeout", "oom",
+)  # fmt: skip
+NO_STATUS = "no status"
 
 
-def is_table(path: Path) -> bool:
-    """Return whether the file's suffix is that of a readable table."""
-    return path.suffix in SUFFIXES
-
-
-def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """Read a table and rename its columns to the names of the runs table.
-
-    Args:
-        path: .csv, .parquet or .jsonl file.
-        columns: name in the file of each column, such as {"tokens": "D", "n_flop": "N"}. Required:
-            family, shape, tokens, loss_nats_per_token and one of n_flop, params_non_embedding,
-            params_total. Optional: flops, rung, tokens_per_param, seed, aspect_ratio, run_id, status or state
-            ("finished", or the reason why not), decayed (yes or no), val_fingerprint, peak_lr.
-            One column of the file may have several names; a given name replaces a column of that name.
+def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
+    """Read the rows of one or several files; the index says where each row is.
 
     Raises:
-        DataError: if the file cannot be read or lacks a column.
+        DataError: naming the file that cannot be read.
     """
-    if path.is_file() and path.stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty")
-    try:
-        table = _read(path)
-    except (OSError, ValueError, ImportError) as error:
-        raise DataError(f"{path}: not a readable table ({error})") from None
-    renamed = dict(columns or {})
-    for name, name_in_file in renamed.items():
-        if name_in_file not in table:
-            fix = nearest(name_in_file, table.columns)
-            raise DataError(f"{path}: has no column {name_in_file!r} (given for {name}); {fix}")
-    # A column may serve under two names, and a mapped name replaces a column of that name.
-    mapped = {name: table[name_in_file] for name, name_in_file in renamed.items()}
-    table = table.drop(columns=list(set(renamed.values()))).assign(**mapped)
-    missing = [name for name in REQUIRED if name not in table]
-    if not {"n_flop", "params_non_embedding", "params_total"} & set(table.columns):
-        missing.append("n_flop")
-    if missing:
+    tables = [read_file(path) for path in paths]
+    if len(tables) == 1:
+        return tables[0]
+    for path, table in zip(paths, tables, strict=True):
+        table.index = pd.Index([f"{path.name}, {place}" for place in table.index], dtype=object)
+    return pd.concat(tables)
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """Return the tables directly in a folder, by name."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and table_format(path))
+
+
+def runs_table(
+    rows: pd.DataFrame,
+    source: str,
+    columns: Mapping[str, str] | None = None,
+    constants: Mapping[str, str] | None = None,
+) -> tuple[pd.DataFrame, Counter[str], list[str]]:
+    """Return the finished runs of a user's rows, counts of the others by reason, and notes on columns.
+
+    Args:
+        rows: one row per run; the index says where it is in the source.
+        source: path, for messages.
+        columns: name in the source of each column (`analysis.runs.columns.COLUMNS`). Required are family, tokens,
+            loss_nats_per_token and one of n_flop, params_non_embedding, params_total.
+        constants: value of columns that are equal in all runs.
+
+    Raises:
+        DataError: if a column is missing, or a value is invalid; it names the user's column and the place.
+    """
+    columns = columns or {}
+    table = rename_columns(rows, columns, constants or {}, source)
+    dropped: Counter[str] = Counter()
+    table, notes = _with_status(table, columns, dropped, source)
+    losses = _losses(table, columns.get("loss_nats_per_token", "loss_nats_per_token"), source)
+    count_dropped(dropped, "no final loss, or diverged", int((~np.isfinite(losses)).sum()))
+    table = table.assign(loss_nats_per_token=losses)[np.isfinite(losses)]
+    if table.empty:
+        return table, dropped, notes
+    n_name = next(name for name in SIZES if name in table)
+    needed = {*columns, *REQUIRED, "shape", "decayed", n_name}
+    table, unused = check_values(table, columns, source, optional=set(table.columns) - needed)
+    notes += unused
+    n, tokens = table[n_name].to_numpy(), table["tokens"].to_numpy()
+    given = table["flops"].to_numpy() if "flops" in table else None
+    if given is not None and "flops" not in columns:
+        contradiction = flops_contradiction(n_name, n, tokens, given)
+        if contradiction is not None:
+            notes.append(f"column flops is not used, FLOPs are 6 {n_name} tokens: {contradiction}")
+            table, given = table.drop(columns="flops"), None
+    if "recipe_id" not in table:  # runs of slm have consistent units
+        notes += count_warnings(n_name, n, tokens, given, columns)
+    return table, dropped, notes
+
+
+def _with_status(
+    table: pd.DataFrame, columns: Mapping[str, str], dropped: Counter[str], source: str
+) -> tuple[pd.DataFrame, list[str]]:
+    """Drop the runs whose status is not that of a finished run; a table exported from W&B has a column State."""
+    found = [str(name) for name in table if str(name).lower() in ("status", "state")]
+    if not found:
+        return table, []
+    name = "status" if "status" in found else found[0]
+    words = table[name].map(
+        lambda word: NO_STATUS if is_missing(stripped(word)) else str(word).strip().lower()
+    )
+    known = words.isin([*FINISHED, *UNFINISHED, NO_STATUS])
+    shown = columns.get("status", name)
+    if "status" not in columns and not words.isin([*FINISHED, *UNFINISHED]).any():
+        return table, [f"column {shown} is not used: {words.iloc[0]!r} is no status of a run"]
+    if not known.all():
+        place = words.index[~known][0]
         raise DataError(
-            f"{path}: lacks {', '.join(missing)}; pass columns={{'{missing[0]}': 'NAME IN THE FILE'}}; its columns "
-            f"are {', '.join(str(name) for name in table.columns)}"
+            f"{source}: {shown}={words[place]!r} in {place}: unknown status; a finished run has one of "
+            f"{', '.join(FINISHED)}, another one of {', '.join(UNFINISHED)}"
         )
-    for name in REQUIRED:
-        nested = [value for value in table[name] if isinstance(value, (dict, list))]
-        if nested:
-            source = renamed.get(name, name)
-            raise DataError(
-                f"{path}: column {source!r} holds {nested[0]!r}; {name} needs one number or word per run"
-            )
-    text = table.select_dtypes(exclude=["number", "bool"])
-    return table.assign(**{str(name): text[name].map(stripped) for name in text})
+    finished = words.isin(FINISHED)
+    for word, runs in words[~finished].value_counts().items():
+        count_dropped(dropped, f"not finished ({word})", int(runs))
+    return table[finished], []
 
 
-def _read(path: Path) -> pd.DataFrame:
-    if path.suffix == ".csv":
-        return pd.read_csv(path)
-    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path, lines=True)
+def _losses(table: pd.DataFrame, shown: str, source: str) -> pd.Series:
+    """Return the losses as floats; an empty cell is nan."""
+    given = table["loss_nats_per_token"].map(stripped)
+    given = given.mask(given.map(is_missing))
+    losses = pd.to_numeric(given, errors="coerce").astype(float)
+    invalid = losses.isna() & given.notna() & (given.map(lambda value: str(value).lower()) != "nan")
+    if invalid.any():
+        place = given.index[invalid][0]
+        raise DataError(
+            f"{source}: {shown}={given[place]!r} in {place}: not a number, as in {count(int(invalid.sum()), 'row')}; leave "
+            "the cell empty if the run has no loss"
+        )
+    return losses
 
 
 def run_row(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,12 @@ SMALLEST_N, FEWEST_TOKENS = 1e4, 1e5  # below them N and tokens look like millio
 MAX_FLOPS_ERROR = 1.25  # factor between flops and 6 n_flop tokens, which are equal by definition
 MAX_FLOPS_RATIO = 2.0  # the same for another definition of N, without attention or embeddings
 MAX_FLOPS_SPREAD = 2.0  # largest over smallest ratio of flops to 6 N tokens
+MOST_FLOPS = 30.0  # factor between flops and 6 N tokens in either direction, beyond which they contradict each other
+LEAST_RATIO, LARGEST_RATIO = 1e-2, 1e9  # of tokens to N, for any training run
+SUSPICIOUS_RATIO = 1e5
+SMALLEST_LOG10, LARGEST_LOG10 = 3.0, 30.0
+MAX_POWER = 300  # of ten, in a float
+FLOPS_UNITS = {-9: "GFLOPs", -12: "TFLOPs", -15: "PFLOPs", -18: "EFLOPs"}
 SUSPICIOUS_LOSS = math.log(50_257)  # nats; loss of a uniform guess over GPT-2's vocabulary
 
 
@@ -124,27 +130,90 @@ def label_warnings(name: str, labels: Iterable[str]) -> Iterator[str]:
 
 
 def count_warnings(
-    n_name: str, n: Floats, tokens: Floats, flops: Floats | None = None
+    n_name: str,
+    n: Floats,
+    tokens: Floats,
+    flops: Floats | None = None,
+    shown: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
-    """Yield warnings for sizes, tokens and FLOPs in other units, or that contradict each other.
+    """Yield warnings for sizes, tokens and FLOPs that look small or contradict each other.
 
-    `n_name`: definition of N, `n_flop` or another.
+    `n_name`: definition of N, `n_flop` or another. `shown`: names of the columns in messages, if they are others.
+
+    Raises:
+        DataError: if they cannot be counts, because they are logarithms or in millions, billions or GFLOPs.
     """
-    for name, values, limit in ((n_name, n, SMALLEST_N), ("tokens", tokens, FEWEST_TOKENS)):
-        if exceeds(limit, largest := float(values.max())):
-            yield (
-                f"{name} is at most {largest:.4g}, below {limit:g}; give the number itself, not millions or billions"
-            )
+    n_shown, tokens_shown = ((shown or {}).get(name, name) for name in (n_name, "tokens"))
+    yield from _small_counts({n_shown: (n, SMALLEST_N), tokens_shown: (tokens, FEWEST_TOKENS)})
+    ratio = float(np.median(tokens / n))
+    if not LEAST_RATIO <= ratio <= LARGEST_RATIO:
+        raise DataError(
+            f"{tokens_shown} is {ratio:.3g} times {n_shown} (median): one of them has another unit; give both as counts, "
+            "for example 1.5e8 instead of 150 millions"
+        )
+    if ratio > SUSPICIOUS_RATIO:
+        yield f"{tokens_shown} is {ratio:.3g} times {n_shown} (median); check their units"
     if flops is None:
         return
-    ratio = flops / (6 * n * tokens)
-    middle, spread = float(np.median(ratio)), float(ratio.max() / ratio.min())
+    if text := flops_contradiction(n_shown, n, tokens, flops):
+        raise DataError(text)
+    quotient = flops / (6 * n * tokens)
+    middle, spread = float(np.median(quotient)), float(quotient.max() / quotient.min())
     limit = MAX_FLOPS_ERROR if n_name == "n_flop" else MAX_FLOPS_RATIO
     if exceeds(abs(math.log(middle)), math.log(limit)) or exceeds(spread, MAX_FLOPS_SPREAD):
         yield (
-            f"flops are {middle:.3g} times 6 {n_name} tokens (median; {ratio.min():.3g} to {ratio.max():.3g}); compute is "
-            "taken from flops: check its unit, and that it covers forward and backward pass of all tokens"
+            f"flops are {middle:.3g} times 6 {n_shown} tokens (median; {quotient.min():.3g} to {quotient.max():.3g}); "
+            "compute is taken from flops: check its unit, and that it covers forward and backward pass of all tokens"
         )
+
+
+def _small_counts(columns: Mapping[str, tuple[Floats, float]]) -> Iterator[str]:
+    """Yield a warning if the values of one column are below its limit; refuse logarithms, and values far below."""
+    small = {
+        name: (values, limit)
+        for name, (values, limit) in columns.items()
+        if exceeds(limit, values.max())
+    }
+    ranges = " and ".join(
+        f"{name} is {values.min():.4g} to {values.max():.4g}" for name, (values, _) in small.items()
+    )
+    for values, _ in small.values():
+        if _looks_like_log10(values):
+            raise DataError(
+                f"{ranges}, which looks like log10; give the count itself, 10 to its power"
+            )
+    if len(small) > 1 or any(exceeds(limit / 10, values.max()) for values, limit in small.values()):
+        raise DataError(
+            f"{ranges}: too small for a count; multiply millions by 1e6 and billions by 1e9"
+        )
+    if small:
+        yield f"{ranges}, which is small for a count; check its unit"
+
+
+def _looks_like_log10(values: Floats) -> bool:
+    low, high = float(values.min()), float(values.max())
+    return low >= SMALLEST_LOG10 and high <= LARGEST_LOG10 and bool((values % 1 != 0).any())
+
+
+def flops_contradiction(n_name: str, n: Floats, tokens: Floats, flops: Floats) -> str | None:
+    """Return why FLOPs cannot be those of N and tokens: their ratio to 6 N tokens and the probable unit; None if they can.
+
+    Attention and the head cost FLOPs that 6 N tokens does not count, at most a factor of 10 in small models.
+    """
+    middle = float(np.median(np.log10(flops) - np.log10(6) - np.log10(n) - np.log10(tokens)))
+    if abs(middle) < math.log10(MOST_FLOPS):
+        return None
+    if _looks_like_log10(flops):
+        return f"flops are {flops.min():.4g} to {flops.max():.4g}, which looks like log10; give 10 to its power"
+    power = round(middle / 3) * 3
+    unit = (
+        f"; if they are in {FLOPS_UNITS[power]}, multiply by 1e{-power}"
+        if power in FLOPS_UNITS
+        else ""
+    )
+    return (
+        f"flops are {middle:.3g} times 6 {n_name} tokens (median), so not the training FLOPs{unit}"
+    )
 
 
 def partner_warnings(family: Any, rung: Any, tokens: Floats, tokens_per_param: Floats) -> list[str]:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import math
 import struct
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from analysis.runs.files import flatten
 from analysis.runs.tables import run_row
 from slm.architecture.flops import flop_equivalent_params
 from slm.errors import DataError
@@ -46,8 +48,12 @@ class TrackedRun:
     summary: Mapping[str, Any]
 
 
-def online_runs(project: str) -> Iterator[TrackedRun]:
-    """Yield the runs of `entity/project`.
+Unreadable = Counter[str]
+"""Number of unreadable files by reason."""
+
+
+def online_runs(project: str) -> tuple[list[TrackedRun], Unreadable]:
+    """Return the runs of `entity/project`.
 
     Raises:
         DataError: if wandb is not installed, the server is not reachable, or the project does not exist.
@@ -55,6 +61,7 @@ def online_runs(project: str) -> Iterator[TrackedRun]:
     try:
         import wandb
 
+        found = []
         for run in wandb.Api().runs(project, lazy=False):
             if run.job_type == REPORT_JOB:
                 continue
@@ -62,9 +69,12 @@ def online_runs(project: str) -> Iterator[TrackedRun]:
             if SCHEMA not in summary and FINAL_LOSS not in summary:  # an older run
                 for row in run.scan_history(keys=[FINAL_LOSS]):
                     summary[FINAL_LOSS] = row[FINAL_LOSS]
-            yield TrackedRun(
-                run.id, run.group or "", run.state, tuple(run.tags), dict(run.config), summary
+            found.append(
+                TrackedRun(
+                    run.id, run.group or "", run.state, tuple(run.tags), dict(run.config), summary
+                )
             )
+        return found, Counter()
     except ImportError:
         raise DataError("wandb is not installed; run `pip install wandb`") from None
     except Exception as error:
@@ -74,54 +84,84 @@ def online_runs(project: str) -> Iterator[TrackedRun]:
         ) from None
 
 
-def offline_runs(folder: Path) -> Iterator[TrackedRun]:
-    """Yield the runs of all `.wandb` files below a folder, except in hidden folders, which hold superseded runs.
+def offline_runs(folder: Path) -> tuple[list[TrackedRun], Unreadable]:
+    """Return the runs of all `.wandb` files below a folder, except in hidden folders, which hold superseded runs.
 
-    A resumed run has several files: their values are merged, and the latest one wins.
+    A resumed run has several files: their values are merged, and the latest one wins. Unreadable files are counted.
     """
     run_by_id: dict[str, TrackedRun] = {}
+    unreadable: Unreadable = Counter()
     files = [
         file
         for file in folder.rglob("*.wandb")
         if not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
     for file in sorted(files, key=lambda path: path.parent.name.removeprefix("offline-")):
-        run = read_offline(file)
-        if run is None:
+        try:
+            run = read_offline(file)
+        except (OSError, DataError) as error:
+            unreadable[f"unreadable W&B file ({_reason(error)})"] += 1
             continue
         earlier = run_by_id.get(run.run_id)
         if earlier is not None:
             config = {**earlier.config, **run.config}
             run = replace(run, config=config, summary={**earlier.summary, **run.summary})
         run_by_id[run.run_id] = run
-    yield from run_by_id.values()
+    return list(run_by_id.values()), unreadable
 
 
-def read_offline(file: Path) -> TrackedRun | None:
-    """Read the run of one file, up to the last complete record; return None if there is no run record."""
+def _reason(error: OSError | DataError) -> str:
+    return (error.strerror or "") if isinstance(error, OSError) else str(error)
+
+
+def read_offline(file: Path) -> TrackedRun:
+    """Read the run of one file, up to the last complete record.
+
+    Raises:
+        DataError: with the reason only, if the file is empty or damaged, or contains no run.
+    """
+    from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2
 
     config: dict[str, Any] = {}
     summary: dict[str, Any] = {}
     run_id, study, state, tags = "", "", "running", ()
-    for payload in _payloads(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(payload)
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            run_id, study, tags = record.run.run_id, record.run.run_group, tuple(record.run.tags)
-            config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
-        elif kind == "summary":
-            for item in record.summary.update:
-                key = item.key or "/".join(item.nested_key)
-                summary[key] = json.loads(item.value_json)
-        elif kind == "exit":
-            state = "finished" if record.exit.exit_code == 0 else "failed"
-    return TrackedRun(run_id, study, state, tags, config, summary) if run_id else None
+    content = file.read_bytes()
+    if not content:
+        raise DataError("empty")
+    try:
+        for payload in _payloads(content):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(payload)
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                run_id, study, tags = (
+                    record.run.run_id,
+                    record.run.run_group,
+                    tuple(record.run.tags),
+                )
+                config |= {
+                    item.key: json.loads(item.value_json) for item in record.run.config.update
+                }
+            elif kind == "summary":
+                for item in record.summary.update:
+                    key = item.key or "/".join(item.nested_key)
+                    summary[key] = json.loads(item.value_json)
+            elif kind == "exit":
+                state = "finished" if record.exit.exit_code == 0 else "failed"
+    except (DecodeError, ValueError, struct.error):
+        raise DataError("damaged") from None
+    if not run_id:
+        raise DataError("no run in it")
+    return TrackedRun(run_id, study, state, tags, config, summary)
 
 
 def _payloads(content: bytes) -> Iterator[bytes]:
-    """Yield the payloads of complete records, joined from their chunks."""
+    """Yield the payloads of complete records, joined from their chunks.
+
+    Raises:
+        ValueError: if a checksum, a CRC-32 of kind and chunk, is wrong.
+    """
     offset, joined = HEADER, b""
     while offset + HEADER <= len(content):
         remaining = BLOCK - offset % BLOCK
@@ -130,18 +170,44 @@ def _payloads(content: bytes) -> Iterator[bytes]:
         ):  # the end of a block is padding if it is too short for a chunk header
             offset += remaining
             continue
-        _, length, kind = struct.unpack_from("<IHB", content, offset)
+        checksum, length, kind = struct.unpack_from("<IHB", content, offset)
         chunk = content[offset + HEADER : offset + HEADER + length]
         if len(chunk) < length:
             return  # truncated file: the run was killed during a write
+        if zlib.crc32(chunk, zlib.crc32(bytes([kind]))) != checksum:
+            raise ValueError("wrong checksum")
         offset += HEADER + length
         joined = chunk if kind in (WHOLE, FIRST) else joined + chunk
         if kind in (WHOLE, LAST):
             yield joined
 
 
+def is_foreign(run: TrackedRun) -> bool:
+    """Return whether a run is one of another program."""
+    return SCHEMA not in run.summary and "shape" not in run.config
+
+
+def rows_of(runs: Sequence[TrackedRun]) -> pd.DataFrame:
+    """Return the config and summary of runs of any program as rows; nested keys are joined with dots.
+
+    A key of both is the summary's; that of the config is `config.KEY`. W&B's own keys, such as _step, are left out.
+    """
+    rows = []
+    for run in runs:
+        config, summary = (dict(flatten(values)) for values in (run.config, run.summary))
+        config = {key: value for key, value in config.items() if not key.startswith("_")}
+        summary = {key: value for key, value in summary.items() if not key.startswith("_")}
+        both = {f"config.{key}": config[key] for key in config.keys() & summary.keys()}
+        rows.append({"run_id": run.run_id, "status": run.state, **config, **both, **summary})
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = pd.DataFrame(
+        {name: pd.Series([row.get(name) for row in rows], dtype=object) for name in names}
+    )
+    return table.infer_objects().set_axis([f"run {run.run_id}" for run in runs], axis=0)
+
+
 def finished_runs(
-    runs: Iterable[TrackedRun],
+    runs: Sequence[TrackedRun],
 ) -> tuple[list[RunResult], pd.DataFrame, Counter[str]]:
     """Return the results of the finished runs, a table of those of older versions, and counts of the dropped runs.
 

@@ -107,7 +107,7 @@ class RowStream:
                     f"{self._current_source()}: more documents than files, but data.document=file "
                     "requires one document per file; unpack archives first"
                 )
-            name = self._files[self._document].relative_to(self._id_folder).as_posix()
+            name = printable(self._files[self._document].relative_to(self._id_folder).as_posix())
         self._document += 1
         return Document(self._config.source, f"{self._part}/{name}", text)
 
@@ -159,6 +159,11 @@ class RowStream:
             return f"data.repo={self._config.repo}"
         index = _shard_index(self._dataset.state_dict())
         return str(self._files[index if index < len(self._files) else 0])
+
+
+def printable(name: str) -> str:
+    """Return a file name with escapes for bytes that are not UTF-8, as names of old archives have."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def missing_column_error(column: str, source: str, names: Iterable[str]) -> DataError:

@@ -291,7 +291,7 @@ def test_bad_tables_say_what_is_wrong() -> None:
     with pytest.raises(DataError, match="pass two different families"):
         compare_families(table, deep="deep", wide="deep")
     plain = table.drop(columns="aspect_ratio")
-    with pytest.raises(DataError, match="pass deep= and wide="):
+    with pytest.raises(DataError, match="name them with --contrast DEEP,WIDE"):
         compare_families(plain.assign(family=table["family"].map({"deep": "a", "wide": "b"})))
     for bad in (math.nan, -1.0):
         broken = table.copy()

@@ -113,8 +113,8 @@ class TestUnits:
             warning.startswith("budget is not used: it is ") and "times tokens / n_flop" in warning
         )
 
-    @pytest.mark.parametrize("scale", [1e-9, 1 / 3, 1.3])
-    def test_flops_that_contradict_n_and_tokens(
+    @pytest.mark.parametrize("scale", [1 / 20, 1 / 3, 1.3])
+    def test_flops_that_differ_from_n_and_tokens(
         self, table: pd.DataFrame, tmp_path: Path, scale: float
     ) -> None:
         table["flops"] *= scale
@@ -130,13 +130,40 @@ class TestUnits:
         uneven = table.assign(flops=table["flops"] * np.tile([1.0, 1.0, 2.5], 16))
         assert "1 times 6 n_flop tokens (median; 1 to 2.5)" in loaded(uneven, tmp_path).warnings[0]
 
-    def test_sizes_in_millions_and_tokens_in_billions(
-        self, table: pd.DataFrame, tmp_path: Path
+    @pytest.mark.parametrize(("power", "unit"), [(9, "GFLOPs"), (12, "TFLOPs"), (15, "PFLOPs")])
+    def test_flops_in_another_unit(
+        self, table: pd.DataFrame, tmp_path: Path, power: int, unit: str
     ) -> None:
-        scaled = table.assign(n_flop=table["n_flop"] / 1e6, tokens=table["tokens"] / 1e9)
-        size, tokens = loaded(scaled.drop(columns="flops"), tmp_path).warnings
-        assert "n_flop is at most 31" in size and "not millions or billions" in size
-        assert "tokens is at most 25" in tokens
+        table["flops"] /= 10**power
+        advice = f"if they are in {unit}, multiply by 1e{power}"
+        unused = loaded(table, tmp_path)  # a column that only has the name
+        assert "column flops is not used" in unused.warnings[0] and advice in unused.warnings[0]
+        assert "flops" not in unused.table
+        with pytest.raises(DataError, match=advice):
+            loaded(table, tmp_path, columns={"flops": "flops"})
+        with pytest.raises(DataError, match=advice):
+            prepared(table)
+
+    @pytest.mark.parametrize(
+        ("name", "change", "advice"),
+        [
+            ("n_flop", lambda n: n / 1e6, "n_flop is 9.985 to 317.1: too small for a count; multiply millions by 1e6"),
+            ("n_flop", lambda n: n / 1e9, "too small for a count; multiply millions by 1e6 and billions by 1e9"),
+            ("n_flop", np.log10, "n_flop is 6.999 to 8.501, which looks like log10"),
+            ("tokens", lambda d: d / 1e9, "tokens is .*: too small for a count"),
+            ("tokens", np.log10, "tokens is .*looks like log10"),
+            ("tokens", lambda d: d * 1e9, "tokens is 2e[+]10 times n_flop .median.: one of them"),
+            ("flops", np.log10, "flops are .*looks like log10"),
+        ],
+    )  # fmt: skip
+    def test_values_in_other_units_are_refused(
+        self, table: pd.DataFrame, tmp_path: Path, name: str, change: Any, advice: str
+    ) -> None:
+        scaled = table.assign(**{name: change(table[name])})
+        kept = scaled if name == "flops" else scaled.drop(columns="flops")
+        columns = {"flops": "flops"} if name == "flops" else None
+        with pytest.raises(DataError, match=advice):
+            loaded(kept, tmp_path, columns=columns)
 
 
 class TestRows:
@@ -148,7 +175,7 @@ class TestRows:
     ) -> None:
         runs = loaded(table.assign(decayed=[yes, no] * 24), tmp_path)
         assert len(runs.table) == 24 and runs.dropped == {"undecayed": 24}
-        with pytest.raises(DataError, match=r"decayed='perhaps' in row \d+: must be yes or no"):
+        with pytest.raises(DataError, match=r"decayed='perhaps' in line 2: must be yes or no"):
             loaded(table.assign(decayed=["perhaps", *["yes"] * 47]), tmp_path)
 
     @pytest.mark.parametrize("name", ["status", "State"])
@@ -164,6 +191,21 @@ class TestRows:
         assert len(runs.table) == 48 and not runs.dropped
         again = pd.concat([table.assign(run_id=ids), table.assign(run_id=ids).iloc[:3]])
         assert loaded(again, tmp_path).dropped == {"same run in another study": 1, "duplicate": 2}
+
+    def test_runs_without_a_seed_are_no_copies(self, table: pd.DataFrame, tmp_path: Path) -> None:
+        seeds = [0.0 if row % 2 else None for row in range(48)]
+        again = table.assign(loss_nats_per_token=table["loss_nats_per_token"] + 0.01)
+        runs = loaded(pd.concat([table.assign(seed=seeds), again.assign(seed=seeds)]), tmp_path)
+        assert len(runs.table) == 96 and not runs.dropped
+        assert runs.table["seed"].nunique() == 1 + 48
+
+    def test_two_results_of_one_run_are_refused(self) -> None:
+        results = list(read_results(EXAMPLES / "micro" / "results.jsonl").values())
+        other = replace(results[0], val_loss_nats_per_token=3.0)
+        with pytest.raises(DataError, match=rf"run_id={other.run_id}: 2 different results, "):
+            runs_from_results([*results, other])
+        repeated = replace(results[0], tokens_per_second=1.0)
+        assert runs_from_results([*results, repeated]).dropped["same run in another study"] == 1
 
     def test_runs_that_share_a_name_are_no_copies(
         self, table: pd.DataFrame, tmp_path: Path

@@ -123,7 +123,7 @@ def test_runs_of_older_versions_are_loaded(
     assert runs.table["family"].tolist() == ["deep", "wide"]
     assert runs.table["loss_nats_per_token"].tolist() == [2.0, 2.5], runs.dropped
     assert set(runs.table["size"]) == {100} and (runs.table["flops"] > 0).all()
-    known = {run.config["family"]: run for run in offline_runs(older)}
+    known = {run.config["family"]: run for run in offline_runs(older)[0]}
 
     class Run(SimpleNamespace):
         def scan_history(self, keys: list[str]) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import socket
 import threading
 import time
@@ -356,6 +357,15 @@ def test_file_names_with_glob_characters_are_read(
         (tmp_path / name).write_text(f"This is {name}.")
     data = prepare(config(source="text_files", files=[f"{tmp_path}/*.txt"]))
     assert all_texts(data) == sorted(f"This is {path.name}." for path in tmp_path.glob("*.txt"))
+
+
+def test_file_names_that_are_not_utf8_are_read(
+    config: Callable[..., Config], tmp_path: Path
+) -> None:
+    for name in (b"a.txt", b"caf\xe9.txt"):  # Latin-1
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_text(f"In {name!r}.")
+    data = prepare(config(source="text_files", files=[f"{tmp_path}/*.txt"]))
+    assert all_texts(data) == ["In b'a.txt'.", "In b'caf\\xe9.txt'."]
 
 
 def test_validation_files_equal_to_training_files_raise(

@@ -1,0 +1,242 @@
+"""The columns of a table of runs: their names and kinds, and how those of a user's table are mapped to them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from shlex import quote
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.runs.validate import FLAGS, is_missing, stripped
+from slm.errors import DataError, nearest
+
+POSITIVE, NUMBER, LABEL, FLAG = "a number above 0", "a number", "a word or number", "yes or no"
+
+
+@dataclass(frozen=True)
+class KnownColumn:
+    """A column that the analysis uses. `aliases`: usual names of other programs and papers, in lower case."""
+
+    kind: str
+    meaning: str
+    aliases: tuple[str, ...] = ()
+
+
+COLUMNS = {
+    "family": KnownColumn(
+        LABEL, "architecture family", ("mix", "arch", "architecture", "variant", "group", "model_family", "mixture")
+    ),
+    "shape": KnownColumn(
+        LABEL, "name of the shape; without it, each N of a family is one shape", ("model", "model_name", "config_name")
+    ),
+    "n_flop": KnownColumn(
+        POSITIVE, "training FLOPs per token / 6", ("n", "n_params", "num_params", "params", "parameters", "model_size")
+    ),
+    "params_non_embedding": KnownColumn(
+        POSITIVE, "parameters without embedding and head", ("non_embedding_params", "n_nonembed", "weight_params")
+    ),
+    "params_total": KnownColumn(POSITIVE, "all parameters", ("total_params", "n_total")),
+    "tokens": KnownColumn(
+        POSITIVE, "training tokens", ("d", "n_tokens", "num_tokens", "train_tokens", "tokens_seen", "data_tokens")
+    ),
+    "loss_nats_per_token": KnownColumn(
+        NUMBER,
+        "final validation loss in nats per token",
+        ("loss", "val_loss", "final_loss", "eval_loss", "validation_loss", "test_loss", "l"),
+    ),
+    "flops": KnownColumn(POSITIVE, "training FLOPs", ("c", "compute", "total_flops", "train_flops", "n_flops")),
+    "seed": KnownColumn(LABEL, "seed", ("random_seed", "trial")),
+    "rung": KnownColumn(LABEL, "label of the size, equal in all families", ("size_class",)),
+    "tokens_per_param": KnownColumn(POSITIVE, "token budget as requested", ("tokens_per_parameter",)),
+    "budget": KnownColumn(POSITIVE, "older name of tokens_per_param"),
+    "size": KnownColumn(POSITIVE, "number that labels the rung"),
+    "aspect_ratio": KnownColumn(POSITIVE, "d_model / n_layers", ("aspect",)),
+    "d_model": KnownColumn(POSITIVE, "width", ("width", "hidden_size", "n_embd", "dim")),
+    "n_layers": KnownColumn(POSITIVE, "depth", ("depth", "num_layers", "num_hidden_layers", "n_layer", "layers")),
+    "run_id": KnownColumn(LABEL, "id of the run", ("id", "run", "name")),
+    "status": KnownColumn(LABEL, "finished, or why not", ("state",)),
+    "decayed": KnownColumn(FLAG, "whether the learning rate has decayed"),
+    "val_fingerprint": KnownColumn(LABEL, "id of the validation set"),
+    "peak_lr": KnownColumn(POSITIVE, "peak learning rate", ("lr", "learning_rate", "max_lr")),
+}  # fmt: skip
+SIZES = ("n_flop", "params_non_embedding", "params_total")
+MAY_BE_EMPTY = (
+    "run_id",
+    "seed",
+    "rung",
+    "aspect_ratio",
+    "peak_lr",
+    "val_fingerprint",
+)  # in some rows
+REQUIRED = ("family", "tokens", "loss_nats_per_token")
+SEPARATOR = re.compile(r",(?=\s*[A-Za-z_]\w*\s*=)")  # a name in the file may contain commas
+
+
+def parse_pairs(text: str, example: str) -> dict[str, str]:
+    """Parse NAME=VALUE,NAME=VALUE with names of `COLUMNS`.
+
+    Raises:
+        DataError: if it has another form, or a name is unknown or occurs twice.
+    """
+    pairs: dict[str, str] = {}
+    for part in SEPARATOR.split(text) if text else ():
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and value):
+            raise DataError(f"{part!r}: not of the form NAME=VALUE; for example {example}")
+        if name not in COLUMNS:
+            raise DataError(f"{name}={value}: no such column; {nearest(name, COLUMNS)}")
+        if name in pairs:
+            raise DataError(f"{name}={value}: {name} was given before, as {pairs[name]}")
+        pairs[name] = value
+    return pairs
+
+
+def rename_columns(
+    table: pd.DataFrame, columns: Mapping[str, str], constants: Mapping[str, str], source: str
+) -> pd.DataFrame:
+    """Return a table with the mapped columns and constants under the names of `COLUMNS`.
+
+    One column of the file may have several names, and a given name replaces a column of that name. Without a column
+    `shape`, each N is a shape of its own.
+
+    Raises:
+        DataError: if a mapped column does not exist, or a required one is missing.
+    """
+    names = [str(name) for name in table.columns]
+    for name, name_in_file in columns.items():
+        if name_in_file not in names:
+            raise DataError(
+                f"{source}: has no column {name_in_file!r} (given for {name}); {nearest(name_in_file, names)}; for one "
+                f"value in all runs, give --constant {name}={name_in_file} or constants={{{name!r}: {name_in_file!r}}}"
+            )
+    mapped = {name: table[name_in_file] for name, name_in_file in columns.items()}
+    kept = table.drop(columns=list(set(columns.values()) - set(columns)))
+    renamed = kept.assign(**mapped).assign(**constants)
+    missing = [name for name in REQUIRED if name not in renamed]
+    if not set(SIZES) & set(renamed.columns):
+        missing.append("n_flop")
+    if missing:
+        raise DataError(_missing_text(missing, names, source))
+    if "shape" not in renamed:
+        size = next(name for name in SIZES if name in renamed)
+        renamed["shape"] = [str(value) for value in renamed[size]]
+    return renamed
+
+
+def _missing_text(missing: Collection[str], names: Collection[str], source: str) -> str:
+    guessed = guess_columns(names)
+    pairs = ",".join(f"{name}={guessed.get(name, 'NAME')}" for name in missing)
+    meanings = "; ".join(f"{name}: {COLUMNS[name].meaning}" for name in missing)
+    python = ", ".join(f"{name!r}: {guessed.get(name, 'NAME')!r}" for name in missing)
+    return (
+        f"{source}: lacks {', '.join(missing)} ({meanings}); give their names in the file, as --columns '{pairs}' or "
+        f"columns={{{python}}}; its columns are {', '.join(names)}"
+    )
+
+
+def guess_columns(names: Iterable[str]) -> dict[str, str]:
+    """Guess which column of a file is which of `COLUMNS`, by their usual names; columns of the same name are left out."""
+    by_key = {_key(name): name for name in reversed([str(each) for each in names])}
+    guessed: dict[str, str] = {}
+    for name, column in COLUMNS.items():
+        if name in by_key.values():
+            continue
+        for alias in (name, *column.aliases):
+            found = by_key.get(_key(alias)) or by_key.get(_key(alias.rpartition(".")[2]))
+            if found is not None and found not in guessed.values():
+                guessed[name] = found
+                break
+    return guessed
+
+
+def describe_columns(names: Sequence[str]) -> str:
+    """Return the columns of a source, a guess of --columns by their names, and what is missing."""
+    guessed = guess_columns(names)
+    present = {*guessed, *names}
+    missing = [name for name in REQUIRED if name not in present]
+    if not present & set(SIZES):
+        missing.append("n_flop")
+    lines = [f"columns: {', '.join(names)}"]
+    if guessed:
+        pairs = ",".join(f"{name}={column}" for name, column in guessed.items())
+        lines.append(f"guess, to be checked: --columns {quote(pairs)}")
+    lines += [f"missing: {name} ({COLUMNS[name].meaning})" for name in missing]
+    own = [name for name in names if name in COLUMNS]
+    if own:
+        lines.append(f"used under their own names: {', '.join(own)}")
+    return "\n".join(lines)
+
+
+def _key(name: str) -> str:
+    """Return the last part of a nested name without case and signs: `eval/loss` and `Loss` give `loss`."""
+    last = re.split(r"[./]", name.strip())[-1]
+    return re.sub(r"[\s_-]+", "", last).lower()
+
+
+def check_values(
+    table: pd.DataFrame, names: Mapping[str, str], source: str, optional: Collection[str]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return the table with numbers as floats and labels as stripped text, and notes on columns that are not used.
+
+    Args:
+        table: with the names of `COLUMNS`; the index says where a row is in the source.
+        names: name in the source of each mapped column.
+        source: path, for messages.
+        optional: columns that are set aside with a note, instead of an error, where a value is invalid.
+
+    Raises:
+        DataError: naming the column and the place of the first invalid value.
+    """
+    notes = []
+    checked = {}
+    for name, column in COLUMNS.items():
+        if name not in table or name == "loss_nats_per_token":
+            continue
+        values = table[name].map(stripped)
+        bad = [row for row, value in enumerate(values) if not _is_valid(value, column.kind)]
+        is_empty = values.map(is_missing).to_numpy(dtype=bool)
+        if name in MAY_BE_EMPTY:
+            bad = [row for row in bad if not is_empty[row]]
+        if not bad:
+            checked[name] = _converted(values, column.kind)
+            continue
+        shown = names.get(name, name)
+        value = "empty" if is_empty[bad[0]] else repr(values.tolist()[bad[0]])
+        example = f"{shown}={value} in {table.index[bad[0]]}"
+        if name not in optional:
+            raise DataError(f"{source}: {example}: must be {column.kind} for {name}")
+        if not is_empty.all():
+            notes.append(f"column {shown} is not used: {example} is not {column.kind}")
+        table = table.drop(columns=name)
+    if "seed" in checked:  # a run without a seed is no replicate of another one
+        seeds = checked["seed"].astype(object)
+        unknown = seeds.map(is_missing).to_numpy(dtype=bool)
+        seeds[unknown] = [f"unknown, {place}" for place in table.index[unknown]]
+        checked["seed"] = seeds.infer_objects()
+    return table.assign(**checked), notes
+
+
+def _is_valid(value: Any, kind: str) -> bool:
+    if isinstance(value, (dict, list, np.ndarray)) or is_missing(value):
+        return False
+    if kind == LABEL:
+        return True
+    if kind == FLAG:
+        return str(value).lower().removesuffix(".0") in FLAGS
+    if isinstance(value, bool | np.bool_):
+        return False
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return False
+    return bool(np.isfinite(number)) and (kind != POSITIVE or number > 0)
+
+
+def _converted(values: pd.Series, kind: str) -> pd.Series:
+    if kind in (POSITIVE, NUMBER):
+        return pd.to_numeric(values.replace("", None), errors="coerce").astype(float)
+    return values

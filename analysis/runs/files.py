@@ -1,0 +1,213 @@
+"""Read a table of runs from a file: CSV and its relatives, JSON, JSON lines or Parquet, also compressed.
+
+All readers return text labels of the columns, and an index that says where each row is in the file, such as
+`line 17`, for messages. Nested JSON and Parquet fields become columns with dots, such as `config.lr`.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import re
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from slm.errors import DataError
+
+TEXT, JSON, PARQUET = "text", "json", "parquet"
+FORMATS = {
+    ".csv": TEXT,
+    ".tsv": TEXT,
+    ".parquet": PARQUET,
+    ".jsonl": JSON,
+    ".ndjson": JSON,
+    ".json": JSON,
+}
+DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+}
+SUPPORTED = f"{', '.join(FORMATS)}, also with {', '.join(DECOMPRESS)}"
+DELIMITERS = (",", "\t", ";", "|")
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.IGNORECASE)
+UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    zlib.error,
+    lzma.LZMAError,
+    ImportError,
+    pd.errors.ParserWarning,
+)
+
+
+def table_format(path: Path) -> str | None:
+    """Return the format by the suffix in any case, without that of a compression; None if it is no table."""
+    return FORMATS.get(_suffixes(path)[0])
+
+
+def _suffixes(path: Path) -> tuple[str, str]:
+    """Return the suffix of the format and that of the compression, in lower case."""
+    last = path.suffix.lower()
+    if last in DECOMPRESS:
+        return Path(path.stem).suffix.lower(), last
+    return last, ""
+
+
+def read_file(path: Path) -> pd.DataFrame:
+    """Read all rows and columns of a file.
+
+    Raises:
+        DataError: if the file is damaged, empty, or no table of its format.
+    """
+    try:
+        content = path.read_bytes()
+        if not content.strip():
+            raise DataError(f"{path}: the file is empty")
+        if (compression := _suffixes(path)[1]) != "":
+            content = DECOMPRESS[compression](content)
+        kind = table_format(path)
+        if kind == PARQUET:
+            table = _read_parquet(content)
+        else:
+            text = _decode(content)
+            table = _read_text(text) if kind == TEXT else _read_json(text)
+    except UNREADABLE as error:
+        raise DataError(f"{path}: not a readable table ({_first_line(error)})") from None
+    return table
+
+
+def _decode(content: bytes) -> str:
+    """Decode UTF-8, UTF-16 with a byte order mark (Excel's Unicode text), or else Windows-1252."""
+    if content.startswith(UTF16_MARKS):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")
+
+
+def _read_text(text: str) -> pd.DataFrame:
+    """Read values that a delimiter separates: the one that splits the first line into the most columns."""
+    header = next(line for line in text.splitlines() if line.strip())
+    delimiter = max(DELIMITERS, key=lambda each: len(next(csv.reader([header], delimiter=each))))
+    names = _distinct(next(csv.reader([header], delimiter=delimiter)))
+    options: dict[str, Any] = {
+        "sep": delimiter,
+        "header": 0,
+        "names": range(len(names)),
+        "index_col": False,
+        "skip_blank_lines": False,  # keeps the number of a line
+    }
+    before = text[: text.index(header)].count("\n")
+    rest = text[text.index(header) :]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
+        warnings.simplefilter("ignore", pd.errors.DtypeWarning)
+        table = pd.read_csv(io.StringIO(rest), **options)
+        if delimiter != "," and any(_has_decimal_comma(table[name]) for name in table):
+            table = pd.read_csv(io.StringIO(rest), decimal=",", **options)
+    table.columns = pd.Index(names, dtype=object)
+    table.index = pd.Index([f"line {before + row + 2}" for row in range(len(table))], dtype=object)
+    return table.dropna(how="all")
+
+
+def _distinct(header: Iterable[str]) -> list[str]:
+    """Return the names of a header; one that is empty or occurs more than once gets the number of its column."""
+    names = [name.strip() for name in header]
+    times = Counter(names)
+    return [
+        name if name and times[name] == 1 else f"{name} (column {number})".strip()
+        for number, name in enumerate(names, start=1)
+    ]
+
+
+def _has_decimal_comma(column: pd.Series) -> bool:
+    cells = [str(cell).strip() for cell in column.dropna()]
+    return bool(cells) and all(DECIMAL_COMMA.fullmatch(cell) for cell in cells)
+
+
+def _read_json(text: str) -> pd.DataFrame:
+    """Read one object per line, an array of objects, or an object that holds either rows or columns."""
+    rows: Iterable[tuple[str, Any]]
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        if text.lstrip().startswith("["):
+            raise DataError(f"invalid JSON: {error}") from None
+        rows = list(_json_lines(text))
+    else:
+        rows = [(f"entry {number}", row) for number, row in enumerate(_rows_of(content), start=1)]
+    for place, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{place}: {str(row)[:40]!r} is not an object with the fields of a run"
+            )
+    flat = [dict(flatten(row)) for _, row in rows]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    table = pd.DataFrame(
+        {name: pd.Series([row.get(name) for row in flat], dtype=object) for name in names}
+    ).infer_objects()
+    table.index = pd.Index([place for place, _ in rows], dtype=object)
+    return table
+
+
+def _json_lines(text: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield f"line {number}", json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: invalid JSON: {error}") from None
+
+
+def _rows_of(content: Any) -> list[Any]:
+    if isinstance(content, list):
+        return content
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(content)[:40]!r} is not a table")
+    lists = {name: value for name, value in content.items() if isinstance(value, list)}
+    tables = [v for v in lists.values() if v and all(isinstance(row, dict) for row in v)]
+    if len(tables) == 1:  # such as {"runs": [{...}, ...]}
+        return tables[0]
+    lengths = {len(value) for value in lists.values()}
+    if lists and len(lists) == len(content) and len(lengths) == 1:  # one list per column
+        return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+    return [content]  # one run
+
+
+def flatten(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of a nested object by their keys joined with dots, and the inner objects themselves."""
+    for key, value in row.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{name}.")
+        yield name, value
+
+
+def _read_parquet(content: bytes) -> pd.DataFrame:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(io.BytesIO(content))
+    while any(pyarrow.types.is_struct(field.type) for field in table.schema):
+        table = table.flatten()
+    frame = table.to_pandas(ignore_metadata=True)
+    frame.index = pd.Index([f"row {row + 1}" for row in range(len(frame))], dtype=object)
+    return frame
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,211 @@
+"""Tables of every format give the same runs; damaged ones give one message; names of columns are guessed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.__main__ import main
+from analysis.runs.columns import guess_columns, parse_pairs
+from analysis.runs.load import load_runs
+from slm.errors import DataError
+from tests.analysis.block.studies import study
+
+COLUMNS = {
+    "family": "kind",
+    "shape": "model",
+    "n_flop": "N",
+    "tokens": "D",
+    "loss_nats_per_token": "eval/loss",
+}
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    made = study(4, d_alpha=0.05, tau=0.005, sigma=0.005, seed=1).rename(columns=COLUMNS)
+    return made[[*COLUMNS.values(), "seed"]]
+
+
+def _text(
+    separator: str = ",", decimal: str = ".", **options: str
+) -> Callable[[pd.DataFrame, Path], None]:
+    return lambda t, path: t.to_csv(path, sep=separator, decimal=decimal, index=False, **options)
+
+
+def _lines(table: pd.DataFrame) -> str:
+    return table.to_json(orient="records", lines=True, double_precision=15)
+
+
+def _nested(table: pd.DataFrame, path: Path) -> None:
+    rows = [
+        {"config": {"kind": row.pop("kind"), "size": {"N": row.pop("N")}}, **row}
+        for row in json.loads(table.to_json(orient="records", double_precision=15))
+    ]
+    rows[1]["note"], rows[2]["note"] = 1, {"text": "fields that change type or appear later"}
+    path.write_text(json.dumps(rows))
+
+
+WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
+    "runs.csv": _text(),
+    "runs.CSV": _text(),
+    "runs.tsv": _text("\t"),
+    "semicolon.csv": _text(";"),
+    "decimal_comma.csv": _text(";", ","),
+    "bom.csv": _text(encoding="utf-8-sig"),
+    "excel.csv": _text("\t", encoding="utf-16"),
+    "runs.csv.gz": _text(),
+    "runs.csv.xz": _text(),
+    "runs.parquet": lambda t, path: t.to_parquet(path),
+    "lines.jsonl": lambda t, path: path.write_text(_lines(t)) and None,
+    "bom.jsonl": lambda t, path: path.write_bytes(b"\xef\xbb\xbf" + _lines(t).encode()) and None,
+    "lines.jsonl.gz": lambda t, path: path.write_bytes(gzip.compress(_lines(t).encode())) and None,
+    "array.json": lambda t, path: t.to_json(path, orient="records", double_precision=15),
+    "array.jsonl": lambda t, path: t.to_json(path, orient="records", double_precision=15),
+    "columns.json": lambda t, path: path.write_text(json.dumps(t.to_dict("list"))) and None,
+    "rows.json": lambda t, path: path.write_text(json.dumps({"runs": t.to_dict("records")})) and None,
+    "nested.json": _nested,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_gives_the_same_runs(table: pd.DataFrame, tmp_path: Path, name: str) -> None:
+    WRITERS["runs.csv"](table, tmp_path / "expected.csv")
+    expected = load_runs(tmp_path / "expected.csv", columns=COLUMNS)
+    WRITERS[name](table, tmp_path / name)
+    columns = COLUMNS | (
+        {"family": "config.kind", "n_flop": "config.size.N"} if "nested" in name else {}
+    )
+    found = load_runs(tmp_path / name, columns=columns)
+    names = [*COLUMNS, "seed"]
+    pd.testing.assert_frame_equal(
+        found.table[names],
+        expected.table[names],
+        check_dtype=False,
+        check_column_type=False,
+        rtol=1e-12,
+    )
+    assert found.dropped == expected.dropped == {} and found.warnings == expected.warnings == ()
+
+
+def test_several_files_and_a_folder_are_one_table(table: pd.DataFrame, tmp_path: Path) -> None:
+    parts = [tmp_path / "deep.csv", tmp_path / "wide.jsonl"]
+    _text()(table[table["kind"] == "deep"], parts[0])
+    parts[1].write_text(_lines(table[table["kind"] == "wide"]))
+    for source in (parts, tmp_path):
+        assert len(load_runs(source, columns=COLUMNS).table) == len(table)
+    (tmp_path / "wide.jsonl").write_text(_lines(table.rename(columns={"N": "n"})))
+    with pytest.raises(
+        DataError, match=r"N=empty in wide\.jsonl, line 1: must be a number above 0"
+    ):
+        load_runs(parts, columns=COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"", "the file is empty"),
+        ("a.csv", b"  \n", "the file is empty"),
+        ("a.csv.gz", b"kind,N\n", "not a readable table"),
+        ("a.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99)[:-20], "not a readable table"),
+        ("a.csv", b"a,b\n1,2,3\n", "not a readable table"),
+        ("a.parquet", b"PAR1", "not a readable table"),
+        ("a.json", b"3", "'3' is not a table"),
+        ("a.jsonl", b'{"a": 1}\n{"a": \n', r"line 2: invalid JSON"),
+        ("a.jsonl", b"[1, 2]", "entry 1: '1' is not an object"),
+        ("a.jsonl", b'[{"a": 1}, ', "invalid JSON"),
+        ("a.xlsx", b"PK", r"unsupported file type; use \.csv"),
+    ],
+)
+def test_unreadable_files_are_one_message(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_runs(tmp_path / name)
+
+
+def test_messages_name_the_users_column_and_line(table: pd.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    wrong = table.astype({"D": object})
+    wrong.loc[5, "D"] = "12 B"
+    _text()(wrong, path)
+    text = path.read_text()
+    with pytest.raises(DataError, match=r"D='12 B' in line 7: must be a number above 0 for tokens"):
+        load_runs(path, columns=COLUMNS)
+    path.write_text(text.replace("\n", "\n\n", 1))  # an empty line below the header
+    with pytest.raises(DataError, match=r"D='12 B' in line 8"):
+        load_runs(path, columns=COLUMNS)
+    _text()(table.assign(N2=table["N"]).rename(columns={"N2": "N"}), path)
+    with pytest.raises(DataError, match=r"has no column 'N' .*choose one of: .*N \(column 3\)"):
+        load_runs(path, columns=COLUMNS)
+    again = {**COLUMNS, "n_flop": "N (column 3)"}
+    assert len(load_runs(path, columns=again).table) == len(table)
+
+
+def test_constants_and_a_missing_shape(table: pd.DataFrame, tmp_path: Path) -> None:
+    _text()(table[table["kind"] == "deep"].drop(columns=["kind", "model"]), tmp_path / "a.csv")
+    columns = {name: COLUMNS[name] for name in ("n_flop", "tokens", "loss_nats_per_token")}
+    runs = load_runs(tmp_path / "a.csv", columns=columns, constants={"family": "mine"})
+    assert runs.families == ["mine"] and runs.table["shape"].nunique() == 4
+    with pytest.raises(DataError, match=r"no column 'mine' .*give --constant family=mine"):
+        load_runs(tmp_path / "a.csv", columns={**columns, "family": "mine"})
+
+
+def test_unused_columns_of_a_known_name_are_noted(table: pd.DataFrame, tmp_path: Path) -> None:
+    words = table.assign(aspect_ratio="wide", state="Texas", flops=np.nan)
+    _text()(words, tmp_path / "a.csv")
+    runs = load_runs(tmp_path / "a.csv", columns=COLUMNS)
+    assert len(runs.table) == len(table)
+    assert [note.partition(":")[0] for note in runs.warnings] == [
+        "column state is not used",
+        "column aspect_ratio is not used",
+    ]
+
+
+def test_an_unknown_status_is_refused(table: pd.DataFrame, tmp_path: Path) -> None:
+    words = ["Finished"] * (len(table) - 1) + ["ended"]
+    _text()(table.assign(status=words), tmp_path / "a.csv")
+    with pytest.raises(DataError, match=r"status='ended' in line 25: unknown status; a finished"):
+        load_runs(tmp_path / "a.csv", columns=COLUMNS)
+
+
+def test_columns_are_guessed_and_printed(
+    table: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert guess_columns(["mix", "Params (M)", "D", "eval/loss", "config.lr", "x"]) == {
+        "family": "mix", "tokens": "D", "loss_nats_per_token": "eval/loss", "peak_lr": "config.lr",
+    }  # fmt: skip
+    _text()(table.rename(columns={"kind": "mix"}), tmp_path / "a.csv")
+    monkeypatch.setattr("sys.argv", ["analysis", str(tmp_path / "a.csv"), "--write-columns"])
+    assert main() == 0
+    out = capsys.readouterr().out
+    guess = "family=mix,shape=model,n_flop=N,tokens=D,loss_nats_per_token=eval/loss"
+    assert f"--columns {guess}" in out and "used under their own names: seed" in out
+    report = tmp_path / "report"
+    monkeypatch.setattr(
+        "sys.argv", ["analysis", str(tmp_path / "a.csv"), "--out", str(report), "--columns", guess]
+    )
+    assert main() == 0 and (report / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tokens", "'tokens': not of the form NAME=VALUE; for example --columns tokens=D"),
+        ("tokns=D", "tokns=D: no such column; did you mean tokens?"),
+        ("tokens=D,tokens=E", "tokens=E: tokens was given before, as D"),
+    ],
+)
+def test_wrong_pairs_are_one_message(text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message.replace("?", r"\?")):
+        parse_pairs(text, "--columns tokens=D")
+    assert parse_pairs("tokens=D (a, b),n_flop=N", "") == {"tokens": "D (a, b)", "n_flop": "N"}
