@@ -87,6 +87,8 @@ def _check_options(name: str, command: Command, words: Sequence[str]) -> list[st
             or not (word.startswith("--") or (separator and command.keys is not None))
         ):
             checked.append(word)
+        elif option in command.replaced:
+            _exit(f"{PROGRAM} {name}: unknown option {option}; {command.replaced[option]}")
         elif option not in known:
             _exit(f"{PROGRAM} {name}: unknown option {option}; {nearest(option, known)}")
         elif separator and not value:

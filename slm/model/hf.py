@@ -145,6 +145,15 @@ def import_llama(folder: Path) -> Transformer:
     return model.eval()
 
 
+def llama_shape(folder: Path) -> ModelShape:
+    """Read the shape in the config.json of a Llama or MobileLLM checkpoint, without the weights.
+
+    Raises:
+        DataError: if config.json is missing, damaged or of another kind of model.
+    """
+    return _parse_shape(_read_config(folder / CONFIG), folder / CONFIG)
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = read_json(path)
