@@ -81,7 +81,7 @@ def _pareto_figures(
                     families,
                     name=f"pareto_{name}",
                     title=f"{y_name[0].upper()}{y_name[1:]} against {short}",
-                    caption="Circled: models of the Pareto frontier, which no other model beats in both.",
+                    caption="Outlined: the Pareto frontier, models that no other beats in both. A point without a label has it in its tooltip.",
                     x_title=x_title,
                     y_title=y_name,
                     x_kind=kind,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slm.charts import css_variables, page_script, script_json
+from slm.charts import Figure, css_variables, page_script, script_json
 from slm.errors import ConfigError, Problem
 from slm.evaluation.figures import evaluation_figures
 from slm.evaluation.result import Evaluation, samples_of
@@ -66,11 +66,11 @@ def write_page(evaluation: Evaluation, out: Path) -> None:
     figures = evaluation_figures(evaluation)
     for figure in figures:
         figure.save(out / f"{figure.name}.png")
-    write_text(out / PAGE, page(evaluation))
+    write_text(out / PAGE, page(evaluation, figures))
 
 
-def page(evaluation: Evaluation) -> str:
-    """Return the HTML of an evaluation."""
+def page(evaluation: Evaluation, figures: Sequence[Figure]) -> str:
+    """Return the HTML of an evaluation with its charts."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -85,7 +85,7 @@ def page(evaluation: Evaluation) -> str:
         evaluation=evaluation,
         tables=tables(evaluation),
         notes=list(notes(evaluation)),
-        figures=evaluation_figures(evaluation),
+        figures=figures,
         colours=Markup(css_variables()),
         script_json=lambda value: Markup(script_json(value)),
         library=Markup(page_script().replace("</script", "<\\/script")),

@@ -96,8 +96,9 @@ def resolve_settings(protocol: str | None, given: Mapping[str, Any]) -> Settings
         raise ConfigError([Problem("protocol", protocol, "unknown protocol", fix)])
     preset = dict(PROTOCOLS.get(protocol or "", {}))
     explicit = {key: value for key, value in given.items() if value not in (None, ())}
-    if "window" in explicit and "stride" not in explicit:
-        preset.pop("stride", None)  # half of the given window, as in the preset
+    if "window" in explicit and "stride" in preset:
+        # half of the given window, as in the preset
+        explicit.setdefault("stride", max(1, explicit["window"] // 2))
     changes = tuple(
         f"{key}={_text(explicit[key])} instead of {_text(preset[key])}"
         for key in preset

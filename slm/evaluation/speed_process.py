@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,23 @@ def main(folder: str, arguments: dict[str, Any]) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if arguments["dtype"] == "bf16" else torch.float32
     model = load_model(folder).to(device, dtype)
-    print(json.dumps(asdict(measure_inference(model, **arguments))))
+    speed = measure_inference(model, **arguments)
+    if device == "cpu":
+        speed = replace(speed, peak_memory_bytes=_peak_resident_bytes() or speed.peak_memory_bytes)
+    print(json.dumps(asdict(speed)))
+
+
+def _peak_resident_bytes() -> int | None:
+    """Return the peak of this process alone; None on systems other than Linux.
+
+    getrusage also counts the process that started this one, as it was before its program was replaced.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    found = [line.split() for line in lines if line.startswith("VmHWM:")]
+    return int(found[0][1]) * 1024 if found else None
 
 
 if __name__ == "__main__":
