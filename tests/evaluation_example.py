@@ -1,9 +1,10 @@
 """Regenerate the worked example of docs/evaluation.md: train three small models, export one, evaluate all.
 
-    python -m tests.evaluation_example runs/example
+    python -m tests.evaluation_example runs/example [BYTES]
 
 Prints the tables of the page in Markdown, and writes its charts to docs/img. The texts are WikiText-2 of the shared
-test data (SLM_TEST_DATA), the word-level version with <unk>. Finished runs are not trained again.
+test data (SLM_TEST_DATA), the word-level version with <unk>; BYTES takes only so much of the start of each file.
+Finished runs are not trained again.
 """
 
 from __future__ import annotations
@@ -59,7 +60,16 @@ def show(title: str, evaluation: Evaluation) -> None:
     print("\n" + "\n".join(notes(evaluation)))
 
 
-def main(folder: Path) -> None:
+def text_of(split: str, limit: int | None, folder: Path) -> str:
+    """Return the path of a split, or of a copy of its first lines."""
+    if limit is None:
+        return str(DATA / f"{split}.txt")
+    lines = (DATA / f"{split}.txt").read_bytes()[:limit].splitlines(keepends=True)[:-1]
+    (folder / f"{split}.txt").write_bytes(b"".join(lines))
+    return str(folder / f"{split}.txt")
+
+
+def main(folder: Path, limit: int | None = None) -> None:
     runs = train(folder)
     exported = folder / "exported"
     shutil.rmtree(exported, ignore_errors=True)
@@ -67,7 +77,7 @@ def main(folder: Path) -> None:
     models = [*runs, exported]
     example = evaluate_models(
         models,
-        text=str(DATA / "valid.txt"),
+        text=text_of("valid", limit, folder),
         document="article",
         speed=True,
         new_tokens=64,
@@ -77,9 +87,9 @@ def main(folder: Path) -> None:
     show("Example", example)
     for figure in evaluation_figures(example):
         figure.save(ROOT / "docs" / "img" / f"{PICTURES[figure.name]}.png")
-    seed = evaluate_models(models, protocol="seed", text=str(DATA / "test.txt"), window=128)
+    seed = evaluate_models(models, protocol="seed", text=text_of("test", limit, folder), window=128)
     show("Protocol of the seed", seed)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    main(Path(sys.argv[1]).resolve(), *map(int, sys.argv[2:]))

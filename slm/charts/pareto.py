@@ -102,7 +102,7 @@ def pareto(
     return Figure(name, title, caption, chart, HEIGHT)
 
 
-def _offset(align: str, side: int) -> dict[str, float]:
+def _offset(align: str, side: int) -> dict[str, Any]:
     right, below = DISTANCE
     return {"dx": right if align == "left" else -right, "dy": -side * below}
 

@@ -171,6 +171,9 @@ def _too_short(length: int, shapes: Mapping[str, ModelShape]) -> str:
     short = [f"{name} has {s.seq_len}" for name, s in shapes.items() if s.seq_len < length]
     if not short:
         return ""
+    lengths = {shape.seq_len for shape in shapes.values()}
+    if len(lengths) == 1:
+        return f"exceeds the models' seq_len, {min(lengths)}"
     more = f" and {len(short) - MAX_LISTED} more" if len(short) > MAX_LISTED else ""
     models = f"{len(short)} of {count(len(shapes), 'model')}"
     return f"exceeds the seq_len of {models}: {', '.join(short[:MAX_LISTED])}{more}"

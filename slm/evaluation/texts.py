@@ -91,7 +91,7 @@ def _hub_rows(changes: dict[str, Any]) -> Iterator[tuple[str, str]]:
     except DataError as error:
         raise DataError(
             f"text={WIKITEXT2}: WikiText-2 cannot be read from the Hugging Face hub; use a copy of the file with "
-            f"text=wiki.test.raw ({str(error).partition(' Check the network')[0]})"
+            f"text=wiki.test.raw ({str(error).partition(' (')[0]})"
         ) from None
 
 
