@@ -20,6 +20,7 @@ from slm.evaluation.result import Evaluation, Failure, ModelScores, TextScore
 from slm.evaluation.speed_process import measure_in_process
 from slm.evaluation.texts import read_texts
 from slm.evaluation.zero_shot.score import TaskScore
+from slm.formatting import count
 from slm.tracking.environment import cpu_name
 
 log = logging.getLogger(__name__)
@@ -198,7 +199,7 @@ def device_name() -> str:
     """Return the name of the GPU, or of the CPU with its number of threads."""
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
-    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+    return f"{cpu_name()}, {count(torch.get_num_threads(), 'thread')}"
 
 
 def failure_error(evaluation: Evaluation) -> DataError:

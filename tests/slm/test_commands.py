@@ -96,6 +96,8 @@ def test_commands_of_two_words_and_arguments_without_a_key() -> None:
     command, arguments = parse(["runs", "a/b=c", "d", "sort=loss"])
     assert command is COMMANDS["runs"]
     assert arguments == {"folder": [Path("a/b=c"), Path("d")], "sort": "loss", "json": False}
+    _, arguments = parse(["evaluate", "a", "text=t", "b", "--window", "8", "c"])
+    assert arguments["models"] == [Path("a"), Path("b"), Path("c")] and arguments["window"] == 8
     command, arguments = parse(["runs", "diff", "x", "y", "--runs_dir", "z"])
     assert command is COMMANDS["runs diff"]
     assert arguments == {"first": "x", "second": "y", "runs_dir": Path("z"), "json": False}
