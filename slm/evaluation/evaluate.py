@@ -65,8 +65,9 @@ def evaluate_models(
         start_token: put the end-of-text token before each document; default: True.
         task_data: folder with TASK.jsonl files, instead of the hub.
         limit: number of examples per task; default: all.
-        prompt_tokens, new_tokens, rounds: prompt length, continuation length and repetitions of the measurement of
-            speed; default: 64, 128, 3.
+        prompt_tokens: length of the prompt in the measurement of speed; default: 64.
+        new_tokens: number of tokens that it generates; default: 128.
+        rounds: timed repetitions; default: 3.
         dtype: fp32 or bf16, for the measurement of speed; default: fp32.
         out: folder for models.csv, results.json, samples/ and page.html.
 

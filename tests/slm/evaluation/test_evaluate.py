@@ -36,7 +36,7 @@ from slm.run.spec import resolve
 from slm.tracking.run_dir import RunDirectory
 from slm.training.runner import train
 from tests.conftest import TINY, merged
-from tests.in_process import run_here
+from tests.in_process import ROOT, run_here
 
 pytestmark = pytest.mark.numeric
 
@@ -319,7 +319,7 @@ def test_rows_are_joined_as_those_of_the_hub(text: Path) -> None:
 def test_wikitext2_of_the_protocol_is_that_of_the_training_data() -> None:
     import yaml
 
-    saved = yaml.safe_load(Path("conf/data/wikitext2.yaml").read_text())
+    saved = yaml.safe_load((ROOT / "conf/data/wikitext2.yaml").read_text())
     for key in ("repo", "subset", "revision"):
         assert getattr(WIKITEXT2_CONFIG, key) == saved[key]
 
