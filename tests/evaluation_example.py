@@ -23,6 +23,7 @@ from slm.evaluation.figures import evaluation_figures
 from slm.evaluation.result import Evaluation
 from slm.evaluation.tables import notes, tables
 from tests.conftest import ROOT
+from tests.pictures import save_small
 
 DATA = Path(os.environ.get("SLM_TEST_DATA", ROOT.parent / "shared" / "data")) / "wikitext-2"
 RUNS = (("deep_thin", "80k"), ("deep_thin", "220k"), ("wide_shallow", "220k"))
@@ -86,7 +87,9 @@ def main(folder: Path, limit: int | None = None) -> None:
     )
     show("Example", example)
     for figure in evaluation_figures(example):
-        figure.save(ROOT / "docs" / "img" / f"{PICTURES[figure.name]}.png")
+        file = ROOT / "docs" / "img" / f"{PICTURES[figure.name]}.png"
+        figure.save(file)
+        save_small(file.read_bytes(), file)
     seed = evaluate_models(models, protocol="seed", text=text_of("test", limit, folder), window=128)
     show("Protocol of the seed", seed)
 

@@ -15,8 +15,9 @@ from slm.charts.theme import MUTED
 
 DIGITS = 5
 MAX_LABELLED = 10  # points; with more, only those of the frontier have labels
-FONT_SIZE, CHARACTER, LINE = 11, 6.4, 15  # pixels of a label
-DISTANCE = (9, 9)  # pixels from a point to its label
+FONT_SIZE, CHARACTER, LINE = 11, 6.4, 14  # pixels of a label
+POINT = 8  # pixels
+DISTANCE = (9, 11)  # pixels from a point to its label
 # Places of a label relative to its point, the preferred first: alignment, and 1 above or -1 below.
 PLACES: tuple[tuple[Literal["left", "right"], int], ...] = (
     ("left", 1), ("right", 1), ("left", -1), ("right", -1),
@@ -85,7 +86,11 @@ def pareto(
         for point in models
     ]
     marked = [row for row, point in zip(rows, models, strict=True) if id(point) in is_best]
-    texts = _place_labels([point for point in models if id(point) in is_labelled], models, x, y)
+    labelled = sorted(
+        (point for point in models if id(point) in is_labelled),
+        key=lambda one: id(one) not in is_best,
+    )
+    texts = _place_labels(labelled, models, x, y)
     step = _steps(best, x)
     chart = layered(
         lines(step, x, y, series, width=1.5).encode(**literal_line(MUTED)),
@@ -117,7 +122,7 @@ def _place_labels(
     by_place: dict[tuple[float, float], list[str]] = {}
     for point in labelled:
         by_place.setdefault(_place(point), []).append(point.label)
-    taken: list[Box] = [_box(_pixels(p.x, x, WIDTH), _pixels(p.y, y, HEIGHT), 0) for p in models]
+    taken = [_box(_pixels(p.x, x, WIDTH), _pixels(p.y, y, HEIGHT), 0, POINT) for p in models]
     placed: dict[tuple[Literal["left", "right"], int], list[dict[str, Any]]] = {}
     for (at_x, at_y), names in by_place.items():
         text = " = ".join(names)
@@ -139,9 +144,9 @@ def _pixels(value: float, axis: Axis, length: int) -> float:
     return length * math.log(value / axis.low) / math.log(axis.high / axis.low)
 
 
-def _box(left: float, middle: float, width: float) -> Box:
+def _box(left: float, middle: float, width: float, height: float = LINE) -> Box:
     """Return left, right, bottom and top of a label."""
-    return left, left + width, middle - LINE / 2, middle + LINE / 2
+    return left, left + width, middle - height / 2, middle + height / 2
 
 
 def _overlap(one: Box, other: Box) -> bool:
