@@ -81,19 +81,20 @@ def _check_options(name: str, command: Command, words: Sequence[str]) -> list[st
         option = option.replace("-", "_")
         is_value = bool(checked) and checked[-1].removeprefix("--") in keys  # of --key VALUE
         is_path = bool(command.positional) and "/" in option  # that contains a =
-        if (
-            is_value
-            or is_path
-            or not (word.startswith("--") or (separator and command.keys is not None))
-        ):
+        if is_value:
+            checked[-1] += f"={word}"
+        elif is_path or not (word.startswith("--") or (separator and command.keys is not None)):
             checked.append(word)
+        elif option in command.replaced:
+            _exit(f"{PROGRAM} {name}: unknown option {option}; {command.replaced[option]}")
         elif option not in known:
             _exit(f"{PROGRAM} {name}: unknown option {option}; {nearest(option, known)}")
         elif separator and not value:
             _exit(f"{PROGRAM} {name}: {option} has no value")
         else:
             checked.append(f"--{option}{separator}{value}")
-    return checked
+    # argparse accepts the arguments without a key only in one group.
+    return sorted(checked, key=lambda word: word.startswith("-")) if command.positional else checked
 
 
 def _exit(message: str) -> NoReturn:

@@ -31,6 +31,8 @@ class Command:
     """Name of an argument without key -> arguments of `add_argument`."""
     flags: Mapping[str, str] = field(default_factory=dict)
     """Name -> help."""
+    replaced: Mapping[str, str] = field(default_factory=dict)
+    """Name of a key that no longer exists -> what to write instead."""
 
 
 def positive(text: str) -> int:
@@ -182,30 +184,43 @@ COMMANDS = {
         },
     ),
     "evaluate": Command(
-        "print the perplexity and bits per byte of a model on text files",
+        "measure models: perplexity of a text, zero-shot tasks, speed and memory",
         "slm.evaluation.cli:evaluate",
-        "Scores each document in overlapping windows: each token is predicted once, and after the first window from "
-        "at least window - stride tokens before it.",
+        "Several models are measured with the same settings. Each document of the text is scored in overlapping windows: "
+        "each token is predicted once, and after the first window from at least window - stride tokens before it.",
         (
-            "python -m slm evaluate run=runs/demo/RUN_ID text='corpus/*.txt' --documents",
-            "python -m slm evaluate hf=llama text=corpus.jsonl column=body window=2048 --json",
+            "python -m slm evaluate runs/demo text='corpus/*.txt' out=evaluation",
+            "python -m slm evaluate runs/demo/RUN_ID llama protocol=seed text=wiki.test.raw --speed",
+            "python -m slm evaluate llama tasks=arc_easy,hellaswag limit=500 --json",
         ),
-        keys={
-            "run": RUN,
-            "hf": {
-                "metavar": "DIR",
+        positional={
+            "models": {
+                "metavar": "MODEL",
+                "nargs": "+",
                 "type": Path,
-                "help": "Llama-format folder with its tokenizer.json, instead of run",
-            },
+                "help": "run directory, folder with a Llama-format checkpoint and its tokenizer, or a folder of them such "
+                "as runs/demo, which stands for its finished runs",
+            }
+        },
+        keys={
             "text": {
                 "metavar": "FILES",
-                "required": True,
-                "help": ".txt, .jsonl or .parquet file, or a quoted pattern of several",
+                "help": ".txt, .jsonl or .parquet file, or a quoted pattern of several; wikitext2 is the raw test split "
+                "of WikiText-2 from the Hugging Face hub",
+            },
+            "tasks": {
+                "metavar": "NAMES",
+                "help": "zero-shot tasks, separated by commas; needs the extra eval",
+            },
+            "protocol": {
+                "metavar": "NAME",
+                "help": "preset: seed (text=wikitext2 window=1024 stride=512 document=joined start_token=false) or "
+                "mobilellm (its eight tasks); other keys override it",
             },
             "window": {
                 "metavar": "TOKENS",
                 "type": positive,
-                "help": "length of a window in tokens; default: model.seq_len of the model",
+                "help": "length of a window in tokens; default: model.seq_len of each model",
             },
             "stride": {
                 "metavar": "TOKENS",
@@ -213,23 +228,60 @@ COMMANDS = {
                 "help": "distance between the starts of two windows in tokens; default: half a window",
             },
             "document": {
-                "choices": ("file", "paragraph", "line"),
-                "default": "file",
-                "help": "unit of .txt files that is scored as one document; default: %(default)s",
+                "metavar": "UNIT",
+                "help": "unit that is scored as one document: file, paragraph or line of .txt files, article of WikiText, "
+                "or joined (all rows, joined by blank lines); default: file",
             },
             "column": {
                 "metavar": "NAME",
-                "default": "text",
-                "help": "column of .jsonl and .parquet files with the text; default: %(default)s",
+                "help": "column of .jsonl and .parquet files with the text; default: text",
             },
             "start_token": {
                 "metavar": "true|false",
                 "type": boolean,
-                "default": True,
                 "help": "put the end-of-text (or BOS) token before each document; default: true",
             },
+            "task_data": {
+                "metavar": "DIR",
+                "type": Path,
+                "help": "folder with a file TASK.jsonl for each task, instead of the Hugging Face hub",
+            },
+            "limit": {
+                "metavar": "N",
+                "type": positive,
+                "help": "number of examples per task; default: all",
+            },
+            "prompt_tokens": {
+                "metavar": "TOKENS",
+                "type": positive,
+                "help": "with --speed: length of the prompt; default: 64",
+            },
+            "new_tokens": {
+                "metavar": "TOKENS",
+                "type": positive,
+                "help": "with --speed: number of generated tokens; default: 128",
+            },
+            "rounds": {
+                "metavar": "N",
+                "type": positive,
+                "help": "with --speed: timed repetitions; default: 3",
+            },
+            "dtype": {
+                "metavar": "fp32|bf16",
+                "help": "with --speed: type of the weights and activations; default: fp32",
+            },
+            "out": {
+                "metavar": "DIR",
+                "type": Path,
+                "help": "folder to write: models.csv, results.json, samples/ and page.html with the charts",
+            },
         },
-        flags={"documents": "print the scores of every document too", **JSON},
+        flags={
+            "speed": "measure decoding and prefill speed, time to first token and peak memory",
+            "documents": "print the scores of every document of the text too",
+            **JSON,
+        },
+        replaced={"run": "write the folder without run=", "hf": "write the folder without hf="},
     ),
     "export": Command(
         "save the model and tokenizer of a run in the format of transformers or llama.cpp",

@@ -43,11 +43,11 @@ def save_pictures(browser: Browser, name: str, report: StudyReport, folder: Path
         for scheme in ("light", "dark"):
             browser.emulate(width=width, scheme=scheme)  # type: ignore[arg-type]
             browser.open(file)
-            _save(browser.screenshot(height=HEIGHT), FOLDER / f"{name}_{width}_{scheme}.png")
+            save_small(browser.screenshot(height=HEIGHT), FOLDER / f"{name}_{width}_{scheme}.png")
     browser.emulate(width=PRINT_WIDTH + 2 * MARGIN, medium="print")
     browser.open(file)
     browser.evaluate(f"document.body.style.padding = '{MARGIN}px'")
-    _save(browser.screenshot(height=HEIGHT), FOLDER / f"{name}_print.png")
+    save_small(browser.screenshot(height=HEIGHT), FOLDER / f"{name}_print.png")
     file.unlink()
 
 
@@ -59,7 +59,7 @@ def save_examples(reports: Mapping[str, StudyReport]) -> None:
     figures[transfer / "lr_transfer.png"] = loss_against_learning_rate(table)
     for file, figure in figures.items():
         figure.save(file)
-        _save(file.read_bytes(), file)
+        save_small(file.read_bytes(), file)
 
 
 def save_dashboard_charts(report: StudyReport, folder: Path) -> None:
@@ -68,10 +68,10 @@ def save_dashboard_charts(report: StudyReport, folder: Path) -> None:
         if figure.name in ("level", "loss_against_flops", "exponent_difference"):
             file = folder / f"dashboard_{figure.name}.png"
             figure.save(file)
-            _save(file.read_bytes(), file)
+            save_small(file.read_bytes(), file)
 
 
-def _save(png: bytes, file: Path) -> None:
+def save_small(png: bytes, file: Path) -> None:
     """Write a PNG with a palette of 256 colours, which is a third to a sixth of the size."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
     small = image.quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
@@ -94,7 +94,7 @@ def main() -> None:
         save_all(Path(folder))
         for name, width, scheme in COMMITTED:
             picture = Path(folder) / f"{name}_{width}_{scheme}.png"
-            _save(picture.read_bytes(), FOLDER / f"watch_{width}_{scheme}.png")
+            save_small(picture.read_bytes(), FOLDER / f"watch_{width}_{scheme}.png")
     save_dashboard_charts(pages["simulated"], FOLDER)
 
 

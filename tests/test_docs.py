@@ -25,17 +25,10 @@ OVERRIDE = re.compile(r"\+{0,2}([a-z][\w./]*)=(.+)")
 OPEN_KEYS = "ladder.aspect_ratios.", "study.grid.", "plan.law."
 # Settings of `python -m slm`, and of launchers, that the text mentions without their command.
 OTHER_KEYS = {
-    "hf",
-    "out",
-    "run",
-    "format",
-    "dtype",
-    "text",
-    "stride",
-    "window",
-    "jobs_per_gpu",
-    "max_num_timeout",
-}
+    "out", "run", "text", "stride", "window", "jobs_per_gpu", "max_num_timeout", "format", "prompt", "samples",
+    "temperature", "top_k", "top_p", "column", "document", "dtype", "limit", "new_tokens", "prompt_tokens", "protocol",
+    "rounds", "start_token", "task_data", "tasks",
+}  # fmt: skip
 NOT_OVERRIDES = {"key=value", "group=option", "devices=1"}
 PYTHON_VALUES = ("=True", "=False")  # of arguments in Python
 RUN_OF_TESTS = ROOT / "tests/data/runs_v1/single/deep_thin-L6-d32-0.041Mtok-s1-feafb7cc"

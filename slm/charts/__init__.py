@@ -33,10 +33,11 @@ from slm.charts.marks import (
     rule,
     tint,
 )
+from slm.charts.pareto import ParetoPoint, pareto
 from slm.charts.theme import DARK, INK, LIGHT, MUTED, css_variables, literal
 
 __all__ = [
-    "DARK", "INK", "LIGHT", "MUTED", "Axis", "Figure", "LossCurve", "Series", "bands", "css_variables", "data", "finite_or_none",
+    "DARK", "INK", "LIGHT", "MUTED", "Axis", "Figure", "LossCurve", "ParetoPoint", "Series", "bands", "css_variables", "data", "finite_or_none",
     "forest", "interactive", "intervals", "labels", "layered", "lines", "literal", "literal_colour", "literal_line",
-    "loss_curves", "page_script", "panels", "points", "rule", "script_json", "tint", "tooltips",
+    "loss_curves", "page_script", "panels", "pareto", "points", "rule", "script_json", "tint", "tooltips",
 ]  # fmt: skip

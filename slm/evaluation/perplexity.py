@@ -9,7 +9,7 @@ as 1024/512 on WikiText-2.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -21,13 +21,16 @@ from torch import Tensor
 
 from slm.data.tokenizers.tokenizer import Tokenizer
 from slm.data.tokens.encode import describe_loss
-from slm.errors import ConfigError, Problem
+from slm.errors import ConfigError, DataError, Problem
 from slm.logs import log
 from slm.model.loss import IGNORED, token_nats
 from slm.model.transformer import Transformer
 from slm.summary import Summarized
 
 BATCH_TOKENS = 16_384
+MIN_TOKENS = 2  # of a document, the first of which is not scored
+MIN_DOCUMENTS = 2  # for a standard error
+BATCH_LOGITS = 1 << 28  # 1 GiB in fp32; binds for vocabularies above 16,384 entries
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,6 +92,24 @@ def total(scores: Iterable[Score]) -> Score:
     )
 
 
+def bits_per_byte_se(scores: Sequence[Score]) -> float | None:
+    """Return the standard error of the bits per byte of all documents together, or None for one document.
+
+    Documents are a random sample. With y_i bits and x_i bytes of document i, R = sum(y) / sum(x) is a ratio
+    estimator with Var(R) = n / (n - 1) * sum((y_i - R x_i)^2) / sum(x)^2.
+
+    Source: Cochran, Sampling Techniques (1977), chapter 6, without the correction for a finite population.
+    """
+    known = [score for score in scores if score.text_bytes]
+    n = len(known)
+    if n < MIN_DOCUMENTS:
+        return None
+    bits = np.array([score.nats for score in known]) / math.log(2)
+    sizes = np.array([score.text_bytes for score in known], dtype=np.float64)
+    residuals = bits - bits.sum() / sizes.sum() * sizes
+    return float(math.sqrt(n / (n - 1) * (residuals**2).sum()) / sizes.sum())
+
+
 def score_texts(
     model: Transformer,
     tokenizer: Tokenizer,
@@ -105,6 +126,7 @@ def score_texts(
 
     Raises:
         ConfigError: unless 1 <= stride < window <= model.seq_len.
+        DataError: if the tokenizer has more entries than the model, or no token can be scored.
     """
     _check_windows(window, stride, model.shape.seq_len)
     names, sizes, documents = [], [], []
@@ -123,10 +145,12 @@ def score_texts(
             f"the tokenizer changes {len(lossy)} of {len(names)} texts; bits/byte counts the bytes of the original "
             f"text; first {lossy[0]}"
         )
+    _check_tokens(documents, model.shape.vocab_size)
     nats = np.zeros(len(documents))
     tokens = np.zeros(len(documents), dtype=np.int64)
     windows = (w for i, ids in enumerate(documents) for w in split_windows(i, ids, window, stride))
-    batch_windows = max(1, BATCH_TOKENS // window)
+    logits_per_window = window * model.shape.vocab_size
+    batch_windows = max(1, min(BATCH_TOKENS // window, BATCH_LOGITS // logits_per_window))
     while batch := list(islice(windows, batch_windows)):
         indices = [w.document for w in batch]
         np.add.at(nats, indices, _sum_nats(model, batch))
@@ -165,6 +189,19 @@ def _sum_nats(model: Transformer, batch: list[Window]) -> NDArray[np.float64]:
     logits: Tensor = model(inputs.to(device))
     nats = token_nats(logits, targets.to(device)).view(len(batch), width)
     return nats.double().sum(1).cpu().numpy()
+
+
+def _check_tokens(documents: Sequence[NDArray[np.int64]], vocab_size: int) -> None:
+    largest = max((int(ids.max()) for ids in documents if len(ids)), default=0)
+    if largest >= vocab_size:
+        raise DataError(
+            f"the tokenizer returns token {largest}, but the model has {vocab_size:,} vocabulary entries; use the "
+            "tokenizer that the model was trained with"
+        )
+    if all(len(ids) < MIN_TOKENS for ids in documents):
+        raise DataError(
+            "the text has fewer than 2 tokens, so no token can be predicted; give a longer text"
+        )
 
 
 def _check_windows(window: int, stride: int, seq_len: int) -> None:

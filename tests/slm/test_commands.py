@@ -16,11 +16,10 @@ import pytest
 from slm.__main__ import parse
 from slm.commands import COMMANDS, PROGRAM, Command
 from slm.errors import ConfigError
-from slm.evaluation.cli import evaluate_text
 from slm.help_text import WIDTH
 from tests.conftest import ROOT, cli_env
 
-NEEDED = ["evaluate", "run=r", "text=t"]
+NEEDED = ["evaluate", "r", "text=t"]
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
@@ -41,20 +40,21 @@ def test_examples_in_the_help_are_valid(command: Command) -> None:
 
 @pytest.mark.parametrize("form", [["{}={}"], ["--{}={}"], ["--{}", "{}"]], ids=" ".join)
 def test_values_are_converted_and_defaults_filled_in(form: list[str]) -> None:
-    given = {"run": "runs/a b", "text": "x=y", "window": "64", "start_token": "false"}
-    words = ["evaluate", "--json"]
+    given = {"text": "x=y", "window": "64", "start_token": "false", "out": "a b"}
+    words = ["evaluate", "runs/a b", "llama", "--json"]
     for key, value in given.items():
         words += "\0".join(form).format(key, value).split("\0")
     _, arguments = parse(words)
-    assert arguments == {
-        "run": Path("runs/a b"),
-        "hf": None,
+    command = COMMANDS["evaluate"]
+    assert command.keys is not None
+    absent = dict.fromkeys([*command.keys, *command.flags])
+    assert arguments == absent | {
+        "models": [Path("runs/a b"), Path("llama")],
         "text": "x=y",
         "window": 64,
-        "stride": None,
-        "document": "file",
-        "column": "text",
         "start_token": False,
+        "out": Path("a b"),
+        "speed": False,
         "documents": False,
         "json": True,
     }
@@ -65,14 +65,16 @@ def test_values_are_converted_and_defaults_filled_in(form: list[str]) -> None:
     [
         (["evalute"], "unknown command; did you mean evaluate?"),
         (["help", "evalute"], "unknown command; did you mean evaluate?"),
-        (["evaluate", "run=r"], "--text"),
-        (["evaluate", "run=r", "txt=t"], "unknown option txt; did you mean text?"),
-        (["evaluate", "run=r", "text="], "text has no value"),
+        (["evaluate"], "required: MODEL"),
+        (["evaluate", "run=r", "text=t"], "unknown option run; write the folder without run="),
+        (["evaluate", "--hf=h", "text=t"], "unknown option hf; write the folder without hf="),
+        (["evaluate", "r", "txt=t"], "unknown option txt; did you mean text?"),
+        (["evaluate", "r", "text="], "text has no value"),
         ([*NEEDED, "--jsn"], "unknown option jsn; did you mean json?"),
         (["describe", "size=200k", "--jsno"], "unknown option jsno; did you mean json?"),
         ([*NEEDED, "window=0"], "'0' must be a whole number from 1"),
         ([*NEEDED, "start_token=0"], "'0' must be true or false"),
-        ([*NEEDED, "document=lines"], "paragraph"),
+        (["runs", "sort=los"], "'loss'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -85,12 +87,6 @@ def test_wrong_argument_is_one_message_with_the_fix(
     assert expected in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("models", [{}, {"run": Path("r"), "hf": Path("h")}], ids=["none", "two"])
-def test_evaluate_needs_one_model(models: dict[str, Path]) -> None:
-    with pytest.raises(ConfigError, match="one model, as run=DIR or as hf=DIR"):
-        evaluate_text("*.txt", **models)
-
-
 def test_overrides_are_passed_on_in_their_order() -> None:
     _, arguments = parse(["describe", "size=200k", "--json", "~seed", "model.n_layer=3"])
     assert arguments == {"overrides": ["size=200k", "~seed", "model.n_layer=3"], "json": True}
@@ -100,6 +96,8 @@ def test_commands_of_two_words_and_arguments_without_a_key() -> None:
     command, arguments = parse(["runs", "a/b=c", "d", "sort=loss"])
     assert command is COMMANDS["runs"]
     assert arguments == {"folder": [Path("a/b=c"), Path("d")], "sort": "loss", "json": False}
+    _, arguments = parse(["evaluate", "a", "text=t", "b", "--window", "8", "c"])
+    assert arguments["models"] == [Path("a"), Path("b"), Path("c")] and arguments["window"] == 8
     command, arguments = parse(["runs", "diff", "x", "y", "--runs_dir", "z"])
     assert command is COMMANDS["runs diff"]
     assert arguments == {"first": "x", "second": "y", "runs_dir": Path("z"), "json": False}

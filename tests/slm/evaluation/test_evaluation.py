@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,16 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from slm.data.tokenizers.tokenizer import ByteTokenizer
-from slm.errors import ConfigError
-from slm.evaluation.cli import evaluate, evaluate_text
-from slm.evaluation.export import export_run
-from slm.evaluation.perplexity import score_texts, split_windows, total
+from slm.errors import ConfigError, DataError
+from slm.evaluation.perplexity import Score, bits_per_byte_se, score_texts, split_windows, total
 from slm.model.build import build_model
 from slm.model.parametrization import Parametrization, initialize
 from slm.model.transformer import Transformer
 from slm.run.spec import RunSpec
-from slm.tracking.run_dir import RunDirectory
-from slm.training.runner import train
 
 pytestmark = pytest.mark.numeric
 
@@ -100,34 +94,45 @@ def test_invalid_windows_are_refused(model: Transformer, window: int, stride: in
         score_texts(model, ByteTokenizer("ascii"), TEXTS, window=window, stride=stride)
 
 
-def test_evaluate_command(
-    tiny_spec: Callable[..., RunSpec], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for number in range(100):
-        words = f"Document {number}: the state of the Union is strong. "
-        (tmp_path / f"{number}.txt").write_text(words * 40)
-    spec = tiny_spec(
-        data={"source": "text_files", "files": [f"{tmp_path}/*.txt"]},
-        tokenizer={"kind": "bpe", "vocab_size": 300},
-    )
-    run = RunDirectory.of(spec)
-    with run.claim(spec):
-        train(spec, run)
-    text, lines = tmp_path / "a.txt", tmp_path / "b.jsonl"
-    text.write_text("The state of the Union is strong. " * 20)
-    lines.write_text("".join(json.dumps({"body": t}) + "\n" for t in ["First.", "Second, longer."]))
-    score, summed = evaluate_text(str(text), run=run.path)
-    assert (score.name, score.text_bytes) == ("a.txt", 34 * 20)
-    assert 0 < summed.bits_per_byte < 9
-    jsonl = evaluate_text(str(lines), run=run.path, column="body", window=16)
-    assert [s.text_bytes for s in jsonl] == [6, 15, 21]
+def test_a_tokenizer_that_does_not_fit_the_model_is_refused(model: Transformer) -> None:
+    text = [("latin", "façade")]  # bytes above the 99 entries of the model
+    with pytest.raises(DataError, match=r"returns token \d+, but the model has 99 vocabulary"):
+        score_texts(model, ByteTokenizer("byte"), text, window=16, stride=8)
 
-    out = tmp_path / "exported"
-    export_run(run.path, out)
-    (exported, _) = evaluate_text(str(text), hf=out)
-    assert exported.nats == pytest.approx(score.nats, rel=1e-6)
 
-    evaluate(run=run.path, text=str(text), documents=False, json=True)
-    assert json.loads(capsys.readouterr().out)[1]["nats"] == pytest.approx(score.nats)
-    evaluate(run=run.path, text=str(text), documents=True, json=False)
-    assert "a.txt" in capsys.readouterr().out
+def test_a_text_without_a_token_to_predict_is_refused(model: Transformer) -> None:
+    arguments = {"window": 16, "stride": 8}
+    with pytest.raises(DataError, match="fewer than 2 tokens"):
+        score_texts(model, ByteTokenizer("ascii"), [("a", "a")], start_token=False, **arguments)
+    (score,) = score_texts(model, ByteTokenizer("ascii"), [("a", "a")], **arguments)
+    assert score.tokens == 1  # one short window: the start token and the byte
+
+
+def documents(count: int) -> list[Score]:
+    """Return documents of different lengths and difficulties."""
+    generator = np.random.default_rng(7)
+    sizes = generator.lognormal(6, 1, count).astype(int) + 1
+    rates = generator.normal(1.0, 0.2, count) + 0.1 * np.log(sizes)
+    return [
+        Score(str(i), int(size), int(size), float(size * rate))
+        for i, (size, rate) in enumerate(zip(sizes, rates, strict=True))
+    ]
+
+
+def test_standard_error_is_that_of_a_bootstrap_over_documents() -> None:
+    scores = documents(300)
+    nats = np.array([score.nats for score in scores])
+    sizes = np.array([score.text_bytes for score in scores])
+    drawn = np.random.default_rng(11).integers(len(scores), size=(4000, len(scores)))
+    resampled = nats[drawn].sum(1) / sizes[drawn].sum(1) / math.log(2)
+    assert bits_per_byte_se(scores) == pytest.approx(resampled.std(), rel=0.1)
+
+
+def test_standard_error_of_equal_sizes_is_the_usual_one() -> None:
+    nats = [3.0, 5.0, 4.0, 9.0]
+    scores = [Score("", 10, 10, each) for each in nats]
+    bits = np.array(nats) / 10 / math.log(2)
+    assert bits_per_byte_se(scores) == pytest.approx(bits.std(ddof=1) / 2)
+    assert bits_per_byte_se(scores[:1]) is None
+    empty = Score("", 0, 0, 0.0)
+    assert bits_per_byte_se([*scores, empty]) == bits_per_byte_se(scores)

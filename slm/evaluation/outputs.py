@@ -1,0 +1,92 @@
+"""Files of an evaluation: models.csv, results.json, samples/, page.html and the charts as PNG."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from slm.charts import Figure, css_variables, page_script, script_json
+from slm.errors import ConfigError, Problem
+from slm.evaluation.figures import evaluation_figures
+from slm.evaluation.result import Evaluation, samples_of
+from slm.evaluation.run_table import csv_text
+from slm.evaluation.tables import notes, tables
+from slm.files import write_json, write_text
+
+TABLE, RESULTS, SAMPLES, PAGE = "models.csv", "results.json", "samples", "page.html"
+
+
+def check_out(out: Path) -> None:
+    """Create the folder, so that a wrong path is reported before anything is computed.
+
+    Raises:
+        ConfigError: if it is a file or cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        is_file = isinstance(error, FileExistsError | NotADirectoryError)
+        rule = "is a file, or below one" if is_file else f"cannot be created: {error.strerror}"
+        raise ConfigError([Problem("out", out, rule, "name a folder")]) from None
+    if not os.access(out, os.W_OK):
+        rule = "no permission to write"
+        raise ConfigError([Problem("out", out, rule, "choose another folder")])
+
+
+def write_tables(evaluation: Evaluation, out: Path) -> None:
+    """Write models.csv, results.json and the samples of all models so far."""
+    write_text(out / TABLE, csv_text(evaluation.models))
+    write_json(out / RESULTS, _finite(evaluation.as_dict()))
+    for scores in evaluation.models[-1:]:
+        for file, rows in samples_of(scores):
+            path = out / SAMPLES / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, _json_lines(rows))
+
+
+def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+
+
+def _finite(value: Any) -> Any:
+    """Replace nan and infinities, which JSON does not have, by None."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    is_number = isinstance(value, float)
+    return None if is_number and value - value != 0 else value
+
+
+def write_page(evaluation: Evaluation, out: Path) -> None:
+    """Write page.html, which loads nothing from the network, and each of its charts as a PNG."""
+    figures = evaluation_figures(evaluation)
+    for figure in figures:
+        figure.save(out / f"{figure.name}.png")
+    write_text(out / PAGE, page(evaluation, figures))
+
+
+def page(evaluation: Evaluation, figures: Sequence[Figure]) -> str:
+    """Return the HTML of an evaluation with its charts."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("slm.evaluation"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template("page.html.j2").render(
+        evaluation=evaluation,
+        tables=tables(evaluation),
+        notes=list(notes(evaluation)),
+        figures=figures,
+        colours=Markup(css_variables()),
+        script_json=lambda value: Markup(script_json(value)),
+        library=Markup(page_script().replace("</script", "<\\/script")),
+    )

@@ -1,0 +1,205 @@
+"""Tables and notes of an evaluation, for the screen and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from rich.console import Console
+
+from slm.architecture.memory import format_bytes
+from slm.console import Column, FittedTable, print_lines
+from slm.evaluation.perplexity import Score
+from slm.evaluation.protocols import Settings
+from slm.evaluation.result import Evaluation, Gain, ModelScores
+from slm.formatting import short_count
+from slm.tracking.speeds import InferenceSpeed
+
+NONE = "-"
+ACCURACIES = ("acc", "acc_norm")  # metrics with a column of their own on the screen
+
+
+def print_tables(evaluation: Evaluation, target: Console, *, documents: bool) -> None:
+    """Print the tables of an evaluation, and with `documents` one row for each document of the text."""
+    for number, table in enumerate(tables(evaluation, documents=documents)):
+        if number:
+            target.print()
+        target.print(table)
+    print_lines(target, notes(evaluation))
+
+
+def tables(evaluation: Evaluation, *, documents: bool = False) -> list[FittedTable]:
+    """Return the tables of what was measured."""
+    models = evaluation.models
+    found = [_model_table(evaluation)] if models else []
+    if documents:
+        found += [
+            _document_table(scores.model.label, scores.text.documents)
+            for scores in models
+            if scores.text is not None
+        ]
+    gains = evaluation.gains()
+    if gains:
+        found.append(_gain_table(gains))
+    if any(scores.tasks for scores in models):
+        found.append(_task_table(models))
+    if any(scores.speed is not None for scores in models):
+        found.append(_speed_table(evaluation))
+    return found
+
+
+def _model_table(evaluation: Evaluation) -> FittedTable:
+    def column(heading: str, cell: Callable[[ModelScores], str], rank: int = 0) -> Column:
+        return Column(heading, [cell(scores) for scores in evaluation.models], rank)
+
+    columns = [
+        Column("model", [scores.model.label for scores in evaluation.models], is_left=True),
+        column("seed", lambda s: NONE if s.model.seed is None else str(s.model.seed), 7),
+        column("params", lambda s: short_count(s.params_total)),
+        column("without\nembeddings", lambda s: short_count(s.params_non_embedding), 3),
+    ]
+    if evaluation.settings.text is None:
+        return FittedTable(columns)
+
+    def of_text(form: Callable[[Score], str]) -> Callable[[ModelScores], str]:
+        return lambda scores: NONE if scores.text is None else form(scores.text.all)
+
+    columns += [
+        column("perplexity", of_text(lambda score: f"{score.perplexity:.3f}")),
+        column("nats/token", of_text(lambda score: f"{score.nats_per_token:.4f}"), 5),
+        column("bits/byte", of_text(lambda score: f"{score.bits_per_byte:.4f}")),
+        column("SE", _standard_error, 1),
+        column("window/stride", _windows, 2),
+        column("tokens", of_text(lambda score: f"{score.tokens:,}"), 4),
+        column("bytes", of_text(lambda score: f"{score.text_bytes:,}"), 6),
+    ]
+    return FittedTable(columns)
+
+
+def _standard_error(scores: ModelScores) -> str:
+    error = None if scores.text is None else scores.text.bits_per_byte_se
+    return NONE if error is None else f"{error:.4f}"
+
+
+def _windows(scores: ModelScores) -> str:
+    return NONE if scores.text is None else f"{scores.text.window}/{scores.text.stride}"
+
+
+def _document_table(label: str, scores: Sequence[Score]) -> FittedTable:
+    columns = [
+        Column("document", [score.name for score in scores], is_left=True, wraps=True),
+        Column("tokens", [f"{score.tokens:,}" for score in scores], rank=1),
+        Column("bytes", [f"{score.text_bytes:,}" for score in scores], rank=2),
+        Column("nats/token", [f"{score.nats_per_token:.4f}" for score in scores]),
+        Column("perplexity", [f"{score.perplexity:.3f}" for score in scores]),
+        Column("bits/byte", [f"{score.bits_per_byte:.4f}" for score in scores]),
+    ]
+    return FittedTable(columns, f"Documents of {label}")
+
+
+def _gain_table(gains: Sequence[Gain]) -> FittedTable:
+    columns = [
+        Column("from", [gain.smaller for gain in gains], is_left=True),
+        Column("to", [gain.larger for gain in gains], is_left=True),
+        Column("params added", [f"+{short_count(gain.params_added)}" for gain in gains]),
+        Column("perplexity gain", [f"{gain.perplexity_gain:.4g}" for gain in gains]),
+        Column("gain per 100M", [f"{gain.per_100m:.3g}" for gain in gains]),
+    ]
+    return FittedTable(columns, "Perplexity gain between neighbours in size")
+
+
+def _task_table(models: Sequence[ModelScores]) -> FittedTable:
+    names = dict.fromkeys(task.task for scores in models for task in scores.tasks)
+    rows = [
+        (task, scores.model.label)
+        for name in names
+        for scores in models
+        for task in scores.tasks
+        if task.task == name
+    ]
+    columns = [
+        Column("task", [task.task for task, _ in rows], is_left=True),
+        Column("model", [label for _, label in rows], is_left=True),
+        Column("bits/byte", [_number(task.bits_per_byte) for task, _ in rows]),
+        Column("SE", [_number(task.bits_per_byte_se) for task, _ in rows], 2),
+    ]
+    for metric in ACCURACIES:
+        if any(metric in task.metrics for task, _ in rows):
+            cells = [_percent(task.metrics, metric) for task, _ in rows]
+            columns.append(Column(metric, cells, 0 if metric == "acc" else 1))
+    columns += [
+        Column("chance", [_share(task.chance) for task, _ in rows], 3),
+        Column("examples", [f"{task.examples:,}" for task, _ in rows], 4),
+    ]
+    return FittedTable(columns, "Zero-shot tasks: bits per byte of the gold answer, and accuracy")
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.4f}"
+
+
+def _share(value: float | None) -> str:
+    return NONE if value is None else f"{value:.1%}"
+
+
+def _percent(metrics: Mapping[str, float], name: str) -> str:
+    """Return a metric with its standard error, in percent."""
+    if name not in metrics:
+        return NONE
+    error = metrics.get(f"{name}_se")
+    return f"{metrics[name]:.1%}" + ("" if error is None else f" ± {100 * error:.1f}")
+
+
+def _speed_table(evaluation: Evaluation) -> FittedTable:
+    def column(heading: str, cell: Callable[[InferenceSpeed], str], rank: int = 0) -> Column:
+        cells = [NONE if s.speed is None else cell(s.speed) for s in evaluation.models]
+        return Column(heading, cells, rank)
+
+    columns = [
+        Column("model", [scores.model.label for scores in evaluation.models], is_left=True),
+        column("decode\ntokens/s", lambda speed: f"{speed.decode_tokens_per_second:,.1f}"),
+        column("prefill\ntokens/s", lambda speed: f"{speed.prefill_tokens_per_second:,.0f}", 2),
+        column(
+            "first token\nms", lambda speed: f"{1e3 * speed.time_to_first_token_seconds:.2f}", 1
+        ),
+        column("peak\nmemory", _memory),
+    ]
+    return FittedTable(columns, _speed_title(evaluation))
+
+
+def _speed_title(evaluation: Evaluation) -> str:
+    settings = evaluation.settings
+    return (
+        f"Speed: batch 1, greedy, {settings.prompt_tokens} prompt tokens, {settings.new_tokens} new tokens, "
+        f"{settings.dtype}, median of {settings.rounds} rounds"
+    )
+
+
+def _memory(speed: InferenceSpeed) -> str:
+    return NONE if speed.peak_memory_bytes is None else format_bytes(speed.peak_memory_bytes)
+
+
+def notes(evaluation: Evaluation) -> Iterator[str]:
+    """Yield what a reader must know to compare the numbers, and the failures."""
+    settings, models = evaluation.settings, evaluation.models
+    texts = [scores.text for scores in models if scores.text is not None]
+    if settings.protocol:
+        yield f"Protocol {settings.protocol}" + _changes(settings) + "."
+    if texts and len({(text.window, text.stride) for text in texts}) > 1:
+        yield "Windows differ between models, so part of a difference is due to the context; set window=TOKENS."
+    if texts and not evaluation.same_tokens:
+        yield "Tokenizers differ: compare bits/byte, not perplexity or nats/token."
+    if texts and any(text.bits_per_byte_se is None for text in texts):
+        yield "SE: none, because the text is one document."
+    for scores in models:
+        if scores.text is not None and not scores.text.is_lossless:
+            yield (
+                f"{scores.model.label}: the tokens do not decode to exactly the text, so its bits/byte are approximate."
+            )
+    if any(scores.speed is not None for scores in models):
+        yield f"Device: {evaluation.device}."
+    for failure in evaluation.failures:
+        yield f"FAILED {failure.model.path}: {failure.reason}"
+
+
+def _changes(settings: Settings) -> str:
+    return f" with {', '.join(settings.changes)}" if settings.changes else ""
