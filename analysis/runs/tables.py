@@ -106,16 +106,17 @@ def _with_status(
     shown = columns.get("status", name)
     if "status" not in columns and not words.isin([*FINISHED, *UNFINISHED]).any():
         return table, [f"column {shown} is not used: {words.iloc[0]!r} is no status of a run"]
+    notes = []
     if not known.all():
-        place = words.index[~known][0]
-        raise DataError(
-            f"{source}: {shown}={words[place]!r} in {place}: unknown status; a finished run has one of "
-            f"{', '.join(FINISHED)}, another one of {', '.join(UNFINISHED)}"
+        unknown = sorted(set(words[~known]))
+        notes.append(
+            f"column {shown}: {', '.join(unknown)} {'is no known status' if len(unknown) == 1 else 'are no known statuses'}; "
+            f"only {', '.join(FINISHED)} count as finished"
         )
     finished = words.isin(FINISHED)
     for word, runs in words[~finished].value_counts().items():
         count_dropped(dropped, f"not finished ({word})", int(runs))
-    return table[finished], []
+    return table[finished], notes
 
 
 def _losses(table: pd.DataFrame, shown: str, source: str) -> pd.Series:

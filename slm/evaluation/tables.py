@@ -11,6 +11,7 @@ from slm.console import Column, FittedTable, print_lines
 from slm.evaluation.perplexity import Score
 from slm.evaluation.protocols import Settings
 from slm.evaluation.result import Evaluation, Gain, ModelScores
+from slm.evaluation.zero_shot.score import low_signal_note
 from slm.formatting import short_count
 from slm.tracking.speeds import InferenceSpeed
 
@@ -195,6 +196,8 @@ def notes(evaluation: Evaluation) -> Iterator[str]:
             yield (
                 f"{scores.model.label}: the tokens do not decode to exactly the text, so its bits/byte are approximate."
             )
+    if note := low_signal_note(task.task for scores in models for task in scores.tasks):
+        yield note
     if any(scores.speed is not None for scores in models):
         yield f"Device: {evaluation.device}."
     for failure in evaluation.failures:

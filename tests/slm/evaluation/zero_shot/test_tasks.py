@@ -189,6 +189,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
             find_tasks(["arc_easy"], tmp_path)
 
 
+@pytest.mark.slow
 def test_without_network_the_message_names_task_data() -> None:
     with pytest.raises(DataError, match=r"give task_data=DIR, a folder with arc_easy\.jsonl"):
         find_tasks(["arc_easy"], None)
