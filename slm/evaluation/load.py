@@ -14,6 +14,7 @@ from slm.files import read_json
 from slm.model.build import build_model, load_weights
 from slm.model.hf import import_llama, is_llama_folder
 from slm.model.transformer import Transformer
+from slm.model.weight_layout import store_weights_by_column
 from slm.tracking.checkpoints import newest_checkpoint
 from slm.tracking.result import RunResult
 from slm.tracking.run_dir import RunDirectory
@@ -52,7 +53,7 @@ def load_with_tokenizer(folder: str | Path) -> LoadedModel:
 
 
 def load_model(folder: str | Path) -> Transformer:
-    """Load the model of a run directory or of a local Llama-format folder, in eval mode.
+    """Load the model of a run directory or of a local Llama-format folder, in eval mode, ready to decode.
 
     The model maps tokens (B, T) to logits (B, T, V). From a run, the newest checkpoint is loaded: the final
     weights if the run is finished.
@@ -61,10 +62,10 @@ def load_model(folder: str | Path) -> Transformer:
         DataError, RunError: if a file is missing or damaged; the message names it.
     """
     path = Path(folder)
-    if is_run_directory(path):
-        return load_run(path)
-    if is_llama_folder(path):
-        return import_llama(path)
+    if is_run_directory(path) or is_llama_folder(path):
+        model = load_run(path) if is_run_directory(path) else import_llama(path)
+        store_weights_by_column(model)
+        return model
     if not path.is_dir():
         raise DataError(f"{path}: no such folder")
     raise DataError(

@@ -229,12 +229,11 @@ def stream(
     check_request(model, prompt, new_tokens, sampling)
     batch, length = prompt.shape
     decoder = decoder or Decoder(model, batch, length + new_tokens)
-    return _steps(decoder, prompt, new_tokens, padding, sampling, stop)
+    logits = decoder.prefill(prompt, padding)
+    return _steps(decoder, logits, new_tokens, sampling, stop)
 
 
-def check_request(
-    model: Transformer, prompt: Tensor, new_tokens: int, sampling: Sampling
-) -> None:
+def check_request(model: Transformer, prompt: Tensor, new_tokens: int, sampling: Sampling) -> None:
     """Raise a ConfigError that lists every invalid value."""
     problems = list(sampling.problems())
     if prompt.ndim != 2 or prompt.numel() == 0:
@@ -250,7 +249,9 @@ def check_request(
     if new_tokens < 1:
         problems.append(Problem("new_tokens", new_tokens, "must be at least 1"))
     elif prompt.shape[1] + new_tokens > seq_len:
-        rule = f"with {prompt.shape[1]} tokens of the prompt it exceeds the model's seq_len={seq_len}"
+        rule = (
+            f"with {prompt.shape[1]} tokens of the prompt it exceeds the model's seq_len={seq_len}"
+        )
         fits = seq_len - prompt.shape[1]
         fix = f"use new_tokens={fits} or fewer" if fits > 0 else "shorten the prompt"
         problems.append(Problem("new_tokens", new_tokens, rule, fix))
@@ -260,13 +261,11 @@ def check_request(
 
 def _steps(
     decoder: Decoder,
-    prompt: Tensor,
+    logits: Tensor,
     new_tokens: int,
-    padding: Tensor | None,
     sampling: Sampling,
     stop: Collection[int],
 ) -> Iterator[Tensor]:
-    logits = decoder.prefill(prompt, padding)
     generator = None
     if sampling.temperature > 0:
         generator = torch.Generator(logits.device).manual_seed(sampling.seed)

@@ -230,10 +230,7 @@ def test_generation_is_greedy_or_sampled_and_bounded_by_seq_len() -> None:
             likeliest = model(expected)[:, -1].argmax(-1, keepdim=True)
             expected = torch.cat([expected, likeliest], dim=1)
     assert torch.equal(greedy, expected)
-    draws = [
-        generate(model, prompt, 10, temperature=1.0, seed=s)
-        for s in (0, 0, 1)
-    ]
+    draws = [generate(model, prompt, 10, temperature=1.0, seed=s) for s in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
     with pytest.raises(ConfigError, match="seq_len=20"):
         generate(model, prompt, 17)
