@@ -40,8 +40,9 @@ def generate(
     loaded = load_with_tokenizer(run)
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
     if samples == 1 and not json:
+        pieces = stream_text(loaded, text, new_tokens, chosen)
         print(text, end="", flush=True)
-        for piece in stream_text(loaded, text, new_tokens, chosen):
+        for piece in pieces:
             print(piece, end="", flush=True)
         print()
         return
@@ -150,8 +151,8 @@ def _complete_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 def _prompt_ids(loaded: LoadedModel, prompt: str) -> torch.Tensor:
     """Encode a prompt as a document: after the end-of-text (or BOS) token."""
-    tokens = loaded.tokenizer.encode_batch([prompt])[0] if prompt else []
-    return torch.tensor([loaded.tokenizer.eot_id, *map(int, tokens)])
+    tokens = loaded.tokenizer.encode_batch([prompt])[0].tolist() if prompt else []
+    return torch.tensor([loaded.tokenizer.eot_id, *tokens])
 
 
 def _new_tokens(loaded: LoadedModel, ids: torch.Tensor, new_tokens: int | None) -> int:

@@ -192,6 +192,7 @@ class Transformer(nn.Module):
         x = self.embedding(tokens).flatten(0, 1)
         new = cache.begin(batch, count, self.cos_sin, self._compute_dtype(x))
         for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
             for repeat in range(self.shape.layer_sharing):
                 x = block.extend(x, new, cache, layer * self.shape.layer_sharing + repeat)
         cache.end(count)
@@ -274,7 +275,7 @@ class Attention(nn.Module):
         heads = self.qkv(x).view(-1, new.cos.shape[1], sum(self.n_heads), self.d_head)
         n_rotated = self.n_heads[0] + self.n_heads[1]
         qk, v = heads.split([n_rotated, self.n_heads[2]], dim=2)
-        if not isinstance(self.query_norm, nn.Identity):
+        if isinstance(self.query_norm, RMSNorm) and isinstance(self.key_norm, RMSNorm):
             q, k = qk.split(self.n_heads[:2], dim=2)
             qk = torch.cat([self.query_norm.infer(q), self.key_norm.infer(k)], dim=2)
         qk = torch.addcmul(qk * new.cos, qk.roll(self.d_head // 2, -1), new.sin)

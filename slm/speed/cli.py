@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 
@@ -49,11 +48,12 @@ def speed(overrides: Sequence[str], *, json: bool) -> None:
     device = prepare_device(config)
     path = speed_path(config)
     stored = read_speeds(path) if path.exists() else []
-    rounds = f"{count(len(specs), 'shape')} on {device.name}"
-    print(f"{rounds}, {count(config.speed.rounds, 'round')}; results in {path}", file=sys.stderr)
+    rounds = config.speed.rounds
+    _report(f"{count(len(specs), 'shape')} on {device.name}, {count(rounds, 'round')}")
     measured: list[ShapeSpeed] = []
-    for measured in measure_rounds(specs, device, _report):
+    for number, measured in enumerate(measure_rounds(specs, device), start=1):
         write_speeds(path, merge_speeds(stored, measured))
+        _report(f"round {number} of {rounds} saved in {path}")
     if json:
         print(dumps([asdict(each) for each in measured], indent=2))
     else:
@@ -137,5 +137,5 @@ def _families_with(shape: ModelShape, cells: Sequence[Cell]) -> list[str]:
     return list(dict.fromkeys(cell.family for cell in cells if cell.spec.shape == shape))
 
 
-def _report(text: Any) -> None:
+def _report(text: str) -> None:
     print(text, file=sys.stderr)

@@ -6,7 +6,7 @@ The speed of a machine drifts, and other programs may use it; in rounds, all sha
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -63,17 +63,12 @@ def distinct_shapes(specs: Sequence[RunSpec]) -> dict[ModelShape, RunSpec]:
     return by_shape
 
 
-def measure_rounds(
-    specs: Sequence[RunSpec],
-    device: Device,
-    report: Callable[[str], None] = lambda text: None,
-) -> Iterator[list[ShapeSpeed]]:
+def measure_rounds(specs: Sequence[RunSpec], device: Device) -> Iterator[list[ShapeSpeed]]:
     """Yield the speeds of all shapes so far, once after every round."""
     settings = specs[0].config.speed
     speeds: list[ShapeSpeed | None] = [None] * len(specs)
-    for number in range(1, settings.rounds + 1):
+    for _ in range(settings.rounds):
         for index, spec in enumerate(specs):
-            report(f"round {number} of {settings.rounds}: {spec.shape.label}")
             one = _measure_once(spec, device)
             earlier = speeds[index]
             speeds[index] = one if earlier is None else add_round(earlier, one)
