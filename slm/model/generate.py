@@ -145,6 +145,8 @@ class RecordedStep:
         cache.rewind(self._length)
 
     def __call__(self, tokens: Tensor) -> Tensor:
+        if self._cache.length >= self._cache.capacity:
+            raise ValueError(f"the cache is full: its capacity is {self._cache.capacity} tokens")
         self._tokens.copy_(tokens[:, None])
         self._graph.replay()
         self._cache.length += 1  # the graph advances only the position on the GPU
