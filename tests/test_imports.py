@@ -79,7 +79,7 @@ ALLOWED_IMPORTERS = {
     "datasets": {"slm.data.corpus.sources"},
     "huggingface_hub": {"slm.data.corpus.sources"},
     "tokenizers": {"slm.data.tokenizers.hf_files", "slm.data.tokenizers.export"},
-    "torch": {"slm.model", "slm.training", "slm.evaluation"},
+    "torch": {"slm.model", "slm.training", "slm.evaluation", "slm.speed.measure"},
     "safetensors": {"slm.model.hf"},
     "flash_attn": {"slm.model.attention"},
     "pandas": {"analysis"},

@@ -8,17 +8,9 @@ from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-
 from slm.architecture.memory import format_bytes
 from slm.architecture.shapes import ModelShape, count_parameters
-from slm.config.hydra import (
-    CONF_DIR,
-    Composer,
-    convert_overrides,
-    load_composed_config,
-    register_schema,
-)
+from slm.config.hydra import compose_study
 from slm.config.schema import Config
 from slm.console import Column, FittedTable, console
 from slm.formatting import count, short_count
@@ -69,16 +61,11 @@ def speed_path(config: Config) -> Path:
 
 def shapes_of(overrides: Sequence[str]) -> tuple[list[RunSpec], Families]:
     """Return one run of each distinct shape, and the names of the families that have it."""
-    register_schema()
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        config = load_composed_config(compose("train", overrides=convert_overrides(overrides)))
-        has_study = bool(config.study.sizes or config.study.models)
-        if not has_study:
-            spec = resolve(config)
-            return [spec], {spec.shape: [config.family.name]}
-        own = convert_overrides(overrides)
-        composer = Composer(lambda extra: compose("train", overrides=[*own, *extra]))
-        cells = cells_of(config, composer)
+    config, composer = compose_study(overrides)
+    if not (config.study.sizes or config.study.models):
+        spec = resolve(config)
+        return [spec], {spec.shape: [config.family.name]}
+    cells = cells_of(config, composer)
     specs = list(distinct_shapes([cell.spec for cell in cells]).values())
     return specs, {spec.shape: _families_with(spec.shape, cells) for spec in specs}
 

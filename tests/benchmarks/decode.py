@@ -174,10 +174,10 @@ def print_results(results: Sequence[Result], shape: Sequence[str]) -> None:
         for result in results
     ]
     columns = [
-        "dtype", "slm tokens/s", "transformers tokens/s", "ratio", "CPU-time ratio", "target",
-        "MB above weights + cache", "target ", "same tokens",
+        "dtype", "slm t/s", "peer t/s", "ratio", "CPU ratio", "target", "extra MB", "target ", "same tokens",
     ]  # fmt: skip
-    print_table(f"Greedy decoding, batch 1, {' '.join(shape)}", columns, rows)
+    title = f"Greedy decoding, batch 1, {' '.join(shape)}; the peer is transformers, extra MB are above weights and cache"
+    print_table(title, columns, rows)
 
 
 if __name__ == "__main__":
