@@ -238,7 +238,7 @@ COMMANDS = {
         "printed while it is generated; it ends before an end-of-text token.",
         (
             "python -m slm generate run=runs/demo/RUN_ID prompt='My fellow citizens'",
-            "python -m slm generate run=llama prompt='Once upon a time' temperature=0.8 top_p=0.95 samples=3 --json",
+            "python -m slm generate run=llama prompt=Once temperature=0.8 top_p=0.95 samples=3",
         ),
         keys={
             "run": {
