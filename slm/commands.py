@@ -283,6 +283,74 @@ COMMANDS = {
         },
         replaced={"run": "write the folder without run=", "hf": "write the folder without hf="},
     ),
+    "generate": Command(
+        "print text that a model writes after a prompt",
+        "slm.evaluation.generate:generate",
+        "Takes the likeliest token at each step, or draws tokens with a temperature above 0. The text of one sample is "
+        "printed while it is generated; it ends before an end-of-text token.",
+        (
+            "python -m slm generate run=runs/demo/RUN_ID prompt='My fellow citizens'",
+            "python -m slm generate run=llama prompt=Once temperature=0.8 top_p=0.95 samples=3",
+        ),
+        keys={
+            "run": {
+                "metavar": "DIR",
+                "type": Path,
+                "required": True,
+                "help": "run directory or Llama-format folder",
+            },
+            "prompt": {
+                "metavar": "TEXT",
+                "required": True,
+                "help": "text to continue; - reads it from stdin",
+            },
+            "new_tokens": {
+                "metavar": "N",
+                "type": positive,
+                "help": "largest number of tokens to generate; default: 128, or fewer where model.seq_len ends",
+            },
+            "temperature": {
+                "metavar": "T",
+                "type": float,
+                "default": 0.0,
+                "help": "0 takes the likeliest token; above 0 draws from softmax(logits / T); default: 0",
+            },
+            "top_k": {
+                "metavar": "K",
+                "type": int,
+                "help": "draw from the K likeliest tokens only; default: all",
+            },
+            "top_p": {
+                "metavar": "P",
+                "type": float,
+                "help": "draw from the likeliest tokens with a total probability of P; default: all",
+            },
+            "seed": {
+                "metavar": "N",
+                "type": int,
+                "default": 0,
+                "help": "seed of the draws; default: %(default)s",
+            },
+            "samples": {
+                "metavar": "N",
+                "type": positive,
+                "default": 1,
+                "help": "number of continuations; default: %(default)s",
+            },
+        },
+        flags=JSON,
+    ),
+    "speed": Command(
+        "measure how fast the shapes of a study generate and train",
+        "slm.speed.cli:speed",
+        "Builds every distinct shape of a study with random weights, without a study the shape of the config, and "
+        f"measures it in rounds. Adds the results to speed.json in the folder of the study. {LIKE_TRAIN}",
+        (
+            "python -m slm speed study=micro",
+            "python -m slm speed model=mobilellm_125m speed.dtype=bf16 speed.training=false",
+        ),
+        flags=JSON,
+    ),
     "export": Command(
         "save the model and tokenizer of a run in the format of transformers or llama.cpp",
         "slm.evaluation.export:export",

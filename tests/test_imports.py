@@ -85,7 +85,7 @@ ALLOWED_IMPORTERS = {
         "slm.data.tokenizers.export",
     },
     "sentencepiece": {"slm.data.tokenizers.sentencepiece_model"},
-    "torch": {"slm.model", "slm.training", "slm.evaluation"},
+    "torch": {"slm.model", "slm.training", "slm.evaluation", "slm.speed.measure"},
     "safetensors": {"slm.model.hf", "slm.model.hf_weights"},
     "flash_attn": {"slm.model.attention"},
     "pandas": {"analysis"},

@@ -62,6 +62,21 @@ class Composer:
         return load_composed_config(cfg)
 
 
+def compose_study(overrides: Sequence[str]) -> tuple[Config, Composer]:
+    """Return the config of these overrides of train.py, and a composer of the cells of its study.
+
+    Raises:
+        ConfigError: listing all problems of the config.
+    """
+
+    def compose_with(extra: Sequence[str]) -> DictConfig:
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            return compose("train", overrides=[*convert_overrides(overrides), *extra])
+
+    register_schema()
+    return load_composed_config(compose_with([])), Composer(compose_with)
+
+
 def convert_overrides(arguments: Sequence[str]) -> list[str]:
     """Return the arguments of the command line with the meaning that slm gives to them, for Hydra.
 

@@ -16,6 +16,7 @@ from slm.logs import log
 from slm.model.build import build_model, load_weights
 from slm.model.hf import import_llama, is_llama_folder, llama_shape
 from slm.model.transformer import Transformer
+from slm.model.weight_layout import store_weights_by_column
 from slm.tracking.checkpoints import newest_checkpoint
 from slm.tracking.result import RunResult
 from slm.tracking.run_dir import RunDirectory
@@ -48,15 +49,14 @@ def load_with_tokenizer(folder: str | Path) -> LoadedModel:
     """
     path = Path(folder)
     _check_is_model(path)
-    tokenizer = load_tokenizer_from(
-        path
-    )  # first, because errors of the tokenizer take no time to find
+    # Errors of the tokenizer are found before the weights are read.
+    tokenizer = load_tokenizer_from(path)
     if is_run_directory(path):
         run = RunDirectory(path)
         check_vocabulary(path, tokenizer, run.spec().shape.vocab_size)
-        return LoadedModel(path, load_run(path), tokenizer, run.result())
+        return LoadedModel(path, load_model(path), tokenizer, run.result())
     check_vocabulary(path, tokenizer, llama_shape(path).vocab_size)
-    return LoadedModel(path, import_llama(path), tokenizer, None)
+    return LoadedModel(path, load_model(path), tokenizer, None)
 
 
 def load_tokenizer_from(folder: str | Path) -> Tokenizer:
@@ -102,7 +102,7 @@ def check_vocabulary(folder: Path, tokenizer: Tokenizer, table_rows: int) -> Non
 
 
 def load_model(folder: str | Path) -> Transformer:
-    """Load the model of a run directory or of a local Llama-format folder, in eval mode.
+    """Load the model of a run directory or of a local Llama-format folder, in eval mode, ready to decode.
 
     The model maps tokens (B, T) to logits (B, T, V). From a run, the newest checkpoint is loaded: the final
     weights if the run is finished.
@@ -112,7 +112,9 @@ def load_model(folder: str | Path) -> Transformer:
     """
     path = Path(folder)
     _check_is_model(path)
-    return load_run(path) if is_run_directory(path) else import_llama(path)
+    model = load_run(path) if is_run_directory(path) else import_llama(path)
+    store_weights_by_column(model)
+    return model
 
 
 def _check_is_model(path: Path) -> None:

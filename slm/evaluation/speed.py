@@ -1,16 +1,21 @@
-"""Measurement of decoding and prefill speed of a model."""
+"""Measurement of the decoding and prefill speed of a model."""
 
 from __future__ import annotations
 
 import resource
+import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from slm.model.generate import generate
+from slm.model.generate import Decoder, stream
 from slm.model.transformer import Transformer
 from slm.tracking.speeds import InferenceSpeed
+
+STATUS, CLEAR_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def measure_inference(
@@ -24,41 +29,79 @@ def measure_inference(
 ) -> InferenceSpeed:
     """Generate greedily after random prompts, `rounds` times after one round that is not counted.
 
-    The model must be in eval mode, on its device and in its dtype; `dtype` is the name that is recorded.
+    The first new token ends the prefill; the time of a decoding step is the mean of the others in the same
+    generation. Allocation of the cache, and on a GPU the recording of the CUDA graph, are in the round that is not
+    counted. The model must be in eval mode, on its device and in its dtype; `dtype` is the name that is recorded.
 
     Raises:
-        ValueError: if prompt and new tokens exceed the model's seq_len.
+        ConfigError: if prompt and new tokens exceed the model's seq_len.
     """
-    device = next(model.parameters()).device
+    device = model.cos_sin.device
     generator = torch.Generator().manual_seed(0)
     size = (batch_size, prompt_tokens)
     prompt = torch.randint(model.shape.vocab_size, size, generator=generator).to(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    prefill, decode = [], []
-    for _ in range(rounds + 1):
-        prefill.append(_seconds(model, prompt, 1))
-        decode.append((_seconds(model, prompt, new_tokens) - prefill[-1]) / (new_tokens - 1))
+    resident_before = _reset_peak(device)
+    decoder = Decoder(model, batch_size, prompt_tokens + new_tokens)
+    measured = [_one_generation(model, prompt, new_tokens, decoder) for _ in range(rounds + 1)][1:]
     return InferenceSpeed(
         batch_size=batch_size,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         dtype=dtype,
-        prefill_seconds=tuple(prefill[1:]),
-        decode_seconds_per_token=tuple(decode[1:]),
-        peak_memory_bytes=_peak_memory_bytes(device),
+        prefill_seconds=tuple(first for first, _ in measured),
+        decode_seconds_per_token=tuple(other for _, other in measured),
+        peak_memory_bytes=_peak_memory_bytes(model, device, resident_before),
     )
 
 
-def _seconds(model: Transformer, prompt: Tensor, new_tokens: int) -> float:
-    start = time.perf_counter()
-    generate(model, prompt, new_tokens)
-    if prompt.is_cuda:
-        torch.cuda.synchronize(prompt.device)
-    return time.perf_counter() - start
+def _one_generation(
+    model: Transformer, prompt: Tensor, new_tokens: int, decoder: Decoder
+) -> tuple[float, float]:
+    """Return the seconds to the first token, and the mean seconds of each of the others."""
+    _synchronize(prompt)
+    start_seconds = time.perf_counter()
+    steps = stream(model, prompt, new_tokens, decoder=decoder)
+    next(steps)
+    _synchronize(prompt)
+    first_seconds = time.perf_counter()
+    for _ in steps:
+        pass
+    _synchronize(prompt)
+    others = (time.perf_counter() - first_seconds) / (new_tokens - 1)
+    return first_seconds - start_seconds, others
 
 
-def _peak_memory_bytes(device: torch.device) -> int:
+def _synchronize(tokens: Tensor) -> None:
+    if tokens.is_cuda:
+        torch.cuda.synchronize(tokens.device)
+
+
+def _reset_peak(device: torch.device) -> int | None:
+    """Start a new measurement of the peak; on a CPU, return the resident bytes of now, if the system says them."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return None
+    with suppress(OSError):
+        CLEAR_PEAK.write_text("5")  # Linux: the resident peak (proc(5))
+        return _resident_bytes("VmRSS")
+    return None
+
+
+def _peak_memory_bytes(model: nn.Module, device: torch.device, resident_before: int | None) -> int:
+    """GPU: largest allocated memory. CPU: the weights, and what the process grew by while it generated.
+
+    Without Linux's counters it is the largest resident memory of the process since its start.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if resident_before is not None:
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        return weights + max(0, _resident_bytes("VmHWM") - resident_before)
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
+
+
+def _resident_bytes(field: str) -> int:
+    lines = STATUS.read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024

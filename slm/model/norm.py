@@ -22,10 +22,15 @@ class RMSNorm(nn.RMSNorm):
         """
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        gain = self.weight if multiplier == 1 else self.weight * multiplier
         if device == "cpu":
+            gain = self.weight if multiplier == 1 else self.weight * multiplier
             return _RMSNorm.apply(x, gain, self._eps, dtype)[0]
-        return F.rms_norm(x, self.normalized_shape, gain, self._eps).to(dtype)
+        return self.infer(x, multiplier).to(dtype)
+
+    def infer(self, x: Tensor, multiplier: float = 1.0) -> Tensor:
+        """Return multiplier * RMSNorm(x) in the dtype of x, without the slower backward pass of `forward` on CPUs."""
+        gain = self.weight if multiplier == 1 else self.weight * multiplier
+        return F.rms_norm(x, self.normalized_shape, gain, self._eps)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -19,6 +19,7 @@ value, gate and up as separate tensors; `slm.model.logical_names` converts them.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import overload
 
 import torch
@@ -28,9 +29,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from slm.architecture.shapes import ModelShape
-from slm.model.attention import attend, require_flash
+from slm.model.attention import attend, attend_to_cache, require_flash
 from slm.model.documents import Documents, document_layout
-from slm.model.generate import KeyValueCache, Slot
+from slm.model.kv_cache import KeyValueCache, NewTokens
 from slm.model.loss import ChunkLoss, HeadLoss, chunk_loss, head_loss
 from slm.model.norm import RMSNorm
 
@@ -117,50 +118,102 @@ class Transformer(nn.Module):
         Raises:
             ValueError: if the sequence exceeds seq_len, or if both documents and a cache are given.
         """
-        start = 0 if cache is None else cache.length
-        end = start + tokens.shape[1]
-        if end > self.shape.seq_len:
-            raise ValueError(f"{end} tokens exceed the model's seq_len={self.shape.seq_len}")
-        if cache is not None and documents is not None:
-            raise ValueError("a cache holds one document per row; pass either documents or a cache")
-        cos_sin = self.cos_sin[:, start:end]
+        if cache is not None:
+            if documents is not None:
+                raise ValueError(
+                    "a cache holds one document per row; pass either documents or a cache"
+                )
+            return self._logits(self._extend(tokens, cache))
+        self._check_length(tokens.shape[1])
+        cos_sin = self.cos_sin[:, : tokens.shape[1]]
         x = self.dropout(self.embedding(tokens))
         layout = None if documents is None else self._layout(documents, x)
-        for layer, block in enumerate(self.blocks):
-            for repeat in range(self.shape.layer_sharing):
-                index = layer * self.shape.layer_sharing + repeat
-                slot = None if cache is None else cache.slot(index)
+        for block in self.blocks:
+            for _ in range(self.shape.layer_sharing):
                 if self.activation_checkpointing and self.training:
                     x = checkpoint(
                         block,
                         x,
                         cos_sin,
                         layout,
-                        slot,
                         use_reentrant=False,
                         preserve_rng_state=self.dropout.p > 0,
                     )
                 else:
-                    x = block(x, cos_sin, layout, slot)
-        if cache is not None:
-            cache.length += tokens.shape[1]
-        hidden = self.norm(x, self.logit_multiplier)
+                    x = block(x, cos_sin, layout)
         if targets is not None:
             return head_loss(
-                hidden,
+                self.norm(x, self.logit_multiplier),
                 self.head.weight,
                 targets,
                 z_loss,
                 vocab_size=self.shape.vocab_size,
                 per_chunk=self.chunk_loss,
             )
-        return self.head(hidden)[..., : self.shape.vocab_size]
+        return self.head(self.norm(x, self.logit_multiplier))[..., : self.shape.vocab_size]
+
+    def next_logits(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
+        """Add tokens (B, T) to the cache; return the logits (B, V) of the token that follows them.
+
+        Raises:
+            ValueError: if the sequence exceeds seq_len or the capacity of the cache.
+        """
+        return self._logits(self._extend(tokens, cache)[:, -1])
+
+    def generate(
+        self,
+        tokens: Tensor,
+        new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        stop: Collection[int] = (),
+    ) -> Tensor:
+        """Return tokens (B, T) followed by `new_tokens` generated tokens per row; see `slm.model.generate`."""
+        from slm.model.generate import generate  # which imports this module for its types
+
+        return generate(
+            self,
+            tokens,
+            new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+        )
+
+    def _extend(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
+        """Run the blocks on tokens (B, T) that continue the cached sequence; return hidden states (B, T, D)."""
+        batch, count = tokens.shape
+        self._check_length(cache.length + count)
+        x = self.embedding(tokens).flatten(0, 1)
+        new = cache.begin(batch, count, self.cos_sin, self._compute_dtype(x))
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            for repeat in range(self.shape.layer_sharing):
+                x = block.extend(x, new, cache, layer * self.shape.layer_sharing + repeat)
+        cache.end(count)
+        return x.unflatten(0, (batch, count))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Return the logits (..., V) of hidden states (..., D)."""
+        return self.head(self.norm.infer(x, self.logit_multiplier))[..., : self.shape.vocab_size]
+
+    def _check_length(self, length: int) -> None:
+        if length > self.shape.seq_len:
+            raise ValueError(f"{length} tokens exceed the model's seq_len={self.shape.seq_len}")
 
     def _layout(self, ids: Tensor, x: Tensor) -> Documents:
-        device = x.device.type
-        autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+        dtype = self._compute_dtype(x)
         return document_layout(ids, self.attention_backend, dtype, self.shape.d_head)
+
+    def _compute_dtype(self, x: Tensor) -> torch.dtype:
+        device = x.device.type
+        is_autocast = torch.is_autocast_enabled(device)
+        return torch.get_autocast_dtype(device) if is_autocast else x.dtype
 
 
 class Block(nn.Module):
@@ -177,12 +230,16 @@ class Block(nn.Module):
         self.mlp = SwiGLU(shape) if shape.mlp == "swiglu" else GeluMLP(shape)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x: Tensor, cos_sin: Tensor, documents: Documents | None, slot: Slot | None
-    ) -> Tensor:
-        attended = self.attention(self.attention_norm(x), cos_sin, documents, slot)
+    def forward(self, x: Tensor, cos_sin: Tensor, documents: Documents | None) -> Tensor:
+        attended = self.attention(self.attention_norm(x), cos_sin, documents)
         x = torch.add(x, self.dropout(attended), alpha=self.multiplier)
         return torch.add(x, self.dropout(self.mlp(self.mlp_norm(x))), alpha=self.multiplier)
+
+    def extend(self, x: Tensor, new: NewTokens, cache: KeyValueCache, index: int) -> Tensor:
+        """Compute the block, pass `index`, for new tokens x (B T, D) of cached sequences."""
+        attended = self.attention.extend(self.attention_norm.infer(x), new, cache, index)
+        x = torch.add(x, attended, alpha=self.multiplier)
+        return torch.add(x, self.mlp(self.mlp_norm.infer(x)), alpha=self.multiplier)
 
 
 class Attention(nn.Module):
@@ -192,27 +249,39 @@ class Attention(nn.Module):
         super().__init__()
         self.backend = backend
         self.d_head = shape.d_head
-        heads = (shape.n_heads, shape.n_kv_heads, shape.n_kv_heads)
-        self.widths = [n * shape.d_head for n in heads]  # of q, k and v
+        self.n_heads = [shape.n_heads, shape.n_kv_heads, shape.n_kv_heads]  # of q, k and v
+        self.widths = [n * shape.d_head for n in self.n_heads]
         self.qkv = nn.Linear(shape.d_model, sum(self.widths), bias=False)
         self.output = nn.Linear(shape.n_heads * shape.d_head, shape.d_model, bias=False)
         # Per-head normalisation with one gain for all heads (2302.05442 section 2, here with RMSNorm).
         self.query_norm = RMSNorm(shape.d_head, norm_eps) if shape.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(shape.d_head, norm_eps) if shape.qk_norm else nn.Identity()
 
-    def forward(
-        self, x: Tensor, cos_sin: Tensor, documents: Documents | None, slot: Slot | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos_sin: Tensor, documents: Documents | None) -> Tensor:
         q, k, v = (
             rearrange(part, "b t (h k) -> b h t k", k=self.d_head)
             for part in self.qkv(x).split(self.widths, dim=-1)
         )
         v = v.contiguous()  # as a view, it would keep the memory of q and k until the backward pass
         q, k = apply_rope(self.query_norm(q), cos_sin), apply_rope(self.key_norm(k), cos_sin)
-        if slot is not None:
-            k, v = slot.append(k, v)
         attended = attend(q, k, v, self.backend, documents)
         return self.output(rearrange(attended, "b h t k -> b t (h k)"))
+
+    def extend(self, x: Tensor, new: NewTokens, cache: KeyValueCache, index: int) -> Tensor:
+        """Compute attention of new tokens x (B T, D) to themselves and to the cached tokens.
+
+        The same as `forward`, with few operations: for one token, their overhead is most of the time.
+        """
+        heads = self.qkv(x).view(-1, new.cos.shape[1], sum(self.n_heads), self.d_head)
+        n_rotated = self.n_heads[0] + self.n_heads[1]
+        qk, v = heads.split([n_rotated, self.n_heads[2]], dim=2)
+        if isinstance(self.query_norm, RMSNorm) and isinstance(self.key_norm, RMSNorm):
+            q, k = qk.split(self.n_heads[:2], dim=2)
+            qk = torch.cat([self.query_norm.infer(q), self.key_norm.infer(k)], dim=2)
+        qk = torch.addcmul(qk * new.cos, qk.roll(self.d_head // 2, -1), new.sin)
+        q, k = qk.split(self.n_heads[:2], dim=2)
+        attended = attend_to_cache(q, *cache.append(index, k, v), new.mask)
+        return self.output(attended.reshape(len(x), -1))
 
 
 class SwiGLU(nn.Module):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ class InferenceSpeed:
         prefill_seconds: time from the prompt to its first new token (time to first token), one value per round.
         decode_seconds_per_token: mean time of the other new tokens, one value per round. A token is one step of the
             whole batch.
-        peak_memory_bytes: GPU: largest allocated memory; CPU: largest resident memory of the process.
+        peak_memory_bytes: GPU: largest allocated memory; CPU: the weights, and the growth of the process during
+            generation.
     """
 
     batch_size: int
@@ -102,6 +103,41 @@ def write_speeds(path: Path, speeds: Sequence[ShapeSpeed]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"schema_version": SCHEMA_VERSION, "speeds": [asdict(speed) for speed in speeds]}
     write_json(path, content)
+
+
+def merge_speeds(stored: Sequence[ShapeSpeed], measured: Sequence[ShapeSpeed]) -> list[ShapeSpeed]:
+    """Return the stored speeds with those of the same shape, device and settings replaced by the measured ones.
+
+    A stored training speed is kept if the new measurement has none.
+    """
+    merged = {_key(speed): speed for speed in stored}
+    for speed in measured:
+        before = merged.get(_key(speed), speed)
+        merged[_key(speed)] = (
+            speed
+            if speed.train_tokens_per_second
+            else replace(
+                speed,
+                train_tokens_per_second=before.train_tokens_per_second,
+                train_batch_tokens=before.train_batch_tokens,
+            )
+        )
+    return list(merged.values())
+
+
+def _key(speed: ShapeSpeed) -> tuple[object, ...]:
+    inference = speed.inference
+    settings = (
+        None
+        if inference is None
+        else (
+            inference.dtype,
+            inference.batch_size,
+            inference.prompt_tokens,
+            inference.new_tokens,
+        )
+    )
+    return speed.device, tuple(sorted(speed.shape.items())), settings
 
 
 def _speed_from(saved: dict[str, Any]) -> ShapeSpeed:

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.gpu_acceptance --json FILE [--only STAGE ...] [--device cuda|cpu] [--quick]
 
-Stages, most valuable first: versions, parity, resume, speed, loss_chunks, small. Only when named: pytest,
-presets, ranks. docs/gpu.md says what each checks and what a miss means. Every stage runs in a process of its
+Stages, most valuable first: versions, parity, resume, speed, loss_chunks, small. Only when named: decode,
+pytest, presets, ranks. docs/gpu.md says what each checks and what a miss means. Every stage runs in a process of its
 own with a time limit; its rows are printed and saved as they are measured, so a stage that is stopped keeps
 them. The exit code is 1 if a bound is missed, a stage fails, or a stage is stopped. Scratch files are in
 `.cache/` of the checkout and are removed.
@@ -35,6 +35,7 @@ import torch
 
 from slm.files import read_json, write_json
 from tests.benchmarks.acceptance import (
+    decode,
     loss_chunks,
     on_request,
     parity,
@@ -70,6 +71,7 @@ STAGES = {
     "speed": Stage(speed.run, 110),
     "loss_chunks": Stage(loss_chunks.run, 20),
     "small": Stage(small.run, 45),
+    "decode": Stage(decode.run, 120, on_request=True),
     "pytest": Stage(on_request.run_pytest, 240, on_request=True),
     "presets": Stage(on_request.run_presets, 400, on_request=True),
     "ranks": Stage(ranks.run, 400, on_request=True),

@@ -9,7 +9,7 @@ from torch import Tensor
 from slm.architecture.shapes import ModelShape
 from slm.model import attention_matmul
 from slm.model.attention import attend
-from slm.model.generate import KeyValueCache
+from slm.model.kv_cache import KeyValueCache
 from slm.model.transformer import Transformer
 
 pytestmark = pytest.mark.numeric

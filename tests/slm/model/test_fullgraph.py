@@ -68,7 +68,7 @@ def test_block_is_one_graph_that_computes_the_same(name: str) -> None:
     for function in (block, torch.compile(block, backend="aot_eager", fullgraph=True)):
         torch.manual_seed(2)
         with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
-            output = function(x, cos_sin, documents, None)
+            output = function(x, cos_sin, documents)
         gradients = torch.autograd.grad(output.sum(), [x, *block.parameters()])
         results.append([output, *gradients])
     tolerance = 5e-2 if is_bf16 else 1e-5
@@ -100,7 +100,7 @@ def capture(function: Any, *inputs: Any) -> set[str]:
 
 def test_block_with_documents_on_gpus_is_one_graph() -> None:
     documents = Documents(IDS, cu_seqlens=cumulative_lengths(IDS))
-    operations = capture(build_block(), *block_inputs(), documents, None)
+    operations = capture(build_block(), *block_inputs(), documents)
     assert any("varlen_attn" in operation for operation in operations)
 
 

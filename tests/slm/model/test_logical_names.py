@@ -101,7 +101,7 @@ class PlainAttention(nn.Module):
             weight[start : start + size].clone() for start, size in zip(starts, sizes, strict=True)
         )
 
-    def forward(self, x: Tensor, cos_sin: Tensor, documents: Any, slot: Any) -> Tensor:
+    def forward(self, x: Tensor, cos_sin: Tensor, documents: Any) -> Tensor:
         q, k, v = (
             rearrange(F.linear(x, w), "b t (h k) -> b h t k", k=self.d_head)
             for w in self.projections
@@ -428,7 +428,7 @@ def test_padded_model_generates_and_exports_real_tokens_only(tmp_path: Path) -> 
     model = initial_model(SHAPE, pad_vocab_to=64).eval()
     prompt = random_tokens(SHAPE)[:, :4]
     # At this temperature all tokens are nearly equally likely.
-    drawn = generate(model, prompt, 16, temperature=100.0, generator=torch.manual_seed(0))
+    drawn = generate(model, prompt, 16, temperature=100.0, seed=0)
     assert drawn.max() < 61
     export_llama(model, tmp_path)
     loaded = slm.load(tmp_path)

@@ -1,0 +1,164 @@
+"""`python -m slm generate`, and the text of a stream of tokens."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from slm.data.tokenizers.tokenizer import ByteTokenizer, Tokenizer
+from slm.errors import NO_VALUE, ConfigError, Problem
+from slm.evaluation.load import LoadedModel, is_run_directory, load_with_tokenizer
+from slm.files import read_json
+from slm.model.generate import Sampling, generate_batch, stream
+
+DEFAULT_NEW_TOKENS = 128
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what decoders put for bytes that are not UTF-8
+MAX_PARTIAL_CHARACTERS = 3  # of the bytes of an incomplete character
+ESCAPE_HALVES = 2  # tokens after an escape of the ASCII tokenizer
+
+
+def generate(
+    *,
+    run: Path,
+    prompt: str,
+    new_tokens: int | None,
+    samples: int,
+    json: bool,
+    **sampling: Any,
+) -> None:
+    """Print the continuations of a prompt; `sampling` are the fields of `Sampling`."""
+    chosen = Sampling(**sampling)
+    if problems := list(chosen.problems()):
+        raise ConfigError(problems)  # before the model is loaded
+    text = sys.stdin.read() if prompt == "-" else prompt
+    loaded = load_with_tokenizer(run)
+    loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if samples == 1 and not json:
+        pieces = stream_text(loaded, text, new_tokens, chosen)
+        print(text, end="", flush=True)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+        return
+    continuations = sample_texts(loaded, text, new_tokens, chosen, samples)
+    if json:
+        print(dumps({"prompt": text, "continuations": continuations}, indent=2, ensure_ascii=False))
+        return
+    for number, continuation in enumerate(continuations, start=1):
+        print(f"--- {number} of {samples}\n{text}{continuation}")
+
+
+def stream_text(
+    loaded: LoadedModel,
+    prompt: str,
+    new_tokens: int | None = None,
+    sampling: Sampling | None = None,
+) -> Iterator[str]:
+    """Yield the continuation of a prompt in pieces of whole characters, while it is generated.
+
+    Raises:
+        ConfigError: if the prompt leaves no room for new tokens, or a setting is invalid.
+    """
+    ids = _prompt_ids(loaded, prompt)
+    steps = stream(
+        loaded.model,
+        ids[None],
+        _new_tokens(loaded, ids, new_tokens),
+        sampling=sampling,
+        stop=stop_ids(loaded),
+    )
+    return decode_stream(
+        loaded.tokenizer, ids.tolist(), (int(tokens) for tokens in steps), stop_ids(loaded)
+    )
+
+
+def sample_texts(
+    loaded: LoadedModel,
+    prompt: str,
+    new_tokens: int | None = None,
+    sampling: Sampling | None = None,
+    samples: int = 1,
+) -> list[str]:
+    """Return `samples` continuations of a prompt, generated as one batch.
+
+    Raises:
+        ConfigError: if the prompt leaves no room for new tokens, or a setting is invalid.
+    """
+    ids = _prompt_ids(loaded, prompt)
+    rows = generate_batch(
+        loaded.model,
+        [ids] * samples,
+        _new_tokens(loaded, ids, new_tokens),
+        sampling=sampling,
+        stop=stop_ids(loaded),
+    )
+    return ["".join(decode_stream(loaded.tokenizer, ids.tolist(), row.tolist())) for row in rows]
+
+
+def decode_stream(
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    tokens: Iterable[int],
+    stop: frozenset[int] = frozenset(),
+) -> Iterator[str]:
+    """Yield the text of tokens that follow a prompt, as soon as its characters are complete.
+
+    A character of several bytes may be spread over several tokens. What is incomplete at the end is yielded as the
+    tokenizer decodes it.
+    """
+    ids = list(prompt)
+    shown = len(tokenizer.decode(np.array(ids)))
+    for token in tokens:
+        if token in stop:
+            break
+        ids.append(token)
+        text = _complete_text(tokenizer, ids)
+        if len(text) > shown:
+            yield text[shown:]
+            shown = len(text)
+    rest = tokenizer.decode(np.array(ids))[shown:]
+    if rest:
+        yield rest
+
+
+def stop_ids(loaded: LoadedModel) -> frozenset[int]:
+    """Return the tokens that end a text: end-of-text and, of a Llama-format folder, its eos_token_id."""
+    ids = {loaded.tokenizer.eot_id}
+    if not is_run_directory(loaded.folder):
+        eos = read_json(loaded.folder / "config.json").get("eos_token_id")
+        ids |= set(eos if isinstance(eos, list) else [] if eos is None else [eos])
+    return frozenset(ids)
+
+
+def _complete_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Decode ids without a character at the end whose bytes are not all there."""
+    if isinstance(tokenizer, ByteTokenizer) and tokenizer.escapes:
+        for distance in range(1, ESCAPE_HALVES + 1):
+            if len(ids) >= distance and ids[-distance] == tokenizer.escape_id:
+                ids = ids[:-distance]
+                break
+    text = tokenizer.decode(np.array(ids, dtype=np.int64))
+    kept = text.rstrip(REPLACEMENT)
+    # A long run of invalid bytes is no incomplete character: models of bytes may write them.
+    return text[: max(len(kept), len(text) - MAX_PARTIAL_CHARACTERS)]
+
+
+def _prompt_ids(loaded: LoadedModel, prompt: str) -> torch.Tensor:
+    """Encode a prompt as a document: after the end-of-text (or BOS) token."""
+    tokens = loaded.tokenizer.encode_batch([prompt])[0].tolist() if prompt else []
+    return torch.tensor([loaded.tokenizer.eot_id, *tokens])
+
+
+def _new_tokens(loaded: LoadedModel, ids: torch.Tensor, new_tokens: int | None) -> int:
+    free = loaded.model.shape.seq_len - len(ids)
+    if free < 1:
+        seq_len = loaded.model.shape.seq_len
+        rule = f"has {len(ids)} tokens and leaves no room for new ones: seq_len={seq_len}"
+        raise ConfigError([Problem("prompt", NO_VALUE, rule, "shorten it")])
+    return min(DEFAULT_NEW_TOKENS, free) if new_tokens is None else new_tokens

@@ -1,0 +1,1 @@
+"""Measurement of the speed of all shapes of a study."""
