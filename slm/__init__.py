@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from slm.data.tokenizers.tokenizer import Tokenizer
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(folder: str | Path) -> Transformer:
+def load(folder: str | Path, dtype: Literal["fp32", "bf16"] = "fp32") -> Transformer:
     """Load the model of a run directory or of a local Llama-format folder, in eval mode, on the CPU.
 
     The model maps tokens (B, T) to logits (B, T, V). From a run, the newest checkpoint is loaded: the final
@@ -20,6 +20,9 @@ def load(folder: str | Path) -> Transformer:
 
     Args:
         folder: run directory, or folder with `config.json` and the weights of a Llama or MobileLLM model.
+        dtype: of weights and activations. bf16 is for CPUs that multiply bf16: the weights are stored for decoding
+            there, and the linear layers have no parameters. For a GPU, load fp32 and move it:
+            `load(folder).to("cuda", torch.bfloat16)`.
 
     Raises:
         DataError: if the folder is neither, or a file of a Llama-format folder is missing or damaged.
@@ -27,7 +30,7 @@ def load(folder: str | Path) -> Transformer:
     """
     from slm.evaluation.load import load_model  # torch takes seconds to import
 
-    return load_model(folder)
+    return load_model(folder, dtype)
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:

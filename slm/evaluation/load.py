@@ -16,12 +16,13 @@ from slm.logs import log
 from slm.model.build import build_model, load_weights
 from slm.model.hf import import_llama, is_llama_folder, llama_shape
 from slm.model.transformer import Transformer
-from slm.model.weight_layout import store_weights_by_column
+from slm.model.weight_layout import prepare_for_decoding
 from slm.tracking.checkpoints import newest_checkpoint
 from slm.tracking.result import RunResult
 from slm.tracking.run_dir import RunDirectory
 
 CHECKPOINT_PREFIX = "model."
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 UNUSUAL_UNUSED_ROWS = 1024
 """Rows of an embedding table above its tokenizer's entries that padding to a round number does not explain."""
 
@@ -101,11 +102,12 @@ def check_vocabulary(folder: Path, tokenizer: Tokenizer, table_rows: int) -> Non
         )
 
 
-def load_model(folder: str | Path) -> Transformer:
+def load_model(folder: str | Path, dtype: str = "fp32") -> Transformer:
     """Load the model of a run directory or of a local Llama-format folder, in eval mode, ready to decode.
 
     The model maps tokens (B, T) to logits (B, T, V). From a run, the newest checkpoint is loaded: the final
-    weights if the run is finished.
+    weights if the run is finished. In bf16 it stays on the CPU (`slm.model.weight_layout`); for a GPU load fp32 and
+    move it.
 
     Raises:
         DataError, RunError: if a file is missing or damaged; the message names it.
@@ -113,7 +115,7 @@ def load_model(folder: str | Path) -> Transformer:
     path = Path(folder)
     _check_is_model(path)
     model = load_run(path) if is_run_directory(path) else import_llama(path)
-    store_weights_by_column(model)
+    prepare_for_decoding(model, DTYPES[dtype])
     return model
 
 

@@ -53,12 +53,14 @@ def main(folder: str, arguments: dict[str, Any]) -> None:
     """Print the speed of a model as JSON."""
     import torch
 
-    from slm.evaluation.load import load_model
+    from slm.evaluation.load import DTYPES, load_model
     from slm.evaluation.speed import measure_inference
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if arguments["dtype"] == "bf16" else torch.float32
-    model = load_model(folder).to(device, dtype)
+    if device == "cuda":
+        model = load_model(folder).to(device, DTYPES[arguments["dtype"]])
+    else:
+        model = load_model(folder, arguments["dtype"])
     speed = measure_inference(model, **arguments)
     if device == "cpu":
         speed = replace(speed, peak_memory_bytes=_peak_resident_bytes() or speed.peak_memory_bytes)

@@ -19,7 +19,7 @@ from slm.formatting import count
 from slm.model.build import build_model
 from slm.model.parametrization import Parametrization, initialize
 from slm.model.transformer import Transformer
-from slm.model.weight_layout import store_weights_by_column
+from slm.model.weight_layout import prepare_for_decoding
 from slm.run.spec import RunSpec
 from slm.tracking.environment import cpu_instruction_set, cpu_multiplies_bf16, cpu_name
 from slm.tracking.speeds import InferenceSpeed, ShapeSpeed
@@ -112,11 +112,11 @@ def random_model(spec: RunSpec, accelerator: str) -> Transformer:
     config = replace(spec.config, model=replace(spec.config.model, attention="sdpa"))
     model = build_model(config, shape)
     initialize(model, Parametrization.of(config.parametrization, shape), seed=0)
-    model = model.to(DTYPES[config.speed.dtype]).eval()
+    dtype = DTYPES[config.speed.dtype]
     if accelerator == "gpu":
-        return model.cuda()
-    store_weights_by_column(model)
-    return model
+        return model.to("cuda", dtype).eval()
+    prepare_for_decoding(model, dtype)
+    return model.eval()
 
 
 def needed_tokens(config: Config) -> int:

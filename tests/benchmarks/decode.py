@@ -3,7 +3,7 @@
     python -m tests.benchmarks.decode [--json FILE] [--threads N] [--rounds N] [--set KEY=VALUE ...]
 
 Both generate in this process, one after the other in every round, so that the drift of the machine is shared:
-transformers' LlamaForCausalLM.generate with its default cache, slm as `slm.load(folder).generate`. Times are of whole
+transformers' LlamaForCausalLM.generate with its default cache, slm as `slm.load(folder, dtype).generate`. Times are of whole
 calls, prefill included. The peak memory is that of slm alone in a process of its own, less what the process had
 before it loaded the model. CPU seconds of both are printed too: on a machine that other programs use, their ratio
 is more stable than that of wall times.
@@ -101,7 +101,7 @@ Generate = Callable[[torch.Tensor, int], torch.Tensor]
 
 
 def our_generate(folder: Path, dtype: str) -> Generate:
-    return load_model(folder).to(DTYPES[dtype]).generate
+    return load_model(folder, dtype).generate
 
 
 def their_generate(folder: Path, dtype: str, device: str = "cpu") -> Generate:
@@ -146,7 +146,7 @@ def _peak_growth(
     torch.set_num_threads(threads)
     torch.ones(64, 64) @ torch.ones(64, 64)  # loads the math libraries
     before = _resident_bytes("VmRSS")
-    model = load_model(folder).to(DTYPES[dtype])
+    model = load_model(folder, dtype)
     # The weights are read in fp32: the load is no part of the peak, what it leaves behind is.
     Path("/proc/self/clear_refs").write_text("5")
     model.generate(torch.tensor(prompt), new_tokens)

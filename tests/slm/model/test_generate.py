@@ -14,10 +14,11 @@ from torch import Tensor
 
 from slm.architecture.shapes import ModelShape
 from slm.errors import ConfigError
+from slm.model import weight_layout
 from slm.model.generate import Decoder, Sampling, generate_batch, stream
 from slm.model.hf import export_llama
 from slm.model.transformer import Transformer
-from slm.model.weight_layout import store_weights_by_column
+from slm.model.weight_layout import has_packed_products, prepare_for_decoding
 
 pytestmark = pytest.mark.numeric
 
@@ -220,7 +221,7 @@ def test_tokens_are_yielded_one_step_at_a_time() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_weights_by_column_change_neither_values_nor_names(tied: bool) -> None:
     model, same = (build(replace(SHAPE, tied=tied)) for _ in range(2))
-    store_weights_by_column(same)
+    prepare_for_decoding(same)
     assert (same.head.weight is same.embedding.weight) == tied
     before, after = model.state_dict(), same.state_dict()
     assert list(before) == list(after)
@@ -230,7 +231,26 @@ def test_weights_by_column_change_neither_values_nor_names(tied: bool) -> None:
     batch = torch.stack(prompts([20, 20]))
     with torch.no_grad():
         torch.testing.assert_close(same(batch), model(batch), rtol=1e-4, atol=1e-4)
-        assert same.to(torch.bfloat16).blocks[0].mlp.gate_up.weight.stride(0) == 1
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_packed_weights_give_the_same_logits(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where torch has no such products: then the weights are stored by column."""
+    plain, packed, other = (build(replace(SHAPE, tied=tied)) for _ in range(3))
+    plain.to(torch.bfloat16)
+    prepare_for_decoding(packed, torch.bfloat16)
+    assert has_packed_products() == (not hasattr(packed.blocks[0].mlp.down, "weight"))
+    monkeypatch.setattr(weight_layout, "has_packed_products", lambda: False)
+    prepare_for_decoding(other, torch.bfloat16)
+    assert other.blocks[0].mlp.gate_up.weight.stride(0) == 1
+    batch = torch.stack(prompts([20, 20]))
+    with torch.no_grad():
+        expected = plain(batch)
+        for model in (packed, other):
+            assert model(batch).dtype == torch.bfloat16
+            error = (model(batch) - expected).abs().max()
+            assert error <= 0.05 * expected.abs().max()
+            assert model.generate(batch, 5).shape == (2, 25)
 
 
 @pytest.mark.gpu
