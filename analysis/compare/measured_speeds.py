@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.runs.tables import model_shape_key
 from slm.architecture.decoding import BYTES_PER_VALUE, decoding_memory_bytes
-from slm.architecture.shapes import ModelShape
+from slm.architecture.shapes import ModelShape, shape_key
 from slm.errors import DataError
 from slm.tracking.speeds import MEASURE_AGAIN, InferenceSpeed, ShapeSpeed, read_speeds
 
@@ -64,7 +63,7 @@ class MeasuredShape:
 
 
 def load_settings(path: Path) -> Settings:
-    """Read speed.json, and return the measured shapes of each setting by `model_shape_key`, decoding first.
+    """Read speed.json, and return the measured shapes of each setting by `shape_key`, decoding first.
 
     Settings are in the order of the file; of two measurements of a shape in one setting, the later one counts.
 
@@ -82,7 +81,7 @@ def settings_of(speeds: Iterable[ShapeSpeed], source: str = "speeds") -> Setting
     training: Settings = {}
     for speed in speeds:
         shape = _shape(speed, source)
-        key = model_shape_key(speed.shape)
+        key = shape_key(speed.shape)
         if (one := speed.inference) is not None:
             setting = Setting(
                 DECODING, speed.device, one.dtype, one.batch_size, one.prompt_tokens, one.new_tokens

@@ -20,7 +20,7 @@ from analysis.formatting import count, format_dropped, span
 from analysis.runs.comparable import OTHER_VALIDATION_SET, comparable, count_dropped
 from analysis.runs.files import SUPPORTED, table_format
 from analysis.runs.response import LOSS, Response
-from analysis.runs.tables import model_shape_key, read_tables, run_row, runs_table, tables_in
+from analysis.runs.tables import read_tables, run_row, runs_table, tables_in
 from analysis.runs.validate import label_warnings
 from analysis.runs.wandb import (
     TrackedRun,
@@ -32,6 +32,7 @@ from analysis.runs.wandb import (
     rows_of,
 )
 from slm.architecture.flops import flop_equivalent_params
+from slm.architecture.shapes import shape_key
 from slm.errors import DataError, RunError, nearest_name
 from slm.rounding import stable_argsort
 from slm.summary import Rows, Summarized
@@ -400,7 +401,7 @@ def _row(result: RunResult) -> dict[str, object]:
         "rung": result.rung,
         "size": result.size or round(flop_equivalent_params(result.reference_flops_per_token)),
         "architecture": _architecture(result),
-        "model_shape": model_shape_key(result.shape),
+        "model_shape": shape_key(result.shape),
         **run_row(result.shape, vars(result), result.schedule),
         "epochs": result.epochs,
         "seed": result.seed,

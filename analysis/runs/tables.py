@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from analysis.runs.comparable import count_dropped
 from analysis.runs.files import read_file, table_format
 from analysis.runs.validate import count_warnings, flops_contradiction, is_missing, stripped
 from slm.architecture.flops import flop_equivalent_params
-from slm.architecture.shapes import ModelShape, shape_label
+from slm.architecture.shapes import shape_label
 from slm.errors import DataError
 
 FINISHED = ("finished", "completed", "complete", "done", "success", "succeeded", "ok")
@@ -157,16 +155,6 @@ def run_row(
         "schedule": schedule["kind"],
         "decayed": is_decayed(schedule),
     }
-
-
-def model_shape_key(shape: Mapping[str, Any]) -> str:
-    """Return a text that is equal for shapes with equal fields of `ModelShape`, apart from seq_len."""
-    values = {
-        field.name: shape.get(field.name, None if field.default is MISSING else field.default)
-        for field in fields(ModelShape)
-        if field.name != "seq_len"
-    }
-    return json.dumps(values, sort_keys=True)
 
 
 def is_decayed(schedule: Mapping[str, Any]) -> bool:

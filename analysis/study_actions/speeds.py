@@ -100,14 +100,13 @@ def _bounds(pairs: Mapping[tuple[str, str], Pairs], config: Config) -> Iterator[
 def _measured(pairs: Mapping[tuple[str, str], Pairs], path: Path) -> Iterator[str]:
     """Yield the geometric mean of the measured ratios over the rungs, per setting."""
     from analysis.compare.measured_speeds import load_settings  # late: imports pandas
-    from analysis.runs.tables import model_shape_key
+    from slm.architecture.shapes import shape_key
 
     for setting, measured in load_settings(path).items():
         texts = []
         for (deep, wide), shapes in pairs.items():
             times = [
-                [measured.get(model_shape_key(shape.as_dict())) for shape in pair]
-                for pair in shapes
+                [measured.get(shape_key(shape.as_dict())) for shape in pair] for pair in shapes
             ]
             known = [a.seconds / b.seconds for a, b in times if a is not None and b is not None]
             if known:

@@ -6,7 +6,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
 
 MLP_MATRICES = {"swiglu": 3, "gelu": 2}  # swiglu: gate, up, down; gelu: up, down
 
@@ -69,6 +72,16 @@ def shape_label(n_layers: int, d_model: int, layer_sharing: int = 1) -> str:
     """Return a label such as L12-d128, or L6x2-d128 if each block runs twice."""
     sharing = f"x{layer_sharing}" if layer_sharing > 1 else ""
     return f"L{n_layers}{sharing}-d{d_model}"
+
+
+def shape_key(shape: Mapping[str, Any]) -> str:
+    """Return a text that is equal for shapes with equal fields of `ModelShape`, apart from seq_len."""
+    values = {
+        field.name: shape.get(field.name, None if field.default is MISSING else field.default)
+        for field in fields(ModelShape)
+        if field.name != "seq_len"
+    }
+    return json.dumps(values, sort_keys=True)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from slm.architecture.flops import flop_equivalent_params
+from slm.architecture.shapes import shape_key
 from slm.evaluation.models import CHECKPOINT
 from slm.evaluation.result import ModelScores
 from slm.evaluation.zero_shot.score import TaskScore
@@ -44,6 +45,7 @@ def _csv_row(scores: ModelScores) -> dict[str, Any]:
         "run_id": None if model.state == CHECKPOINT else model.path.resolve().name,
         "family": model.family,
         "shape": shape.label,
+        "model_shape": shape_key(shape.as_dict()),
         "n_layers": shape.n_layers,
         "d_model": shape.d_model,
         "aspect_ratio": shape.aspect_ratio,

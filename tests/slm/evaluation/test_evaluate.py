@@ -198,7 +198,7 @@ def test_failure_of_one_model_keeps_the_results_of_the_others(
     command = ["", "-m", "slm", "evaluate", str(damaged), str(exported), f"text={text}"]
     done = run_here([*command, f"out={out}"])
     assert done.returncode == 1
-    assert f"FAILED {damaged}" in done.stdout and "1 of 2 models" in done.stderr
+    assert f"FAILED {damaged}" in " ".join(done.stdout.split()) and "1 of 2 models" in done.stderr
     with (out / "models.csv").open() as lines:
         assert [row["name"] for row in csv.DictReader(lines)] == ["exported"]
     failures = json.loads((out / "results.json").read_text())["failures"]
