@@ -119,7 +119,7 @@ def _read_text(text: str) -> pd.DataFrame:
         table = pd.read_csv(io.StringIO(rest), **options)
         if delimiter != "," and any(_has_decimal_comma(table[name]) for name in table):
             table = pd.read_csv(io.StringIO(rest), decimal=",", **options)
-    table.columns = pd.Index(names, dtype=object)
+    table.columns = pd.Index(names)
     table.index = pd.Index([f"line {before + row + 2}" for row in range(len(table))], dtype=object)
     return table.dropna(how="all")
 
