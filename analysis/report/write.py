@@ -98,16 +98,17 @@ def write_report(
         question: research question, printed at the top of the report.
         pool_validation_sets: whether to compare runs that have different validation sets.
         metric: column to compare instead of the loss, such as arc_easy_bits_per_byte; smaller values are better.
-        speed: file of measured speeds, for the comparison at equal latency; None: speed.json in the folder `source` if
-            it exists.
+        speed: file of measured speeds, for the comparison at equal latency; None: speed.json in the folder `source`, or
+            beside that file, if it exists.
 
     Raises:
         DataError: if no run is finished, a named family has no finished run, the metric cannot be compared, or `speed`
             is not readable.
     """
     first = Path(source if isinstance(source, (Path, str)) else source[0])
-    if speed is None and (first / FILE_NAME).is_file():
-        speed = first / FILE_NAME
+    beside = (first if first.is_dir() else first.parent) / FILE_NAME
+    if speed is None and beside.is_file():
+        speed = beside
     runs = load_runs(
         source,
         only,
