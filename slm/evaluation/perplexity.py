@@ -131,7 +131,8 @@ def score_texts(
     _check_windows(window, stride, model.shape.seq_len)
     names, sizes, documents = [], [], []
     lossy: list[str] = []
-    for name, text in texts:
+    for name, original in texts:
+        text = tokenizer.normal_form(original)  # bytes are counted there
         (ids,) = tokenizer.encode_batch([text])
         if loss := describe_loss(tokenizer, text, ids):
             lossy.append(f"{name}: {loss}")

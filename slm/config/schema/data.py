@@ -66,7 +66,8 @@ class DataConfig:
     """Drop every document whose text is identical to an earlier one. Validation is read first, so that no
     validation document is also a training document."""
     skip_bad_rows: bool = False
-    """Skip and count rows without text, instead of stopping at the first one."""
+    """Skip and count rows without text, and documents that the tokenizer does not keep, instead of stopping at the
+    first one. Text in another Unicode form than the tokenizer's (NFC, NFKC) is brought into that form, not skipped."""
     prepared: str | None = None
     """Folder of tokens prepared on another machine, for a machine without the corpus. They must have been
     prepared with the same data and tokenizer settings."""

@@ -25,6 +25,7 @@ class KeptDocument:
     """Document that is written to the shards of a split."""
 
     split: Split
+    id: str
     text: str
     text_bytes: int
     rank: int
@@ -179,7 +180,7 @@ class CorpusReader:
             else:
                 rank = rank_of(document)
                 split = self._choose_split(document, rank)
-                yield KeptDocument(split, document.text, len(encoded), rank)
+                yield KeptDocument(split, document.id, document.text, len(encoded), rank)
 
     def _choose_split(self, document: Document, rank: int) -> Split:
         if self._part != "all":

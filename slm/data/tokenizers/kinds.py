@@ -9,6 +9,7 @@ SPACE = "\u2581"  # in the vocabulary of SentencePiece
 WORDS = f"{SPACE}*[^{SPACE}]+|{SPACE}+"
 """Pattern of pre-tokens that share no piece, if no piece of the vocabulary holds a space after another character."""
 
+UNICODE_FORMS = ("NFC", "NFKC", "NFD", "NFKD")
 LongText = Literal["whole", "split", "prefixed"]
 
 
@@ -27,6 +28,19 @@ def is_byte_level(saved: Mapping[str, Any]) -> bool:
         and all(_only_splits(step) for step in others)
         and (saved["decoder"] or {}).get("type") == "ByteLevel"
     )
+
+
+def unicode_form(saved: Mapping[str, Any]) -> str | None:
+    """Return the Unicode normal form that a tokenizer brings text into first, such as NFC; None if there is none."""
+    normalizer = saved["normalizer"] or {}
+    steps = normalizer.get("normalizers", [normalizer])
+    return next((step["type"] for step in steps if step.get("type") in UNICODE_FORMS), None)
+
+
+def normalizer_name(saved: Mapping[str, Any]) -> str:
+    """Return the types of a tokenizer's normalizers, for messages."""
+    normalizer = saved["normalizer"]
+    return " and ".join(step["type"] for step in normalizer.get("normalizers", [normalizer]))
 
 
 def long_text_rule(saved: Mapping[str, Any]) -> LongText:

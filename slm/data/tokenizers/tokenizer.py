@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from slm.data.tokenizers.hf_files import (
     read_tokenizer_file,
     train_bpe,
 )
-from slm.data.tokenizers.kinds import is_byte_level, long_text_rule
+from slm.data.tokenizers.kinds import is_byte_level, long_text_rule, normalizer_name, unicode_form
 from slm.errors import ConfigError, Problem
 from slm.files import atomic_write, read_object, write_json
 
@@ -46,10 +47,12 @@ class Tokenizer(ABC):
     Attributes:
         vocab_size: number of ids.
         eot_id: id of the token before each text.
+        normalizer: what changes a text before it is split, such as NFC; None if nothing does.
     """
 
     vocab_size: int
     eot_id: int
+    normalizer: str | None = None
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
@@ -66,6 +69,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def count_bytes(self, ids: Ids) -> int:
         """Return the number of UTF-8 bytes of text in consecutive tokens; end-of-text counts 0."""
+
+    def normal_form(self, text: str) -> str:
+        """Return the text in the Unicode normal form of the tokenizer, in which its bytes are counted."""
+        return text
 
     def round_trips(self, text: str, ids: Ids) -> bool:
         """Return whether the ids decode to exactly this text."""
@@ -155,6 +162,8 @@ class HFTokenizer(Tokenizer):
         self.eot_id = vocabulary[self.end_of_text]
         saved = json.loads(hf_tokenizer.to_str())
         self._is_byte_level = is_byte_level(saved)
+        self._form: Any = unicode_form(saved)
+        self.normalizer = None if saved["normalizer"] is None else normalizer_name(saved)
         self._long_text = long_text_rule(saved)
         if self._is_byte_level:
             self._build_byte_tables(vocabulary)
@@ -204,6 +213,9 @@ class HFTokenizer(Tokenizer):
         return self._hf_tokenizer.decode(
             ids[ids != self.eot_id].tolist(), skip_special_tokens=False
         )
+
+    def normal_form(self, text: str) -> str:
+        return text if self._form is None else unicodedata.normalize(self._form, text)
 
     def round_trips(self, text: str, ids: Ids) -> bool:
         if self._is_byte_level:  # can only drop bytes (those missing in the vocabulary)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,6 +40,10 @@ class EncodingProgress:
     counts: dict[str, dict[str, int]] = field(
         default_factory=lambda: {s: {"documents": 0, "tokens": 0, "bytes": 0} for s in SPLITS}
     )
+    normalized: int = 0
+    """Documents that were brought into the Unicode normal form of the tokenizer."""
+    lossy: int = 0
+    """Documents left out because the tokenizer does not keep their text."""
 
     @classmethod
     def load(cls, path: Path) -> EncodingProgress:
@@ -47,6 +51,15 @@ class EncodingProgress:
         if not path.exists():
             return cls()
         return cls(**read_object(path, f"delete {path.parent} and prepare the data again"))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Ids of a document; None if the tokenizer does not keep its text. `text_bytes` are those of its normal form."""
+
+    ids: Ids | None
+    text_bytes: int
+    is_normalized: bool
 
 
 class Encoder:
@@ -64,6 +77,7 @@ class Encoder:
         workers: int,
         max_train_tokens: int | None,
         stop_at_limit: bool,
+        skip_lossy: bool,
         on_progress: Callable[[EncodingProgress], None],
     ):
         self.folder = folder
@@ -71,6 +85,7 @@ class Encoder:
         self._workers = workers
         self._limit = max_train_tokens
         self._stop_at_limit = stop_at_limit
+        self._skip_lossy = skip_lossy
         self._on_progress = on_progress
         self._start_seconds = time.perf_counter()
         self._progress_file = folder / PROGRESS
@@ -87,7 +102,7 @@ class Encoder:
         """Encode the remaining documents, up to the end of the corpus or the token limit.
 
         Raises:
-            DataError: if the tokenizer is not lossless on a document.
+            DataError: if the tokenizer is not lossless on a document, unless such documents are skipped.
         """
         last_saved = time.perf_counter()
         for batch, state, encoded in self._encode_batches(documents):
@@ -111,15 +126,17 @@ class Encoder:
 
     def _encode_batches(
         self, documents: CorpusReader
-    ) -> Iterator[tuple[list[KeptDocument], dict[str, Any], list[Ids]]]:
+    ) -> Iterator[tuple[list[KeptDocument], dict[str, Any], list[Encoded]]]:
         """Yield (documents, state after them, ids) in order, while threads encode later batches."""
-        pending: deque[tuple[list[KeptDocument], dict[str, Any], Future[list[Ids]]]] = deque()
+        pending: deque[tuple[list[KeptDocument], dict[str, Any], Future[list[Encoded]]]] = deque()
         with ThreadPoolExecutor(self._workers) as pool:
             try:
                 for read in batch_documents(documents, BATCH_CHARACTERS):
                     batch = [d for d in read if d.split == "val" or not self._limit_reached()]
-                    texts = [document.text for document in batch]
-                    encoding = pool.submit(encode_and_check, self._tokenizer, texts)
+                    texts = [(document.id, document.text) for document in batch]
+                    encoding = pool.submit(
+                        encode_and_check, self._tokenizer, texts, skip_lossy=self._skip_lossy
+                    )
                     pending.append((batch, documents.state(), encoding))
                     if len(pending) > 2 * self._workers:
                         ready, state, encoding = pending.popleft()
@@ -130,16 +147,21 @@ class Encoder:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _write(self, batch: list[KeptDocument], encoded: list[Ids]) -> None:
+    def _write(self, batch: list[KeptDocument], encoded: list[Encoded]) -> None:
         end_of_text = np.array([self._tokenizer.eot_id])
-        for document, ids in zip(batch, encoded, strict=True):
+        for document, one in zip(batch, encoded, strict=True):
             if self._limit_reached() and (document.split == "train" or self._stop_at_limit):
                 continue
-            self.writers[document.split].append(np.concatenate([end_of_text, ids]), document.rank)
+            if one.ids is None:
+                self.progress.lossy += 1
+                continue
+            ids = np.concatenate([end_of_text, one.ids])
+            self.writers[document.split].append(ids, document.rank)
+            self.progress.normalized += one.is_normalized
             counts = self.progress.counts[document.split]
             counts["documents"] += 1
-            counts["tokens"] += 1 + len(ids)
-            counts["bytes"] += document.text_bytes
+            counts["tokens"] += len(ids)
+            counts["bytes"] += one.text_bytes
 
     def _limit_reached(self) -> bool:
         return self._limit is not None and self.progress.counts["train"]["tokens"] >= self._limit
@@ -153,21 +175,33 @@ class Encoder:
         write_json(self._progress_file, asdict(self.progress))
 
 
-def encode_and_check(tokenizer: Tokenizer, texts: list[str]) -> list[Ids]:
-    """Encode texts and check that the ids decode to the same texts.
+def encode_and_check(
+    tokenizer: Tokenizer, documents: Sequence[tuple[str, str]], *, skip_lossy: bool = False
+) -> list[Encoded]:
+    """Encode documents (id, text) and check that the ids decode to the same texts, in the tokenizer's normal form.
 
     Bits per byte would be wrong with a tokenizer that loses text.
 
     Raises:
-        DataError: if a text does not round-trip.
+        DataError: if a text does not round-trip, unless `skip_lossy`.
     """
-    encoded = tokenizer.encode_batch(texts)
-    for text, ids in zip(texts, encoded, strict=True):
-        if loss := describe_loss(tokenizer, text, ids):
+    texts = [tokenizer.normal_form(text) for _, text in documents]
+    found = []
+    for (name, original), text, ids in zip(
+        documents, texts, tokenizer.encode_batch(texts), strict=True
+    ):
+        loss = describe_loss(tokenizer, text, ids)
+        if loss and not skip_lossy:
             raise DataError(
-                f"the tokenizer is not lossless: {loss}, so bits per byte would be wrong; use a lossless tokenizer"
+                f"document {name}: the tokenizer{_with_normalizer(tokenizer)} is not lossless: {loss}, so bits per byte "
+                "would be wrong; use a lossless tokenizer, or leave such documents out with data.skip_bad_rows=true"
             )
-    return encoded
+        found.append(Encoded(None if loss else ids, len(text.encode()), text != original))
+    return found
+
+
+def _with_normalizer(tokenizer: Tokenizer) -> str:
+    return "" if tokenizer.normalizer is None else f" (normalizer: {tokenizer.normalizer})"
 
 
 def describe_loss(tokenizer: Tokenizer, text: str, ids: Ids) -> str | None:

@@ -58,6 +58,7 @@ from slm.data.tokens.shards import (
 from slm.errors import DataError
 from slm.files import blocking_lock, canonical_hash, file_hash, read_json, read_object, write_json
 
+LOSSY = "not kept by the tokenizer"
 SCHEMA_VERSION = 2  # 2 added the document index, `left_out` and `overlap`
 BYTES_PER_INDEX_ENTRY = 16
 CENSUS = "census.json"
@@ -157,6 +158,7 @@ def _write_partial(config: Config, partial: Path, log: Log, progress: bool) -> N
                 workers=config.data.workers or os.cpu_count() or 1,
                 max_train_tokens=config.data.max_train_tokens,
                 stop_at_limit=config.data.source == "hub",  # avoids downloading the rest
+                skip_lossy=config.data.skip_bad_rows,
                 on_progress=update_bar,
             )
             seconds_before = encoder.progress.seconds
@@ -328,10 +330,12 @@ def _finish_splits(tokenizer: Tokenizer, encoder: Encoder) -> dict[str, Any]:
 def _build_manifest(
     config: Config, content: dict[str, Any], tokenizer: Tokenizer, encoder: Encoder
 ) -> dict[str, Any]:
-    splits = _finish_splits(tokenizer, encoder)
+    splits, progress = _finish_splits(tokenizer, encoder), encoder.progress
     tokenizer_hash = file_hash(encoder.folder / FILE_NAME)
     hashes = [shard["sha256"] for split in splits.values() for shard in split["shards"]]
-    assert encoder.progress.state is not None
+    assert progress.state is not None
+    left_out = progress.state["left_out"] | ({LOSSY: progress.lossy} if progress.lossy else {})
+    changes = {"normalized_documents": progress.normalized} if progress.normalized else {}
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "corpus": corpus_settings(config.data),
@@ -344,6 +348,7 @@ def _build_manifest(
         "dtype": token_dtype(tokenizer.vocab_size).str,
         "fingerprint": canonical_hash([tokenizer_hash, *hashes])[:16],
         "splits": splits,
-        "left_out": encoder.progress.state["left_out"],
+        "left_out": left_out,
+        **changes,
     }
     return {**manifest, "overlap": validation_overlap(PreparedData(encoder.folder, manifest))}

@@ -26,7 +26,13 @@ def summarize_data(data: PreparedData) -> dict[str, Any]:
         for name, split in manifest["splits"].items()
     }
     copied = ("fingerprint", "vocab_size", "dtype", "left_out", "overlap", "wall_seconds")
-    return {"folder": str(data.folder), **{key: manifest[key] for key in copied}, "splits": splits}
+    normalized = manifest.get("normalized_documents", 0)
+    return {
+        "folder": str(data.folder),
+        **{key: manifest[key] for key in copied},
+        "normalized_documents": normalized,
+        "splits": splits,
+    }
 
 
 def print_data_summary(data: PreparedData) -> None:
@@ -56,6 +62,11 @@ def _format_totals(summary: dict[str, Any]) -> list[str]:
         f"validation share: {val_share:.1%} of the text bytes",
         f"documents left out: {', '.join(left_out) or 'none'}",
     ]
+    if summary["normalized_documents"]:
+        lines.append(
+            f"documents in another Unicode form: {summary['normalized_documents']:,}, brought into that of the tokenizer; "
+            "their bytes are counted there"
+        )
     if overlap["share"] is not None:
         lines.append(
             f"overlap: {overlap['share']:.2%} of the {overlap['ngrams']:,} word {overlap['words']}-grams "

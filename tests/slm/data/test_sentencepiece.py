@@ -167,7 +167,7 @@ def test_long_text_in_pieces_encodes_to_the_same_ids(
 
 def test_text_with_the_space_character_of_sentencepiece_is_reported(tokenizer: HFTokenizer) -> None:
     with pytest.raises(DataError, match=r"'\\u2581b' is decoded as ' b'"):
-        encode_and_check(tokenizer, ["a\u2581b"])
+        encode_and_check(tokenizer, [("0", "a\u2581b")])
 
 
 def test_saved_tokenizer_is_a_tokenizer_json_with_the_same_ids(

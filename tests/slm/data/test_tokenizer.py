@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -188,8 +190,45 @@ def test_lossy_tokenizer_raises(tiny_config: Callable[..., Config], tmp_path: Pa
         data={"source": "text_files", "files": [f"{tmp_path}/*.txt"]},
         tokenizer={"kind": "file", "path": str(tmp_path)},
     )
-    with pytest.raises(DataError, match=r"not lossless: 'Text 2' is decoded as 'text 2'"):
+    with pytest.raises(
+        DataError,
+        match=r"document \w+/2.txt: the tokenizer \(normalizer: Replace\) is not lossless: 'Text 2' is decoded",
+    ):
         prepare(config)
+    skipping = replace(config, data=replace(config.data, skip_bad_rows=True))
+    data = prepare(skipping)
+    assert data.manifest["left_out"]["not kept by the tokenizer"] == 1
+    assert sum(split["documents"] for split in data.manifest["splits"].values()) == 2
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFKC", "NFD"])
+def test_text_is_brought_into_the_unicode_form_of_the_tokenizer(
+    tiny_config: Callable[..., Config], tmp_path: Path, form: str
+) -> None:
+    """As for the tokenizers of Pythia, OLMo and Qwen2, with documents from the web."""
+    from tokenizers import normalizers
+
+    bpe = train_bpe(CORPUS, 280)
+    bpe.normalizer = normalizers.Sequence([getattr(normalizers, form)()])
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    texts = ["re\u0301sume\u0301 \ufb01ve", "r\u00e9sum\u00e9 fi", "plain text", "more of it"]
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt").write_text(text)
+    data = prepare(
+        tiny_config(
+            cache_dir=str(tmp_path / "cache"),
+            data={"source": "text_files", "files": [f"{tmp_path}/*.txt"], "val_fraction": 0.5},
+            tokenizer={"kind": "file", "path": str(tmp_path)},
+        )
+    )
+    normal = [unicodedata.normalize(form, text) for text in texts]  # type: ignore[arg-type]
+    stream = np.concatenate([*data.split("train"), *data.split("val")])
+    found = sorted(document.decode() for document in data.tokenizer.decode_documents(stream))
+    assert found == sorted(normal)
+    splits = data.manifest["splits"].values()
+    assert sum(split["bytes"] for split in splits) == sum(len(text.encode()) for text in normal)
+    changed = sum(a != b for a, b in zip(texts, normal, strict=True))
+    assert data.manifest["normalized_documents"] == changed > 0
 
 
 def test_padding_and_truncation_of_a_file_are_disabled(tmp_path: Path) -> None:

@@ -41,7 +41,9 @@ def lm_eval_hf(model: Transformer, tokenizer: Tokenizer, folder: Path) -> Any:
     save_for_transformers(tokenizer, folder)
     # In float64, its sums of log-likelihoods are as exact as ours.
     settings = {"dtype": "float32", "softmax_dtype": torch.float64, "batch_size": 16}
-    with pytest.MonkeyPatch.context() as patch:  # accelerate would join the ranks of an earlier test
+    with (
+        pytest.MonkeyPatch.context() as patch
+    ):  # accelerate would join the ranks of an earlier test
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
             patch.delenv(name, raising=False)
         return HFLM(pretrained=str(folder), device="cpu", **settings)
