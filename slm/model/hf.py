@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from slm.architecture.shapes import ModelShape
 from slm.errors import DataError
 from slm.files import atomic_write, write_json
-from slm.model.hf_config import CONFIG, parse_rope_theta, parse_shape, read_config
+from slm.model.hf_config import CONFIG, parse_norm_eps, parse_rope_theta, parse_shape, read_config
 from slm.model.hf_weights import SAFETENSORS as WEIGHTS
 from slm.model.hf_weights import find_weight_files, read_tensors
 from slm.model.logical_names import to_logical
@@ -147,9 +147,9 @@ def import_llama(folder: Path) -> Transformer:
     config = read_config(folder / CONFIG)
     shape = parse_shape(config, folder / CONFIG)
     files = find_weight_files(folder)
-    eps = float(config.get("rms_norm_eps", 1e-6))  # the default of transformers
+    theta, eps = parse_rope_theta(config, folder / CONFIG), parse_norm_eps(config, folder / CONFIG)
     with SkipInitialization():
-        model = Transformer(shape, rope_theta=parse_rope_theta(config), norm_eps=eps)
+        model = Transformer(shape, rope_theta=theta, norm_eps=eps)
     _copy_weights(files, model, folder)
     return model.eval()
 

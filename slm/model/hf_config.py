@@ -8,7 +8,8 @@ All other files of a checkpoint folder (generation_config.json, chat templates) 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,14 @@ INTEGERS = (
     "intermediate_size",
     "vocab_size",
 )
-OPTIONAL_INTEGERS = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+OPTIONAL_INTEGERS = (
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "layer_sharing_repeats",
+)
+ROPE_SECTIONS = ("rope_parameters", "rope_scaling")  # the key of transformers 5, and the older one
+DEFAULT_ROPE_THETA, DEFAULT_NORM_EPS = 10_000.0, 1e-6  # of transformers
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -43,24 +51,44 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise DataError(f"{path}: must contain a JSON object")
     if config.get("model_type") not in MODEL_TYPES:
-        architectures = ", ".join(map(str, config.get("architectures") or ["no architectures"]))
+        names = config.get("architectures") or ["no architectures"]
+        names = ", ".join(map(str, names)) if isinstance(names, list) else names
         raise DataError(
-            f"{path}: model_type={config.get('model_type')} ({architectures}) is not supported; slm loads "
+            f"{path}: model_type={config.get('model_type')} ({names}) is not supported; slm loads "
             f"{' and '.join(MODEL_TYPES)}, such as SmolLM2 and MobileLLM (not MobileLLM-R1 or -Pro)"
         )
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    unsupported = {
-        "hidden_act": config.get("hidden_act", "silu") != "silu",
-        "attention_bias": config.get("attention_bias", False),
-        "mlp_bias": config.get("mlp_bias", False),
-        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
-        "rope_interleaved": config.get("rope_interleaved", False),
-        "quantization_config": config.get("quantization_config"),
-    }
-    for key, is_set in unsupported.items():
-        if is_set:
-            raise DataError(f"{path}: {key}={config.get(key) or rope} is not supported by slm")
+    for key, value in _unsupported(config, path):
+        raise DataError(f"{path}: {key}={json.dumps(value)} is not supported by slm")
     return config
+
+
+def _unsupported(config: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the settings that change the model in a way that slm does not have.
+
+    Raises:
+        DataError: if the settings of RoPE are not an object.
+    """
+    for key in ("attention_bias", "mlp_bias", "rope_interleaved", "quantization_config"):
+        if config.get(key):
+            yield key, config[key]
+    if config.get("hidden_act", "silu") != "silu":
+        yield "hidden_act", config["hidden_act"]
+    if config.get("sliding_window") is not None and config.get("use_sliding_window", True):
+        yield "sliding_window", config["sliding_window"]
+    sections = {key: _rope_section(config, key, path) for key in ROPE_SECTIONS}
+    for key, rope in sections.items():
+        if rope.get("rope_type", rope.get("type", "default")) != "default":
+            yield key, rope
+    for section in (config, *sections.values()):
+        if section.get("partial_rotary_factor") not in (None, 1):
+            yield "partial_rotary_factor", section["partial_rotary_factor"]
+
+
+def _rope_section(config: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
+    section = config.get(key)
+    if section is not None and not isinstance(section, dict):
+        raise DataError(f"{path}: {key}={json.dumps(section)} must be an object or null")
+    return section or {}
 
 
 def parse_shape(config: Mapping[str, Any], path: Path) -> ModelShape:
@@ -76,7 +104,8 @@ def parse_shape(config: Mapping[str, Any], path: Path) -> ModelShape:
     _check_heads(width, heads, kv_heads, d_head, path)
     # `layer_sharing_repeats` exists only in transformers' port of MobileLLM-LS; the published
     # checkpoints have the flag `layer_sharing`, which means 2 passes.
-    sharing = config.get("layer_sharing_repeats", 2) if config.get("layer_sharing") else 1
+    repeats = config.get("layer_sharing_repeats")
+    sharing = (2 if repeats is None else repeats) if config.get("layer_sharing") else 1
     return ModelShape(
         n_layers=config["num_hidden_layers"],
         d_model=width,
@@ -95,7 +124,7 @@ def _check_integers(config: Mapping[str, Any], path: Path) -> None:
     given = [key for key in OPTIONAL_INTEGERS if config.get(key) is not None]
     for key in (*INTEGERS, *given):
         value = config.get(key)
-        if not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise DataError(f"{path}: {key}={json.dumps(value)} must be an integer of at least 1")
 
 
@@ -115,6 +144,30 @@ def _check_heads(width: int, heads: int, kv_heads: int, d_head: int, path: Path)
         raise DataError(f"{path}: head_dim={d_head} must be even, because RoPE rotates pairs")
 
 
-def parse_rope_theta(config: Mapping[str, Any]) -> float:
-    rope = config.get("rope_parameters") or {}
-    return float(rope.get("rope_theta", config.get("rope_theta", 10_000.0)))
+def parse_rope_theta(config: Mapping[str, Any], path: Path) -> float:
+    """Return the base of the RoPE angles.
+
+    Raises:
+        DataError: if it is not a number above 0.
+    """
+    rope = _rope_section(config, "rope_parameters", path)
+    return _positive(
+        rope if "rope_theta" in rope else config, "rope_theta", DEFAULT_ROPE_THETA, path
+    )
+
+
+def parse_norm_eps(config: Mapping[str, Any], path: Path) -> float:
+    """Return the epsilon of RMSNorm.
+
+    Raises:
+        DataError: if it is not a number above 0.
+    """
+    return _positive(config, "rms_norm_eps", DEFAULT_NORM_EPS, path)
+
+
+def _positive(config: Mapping[str, Any], key: str, default: float, path: Path) -> float:
+    value = config.get(key, default)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
+        raise DataError(f"{path}: {key}={json.dumps(value)} must be a number above 0")
+    return float(value)

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import json
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from slm.architecture.shapes import ModelShape
 from slm.errors import DataError
 from slm.files import read_object, write_json
 
@@ -85,17 +88,20 @@ def read_speeds(path: Path) -> list[ShapeSpeed]:
     """Read the speeds of all shapes and devices.
 
     Raises:
-        DataError: naming the file and what cannot be read.
+        DataError: naming the file, the field and its value.
     """
     content = read_object(path, MEASURE_AGAIN, ["schema_version", "speeds"])
     if content["schema_version"] != SCHEMA_VERSION:
         raise DataError(
             f"{path}: schema_version {content['schema_version']} is not supported; {MEASURE_AGAIN}"
         )
+    speeds = content["speeds"]
     try:
-        return [_speed_from(saved) for saved in content["speeds"]]
-    except (TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{path}: not readable ({error}); {MEASURE_AGAIN}") from None
+        if not isinstance(speeds, list):
+            raise ValueError("speeds must be a list")
+        return [_speed_from(saved, f"speeds[{index}]") for index, saved in enumerate(speeds)]
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; {MEASURE_AGAIN}") from None
 
 
 def write_speeds(path: Path, speeds: Sequence[ShapeSpeed]) -> None:
@@ -140,12 +146,84 @@ def _key(speed: ShapeSpeed) -> tuple[object, ...]:
     return speed.device, tuple(sorted(speed.shape.items())), settings
 
 
-def _speed_from(saved: dict[str, Any]) -> ShapeSpeed:
+def _speed_from(saved: Any, where: str) -> ShapeSpeed:
+    """Build a speed from JSON; `where` is its place in the file.
+
+    Raises:
+        ValueError: naming the field and its value.
+    """
+    _check_fields(saved, _OF_SHAPE_SPEED, where)
+    _check_fields(saved["shape"], _OF_SHAPE, f"{where}.shape", _WITH_DEFAULT)
     inference = saved["inference"]
     if inference is not None:
+        _check_fields(inference, _OF_INFERENCE, f"{where}.inference")
         rounds = {
             key: tuple(inference[key]) for key in ("prefill_seconds", "decode_seconds_per_token")
         }
         inference = InferenceSpeed(**{**inference, **rounds})
     trained = tuple(saved["train_tokens_per_second"])
     return ShapeSpeed(**{**saved, "inference": inference, "train_tokens_per_second": trained})
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_positive(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 < value < math.inf
+
+
+def _is_rounds(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_positive, value))
+
+
+Rule = tuple[Callable[[Any], bool], str]
+_TEXT: Rule = (_is_text, "text")
+_COUNT: Rule = (_is_count, "an integer of at least 1")
+_COUNT_OR_NULL: Rule = (lambda v: v is None or _is_count(v), "an integer of at least 1, or null")
+_ROUNDS: Rule = (lambda v: bool(v) and _is_rounds(v), "a list of numbers above 0, one per round")
+_ROUNDS_OR_NONE: Rule = (_is_rounds, "a list of numbers above 0")
+_OBJECT: Rule = (lambda v: isinstance(v, dict), "an object")
+_FLAG: Rule = (lambda v: isinstance(v, bool), "true or false")
+_OF_SHAPE_SPEED: Mapping[str, Rule] = {
+    "shape": _OBJECT,
+    "device": _TEXT,
+    "inference": (lambda v: v is None or isinstance(v, dict), "an object or null"),
+    "train_tokens_per_second": _ROUNDS_OR_NONE,
+    "train_batch_tokens": _COUNT_OR_NULL,
+    "torch": _TEXT,
+}
+_RULES_BY_TYPE: Mapping[str, Rule] = {"int": _COUNT, "bool": _FLAG, "str": _TEXT}
+_OF_SHAPE: Mapping[str, Rule] = {
+    each.name: _RULES_BY_TYPE.get(str(each.type), _TEXT) for each in fields(ModelShape)
+}
+_WITH_DEFAULT = frozenset(each.name for each in fields(ModelShape) if each.default is not MISSING)
+_OF_INFERENCE: Mapping[str, Rule] = {
+    "batch_size": _COUNT,
+    "prompt_tokens": _COUNT,
+    "new_tokens": _COUNT,
+    "dtype": _TEXT,
+    "prefill_seconds": _ROUNDS,
+    "decode_seconds_per_token": _ROUNDS,
+    "peak_memory_bytes": _COUNT_OR_NULL,
+}
+
+
+def _check_fields(
+    value: Any, rules: Mapping[str, Rule], where: str, optional: Collection[str] = ()
+) -> None:
+    """Raise ValueError unless `value` is an object with these fields and no other, each of its type."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must be an object")
+    if missing := [key for key in rules if key not in value and key not in optional]:
+        raise ValueError(f"{where} has no {missing[0]}")
+    if unknown := [key for key in value if key not in rules]:
+        raise ValueError(f"{where} has an unknown field {unknown[0]}")
+    for key, (is_valid, rule) in rules.items():
+        if key in value and not is_valid(value[key]):
+            raise ValueError(f"{where}.{key}={json.dumps(value[key])} must be {rule}")

@@ -201,7 +201,31 @@ def break_index(folder: Path) -> None:
 
 BROKEN: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: change_config(f, model_type="gpt2"), "model_type=gpt2"),
-    (lambda f: change_config(f, attention_bias=True), "attention_bias=True"),
+    (lambda f: change_config(f, attention_bias=True), "attention_bias=true"),
+    (lambda f: change_config(f, rms_norm_eps=None), "rms_norm_eps=null must be a number above 0"),
+    (
+        lambda f: change_config(f, rope_parameters=None, rope_theta="abc"),
+        'rope_theta="abc" must be',
+    ),
+    (lambda f: change_config(f, rope_parameters={"rope_theta": None}), "rope_theta=null must be"),
+    (lambda f: change_config(f, rope_parameters=[1]), r"rope_parameters=\[1\] must be an object"),
+    (lambda f: change_config(f, rope_scaling="linear"), 'rope_scaling="linear" must be an object'),
+    (
+        lambda f: change_config(f, rope_scaling={"type": "linear", "factor": 2}),
+        "rope_scaling=.*linear",
+    ),
+    (lambda f: change_config(f, partial_rotary_factor=0.5), "partial_rotary_factor=0.5 is not"),
+    (lambda f: change_config(f, sliding_window=8), "sliding_window=8 is not supported"),
+    (lambda f: change_config(f, num_hidden_layers=True), "num_hidden_layers=true must be"),
+    (
+        lambda f: change_config(f, layer_sharing=True, layer_sharing_repeats="2"),
+        "layer_sharing_rep",
+    ),
+    (
+        lambda f: change_config(f, layer_sharing=True, layer_sharing_repeats=0),
+        "=0 must be an integer",
+    ),
+    (lambda f: change_config(f, model_type=1, architectures="Gpt"), r"model_type=1 \(Gpt\)"),
     (lambda f: change_config(f, rope_parameters={"rope_type": "yarn"}), "yarn"),
     (lambda f: change_config(f, intermediate_size=78), r"mlp\..*has shape .*77.*requires .*78"),
     (lambda f: change_config(f, num_hidden_layers=4), "9 missing tensors"),

@@ -56,6 +56,28 @@ def test_new_speeds_replace_only_those_of_the_same_measurement(tmp_path: Path) -
     assert read_speeds(tmp_path / "a" / "speed.json") == merged
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("shape", "n_layers", "2"),
+        ("inference", "prompt_tokens", 1.5),
+        ("inference", "decode_seconds_per_token", [True]),
+        ("inference", "decode_seconds_per_token", []),
+        ("inference", "prefill_seconds", [-1.0]),
+        ("inference", "prefill_seconds", [float("nan")]),
+        ("inference", "peak_memory_bytes", "1 GB"),
+    ],
+)
+def test_a_damaged_value_is_named(tmp_path: Path, section: str, key: str, value: object) -> None:
+    path = tmp_path / "speed.json"
+    write_speeds(path, [made(), made("gpu")])
+    content = json.loads(path.read_text())
+    content["speeds"][1][section][key] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"speed.json: speeds\[1\]\.{section}\.{key}=.* must be"):
+        read_speeds(path)
+
+
 def test_shapes_of_a_study_and_of_a_single_config() -> None:
     specs, families = shapes_of(["study=smoke", *QUICK])
     assert [families[spec.shape] for spec in specs] == [
