@@ -208,7 +208,7 @@ def _add_family_options(parser: argparse.ArgumentParser) -> list[argparse.Action
             "--metric",
             metavar="COLUMN",
             help="column to compare instead of the loss, such as arc_easy_bits_per_byte in the models.csv of "
-            "`slm evaluate`; smaller values must be better",
+            "`slm evaluate`; the name must end with bits_per_byte or nats_per_token",
         ),
         add(
             "--pool-validation-sets",

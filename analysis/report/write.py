@@ -97,7 +97,8 @@ def write_report(
             `analysis.compare_families` accepts it.
         question: research question, printed at the top of the report.
         pool_validation_sets: whether to compare runs that have different validation sets.
-        metric: column to compare instead of the loss, such as arc_easy_bits_per_byte; smaller values are better.
+        metric: column to compare instead of the loss, such as arc_easy_bits_per_byte; its name ends with bits_per_byte
+            or nats_per_token. Runs with different validation sets are kept, runs scored on other examples are not.
         speed: file of measured speeds, for the comparison at equal latency; None: speed.json in the folder `source`, or
             beside that file, if it exists.
 
@@ -109,15 +110,17 @@ def write_report(
     beside = (first if first.is_dir() else first.parent) / FILE_NAME
     if speed is None and beside.is_file():
         speed = beside
+    is_loss = metric is None or metric == LOSS.column
     runs = load_runs(
         source,
         only,
-        pool_validation_sets=pool_validation_sets,
+        # Another quantity than the loss is not measured on the validation set.
+        pool_validation_sets=pool_validation_sets or not is_loss,
         columns=columns,
         constants=constants,
     )
     if metric is not None:
-        runs = with_response(runs, metric)
+        runs = with_response(runs, metric, pool_validation_sets=pool_validation_sets)
     return report_on(
         runs,
         out,
@@ -193,7 +196,7 @@ def results(report: StudyReport, response: Response = LOSS) -> dict[str, Any]:
     content = {
         "schema_version": SCHEMA_VERSION,
         "question": report.question,
-        "response": asdict(response),
+        "response": {"column": response.column, "unit": response.unit},
         "headline": text.headline(report),
         "findings": text.findings(report),
         "conditions": report.comparison.verdict.conditions,

@@ -26,8 +26,8 @@ def comparable(
 ) -> pd.DataFrame:
     """Drop duplicates and all runs that are not comparable with the majority.
 
-    Kept are the most common validation set and recipe of the table, the most common architecture of each
-    family, and one learning rate per shape.
+    Kept are the most common validation set and recipe of the table (with pooled validation sets, the most common recipe
+    of each), the most common architecture of each family, and one learning rate per shape.
     """
     table = _without_copies(table, dropped)
     if "decayed" in table:
@@ -35,9 +35,15 @@ def comparable(
         count_dropped(dropped, "undecayed", int((~decayed).sum()))
         table = table[decayed]
     if not pool_validation_sets:
-        # The recipe includes the identity of the data, so pooled validation sets have several recipes.
         table = _with_most_common(table, "val_fingerprint", dropped, OTHER_VALIDATION_SET)
         table = _with_most_common(table, "recipe_id", dropped, "other recipe")
+    elif {"val_fingerprint", "recipe_id"} <= set(table):
+        # The recipe includes the identity of the data, so each validation set has a recipe of its own.
+        kept = [
+            _with_most_common(rows, "recipe_id", dropped, "other recipe")
+            for _, rows in table.groupby("val_fingerprint", dropna=False)
+        ]
+        table = pd.concat(kept).sort_index() if kept else table
     if "architecture" in table:
         most_common = table.groupby("family")["architecture"].transform(
             lambda rows: rows.mode().iloc[0]

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LOSS_COLUMN = "loss_nats_per_token"
 UNITS = {"bits_per_byte": "bits/byte", "nats_per_token": "nats/token"}
+VALIDATION = "val_fingerprint"
+OTHER_EXAMPLES = "scored on other examples"
 LARGER_IS_BETTER = re.compile(r"(^|_)(acc|acc_norm|accuracy|f1|exact_match|score)$")
 AXIS = "validation loss (nats/token)"
 NATS = re.compile(r"\bnats(?:/token| per token)?\b")
@@ -27,10 +29,14 @@ NATS = re.compile(r"\bnats(?:/token| per token)?\b")
 
 @dataclass(frozen=True)
 class Response:
-    """Column of the runs table, and its unit in texts."""
+    """Column of the runs table, and its unit in texts.
+
+    `is_checked`: whether all runs are known to be scored on the same examples or texts.
+    """
 
     column: str = LOSS_COLUMN
     unit: str = "nats/token"
+    is_checked: bool = False
 
     @property
     def is_loss(self) -> bool:
@@ -44,9 +50,15 @@ class Response:
         """Return what the word loss means in a report; empty for the loss itself."""
         if self.is_loss:
             return ""
+        examples = (
+            "All runs are scored on the same examples or texts"
+            if self.is_checked
+            else f"The table has no column {fingerprint_column(self.column)}, so it could not be checked that all runs are "
+            "scored on the same examples or texts"
+        )
         return (
             f"Compared quantity: {self.column}, in {self.unit}. Wherever this report says loss, it means this quantity. "
-            "All runs are scored on the same examples or texts; the intervals do not cover other ones."
+            f"{examples}; the intervals do not cover other ones."
         )
 
     def reworded(self, content: str) -> str:
@@ -67,8 +79,17 @@ class Response:
 LOSS = Response()
 
 
-def with_response(runs: Runs, column: str) -> Runs:
+def fingerprint_column(column: str) -> str:
+    """Return the column that identifies the scored examples: TASK_fingerprint, or text_fingerprint of a text."""
+    name = next((column.removesuffix(unit) for unit in UNITS if column.endswith(unit)), column)
+    return f"{name.rstrip('_') or 'text'}_fingerprint"
+
+
+def with_response(runs: Runs, column: str, *, pool_validation_sets: bool = False) -> Runs:
     """Return the runs with a column in the place of the loss, without the runs that lack it.
+
+    Of runs scored on different examples or texts, only those with the most common ones are kept, unless the quantity is
+    of the validation set and `pool_validation_sets` is true.
 
     Raises:
         DataError: if the table lacks the column, or larger values are better, or a value is not positive.
@@ -90,8 +111,26 @@ def with_response(runs: Runs, column: str) -> Runs:
     dropped = runs.dropped.copy()
     if lacking := int((~known).sum()):
         dropped[f"no {column}"] += lacking
-    table = runs.table[known].assign(**{LOSS_COLUMN: values[known]}).reset_index(drop=True)
-    return replace(runs, table=table, dropped=dropped, response=response)
+    table = runs.table[known].assign(**{LOSS_COLUMN: values[known]})
+    fingerprint = _known_fingerprint(column, table)
+    if fingerprint == VALIDATION and pool_validation_sets:
+        fingerprint = None
+    if fingerprint is not None:
+        common = table[fingerprint].mode().iloc[0]  # ties: the first in sorted order
+        is_same = table[fingerprint] == common
+        if others := int((~is_same).sum()):
+            dropped[OTHER_EXAMPLES] += others
+        table = table[is_same]
+        response = replace(response, is_checked=True)
+    return replace(runs, table=table.reset_index(drop=True), dropped=dropped, response=response)
+
+
+def _known_fingerprint(column: str, table: pd.DataFrame) -> str | None:
+    """Return the column that identifies the scored examples; None if the table has none."""
+    # The column bits_per_byte of run directories is that of the validation set; models.csv has text_bytes.
+    is_of_validation = column == "bits_per_byte" and "text_bytes" not in table
+    names = [fingerprint_column(column), *([VALIDATION] if is_of_validation else [])]
+    return next((name for name in names if name in table and table[name].notna().any()), None)
 
 
 def _unit_of(column: str, table: pd.DataFrame) -> str:

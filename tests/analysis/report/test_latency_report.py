@@ -250,14 +250,14 @@ class TestMissing:
     @pytest.mark.parametrize(
         ("damage", "message"),
         [
-            (lambda one: one["inference"].update(decode_seconds_per_token=[0.1, -1.0]), "-1.0 must be a number above 0"),
-            (lambda one: one["inference"].update(decode_seconds_per_token=["a"]), "'a' must be a number above 0"),
-            (lambda one: one["inference"].update(decode_seconds_per_token=[]), "no measured rounds"),
+            (lambda one: one["inference"].update(decode_seconds_per_token=[0.1, -1.0]), "-1.0. must be a list of numbers above 0"),
+            (lambda one: one["inference"].update(decode_seconds_per_token=["a"]), r"seconds_per_token=\[.a.\] must be a list of numbers above 0"),
+            (lambda one: one["inference"].update(decode_seconds_per_token=[]), "must be a list of numbers above 0"),
             (lambda one: one["inference"].update(dtype="fp8"), "dtype='fp8' must be fp32 or bf16"),
-            (lambda one: one["shape"].pop("d_head"), "shape not readable"),
-            (lambda one: one.update(train_tokens_per_second=[0]), "0 must be a number above 0"),
+            (lambda one: one["shape"].pop("d_head"), "shape has no d_head"),
+            (lambda one: one.update(train_tokens_per_second=[0]), r"=\[0\] must be a list of numbers above 0"),
             (lambda one: one.update(inference=None, train_tokens_per_second=[]), "no measured speeds"),
-            (lambda one: one.pop("device"), "not readable"),
+            (lambda one: one.pop("device"), "has no device"),
         ],
     )  # fmt: skip
     def test_a_damaged_file_is_one_error(

@@ -13,7 +13,7 @@ import pytest
 from analysis.__main__ import main
 from analysis.charts import overview
 from analysis.report.study_report import analyze_study
-from analysis.report.write import _reworded_figure, markdown, results
+from analysis.report.write import _reworded_figure, markdown, results, write_report
 from analysis.runs.load import Runs, load_runs
 from analysis.runs.response import NATS, Response, with_response
 from slm.errors import DataError
@@ -102,6 +102,39 @@ def test_runs_without_the_task_are_counted() -> None:
     assert len(runs.table) == len(table) - 3
     assert runs.dropped[f"no {METRIC}"] == 3
     assert "arc_easy_bits_per_byte, bits/byte" in repr(runs)
+
+
+def test_runs_scored_on_other_examples_are_dropped() -> None:
+    table = table_of_runs()
+    unchecked = with_response(load_from(table), METRIC).response.sentence()
+    assert "no column arc_easy_fingerprint, so it could not be checked" in unchecked
+    table["arc_easy_fingerprint"] = ["b"] * 3 + ["a"] * (len(table) - 3)
+    runs = with_response(load_from(table), METRIC)
+    assert runs.dropped["scored on other examples"] == 3
+    assert set(runs.table["arc_easy_fingerprint"]) == {"a"}
+    assert "All runs are scored on the same examples" in runs.response.sentence()
+
+
+def test_other_validation_sets_matter_only_for_quantities_of_the_validation_set(
+    tmp_path: Path,
+) -> None:
+    runs = len(table_of_runs())
+    table = table_of_runs().assign(
+        val_bits_per_byte=1.5,
+        val_fingerprint=["y" if row % 3 else "x" for row in range(runs)],
+        recipe_id=["q" if row % 3 else "p" for row in range(runs)],
+    )
+    table.loc[0, "recipe_id"] = "other"
+    table.to_csv(tmp_path / "models.csv", index=False)
+    report = write_report(tmp_path / "models.csv", tmp_path / "task", metric=METRIC)
+    assert len(report.table) == runs - 1
+    assert "pool-validation-sets" not in (tmp_path / "task" / "report.md").read_text()
+    loaded = load_runs(tmp_path / "models.csv", pool_validation_sets=True)
+    assert loaded.dropped["other recipe"] == 1
+    of_text = with_response(loaded, "val_bits_per_byte")
+    assert set(of_text.table["val_fingerprint"]) == {"y"} and of_text.response.is_checked
+    pooled = with_response(loaded, "val_bits_per_byte", pool_validation_sets=True)
+    assert len(pooled.table) == runs - 1 and not pooled.response.is_checked
 
 
 @pytest.mark.parametrize(
