@@ -7,18 +7,26 @@ example first (Miller, 2411.00640). Examples that share a passage or question ar
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import special
 
-from slm.console import Column, FittedTable, console
+from slm.console import Column, FittedTable, console, print_lines
 from slm.errors import NO_VALUE, ConfigError, DataError, Problem
-from slm.evaluation.zero_shot.score import TaskScore, low_signal_note
+from slm.evaluation.zero_shot.score import TaskScore
 from slm.evaluation.zero_shot.standard_error import clustered_mean
+from slm.formatting import count
+from slm.rounding import exceeds
+from slm.tracking.result import RunResult
 
-COMPARED = ("bits_per_byte", "acc", "acc_norm")
+PRIMARY = ("bits_per_byte",)
+MIN_BITS_PER_BYTE = (
+    0.005  # smallest difference to call a model better: that of two number formats is smaller
+)
+MAX_TOKENS_RATIO = 1.05  # of a pair of runs: tokens per parameter are rounded to whole batches
 LONG_TEXT = "words"  # key of the samples of texts, which are weighted by their bytes
 CONFIDENCE = 0.95
 
@@ -33,7 +41,7 @@ class Difference:
         metric: bits_per_byte (lower is better), acc or acc_norm.
         first, second: scores, as means over the runs of the family.
         difference: second minus first.
-        standard_error: over clusters of examples, for these very runs; None with one cluster.
+        standard_error: over clusters of examples, with the runs fixed; None with one cluster.
         standard_error_of_families: also over runs, as random members of their families; None unless both families
             have at least two runs.
         examples, clusters: their numbers.
@@ -63,16 +71,31 @@ class Difference:
     def is_significant(self) -> bool:
         return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
 
+    @property
+    def better(self) -> Literal["first", "second"] | None:
+        """The better side: None if the interval contains 0, or the bits per byte differ by less than 0.005."""
+        is_bits = self.metric == "bits_per_byte"
+        if not self.is_significant or (
+            is_bits and exceeds(MIN_BITS_PER_BYTE, abs(self.difference))
+        ):
+            return None
+        return "second" if (self.difference < 0) == is_bits else "first"
 
-def compare_models(first: Scores, second: Scores) -> list[Difference]:
+
+def compare_models(
+    first: Scores, second: Scores, metrics: Sequence[str] = PRIMARY
+) -> list[Difference]:
     """Return the differences, second minus first, on all tasks that both models have."""
-    return compare_families([first], [second])
+    return compare_families([first], [second], metrics)
 
 
-def compare_families(first: Sequence[Scores], second: Sequence[Scores]) -> list[Difference]:
+def compare_families(
+    first: Sequence[Scores], second: Sequence[Scores], metrics: Sequence[str] = PRIMARY
+) -> list[Difference]:
     """Return the differences between two families, given the scores of each of their runs.
 
     The value of a family on an example is the mean over its runs, so that examples and not runs are resampled.
+    `metrics`: of bits_per_byte, acc and acc_norm; those that a task does not have are left out.
 
     Raises:
         ConfigError: if the runs have no common task.
@@ -90,37 +113,51 @@ def compare_families(first: Sequence[Scores], second: Sequence[Scores]) -> list[
         _check_examples(task, [score for side in sides for score in side])
         differences += [
             _difference(task, metric, sides)
-            for metric in COMPARED
+            for metric in metrics
             if metric in sides[0][0].samples[0]
         ]
     return differences
 
 
-def print_comparison(models: Sequence[tuple[str, Scores]]) -> None:
-    """Print the difference of each model to the first one, by task."""
+def print_comparison(
+    models: Sequence[tuple[str, Scores]], runs: Sequence[RunResult | None] | None = None
+) -> None:
+    """Print the differences of each model to the first one in bits per byte, by task.
+
+    Args:
+        models: label and scores of each model.
+        runs: result of each model, None if it is not a run. With runs of two or more families, pairs of equal rung,
+            tokens per parameter and seed are compared too.
+    """
     (base, base_scores), *others = models
-    rows = [(name, each) for name, scores in others for each in compare_models(base_scores, scores)]
-    if not rows:
+    compared = [(name, compare_models(base_scores, scores)) for name, scores in others]
+    if not compared:
         return
-    columns = [
-        # With one other model, the title names it.
-        *([Column("model", [name for name, _ in rows], is_left=True)] if len(others) > 1 else []),
-        Column("task", [each.task for _, each in rows], is_left=True),
-        Column("score", [each.metric for _, each in rows], is_left=True),
-        Column("examples", [f"{each.examples:,}" for _, each in rows], rank=2),
-        Column("first model", [f"{each.first:.4f}" for _, each in rows], rank=1),
-        Column("this model", [f"{each.second:.4f}" for _, each in rows], rank=1),
-        Column("difference", [f"{each.difference:+.4f}" for _, each in rows]),
-        Column("95% interval", [_interval_text(each) for _, each in rows]),
-        Column("better", [_better(each, base, name) for name, each in rows], is_left=True),
+    out = console()
+    for name, differences in compared:
+        out.print()
+        columns = [*_columns(differences), Column("better", list(map(_better, differences)), is_left=True)]  # fmt: skip
+        out.print(FittedTable(columns, f"{name} minus {base}, bits/byte"))
+    families = [] if runs is None else list(_family_tables(models, runs))
+    for table in families:
+        out.print()
+        out.print(table)
+    comparisons = sum(len(differences) for _, differences in compared)
+    comparisons += sum(len(table.columns[0].cells) for table in families)
+    out.print()
+    print_lines(out, [
+        f"{count(comparisons, 'comparison')} on the same examples; lower bits/byte is better. The intervals are over "
+        "examples, clustered by common text, with the runs fixed: they do not cover another seed, and they are not "
+        f"adjusted for the number of comparisons. better: the interval excludes 0 and the difference is at least {MIN_BITS_PER_BYTE} bits/byte."
+    ])  # fmt: skip
+
+
+def _columns(differences: Sequence[Difference]) -> list[Column]:
+    return [
+        Column("task", [each.task for each in differences], is_left=True),
+        Column("difference", [f"{each.difference:+.4f}" for each in differences]),
+        Column("95% interval", [_interval_text(each) for each in differences]),
     ]
-    notes = [
-        "Intervals: over examples, clustered by common text; they do not cover another seed.",
-        low_signal_note(each.task for _, each in rows),
-    ]
-    name = others[0][0] if len(others) == 1 else "each model"
-    title = f"Scores of {name} minus those of {base}, the first model, on the same examples"
-    console().print(FittedTable(columns, title, note=" ".join(filter(None, notes))))
 
 
 def _interval_text(each: Difference) -> str:
@@ -130,11 +167,52 @@ def _interval_text(each: Difference) -> str:
     return f"{low:+.4f} to {high:+.4f}"
 
 
-def _better(each: Difference, base: str, name: str) -> str:
-    if not each.is_significant:
-        return "not shown"
-    is_second = (each.difference < 0) == (each.metric == "bits_per_byte")
-    return name if is_second else base
+def _better(each: Difference) -> str:
+    return {"first": "first", "second": "this", None: "-"}[each.better]
+
+
+def _family_tables(
+    models: Sequence[tuple[str, Scores]], runs: Sequence[RunResult | None]
+) -> Iterator[FittedTable]:
+    """Yield a table for each family after the first: its differences to the first one over pairs of runs."""
+    by_family: dict[str, list[tuple[RunResult, Scores]]] = {}
+    for (_, scores), run in zip(models, runs, strict=True):
+        if run is not None:
+            by_family.setdefault(run.family, []).append((run, scores))
+    (base, first), *others = by_family.items() or [("", [])]
+    for family, second in others:
+        pairs = _pairs(first, second)
+        if not pairs:
+            continue
+        differences = compare_families([a for a, _ in pairs], [b for _, b in pairs])
+        single = [{each.task: each.difference for each in compare_models(a, b)} for a, b in pairs]
+        lower = [sum(each[d.task] < 0 for each in single) for d in differences]
+        columns = [
+            *_columns(differences),
+            Column("lower in", [f"{n} of {count(len(pairs), 'pair')}" for n in lower]),
+        ]
+        title = f"{family} minus {base}, bits/byte: mean over pairs of equal rung, tokens/parameter and seed"
+        yield FittedTable(columns, title)
+
+
+def _pairs(
+    first: Sequence[tuple[RunResult, Scores]], second: Sequence[tuple[RunResult, Scores]]
+) -> list[tuple[Scores, Scores]]:
+    """Pair runs of equal rung (or size), seed and nearly equal tokens per parameter; each run is used once."""
+    remaining = list(second)
+    pairs = []
+    for run, scores in first:
+        for other in remaining:
+            ratio = run.tokens_per_param / other[0].tokens_per_param
+            if _rung(run) == _rung(other[0]) and max(ratio, 1 / ratio) < MAX_TOKENS_RATIO:
+                pairs.append((scores, other[1]))
+                remaining.remove(other)
+                break
+    return pairs
+
+
+def _rung(run: RunResult) -> tuple[object, ...]:
+    return run.study, run.rung or run.size, run.seed
 
 
 def _difference(task: str, metric: str, sides: Sequence[Sequence[TaskScore]]) -> Difference:

@@ -1,4 +1,4 @@
-"""The zero-shot tasks: their definitions, the fields of their local files, and which examples belong together.
+"""The zero-shot tasks: their definitions, the fields of their local files, and which field clusters the examples.
 
 A task is defined by a YAML file of lm-eval. For local files with other fields than the hub's data set, the
 definition is in `local_definitions`.
@@ -12,7 +12,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 Rule = Callable[[Any, Row], str]
-"""Returns what is wrong with the value of a field, given the whole row; empty if nothing is."""
+"""Returns the rule that the value of a field breaks, given the whole row; an empty text if it is valid."""
 
 
 def text(value: Any, row: Row) -> str:

@@ -18,7 +18,7 @@ class TaskScore:
         examples: number of scored examples.
         bits_per_byte: bits per UTF-8 byte of the gold answer given the question, the primary score; None if the task
             has no gold answer.
-        bits_per_byte_se: its standard error over examples.
+        bits_per_byte_se: its standard error over examples, clustered by common text.
         metrics: other metrics by name, such as acc, acc_norm, and their standard errors as acc_se, acc_norm_se.
         chance: accuracy of guessing; None if the task has no choices.
         samples: one record per example, in the order of the task.

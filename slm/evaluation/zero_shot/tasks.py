@@ -109,6 +109,7 @@ def score_task(lm: Any, task: Task, *, limit: int | None = None) -> TaskScore:
     metrics = _text_metrics(samples) if is_rolling else _answer_metrics(task, samples)
     bits, bits_se = clustered_mean(
         [sample["bits_per_byte"] for sample in samples],
+        _clusters(samples),
         weights=[sample["bytes"] for sample in samples] if is_rolling else None,
     )
     counts = [len(sample["loglikelihoods"]) for sample in samples]
@@ -163,13 +164,19 @@ def _gold(definition: Any, row: Mapping[str, Any]) -> int:
     return gold if isinstance(gold, int) else definition.doc_to_choice(row).index(gold)
 
 
+def _clusters(samples: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [sample["cluster"] for sample in samples]
+
+
 def _answer_metrics(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     metrics = {}
     for name in ACCURACIES:
         if name in samples[0]:
-            metrics[name], metrics[f"{name}_se"] = clustered_mean([each[name] for each in samples])
+            values = [each[name] for each in samples]
+            metrics[name], metrics[f"{name}_se"] = clustered_mean(values, _clusters(samples))
     if task.definition.OUTPUT_TYPE == "loglikelihood":
-        mean, se = clustered_mean([-each["loglikelihoods"][0] for each in samples])
+        nats = [-each["loglikelihoods"][0] for each in samples]
+        mean, se = clustered_mean(nats, _clusters(samples))
         metrics["perplexity"], metrics["perplexity_se"] = _exponential(mean, se)
     return metrics
 

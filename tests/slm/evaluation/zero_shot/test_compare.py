@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from slm.errors import ConfigError, DataError
 from slm.evaluation.zero_shot.compare import compare_families, compare_models, print_comparison
 from slm.evaluation.zero_shot.score import TaskScore, low_signal_note
 from slm.evaluation.zero_shot.standard_error import clustered_mean
+from slm.tracking.result import RunResult
 
 pytestmark = pytest.mark.numeric
 
@@ -143,21 +145,48 @@ def test_other_examples_are_refused() -> None:
         compare_models(first, [task_score([1.0, 2.0, 3.0], task="piqa")])
 
 
-def test_printed_comparison_names_the_better_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_comparison_names_the_better_model(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     first = [task_score([2.0, 3.0, 4.0, 5.0]), task_score([1.0, 5.0], task="boolq")]
     second = [task_score([1.0, 1.9, 3.1, 4.0]), task_score([1.5, 4.0], task="boolq")]
-    print_comparison([("deep", first), ("wide", second)])
+    print_comparison([("deep", first), ("wide", second), ("worse", [task_score([5.0, 6.0, 7.1, 8.0])])])  # fmt: skip
     shown = capsys.readouterr().out
-    assert "Scores of wide minus those of deep" in shown
-    arc, boolq = (
-        next(line for line in shown.splitlines() if task in line) for task in ("arc_easy", "boolq")
-    )
-    assert arc.split()[-1] == "wide"
-    assert "-1.0000" in arc
-    assert boolq.endswith("not shown") or "not shown" in boolq
-    assert "Accuracy on boolq decides little" in " ".join(shown.split())
+    assert "wide minus deep, bits/byte" in shown
+    lines = [line.split() for line in shown.splitlines() if line.startswith(("arc", "boolq"))]
+    assert [line[-1] for line in lines] == ["this", "-", "first"]
+    assert lines[0][1] == "-1.0000"
+    assert "3 comparisons" in shown and "not adjusted" in " ".join(shown.split())
+    assert max(map(len, shown.splitlines())) <= 80
     print_comparison([("deep", first)])
     assert capsys.readouterr().out == ""
+
+
+def test_a_difference_below_the_threshold_has_no_winner() -> None:
+    """An export in bf16 differs from the run by less than 0.005 bits/byte on every example alike."""
+    base = [2.0, 3.0, 4.0, 5.0]
+    for gap, better in ((0.002, None), (0.006, "first"), (-0.006, "second")):
+        values = [value + gap + 1e-5 * index for index, value in enumerate(base)]
+        (found,) = compare_models([task_score(base)], [task_score(values)])
+        assert found.is_significant and found.better == better
+
+
+def test_runs_of_two_families_are_paired(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(family: str, rung: str, seed: int, tokens_per_param: float = 20.0) -> RunResult:
+        known = {"family": family, "rung": rung, "seed": seed, "tokens_per_param": tokens_per_param}
+        return RunResult(**dict.fromkeys(each.name for each in fields(RunResult)) | known)  # type: ignore[arg-type]
+
+    runs = [run("wide", "s", 0), run("deep", "s", 0, 20.3), run("wide", "m", 0), run("deep", "m", 0),
+            run("deep", "m", 1), run("wide", "s", 2), run("deep", "s", 2, 40.0), None]  # fmt: skip
+    means = [2.0, 1.8, 1.0, 1.1, 9.0, 9.0, 9.0, 9.0]
+    models = [(f"m{i}", [task_score([mean, mean + 0.1, mean])]) for i, mean in enumerate(means)]
+    print_comparison(models, runs)
+    shown = " ".join(capsys.readouterr().out.split())
+    table = shown[shown.index("deep minus wide, bits/byte: mean over pairs") :]
+    assert "arc_easy -0.0500" in table and "1 of 2 pairs" in table
 
 
 def test_note_names_only_the_tasks_that_are_printed() -> None:

@@ -92,6 +92,24 @@ def test_bits_per_byte_of_the_gold_answer(name: str, tmp_path: Path) -> None:
         json.dumps([dict(sample) for sample in score.samples], allow_nan=False)
 
 
+def test_standard_errors_are_clustered_over_common_passages(tmp_path: Path) -> None:
+    rows = [
+        {"passage": passage, "question": f"is {word} wide", "label": label}
+        for passage in ("Deep is thin.", "Wide is flat.")
+        for word, label in (("deep", 0), ("thin", 1), ("flat", 0))
+    ]
+    write(tmp_path, "boolq", *rows)
+    tokenizer = ByteTokenizer("byte")
+    model = random_model(tokenizer.vocab_size, 128)
+    (score,) = score_tasks(model, tokenizer, find_tasks(["boolq"], tmp_path))
+    bits = [sample["bits_per_byte"] for sample in score.samples]
+    sums = [sum(bits[start : start + 3]) / 3 for start in (0, 3)]
+    # Of two clusters of equal size: half the distance between their means.
+    assert score.bits_per_byte_se == pytest.approx(abs(sums[0] - sums[1]) / 2)
+    right = [sample["acc"] for sample in score.samples]
+    assert score.metrics["acc_se"] == pytest.approx(abs(sum(right[:3]) - sum(right[3:])) / 6)
+
+
 def test_wikitext_from_a_text_file_equals_its_pages(tmp_path: Path) -> None:
     pages = [
         " = Deep = \n \n = = Thin = = \n Many layers . \n",
