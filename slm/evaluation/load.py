@@ -12,8 +12,10 @@ from slm.data.tokenizers.hf_files import find_tokenizer_files, load_hf_tokenizer
 from slm.data.tokenizers.tokenizer import FILE_NAME, HFTokenizer, Tokenizer, load_tokenizer
 from slm.errors import DataError, RunError
 from slm.files import read_json
+from slm.formatting import count
 from slm.logs import log
 from slm.model.build import build_model, load_weights
+from slm.model.dtypes import DTYPES
 from slm.model.hf import import_llama, is_llama_folder, llama_shape
 from slm.model.transformer import Transformer
 from slm.model.weight_layout import prepare_for_decoding
@@ -22,7 +24,10 @@ from slm.tracking.result import RunResult
 from slm.tracking.run_dir import RunDirectory
 
 CHECKPOINT_PREFIX = "model."
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+RUNS_BELOW = (
+    "[!.]*/config.yaml",
+    "[!.]*/[!.]*/config.yaml",
+)  # of a study, and of a folder of studies
 UNUSUAL_UNUSED_ROWS = 1024
 """Rows of an embedding table above its tokenizer's entries that padding to a round number does not explain."""
 
@@ -49,7 +54,7 @@ def load_with_tokenizer(folder: str | Path) -> LoadedModel:
         DataError, RunError: if a file is missing or damaged, or the tokenizer does not fit the model.
     """
     path = Path(folder)
-    _check_is_model(path)
+    check_is_model(path)
     # Errors of the tokenizer are found before the weights are read.
     tokenizer = load_tokenizer_from(path)
     if is_run_directory(path):
@@ -70,7 +75,7 @@ def load_tokenizer_from(folder: str | Path) -> Tokenizer:
         DataError, RunError: if a file is missing or damaged; the message names it.
     """
     path = Path(folder)
-    _check_is_model(path)
+    check_is_model(path)
     if is_run_directory(path):
         return load_tokenizer_of(path)
     try:
@@ -113,17 +118,30 @@ def load_model(folder: str | Path, dtype: str = "fp32") -> Transformer:
         DataError, RunError: if a file is missing or damaged; the message names it.
     """
     path = Path(folder)
-    _check_is_model(path)
+    check_is_model(path)
     model = load_run(path) if is_run_directory(path) else import_llama(path)
     prepare_for_decoding(model, DTYPES[dtype])
     return model
 
 
-def _check_is_model(path: Path) -> None:
+def check_is_model(path: Path) -> None:
+    """Check that a folder is a run directory or has a Llama-format checkpoint.
+
+    Raises:
+        DataError: if it is neither; the message says what to give instead.
+    """
     if is_run_directory(path) or is_llama_folder(path):
         return
+    if path.suffix == ".gguf" and path.is_file():
+        raise DataError(f"{path}: GGUF cannot be read back; export with format=hf")
     if not path.is_dir():
-        raise DataError(f"{path}: no such folder")
+        raise DataError(f"{path}: {'a file; give a folder' if path.exists() else 'no such folder'}")
+    runs = [config.parent for pattern in RUNS_BELOW for config in path.glob(pattern)]
+    if runs:
+        verb = "is" if len(runs) == 1 else "are"
+        raise DataError(
+            f"{path}: {count(len(runs), 'run')} {verb} below; give one of them, such as {min(runs)}"
+        )
     raise DataError(
         f"{path}: neither a run directory (no config.yaml) nor a Llama-format folder (no config.json)"
     )
@@ -140,6 +158,7 @@ def load_run(run: Path) -> Transformer:
         DataError, RunError: if there is none, or it does not fit config.yaml.
     """
     if not is_run_directory(run):
+        check_is_model(run)
         raise DataError(f"run={run}: not a run directory, config.yaml is missing")
     spec = RunDirectory(run).spec()
     found = newest_checkpoint(run / "checkpoints")

@@ -53,8 +53,9 @@ def main(folder: str, arguments: dict[str, Any]) -> None:
     """Print the speed of a model as JSON."""
     import torch
 
-    from slm.evaluation.load import DTYPES, load_model
+    from slm.evaluation.load import load_model
     from slm.evaluation.speed import measure_inference
+    from slm.model.dtypes import DTYPES
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":

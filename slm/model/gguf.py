@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from slm.errors import ConfigError, Problem
-from slm.model.hf import EXPORT_DTYPES, llama_tensors
+from slm.model.dtypes import DTYPES
+from slm.model.hf import llama_tensors
 from slm.model.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def add_model(writer: GGUFWriter, model: Transformer, dtype: str = "fp32") -> No
     writer.add_layer_norm_rms_eps(model.norm_eps)
     writer.add_vocab_size(shape.vocab_size)
     for name, tensor in gguf_tensors(model):
-        stored = tensor if tensor.ndim == 1 else tensor.to(EXPORT_DTYPES[dtype])
+        stored = tensor if tensor.ndim == 1 else tensor.to(DTYPES[dtype])
         if stored.dtype == torch.bfloat16:  # numpy has no bf16: pass its bytes
             data, raw_dtype = stored.view(torch.uint8).numpy(), gguf.GGMLQuantizationType.BF16
             writer.add_tensor(name, data, raw_dtype=raw_dtype)

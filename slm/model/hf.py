@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from slm.architecture.shapes import ModelShape
 from slm.errors import DataError
 from slm.files import atomic_write, write_json
+from slm.model.dtypes import DTYPES
 from slm.model.hf_config import CONFIG, parse_norm_eps, parse_rope_theta, parse_shape, read_config
 from slm.model.hf_weights import SAFETENSORS as WEIGHTS
 from slm.model.hf_weights import find_weight_files, read_tensors
@@ -48,7 +49,6 @@ BLOCK_NAMES = {
 }
 BRANCH_OUTPUTS = {"attention.output.weight", "mlp.down.weight"}
 IGNORED_SUFFIX = "rotary_emb.inv_freq"  # a buffer in old checkpoints
-EXPORT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def is_llama_folder(folder: Path) -> bool:
@@ -65,7 +65,7 @@ def export_llama(
     """
     check_llama_format(model.shape)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.to(EXPORT_DTYPES[dtype]) for name, tensor in llama_tensors(model)}
+    tensors = {name: tensor.to(DTYPES[dtype]) for name, tensor in llama_tensors(model)}
     with atomic_write(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
         temporary.chmod(0o644)  # safetensors creates files that only the owner can read
@@ -87,7 +87,7 @@ def llama_config(
 ) -> dict[str, Any]:
     """Return the content of config.json."""
     shape = model.shape
-    torch_name = str(EXPORT_DTYPES[dtype]).removeprefix("torch.")
+    torch_name = str(DTYPES[dtype]).removeprefix("torch.")
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -17,6 +17,7 @@ from slm.errors import ConfigError, Problem
 from slm.evaluation.speed import measure_inference
 from slm.formatting import count
 from slm.model.build import build_model
+from slm.model.dtypes import DTYPES
 from slm.model.parametrization import Parametrization, initialize
 from slm.model.transformer import Transformer
 from slm.model.weight_layout import prepare_for_decoding
@@ -26,7 +27,6 @@ from slm.tracking.speeds import InferenceSpeed, ShapeSpeed
 from slm.training.device.accelerator import resolve_accelerator, set_threads
 from slm.training.throughput_probe import measure_tokens_per_second
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TRAINING_SECONDS = 2.0  # per shape and round
 
 
