@@ -89,7 +89,7 @@ def _check_options(name: str, command: Command, words: Sequence[str]) -> list[st
             _exit(f"{PROGRAM} {name}: unknown option {option}; {command.replaced[option]}")
         elif option not in known:
             _exit(f"{PROGRAM} {name}: unknown option {option}; {nearest(option, known)}")
-        elif separator and not value:
+        elif separator and not value and option not in command.may_be_empty:
             _exit(f"{PROGRAM} {name}: {option} has no value")
         else:
             checked.append(f"--{option}{separator}{value}")

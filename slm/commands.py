@@ -29,6 +29,8 @@ class Command:
     """Name -> arguments of `add_argument`; None: the command takes overrides of the configuration."""
     positional: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Name of an argument without key -> arguments of `add_argument`."""
+    may_be_empty: tuple[str, ...] = ()
+    """Keys that accept an empty value."""
     flags: Mapping[str, str] = field(default_factory=dict)
     """Name -> help."""
     replaced: Mapping[str, str] = field(default_factory=dict)
@@ -302,7 +304,7 @@ COMMANDS = {
             "prompt": {
                 "metavar": "TEXT",
                 "required": True,
-                "help": "text to continue; - reads it from stdin",
+                "help": "text to continue; - reads it from stdin, without its last line break; '' starts a new text",
             },
             "new_tokens": {
                 "metavar": "N",
@@ -318,12 +320,13 @@ COMMANDS = {
             "top_k": {
                 "metavar": "K",
                 "type": int,
-                "help": "draw from the K likeliest tokens only; default: all",
+                "help": "with a temperature above 0: draw from the K likeliest tokens only; default: all",
             },
             "top_p": {
                 "metavar": "P",
                 "type": float,
-                "help": "draw from the likeliest tokens with a total probability of P; default: all",
+                "help": "with a temperature above 0: draw from the likeliest tokens with a total probability of P; "
+                "default: all",
             },
             "seed": {
                 "metavar": "N",
@@ -335,9 +338,10 @@ COMMANDS = {
                 "metavar": "N",
                 "type": positive,
                 "default": 1,
-                "help": "number of continuations; default: %(default)s",
+                "help": "number of continuations; above 1 with a temperature above 0; default: %(default)s",
             },
         },
+        may_be_empty=("prompt",),
         flags=JSON,
     ),
     "speed": Command(

@@ -18,7 +18,7 @@ from slm.evaluation.load import (
 from slm.evaluation.model_card import ExportedFile, model_card
 from slm.files import atomic_write, write_text
 from slm.model.gguf import add_model, require_gguf
-from slm.model.hf import check_llama_format, export_llama
+from slm.model.hf import check_llama_format, export_llama, is_llama_folder
 from slm.model.hf_config import CONFIG, read_config
 from slm.model.transformer import Transformer
 from slm.tracking.run_dir import RunDirectory
@@ -31,9 +31,12 @@ def export(run: Path, out: Path, *, format: str = "hf", dtype: str = "fp32") -> 
     """Save the model, tokenizer and model card of a run in the format of transformers or llama.cpp."""
     if format == "gguf":
         export_gguf(run, out, dtype)
+        card, files = out.with_suffix(".md"), [out]
     else:
         export_run(run, out, dtype)
-    print(f"exported {run} to {out}")
+        card, files = out / CARD, [path for path in out.iterdir() if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    print(f"exported {run} to {out}: {dtype}, {size / 1e6:,.1f} MB; model card: {card}")
 
 
 def export_run(run: Path, out: Path, dtype: str = "fp32") -> None:
@@ -46,6 +49,10 @@ def export_run(run: Path, out: Path, dtype: str = "fp32") -> None:
     if out.suffix == GGUF_SUFFIX:
         rule = "format=hf writes a folder"
         raise ConfigError([Problem("out", out, rule, "add format=gguf, or give a folder")])
+    if is_llama_folder(run) and not is_run_directory(run):
+        raise DataError(
+            f"run={run}: already in the format of transformers; format=gguf accepts it, format=hf needs a run directory"
+        )
     model = load_run(run)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"out={out}: the folder is not empty; choose a new one")
@@ -99,7 +106,7 @@ def _read_eos_id(source: Path) -> int | None:
 def write_gguf(
     model: Transformer, vocabulary: GGUFVocabulary, out: Path, *, name: str, dtype: str = "fp32"
 ) -> None:
-    """Write a model and its vocabulary to a GGUF file; `name` is for people.
+    """Write a model and its vocabulary to a GGUF file; `name` is the display name.
 
     Raises:
         ConfigError: if the package gguf is not installed.

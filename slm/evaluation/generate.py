@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ DEFAULT_NEW_TOKENS = 128
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what decoders put for bytes that are not UTF-8
 MAX_PARTIAL_CHARACTERS = 3  # of the bytes of an incomplete character
 ESCAPE_HALVES = 2  # tokens after an escape of the ASCII tokenizer
+WINDOW_TOKENS = 32  # decoded for each new token; at most twice as many
 
 
 def generate(
@@ -32,11 +34,15 @@ def generate(
     json: bool,
     **sampling: Any,
 ) -> None:
-    """Print the continuations of a prompt; `sampling` are the fields of `Sampling`."""
+    """Print the continuations of a prompt; `sampling` are the fields of `Sampling`.
+
+    Raises:
+        ConfigError: if a setting is invalid, or has no effect in greedy decoding.
+        DataError, RunError: if the model cannot be read.
+    """
     chosen = Sampling(**sampling)
-    if problems := list(chosen.problems()):
-        raise ConfigError(problems)  # before the model is loaded
-    text = sys.stdin.read() if prompt == "-" else prompt
+    _check(chosen, samples)  # before the model is loaded
+    text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
     loaded = load_with_tokenizer(run)
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
     if samples == 1 and not json:
@@ -46,12 +52,36 @@ def generate(
             print(piece, end="", flush=True)
         print()
         return
-    continuations = sample_texts(loaded, text, new_tokens, chosen, samples)
+    ids, rows = _sample_rows(loaded, text, new_tokens, chosen, samples)
+    continuations = [_text_of(loaded, ids, row) for row in rows]
     if json:
-        print(dumps({"prompt": text, "continuations": continuations}, indent=2, ensure_ascii=False))
+        content = {
+            "model": str(run),
+            **asdict(chosen),
+            "prompt": text,
+            "prompt_tokens": len(ids),
+            "continuations": continuations,
+            "new_tokens": [len(row) for row in rows],
+        }
+        print(dumps(content, indent=2, ensure_ascii=False))
         return
     for number, continuation in enumerate(continuations, start=1):
         print(f"--- {number} of {samples}\n{text}{continuation}")
+
+
+def _check(sampling: Sampling, samples: int) -> None:
+    """Raise a ConfigError for invalid values, and for settings that greedy decoding ignores."""
+    problems = list(sampling.problems())
+    settings = {"top_k": sampling.top_k, "top_p": sampling.top_p}
+    ignored = [f"{key}={value}" for key, value in settings.items() if value is not None]
+    if samples > 1:
+        ignored.append(f"samples={samples}")
+    if sampling.temperature == 0 and ignored:
+        verb = "has" if len(ignored) == 1 else "have"
+        rule = f"takes the likeliest token, so {' and '.join(ignored)} {verb} no effect"
+        problems.append(Problem("temperature", 0, rule, "set temperature, for example temperature=0.8"))  # fmt: skip
+    if problems:
+        raise ConfigError(problems)
 
 
 def stream_text(
@@ -90,6 +120,18 @@ def sample_texts(
     Raises:
         ConfigError: if the prompt leaves no room for new tokens, or a setting is invalid.
     """
+    ids, rows = _sample_rows(loaded, prompt, new_tokens, sampling, samples)
+    return [_text_of(loaded, ids, row) for row in rows]
+
+
+def _sample_rows(
+    loaded: LoadedModel,
+    prompt: str,
+    new_tokens: int | None,
+    sampling: Sampling | None,
+    samples: int,
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return the tokens of the prompt, and those of each continuation."""
     ids = _prompt_ids(loaded, prompt)
     rows = generate_batch(
         loaded.model,
@@ -98,7 +140,11 @@ def sample_texts(
         sampling=sampling,
         stop=stop_ids(loaded),
     )
-    return ["".join(decode_stream(loaded.tokenizer, ids.tolist(), row.tolist())) for row in rows]
+    return ids, rows
+
+
+def _text_of(loaded: LoadedModel, prompt: torch.Tensor, row: torch.Tensor) -> str:
+    return "".join(decode_stream(loaded.tokenizer, prompt.tolist(), row.tolist()))
 
 
 def decode_stream(
@@ -110,21 +156,36 @@ def decode_stream(
     """Yield the text of tokens that follow a prompt, as soon as its characters are complete.
 
     A character of several bytes may be spread over several tokens. What is incomplete at the end is yielded as the
-    tokenizer decodes it.
+    tokenizer decodes it. Only the last tokens are decoded at each step: a window whose text ends that of all tokens.
     """
-    ids = list(prompt)
-    shown = len(tokenizer.decode(np.array(ids)))
+    window = list(prompt)
+    shown = len(tokenizer.decode(np.array(window)))  # characters of the window's text
     for token in tokens:
         if token in stop:
             break
-        ids.append(token)
-        text = _complete_text(tokenizer, ids)
+        window.append(token)
+        text = _complete_text(tokenizer, window)
         if len(text) > shown:
             yield text[shown:]
             shown = len(text)
-    rest = tokenizer.decode(np.array(ids))[shown:]
+        if len(window) > 2 * WINDOW_TOKENS:
+            window, shown = _shortened(tokenizer, window, shown)
+    rest = tokenizer.decode(np.array(window))[shown:]
     if rest:
         yield rest
+
+
+def _shortened(tokenizer: Tokenizer, window: list[int], shown: int) -> tuple[list[int], int]:
+    """Return the last tokens of a window, and how many characters of their text were yielded.
+
+    The window stays as it is if the last tokens do not begin with a whole character.
+    """
+    text = tokenizer.decode(np.array(window))
+    tail = tokenizer.decode(np.array(window[-WINDOW_TOKENS:]))
+    pending = len(text) - shown
+    if not text.endswith(tail) or len(tail) <= pending:
+        return window, shown
+    return window[-WINDOW_TOKENS:], len(tail) - pending
 
 
 def stop_ids(loaded: LoadedModel) -> frozenset[int]:

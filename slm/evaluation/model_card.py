@@ -1,4 +1,4 @@
-"""The model card of an export: what the model is, how it was trained and what it can show.
+"""The model card of an export: model, training, results, use and limits.
 
 A fact that the source does not record is left out: a Llama-format folder has no facts of training.
 """
@@ -17,9 +17,8 @@ from slm.data.tokenizers.hf_files import END_OF_TEXT
 from slm.data.tokenizers.tokenizer import ByteTokenizer, HFTokenizer, Tokenizer
 from slm.evaluation.load import LoadedModel, is_run_directory
 from slm.files import read_json
-from slm.formatting import scientific
+from slm.formatting import count, scientific, short_count
 from slm.model.transformer import Transformer
-from slm.run.display_name import display_name
 from slm.run.spec import RunSpec
 from slm.tracking.result import RunResult
 from slm.tracking.run_dir import RunDirectory
@@ -66,7 +65,7 @@ def model_card(loaded: LoadedModel, exported: ExportedFile) -> str:
     environment.filters["cell"] = lambda text: text.replace("|", "\\|")
     spec = RunDirectory(loaded.folder).spec() if is_run_directory(loaded.folder) else None
     card = environment.get_template(TEMPLATE).render(
-        title=loaded.name if spec is None else display_name(spec),
+        title=loaded.name if spec is None else _title(loaded),
         exported=exported,
         start=getattr(loaded.tokenizer, "end_of_text", END_OF_TEXT),
         seq_len=loaded.model.shape.seq_len,
@@ -81,6 +80,16 @@ def model_card(loaded: LoadedModel, exported: ExportedFile) -> str:
         results=[] if loaded.result is None else [*_result_facts(loaded.result)],
     )
     return re.sub(r"\n{3,}", "\n\n", card)
+
+
+def _title(loaded: LoadedModel) -> str:
+    """Return shape, parameters and, of a finished run, training tokens in words."""
+    shape, result = loaded.model.shape, loaded.result
+    passes = f", each run {shape.layer_sharing} times," if shape.layer_sharing > 1 else ""
+    params = short_count(count_parameters(shape).params_total)
+    trained = "" if result is None else f", trained on {short_count(result.tokens)} tokens"
+    layers = count(shape.n_layers, "layer")
+    return f"Language model with {layers}{passes} of width {shape.d_model}, {params} parameters{trained}"
 
 
 def _model_facts(model: Transformer, tokenizer: Tokenizer, dtype: str) -> Facts:
@@ -126,7 +135,8 @@ def _training_facts(run: Path, spec: RunSpec, result: RunResult | None) -> Facts
         yield (
             "training tokens",
             f"{result.tokens:,} in {result.steps:,} steps of {result.batch_tokens:,}; "
-            f"{result.epochs:.3g} passes over the text; {result.tokens_per_param:.3g} per parameter (FLOPs/6)",
+            f"{result.epochs:.3g} passes over the text; {result.tokens_per_param:.3g} per parameter, where "
+            "the number of parameters is FLOPs per token / 6",
         )
         convention = CONVENTIONS.get(result.flops_convention, result.flops_convention)
         yield "training FLOPs", f"{scientific(float(result.flops), 4)} ({convention})"

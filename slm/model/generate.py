@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from slm.model.transformer import Transformer
 
 CAPACITY_MULTIPLE = 8  # of a static cache: CUDA's attention copies masks of other lengths
+LOWEST_TEMPERATURE = 1e-4  # above 0; logits / temperature overflow at much smaller values
 WARMUP_STEPS = 2  # before a CUDA graph is recorded: libraries allocate their buffers
 
 
@@ -30,7 +31,7 @@ class Sampling:
     """How a token is chosen from the logits.
 
     Attributes:
-        temperature: 0 takes the likeliest token (greedy decoding); else tokens are drawn from
+        temperature: 0 takes the likeliest token (greedy decoding); else, from 1e-4, tokens are drawn from
             softmax(logits / temperature).
         top_k: draw from the k likeliest tokens only.
         top_p: draw from the smallest set of likeliest tokens with a total probability of at least top_p
@@ -45,8 +46,10 @@ class Sampling:
 
     def problems(self) -> Iterator[Problem]:
         """Yield a problem for every invalid value."""
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            yield Problem("temperature", self.temperature, "must be at least 0", "0 is greedy")
+        is_greedy = self.temperature == 0
+        if not is_greedy and not LOWEST_TEMPERATURE <= self.temperature < math.inf:
+            rule = f"must be 0 or at least {LOWEST_TEMPERATURE}"
+            yield Problem("temperature", self.temperature, rule, "0 is greedy")
         if self.top_k is not None and self.top_k < 1:
             yield Problem("top_k", self.top_k, "must be at least 1", "1 is greedy")
         if self.top_p is not None and not 0 < self.top_p <= 1:
@@ -101,10 +104,17 @@ class Decoder:
 
     @torch.inference_mode()
     def prefill(self, prompts: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Process prompts (B, T), of which row b begins with padding[b] tokens that count for nothing.
+        """Process prompts (B, T), of which row b begins with padding[b] padding tokens.
 
         Returns the logits (B, V) of the first new token.
+
+        Raises:
+            ValueError: if the batch has another size than the decoder.
         """
+        if len(prompts) != len(self._padding):
+            raise ValueError(
+                f"{len(prompts)} prompts, but the decoder was built with batch_size={len(self._padding)}"
+            )
         self._cache.clear()
         if padding is not None:
             self._padding.copy_(padding)
@@ -221,7 +231,7 @@ def stream(
 ) -> Iterator[Tensor]:
     """Yield the new tokens (B,) of each step, at most `new_tokens` times.
 
-    Row b of the prompt (B, T) begins with padding[b] tokens that count for nothing. A `decoder` is reused; by
+    Row b of the prompt (B, T) begins with padding[b] padding tokens. A `decoder` is reused; by
     default one is built. See `generate` for the other arguments.
 
     Raises:

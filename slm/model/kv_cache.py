@@ -33,8 +33,8 @@ class KeyValueCache:
     """Keys and values of all processed tokens: two tensors (B, G, C, K) per pass through a block.
 
     Memory is allocated by the first pass. A shared block has one pair per pass, because its keys differ between
-    passes. With `padding` (B,), row b begins with padding[b] tokens that count for nothing: positions start after
-    them, and no other token attends to them.
+    passes. With `padding` (B,), row b begins with padding[b] padding tokens: positions start after them, and no
+    other token attends to them.
     """
 
     def __init__(

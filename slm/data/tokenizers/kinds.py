@@ -1,4 +1,4 @@
-"""What the saved form of a `tokenizers.Tokenizer` says about it: is it lossless, and where can text be split."""
+"""Properties of a saved `tokenizers.Tokenizer`: whether it is lossless, and where a long text can be split."""
 
 from __future__ import annotations
 

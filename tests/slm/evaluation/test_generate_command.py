@@ -11,11 +11,13 @@ import pytest
 import torch
 
 import slm
+from slm.__main__ import parse
 from slm.data.tokenizers.hf_files import train_bpe
 from slm.data.tokenizers.tokenizer import ByteTokenizer, HFTokenizer, Tokenizer
 from slm.errors import ConfigError, DataError
 from slm.evaluation.export import export_run
 from slm.evaluation.generate import (
+    WINDOW_TOKENS,
     decode_stream,
     generate,
     sample_texts,
@@ -70,6 +72,27 @@ def test_invalid_bytes_are_shown_and_nothing_is_read_ahead() -> None:
     assert "a" + "".join(pieces) == text
 
 
+@pytest.mark.parametrize("kind", ["byte", "ascii", "bpe"])
+def test_only_the_last_tokens_are_decoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = bpe() if kind == "bpe" else ByteTokenizer(kind)
+    text = "".join(chr(0x4E00 + index) + "a\u20ac \U0001f600"[: index % 5] for index in range(150))
+    ids = tokenizer.encode_batch([text])[0].tolist()
+    lengths: list[int] = []
+    decode = type(tokenizer).decode
+
+    def recorded(self: Any, ids: Any) -> str:
+        lengths.append(len(ids))
+        return decode(self, ids)
+
+    monkeypatch.setattr(type(tokenizer), "decode", recorded)
+    pieces = list(decode_stream(tokenizer, [tokenizer.eot_id, *ids[:90]], ids[90:]))
+    shown = len(decode(tokenizer, ids[:90]))
+    monkeypatch.undo()
+    assert "".join(pieces) == tokenizer.decode(ids)[shown:] and len(pieces) > 150
+    # The first step decodes the prompt; a character has up to 12 tokens, and a window begins with a whole one.
+    assert max(lengths[40:]) <= 2 * WINDOW_TOKENS + 12
+
+
 @pytest.fixture
 def run(tiny_spec: Callable[..., RunSpec]) -> Path:
     spec = tiny_spec(budget={"tokens": 2 * 256})
@@ -96,12 +119,15 @@ def test_command_on_a_run_and_on_its_export(
     drawn = sample_texts(loaded, "Deep", 12, samples=2)
     assert drawn == [expected] * 2
 
-    monkeypatch.setattr("sys.stdin.read", lambda: "Deep", raising=False)
+    monkeypatch.setattr("sys.stdin.read", lambda: "Deep\n", raising=False)
     generate(
         run=run, prompt="-", **{**SETTINGS, "samples": 2, "json": True}, temperature=1.0, seed=3
     )
     printed = json.loads(capsys.readouterr().out)
     assert printed["prompt"] == "Deep" and len(printed["continuations"]) == 2
+    settings = {"model": str(run), "temperature": 1.0, "top_k": None, "top_p": None, "seed": 3}
+    assert {key: printed[key] for key in settings} == settings
+    assert printed["prompt_tokens"] == 5 and max(printed["new_tokens"]) <= 12
     generate(run=run, prompt="Deep", **{**SETTINGS, "samples": 2}, temperature=1.0, seed=3)
     assert all(f"Deep{text}\n" in capsys.readouterr().out for text in printed["continuations"][:1])
 
@@ -111,6 +137,20 @@ def test_command_on_a_run_and_on_its_export(
         generate(run=run, prompt="x" * 40, **SETTINGS)
     with pytest.raises(ConfigError, match="top_p=2"):
         generate(run=tmp_path / "missing", prompt="x", top_p=2.0, **SETTINGS)
+    with pytest.raises(
+        ConfigError, match=r"top_k=5 and samples=3 have no effect .set temperature, "
+    ):
+        generate(run=run, prompt="x", top_k=5, **{**SETTINGS, "samples": 3})
+    with pytest.raises(ConfigError, match=r"temperature=1e-40: must be 0 or at least 0.0001"):
+        generate(run=run, prompt="x", temperature=1e-40, **SETTINGS)
+    _, arguments = parse(["generate", f"run={run}", "prompt=", "new_tokens=3"])
+    generate(**arguments)
+    assert len(capsys.readouterr().out) <= 4  # characters and a line break
+    with pytest.raises(DataError, match="1 run is below; give one of them"):
+        generate(run=run.parent, prompt="x", **SETTINGS)
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(DataError, match="GGUF cannot be read back; export with format=hf"):
+        generate(run=tmp_path / "model.gguf", prompt="x", **SETTINGS)
     with pytest.raises(DataError, match="no such folder"):
         generate(run=tmp_path / "missing", prompt="x", **SETTINGS)
 

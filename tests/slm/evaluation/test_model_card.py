@@ -48,6 +48,11 @@ def test_card_of_a_run(
         "pipeline_tag": "text-generation",
         "tags": ["llama", "slm", "ablation"],
     }
+    shape = RunDirectory(run).spec().shape
+    assert card.partition("\n# ")[2].startswith(
+        f"Language model with {shape.n_layers} layers of width {shape.d_model}, "
+    )
+    assert "parameters, trained on 512 tokens\n" in card
     facts = table(card)
     assert facts["parameters"].startswith(
         f"{result.params_total:,}; {result.params_non_embedding:,} without"

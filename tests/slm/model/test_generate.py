@@ -124,6 +124,11 @@ def test_bf16_weights_generate_with_the_logits_of_a_full_pass() -> None:
             logits = decoder.step(batch[:, position])
 
 
+def test_a_decoder_refuses_another_batch_size() -> None:
+    with pytest.raises(ValueError, match="3 prompts, but the decoder was built with batch_size=2"):
+        Decoder(build(), 2, 20).prefill(torch.stack(prompts([4, 4, 4])))
+
+
 def literal_filter(logits: list[float], sampling: Sampling) -> list[float]:
     """Return the probabilities of the tokens, from the definitions, one token at a time."""
     scaled = [value / sampling.temperature for value in logits]

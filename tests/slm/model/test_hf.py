@@ -286,7 +286,7 @@ def test_export_run_includes_the_tokenizer(
         assert_same_logits(slm.load(run.path)(batch), theirs(batch).logits)
     with pytest.raises(DataError, match="not empty"):
         export_run(run.path, tmp_path / "out")
-    with pytest.raises(DataError, match="not a run directory"):
+    with pytest.raises(DataError, match="format=gguf accepts it"):
         export_run(tmp_path / "out", tmp_path / "again")
     for checkpoint in run.checkpoints.glob("*"):
         checkpoint.unlink()
@@ -307,8 +307,12 @@ def test_export_command(
     for arguments, code, message in (
         ([f"run={run.path}"], 2, "required: --out"),
         ([f"rn={run.path}", f"out={tmp_path / 'b'}"], 2, "did you mean run?"),
-        ([f"run={tmp_path}", f"out={tmp_path / 'b'}"], 1, "not a run directory"),
-        ([f"run={run.path}", f"out={tmp_path / 'out'}"], 0, "exported"),
+        ([f"run={tmp_path}", f"out={tmp_path / 'b'}"], 1, "neither a run directory"),
+        (
+            [f"run={run.path}", f"out={tmp_path / 'out'}"],
+            0,
+            f"model card: {tmp_path}/out/README.md",
+        ),
     ):
         monkeypatch.setattr("sys.argv", ["slm", "export", *arguments])
         with pytest.raises(SystemExit) as stopped:
