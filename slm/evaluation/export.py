@@ -19,7 +19,7 @@ from slm.evaluation.model_card import ExportedFile, model_card
 from slm.files import atomic_write, write_text
 from slm.model.gguf import add_model, require_gguf
 from slm.model.hf import check_llama_format, export_llama, is_llama_folder
-from slm.model.hf_config import CONFIG, read_config
+from slm.model.hf_config import CONFIG, parse_eos_ids, read_config
 from slm.model.transformer import Transformer
 from slm.tracking.run_dir import RunDirectory
 
@@ -99,8 +99,8 @@ def _read_eos_id(source: Path) -> int | None:
     """Return the token that ends a text in a Llama-format folder; None for a run and if there is none."""
     if is_run_directory(source):
         return None
-    eos_id = read_config(source / CONFIG).get("eos_token_id")
-    return eos_id[0] if isinstance(eos_id, list) else eos_id
+    ids = parse_eos_ids(read_config(source / CONFIG), source / CONFIG)
+    return ids[0] if ids else None
 
 
 def write_gguf(

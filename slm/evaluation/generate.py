@@ -15,8 +15,8 @@ import torch
 from slm.data.tokenizers.tokenizer import ByteTokenizer, Tokenizer
 from slm.errors import NO_VALUE, ConfigError, Problem
 from slm.evaluation.load import LoadedModel, is_run_directory, load_with_tokenizer
-from slm.files import read_json
 from slm.model.generate import Sampling, generate_batch, stream
+from slm.model.hf_config import CONFIG, parse_eos_ids, read_config
 
 DEFAULT_NEW_TOKENS = 128
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what decoders put for bytes that are not UTF-8
@@ -189,11 +189,15 @@ def _shortened(tokenizer: Tokenizer, window: list[int], shown: int) -> tuple[lis
 
 
 def stop_ids(loaded: LoadedModel) -> frozenset[int]:
-    """Return the tokens that end a text: end-of-text and, of a Llama-format folder, its eos_token_id."""
+    """Return the tokens that end a text: end-of-text and, of a Llama-format folder, its eos_token_id.
+
+    Raises:
+        DataError: if config.json is damaged.
+    """
     ids = {loaded.tokenizer.eot_id}
     if not is_run_directory(loaded.folder):
-        eos = read_json(loaded.folder / "config.json").get("eos_token_id")
-        ids |= set(eos if isinstance(eos, list) else [] if eos is None else [eos])
+        path = loaded.folder / CONFIG
+        ids |= set(parse_eos_ids(read_config(path), path))
     return frozenset(ids)
 
 

@@ -165,6 +165,20 @@ def parse_norm_eps(config: Mapping[str, Any], path: Path) -> float:
     return _positive(config, "rms_norm_eps", DEFAULT_NORM_EPS, path)
 
 
+def parse_eos_ids(config: Mapping[str, Any], path: Path) -> list[int]:
+    """Return the tokens that end a text; empty if there is none.
+
+    Raises:
+        DataError: if `eos_token_id` is not an id, a list of ids, or null.
+    """
+    value = config.get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if any(isinstance(each, bool) or not isinstance(each, int) or each < 0 for each in ids):
+        rule = "must be an integer of at least 0, a list of them, or null"
+        raise DataError(f"{path}: eos_token_id={json.dumps(value)} {rule}")
+    return ids
+
+
 def _positive(config: Mapping[str, Any], key: str, default: float, path: Path) -> float:
     value = config.get(key, default)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -231,8 +231,8 @@ def _difference(task: str, metric: str, sides: Sequence[Sequence[TaskScore]]) ->
     counts = len(first), len(second)
     family_se = None
     if min(counts) > 1 and not math.isnan(se):
-        # Runs of a family are random too: their variance between run means, which also contains a part of that over
-        # examples. The sum is therefore slightly too large rather than too small.
+        # Adds the variance between runs. The run means also vary with the examples, so that this part of the variance is
+        # counted twice: the sum overestimates slightly.
         family_se = math.sqrt(se**2 + sum(m.var(ddof=1) / len(m) for m in run_means))
     return Difference(
         task=task,

@@ -181,3 +181,6 @@ def test_llama_folder_stops_at_its_eos_token(
     assert stop_ids(loaded) == {row[5], 7, 299}
     stopped = sample_texts(loaded, "the", 12)[0]
     assert stopped == loaded.tokenizer.decode(torch.tensor(row[: row.index(row[5])]).numpy())
+    write_json(out / "config.json", {**read_json(out / "config.json"), "eos_token_id": "</s>"})
+    with pytest.raises(DataError, match='eos_token_id="</s>" must be an integer'):
+        stop_ids(loaded)
