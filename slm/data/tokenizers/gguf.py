@@ -33,6 +33,7 @@ PRE_TOKENIZERS = {  # llama.cpp's name -> definition of the library `tokenizers`
     "smollm": {"type": "Sequence", "pretokenizers": [DIGITS, BYTE_LEVEL]},
 }
 FIX = "export with format=hf"
+MAX_CHARACTERS = 100  # of a definition in a message
 
 
 class TokenKind(IntEnum):
@@ -165,8 +166,11 @@ def _pre_tokenizer(saved: Mapping[str, Any]) -> str:
     names = [name for name, known in PRE_TOKENIZERS.items() if known == pre_tokenizer]
     if not names or normalizer:
         key = "normalizer" if normalizer else "pre_tokenizer"
+        shown = json.dumps(saved[key])
+        if len(shown) > MAX_CHARACTERS:
+            shown = f"{shown[:MAX_CHARACTERS]}..."
         raise DataError(
-            f"tokenizer with {key}={json.dumps(saved[key])}: not one that the GGUF export knows "
+            f"tokenizer with {key}={shown}: not one that the GGUF export knows "
             f"({', '.join(PRE_TOKENIZERS)}, SentencePiece); {FIX}"
         )
     return names[0]
