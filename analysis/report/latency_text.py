@@ -14,6 +14,7 @@ from analysis.compare.latency_result import (
     multiplier_text,
     ratio_rows,
 )
+from analysis.compare.measured_speeds import falling_note
 from analysis.formatting import count, power_of_ten
 from slm.formatting import short_count
 from slm.summary import Rows
@@ -25,7 +26,8 @@ DIFFERENCE = "loss difference, nats/token [95% CI]"
 MULTIPLIER = "multiplier [95% CI]"
 METHOD = (
     "Times were measured with random weights. Between the measured sizes of a family, ln(time) is linear in ln(N); nothing "
-    "is extrapolated. Multiplier: FLOPs or time of {wide} divided by that of {deep} at equal loss; above 1, {deep} needs less."
+    "is extrapolated. A larger size counts where it is faster: the time at N is the least time of a size of at least N, and a "
+    "table names the size that runs (`N, run as larger N`). Multiplier: FLOPs or time of {wide} divided by that of {deep} at equal loss; above 1, {deep} needs less."
 )
 
 
@@ -76,8 +78,8 @@ def _setting_lines(contrast: TimeContrast) -> Iterator[str]:
     if (loss := contrast.multiplier) is not None:
         sentences.append(
             f"Time multiplier at the lowest common loss, {setting.quantity}: {multiplier_text(loss)} ({contrast.wide} with "
-            f"N = {short_count(loss.n_wide)} takes {format_seconds(loss.seconds_wide)}, {contrast.deep} with "
-            f"N = {short_count(loss.n_deep)} {format_seconds(loss.seconds_deep)})."
+            f"N = {_size(loss.n_wide, loss.n_run_wide)} takes {format_seconds(loss.seconds_wide)}, {contrast.deep} with "
+            f"N = {_size(loss.n_deep, loss.n_run_deep)} {format_seconds(loss.seconds_deep)})."
         )
     if contrast.sizes:
         sentences.append(f"At equal FLOPs {contrast.deep} takes {_ratio(contrast)} as long.")
@@ -97,6 +99,11 @@ def _ratio(contrast: TimeContrast) -> str:
     return f"{mean} ({min(ratios):.2f} to {max(ratios):.2f} over {count(len(ratios), 'size')})"
 
 
+def _size(n: float, n_run: float) -> str:
+    """Return N, and the larger size that runs because it is faster."""
+    return short_count(n) if n_run == n else f"{short_count(n)}, run as {short_count(n_run)}"
+
+
 def _notes(contrasts: tuple[TimeContrast, ...]) -> Iterator[str]:
     for contrast in contrasts:
         where = contrast.setting.describe()
@@ -106,6 +113,8 @@ def _notes(contrasts: tuple[TimeContrast, ...]) -> Iterator[str]:
         if contrast.single_rounds:
             shapes = count(contrast.single_rounds, "shape")
             yield f"{shapes} measured in one round, {where}: the noise of these times is unknown and counts as 0."
+        if fall := falling_note(contrast.falls):
+            yield f"Note: {where} {fall}."
 
 
 def key_numbers(report: StudyReport) -> list[tuple[str, str]]:
@@ -186,10 +195,10 @@ def multiplier_rows(report: StudyReport) -> Rows:
     return [
         {
             "time": contrast.setting.quantity,
-            f"N, {contrast.deep}": short_count(loss.n_deep),
-            f"N, {contrast.wide}": short_count(loss.n_wide),
-            f"{contrast.deep}": format_seconds(loss.seconds_deep),
-            f"{contrast.wide}": format_seconds(loss.seconds_wide),
+            f"N, {contrast.deep}": _size(loss.n_deep, loss.n_run_deep),
+            f"N, {contrast.wide}": _size(loss.n_wide, loss.n_run_wide),
+            f"time, {contrast.deep}": format_seconds(loss.seconds_deep),
+            f"time, {contrast.wide}": format_seconds(loss.seconds_wide),
             "time multiplier [95% CI]": multiplier_text(loss),
             "device": contrast.setting.device,
         }
