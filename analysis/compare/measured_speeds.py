@@ -12,7 +12,7 @@ from pathlib import Path
 from slm.architecture.decoding import BYTES_PER_VALUE, decoding_memory_bytes
 from slm.architecture.shapes import ModelShape, shape_key
 from slm.errors import DataError
-from slm.formatting import short_count
+from slm.formatting import count, short_count
 from slm.rounding import exceeds
 from slm.tracking.speeds import MEASURE_AGAIN, InferenceSpeed, ShapeSpeed, read_speeds
 
@@ -34,6 +34,11 @@ class Setting:
     @property
     def is_decoding(self) -> bool:
         return self.quantity == DECODING
+
+    @property
+    def token(self) -> str:
+        """The token whose time is measured."""
+        return "generated token" if self.is_decoding else "training token"
 
     def describe(self) -> str:
         """Return the quantity, the device and the other conditions."""
@@ -75,6 +80,13 @@ def falling_spans(times: Iterable[tuple[float, float]]) -> list[tuple[float, flo
         first = spans.pop()[0] if spans and spans[-1][1] == n else n
         spans.append((first, next_n))
     return spans
+
+
+def range_text(ratios: Sequence[float]) -> str:
+    """Return smallest and largest ratio over sizes, such as `range over 2 sizes: 1.88 to 3.32`."""
+    if len(ratios) == 1:
+        return "1 size"
+    return f"range over {count(len(ratios), 'size')}: {min(ratios):.2f} to {max(ratios):.2f}"
 
 
 def falling_note(spans: Mapping[str, Sequence[tuple[float, float]]]) -> str:

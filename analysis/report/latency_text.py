@@ -14,7 +14,7 @@ from analysis.compare.latency_result import (
     multiplier_text,
     ratio_rows,
 )
-from analysis.compare.measured_speeds import falling_note
+from analysis.compare.measured_speeds import falling_note, range_text
 from analysis.formatting import count, power_of_ten
 from slm.formatting import short_count
 from slm.summary import Rows
@@ -51,30 +51,43 @@ def lines(report: StudyReport) -> list[str]:
 def contrast_lines(report: StudyReport) -> list[str]:
     """Return level, multiplier and ratio of times of the first decode and the first training setting.
 
-    Of other settings, which are in the tables, only refusals.
+    Of other settings, which are in the tables, only refusals. A reason that holds for every setting is given once.
     """
+    contrasts, block = _contrasts(report), report.comparison.block
+    reasons = {contrast.reasons for contrast in contrasts}
+    (common,) = reasons if len(reasons) == 1 else ((),)
     found: list[str] = []
+    if common:
+        is_same = block.refused and common == block.reasons
+        why = (
+            "refused for the same reason as at equal FLOPs"
+            if is_same
+            else f"REFUSED: {'; '.join(common)}"
+        )
+        found.append(f"At equal latency and training time: {why}.")
     quantities: set[str] = set()
-    for contrast in _contrasts(report):
+    for contrast in contrasts:
         is_first = contrast.setting.quantity not in quantities
         quantities.add(contrast.setting.quantity)
-        if is_first or contrast.level is None:
-            found += _setting_lines(contrast)
+        if not common and (is_first or contrast.level is None):
+            found.append(_level_line(contrast))
+        found += _time_line(contrast) if is_first else ()
     return found
 
 
-def _setting_lines(contrast: TimeContrast) -> Iterator[str]:
-    setting = contrast.setting
-    start = f"Level at equal {setting.describe()} and equal training tokens:"
+def _level_line(contrast: TimeContrast) -> str:
+    start = f"Loss difference at equal {contrast.setting.describe()} and equal training tokens:"
     if (level := contrast.level) is None:
-        yield f"{start} REFUSED: {'; '.join(contrast.reasons or contrast.level_reasons)}."
-    else:
-        yield (
-            f"{start} {contrast.deep} minus {contrast.wide} is {level_text(level)} nats/token at "
-            f"{_per_token(contrast, level)}, the largest common time, where {contrast.deep} has "
-            f"N = {short_count(level.n_deep)} and {contrast.wide} N = {short_count(level.n_wide)}."
-        )
-    sentences = []
+        return f"{start} REFUSED: {'; '.join(contrast.reasons or contrast.level_reasons)}."
+    return (
+        f"{start} {contrast.deep} minus {contrast.wide} is {level_text(level)} nats/token at "
+        f"{_per_token(contrast, level)}, the largest common time, where {contrast.deep} has "
+        f"N = {short_count(level.n_deep)} and {contrast.wide} N = {short_count(level.n_wide)}."
+    )
+
+
+def _time_line(contrast: TimeContrast) -> Iterator[str]:
+    setting, sentences = contrast.setting, []
     if (loss := contrast.multiplier) is not None:
         sentences.append(
             f"Time multiplier at the lowest common loss, {setting.quantity}: {multiplier_text(loss)} ({contrast.wide} with "
@@ -82,21 +95,19 @@ def _setting_lines(contrast: TimeContrast) -> Iterator[str]:
             f"N = {_size(loss.n_deep, loss.n_run_deep)} {format_seconds(loss.seconds_deep)})."
         )
     if contrast.sizes:
-        sentences.append(f"At equal FLOPs {contrast.deep} takes {_ratio(contrast)} as long.")
+        sentences.append(f"At equal FLOPs {contrast.deep} takes {_ratio(contrast)}.")
     if sentences:
         yield " ".join(sentences)
 
 
 def _per_token(contrast: TimeContrast, level: EqualTime) -> str:
-    return f"{format_seconds(level.seconds)} per {'decoded' if contrast.setting.is_decoding else 'training'} token"
+    return f"{format_seconds(level.seconds)} per {contrast.setting.token}"
 
 
 def _ratio(contrast: TimeContrast) -> str:
     ratios = [row["ratio"] for row in contrast.sizes]
-    mean = f"{geometric_mean_ratio(contrast.sizes):.2f} times"
-    if len(ratios) == 1:
-        return mean
-    return f"{mean} ({min(ratios):.2f} to {max(ratios):.2f} over {count(len(ratios), 'size')})"
+    mean = f"{geometric_mean_ratio(contrast.sizes):.2f} times as long as {contrast.wide} per {contrast.setting.token}"
+    return f"{mean} ({range_text(ratios)})"
 
 
 def _size(n: float, n_run: float) -> str:

@@ -270,7 +270,7 @@ class TestMissing:
             "deep_thin has 1 measured size, at least 2 are needed in each family",
         )
         lines = latency_text.lines(found)
-        assert any("REFUSED: deep_thin has 1 measured size" in line for line in lines)
+        assert sum("REFUSED: deep_thin has 1 measured size" in line for line in lines) == 1
         assert any("measured in one round" in line for line in lines)
         assert latency_text.rows(found)[1]["loss difference, nats/token [95% CI]"] == "refused"
 
@@ -292,6 +292,24 @@ class TestMissing:
         speeds = [speed_of(shape, bandwidth) for shape in shapes.values()]
         (reason,) = compare_at_equal_time(table, block, settings_of(speeds)).contrasts[0].reasons
         assert "train several token budgets per size" in reason
+
+    def test_a_refusal_at_equal_flops_is_not_repeated_per_setting(
+        self, report: StudyReport, shapes: dict[tuple[str, str], ModelShape]
+    ) -> None:
+        deep, wide = report.comparison.deep, report.comparison.wide
+        few = report.table[report.table["rung"] == report.table["rung"].iloc[0]]
+        block = fit_block_model(few, deep=deep, wide=wide, n="n")
+        assert block.refused
+        refused = replace(report, comparison=replace(report.comparison, block=block))
+        speeds = [speed_of(s, bandwidth, device) for s in shapes.values() for device in ("a", "b")]
+        lines = latency_text.contrast_lines(at_equal_time(refused, speeds))
+        assert (
+            lines[0]
+            == "At equal latency and training time: refused for the same reason as at equal FLOPs."
+        )
+        assert len(lines) == 3 and not any("REFUSED" in line for line in lines)
+        assert "times as long as wide_shallow per generated token (range over 6 sizes: " in lines[1]
+        assert "times as long as wide_shallow per training token" in lines[2]
 
     def test_tables_of_others_have_no_shapes_to_match(
         self, report: StudyReport, shapes: dict[tuple[str, str], ModelShape]
@@ -349,7 +367,7 @@ class TestReport:
         assert settings[1]["levels"] == [] and settings[1]["level_reasons"]
         assert len(saved["latency"]["shapes"]) == 18
         conditions = f"{DEVICE}, fp32, batch size 1, prompt of {PROMPT} tokens, {NEW} new tokens"
-        assert f"Level at equal decode latency ({conditions})" in shown
+        assert f"Loss difference at equal decode latency ({conditions})" in shown
 
     def test_without_a_file_one_line_names_the_command(self, without: StudyReport) -> None:
         shown = markdown(without)
@@ -377,7 +395,7 @@ class TestReport:
     ) -> None:
         file = write(tmp_path / "mine.json", [speed_of(s, bandwidth) for s in shapes.values()])
         assert run_main(MICRO, tmp_path / "out", "--speed", file) == 0
-        assert "Level at equal decode latency" in capsys.readouterr().out
+        assert "Loss difference at equal decode latency" in capsys.readouterr().out
         assert "At equal latency" in (tmp_path / "out" / "report.md").read_text()
 
     def test_command_names_a_missing_file_and_finds_the_one_beside_the_runs(
