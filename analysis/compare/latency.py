@@ -92,6 +92,17 @@ class TimeCurve:
         slope = (y[left + 1] - y[left]) / (x[left + 1] - x[left])
         return float(min(y[left] + slope * (log_n - x[left]), y[x >= log_n].min(initial=math.inf)))
 
+    def fastest(self, log_n: float, log_seconds: Floats) -> float:
+        """Return ln N of the size with the time `least`: N, or a measured larger size that is faster."""
+        y, x = log_seconds[self.index], self.log_n
+        larger = np.flatnonzero(x > log_n + ROUNDING_TOLERANCE)
+        if not len(larger):
+            return log_n
+        size = larger[int(np.argmin(y[larger]))]
+        is_faster = y[size] <= self.least(log_n, log_seconds) + ROUNDING_TOLERANCE
+        is_faster &= y[size] < np.interp(log_n, x, y) - ROUNDING_TOLERANCE
+        return float(x[size]) if is_faster else log_n
+
 
 @dataclass(frozen=True)
 class EqualTime:
@@ -105,10 +116,15 @@ class EqualTime:
 
 @dataclass(frozen=True)
 class EqualLoss:
-    """Time multiplier at sizes of equal loss; seconds per token."""
+    """Time multiplier at sizes of equal loss; seconds per token.
+
+    The seconds are those of the sizes `n_run_deep` and `n_run_wide`: larger than n_deep and n_wide if a larger one is faster.
+    """
 
     n_deep: float
     n_wide: float
+    n_run_deep: float
+    n_run_wide: float
     seconds_deep: float
     seconds_wide: float
     log_multiplier: Estimate
@@ -196,9 +212,15 @@ class EqualTimeModel:
             return wide - deep
 
         deep, wide = logs(self.effects.fit, self.times.log_seconds)
+        runs = [
+            math.exp(curve.fastest(x, self.times.log_seconds))
+            for curve, (x, _) in zip(self.curves, (deep, wide), strict=True)
+        ]
         return EqualLoss(
             n_deep=math.exp(deep[0]),
             n_wide=math.exp(wide[0]),
+            n_run_deep=runs[0],
+            n_run_wide=runs[1],
             seconds_deep=math.exp(deep[1]),
             seconds_wide=math.exp(wide[1]),
             log_multiplier=self._estimate(estimate),
