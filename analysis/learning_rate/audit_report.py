@@ -22,7 +22,7 @@ from analysis.learning_rate.audit import (
     audit_learning_rates,
     middle_learning_rate,
 )
-from analysis.runs.load import collect_runs
+from analysis.runs.sources import collect_runs
 from slm.charts import Axis, Figure, Series, layered, lines, panels, points, rule
 from slm.errors import DataError
 from slm.files import write_json, write_text
