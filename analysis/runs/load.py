@@ -16,7 +16,7 @@ from analysis.formatting import count, format_dropped, span
 from analysis.runs.comparable import OTHER_VALIDATION_SET, comparable
 from analysis.runs.response import LOSS, Response
 from analysis.runs.result_table import results_table
-from analysis.runs.sources import NOT_A_CELL, collect, is_results_file
+from analysis.runs.sources import NOT_A_CELL, collect, is_results_file, no_runs
 from analysis.runs.validate import label_warnings
 from slm.errors import DataError
 from slm.rounding import stable_argsort
@@ -97,7 +97,7 @@ def load_runs(
             set is kept and the other runs are dropped, because losses on different sets are not comparable.
         columns: name in the source of each column, such as {"tokens": "D"}, for tables and for W&B runs of other
             programs, whose names are those of the config and the summary (`analysis.runs.columns`).
-        constants: value of columns that are equal in all runs, such as {"family": "mine"}.
+        constants: value of columns that are equal in all runs, such as {"family": "mine"}: a word or a number.
 
     Columns have their units in their names or here: `loss_nats_per_token` after decay; `flops` of the whole
     training, by the convention of `flops_convention`; `n_flop` = flops_per_token / 6; `tokens`;
@@ -105,7 +105,8 @@ def load_runs(
     the rung of a preset.
 
     Raises:
-        DataError: if the source has no finished run, or a value is invalid; it names the column, line and file.
+        DataError: if the source has no finished run or none that is comparable, with the reasons, or a value is
+            invalid; it names the column, line and file.
     """
     if not isinstance(source, (Path, str)) and len(source) == 1:
         source = source[0]
@@ -118,6 +119,8 @@ def load_runs(
         return runs_from_results(results, only, pool_validation_sets=pool_validation_sets)
     table, dropped, notes = collect(source, only, columns, constants)
     table = comparable(table, dropped, pool_validation_sets=pool_validation_sets)
+    if table.empty:
+        raise no_runs(source, dropped, "comparable run")
     return Runs(table, dropped, (*notes, *_warnings(table, dropped)))
 
 
@@ -130,7 +133,7 @@ def runs_from_results(
     """Build the table of `load_runs` from results that are already in memory.
 
     Raises:
-        DataError: if no run has finished.
+        DataError: if no run has finished or none is comparable.
     """
     dropped: Counter[str] = Counter()
     finished = []
@@ -142,10 +145,10 @@ def runs_from_results(
         else:
             finished.append(result)
     if not finished:
-        raise DataError(
-            f"no finished run in these results; dropped runs by reason: {dict(dropped)}"
-        )
+        raise no_runs("results", dropped)
     table = comparable(results_table(finished), dropped, pool_validation_sets=pool_validation_sets)
+    if table.empty:
+        raise no_runs("results", dropped, "comparable run")
     return Runs(table, dropped, tuple(_warnings(table, dropped)))
 
 

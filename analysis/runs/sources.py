@@ -77,17 +77,30 @@ def column_names(source: Path | str | Sequence[Path | str]) -> list[str]:
         DataError: if the source has none, as run directories of slm.
     """
     if isinstance(source, str) and source.startswith(WANDB):
-        return [str(name) for name in rows_of(online_runs(source.removeprefix(WANDB))[0])]
+        return _names_of(online_runs(source.removeprefix(WANDB)), source)
     paths = [Path(source)] if isinstance(source, (Path, str)) else [Path(path) for path in source]
     for path in paths:
         _check_exists(path)
     if len(paths) == 1 and paths[0].is_dir():
         if any(paths[0].rglob("*.wandb")):
-            return [str(name) for name in rows_of(offline_runs(paths[0])[0])]
+            return _names_of(offline_runs(paths[0]), str(source))
         paths = tables_in(paths[0])
         if not paths:
             raise DataError(f"{source}: no tables or W&B runs here; runs of slm need no columns")
     return [str(name) for name in read_tables(paths)]
+
+
+def _names_of(found: tuple[list[TrackedRun], Unreadable], source: str) -> list[str]:
+    runs, unreadable = found
+    if not runs:
+        raise no_runs(source, unreadable)
+    return [str(name) for name in rows_of(runs)]
+
+
+def no_runs(source: object, dropped: Mapping[str, int], what: str = "finished run") -> DataError:
+    """Return the error of a source without a run to use, with the number of dropped runs by reason."""
+    reasons = "".join(f"; {runs} {reason}" for reason, runs in dropped.items())
+    return DataError(f"{source}: no {what}{reasons}")
 
 
 def _collect_tables(
@@ -121,11 +134,13 @@ def _collect_tracked(
     dropped: Counter[str] = Counter(unreadable)
     kept = [run for run in runs if only is None or run.run_id in only]
     count_dropped(dropped, NOT_A_CELL, len(runs) - len(kept))
+    if not kept:
+        raise no_runs(source, dropped)
     if columns or constants:
         table, unfinished, notes = runs_table(rows_of(kept), source, columns, constants)
         return _selected(table, dropped + unfinished, None, source, notes)
     results, older, unusable = finished_runs(kept)
-    if kept and all(map(is_foreign, kept)):
+    if all(map(is_foreign, kept)):
         names = ", ".join(map(str, rows_of(kept)))
         raise DataError(
             f"{source}: {count(len(kept), 'run')} of another program; say which of their values to use, as --columns "
@@ -180,8 +195,7 @@ def _selected(
         count_dropped(dropped, NOT_A_CELL, int((~selected).sum()))
         table = table[selected]
     if table.empty:
-        reasons = "".join(f"; {runs} {reason}" for reason, runs in dropped.items())
-        raise DataError(f"{source}: no finished run{reasons}")
+        raise no_runs(source, dropped)
     order = [name for name in ("family", "flops", "tokens", "seed") if name in table]
     labels = {name: table[name].astype(str) for name in ("family", "seed") if name in table}
     ordered = table.assign(**labels).sort_values(order, kind="stable").index
@@ -213,8 +227,7 @@ def collect_runs(
             continue
         finished.append(result)
     if not finished:
-        reasons = "".join(f"; {runs} {reason}" for reason, runs in dropped.items())
-        raise DataError(f"{folder}: no finished run{reasons}; {TRAIN_FIRST}")
+        raise DataError(f"{no_runs(folder, dropped)}; {TRAIN_FIRST}")
     return results_table(finished), dropped
 
 
