@@ -88,8 +88,9 @@ class TimeCurve:
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
-        is_new = exceeds(np.diff(self.log_n), ROUNDING_TOLERANCE)
-        return np.flatnonzero(np.concatenate([[True], is_new]))
+        is_new = np.ones(len(self.log_n), dtype=bool)
+        is_new[1:] = exceeds(np.diff(self.log_n), ROUNDING_TOLERANCE)
+        return np.flatnonzero(is_new)
 
     def largest(self, log_t: float, log_seconds: Floats) -> float:
         """Return ln N of the largest size whose time is at most t."""
