@@ -68,26 +68,45 @@ class MeasuredTimes:
 
 @dataclass(frozen=True)
 class TimeCurve:
-    """Measured shapes of one family: ascending `log_n`, and `index`, their places in `MeasuredTimes`."""
+    """Measured shapes of one family: ascending `log_n`, and `index`, their places in `MeasuredTimes`.
+
+    The time at an ln N that several shapes share is the mean of their ln(seconds).
+    """
 
     log_n: Floats
     index: NDArray[np.int64]
 
+    @cached_property
+    def sizes(self) -> Floats:
+        """Return the distinct ln N in ascending order."""
+        return self.log_n[self._starts]
+
+    def times(self, log_seconds: Floats) -> Floats:
+        """Return ln(seconds) at each of `sizes`."""
+        numbers = np.diff(np.append(self._starts, len(self.log_n)))
+        return np.add.reduceat(log_seconds[self.index], self._starts) / numbers
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        is_new = np.ones(len(self.log_n), dtype=bool)
+        is_new[1:] = exceeds(np.diff(self.log_n), ROUNDING_TOLERANCE)
+        return np.flatnonzero(is_new)
+
     def largest(self, log_t: float, log_seconds: Floats) -> float:
         """Return ln N of the largest size whose time is at most t."""
-        y = log_seconds[self.index]
+        x, y = self.sizes, self.times(log_seconds)
         below = np.flatnonzero(y <= log_t + ROUNDING_TOLERANCE)
         left = int(below[-1]) if len(below) else len(y) - 1 - int(np.argmin(y[::-1]))
         if left == len(y) - 1:
             if not y[left] > y[left - 1]:
-                return float(self.log_n[left])
+                return float(x[left])
             left -= 1
-        slope = (y[left + 1] - y[left]) / (self.log_n[left + 1] - self.log_n[left])
-        return float(self.log_n[left] + (log_t - y[left]) / slope)
+        slope = (y[left + 1] - y[left]) / (x[left + 1] - x[left])
+        return float(x[left] + (log_t - y[left]) / slope)
 
     def least(self, log_n: float, log_seconds: Floats) -> float:
         """Return the least ln(seconds) of a size of at least N."""
-        y, x = log_seconds[self.index], self.log_n
+        x, y = self.sizes, self.times(log_seconds)
         left = int(np.clip(np.searchsorted(x, log_n) - 1, 0, len(x) - 2))
         slope = (y[left + 1] - y[left]) / (x[left + 1] - x[left])
         return float(min(y[left] + slope * (log_n - x[left]), y[x >= log_n].min(initial=math.inf)))
@@ -141,7 +160,7 @@ class EqualTimeModel:
     @property
     def time_range(self) -> tuple[float, float]:
         """Smallest and largest ln(seconds per token) at which both families have a size; reversed if there is none."""
-        times = [self.times.log_seconds[curve.index] for curve in self.curves]
+        times = [curve.times(self.times.log_seconds) for curve in self.curves]
         return float(max(y.min() for y in times)), float(min(y[-1] for y in times))
 
     @property
@@ -186,7 +205,7 @@ class EqualTimeModel:
     @property
     def slower(self) -> int:
         """The family with the larger least time: 0 deep, 1 wide."""
-        least = [float(self.times.log_seconds[curve.index].min()) for curve in self.curves]
+        least = [float(curve.times(self.times.log_seconds).min()) for curve in self.curves]
         return int(least[1] > least[0])
 
     def level_at(self, log_t: float) -> EqualTime:

@@ -201,9 +201,9 @@ def _reasons(
     block: BlockResult, curves: tuple[TimeCurve, TimeCurve], *, is_assumed: bool
 ) -> Iterator[str]:
     few = [
-        f"{name} has {count(len(curve.index), 'measured size')}"
+        f"{name} has {count(len(curve.sizes), 'measured size')}"
         for name, curve in zip((block.deep, block.wide), curves, strict=True)
-        if len(curve.index) < MIN_SHAPES
+        if len(curve.sizes) < MIN_SHAPES
     ]
     if few:
         yield f"{' and '.join(few)}, at least {MIN_SHAPES} are needed in each family"

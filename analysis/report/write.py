@@ -57,6 +57,7 @@ from analysis.runs.response import LOSS, Response, with_response
 from slm.charts import Figure
 from slm.console import Column, FittedTable, console, print_lines
 from slm.files import write_json, write_text
+from slm.formatting import markdown_cell
 from slm.run_index.curves import curves_of
 from slm.summary import Rows
 from slm.tracking.speeds import FILE_NAME
@@ -239,8 +240,9 @@ def markdown(report: StudyReport) -> str:
 def markdown_table(rows: Rows) -> list[str]:
     """Return the lines of a Markdown table; there is at least one row."""
     heading = list(rows[0])
-    lines = ["| " + " | ".join(heading) + " |", "|" + " --- |" * len(heading)]
-    return lines + ["| " + " | ".join(row.values()) + " |" for row in rows]
+    lines = [heading, *(list(row.values()) for row in rows)]
+    texts = ["| " + " | ".join(map(markdown_cell, line)) + " |" for line in lines]
+    return [texts[0], "|" + " --- |" * len(heading), *texts[1:]]
 
 
 def print_summary(report: StudyReport, response: Response = LOSS) -> None:
