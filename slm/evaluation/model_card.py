@@ -17,7 +17,7 @@ from slm.data.tokenizers.hf_files import END_OF_TEXT
 from slm.data.tokenizers.tokenizer import ByteTokenizer, HFTokenizer, Tokenizer
 from slm.evaluation.load import LoadedModel, is_run_directory
 from slm.files import read_json
-from slm.formatting import count, scientific, short_count
+from slm.formatting import count, markdown_cell, scientific, short_count
 from slm.model.transformer import Transformer
 from slm.run.spec import RunSpec
 from slm.tracking.result import RunResult
@@ -62,7 +62,7 @@ def model_card(loaded: LoadedModel, exported: ExportedFile) -> str:
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = lambda text: text.replace("|", "\\|")
+    environment.filters["cell"] = markdown_cell
     spec = RunDirectory(loaded.folder).spec() if is_run_directory(loaded.folder) else None
     card = environment.get_template(TEMPLATE).render(
         title=loaded.name if spec is None else _title(loaded),

@@ -150,15 +150,15 @@ def test_scores_count_the_bytes_of_the_text(checkpoint: Path) -> None:
 def test_evaluation_reports_text_that_the_tokenizer_changes(
     checkpoint: Path, smollm: LibraryTokenizer, messages: pytest.LogCaptureFixture
 ) -> None:
-    smollm.normalizer = normalizers.NFC()
+    smollm.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace("x", "y")])
     smollm.save(str(checkpoint / "tokenizer.json"))
     loaded = load_with_tokenizer(checkpoint)
-    texts = [("plain", "cafe"), ("decomposed", "cafe\u0301")]
+    texts = [("plain", "cafe"), ("decomposed", "cafe\u0301"), ("changed", "box")]
     scores = score_texts(loaded.model, loaded.tokenizer, texts, window=16, stride=8)
-    assert [score.text_bytes for score in scores] == [4, 6]
+    assert [score.text_bytes for score in scores] == [4, 5, 3]  # in the normal form
     (record,) = messages.records
-    assert "changes 1 of 2 texts" in record.getMessage()
-    assert r"decomposed: 'e\u0301' is decoded as '\xe9'" in record.getMessage()
+    assert "changes 1 of 3 texts" in record.getMessage()
+    assert "changed: 'x' is decoded as 'y'" in record.getMessage()
 
 
 @pytest.mark.parametrize(
