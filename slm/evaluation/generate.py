@@ -43,6 +43,7 @@ def generate(
     chosen = Sampling(**sampling)
     _check(chosen, samples)  # before the model is loaded
     text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+    _check_text(text)
     loaded = load_with_tokenizer(run)
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
     if samples == 1 and not json:
@@ -67,6 +68,15 @@ def generate(
         return
     for number, continuation in enumerate(continuations, start=1):
         print(f"--- {number} of {samples}\n{text}{continuation}")
+
+
+def _check_text(text: str) -> None:
+    """Raise a ConfigError if the prompt has bytes that are not UTF-8, which Python reads as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        rule = f"character {error.start + 1:,} is not UTF-8"
+        raise ConfigError([Problem("prompt", ascii(text[:20]), rule, "convert the text")]) from None
 
 
 def _check(sampling: Sampling, samples: int) -> None:

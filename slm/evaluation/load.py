@@ -187,7 +187,9 @@ def load_tokenizer_of(run: Path) -> Tokenizer:
     if config.kind == "symbols":
         raise RunError(f"{run}: trained on data=khop, which has no text and no tokenizer")
     if not (run / FILE_NAME).is_file():
-        raise RunError(f"{run / FILE_NAME}: no such file; train the run first")
+        raise RunError(
+            f"{run / FILE_NAME}: no such file; copy it from the machine that trained the run, or train the run first"
+        )
     return load_tokenizer(run, config.end_of_text)
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slm.errors import ConfigError, Problem
+from slm.errors import ConfigError, DataError, Problem
 from slm.model.kv_cache import KeyValueCache, StaticKeyValueCache
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CAPACITY_MULTIPLE = 8  # of a static cache: CUDA's attention copies masks of other lengths
 LOWEST_TEMPERATURE = 1e-4  # above 0; logits / temperature overflow at much smaller values
+SEED_END = 1 << 63  # of torch's generators
 WARMUP_STEPS = 2  # before a CUDA graph is recorded: libraries allocate their buffers
 
 
@@ -54,8 +55,8 @@ class Sampling:
             yield Problem("top_k", self.top_k, "must be at least 1", "1 is greedy")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             yield Problem("top_p", self.top_p, "must be above 0 and at most 1", "1 keeps all")
-        if self.seed < 0:
-            yield Problem("seed", self.seed, "must be at least 0")
+        if not 0 <= self.seed < SEED_END:
+            yield Problem("seed", self.seed, "must be at least 0 and below 2^63")
 
     def filter(self, logits: Tensor) -> Tensor:
         """Return logits / temperature (B, V), with -inf for the tokens that top_k and top_p leave out."""
@@ -236,12 +237,15 @@ def stream(
 
     Raises:
         ConfigError: listing every invalid value, before anything is computed and before the first step.
+        DataError: if the logits of the prompt are not finite.
     """
     sampling = sampling or Sampling()
     check_request(model, prompt, new_tokens, sampling)
     batch, length = prompt.shape
     decoder = decoder or Decoder(model, batch, length + new_tokens)
     logits = decoder.prefill(prompt, padding)
+    if not bool(logits.isfinite().all()):
+        raise DataError("the model's logits are not finite: its weights are damaged")
     return _steps(decoder, logits, new_tokens, sampling, stop)
 
 

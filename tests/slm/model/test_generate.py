@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from slm.architecture.shapes import ModelShape
-from slm.errors import ConfigError
+from slm.errors import ConfigError, DataError
 from slm.model import weight_layout
 from slm.model.generate import Decoder, Sampling, generate_batch, stream
 from slm.model.hf import export_llama
@@ -203,6 +203,7 @@ def test_rows_end_at_stop_tokens() -> None:
         ({"tokens": torch.tensor([[61]])}, ["prompt=61", "0 to 60"]),
         ({"tokens": torch.tensor([1, 2])}, ["(batch, tokens)"]),
         ({"seed": -1}, ["seed=-1"]),
+        ({"seed": 10**20}, ["below 2^63"]),
     ],
     ids=lambda value: str(value) if isinstance(value, list) else "",
 )
@@ -215,6 +216,14 @@ def test_invalid_values_are_reported_before_anything_is_computed(
     with pytest.raises(ConfigError) as raised:
         model.generate(**request)
     assert all(message in str(raised.value) for message in messages)
+
+
+def test_damaged_weights_are_one_message() -> None:
+    model = build()
+    with torch.no_grad():
+        model.blocks[0].mlp.down.weight[0] = math.nan
+    with pytest.raises(DataError, match="not finite: its weights are damaged"):
+        model.generate(torch.zeros(1, 3, dtype=torch.int64), 2)
 
 
 def test_tokens_are_yielded_one_step_at_a_time() -> None:
