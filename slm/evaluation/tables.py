@@ -12,7 +12,7 @@ from slm.evaluation.perplexity import Score
 from slm.evaluation.protocols import Settings
 from slm.evaluation.result import Evaluation, Gain, ModelScores
 from slm.evaluation.zero_shot.score import low_signal_note
-from slm.formatting import short_count
+from slm.formatting import count, short_count
 from slm.tracking.speeds import InferenceSpeed
 
 NONE = "-"
@@ -164,14 +164,27 @@ def _speed_table(evaluation: Evaluation) -> FittedTable:
         ),
         column("peak\nmemory", _memory),
     ]
-    return FittedTable(columns, _speed_title(evaluation))
+    return FittedTable(columns, _speed_title(evaluation), note=_speed_note(evaluation))
 
 
 def _speed_title(evaluation: Evaluation) -> str:
     settings = evaluation.settings
     return (
         f"Speed: batch 1, greedy, {settings.prompt_tokens} prompt tokens, {settings.new_tokens} new tokens, "
-        f"{settings.dtype}, median of {settings.rounds} rounds"
+        f"{settings.dtype}, median of {count(settings.rounds, 'round')}"
+    )
+
+
+def _speed_note(evaluation: Evaluation) -> str:
+    settings = evaluation.settings
+    needed = settings.prompt_tokens + settings.new_tokens
+    lengths = sorted({scores.model.shape.seq_len for scores in evaluation.models})
+    short = [str(length) for length in lengths if length < needed]
+    if not short:
+        return ""
+    return (
+        f"seq_len={', '.join(short)} is shorter than prompt and new tokens: measured with a longer RoPE table, which "
+        "changes no parameter."
     )
 
 

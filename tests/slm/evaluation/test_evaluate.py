@@ -27,6 +27,7 @@ from slm.evaluation.outputs import write_page, write_tables
 from slm.evaluation.protocols import PROTOCOLS, resolve_settings
 from slm.evaluation.result import Evaluation, ModelScores, perplexity_gains
 from slm.evaluation.run_table import csv_rows
+from slm.evaluation.tables import tables
 from slm.evaluation.texts import WIKITEXT2, WIKITEXT2_CONFIG, join_rows, read_texts
 from slm.evaluation.zero_shot.score import TaskScore
 from slm.model.build import build_model
@@ -247,12 +248,15 @@ def test_task_scores_become_columns_charts_and_samples(
 
 @pytest.mark.slow
 def test_speed_is_measured_in_a_process_of_its_own(exported: Path) -> None:
-    found = evaluate_models(exported, speed=True, prompt_tokens=8, new_tokens=6, rounds=2)
+    found = evaluate_models(exported, speed=True, prompt_tokens=40, new_tokens=6, rounds=2)
+    (table,) = tables(found)[1:]
+    assert "seq_len=32 is shorter" in table.note
     speed = found.models[0].speed
     assert speed is not None and speed.decode_tokens_per_second > 0
-    assert (speed.prompt_tokens, speed.new_tokens, speed.dtype) == (8, 6, "fp32")
+    assert (speed.prompt_tokens, speed.new_tokens, speed.dtype) == (40, 6, "fp32")
     assert len(speed.prefill_seconds) == 2
-    assert speed.peak_memory_bytes is not None and speed.peak_memory_bytes > 50e6
+    weights = 4 * found.models[0].params_total
+    assert speed.peak_memory_bytes is not None and speed.peak_memory_bytes >= weights
 
 
 # Unrounded results of the seed: parameters and perplexity.
@@ -344,7 +348,6 @@ BAD: list[tuple[dict[str, Any], type[SlmError], str]] = [
     ({"protocol": "seed", "text": "a.txt"}, ConfigError, "window=1024: exceeds"),
     ({"text": "a.txt", "stride": 40}, ConfigError, "stride=40: must be less than the window, which is 32"),
     ({"text": "a.txt", "window": 16, "stride": 16}, ConfigError, "stride=16: must be less than window=16"),
-    ({"speed": True}, ConfigError, r"prompt_tokens \+ new_tokens=192: exceeds .*new_tokens=16 fits all"),
     ({"speed": True, "new_tokens": 1}, ConfigError, "new_tokens=1: must be at least 2"),
     ({"speed": True, "dtype": "fp16"}, ConfigError, "dtype=fp16: must be fp32 or bf16"),
     ({"protocol": "sed"}, ConfigError, "unknown protocol .did you mean seed"),
