@@ -19,7 +19,8 @@ from slm.evaluation.protocols import Settings, check_lengths, resolve_settings, 
 from slm.evaluation.result import Evaluation, Failure, ModelScores, TextScore
 from slm.evaluation.speed_process import measure_in_process
 from slm.evaluation.texts import read_texts
-from slm.evaluation.zero_shot.score import TaskScore
+from slm.evaluation.zero_shot.score import FINGERPRINT_DIGITS, TaskScore
+from slm.files import canonical_hash
 from slm.formatting import count
 from slm.tracking.environment import cpu_name
 
@@ -181,19 +182,21 @@ def _evaluate_one(
 def _score_text(loaded: LoadedModel, settings: Settings, texts: Texts) -> TextScore:
     seq_len = loaded.model.shape.seq_len
     window, stride = settings.window_of(seq_len), settings.stride_of(seq_len)
-    tokenizer = loaded.tokenizer
     scores = score_texts(
         loaded.model,
-        tokenizer,
+        loaded.tokenizer,
         texts,
         window=window,
         stride=stride,
         start_token=settings.start_token,
     )
-    words = [text for _, text in texts]
-    pairs = zip(words, tokenizer.encode_batch(words), strict=True)
-    is_lossless = all(tokenizer.round_trips(text, ids) for text, ids in pairs)
-    return TextScore(documents=tuple(scores), window=window, stride=stride, is_lossless=is_lossless)
+    scored = [[text for _, text in texts], settings.document, window, stride, settings.start_token]
+    return TextScore(
+        documents=tuple(scores),
+        window=window,
+        stride=stride,
+        fingerprint=canonical_hash(scored)[:FINGERPRINT_DIGITS],
+    )
 
 
 def device_name() -> str:

@@ -29,13 +29,18 @@ class TextScore(Summarized):
     Attributes:
         documents: scores of each document.
         window, stride: length of a window, and distance of two windows, in tokens.
-        is_lossless: whether the tokens decode to the text; if not, bits per byte are approximate.
+        fingerprint: short hash of what was scored: texts, document unit, window, stride and start token.
     """
 
     documents: tuple[Score, ...]
     window: int
     stride: int
-    is_lossless: bool = True
+    fingerprint: str = ""
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether the tokens decode to the text; if not, bits per byte are approximate."""
+        return self.all.is_lossless
 
     @property
     def all(self) -> Score:
@@ -58,6 +63,7 @@ class TextScore(Summarized):
             "window": self.window,
             "stride": self.stride,
             "is_lossless": self.is_lossless,
+            "fingerprint": self.fingerprint,
         }
         if with_documents:
             values["document_scores"] = [score.as_dict() for score in self.documents]
@@ -253,6 +259,7 @@ def _task_as_dict(task: TaskScore) -> dict[str, Any]:
     return {
         "task": task.task,
         "examples": task.examples,
+        "fingerprint": task.fingerprint,
         "bits_per_byte": task.bits_per_byte,
         "bits_per_byte_se": task.bits_per_byte_se,
         "metrics": dict(task.metrics),

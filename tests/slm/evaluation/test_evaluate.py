@@ -154,7 +154,7 @@ def test_table_of_three_runs_and_a_checkpoint_that_was_exported_and_imported(
     twin = next(name for name in table.index if "L3" in name)
     for column in ("perplexity", "bits_per_byte", "bits_per_byte_se", "text_tokens", "text_bytes"):
         assert table.loc["exported", column] == pytest.approx(table.loc[twin, column], rel=1e-5)
-    same = ["params_total", "params_non_embedding", "shape", "window", "stride"]
+    same = ["params_total", "params_non_embedding", "shape", "window", "stride", "text_fingerprint"]
     assert table.loc["exported", same].tolist() == table.loc[twin, same].tolist()
 
     results = json.loads((out / "results.json").read_text())
@@ -218,6 +218,20 @@ def task_score(task: str, accuracy: float) -> TaskScore:
     )
 
 
+def test_fingerprints_differ_if_other_examples_or_texts_were_scored(
+    exported: Path, text: Path
+) -> None:
+    score = task_score("arc_easy", 0.3)
+    other = replace(score, samples=[{"doc_id": 0, "gold": "wide"}])
+    assert len({score.fingerprint, other.fingerprint, replace(score, task="piqa").fingerprint}) == 3
+    rows = []
+    for changes in ({}, {}, {"window": 16}, {"document": "line"}, {"start_token": False}):
+        arguments: dict[str, Any] = {"text": str(text), **changes}
+        rows += csv_rows(evaluate_models(exported, **arguments).models)
+    found = [row["text_fingerprint"] for row in rows]
+    assert found[0] == found[1] and len(set(found)) == 4
+
+
 def with_tasks(evaluation: Evaluation) -> Evaluation:
     tasks = (task_score("arc_easy", 0.3), task_score("piqa", 0.5))
     return replace(evaluation, models=tuple(replace(m, tasks=tasks) for m in evaluation.models))
@@ -236,6 +250,8 @@ def test_task_scores_become_columns_charts_and_samples(
         "arc_easy_acc_se": 0.02,
         "arc_easy_acc_norm": 0.3,
         "arc_easy_acc_norm_se": 0.01,
+        "arc_easy_examples": 500,
+        "arc_easy_fingerprint": task_score("arc_easy", 0.9).fingerprint,
     }
     names = [figure.name for figure in evaluation_figures(evaluation)]
     assert names == ["pareto_params", "tasks_bits_per_byte", "tasks_acc"]
