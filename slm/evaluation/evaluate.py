@@ -13,7 +13,7 @@ import torch
 from slm.errors import ConfigError, DataError, Problem, RunError, SlmError
 from slm.evaluation.load import LoadedModel, load_with_tokenizer
 from slm.evaluation.models import Model, find_models
-from slm.evaluation.outputs import check_out, write_page, write_tables
+from slm.evaluation.outputs import check_out, remove_earlier, write_page, write_tables
 from slm.evaluation.perplexity import score_texts
 from slm.evaluation.protocols import Settings, check_lengths, resolve_settings, split_names
 from slm.evaluation.result import Evaluation, Failure, ModelScores, TextScore
@@ -129,6 +129,8 @@ def _evaluate_each(
     out: Path | None,
 ) -> Evaluation:
     """Evaluate the models one after another, and write the tables after each."""
+    if out is not None and remove_earlier(out):
+        log.info("replaces the evaluation in %s", out)
     done: list[ModelScores] = []
     failures: list[Failure] = []
     evaluation = Evaluation(settings=settings, device=device_name(), models=())

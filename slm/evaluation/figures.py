@@ -30,6 +30,10 @@ COSTS: tuple[tuple[str, str, str, Kind, Callable[[ModelScores], float | None]], 
     ),
 )  # fmt: skip
 
+TASK_METRICS = ("bits_per_byte", "acc")
+FIGURES = (*(f"pareto_{cost[0]}" for cost in COSTS), *(f"tasks_{name}" for name in TASK_METRICS))
+"""Names of all charts."""
+
 
 def evaluation_figures(evaluation: Evaluation) -> list[Figure]:
     """Return the charts whose numbers were measured."""
@@ -38,7 +42,7 @@ def evaluation_figures(evaluation: Evaluation) -> list[Figure]:
     quality = _quality(evaluation)
     if quality is not None:
         figures += _pareto_figures(evaluation, families, *quality)
-    for metric in ("bits_per_byte", "acc"):
+    for metric in TASK_METRICS:
         figure = _task_figure(evaluation.models, families, metric)
         if figure is not None:
             figures.append(figure)

@@ -203,7 +203,7 @@ def notes(evaluation: Evaluation) -> Iterator[str]:
     if texts and not evaluation.same_tokens:
         yield "Tokenizers differ: compare bits/byte, not perplexity or nats/token."
     if texts and any(text.bits_per_byte_se is None for text in texts):
-        yield "SE: none, because the text is one document."
+        yield "SE: none, because the text is one document; set document=article, paragraph or line."
     for scores in models:
         if scores.text is not None and not scores.text.is_lossless:
             yield (

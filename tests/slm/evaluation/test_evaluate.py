@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from slm.evaluation.evaluate import evaluate_models
 from slm.evaluation.export import export_run
 from slm.evaluation.figures import evaluation_figures
 from slm.evaluation.load import load_tokenizer_of
-from slm.evaluation.outputs import write_page, write_tables
+from slm.evaluation.outputs import remove_earlier, write_page, write_tables
 from slm.evaluation.protocols import PROTOCOLS, resolve_settings
 from slm.evaluation.result import Evaluation, ModelScores, perplexity_gains
 from slm.evaluation.run_table import csv_rows
@@ -262,6 +263,36 @@ def test_task_scores_become_columns_charts_and_samples(
     assert "arc_easy" in (tmp_path / "page.html").read_text()
 
 
+def test_files_of_an_earlier_evaluation_are_removed_and_no_others(
+    exported: Path,
+    text: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    evaluation = with_tasks(evaluate_models(exported, text=str(text)))
+    write_tables(evaluation, out)
+    write_page(evaluation, out)
+    stale = ["tasks_acc.png", "samples/exported/piqa.jsonl"]
+    kept = [out / "notes.txt", out / "tasks.png", out / "samples" / "exported" / "mine.jsonl"]
+    for path in kept:
+        path.write_text("mine")
+    assert all((out / name).exists() for name in stale)
+    monkeypatch.setattr(logging.getLogger("slm"), "propagate", True)  # for caplog
+    with caplog.at_level("INFO", "slm"):
+        evaluate_models(exported, text=str(text), out=out)
+    assert f"replaces the evaluation in {out}" in caplog.text
+    assert not any((out / name).exists() for name in stale)
+    assert all(path.read_text() == "mine" for path in kept) and (out / "page.html").exists()
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "results.json").write_text('{"models": 3}')
+    (foreign / "models.csv").write_text("mine")
+    assert not remove_earlier(foreign) and (foreign / "models.csv").exists()
+
+
 @pytest.mark.slow
 def test_speed_is_measured_in_a_process_of_its_own(exported: Path) -> None:
     found = evaluate_models(exported, speed=True, prompt_tokens=40, new_tokens=6, rounds=2)
@@ -332,6 +363,8 @@ def test_rows_are_joined_as_those_of_the_hub(text: Path) -> None:
     assert name == "wiki.txt"
     assert joined.startswith(" = Congress = \n\n\n\n\n The state")
     assert join_rows([" = A = \n", "", " b\n"]) == " = A = \n\n\n\n\n b\n"
+    paragraphs = read_texts(str(text), document="paragraph", column="text")
+    assert len(paragraphs) == 3 * 8 + 1 and paragraphs[2][1].strip() == "= Treaty ="
     articles = read_texts(str(text), document="article", column="text")
     assert len(articles) == 16 and "".join(words for _, words in articles) == text.read_text()
 
