@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from slm import __version__
 from slm.errors import ConfigError, DataError, Problem, RunError, SlmError
 from slm.evaluation.load import LoadedModel, load_with_tokenizer
 from slm.evaluation.models import Model, find_models
@@ -133,7 +136,13 @@ def _evaluate_each(
         log.info("replaces the evaluation in %s", out)
     done: list[ModelScores] = []
     failures: list[Failure] = []
-    evaluation = Evaluation(settings=settings, device=device_name(), models=())
+    evaluation = Evaluation(
+        settings=settings,
+        device=device_name(),
+        models=(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        slm_version=__version__,
+    )
     for number, model in enumerate(models, start=1):
         log.info("%d/%d %s", number, len(models), model.label)
         try:
@@ -141,12 +150,7 @@ def _evaluate_each(
                 done.append(_evaluate_one(model, settings, texts, score))
         except SlmError as error:
             failures.append(Failure(model, str(error)))
-        evaluation = Evaluation(
-            settings=settings,
-            device=evaluation.device,
-            models=tuple(done),
-            failures=tuple(failures),
-        )
+        evaluation = replace(evaluation, models=tuple(done), failures=tuple(failures))
         if out is not None:
             write_tables(evaluation, out)
     if out is not None:

@@ -14,7 +14,7 @@ from slm.errors import ConfigError, Problem
 from slm.evaluation.figures import FIGURES, evaluation_figures
 from slm.evaluation.result import Evaluation, samples_of
 from slm.evaluation.run_table import csv_text
-from slm.evaluation.tables import notes, tables
+from slm.evaluation.tables import comparison_table, conditions, notes, tables
 from slm.files import read_json, write_json, write_text
 
 TABLE, RESULTS, SAMPLES, PAGE = "models.csv", "results.json", "samples", "page.html"
@@ -72,7 +72,7 @@ def _sample_files(models: Sequence[Mapping[str, Any]]) -> Iterator[Path]:
 def write_tables(evaluation: Evaluation, out: Path) -> None:
     """Write models.csv, results.json and the samples of all models so far."""
     write_text(out / TABLE, csv_text(evaluation.models))
-    write_json(out / RESULTS, _finite(evaluation.as_dict()))
+    write_json(out / RESULTS, evaluation.as_dict())
     for scores in evaluation.models[-1:]:
         for file, rows in samples_of(scores):
             path = out / SAMPLES / file
@@ -82,16 +82,6 @@ def write_tables(evaluation: Evaluation, out: Path) -> None:
 
 def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-
-
-def _finite(value: Any) -> Any:
-    """Replace nan and infinities, which JSON does not have, by None."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    is_number = isinstance(value, float)
-    return None if is_number and value - value != 0 else value
 
 
 def write_page(evaluation: Evaluation, out: Path) -> None:
@@ -116,7 +106,8 @@ def page(evaluation: Evaluation, figures: Sequence[Figure]) -> str:
     )
     return environment.get_template("page.html.j2").render(
         evaluation=evaluation,
-        tables=tables(evaluation),
+        conditions=list(conditions(evaluation)),
+        tables=[*tables(evaluation), *filter(None, [comparison_table(evaluation)])],
         notes=list(notes(evaluation)),
         figures=figures,
         colours=Markup(css_variables()),

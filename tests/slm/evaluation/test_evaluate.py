@@ -161,9 +161,11 @@ def test_table_of_three_runs_and_a_checkpoint_that_was_exported_and_imported(
     results = json.loads((out / "results.json").read_text())
     assert [model["name"] for model in results["models"]] == table.index.tolist()
     assert results["settings"]["document"] == "article" and not results["failures"]
+    assert results["date"] and results["slm_version"] and results["comparisons"] == []
     rows = (out / "samples" / "exported" / "documents.jsonl").read_text().splitlines()
     assert len(rows) == results["models"][0]["text"]["documents"] == 16
     page = (out / "page.html").read_text()
+    assert f"Text: {text}, 16 documents (document=article), window/stride 32/16 tokens" in page
     assert 'id="pareto_params"' in page and "http://" not in page.partition("<script>")[0]
     assert (out / "pareto_params.png").read_bytes().startswith(b"\x89PNG")
 
@@ -215,7 +217,17 @@ def task_score(task: str, accuracy: float) -> TaskScore:
         bits_per_byte_se=0.02,
         metrics={"acc": accuracy, "acc_se": 0.02, "acc_norm": accuracy, "acc_norm_se": 0.01},
         chance=0.25,
-        samples=[{"doc_id": 0, "gold": "deep"}],
+        samples=[
+            {
+                "example": i,
+                "cluster": str(i),
+                "gold": 0,
+                "bytes": 9,
+                "acc": float(i < 5),
+                "bits_per_byte": accuracy,
+            }
+            for i in range(10)
+        ],
     )
 
 
@@ -223,7 +235,7 @@ def test_fingerprints_differ_if_other_examples_or_texts_were_scored(
     exported: Path, text: Path
 ) -> None:
     score = task_score("arc_easy", 0.3)
-    other = replace(score, samples=[{"doc_id": 0, "gold": "wide"}])
+    other = replace(score, samples=score.samples[:9])
     assert len({score.fingerprint, other.fingerprint, replace(score, task="piqa").fingerprint}) == 3
     rows = []
     for changes in ({}, {}, {"window": 16}, {"document": "line"}, {"start_token": False}):
@@ -259,8 +271,30 @@ def test_task_scores_become_columns_charts_and_samples(
     write_tables(evaluation, tmp_path)
     write_page(evaluation, tmp_path)
     samples = tmp_path / "samples" / "exported" / "piqa.jsonl"
-    assert json.loads(samples.read_text()) == {"doc_id": 0, "gold": "deep"}
+    assert json.loads(samples.read_text().splitlines()[3])["example"] == 3
     assert "arc_easy" in (tmp_path / "page.html").read_text()
+
+
+def test_page_and_json_compare_the_models_on_tasks(
+    exported: Path, text: Path, tmp_path: Path
+) -> None:
+    (scores,) = with_tasks(evaluate_models(exported, text=str(text))).models
+    better = replace(scores, tasks=(task_score("arc_easy", 0.2), task_score("piqa", 0.5)))
+    model = replace(scores.model, label="better", name="better")
+    evaluation = with_tasks(evaluate_models(exported, text=str(text)))
+    evaluation = replace(evaluation, models=(scores, replace(better, model=model)))
+    saved = json.loads(json.dumps(evaluation.as_dict(), allow_nan=False))["comparisons"]
+    assert [(row["model"], row["task"], row["metric"]) for row in saved[:2]] == [
+        ("better", "arc_easy", "bits_per_byte"),
+        ("better", "arc_easy", "acc"),
+    ]
+    assert saved[0]["difference"] == pytest.approx(-0.1) and len(saved[0]["interval_95"]) == 2
+    write_page(evaluation, tmp_path)
+    words = (tmp_path / "page.html").read_text()
+    assert "Scores of each model minus those of exported" in words
+    (bits, _) = evaluation.models[0].tasks
+    infinite = replace(scores, tasks=(replace(bits, metrics={"perplexity": math.inf}),))
+    json.dumps(replace(evaluation, models=(infinite,)).as_dict(), allow_nan=False)
 
 
 def test_files_of_an_earlier_evaluation_are_removed_and_no_others(
