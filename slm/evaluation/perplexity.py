@@ -132,7 +132,8 @@ def score_texts(
         DataError: if the tokenizer has more entries than the model, or no token can be scored.
     """
     _check_windows(window, stride, model.shape.seq_len)
-    names, sizes, documents = [], [], []
+    names: list[str] = []
+    sizes, documents = [], []
     lossy: dict[int, str] = {}  # index of the text -> its loss
     for name, original in texts:
         text = tokenizer.normal_form(original)  # bytes are counted there

@@ -211,13 +211,11 @@ class Evaluation(Summarized):
         """Return the label of each model but the first, with its differences to the first on the same tasks."""
         from slm.evaluation.zero_shot.compare import compare_models  # imports scipy
 
-        base, *others = [scores for scores in self.models if scores.tasks] or [None]
-        if base is None:
-            return []
+        scored = [scores for scores in self.models if scores.tasks]
         return [
             (scores.model.label, difference)
-            for scores in others
-            for difference in compare_models(base.tasks, scores.tasks)
+            for scores in scored[1:]
+            for difference in compare_models(scored[0].tasks, scores.tasks)
         ]
 
     def as_dict(self, *, with_documents: bool = False) -> dict[str, Any]:
