@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from statistics import median
+from typing import Any
 
 from slm.architecture.decoding import decoding_memory_bytes
 from slm.charts import Axis, Figure, ParetoPoint, Series, forest, pareto
@@ -192,7 +193,7 @@ def _task_figure(
     is_accuracy = metric != "bits_per_byte"
     words = "accuracy" if is_accuracy else "bits/byte of the gold answer"
     form = "{:.1%}" if is_accuracy else "{:.4f}"
-    rows = []
+    rows: list[dict[str, Any]] = []
     names = dict.fromkeys(task.task for scores in models for task in scores.tasks)
     for name in names:
         for scores in models:
@@ -227,7 +228,7 @@ def _task_figure(
         return None
     places: list[float | None] = [
         row[key] for row in rows for key in ("low", "high", "x", "reference")
-    ]  # type: ignore[misc]
+    ]
     axis = Axis.around(places, words, kind="percent" if is_accuracy else "number")
     title = f"Zero-shot tasks: {words}"
     caption = "Bars: 95% intervals over examples. " + (

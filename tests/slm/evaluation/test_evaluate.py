@@ -422,6 +422,7 @@ BAD: list[tuple[dict[str, Any], type[SlmError], str]] = [
     ({"models": [], "speed": True}, ConfigError, "no models"),
     ({"models": "nowhere", "speed": True}, DataError, "nowhere: no such folder"),
     ({"models": ["a.txt"], "speed": True}, DataError, "a file; give the folder of a model"),
+    ({"models": "a.gguf", "speed": True}, DataError, "a.gguf: GGUF files cannot be read back; .*format=hf"),
     ({"models": ["empty"], "speed": True}, DataError, "empty: no model"),
     ({"models": ["nowhere", "empty"], "speed": True}, DataError, "2 models cannot be evaluated"),
     ({"text": "missing.txt"}, DataError, "text=missing.txt: matches no file"),
@@ -451,6 +452,7 @@ def test_bad_input_is_one_error_before_anything_is_computed(
     monkeypatch.chdir(tmp_path)
     Path("a.txt").write_text("The state of the Union is strong.")
     Path("blank.txt").write_text(" \n\n")
+    Path("a.gguf").write_bytes(b"GGUF")
     Path("empty").mkdir()
     shutil.copytree(exported, "exported")
     Path("exported/model.safetensors").unlink()  # never read: the error comes first
