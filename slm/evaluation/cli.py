@@ -29,7 +29,6 @@ def evaluate(
         if len(with_tasks) > 1:
             from slm.evaluation.zero_shot.compare import print_comparison
 
-            print()
             print_comparison(with_tasks)
         if out is not None:
             print(f"written: {out}/page.html, models.csv, results.json, samples/")

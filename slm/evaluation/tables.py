@@ -27,9 +27,7 @@ def print_tables(evaluation: Evaluation, target: Console, *, documents: bool) ->
         if number:
             target.print()
         target.print(table)
-    # The comparison of several models on tasks, which follows, has the sentence about tasks of low signal.
-    is_compared = sum(bool(scores.tasks) for scores in evaluation.models) > 1
-    lines = list(notes(evaluation, with_low_signal=not is_compared))
+    lines = list(notes(evaluation))
     if lines:
         target.print()
     print_lines(target, lines)
@@ -257,13 +255,12 @@ def conditions(evaluation: Evaluation) -> Iterator[str]:
     yield f"{evaluation.date}, slm {evaluation.slm_version}, {evaluation.device}"
 
 
-def notes(evaluation: Evaluation, *, with_low_signal: bool = True) -> Iterator[str]:
+def notes(evaluation: Evaluation) -> Iterator[str]:
     """Yield the protocol, the limits of the tasks, and the failures."""
     settings, models = evaluation.settings, evaluation.models
     if settings.protocol:
         yield f"Protocol {settings.protocol}" + _changes(settings) + "."
-    note = low_signal_note(task.task for scores in models for task in scores.tasks)
-    if note and with_low_signal:
+    if note := low_signal_note(task.task for scores in models for task in scores.tasks):
         yield note
     if any(scores.speed is not None for scores in models):
         yield f"Device: {evaluation.device}."

@@ -284,10 +284,11 @@ def test_page_and_json_compare_the_models_on_tasks(
     evaluation = with_tasks(evaluate_models(exported, text=str(text)))
     evaluation = replace(evaluation, models=(scores, replace(better, model=model)))
     saved = json.loads(json.dumps(evaluation.as_dict(), allow_nan=False))["comparisons"]
-    assert [(row["model"], row["task"], row["metric"]) for row in saved[:2]] == [
-        ("better", "arc_easy", "bits_per_byte"),
-        ("better", "arc_easy", "acc"),
-    ]
+    assert {(row["model"], row["task"]) for row in saved} == {
+        ("better", "arc_easy"),
+        ("better", "piqa"),
+    }
+    assert saved[0]["metric"] == "bits_per_byte"
     assert saved[0]["difference"] == pytest.approx(-0.1) and len(saved[0]["interval_95"]) == 2
     write_page(evaluation, tmp_path)
     words = (tmp_path / "page.html").read_text()
