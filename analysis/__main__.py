@@ -78,7 +78,7 @@ def _write_report(arguments: argparse.Namespace) -> None:
 
 
 def _source(arguments: argparse.Namespace) -> str | list[Path]:
-    from analysis.runs.load import WANDB
+    from analysis.runs.sources import WANDB
 
     return arguments.runs or f"{WANDB}{arguments.wandb}"
 
@@ -86,7 +86,7 @@ def _source(arguments: argparse.Namespace) -> str | list[Path]:
 def _write_columns(arguments: argparse.Namespace) -> None:
     """Print the columns of a source, and a guess of --columns from their names."""
     from analysis.runs.columns import describe_columns
-    from analysis.runs.load import column_names
+    from analysis.runs.sources import column_names
 
     print(describe_columns(column_names(_source(arguments))))
 

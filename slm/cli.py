@@ -68,7 +68,7 @@ def run_and_exit(main: Callable[[], Any]) -> NoReturn:
         reason = f": {error.__cause__}".partition("\n")[0] if error.__cause__ else ""
         _exit(f"the configuration cannot be composed: {error}{reason}", ConfigError.exit_code)
     except OSError as error:
-        _exit(f"{describe_os_error(error)}; check runs_dir and cache_dir", 1)
+        _exit(f"{describe_os_error(error)}; check the key that names it: runs_dir, cache_dir, out, ...", 1)
     except ValueError as error:
         if "Config group override" not in str(error):  # what Hydra raises for family=3
             raise

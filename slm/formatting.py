@@ -57,6 +57,11 @@ def scientific(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}".replace("e+0", "e").replace("e+", "e")
 
 
+def markdown_cell(text: str) -> str:
+    """Return text for a cell of a Markdown table: a vertical bar is escaped, and line breaks are spaces."""
+    return " ".join(text.splitlines()).replace("|", "\\|")
+
+
 def in_one_unit(
     values: Sequence[float | None], units: Sequence[tuple[str, float]]
 ) -> tuple[str, list[str]]:

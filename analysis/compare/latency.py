@@ -68,29 +68,59 @@ class MeasuredTimes:
 
 @dataclass(frozen=True)
 class TimeCurve:
-    """Measured shapes of one family: ascending `log_n`, and `index`, their places in `MeasuredTimes`."""
+    """Measured shapes of one family: ascending `log_n`, and `index`, their places in `MeasuredTimes`.
+
+    The time at an ln N that several shapes share is the mean of their ln(seconds).
+    """
 
     log_n: Floats
     index: NDArray[np.int64]
 
+    @cached_property
+    def sizes(self) -> Floats:
+        """Return the distinct ln N in ascending order."""
+        return self.log_n[self._starts]
+
+    def times(self, log_seconds: Floats) -> Floats:
+        """Return ln(seconds) at each of `sizes`."""
+        numbers = np.diff(np.append(self._starts, len(self.log_n)))
+        return np.add.reduceat(log_seconds[self.index], self._starts) / numbers
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        is_new = np.ones(len(self.log_n), dtype=bool)
+        is_new[1:] = exceeds(np.diff(self.log_n), ROUNDING_TOLERANCE)
+        return np.flatnonzero(is_new)
+
     def largest(self, log_t: float, log_seconds: Floats) -> float:
         """Return ln N of the largest size whose time is at most t."""
-        y = log_seconds[self.index]
+        x, y = self.sizes, self.times(log_seconds)
         below = np.flatnonzero(y <= log_t + ROUNDING_TOLERANCE)
         left = int(below[-1]) if len(below) else len(y) - 1 - int(np.argmin(y[::-1]))
         if left == len(y) - 1:
             if not y[left] > y[left - 1]:
-                return float(self.log_n[left])
+                return float(x[left])
             left -= 1
-        slope = (y[left + 1] - y[left]) / (self.log_n[left + 1] - self.log_n[left])
-        return float(self.log_n[left] + (log_t - y[left]) / slope)
+        slope = (y[left + 1] - y[left]) / (x[left + 1] - x[left])
+        return float(x[left] + (log_t - y[left]) / slope)
 
     def least(self, log_n: float, log_seconds: Floats) -> float:
         """Return the least ln(seconds) of a size of at least N."""
-        y, x = log_seconds[self.index], self.log_n
+        x, y = self.sizes, self.times(log_seconds)
         left = int(np.clip(np.searchsorted(x, log_n) - 1, 0, len(x) - 2))
         slope = (y[left + 1] - y[left]) / (x[left + 1] - x[left])
         return float(min(y[left] + slope * (log_n - x[left]), y[x >= log_n].min(initial=math.inf)))
+
+    def fastest(self, log_n: float, log_seconds: Floats) -> float:
+        """Return ln N of the size with the time `least`: N, or a measured larger size that is faster."""
+        y, x = log_seconds[self.index], self.log_n
+        larger = np.flatnonzero(x > log_n + ROUNDING_TOLERANCE)
+        if not len(larger):
+            return log_n
+        size = larger[int(np.argmin(y[larger]))]
+        is_faster = y[size] <= self.least(log_n, log_seconds) + ROUNDING_TOLERANCE
+        is_faster &= y[size] < np.interp(log_n, x, y) - ROUNDING_TOLERANCE
+        return float(x[size]) if is_faster else log_n
 
 
 @dataclass(frozen=True)
@@ -105,10 +135,15 @@ class EqualTime:
 
 @dataclass(frozen=True)
 class EqualLoss:
-    """Time multiplier at sizes of equal loss; seconds per token."""
+    """Time multiplier at sizes of equal loss; seconds per token.
+
+    The seconds are those of the sizes `n_run_deep` and `n_run_wide`: larger than n_deep and n_wide if a larger one is faster.
+    """
 
     n_deep: float
     n_wide: float
+    n_run_deep: float
+    n_run_wide: float
     seconds_deep: float
     seconds_wide: float
     log_multiplier: Estimate
@@ -125,7 +160,7 @@ class EqualTimeModel:
     @property
     def time_range(self) -> tuple[float, float]:
         """Smallest and largest ln(seconds per token) at which both families have a size; reversed if there is none."""
-        times = [self.times.log_seconds[curve.index] for curve in self.curves]
+        times = [curve.times(self.times.log_seconds) for curve in self.curves]
         return float(max(y.min() for y in times)), float(min(y[-1] for y in times))
 
     @property
@@ -170,7 +205,7 @@ class EqualTimeModel:
     @property
     def slower(self) -> int:
         """The family with the larger least time: 0 deep, 1 wide."""
-        least = [float(self.times.log_seconds[curve.index].min()) for curve in self.curves]
+        least = [float(curve.times(self.times.log_seconds).min()) for curve in self.curves]
         return int(least[1] > least[0])
 
     def level_at(self, log_t: float) -> EqualTime:
@@ -196,9 +231,15 @@ class EqualTimeModel:
             return wide - deep
 
         deep, wide = logs(self.effects.fit, self.times.log_seconds)
+        runs = [
+            math.exp(curve.fastest(x, self.times.log_seconds))
+            for curve, (x, _) in zip(self.curves, (deep, wide), strict=True)
+        ]
         return EqualLoss(
             n_deep=math.exp(deep[0]),
             n_wide=math.exp(wide[0]),
+            n_run_deep=runs[0],
+            n_run_wide=runs[1],
             seconds_deep=math.exp(deep[1]),
             seconds_wide=math.exp(wide[1]),
             log_multiplier=self._estimate(estimate),

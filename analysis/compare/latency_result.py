@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from analysis.compare.latency import (
     MeasuredTimes,
     TimeCurve,
 )
-from analysis.compare.measured_speeds import MeasuredShape, Setting
+from analysis.compare.measured_speeds import MeasuredShape, Setting, falling_spans
 from analysis.formatting import count, format_interval, short_count
 from slm.rounding import stable_argsort
 from slm.summary import Rows, Summarized
@@ -40,6 +40,7 @@ class TimeContrast(Summarized):
             wide) and the standard error of ln(ratio).
         missing: labels of shapes with runs but without a measured time.
         single_rounds: number of shapes measured in one round, whose times have no standard error.
+        falls: {family: spans (N, N) of measured sizes over which the time falls with N}.
     """
 
     deep: str
@@ -52,6 +53,7 @@ class TimeContrast(Summarized):
     sizes: tuple[dict[str, Any], ...] = ()
     missing: tuple[str, ...] = ()
     single_rounds: int = 0
+    falls: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
 
     @property
     def level(self) -> EqualTime | None:
@@ -83,6 +85,7 @@ class TimeContrast(Summarized):
         return {
             **asdict(self.setting),
             **{name: getattr(self, name) for name in names},
+            "falls": self.falls,
             "levels": [_fields(point, "level") for point in self.levels],
             "multipliers": [_fields(point, "log_multiplier") for point in self.multipliers],
         }
@@ -92,7 +95,7 @@ class TimeContrast(Summarized):
 class Latency:
     """All settings of a speed file, decode latency first, and the measured shapes of the first one for charts.
 
-    `shapes`: one row per shape of any family: family, shape, n, seconds (per decoded token), memory_bytes (weights and
+    `shapes`: one row per shape of any family: family, shape, n, seconds (per generated token), memory_bytes (weights and
     KV cache).
     """
 
@@ -172,6 +175,13 @@ def _contrast(
             f"{row['family']} {row['shape']}" for row in pair[~is_known].to_dict("records")
         ),
         single_rounds=sum(measured[key].rounds < 2 for key in keys),
+        falls={
+            name: falling_spans(
+                (row["n"], measured[row["model_shape"]].seconds)
+                for row in pair[is_known & (pair["family"] == name)].to_dict("records")
+            )
+            for name in (block.deep, block.wide)
+        },
     )
     effects = block.level_effects
     if block.refused or effects is None:
@@ -191,9 +201,9 @@ def _reasons(
     block: BlockResult, curves: tuple[TimeCurve, TimeCurve], *, is_assumed: bool
 ) -> Iterator[str]:
     few = [
-        f"{name} has {count(len(curve.index), 'measured size')}"
+        f"{name} has {count(len(curve.sizes), 'measured size')}"
         for name, curve in zip((block.deep, block.wide), curves, strict=True)
-        if len(curve.index) < MIN_SHAPES
+        if len(curve.sizes) < MIN_SHAPES
     ]
     if few:
         yield f"{' and '.join(few)}, at least {MIN_SHAPES} are needed in each family"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from slm.architecture.decoding import BYTES_PER_VALUE, decoding_memory_bytes
 from slm.architecture.shapes import ModelShape, shape_key
 from slm.errors import DataError
+from slm.formatting import count, short_count
+from slm.rounding import exceeds
 from slm.tracking.speeds import MEASURE_AGAIN, InferenceSpeed, ShapeSpeed, read_speeds
 
 DECODING, TRAINING = "decode latency", "training time"
@@ -31,6 +34,11 @@ class Setting:
     @property
     def is_decoding(self) -> bool:
         return self.quantity == DECODING
+
+    @property
+    def token(self) -> str:
+        """The token whose time is measured."""
+        return "generated token" if self.is_decoding else "training token"
 
     def describe(self) -> str:
         """Return the quantity, the device and the other conditions."""
@@ -60,6 +68,36 @@ class MeasuredShape:
     @property
     def seconds(self) -> float:
         return math.exp(self.log_seconds)
+
+
+def falling_spans(times: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the spans (N, N) of measured sizes over which the time falls with N; `times`: (N, seconds) of one family."""
+    spans: list[tuple[float, float]] = []
+    ordered = sorted(times)
+    for (n, seconds), (next_n, next_seconds) in pairwise(ordered):
+        if not exceeds(next_n, n) or not exceeds(seconds, next_seconds):
+            continue
+        first = spans.pop()[0] if spans and spans[-1][1] == n else n
+        spans.append((first, next_n))
+    return spans
+
+
+def range_text(ratios: Sequence[float]) -> str:
+    """Return smallest and largest ratio over sizes, such as `range over 2 sizes: 1.88 to 3.32`."""
+    if len(ratios) == 1:
+        return "1 size"
+    return f"range over {count(len(ratios), 'size')}: {min(ratios):.2f} to {max(ratios):.2f}"
+
+
+def falling_note(spans: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Return what the times of each family fall over, such as `deep from N = 27k to 93k`; empty if they never fall."""
+    found = [
+        f"{family} from N = "
+        + " and ".join(f"{short_count(low)} to {short_count(high)}" for low, high in each)
+        for family, each in spans.items()
+        if each
+    ]
+    return f"falls with N: {', '.join(found)} (noise, or a faster shape)" if found else ""
 
 
 def load_settings(path: Path) -> Settings:

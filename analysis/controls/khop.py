@@ -16,6 +16,7 @@ from analysis.runs.load import load_runs
 from slm.console import Column, FittedTable, console, print_lines
 from slm.errors import DataError
 from slm.files import write_json, write_text
+from slm.formatting import markdown_cell
 from slm.rounding import snap_to_zero, stable_argsort
 
 
@@ -51,7 +52,7 @@ def write_khop_report(folder: Path, out: Path, only: Collection[str] | None = No
         "",
         "| " + " | ".join(headings) + " |",
         "|" + " --- |" * len(headings),
-        *("| " + " | ".join(row) + " |" for row in cells),
+        *("| " + " | ".join(map(markdown_cell, row)) + " |" for row in cells),
         "",
     ]
     write_text(out / "report.md", "\n".join(lines))

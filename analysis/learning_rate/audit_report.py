@@ -22,10 +22,11 @@ from analysis.learning_rate.audit import (
     audit_learning_rates,
     middle_learning_rate,
 )
-from analysis.runs.load import collect_runs
+from analysis.runs.sources import collect_runs
 from slm.charts import Axis, Figure, Series, layered, lines, panels, points, rule
 from slm.errors import DataError
 from slm.files import write_json, write_text
+from slm.formatting import markdown_cell
 
 FIGURE = "lr_audit.png"
 FILE = "lr_audit.json"
@@ -148,7 +149,7 @@ def markdown(
     for name, worst in families.items():
         verdict = "passed" if worst["passed"] else f"FAILED: {audit.failed.get(name, '')}"
         lines.append(
-            f"| {name} | {verdict} | {format_nats(worst['penalty'])} | {format_nats(worst['cost_of_2x'])} |"
+            f"| {markdown_cell(str(name))} | {markdown_cell(verdict)} | {format_nats(worst['penalty'])} | {format_nats(worst['cost_of_2x'])} |"
         )
     headings = [
         "family",
@@ -167,6 +168,6 @@ def markdown(
 def _row(shape: ShapeAudit) -> str:
     edge = "" if shape.interior else " (edge of the grid)"
     return (
-        f"| {shape.family} | {shape.shape} | {shape.best_lr:.2e}{edge} | {format_nats(shape.penalty)} "
+        f"| {markdown_cell(str(shape.family))} | {markdown_cell(str(shape.shape))} | {shape.best_lr:.2e}{edge} | {format_nats(shape.penalty)} "
         f"| {format_nats(shape.cost_of_two)} |"
     )

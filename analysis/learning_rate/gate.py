@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.learning_rate.audit import Audit, audit_learning_rates, parse_audit
-from analysis.runs.load import Runs, collect_runs
+from analysis.runs.load import Runs
+from analysis.runs.sources import collect_runs
 from slm.errors import DataError
 from slm.files import read_json
 from slm.studies.cells import Cell

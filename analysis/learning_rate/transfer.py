@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.formatting import count, format_dropped, format_nats
-from analysis.runs.load import collect_runs
+from analysis.runs.sources import collect_runs
 from slm.architecture.shapes import shape_label
 from slm.charts import Axis, Figure, Series, layered, lines, panels, points
 from slm.errors import DataError

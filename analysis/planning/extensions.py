@@ -90,17 +90,20 @@ def most_valuable_next(
     for parts in additions(design).values():
         for name, rows in parts.items():
             joined = design.with_runs(rows)
-            error = design_error(
+            errors = design_error(
                 joined, power.deep, power.wide, law=law, sigma=sigma, tau=power.tau
-            )[index]
+            )
+            if len(errors) <= index:  # the exponent of the joined design is refused
+                continue
+            error = errors[index]
             if now - error > ITERATION_TOLERANCE * now:
                 flops = float(sum(row["flops"] for row in rows))
                 found.append(NextRuns(name, len(rows), flops, error))
     found.sort(key=lambda addition: addition.name)  # ties do not depend on the order of the runs
     # Errors are merged before the difference, in which their rounding is a large part.
-    errors = merge_close([addition.se for addition in found], ITERATION_TOLERANCE)
+    merged = merge_close([addition.se for addition in found], ITERATION_TOLERANCE)
     cost = merge_close([addition.flops for addition in found])
-    order = stable_argsort((errors**2 - now**2) / cost, ITERATION_TOLERANCE)
+    order = stable_argsort((merged**2 - now**2) / cost, ITERATION_TOLERANCE)
     return [found[i] for i in order[:count]]
 
 

@@ -14,6 +14,7 @@ from analysis.compare.latency_result import (
     multiplier_text,
     ratio_rows,
 )
+from analysis.compare.measured_speeds import falling_note, range_text
 from analysis.formatting import count, power_of_ten
 from slm.formatting import short_count
 from slm.summary import Rows
@@ -25,7 +26,8 @@ DIFFERENCE = "loss difference, nats/token [95% CI]"
 MULTIPLIER = "multiplier [95% CI]"
 METHOD = (
     "Times were measured with random weights. Between the measured sizes of a family, ln(time) is linear in ln(N); nothing "
-    "is extrapolated. Multiplier: FLOPs or time of {wide} divided by that of {deep} at equal loss; above 1, {deep} needs less."
+    "is extrapolated. A larger size counts where it is faster: the time at N is the least time of a size of at least N, and a "
+    "table names the size that runs (`N, run as larger N`). Multiplier: FLOPs or time of {wide} divided by that of {deep} at equal loss; above 1, {deep} needs less."
 )
 
 
@@ -49,52 +51,68 @@ def lines(report: StudyReport) -> list[str]:
 def contrast_lines(report: StudyReport) -> list[str]:
     """Return level, multiplier and ratio of times of the first decode and the first training setting.
 
-    Of other settings, which are in the tables, only refusals.
+    Of other settings, which are in the tables, only refusals. A reason that holds for every setting is given once.
     """
+    contrasts, block = _contrasts(report), report.comparison.block
+    reasons = {contrast.reasons for contrast in contrasts}
+    (common,) = reasons if len(reasons) == 1 else ((),)
     found: list[str] = []
+    if common:
+        is_same = block.refused and common == block.reasons
+        why = (
+            "refused for the same reason as at equal FLOPs"
+            if is_same
+            else f"REFUSED: {'; '.join(common)}"
+        )
+        found.append(f"At equal latency and training time: {why}.")
     quantities: set[str] = set()
-    for contrast in _contrasts(report):
+    for contrast in contrasts:
         is_first = contrast.setting.quantity not in quantities
         quantities.add(contrast.setting.quantity)
-        if is_first or contrast.level is None:
-            found += _setting_lines(contrast)
+        if not common and (is_first or contrast.level is None):
+            found.append(_level_line(contrast))
+        found += _time_line(contrast) if is_first else ()
     return found
 
 
-def _setting_lines(contrast: TimeContrast) -> Iterator[str]:
-    setting = contrast.setting
-    start = f"Level at equal {setting.describe()} and equal training tokens:"
+def _level_line(contrast: TimeContrast) -> str:
+    start = f"Loss difference at equal {contrast.setting.describe()} and equal training tokens:"
     if (level := contrast.level) is None:
-        yield f"{start} REFUSED: {'; '.join(contrast.reasons or contrast.level_reasons)}."
-    else:
-        yield (
-            f"{start} {contrast.deep} minus {contrast.wide} is {level_text(level)} nats/token at "
-            f"{_per_token(contrast, level)}, the largest common time, where {contrast.deep} has "
-            f"N = {short_count(level.n_deep)} and {contrast.wide} N = {short_count(level.n_wide)}."
-        )
-    sentences = []
+        return f"{start} REFUSED: {'; '.join(contrast.reasons or contrast.level_reasons)}."
+    return (
+        f"{start} {contrast.deep} minus {contrast.wide} is {level_text(level)} nats/token at "
+        f"{_per_token(contrast, level)}, the largest common time, where {contrast.deep} has "
+        f"N = {short_count(level.n_deep)} and {contrast.wide} N = {short_count(level.n_wide)}."
+    )
+
+
+def _time_line(contrast: TimeContrast) -> Iterator[str]:
+    setting, sentences = contrast.setting, []
     if (loss := contrast.multiplier) is not None:
         sentences.append(
             f"Time multiplier at the lowest common loss, {setting.quantity}: {multiplier_text(loss)} ({contrast.wide} with "
-            f"N = {short_count(loss.n_wide)} takes {format_seconds(loss.seconds_wide)}, {contrast.deep} with "
-            f"N = {short_count(loss.n_deep)} {format_seconds(loss.seconds_deep)})."
+            f"N = {_size(loss.n_wide, loss.n_run_wide)} takes {format_seconds(loss.seconds_wide)}, {contrast.deep} with "
+            f"N = {_size(loss.n_deep, loss.n_run_deep)} {format_seconds(loss.seconds_deep)})."
         )
     if contrast.sizes:
-        sentences.append(f"At equal FLOPs {contrast.deep} takes {_ratio(contrast)} as long.")
+        sentences.append(f"At equal FLOPs {contrast.deep} takes {_ratio(contrast)}.")
     if sentences:
         yield " ".join(sentences)
 
 
 def _per_token(contrast: TimeContrast, level: EqualTime) -> str:
-    return f"{format_seconds(level.seconds)} per {'decoded' if contrast.setting.is_decoding else 'training'} token"
+    return f"{format_seconds(level.seconds)} per {contrast.setting.token}"
 
 
 def _ratio(contrast: TimeContrast) -> str:
     ratios = [row["ratio"] for row in contrast.sizes]
-    mean = f"{geometric_mean_ratio(contrast.sizes):.2f} times"
-    if len(ratios) == 1:
-        return mean
-    return f"{mean} ({min(ratios):.2f} to {max(ratios):.2f} over {count(len(ratios), 'size')})"
+    mean = f"{geometric_mean_ratio(contrast.sizes):.2f} times as long as {contrast.wide} per {contrast.setting.token}"
+    return f"{mean} ({range_text(ratios)})"
+
+
+def _size(n: float, n_run: float) -> str:
+    """Return N, and the larger size that runs because it is faster."""
+    return short_count(n) if n_run == n else f"{short_count(n)}, run as {short_count(n_run)}"
 
 
 def _notes(contrasts: tuple[TimeContrast, ...]) -> Iterator[str]:
@@ -106,6 +124,8 @@ def _notes(contrasts: tuple[TimeContrast, ...]) -> Iterator[str]:
         if contrast.single_rounds:
             shapes = count(contrast.single_rounds, "shape")
             yield f"{shapes} measured in one round, {where}: the noise of these times is unknown and counts as 0."
+        if fall := falling_note(contrast.falls):
+            yield f"Note: {where} {fall}."
 
 
 def key_numbers(report: StudyReport) -> list[tuple[str, str]]:
@@ -186,10 +206,10 @@ def multiplier_rows(report: StudyReport) -> Rows:
     return [
         {
             "time": contrast.setting.quantity,
-            f"N, {contrast.deep}": short_count(loss.n_deep),
-            f"N, {contrast.wide}": short_count(loss.n_wide),
-            f"{contrast.deep}": format_seconds(loss.seconds_deep),
-            f"{contrast.wide}": format_seconds(loss.seconds_wide),
+            f"N, {contrast.deep}": _size(loss.n_deep, loss.n_run_deep),
+            f"N, {contrast.wide}": _size(loss.n_wide, loss.n_run_wide),
+            f"time, {contrast.deep}": format_seconds(loss.seconds_deep),
+            f"time, {contrast.wide}": format_seconds(loss.seconds_wide),
             "time multiplier [95% CI]": multiplier_text(loss),
             "device": contrast.setting.device,
         }

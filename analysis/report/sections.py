@@ -36,10 +36,17 @@ class Section:
 
 def sections(report: StudyReport) -> list[Section]:
     """Return the sections that have content."""
-    return list(_sections(report))
+    return [
+        *_losses(report),
+        *_families(report),
+        *_checks(report),
+        *_secondary(report),
+        *_runs(report),
+    ]
 
 
-def _sections(report: StudyReport) -> Iterator[Section]:
+def _losses(report: StudyReport) -> Iterator[Section]:
+    """Yield the comparison at equal FLOPs and at equal time."""
     losses = tables.loss_rows(report)
     note = "Loss in nats per token, mean over seeds; * marks the lowest loss of a row"
     yield Section(
@@ -73,6 +80,10 @@ def _sections(report: StudyReport) -> Iterator[Section]:
                 ),
             ),
         )
+
+
+def _families(report: StudyReport) -> Iterator[Section]:
+    """Yield contrast of the families, aspect ratio and exponents."""
     contrasts = tables.contrast_rows(report)
     yield Section(
         "contrast",
@@ -88,6 +99,10 @@ def _sections(report: StudyReport) -> Iterator[Section]:
         lines = [text.shape_line(report)]
         yield Section("shape", "Aspect ratio", lines, ("shape_curve",), (optima,))
     yield Section("exponent", "Exponents", text.exponent_lines(report), ("exponent_difference",))
+
+
+def _checks(report: StudyReport) -> Iterator[Section]:
+    """Yield robustness and power."""
     yield Section(
         "robustness",
         "Robustness",
@@ -111,6 +126,10 @@ def _sections(report: StudyReport) -> Iterator[Section]:
                 Table("Most informative additional runs per FLOP", power.next_rows(), folded=True),
             ),
         )
+
+
+def _secondary(report: StudyReport) -> Iterator[Section]:
+    """Yield joint law, hold-out and isoFLOP fits."""
     isoflop = [
         f"{fit.title()}, {family}; " + "; ".join(f"{key}: {value}" for key, value in fit.details())
         for family, fit in report.isoflop.items()
@@ -126,6 +145,10 @@ def _sections(report: StudyReport) -> Iterator[Section]:
         ),
         folded=True,
     )
+
+
+def _runs(report: StudyReport) -> Iterator[Section]:
+    """Yield loss curves, limitations and the runs."""
     if report.loss_curves:
         yield Section("curves", "Loss curves", [], ("loss_curves", "loss_curves_flops"))
     yield Section("limitations", "Limitations", text.caveats(report))

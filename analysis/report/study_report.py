@@ -27,6 +27,7 @@ from analysis.fit.resampling import jackknife_error
 from analysis.formatting import count, format_dropped, power_of_ten
 from analysis.learning_rate.audit import Audit, parse_audit
 from analysis.report.power_of_study import StudyPower, power_of_study
+from analysis.runs.columns import COLUMNS, SIZES
 from analysis.runs.load import Runs
 from analysis.runs.study import Columns, Study, prepare
 from slm.charts import LossCurve
@@ -131,8 +132,8 @@ def analyze_study(
 
     Args:
         runs: the result of `load_runs`, or a table with the columns family, shape, n_flop (FLOPs per token /
-            6), tokens, loss_nats_per_token, and optionally run_id, flops, rung, seed, aspect_ratio,
-            params_non_embedding, params_total.
+            6; without it, N is params_non_embedding, else params_total), tokens, loss_nats_per_token, and optionally
+            run_id, flops, rung, seed, aspect_ratio, params_non_embedding, params_total.
         deep, wide: families to compare; None: chosen by `aspect_ratio`, or by name without that column.
         audit: learning-rate audit, see `analysis.compare.families.compare_families`.
         question: research question, printed at the top of the report.
@@ -146,7 +147,8 @@ def analyze_study(
     """
     speeds = None if speed is None else load_settings(speed)
     loaded = runs if isinstance(runs, Runs) else Runs(runs, Counter(), ())
-    study = prepare(loaded.table, _columns(loaded.table), deep, wide)
+    columns = _columns(loaded.table)
+    study = prepare(loaded.table, columns, deep, wide)
     comparison = compare_study(study, parse_audit(audit), bootstrap=bootstrap, seed=seed)
     table = _run_table(study, loaded.table, comparison.block)
     latency = None if speeds is None else compare_at_equal_time(table, comparison.block, speeds)
@@ -154,7 +156,9 @@ def analyze_study(
         question=question,
         table=table,
         dropped=loaded.dropped,
-        warnings=tuple(dict.fromkeys((*loaded.warnings, *comparison.warnings))),
+        warnings=tuple(
+            dict.fromkeys((*loaded.warnings, *_size_notes(columns), *comparison.warnings))
+        ),
         comparison=comparison,
         losses=tuple(_losses(table, comparison)),
         families=tuple(dict.fromkeys((study.deep, study.wide, *study.families))),
@@ -171,11 +175,19 @@ def _columns(table: pd.DataFrame) -> Columns:
         return name if name in table else None
 
     return Columns(
+        n=next(filter(present, SIZES), SIZES[0]),
         flops=present("flops"),
         rung=present("rung"),
         seed=present("seed"),
         aspect=present("aspect_ratio"),
     )
+
+
+def _size_notes(columns: Columns) -> list[str]:
+    """Return a note on the definition of N if it is not that of slm."""
+    if columns.n == SIZES[0]:
+        return []
+    return [f"N is {columns.n} ({COLUMNS[columns.n].meaning}), as the table has no {SIZES[0]}"]
 
 
 def _run_table(study: Study, source: pd.DataFrame, block: BlockResult) -> pd.DataFrame:

@@ -26,10 +26,11 @@
     latency       null without measured speeds, or {reasons: why there is no setting, settings: [{quantity ("decode latency"
                   or "training time"), device, dtype, batch_size, prompt_tokens, new_tokens (null for training), deep,
                   wide, reasons (no estimate), level_reasons (none at equal time), missing: [shape without a measured
-                  time], single_rounds, sizes: [{rung, n, seconds_deep, seconds_wide, ratio, ln_ratio_se}], levels:
-                  [{seconds, n_deep, n_wide, level, level_se, level_ci, df}] the largest common time first, multipliers:
-                  [{n_deep, n_wide, seconds_deep, seconds_wide, log_multiplier, log_multiplier_se, log_multiplier_ci, df}]
-                  the lowest common loss first}], shapes: [{family, shape, n, seconds, memory_bytes}] of the first decode
+                  time], single_rounds, falls: {family: [[n, n] between which its time falls with N]}, sizes: [{rung, n,
+                  seconds_deep, seconds_wide, ratio, ln_ratio_se}], levels: [{seconds, n_deep, n_wide, level, level_se,
+                  level_ci, df}] the largest common time first, multipliers: [{n_deep, n_wide, n_run_deep, n_run_wide (the
+                  fastest sizes of at least n_deep and n_wide), seconds_deep, seconds_wide (of these), log_multiplier,
+                  log_multiplier_se, log_multiplier_ci, df}] the lowest common loss first}], shapes: [{family, shape, n, seconds, memory_bytes}] of the first decode
                   setting}; seconds are per token
     caveats       [sentence]
 """
@@ -56,6 +57,7 @@ from analysis.runs.response import LOSS, Response, with_response
 from slm.charts import Figure
 from slm.console import Column, FittedTable, console, print_lines
 from slm.files import write_json, write_text
+from slm.formatting import markdown_cell
 from slm.run_index.curves import curves_of
 from slm.summary import Rows
 from slm.tracking.speeds import FILE_NAME
@@ -238,8 +240,9 @@ def markdown(report: StudyReport) -> str:
 def markdown_table(rows: Rows) -> list[str]:
     """Return the lines of a Markdown table; there is at least one row."""
     heading = list(rows[0])
-    lines = ["| " + " | ".join(heading) + " |", "|" + " --- |" * len(heading)]
-    return lines + ["| " + " | ".join(row.values()) + " |" for row in rows]
+    lines = [heading, *(list(row.values()) for row in rows)]
+    texts = ["| " + " | ".join(map(markdown_cell, line)) + " |" for line in lines]
+    return [texts[0], "|" + " --- |" * len(heading), *texts[1:]]
 
 
 def print_summary(report: StudyReport, response: Response = LOSS) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.runs.validate import FLAGS, is_missing, stripped
+from analysis.runs.validate import FLAGS, is_missing, number_advice, stripped
 from slm.errors import DataError, nearest
 
 POSITIVE, NUMBER, LABEL, FLAG = "a number above 0", "a number", "a word or number", "yes or no"
+NUMBERS = (POSITIVE, NUMBER)
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,39 @@ def parse_pairs(text: str, example: str) -> dict[str, str]:
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not (name and equals and value):
             raise DataError(f"{part!r}: not of the form NAME=VALUE; for example {example}")
-        if name not in COLUMNS:
-            raise DataError(f"{name}={value}: no such column; {nearest(name, COLUMNS)}")
+        _check_name(name, value)
         if name in pairs:
             raise DataError(f"{name}={value}: {name} was given before, as {pairs[name]}")
         pairs[name] = value
     return pairs
+
+
+def _check_name(name: Any, value: Any) -> None:
+    if name not in COLUMNS:
+        raise DataError(f"{name}={value}: no such column; {nearest(str(name), COLUMNS)}")
+
+
+def _check_pairs(columns: Mapping[str, str], constants: Mapping[str, Any]) -> None:
+    """Refuse unknown names, names that are given as a column and as a constant, and values of a wrong type.
+
+    A column of the file has a name; a constant is a word or a number.
+    """
+    for option, pairs in (("columns", columns), ("constants", constants)):
+        if not isinstance(pairs, Mapping):
+            raise DataError(f"{option}={pairs!r}: must be a dictionary, such as {{'tokens': 'D'}}")
+        for name, value in pairs.items():
+            _check_name(name, value)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not (isinstance(value, str) and value.strip()) and not (
+                option == "constants" and is_number
+            ):
+                rule = "a word or a number" if option == "constants" else "the name of a column"
+                raise DataError(f"{option}: {name}={value!r}: must be {rule}")
+    if both := [name for name in columns if name in constants]:
+        name = both[0]
+        raise DataError(
+            f"{name} is given both as column {columns[name]!r} and as constant {constants[name]!r}; remove one of them"
+        )
 
 
 def rename_columns(
@@ -104,11 +132,17 @@ def rename_columns(
     `shape`, each N is a shape of its own.
 
     Raises:
-        DataError: if a mapped column does not exist, or a required one is missing.
+        DataError: if a mapped column does not exist, a required one is missing, or a name is unknown.
     """
+    _check_pairs(columns, constants)
     names = [str(name) for name in table.columns]
     for name, name_in_file in columns.items():
         if name_in_file not in names:
+            if numbered := _numbered(name_in_file, names):
+                raise DataError(
+                    f"{source}: has no column {name_in_file!r} (given for {name}), since it occurs {len(numbered)} times; "
+                    f"choose one of: {', '.join(numbered)}"
+                )
             raise DataError(
                 f"{source}: has no column {name_in_file!r} (given for {name}); {nearest(name_in_file, names)}; for one "
                 f"value in all runs, give --constant {name}={name_in_file} or constants={{{name!r}: {name_in_file!r}}}"
@@ -129,6 +163,7 @@ def rename_columns(
 
 def _missing_text(missing: Collection[str], names: Collection[str], source: str) -> str:
     guessed = guess_columns(names)
+    guessed |= {name: twins[0] for name in missing if (twins := _numbered(name, names))}
     pairs = ",".join(f"{name}={guessed.get(name, 'NAME')}" for name in missing)
     meanings = "; ".join(f"{name}: {COLUMNS[name].meaning}" for name in missing)
     python = ", ".join(f"{name!r}: {guessed.get(name, 'NAME')!r}" for name in missing)
@@ -136,6 +171,12 @@ def _missing_text(missing: Collection[str], names: Collection[str], source: str)
         f"{source}: lacks {', '.join(missing)} ({meanings}); give their names in the file, as --columns '{pairs}' or "
         f"columns={{{python}}}; its columns are {', '.join(names)}"
     )
+
+
+def _numbered(name: str, names: Iterable[str]) -> list[str]:
+    """Return the numbered names of a column that occurs more than once (`analysis.runs.files`)."""
+    pattern = re.compile(rf"{re.escape(name)} \(column \d+\)")
+    return [each for each in names if pattern.fullmatch(each)]
 
 
 def guess_columns(names: Iterable[str]) -> dict[str, str]:
@@ -146,7 +187,7 @@ def guess_columns(names: Iterable[str]) -> dict[str, str]:
         if name in by_key.values():
             continue
         for alias in (name, *column.aliases):
-            found = by_key.get(_key(alias)) or by_key.get(_key(alias.rpartition(".")[2]))
+            found = by_key.get(_key(alias))
             if found is not None and found not in guessed.values():
                 guessed[name] = found
                 break
@@ -172,8 +213,13 @@ def describe_columns(names: Sequence[str]) -> str:
 
 
 def _key(name: str) -> str:
-    """Return the last part of a nested name without case and signs: `eval/loss` and `Loss` give `loss`."""
-    last = re.split(r"[./]", name.strip())[-1]
+    """Return the last part of a nested name without case and signs: `eval/loss` and `Loss` give `loss`.
+
+    Of a name that ends with `.name`, such as `family.name`, it is the part before.
+    """
+    *outer, last = re.split(r"[./]", name.strip())
+    if outer and last.lower() == "name":
+        last = outer[-1]
     return re.sub(r"[\s_-]+", "", last).lower()
 
 
@@ -208,7 +254,8 @@ def check_values(
         value = "empty" if is_empty[bad[0]] else repr(values.tolist()[bad[0]])
         example = f"{shown}={value} in {table.index[bad[0]]}"
         if name not in optional:
-            raise DataError(f"{source}: {example}: must be {column.kind} for {name}")
+            advice = number_advice(values.iloc[bad[0]]) if column.kind in NUMBERS else ""
+            raise DataError(f"{source}: {example}: must be {column.kind} for {name}{advice}")
         if not is_empty.all():
             notes.append(f"column {shown} is not used: {example} is not {column.kind}")
         table = table.drop(columns=name)
@@ -231,12 +278,12 @@ def _is_valid(value: Any, kind: str) -> bool:
         return False
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return bool(np.isfinite(number)) and (kind != POSITIVE or number > 0)
 
 
 def _converted(values: pd.Series, kind: str) -> pd.Series:
-    if kind in (POSITIVE, NUMBER):
-        return pd.to_numeric(values.replace("", None), errors="coerce").astype(float)
+    if kind in NUMBERS:
+        return values.map(lambda value: np.nan if is_missing(value) else float(value)).astype(float)
     return values

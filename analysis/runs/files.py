@@ -22,6 +22,8 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.formatting import count
+from analysis.runs.validate import is_no_number
 from slm.errors import DataError
 
 TEXT, JSON, PARQUET = "text", "json", "parquet"
@@ -41,6 +43,8 @@ DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
 SUPPORTED = f"{', '.join(FORMATS)}, also with {', '.join(DECOMPRESS)}"
 DELIMITERS = (",", "\t", ";", "|")
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+NEWLINE = re.compile(r"\r\n|\r|\n")  # not str.splitlines, which splits text at U+2028 too
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}([.,]\d{3})+")
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.IGNORECASE)
 UNREADABLE = (
     OSError,
@@ -49,7 +53,7 @@ UNREADABLE = (
     zlib.error,
     lzma.LZMAError,
     ImportError,
-    pd.errors.ParserWarning,
+    csv.Error,
 )
 
 
@@ -100,33 +104,87 @@ def _decode(content: bytes) -> str:
 
 
 def _read_text(text: str) -> pd.DataFrame:
-    """Read values that a delimiter separates: the one that splits the first line into the most columns."""
-    header = next(line for line in text.splitlines() if line.strip())
-    delimiter = max(DELIMITERS, key=lambda each: len(next(csv.reader([header], delimiter=each))))
-    names = _distinct(next(csv.reader([header], delimiter=delimiter)))
-    options: dict[str, Any] = {
-        "sep": delimiter,
-        "header": 0,
-        "names": range(len(names)),
-        "index_col": False,
-        "skip_blank_lines": False,  # keeps the number of a line
-    }
-    before = text[: text.index(header)].count("\n")
-    rest = text[text.index(header) :]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
-        warnings.simplefilter("ignore", pd.errors.DtypeWarning)
-        table = pd.read_csv(io.StringIO(rest), **options)
-        if delimiter != "," and any(_has_decimal_comma(table[name]) for name in table):
-            table = pd.read_csv(io.StringIO(rest), decimal=",", **options)
-    table.columns = pd.Index(names)
-    table.index = pd.Index([f"line {before + row + 2}" for row in range(len(table))], dtype=object)
+    """Read values that a delimiter separates: the one that splits the header into the most columns."""
+    start, delimiter = _header_start(text)
+    reader = csv.reader(io.StringIO(text[start:], newline=""), delimiter=delimiter, strict=True)
+    before = len(NEWLINE.findall(text[:start]))
+    lines, rows = [], []
+    try:
+        names = _distinct(next(reader))
+        last = reader.line_num
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows.append(_fitted(cells, len(names), before + last + 1))
+                lines.append(f"line {before + last + 1}")
+            last = reader.line_num
+    except csv.Error as error:
+        raise ValueError(f"line {before + reader.line_num}: {error}") from None
+    table = _typed(rows, names, may_have_decimal_comma=delimiter != ",")
+    table.index = pd.Index(lines, dtype=object)
     return table.dropna(how="all")
+
+
+def _header_start(text: str) -> tuple[int, str]:
+    """Return the place of the header and its delimiter, after empty lines and comments.
+
+    A line that starts with # is a comment, unless the next line has as many columns.
+    """
+    starts = [0, *(match.end() for match in NEWLINE.finditer(text))]
+    ends = [*starts[1:], len(text)]
+    places = [start for start, end in zip(starts, ends, strict=True) if text[start:end].strip()]
+    lines = [_first_row(text[start:]) for start in places[:1]]
+    for place, following in zip(places, [*places[1:], None], strict=True):
+        delimiter, columns = lines[-1]
+        if following is None or not text.startswith("#", place):
+            return place, delimiter
+        lines.append(_first_row(text[following:]))
+        if 1 < columns == lines[-1][1]:
+            return place, delimiter
+    raise ValueError("no header")
+
+
+def _first_row(text: str) -> tuple[str, int]:
+    """Return the delimiter that splits the first row into the most columns, and their number."""
+    columns = {
+        each: len(next(csv.reader(io.StringIO(text, newline=""), delimiter=each), ()))
+        for each in DELIMITERS
+    }
+    delimiter = max(DELIMITERS, key=columns.__getitem__)
+    return delimiter, columns[delimiter]
+
+
+def _fitted(cells: list[str], columns: int, line: int) -> list[str]:
+    """Return the cells of a row with as many values as there are columns; empty ones are added or removed at its end."""
+    if any(cell.strip() for cell in cells[columns:]):
+        raise ValueError(
+            f"line {line}: {count(len(cells), 'value')}, but the header has {count(columns, 'name')}; quote values that "
+            "contain the delimiter"
+        )
+    return [*cells[:columns], *[""] * (columns - len(cells))]
+
+
+def _typed(
+    rows: list[list[str]], names: list[str], *, may_have_decimal_comma: bool
+) -> pd.DataFrame:
+    """Return a table of text as numbers where all cells of a column are numbers."""
+    stream = io.StringIO()
+    csv.writer(stream, delimiter="\t", lineterminator="\n").writerows(rows)
+    options: dict[str, Any] = {"sep": "\t", "header": None, "names": range(len(names))}
+    options |= {"index_col": False, "skip_blank_lines": False}
+    if not rows:
+        return pd.DataFrame(columns=pd.Index(names))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pd.errors.DtypeWarning)
+        table = pd.read_csv(io.StringIO(stream.getvalue()), **options)
+        if may_have_decimal_comma and any(_has_decimal_comma(table[name]) for name in table):
+            table = table.apply(_with_decimal_point)
+    table.columns = pd.Index(names)
+    return table
 
 
 def _distinct(header: Iterable[str]) -> list[str]:
     """Return the names of a header; one that is empty or occurs more than once gets the number of its column."""
-    names = [name.strip() for name in header]
+    names = [re.sub(r"\s*[\r\n]\s*", " ", name.strip()) for name in header]
     times = Counter(names)
     return [
         name if name and times[name] == 1 else f"{name} (column {number})".strip()
@@ -135,8 +193,23 @@ def _distinct(header: Iterable[str]) -> list[str]:
 
 
 def _has_decimal_comma(column: pd.Series) -> bool:
-    cells = [str(cell).strip() for cell in column.dropna()]
-    return bool(cells) and all(DECIMAL_COMMA.fullmatch(cell) for cell in cells)
+    """Return whether all numbers of a column have a decimal comma, and not all may be thousands, as in `20,000`."""
+    cells = [str(cell).strip() for cell in column.dropna() if not is_no_number(cell)]
+    return all(map(DECIMAL_COMMA.fullmatch, cells)) and not all(map(THOUSANDS.fullmatch, cells))
+
+
+def _with_decimal_point(column: pd.Series) -> pd.Series:
+    """Return a column of numbers with decimal commas as floats; any other column as it is."""
+    if pd.api.types.is_numeric_dtype(column):
+        return column
+    cells = column.astype(object).map(
+        lambda cell: str(cell).strip().replace(",", "."), na_action="ignore"
+    )
+    numbers = pd.to_numeric(cells, errors="coerce")
+    is_number = numbers.notna()
+    if not (is_number | cells.isna() | cells.map(is_no_number)).all():
+        return column
+    return cells.where(~is_number, numbers).infer_objects()
 
 
 def _read_json(text: str) -> pd.DataFrame:
@@ -157,6 +230,8 @@ def _read_json(text: str) -> pd.DataFrame:
             )
     flat = [dict(flatten(row)) for _, row in rows]
     names = list(dict.fromkeys(name for row in flat for name in row))
+    if not names:
+        raise ValueError("there are no runs in it")
     table = pd.DataFrame(
         {name: pd.Series([row.get(name) for row in flat], dtype=object) for name in names}
     ).infer_objects()
@@ -165,7 +240,7 @@ def _read_json(text: str) -> pd.DataFrame:
 
 
 def _json_lines(text: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(NEWLINE.split(text), start=1):
         if not line.strip():
             continue
         try:
@@ -201,9 +276,10 @@ def flatten(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def _read_parquet(content: bytes) -> pd.DataFrame:
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(io.BytesIO(content))
+    table = pyarrow.parquet.ParquetFile(io.BytesIO(content)).read()
     while any(pyarrow.types.is_struct(field.type) for field in table.schema):
         table = table.flatten()
+    table = table.rename_columns(_distinct(table.column_names))
     frame = table.to_pandas(ignore_metadata=True)
     frame.index = pd.Index([f"row {row + 1}" for row in range(len(frame))], dtype=object)
     return frame

@@ -14,17 +14,28 @@ from analysis.formatting import count
 from analysis.runs.columns import REQUIRED, SIZES, check_values, rename_columns
 from analysis.runs.comparable import count_dropped
 from analysis.runs.files import read_file, table_format
-from analysis.runs.validate import count_warnings, flops_contradiction, is_missing, stripped
+from analysis.runs.validate import (
+    count_warnings,
+    flops_contradiction,
+    is_missing,
+    is_no_number,
+    loss_name_notes,
+    number_advice,
+    stripped,
+)
 from slm.architecture.flops import flop_equivalent_params
 from slm.architecture.shapes import shape_label
 from slm.errors import DataError
+from slm.rounding import exceeds
 
 FINISHED = ("finished", "completed", "complete", "done", "success", "succeeded", "ok")
 UNFINISHED = (
     "crashed", "failed", "killed", "running", "pending", "queued", "preempted", "preempting", "interrupted",
     "diverged", "aborted", "canceled", "cancelled", "error", "timeout", "oom",
+    "checkpoint",  # in models.csv of `slm evaluate`: a model that is no run
 )  # fmt: skip
 NO_STATUS = "no status"
+MAX_RATIO_IN_RUNG = 2.0  # of N, for a column rung that is not mapped
 
 
 def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
@@ -64,11 +75,16 @@ def runs_table(
     Raises:
         DataError: if a column is missing, or a value is invalid; it names the user's column and the place.
     """
-    columns = columns or {}
-    table = rename_columns(rows, columns, constants or {}, source)
+    columns = {} if columns is None else columns
+    constants = {} if constants is None else constants
+    if rows.empty:
+        raise DataError(f"{source}: no finished run; the table has only a header")
+    table = rename_columns(rows, columns, constants, source)
     dropped: Counter[str] = Counter()
     table, notes = _with_status(table, columns, dropped, source)
-    losses = _losses(table, columns.get("loss_nats_per_token", "loss_nats_per_token"), source)
+    loss_name = columns.get("loss_nats_per_token", "loss_nats_per_token")
+    notes += loss_name_notes(loss_name)
+    losses = _losses(table, loss_name, source)
     count_dropped(dropped, "no final loss, or diverged", int((~np.isfinite(losses)).sum()))
     table = table.assign(loss_nats_per_token=losses)[np.isfinite(losses)]
     if table.empty:
@@ -80,13 +96,30 @@ def runs_table(
     n, tokens = table[n_name].to_numpy(), table["tokens"].to_numpy()
     given = table["flops"].to_numpy() if "flops" in table else None
     if given is not None and "flops" not in columns:
-        contradiction = flops_contradiction(n_name, n, tokens, given)
+        contradiction = flops_contradiction(columns.get(n_name, n_name), n, tokens, given)
         if contradiction is not None:
             notes.append(f"column flops is not used, FLOPs are 6 {n_name} tokens: {contradiction}")
             table, given = table.drop(columns="flops"), None
     if "recipe_id" not in table:  # runs of slm have consistent units
-        notes += count_warnings(n_name, n, tokens, given, columns)
+        notes += count_warnings(n_name, n, tokens, given, columns, source=source)
+        if "rung" in table and "rung" not in {*columns, *constants}:
+            note = _rung_note(table["rung"], table[n_name], columns.get(n_name, n_name))
+            notes += note
+            table = table.drop(columns="rung") if note else table
     return table, dropped, notes
+
+
+def _rung_note(rung: pd.Series, n: pd.Series, n_shown: str) -> list[str]:
+    """Return a note if a column that only has the name rung is no label of the size."""
+    ranges = n.groupby(rung.astype(str), sort=False).agg(["min", "max"])
+    wide = ranges[exceeds((ranges["max"] / ranges["min"]).to_numpy(), MAX_RATIO_IN_RUNG)]
+    if wide.empty:
+        return []
+    low, high = wide.iloc[0]
+    return [
+        f"column rung is not used: {n_shown} is {low:.3g} to {high:.3g} in rung {wide.index[0]}; if the column is the label "
+        "of the size, give --columns rung=rung"
+    ]
 
 
 def _with_status(
@@ -118,16 +151,22 @@ def _with_status(
 
 
 def _losses(table: pd.DataFrame, shown: str, source: str) -> pd.Series:
-    """Return the losses as floats; an empty cell is nan."""
+    """Return the losses as floats; an empty cell, or a word such as `diverged`, is nan."""
     given = table["loss_nats_per_token"].map(stripped)
-    given = given.mask(given.map(is_missing))
+    given = given.mask(given.map(lambda value: is_missing(value) or is_no_number(value)))
     losses = pd.to_numeric(given, errors="coerce").astype(float)
-    invalid = losses.isna() & given.notna() & (given.map(lambda value: str(value).lower()) != "nan")
+    invalid = (losses.isna() & given.notna()).to_numpy()
     if invalid.any():
-        place = given.index[invalid][0]
+        row = int(np.flatnonzero(invalid)[0])
+        value = given.tolist()[row]
         raise DataError(
-            f"{source}: {shown}={given[place]!r} in {place}: not a number, as in {count(int(invalid.sum()), 'row')}; leave "
-            "the cell empty if the run has no loss"
+            f"{source}: {shown}={value!r} in {given.index[row]}: not a number, as in {count(int(invalid.sum()), 'row')}; "
+            f"leave the cell empty if the run has no loss{number_advice(value)}"
+        )
+    bad = np.flatnonzero(np.isfinite(losses) & (losses <= 0))
+    if len(bad):
+        raise DataError(
+            f"{source}: {shown}={losses.iloc[bad[0]]:g} in {losses.index[bad[0]]}: a loss in nats per token must be above 0"
         )
     return losses
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -27,6 +28,24 @@ SUSPICIOUS_RATIO = 1e5
 SMALLEST_LOG10, LARGEST_LOG10 = 3.0, 30.0
 MAX_POWER = 300  # of ten, in a float
 FLOPS_UNITS = {-9: "GFLOPs", -12: "TFLOPs", -15: "PFLOPs", -18: "EFLOPs"}
+NO_NUMBER = (
+    "-",
+    "--",
+    "\u2013",
+    "\u2014",
+    "diverged",
+    "oom",
+    "inf",
+    "-inf",
+    "nan",
+    "na",
+    "n/a",
+    "none",
+    "null",
+)
+NUMBER_ADVICE = "write 125M as 1.25e8, without thousands separators"
+NAMES_OF_BITS = re.compile(r"bpc|bpb|bpt|(?<![a-z])bits?(?![a-z])", re.IGNORECASE)
+NAMES_OF_PERPLEXITY = re.compile(r"ppl|perplexity", re.IGNORECASE)
 SUSPICIOUS_LOSS = math.log(50_257)  # nats; loss of a uniform guess over GPT-2's vocabulary
 
 
@@ -84,6 +103,30 @@ def is_missing(value: Any) -> bool:
     return pd.api.types.is_scalar(value) and (value == "" or bool(pd.isna(value)))
 
 
+def is_no_number(value: Any) -> bool:
+    """Return whether a cell holds a usual word for a missing or diverged loss."""
+    return isinstance(value, str) and value.strip().lower() in NO_NUMBER
+
+
+def number_advice(value: Any) -> str:
+    """Return how to write a number, to append to a message; empty if the value has no digit."""
+    has_digit = isinstance(value, str) and any(character.isdigit() for character in value)
+    return f"; {NUMBER_ADVICE}" if has_digit else ""
+
+
+def loss_name_notes(name: str) -> list[str]:
+    """Return a note if the name of a column of losses is that of bits or of perplexities."""
+    if NAMES_OF_BITS.search(name):
+        return [
+            f"column {name}: losses must be nats per token; if these are bits, multiply by ln 2"
+        ]
+    if NAMES_OF_PERPLEXITY.search(name):
+        return [
+            f"column {name}: losses must be nats per token; if these are perplexities, take the logarithm"
+        ]
+    return []
+
+
 def flag_column(name: str, values: Iterable[Any]) -> NDArray[np.bool_]:
     """Return a column of yes/no, true/false or 1/0 as booleans.
 
@@ -135,15 +178,28 @@ def count_warnings(
     tokens: Floats,
     flops: Floats | None = None,
     shown: Mapping[str, str] | None = None,
-) -> Iterator[str]:
-    """Yield warnings for sizes, tokens and FLOPs that look small or contradict each other.
+    *,
+    source: str = "",
+) -> list[str]:
+    """Return warnings for sizes, tokens and FLOPs that look small or contradict each other.
 
     `n_name`: definition of N, `n_flop` or another. `shown`: names of the columns in messages, if they are others.
+    `source`: path, for messages of errors.
 
     Raises:
         DataError: if they cannot be counts, because they are logarithms or in millions, billions or GFLOPs.
     """
-    n_shown, tokens_shown = ((shown or {}).get(name, name) for name in (n_name, "tokens"))
+    names = {name: (shown or {}).get(name, name) for name in (n_name, "tokens", "flops")}
+    try:
+        return list(_count_warnings(n_name, n, tokens, flops, names))
+    except DataError as error:
+        raise DataError(f"{source}: {error}" if source else str(error)) from None
+
+
+def _count_warnings(
+    n_name: str, n: Floats, tokens: Floats, flops: Floats | None, names: Mapping[str, str]
+) -> Iterator[str]:
+    n_shown, tokens_shown, flops_shown = (names[name] for name in (n_name, "tokens", "flops"))
     yield from _small_counts({n_shown: (n, SMALLEST_N), tokens_shown: (tokens, FEWEST_TOKENS)})
     ratio = float(np.median(tokens / n))
     if not LEAST_RATIO <= ratio <= LARGEST_RATIO:
@@ -155,14 +211,14 @@ def count_warnings(
         yield f"{tokens_shown} is {ratio:.3g} times {n_shown} (median); check their units"
     if flops is None:
         return
-    if text := flops_contradiction(n_shown, n, tokens, flops):
+    if text := flops_contradiction(n_shown, n, tokens, flops, flops_shown):
         raise DataError(text)
     quotient = flops / (6 * n * tokens)
     middle, spread = float(np.median(quotient)), float(quotient.max() / quotient.min())
     limit = MAX_FLOPS_ERROR if n_name == "n_flop" else MAX_FLOPS_RATIO
     if exceeds(abs(math.log(middle)), math.log(limit)) or exceeds(spread, MAX_FLOPS_SPREAD):
         yield (
-            f"flops are {middle:.3g} times 6 {n_shown} tokens (median; {quotient.min():.3g} to {quotient.max():.3g}); "
+            f"{flops_shown} are {middle:.3g} times 6 {n_shown} tokens (median; {quotient.min():.3g} to {quotient.max():.3g}); "
             "compute is taken from flops: check its unit, and that it covers forward and backward pass of all tokens"
         )
 
@@ -195,7 +251,9 @@ def _looks_like_log10(values: Floats) -> bool:
     return low >= SMALLEST_LOG10 and high <= LARGEST_LOG10 and bool((values % 1 != 0).any())
 
 
-def flops_contradiction(n_name: str, n: Floats, tokens: Floats, flops: Floats) -> str | None:
+def flops_contradiction(
+    n_name: str, n: Floats, tokens: Floats, flops: Floats, flops_name: str = "flops"
+) -> str | None:
     """Return why FLOPs cannot be those of N and tokens: their ratio to 6 N tokens and the probable unit; None if they can.
 
     Attention and the head cost FLOPs that 6 N tokens does not count, at most a factor of 10 in small models.
@@ -204,16 +262,15 @@ def flops_contradiction(n_name: str, n: Floats, tokens: Floats, flops: Floats) -
     if abs(middle) < math.log10(MOST_FLOPS):
         return None
     if _looks_like_log10(flops):
-        return f"flops are {flops.min():.4g} to {flops.max():.4g}, which looks like log10; give 10 to its power"
+        return f"{flops_name} are {flops.min():.4g} to {flops.max():.4g}, which looks like log10; give 10 to its power"
     power = round(middle / 3) * 3
     unit = (
         f"; if they are in {FLOPS_UNITS[power]}, multiply by 1e{-power}"
         if power in FLOPS_UNITS
         else ""
     )
-    return (
-        f"flops are {middle:.3g} times 6 {n_name} tokens (median), so not the training FLOPs{unit}"
-    )
+    times = f"{10**middle:.3g}" if abs(middle) < MAX_POWER else f"1e{middle:.0f}"
+    return f"{flops_name} are {times} times 6 {n_name} tokens (median), so not the training FLOPs{unit}"
 
 
 def partner_warnings(family: Any, rung: Any, tokens: Floats, tokens_per_param: Floats) -> list[str]:

@@ -6,14 +6,19 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slm.architecture.decoding import bytes_read_per_token
+from slm.architecture.flops import flop_equivalent_params
 from slm.architecture.shapes import ModelShape
 from slm.config.schema import Config
 from slm.errors import DataError
 from slm.formatting import count
 from slm.studies.cells import Cell, RungKey, contrast_of
 from slm.tracking.speeds import FILE_NAME
+
+if TYPE_CHECKING:
+    from analysis.compare.measured_speeds import MeasuredShape, Setting, Settings
 
 MAX_FAMILIES = 3  # of which the plan lists all pairs; of more, the contrast only
 Pairs = list[tuple[ModelShape, ModelShape]]
@@ -50,7 +55,7 @@ def latency_lines(cells: Sequence[Cell]) -> list[str]:
     path = speed_file(config)
     if path is None:
         return list(_bounds(pairs, config))
-    return list(_measured(pairs, path))
+    return list(_measured(pairs, path, cells))
 
 
 def _family_pairs(cells: Sequence[Cell]) -> list[tuple[str, str]]:
@@ -75,9 +80,7 @@ def _pairs(cells: Sequence[Cell], names: tuple[str, str]) -> Pairs:
 
 
 def _bounds(pairs: Mapping[tuple[str, str], Pairs], config: Config) -> Iterator[str]:
-    """Yield the ratio if decoding is limited by memory bandwidth, and if it is limited by kernel launches."""
-    if not pairs:
-        return
+    """Yield the ratios if decoding is limited by memory bandwidth, and if it is limited by kernel launches."""
     speed = config.speed
     tokens = speed.prompt_tokens + speed.new_tokens // 2  # mean length of the cache
 
@@ -86,34 +89,88 @@ def _bounds(pairs: Mapping[tuple[str, str], Pairs], config: Config) -> Iterator[
             shape, tokens=tokens, batch_size=speed.batch_size, dtype=speed.dtype
         )
 
-    ratios = [
-        f"{deep} / {wide} {_mean([read(a) / read(b) for a, b in shapes]):.2f} to "
-        f"{_mean([a.depth / b.depth for a, b in shapes]):.2f}"
-        for (deep, wide), shapes in pairs.items()
-    ]
-    yield (
-        "Expected ratio of decode latency at equal FLOPs, from the bytes read per token (memory-bound) to the number of "
-        f"layers (launch-bound): {', '.join(ratios)}; measure it with python -m slm speed study={config.study.name}"
-    )
+    for (deep, wide), shapes in pairs.items():
+        by_bytes = _mean([read(a) / read(b) for a, b in shapes])
+        by_layers = _mean([a.depth / b.depth for a, b in shapes])
+        yield (
+            f"At equal FLOPs {deep} is expected to take between {by_bytes:.2f} (memory-bound: bytes read per token) and "
+            f"{by_layers:.2f} (launch-bound: layers) times as long as {wide} per generated token; measure it with "
+            f"python -m slm speed study={config.study.name}"
+        )
 
 
-def _measured(pairs: Mapping[tuple[str, str], Pairs], path: Path) -> Iterator[str]:
-    """Yield the geometric mean of the measured ratios over the rungs, per setting."""
+def _measured(
+    pairs: Mapping[tuple[str, str], Pairs], path: Path, cells: Sequence[Cell]
+) -> Iterator[str]:
+    """Yield the geometric mean of the measured ratios over the rungs per setting, and how far to trust the times."""
     from analysis.compare.measured_speeds import load_settings  # late: imports pandas
+
+    settings = load_settings(path)
+    chosen = _settings_to_print(settings, cells[0].spec.config)
+    for setting in chosen:
+        found = ", ".join(_ratios(pairs, settings[setting], setting.token))
+        found = found or "no pair of shapes of this study is measured"
+        yield f"Measured {setting.describe()} at equal FLOPs: {found}"
+        yield from _notes(settings[setting], setting.describe(), cells)
+    if others := len(settings) - len(chosen):
+        yield f"{path} has {count(others, 'other setting')}; the report compares in all of them"
+
+
+def _settings_to_print(settings: Settings, config: Config) -> list[Setting]:
+    """Return the decode settings of the config section `speed`, else the first one, and training on the same devices."""
+    speed = config.speed
+    wanted = speed.dtype, speed.batch_size, speed.prompt_tokens, speed.new_tokens
+    decoding = [one for one in settings if one.is_decoding]
+    matching = [
+        one
+        for one in decoding
+        if (one.dtype, one.batch_size, one.prompt_tokens, one.new_tokens) == wanted
+    ]
+    chosen = matching or decoding[:1]
+    devices = {one.device for one in chosen}
+    training = [one for one in settings if not one.is_decoding]
+    return [*chosen, *(one for one in training if one.device in devices or not chosen)]
+
+
+def _ratios(
+    pairs: Mapping[tuple[str, str], Pairs], measured: Mapping[str, MeasuredShape], token: str
+) -> Iterator[str]:
+    """Yield the measured ratio of each pair of families that has one."""
+    from analysis.compare.measured_speeds import range_text
     from slm.architecture.shapes import shape_key
 
-    for setting, measured in load_settings(path).items():
-        texts = []
-        for (deep, wide), shapes in pairs.items():
-            times = [
-                [measured.get(shape_key(shape.as_dict())) for shape in pair] for pair in shapes
-            ]
-            known = [a.seconds / b.seconds for a, b in times if a is not None and b is not None]
-            if known:
-                spread = f"{min(known):.2f} to {max(known):.2f} over {count(len(known), 'size')}"
-                texts.append(f"{deep} / {wide} {_mean(known):.2f} ({spread})")
-        found = ", ".join(texts) or "no pair of shapes of this study is measured"
-        yield f"Measured {setting.describe()} at equal FLOPs: {found}"
+    for (deep, wide), shapes in pairs.items():
+        times = [[measured.get(shape_key(shape.as_dict())) for shape in pair] for pair in shapes]
+        known = [a.seconds / b.seconds for a, b in times if a is not None and b is not None]
+        if known:
+            yield (
+                f"{deep} takes {_mean(known):.2f} times as long as {wide} per {token} ({range_text(known)})"
+            )
+
+
+def _notes(
+    measured: Mapping[str, MeasuredShape], where: str, cells: Sequence[Cell]
+) -> Iterator[str]:
+    """Yield notes on shapes of the study measured in one round, and on times that fall with N."""
+    from analysis.compare.measured_speeds import falling_note, falling_spans
+    from slm.architecture.shapes import shape_key
+
+    times: dict[str, dict[str, tuple[float, float]]] = {}
+    single_rounds = set()
+    for cell in cells:
+        key = shape_key(cell.spec.shape.as_dict())
+        if (one := measured.get(key)) is None:
+            continue
+        n = flop_equivalent_params(cell.spec.flops_per_token)
+        times.setdefault(cell.family, {})[key] = (n, one.seconds)
+        if one.rounds < 2:
+            single_rounds.add(key)
+    if single_rounds:
+        shapes = count(len(single_rounds), "shape")
+        yield f"Note: {where}: {shapes} measured in one round, so the noise of these times is unknown"
+    spans = {family: falling_spans(each.values()) for family, each in times.items()}
+    if fall := falling_note(spans):
+        yield f"Note: {where} {fall}"
 
 
 def _mean(ratios: Sequence[float]) -> float:

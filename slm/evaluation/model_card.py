@@ -17,7 +17,7 @@ from slm.data.tokenizers.hf_files import END_OF_TEXT
 from slm.data.tokenizers.tokenizer import ByteTokenizer, HFTokenizer, Tokenizer
 from slm.evaluation.load import LoadedModel, is_run_directory
 from slm.files import read_json
-from slm.formatting import scientific
+from slm.formatting import markdown_cell, scientific
 from slm.model.transformer import Transformer
 from slm.run.display_name import display_name
 from slm.run.spec import RunSpec
@@ -63,7 +63,7 @@ def model_card(loaded: LoadedModel, exported: ExportedFile) -> str:
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = lambda text: text.replace("|", "\\|")
+    environment.filters["cell"] = markdown_cell
     spec = RunDirectory(loaded.folder).spec() if is_run_directory(loaded.folder) else None
     card = environment.get_template(TEMPLATE).render(
         title=loaded.name if spec is None else display_name(spec),

@@ -71,7 +71,14 @@ def shapes_of(overrides: Sequence[str]) -> tuple[list[RunSpec], Families]:
 
 
 def speed_table(speeds: Sequence[ShapeSpeed], config: Config, families: Families) -> FittedTable:
-    """Return the table of speeds: medians over the rounds."""
+    """Return the table of speeds by family and size: medians over the rounds."""
+    order = list(dict.fromkeys(name for names in families.values() for name in names))
+
+    def family_and_size(speed: ShapeSpeed) -> tuple[int, int]:
+        shape = ModelShape(**speed.shape)
+        return order.index(families[shape][0]), count_parameters(shape).params_total
+
+    speeds = sorted(speeds, key=family_and_size)
     shapes = [ModelShape(**speed.shape) for speed in speeds]
     inference = [speed.inference for speed in speeds]
     decode = [f"{each.decode_tokens_per_second:,.1f}" if each else "-" for each in inference]
@@ -85,14 +92,12 @@ def speed_table(speeds: Sequence[ShapeSpeed], config: Config, families: Families
     ]
     trained = [each.train_tokens_per_second for each in speeds]
     columns = [
+        Column("family", [", ".join(families[shape]) for shape in shapes], is_left=True),
         Column("shape", [shape.label for shape in shapes], is_left=True),
-        Column("family", [", ".join(families[shape]) for shape in shapes], 2, is_left=True),
-        Column(
-            "parameters", [short_count(count_parameters(s).params_total) for s in shapes], rank=2
-        ),
+        Column("params", [short_count(count_parameters(s).params_total) for s in shapes], rank=2),
         Column("decode\ntokens/s", decode),
         Column("prefill\ntokens/s", prefill, rank=1),
-        Column("first token\nms", first, rank=3),
+        Column("first\ntoken ms", first, rank=3),
         Column("peak\nmemory", memory, rank=3),
     ]
     if any(trained):
@@ -107,8 +112,8 @@ def speed_table(speeds: Sequence[ShapeSpeed], config: Config, families: Families
 def _note(config: Config, shapes: Sequence[ModelShape]) -> str:
     settings = config.speed
     note = (
-        f"Random weights, greedy, prompt of {settings.prompt_tokens} tokens, {settings.new_tokens} new tokens; medians "
-        f"of {count(settings.rounds, 'round')}."
+        f"Random weights, greedy, prompt of {settings.prompt_tokens} tokens, {settings.new_tokens} new tokens; "
+        f"{'1 round' if settings.rounds == 1 else f'medians of {settings.rounds} rounds'}."
     )
     short = sorted({s.seq_len for s in shapes if s.seq_len < needed_tokens(config)})
     if short:

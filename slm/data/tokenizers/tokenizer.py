@@ -30,7 +30,7 @@ from slm.data.tokenizers.hf_files import (
     train_bpe,
 )
 from slm.data.tokenizers.kinds import is_byte_level, long_text_rule, normalizer_name, unicode_form
-from slm.errors import ConfigError, Problem
+from slm.errors import ConfigError, DataError, Problem
 from slm.files import atomic_write, read_object, write_json
 
 Ids = NDArray[np.integer]
@@ -303,6 +303,19 @@ def build_tokenizer(config: TokenizerConfig, train_texts: Iterator[str], folder:
     return tokenizer
 
 
+def _byte_tokenizer(path: Path, saved: Mapping[str, Any]) -> ByteTokenizer:
+    kind = saved["kind"]
+    if kind not in ("ascii", "byte"):
+        raise DataError(f"{path}: kind={kind!r} is no tokenizer; it must be ascii or byte")
+    tokenizer = ByteTokenizer(kind)
+    if saved.get("vocab_size") != tokenizer.vocab_size:
+        raise DataError(
+            f"{path}: vocab_size={saved.get('vocab_size')!r}, but kind={kind} has {tokenizer.vocab_size} entries; copy the "
+            "file of the prepared data"
+        )
+    return tokenizer
+
+
 def load_tokenizer(folder: Path, end_of_text: str | None = None) -> Tokenizer:
     """Load the tokenizer that was saved to `folder`.
 
@@ -313,5 +326,5 @@ def load_tokenizer(folder: Path, end_of_text: str | None = None) -> Tokenizer:
         folder / FILE_NAME, "copy the one of the prepared data, in the folder that data.json names"
     )
     if "kind" in saved:
-        return ByteTokenizer(saved["kind"])
+        return _byte_tokenizer(folder / FILE_NAME, saved)
     return HFTokenizer(load_hf_tokenizer(folder / FILE_NAME), end_of_text)

@@ -152,6 +152,14 @@ class TestTimes:
         y = np.array([1.0, 1.0, 1.0])
         assert curve.largest(1.0, y) == 2.0 and curve.least(0.5, y) == 1.0
 
+    def test_shapes_of_equal_n_have_the_mean_of_their_times(self) -> None:
+        curve = TimeCurve(np.array([0.0, 1.0, 1.0, 2.0]), np.arange(4))
+        y = np.array([1.0, 1.5, 2.5, 3.0])
+        assert curve.sizes.tolist() == [0.0, 1.0, 2.0] and curve.times(y).tolist() == [1, 2, 3]
+        assert curve.least(1.0, y) == pytest.approx(2.0)
+        assert curve.least(1.5, y) == pytest.approx(2.5)
+        assert curve.largest(2.5, y) == pytest.approx(1.5)
+
     def test_launch_bound_families_have_no_common_time_but_a_multiplier(self) -> None:
         one = model(simulate(Row(), generator()), LAUNCH_BOUND)
         assert not one.has_common_time and one.slower == 0

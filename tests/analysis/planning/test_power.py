@@ -205,6 +205,18 @@ def test_additions_are_ranked_by_the_error_of_the_extended_design() -> None:
     )
 
 
+def test_additions_that_lose_the_exponent_are_skipped() -> None:
+    design = make_design(5, seeds=2, tokens_per_param=(20.0, 50.0))
+    power = design_power(design, "deep", "wide", sigma=SIGMA, tau=TAU)
+    assert power.se_exponent is not None
+    parts = [rows for kind in additions(design).values() for rows in kind.values()]
+    joined = [design.with_runs(rows) for rows in parts]
+    refused = [design_power(one, "deep", "wide", sigma=SIGMA, tau=TAU) for one in joined]
+    assert any(one.se_exponent is None for one in refused)
+    ranked = most_valuable_next(design, power, sigma=SIGMA, count=len(parts))
+    assert ranked and all(math.isfinite(one.se) for one in ranked)
+
+
 def test_design_power_imports_neither_pandas_nor_most_of_scipy() -> None:
     code = (
         "import sys\n"

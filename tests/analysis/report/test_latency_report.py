@@ -18,7 +18,13 @@ from analysis.charts import pareto_figures, report_figures
 from analysis.charts.pareto import pareto_front
 from analysis.compare.fit_block import fit_block_model
 from analysis.compare.latency_result import compare_at_equal_time
-from analysis.compare.measured_speeds import DECODING, TRAINING, load_settings, settings_of
+from analysis.compare.measured_speeds import (
+    DECODING,
+    TRAINING,
+    falling_spans,
+    load_settings,
+    settings_of,
+)
 from analysis.report import latency_text, text
 from analysis.report.html import page
 from analysis.report.sections import sections
@@ -28,6 +34,7 @@ from analysis.runs.load import load_runs, runs_from_results
 from slm.architecture.decoding import bytes_read_per_token, decoding_memory_bytes, kv_cache_bytes
 from slm.architecture.shapes import ModelShape, count_parameters
 from slm.errors import DataError
+from slm.formatting import short_count
 from slm.tracking.results_file import read_results
 from slm.tracking.speeds import InferenceSpeed, ShapeSpeed, write_speeds
 from tests.analysis.report.test_report import Page, run_main
@@ -190,6 +197,54 @@ class TestEstimates:
             assert y.log_multiplier.value == pytest.approx(x.log_multiplier.value, abs=1e-6)
 
 
+class TestFasterLargerShape:
+    def test_the_table_names_the_size_that_runs_and_a_note_the_sizes(
+        self, report: StudyReport, shapes: dict[tuple[str, str], ModelShape]
+    ) -> None:
+        deep = {
+            int(rung): shape for (family, rung), shape in shapes.items() if family == "deep_thin"
+        }
+        rungs = sorted(deep)
+        fast, smallest = deep[rungs[2]], bandwidth(deep[rungs[0]])
+
+        def law(shape: ModelShape) -> float:
+            return smallest / 2 if shape == fast else bandwidth(shape)
+
+        found = at_equal_time(report, [speed_of(shape, law) for shape in shapes.values()])
+        assert found.latency is not None
+        contrast = found.latency.contrasts[0]
+        ((low, high),) = contrast.falls["deep_thin"]
+        assert not contrast.falls["wide_shallow"] and low < high
+        smaller = [one for one in contrast.multipliers if one.n_deep < 0.999 * high]
+        assert smaller and all(one.n_run_deep == pytest.approx(high) for one in smaller)
+        assert all(one.seconds_deep == pytest.approx(smallest / 2) for one in smaller)
+        others = [one for one in contrast.multipliers if one.n_deep > 1.001 * high]
+        assert others and all(one.n_run_deep == one.n_deep for one in others)
+        assert all(one.n_run_wide == one.n_wide for one in contrast.multipliers)
+        sizes = [
+            row["N, deep_thin"]
+            for row in latency_text.multiplier_rows(found)
+            if row["time"] == DECODING
+        ]
+        assert sum(f", run as {short_count(high)}" in size for size in sizes) == len(smaller)
+        note = f"deep_thin from N = {short_count(low)} to {short_count(high)} (noise"
+        assert sum(note in line for line in latency_text.lines(found)) == 1
+
+    def test_times_that_grow_with_size_get_no_note(self, report: StudyReport) -> None:
+        assert report.latency is not None
+        assert not any(report.latency.contrasts[0].falls.values())
+        assert all(
+            "run as" not in row["N, deep_thin"]
+            for row in latency_text.multiplier_rows(report)
+            if row["device"] == DEVICE
+        )
+
+    def test_falling_spans_join_and_end_at_equal_times(self) -> None:
+        times = [(4.0, 1.0), (1.0, 3.0), (2.0, 2.0), (8.0, 1.0), (16.0, 5.0), (32.0, 4.0)]
+        assert falling_spans(times) == [(1.0, 4.0), (16.0, 32.0)]
+        assert falling_spans([(1.0, 2.0), (1.0, 1.0), (2.0, 3.0)]) == []
+
+
 class TestMissing:
     def test_missing_shapes_are_named_and_the_others_used(
         self, report: StudyReport, shapes: dict[tuple[str, str], ModelShape]
@@ -215,7 +270,7 @@ class TestMissing:
             "deep_thin has 1 measured size, at least 2 are needed in each family",
         )
         lines = latency_text.lines(found)
-        assert any("REFUSED: deep_thin has 1 measured size" in line for line in lines)
+        assert sum("REFUSED: deep_thin has 1 measured size" in line for line in lines) == 1
         assert any("measured in one round" in line for line in lines)
         assert latency_text.rows(found)[1]["loss difference, nats/token [95% CI]"] == "refused"
 
@@ -237,6 +292,24 @@ class TestMissing:
         speeds = [speed_of(shape, bandwidth) for shape in shapes.values()]
         (reason,) = compare_at_equal_time(table, block, settings_of(speeds)).contrasts[0].reasons
         assert "train several token budgets per size" in reason
+
+    def test_a_refusal_at_equal_flops_is_not_repeated_per_setting(
+        self, report: StudyReport, shapes: dict[tuple[str, str], ModelShape]
+    ) -> None:
+        deep, wide = report.comparison.deep, report.comparison.wide
+        few = report.table[report.table["rung"] == report.table["rung"].iloc[0]]
+        block = fit_block_model(few, deep=deep, wide=wide, n="n")
+        assert block.refused
+        refused = replace(report, comparison=replace(report.comparison, block=block))
+        speeds = [speed_of(s, bandwidth, device) for s in shapes.values() for device in ("a", "b")]
+        lines = latency_text.contrast_lines(at_equal_time(refused, speeds))
+        assert (
+            lines[0]
+            == "At equal latency and training time: refused for the same reason as at equal FLOPs."
+        )
+        assert len(lines) == 3 and not any("REFUSED" in line for line in lines)
+        assert "times as long as wide_shallow per generated token (range over 6 sizes: " in lines[1]
+        assert "times as long as wide_shallow per training token" in lines[2]
 
     def test_tables_of_others_have_no_shapes_to_match(
         self, report: StudyReport, shapes: dict[tuple[str, str], ModelShape]
@@ -294,7 +367,7 @@ class TestReport:
         assert settings[1]["levels"] == [] and settings[1]["level_reasons"]
         assert len(saved["latency"]["shapes"]) == 18
         conditions = f"{DEVICE}, fp32, batch size 1, prompt of {PROMPT} tokens, {NEW} new tokens"
-        assert f"Level at equal decode latency ({conditions})" in shown
+        assert f"Loss difference at equal decode latency ({conditions})" in shown
 
     def test_without_a_file_one_line_names_the_command(self, without: StudyReport) -> None:
         shown = markdown(without)
@@ -322,7 +395,7 @@ class TestReport:
     ) -> None:
         file = write(tmp_path / "mine.json", [speed_of(s, bandwidth) for s in shapes.values()])
         assert run_main(MICRO, tmp_path / "out", "--speed", file) == 0
-        assert "Level at equal decode latency" in capsys.readouterr().out
+        assert "Loss difference at equal decode latency" in capsys.readouterr().out
         assert "At equal latency" in (tmp_path / "out" / "report.md").read_text()
 
     def test_command_names_a_missing_file_and_finds_the_one_beside_the_runs(

@@ -21,7 +21,7 @@ from analysis.report import tables, text
 from analysis.report.html import page
 from analysis.report.sections import sections
 from analysis.report.study_report import StudyReport, analyze_study
-from analysis.report.write import markdown, report_on, results
+from analysis.report.write import markdown, markdown_table, report_on, results
 from analysis.runs.load import Runs, load_runs, runs_from_results
 from slm.charts import LossCurve, page_script
 from slm.errors import DataError
@@ -316,6 +316,14 @@ def test_family_names_are_escaped_in_html() -> None:
     assert "<b>deep" not in html and "&lt;b&gt;deep&lt;/b&gt; &amp; thin" in html
     specs = [json.loads(script) for script in Page(html).scripts if script.startswith("{")]
     assert len(specs) == len(report_figures(report)) and "<b>deep</b> & thin" in str(specs)
+
+
+def test_bars_in_names_do_not_split_cells_of_markdown() -> None:
+    assert markdown_table([{"a|b": "1", "c": "x|y\nz"}]) == [
+        "| a\\|b | c |",
+        "| --- | --- |",
+        "| 1 | x\\|y z |",
+    ]
 
 
 def test_end_tags_in_names_do_not_end_a_script() -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis.compare.families import compare_families
+from analysis.report.study_report import analyze_study
 from analysis.runs.load import Runs, load_runs, runs_from_results
 from analysis.runs.study import Columns, Study, prepare
 from slm.errors import DataError
@@ -165,8 +166,97 @@ class TestUnits:
         with pytest.raises(DataError, match=advice):
             loaded(kept, tmp_path, columns=columns)
 
+    def test_a_ratio_of_flops_is_no_logarithm(self, table: pd.DataFrame, tmp_path: Path) -> None:
+        table["flops"] = table["flops"] / 1e9
+        renamed = table.rename(columns={"flops": "C"})
+        with pytest.raises(DataError, match=r"runs\.csv: C are 1e-09 times 6 n_flop tokens"):
+            loaded(renamed, tmp_path, columns={"flops": "C"})
+
+    @pytest.mark.parametrize("text", ["20M", "1B", "20,000,000", "20.000.000"])
+    def test_numbers_with_units_or_separators(
+        self, table: pd.DataFrame, tmp_path: Path, text: str
+    ) -> None:
+        with pytest.raises(DataError, match=r"above 0 for tokens; write 125M as 1\.25e8, without"):
+            loaded(table.assign(tokens=text), tmp_path)
+
+    @pytest.mark.parametrize("word", ["-", "diverged", "OOM", "inf", "nan"])
+    def test_words_for_no_loss(self, table: pd.DataFrame, tmp_path: Path, word: str) -> None:
+        table = table.astype({"loss_nats_per_token": object})
+        table.loc[3, "loss_nats_per_token"] = word
+        assert loaded(table, tmp_path).dropped == {"no final loss, or diverged": 1}
+
+    def test_losses_that_are_no_nats(self, table: pd.DataFrame, tmp_path: Path) -> None:
+        for name, advice in (("val_bpb", "ln 2"), ("Bits", "ln 2"), ("eval_ppl", "logarithm")):
+            renamed = table.rename(columns={"loss_nats_per_token": name})
+            (note,) = loaded(renamed, tmp_path, columns={"loss_nats_per_token": name}).warnings
+            assert note.startswith(f"column {name}: ") and advice in note
+        renamed = table.rename(columns={"loss_nats_per_token": "orbit"})
+        assert not loaded(renamed, tmp_path, columns={"loss_nats_per_token": "orbit"}).warnings
+        renamed.loc[3, "orbit"] = -1.0
+        with pytest.raises(DataError, match="orbit=-1 in line 5: a loss in nats per token must be"):
+            loaded(renamed, tmp_path, columns={"loss_nats_per_token": "orbit"})
+
+    @pytest.mark.parametrize("name", ["params_total", "params_non_embedding"])
+    def test_another_definition_of_n_is_noted(
+        self, table: pd.DataFrame, tmp_path: Path, name: str
+    ) -> None:
+        renamed = table.rename(columns={"n_flop": "N"})
+        runs = loaded(renamed, tmp_path, columns={name: "N"})
+        report = analyze_study(runs, bootstrap=0)
+        assert report.comparison.block.n_name == name
+        assert any(note.startswith(f"N is {name} (") for note in report.warnings)
+        assert not any(
+            note.startswith("N is ") for note in analyze_study(table, bootstrap=0).warnings
+        )
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"columns": {"tokns": "D"}}, r"tokns=D: no such column; did you mean tokens\?"),
+            (
+                {"constants": {"famly": "mine"}},
+                r"famly=mine: no such column; did you mean family\?",
+            ),
+            ({"columns": {"tokens": 3}}, "columns: tokens=3: must be the name of a column"),
+            ({"constants": {"family": None}}, "constants: family=None: must be a word or a number"),
+            ({"columns": "tokens=D"}, "columns='tokens=D': must be a dictionary"),
+            (
+                {"columns": {"seed": "seed"}, "constants": {"seed": "1"}},
+                "seed is given both as column 'seed' and as constant '1'",
+            ),
+        ],
+    )
+    def test_wrong_pairs_in_python(
+        self, table: pd.DataFrame, tmp_path: Path, options: Any, message: str
+    ) -> None:
+        with pytest.raises(DataError, match=message):
+            loaded(table, tmp_path, **options)
+
+    def test_a_rung_of_several_sizes_is_set_aside(
+        self, table: pd.DataFrame, tmp_path: Path
+    ) -> None:
+        table["rung"] = np.tile([1, 2, 3], 16)
+        runs = loaded(table, tmp_path)
+        assert "rung" not in runs.table
+        assert runs.warnings[0].startswith(
+            "column rung is not used: n_flop is 9.98e+06 to 3.17e+08 in rung 1"
+        )
+        assert "rung" in loaded(table, tmp_path, columns={"rung": "rung"}).table
+
 
 class TestRows:
+    def test_runs_that_are_all_dropped(self, table: pd.DataFrame, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"runs\.csv: no comparable run; 48 undecayed"):
+            loaded(table.assign(decayed="no"), tmp_path)
+
+    def test_checkpoints_of_a_table_of_models_are_no_runs(
+        self, table: pd.DataFrame, tmp_path: Path
+    ) -> None:
+        runs = loaded(table.assign(state=["checkpoint", *["finished"] * 47]), tmp_path)
+        assert runs.dropped == {"not finished (checkpoint)": 1} and not runs.warnings
+
     @pytest.mark.parametrize(
         ("yes", "no"), [("yes", "no"), ("True", "False"), (1, 0), (True, False)]
     )

@@ -115,6 +115,10 @@ def test_several_files_and_a_folder_are_one_table(table: pd.DataFrame, tmp_path:
         ("a.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99, mtime=0)[:-20], "not a readable table"),
         ("a.csv", b"a,b\n1,2,3\n", "not a readable table"),
         ("a.parquet", b"PAR1", "not a readable table"),
+        ("a.csv", b"a,b\n1,2,3\n", "line 2: 3 values, but the header has 2 names"),
+        ("a.csv", b'a,b\n1,"2\n3,4\n', "line 3: unexpected end of data"),
+        ("a.csv", b"family,tokens,State\n", "no finished run; the table has only a header"),
+        ("a.json", b"[]", "there are no runs in it"),
         ("a.json", b"3", "'3' is not a table"),
         ("a.jsonl", b'{"a": 1}\n{"a": \n', r"line 2: invalid JSON"),
         ("a.jsonl", b"[1, 2]", "entry 1: '1' is not an object"),
@@ -142,10 +146,59 @@ def test_messages_name_the_users_column_and_line(table: pd.DataFrame, tmp_path: 
     with pytest.raises(DataError, match=r"D='12 B' in line 8"):
         load_runs(path, columns=COLUMNS)
     _text()(table.assign(N2=table["N"]).rename(columns={"N2": "N"}), path)
-    with pytest.raises(DataError, match=r"has no column 'N' .*choose one of: .*N \(column 3\)"):
+    with pytest.raises(DataError, match=r"has no column 'N' .* occurs 2 times; .*N \(column 3\)"):
         load_runs(path, columns=COLUMNS)
     again = {**COLUMNS, "n_flop": "N (column 3)"}
     assert len(load_runs(path, columns=again).table) == len(table)
+
+
+def test_comments_and_line_breaks_before_the_first_run(table: pd.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    _text()(table.rename(columns={"D": "training\ntokens"}), path)
+    text = path.read_text()
+    path.write_text(f"# made by us, on Monday\n\n#\n{text}")
+    columns = {**COLUMNS, "tokens": "training tokens"}
+    runs = load_runs(path, columns=columns)
+    assert len(runs.table) == len(table) and set(runs.table["tokens"]) == set(table["D"])
+    _text()(table.rename(columns={"kind": "#kind"}), path)
+    assert len(load_runs(path, columns={**COLUMNS, "family": "#kind"}).table) == len(table)
+    _text()(table.assign(seed=0).set_index("seed").reset_index(names=" "), path)
+    assert len(load_runs(path, columns=COLUMNS).table) == len(table)
+
+
+def test_lines_of_json_end_at_line_feeds_only(table: pd.DataFrame, tmp_path: Path) -> None:
+    rows = [
+        json.dumps(row | {"note": "a\u2028b\x85c"}, ensure_ascii=False)
+        for row in table.to_dict("records")
+    ]
+    for end in ("\n", "\r\n"):
+        (tmp_path / "a.jsonl").write_bytes(end.join(rows).encode())
+        assert len(load_runs(tmp_path / "a.jsonl", columns=COLUMNS).table) == len(table)
+
+
+def test_nested_parquet_names_that_occur_twice_are_numbered(
+    table: pd.DataFrame, tmp_path: Path
+) -> None:
+    nested = table.assign(a=[{"N": n} for n in table["N"]], **{"a.N": 1.0})
+    nested.drop(columns="N").to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"since it occurs 2 times; choose one of: a\.N \(column 6"):
+        load_runs(tmp_path / "a.parquet", columns={**COLUMNS, "n_flop": "a.N"})
+
+
+def test_commas_of_thousands_are_no_decimal_commas(table: pd.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    thousands = table.assign(D=[f"{tokens:,.0f}"[-7:] for tokens in 1e5 + table["D"] % 1e5])
+    _text(";")(thousands, path)
+    with pytest.raises(
+        DataError, match=r"D='\d+,\d{3}' in line 2: .*; write 125M as 1\.25e8, without"
+    ):
+        load_runs(path, columns=COLUMNS)
+    text = table.astype(object)
+    text.loc[3, "eval/loss"] = "diverged"
+    _text(";")(text.map(lambda cell: str(cell).replace(".", ",")), path)
+    runs = load_runs(path, columns=COLUMNS)
+    assert len(runs.table) == len(table) - 1
+    assert runs.dropped == {"no final loss, or diverged": 1}
 
 
 def test_constants_and_a_missing_shape(table: pd.DataFrame, tmp_path: Path) -> None:
@@ -182,6 +235,7 @@ def test_columns_are_guessed_and_printed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    assert guess_columns(["run.arch.name", "run.arch"]) == {"family": "run.arch.name"}
     assert guess_columns(["mix", "Params (M)", "D", "eval/loss", "config.lr", "x"]) == {
         "family": "mix", "tokens": "D", "loss_nats_per_token": "eval/loss", "peak_lr": "config.lr",
     }  # fmt: skip

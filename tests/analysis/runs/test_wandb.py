@@ -14,6 +14,7 @@ import pytest
 import wandb
 
 from analysis.runs.load import Runs, load_runs
+from analysis.runs.sources import column_names
 from analysis.runs.wandb import TrackedRun, finished_runs, offline_runs, read_offline
 from slm.errors import DataError, Diverged
 from slm.run.facts import run_counts
@@ -161,6 +162,16 @@ def test_unreachable_host_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Api=unreachable))
     with pytest.raises(DataError, match=r"cannot read the W&B project 'me/slm': no route"):
         load_runs("wandb:me/slm")
+
+
+def test_folders_of_unreadable_files_are_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "run-a.wandb").touch()
+    message = r"no finished run; 1 unreadable W&B file \(empty\)"
+    for columns in ({"family": "mix"}, None):
+        with pytest.raises(DataError, match=message):
+            load_runs(tmp_path, columns=columns)
+    with pytest.raises(DataError, match=message):
+        column_names(tmp_path)
 
 
 def test_unusable_runs_are_counted_by_reason() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -40,19 +42,27 @@ def cells(*overrides: str) -> list[Cell]:
     return cells_of(load_composed_config(compose_study([])), Composer(compose_study))
 
 
-def write_times(path: Path, planned: list[Cell], factor: float) -> None:
-    """Write decode times that depend on the family: `factor` for deep_thin, 1 for the other, by size."""
+def write_times(
+    path: Path,
+    planned: list[Cell],
+    factor: float,
+    *,
+    new_tokens: tuple[int, ...] = (8,),
+    rounds: int = 2,
+    exponent: float = 0.5,
+) -> None:
+    """Write decode times of a family: `factor` for deep_thin, 1 for the other, times size**exponent."""
     shapes = {(cell.family, cell.rung): cell.spec.shape for cell in planned}
     speeds = []
-    for (family, rung), shape in shapes.items():
-        seconds = 1e-6 * int(rung) ** 0.5 * (factor if family == "deep_thin" else 1.0)
+    for ((family, rung), shape), new in product(shapes.items(), new_tokens):
+        seconds = 1e-6 * int(rung) ** exponent * (factor if family == "deep_thin" else 1.0)
         one = InferenceSpeed(
             batch_size=1,
             prompt_tokens=4,
-            new_tokens=8,
+            new_tokens=new,
             dtype="fp32",
             prefill_seconds=(seconds,),
-            decode_seconds_per_token=(seconds, seconds),
+            decode_seconds_per_token=(seconds,) * rounds,
             peak_memory_bytes=None,
         )
         speeds.append(
@@ -71,16 +81,17 @@ def write_times(path: Path, planned: list[Cell], factor: float) -> None:
 def test_without_speeds_the_plan_gives_bounds_and_the_command(tmp_path: Path) -> None:
     planned = cells(f"runs_dir={tmp_path}")
     (line,) = latency_lines(planned)
-    found = re.search(r"deep_thin / wide_shallow ([\d.]+) to ([\d.]+); measure it with (.*)", line)
+    found = re.fullmatch(
+        r"At equal FLOPs deep_thin is expected to take between ([\d.]+) \(memory-bound: bytes read per token\) and "
+        r"([\d.]+) \(launch-bound: layers\) times as long as wide_shallow per generated token; measure it with (.*)",
+        line,
+    )
     assert found is not None and found[3] == "python -m slm speed study=demo"
     depth = {(cell.family, cell.rung): cell.spec.shape.depth for cell in planned}
     ratios = [
         depth["deep_thin", rung] / depth["wide_shallow", rung] for rung in {c.rung for c in planned}
     ]
-    product = 1.0
-    for ratio in ratios:
-        product *= ratio
-    assert float(found[2]) == pytest.approx(product ** (1 / len(ratios)), abs=0.005)
+    assert float(found[2]) == pytest.approx(prod(ratios) ** (1 / len(ratios)), abs=0.006)
     # at equal FLOPs both read nearly the same bytes; the KV cache of deep is larger
     assert 1 < float(found[1]) < 1.3
 
@@ -94,10 +105,33 @@ def test_measured_ratio_is_from_the_file_in_the_folder_of_the_study(
     (line,) = latency_lines(planned)
     assert line == (
         "Measured decode latency (a CPU, fp32, batch size 1, prompt of 4 tokens, 8 new tokens) at equal FLOPs: "
-        "deep_thin / wide_shallow 1.50 (1.50 to 1.50 over 4 sizes)"
+        "deep_thin takes 1.50 times as long as wide_shallow per generated token (range over 4 sizes: 1.50 to 1.50)"
     )
     show_plan(planned)
     assert line in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("configured", "printed"), [("8", "8"), ("16", "16"), ("5", "8")])
+def test_of_several_settings_the_plan_prints_that_of_the_config(
+    configured: str, printed: str, tmp_path: Path
+) -> None:
+    planned = cells(
+        f"runs_dir={tmp_path}", "speed.prompt_tokens=4", f"speed.new_tokens={configured}"
+    )
+    path = tmp_path / "demo" / FILE_NAME
+    write_times(path, planned, 1.5, new_tokens=(8, 16))
+    line, others = latency_lines(planned)
+    assert f", {printed} new tokens)" in line
+    assert others == f"{path} has 1 other setting; the report compares in all of them"
+
+
+def test_unreliable_times_get_notes(tmp_path: Path) -> None:
+    planned = cells(f"runs_dir={tmp_path}")
+    write_times(tmp_path / "demo" / FILE_NAME, planned, 1.5, rounds=1, exponent=-0.5)
+    _, rounds, falls = latency_lines(planned)
+    assert rounds.endswith("8 shapes measured in one round, so the noise of these times is unknown")
+    assert " falls with N: " in falls
+    assert "deep_thin from N = " in falls and "wide_shallow from N = " in falls
 
 
 def test_speeds_of_other_shapes_are_no_ratio(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
 from slm.architecture.shapes import ModelShape, count_parameters
+from slm.console import fitting_columns
 from slm.errors import ConfigError, DataError
 from slm.evaluation.speed import measure_inference
 from slm.model.transformer import Transformer
@@ -116,6 +118,24 @@ def test_short_shapes_get_a_longer_rope_table_and_a_note(tmp_path: Path) -> None
     measured = [replace(made(), shape=specs[0].shape.as_dict())]
     table = speed_table(measured, config, families)
     assert "seq_len=128 is shorter" in table.note
+
+
+@pytest.mark.parametrize(("rounds", "expected"), [(1, "; 1 round."), (3, "medians of 3 rounds.")])
+def test_table_is_by_family_and_size_and_fits_80_columns(rounds: int, expected: str) -> None:
+    specs, families = shapes_of(["study=demo", f"speed.rounds={rounds}"])
+    measured = [
+        replace(made(seconds=0.001), shape=spec.shape.as_dict(), train_tokens_per_second=(23456.0,))
+        for spec in specs
+    ]
+    table = speed_table(measured[::-1], specs[0].config, families)
+    assert fitting_columns(table.columns, 80) == list(table.columns)
+    family, shape = table.columns[:2]
+    assert family.heading == "family" and expected in table.note
+    assert len(set(family.cells)) == 2 == 1 + sum(a != b for a, b in pairwise(family.cells))
+    sizes = {s.shape.label: count_parameters(s.shape).params_total for s in specs}
+    for name in set(family.cells):
+        own = [sizes[str(s)] for f, s in zip(family.cells, shape.cells, strict=True) if f == name]
+        assert own == sorted(own)
 
 
 def test_bf16_needs_a_cpu_that_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
