@@ -13,6 +13,8 @@ from slm.errors import ConfigError, nearest
 from slm.help_text import HelpFormatter, examples, fill
 from slm.stdout import exit_when_stdout_closes
 
+FLAG_VALUES = {"true": True, "false": False}  # of --flag=VALUE
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -89,6 +91,12 @@ def _check_options(name: str, command: Command, words: Sequence[str]) -> list[st
             _exit(f"{PROGRAM} {name}: unknown option {option}; {command.replaced[option]}")
         elif option not in known:
             _exit(f"{PROGRAM} {name}: unknown option {option}; {nearest(option, known)}")
+        elif option in command.flags and separator:
+            if value not in FLAG_VALUES:
+                _exit(
+                    f"{PROGRAM} {name}: {option}={value} must be true or false (or give --{option})"
+                )
+            checked += [f"--{option}"] if FLAG_VALUES[value] else []
         elif separator and not value and option not in command.may_be_empty:
             _exit(f"{PROGRAM} {name}: {option} has no value")
         else:

@@ -58,6 +58,8 @@ def show(title: str, evaluation: Evaluation) -> None:
     print(f"\n## {title}")
     for table in tables(evaluation):
         print(f"\n{table.title}\n\n{markdown(table)}")
+        if table.note:
+            print(f"\n{table.note}")
     print("\n" + "\n".join(notes(evaluation)))
 
 

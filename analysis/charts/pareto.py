@@ -9,10 +9,10 @@ from analysis.charts.rows import PER_TOKEN, budget_name, families_of, records
 from analysis.compare.latency_result import format_seconds
 from analysis.formatting import power_of_ten
 from slm.architecture.shape_solver import MATCH_TOLERANCE
-from slm.charts import INK, MUTED, Axis, Figure, data, layered, lines, literal_line, points
+from slm.charts import INK, Axis, Figure, data, layered, lines, points
 from slm.charts.encodings import Kind
+from slm.charts.pareto import frontier, frontier_steps
 from slm.formatting import BYTE_UNITS, in_one_unit, short_count
-from slm.rounding import exceeds
 
 if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport
@@ -112,16 +112,8 @@ def _row(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def pareto_front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows without a lower y at an x that is smaller or up to MATCH_TOLERANCE larger, by ascending x."""
-    found = [
-        row
-        for row in rows
-        if not any(
-            one["y"] < row["y"] and not exceeds(one["x"], row["x"] * (1 + MATCH_TOLERANCE))
-            for one in rows
-        )
-    ]
-    return sorted(found, key=lambda row: (row["x"], row["y"]))
+    """Return the frontier; x values that differ by up to MATCH_TOLERANCE are equal (`slm.charts.pareto.frontier`)."""
+    return frontier(rows, lambda row: (row["x"], row["y"]), tolerance=(MATCH_TOLERANCE, 0))
 
 
 def _figure(
@@ -150,12 +142,10 @@ def _steps(front: list[dict[str, Any]], x: Axis, y: Axis) -> Any:
     """Return the frontier as steps, up to the right end of the chart, with a ring around its shapes."""
     import altair
 
-    ends = [{**front[-1], "x": x.high}]
-    places = [{"x": row["x"], "y": row["y"], "group": ""} for row in [*front, *ends]]
-    base = altair.Chart(data(places)).encode(x=x.x(), y=y.y())
-    steps = base.mark_line(interpolate="step-after", strokeWidth=5, opacity=0.25)
-    rings = altair.Chart(data(places[:-1])).mark_point(filled=False, size=RING, strokeWidth=1.5)
+    places = [{"x": row["x"], "y": row["y"]} for row in front]
+    steps = frontier_steps([(row["x"], row["y"]) for row in front], x, y, width=5, opacity=0.25)
+    rings = altair.Chart(data(places)).mark_point(filled=False, size=RING, strokeWidth=1.5)
     return altair.layer(
-        steps.encode(**literal_line(MUTED)),
+        steps,
         rings.encode(x=x.x(), y=y.y(), color=altair.value(INK), opacity=altair.value(1)),
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
-Kind = Literal["number", "flops", "count", "scientific"]
+Kind = Literal["number", "flops", "count", "scientific", "percent"]
 Rows = Sequence[Mapping[str, Any]]
 """Chart data. The value at the key `tip` is the tooltip of the row: title -> text. Vega-Lite copies titles into an
 expression, therefore they contain no names of families or other text from outside."""
@@ -24,7 +24,7 @@ DIGITS = 7  # of the numbers in a chart; more make pages larger and are not visi
 class Axis:
     """Title, range and tick labels of an axis, and the encodings of the columns it shows.
 
-    `kind` of tick labels: a plain number, FLOPs in powers of ten, a count such as 25k, or `2e-3`.
+    `kind` of tick labels: a plain number, FLOPs in powers of ten, a count such as 25k, `2e-3`, or a share in percent.
     `ticks`: values of the ticks; empty: chosen by Vega.
     """
 
@@ -107,6 +107,8 @@ class Axis:
             return f"({_MANTISSA} == 1 ? '' : {_MANTISSA} + '·') + '10' + {_SUPERSCRIPT}"
         if self.kind == "scientific":
             return "format(datum.value, '.2~e')"
+        if self.kind == "percent":
+            return "format(datum.value, '.3~p')"
         if self.kind == "count":
             return "replace(format(datum.value, '.3~s'), 'G', 'B')"
         return "replace(format(datum.value, '.6~g'), '-', '\N{MINUS SIGN}')"

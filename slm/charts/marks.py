@@ -14,8 +14,10 @@ from slm.charts.encodings import (
     series_choice,
     tooltips,
 )
-from slm.charts.theme import INK, PAPER
+from slm.charts.theme import INK, MUTED, PAPER
 
+GROUP_END = "\N{ZERO WIDTH SPACE}"  # between group and row in the key of a row; not drawn
+LABEL_LIMIT = 300  # pixels of the names of rows
 BAR = 2.2  # width of an interval in pixels
 MODIFIER = "event.ctrlKey || event.metaKey || event.shiftKey"
 
@@ -136,14 +138,21 @@ def forest(rows: Rows, x: Axis, rules: Mapping[float, Sequence[float]]) -> Any:
     """Return a forest plot: one row per estimate, with its interval.
 
     Columns: `row` (label), `x`, `low` and `high` (each may be None), `colour` of the bar, `mark` (colour), `shape`.
-    An interval without an estimate is dashed, an estimate without an interval is hollow.
+    An interval without an estimate is dashed, an estimate without an interval is hollow. With a column `group`, the
+    rows of each group stand below its name; a value of the column `reference` is a grey tick.
 
     Args:
         rules: value of x -> dash of a vertical line there.
     """
     import altair
 
-    y = altair.Y("row", type="nominal", sort=None, title=None, axis=altair.Axis(grid=True))
+    rows = [{**row, "row": _row_name(row)} for row in rows]
+    y = _forest_y(rows)
+    references = [
+        {"row": row["row"], "x": row["reference"]}
+        for row in rows
+        if row.get("reference") is not None
+    ]
     shared = {"y": y, "tooltip": tooltips(rows)}
     with_interval = [
         {**row, "dash": [3, 4] if row["x"] is None else [1, 0]}
@@ -164,12 +173,39 @@ def forest(rows: Rows, x: Axis, rules: Mapping[float, Sequence[float]]) -> Any:
     stroke = altair.Stroke("mark", type="nominal", scale=None)
     return altair.layer(
         *(rule(x=value, dash=pattern) for value, pattern in rules.items()),
+        altair.Chart(data(references))
+        .mark_tick(thickness=BAR, size=18, color=MUTED, orient="vertical")
+        .encode(x=x.x(), y=y),
         bars.encode(x=x.x("low"), x2="high", color=literal_colour(), strokeDash=dash, **shared),
         ticks.encode(x=x.x(), color=literal_colour(), **shared),
         altair.Chart(data(marks))
         .mark_point(size=70, strokeWidth=1.8, opacity=1)
         .encode(x=x.x(), shape=shape, fill=fill, stroke=stroke, **shared),
     )
+
+
+def _row_name(row: Mapping[str, Any]) -> str:
+    return f"{row['group']}{GROUP_END}{row['row']}" if "group" in row else str(row["row"])
+
+
+def _forest_y(rows: Rows) -> Any:
+    """Return the encoding of the rows, with a line for the name of each group above its rows."""
+    import altair
+
+    if not rows or "group" not in rows[0]:
+        return altair.Y("row", type="nominal", sort=None, title=None, axis=altair.Axis(grid=True))
+    names: dict[str, None] = {}
+    for row in rows:
+        names |= {row["group"]: None, row["row"]: None}
+    is_group = f"indexof(datum.label, '{GROUP_END}') < 0"
+    axis = altair.Axis(
+        grid=True,
+        labelExpr=f"{is_group} ? datum.label : split(datum.label, '{GROUP_END}')[1]",
+        labelFontWeight={"condition": {"test": is_group, "value": "bold"}, "value": "normal"},
+        labelLimit=LABEL_LIMIT,
+    )
+    scale = altair.Scale(domain=list(names))
+    return altair.Y("row", type="nominal", sort=None, title=None, axis=axis, scale=scale)
 
 
 def panels(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from slm.charts.encodings import Axis, Kind, Series, literal_line
+from slm.charts.encodings import Axis, Kind, Rows, Series, data, literal_line
 from slm.charts.figure import WIDTH, Figure
-from slm.charts.marks import labels, layered, lines, points
+from slm.charts.marks import labels, layered, points
 from slm.charts.theme import MUTED
+from slm.rounding import exceeds
 
 DIGITS = 5
 MAX_LABELLED = 10  # points; with more, only those of the frontier have labels
@@ -24,29 +24,72 @@ PLACES: tuple[tuple[Literal["left", "right"], int], ...] = (
 )  # fmt: skip
 HEIGHT = 340  # pixels of the plot
 Box = tuple[float, float, float, float]
+Place = tuple[float, float]
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
 class ParetoPoint:
-    """A model: its cost `x`, its loss or perplexity `y`, its family, a short label, and the texts of its tooltip."""
+    """A model: its cost `x`, its loss or perplexity `y`, its family, a short label, and the texts of its tooltip.
+
+    `y_error` is the standard error of y, drawn as a bar of ±1 standard error.
+    """
 
     x: float
     y: float
     family: str
     label: str
     tip: Mapping[str, str] = field(default_factory=dict)
+    y_error: float | None = None
+
+    @property
+    def bar(self) -> Place | None:
+        return None if self.y_error is None else (self.y - self.y_error, self.y + self.y_error)
 
 
-def frontier(models: Sequence[ParetoPoint]) -> list[ParetoPoint]:
-    """Return the points that no other point beats in x and y, both smaller is better, by ascending x.
+def frontier(
+    models: Sequence[P],
+    place: Callable[[P], tuple[float, float]],
+    *,
+    tolerance: tuple[float, float] = (0.0, 0.0),
+) -> list[P]:
+    """Return the models that no other beats, by ascending x; in x and y smaller is better.
 
-    Of equal points all are returned.
+    A model beats another if it is clearly better in x or y and not clearly worse in the other one. Clearly: by more
+    than the relative `tolerance` of x and of y. Of equal models all are returned.
+
+    Args:
+        place: returns x and y of a model, both above 0.
     """
-    best: list[ParetoPoint] = []
-    for point in sorted(models, key=_place):
-        if not best or _place(point)[1] < _place(best[-1])[1] or _place(point) == _place(best[-1]):
-            best.append(point)
-    return best
+    found = [
+        model
+        for model in models
+        if not any(_beats(place(one), place(model), tolerance) for one in models)
+    ]
+    return sorted(found, key=place)
+
+
+def _beats(one: Place, other: Place, tolerance: Place) -> bool:
+    is_worse = any(exceeds(a, b * (1 + t)) for a, b, t in zip(one, other, tolerance, strict=True))
+    return not is_worse and any(
+        exceeds(b, a * (1 + t)) for a, b, t in zip(one, other, tolerance, strict=True)
+    )
+
+
+def frontier_steps(
+    places: Sequence[Place], x: Axis, y: Axis, *, width: float = 1.5, opacity: float = 1.0
+) -> Any:
+    """Return the line below which there is no model: steps through the places, to the end of the x axis."""
+    import altair
+
+    # A place that is on the frontier within the tolerance only would make the line rise.
+    best = frontier(places, lambda place: place)
+    corners = [*best, (x.high, best[-1][1])]
+    rows = [{"x": corner[0], "y": corner[1], "group": ""} for corner in corners]
+    mark = altair.Chart(data(rows)).mark_line(
+        interpolate="step-after", strokeWidth=width, opacity=opacity
+    )
+    return mark.encode(x=x.x(), y=y.y(), **literal_line(MUTED))
 
 
 def _place(point: ParetoPoint) -> tuple[float, float]:
@@ -64,21 +107,26 @@ def pareto(
     x_title: str,
     y_title: str,
     x_kind: Kind = "number",
+    tolerance: tuple[float, float] = (0.0, 0.0),
 ) -> Figure:
-    """Plot points coloured by family and the Pareto frontier as a step line; `families` fixes the colours.
+    """Plot points coloured by family and the Pareto frontier as a step line; `families` fixes the colours, `tolerance` is that of `frontier`.
 
     The area above the line can be reached: each of its points has a model that costs no more and is no worse.
     """
-    best = frontier(models)
+    best = frontier(models, _place, tolerance=tolerance)
     series = Series(tuple(families))
     x = Axis.around([point.x for point in models], x_title, log=True, kind=x_kind)
-    y = Axis.around([point.y for point in models], y_title, log=True).extended(0.06, 0.06)
+    bars = [point.bar for point in models if point.bar is not None and point.bar[0] > 0]
+    ends = [end for bar in bars for end in bar]
+    y = Axis.around([*(point.y for point in models), *ends], y_title, log=True).extended(0.06, 0.06)
     is_labelled = {id(point) for point in (models if len(models) <= MAX_LABELLED else best)}
     is_best = {id(point) for point in best}
     rows = [
         {
             "x": point.x,
             "y": point.y,
+            "low": None if point.bar is None else point.bar[0],
+            "high": None if point.bar is None else point.bar[1],
             "series": point.family,
             "group": point.family,
             "tip": {"model": point.label, "family": point.family, **point.tip},
@@ -91,9 +139,11 @@ def pareto(
         key=lambda one: id(one) not in is_best,
     )
     texts = _place_labels(labelled, models, x, y)
-    step = _steps(best, x)
     chart = layered(
-        lines(step, x, y, series, width=1.5).encode(**literal_line(MUTED)),
+        frontier_steps([_place(point) for point in best], x, y),
+        _error_bars([row for row in rows if row["low"] is not None], x, y, series)
+        if bars
+        else None,
         *(
             labels(
                 rows_of_place, x.x(), y.y(), align=align, fontSize=FONT_SIZE, **_offset(align, side)
@@ -105,6 +155,22 @@ def pareto(
         series=series,
     )
     return Figure(name, title, caption, chart, HEIGHT)
+
+
+def _error_bars(rows: Rows, x: Axis, y: Axis, series: Series) -> Any:
+    import altair
+
+    return (
+        altair.Chart(data(rows))
+        .mark_rule(strokeWidth=1.2)
+        .encode(
+            x=x.x(),
+            y=y.y("low"),
+            y2="high",
+            **series.encodings("color"),
+            opacity=series.opacity(0.6),
+        )
+    )
 
 
 def _offset(align: str, side: int) -> dict[str, Any]:
@@ -151,15 +217,3 @@ def _box(left: float, middle: float, width: float, height: float = LINE) -> Box:
 
 def _overlap(one: Box, other: Box) -> bool:
     return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
-
-
-def _steps(best: Sequence[ParetoPoint], x: Axis) -> list[dict[str, Any]]:
-    """Return the corners of the frontier, to the end of the axis."""
-    corners = [(best[0].x, best[0].y)]
-    for one, other in pairwise(best):
-        corners += [(other.x, one.y), (other.x, other.y)]
-    corners.append((x.high, best[-1].y))
-    return [
-        {"x": corner[0], "y": corner[1], "series": best[0].family, "group": "frontier"}
-        for corner in corners
-    ]

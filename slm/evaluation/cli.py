@@ -22,14 +22,15 @@ def evaluate(
     """
     evaluation = evaluate_models(models, out=out, **settings)
     if json:
-        print(dumps(evaluation.as_dict(with_documents=documents), indent=2))
+        print(dumps(evaluation.as_dict(with_documents=documents), indent=2, allow_nan=False))
     else:
         print_tables(evaluation, console(), documents=documents)
         with_tasks = [(scores.model.label, scores.tasks) for scores in evaluation.models if scores.tasks]  # fmt: skip
         if len(with_tasks) > 1:
             from slm.evaluation.zero_shot.compare import print_comparison
 
-            print_comparison(with_tasks)
+            runs = [scores.model.result for scores in evaluation.models if scores.tasks]
+            print_comparison(with_tasks, runs)
         if out is not None:
             print(f"written: {out}/page.html, models.csv, results.json, samples/")
     if evaluation.failures:

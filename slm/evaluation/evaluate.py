@@ -5,21 +5,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from slm import __version__
 from slm.errors import ConfigError, DataError, Problem, RunError, SlmError
 from slm.evaluation.load import LoadedModel, load_with_tokenizer
 from slm.evaluation.models import Model, find_models
-from slm.evaluation.outputs import check_out, write_page, write_tables
+from slm.evaluation.outputs import check_out, remove_earlier, write_page, write_tables
 from slm.evaluation.perplexity import score_texts
 from slm.evaluation.protocols import Settings, check_lengths, resolve_settings, split_names
 from slm.evaluation.result import Evaluation, Failure, ModelScores, TextScore
 from slm.evaluation.speed_process import measure_in_process
 from slm.evaluation.texts import read_texts
-from slm.evaluation.zero_shot.score import TaskScore
+from slm.evaluation.zero_shot.score import FINGERPRINT_DIGITS, TaskScore
+from slm.files import canonical_hash
 from slm.formatting import count
 from slm.tracking.environment import cpu_name
 
@@ -128,9 +132,17 @@ def _evaluate_each(
     out: Path | None,
 ) -> Evaluation:
     """Evaluate the models one after another, and write the tables after each."""
+    if out is not None and remove_earlier(out):
+        log.info("replaces the evaluation in %s", out)
     done: list[ModelScores] = []
     failures: list[Failure] = []
-    evaluation = Evaluation(settings=settings, device=device_name(), models=())
+    evaluation = Evaluation(
+        settings=settings,
+        device=device_name(),
+        models=(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        slm_version=__version__,
+    )
     for number, model in enumerate(models, start=1):
         log.info("%d/%d %s", number, len(models), model.label)
         try:
@@ -138,12 +150,7 @@ def _evaluate_each(
                 done.append(_evaluate_one(model, settings, texts, score))
         except SlmError as error:
             failures.append(Failure(model, str(error)))
-        evaluation = Evaluation(
-            settings=settings,
-            device=evaluation.device,
-            models=tuple(done),
-            failures=tuple(failures),
-        )
+        evaluation = replace(evaluation, models=tuple(done), failures=tuple(failures))
         if out is not None:
             write_tables(evaluation, out)
     if out is not None:
@@ -181,19 +188,21 @@ def _evaluate_one(
 def _score_text(loaded: LoadedModel, settings: Settings, texts: Texts) -> TextScore:
     seq_len = loaded.model.shape.seq_len
     window, stride = settings.window_of(seq_len), settings.stride_of(seq_len)
-    tokenizer = loaded.tokenizer
     scores = score_texts(
         loaded.model,
-        tokenizer,
+        loaded.tokenizer,
         texts,
         window=window,
         stride=stride,
         start_token=settings.start_token,
     )
-    words = [text for _, text in texts]
-    pairs = zip(words, tokenizer.encode_batch(words), strict=True)
-    is_lossless = all(tokenizer.round_trips(text, ids) for text, ids in pairs)
-    return TextScore(documents=tuple(scores), window=window, stride=stride, is_lossless=is_lossless)
+    scored = [[text for _, text in texts], settings.document, window, stride, settings.start_token]
+    return TextScore(
+        documents=tuple(scores),
+        window=window,
+        stride=stride,
+        fingerprint=canonical_hash(scored)[:FINGERPRINT_DIGITS],
+    )
 
 
 def device_name() -> str:

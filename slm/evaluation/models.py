@@ -77,6 +77,10 @@ def _expand(folder: Path) -> list[Path]:
         return [folder]
     if not folder.exists():
         raise DataError(f"{folder}: no such folder{_near(folder)}")
+    if folder.suffix == ".gguf":
+        raise DataError(
+            f"{folder}: GGUF files cannot be read back; give the run, or a folder exported with format=hf"
+        )
     if not folder.is_dir():
         raise DataError(f"{folder}: a file; give the folder of a model")
     below = list(_below(folder, MAX_DEPTH))

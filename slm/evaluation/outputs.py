@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from slm.charts import Figure, css_variables, page_script, script_json
 from slm.errors import ConfigError, Problem
-from slm.evaluation.figures import evaluation_figures
+from slm.evaluation.figures import FIGURES, evaluation_figures
 from slm.evaluation.result import Evaluation, samples_of
 from slm.evaluation.run_table import csv_text
-from slm.evaluation.tables import notes, tables
-from slm.files import write_json, write_text
+from slm.evaluation.tables import comparison_table, conditions, notes, tables
+from slm.files import read_json, write_json, write_text
 
 TABLE, RESULTS, SAMPLES, PAGE = "models.csv", "results.json", "samples", "page.html"
+SAMPLE_PARTS = 2  # of a path below samples/: model and file
 
 
 def check_out(out: Path) -> None:
@@ -36,10 +38,41 @@ def check_out(out: Path) -> None:
         raise ConfigError([Problem("out", out, rule, "choose another folder")])
 
 
+def remove_earlier(out: Path) -> bool:
+    """Remove the files of an earlier evaluation, and no others; return whether there was one.
+
+    results.json names its models and tasks; a folder without it, or with an unreadable one, is left as it is.
+    """
+    try:
+        earlier = read_json(out / RESULTS)
+        files = [out / SAMPLES / file for file in _sample_files(earlier["models"])]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    for path in [
+        *files,
+        *(out / f"{name}.png" for name in FIGURES),
+        *(out / name for name in (TABLE, PAGE, RESULTS)),
+    ]:
+        path.unlink(missing_ok=True)
+    for folder in [*{path.parent for path in files}, out / SAMPLES]:
+        with suppress(OSError):  # holds other files
+            folder.rmdir()
+    return True
+
+
+def _sample_files(models: Sequence[Mapping[str, Any]]) -> Iterator[Path]:
+    """Yield the paths below samples/ of the models in results.json."""
+    for model in models:
+        names = ["documents", *(task["task"] for task in model["tasks"])]
+        for file in (Path(model["name"]) / f"{name}.jsonl" for name in names):
+            if len(file.parts) == SAMPLE_PARTS and ".." not in file.parts:
+                yield file
+
+
 def write_tables(evaluation: Evaluation, out: Path) -> None:
     """Write models.csv, results.json and the samples of all models so far."""
     write_text(out / TABLE, csv_text(evaluation.models))
-    write_json(out / RESULTS, _finite(evaluation.as_dict()))
+    write_json(out / RESULTS, evaluation.as_dict())
     for scores in evaluation.models[-1:]:
         for file, rows in samples_of(scores):
             path = out / SAMPLES / file
@@ -49,16 +82,6 @@ def write_tables(evaluation: Evaluation, out: Path) -> None:
 
 def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-
-
-def _finite(value: Any) -> Any:
-    """Replace nan and infinities, which JSON does not have, by None."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    is_number = isinstance(value, float)
-    return None if is_number and value - value != 0 else value
 
 
 def write_page(evaluation: Evaluation, out: Path) -> None:
@@ -83,7 +106,8 @@ def page(evaluation: Evaluation, figures: Sequence[Figure]) -> str:
     )
     return environment.get_template("page.html.j2").render(
         evaluation=evaluation,
-        tables=tables(evaluation),
+        conditions=list(conditions(evaluation)),
+        tables=[*tables(evaluation), *filter(None, [comparison_table(evaluation)])],
         notes=list(notes(evaluation)),
         figures=figures,
         colours=Markup(css_variables()),

@@ -22,6 +22,7 @@ from torch import Tensor
 from slm.data.tokenizers.tokenizer import Tokenizer
 from slm.data.tokens.encode import describe_loss
 from slm.errors import ConfigError, DataError, Problem
+from slm.evaluation.zero_shot.standard_error import clustered_mean
 from slm.logs import log
 from slm.model.loss import IGNORED, token_nats
 from slm.model.transformer import Transformer
@@ -41,6 +42,8 @@ class Score(Summarized):
     tokens: int
     text_bytes: int
     nats: float
+    is_lossless: bool = True
+    """Whether the tokens decode to the text; if not, bits per byte are approximate."""
 
     def title(self) -> str:
         return (
@@ -89,6 +92,7 @@ def total(scores: Iterable[Score]) -> Score:
         sum(s.tokens for s in scores),
         sum(s.text_bytes for s in scores),
         math.fsum(s.nats for s in scores),
+        all(s.is_lossless for s in scores),
     )
 
 
@@ -96,18 +100,17 @@ def bits_per_byte_se(scores: Sequence[Score]) -> float | None:
     """Return the standard error of the bits per byte of all documents together, or None for one document.
 
     Documents are a random sample. With y_i bits and x_i bytes of document i, R = sum(y) / sum(x) is a ratio
-    estimator with Var(R) = n / (n - 1) * sum((y_i - R x_i)^2) / sum(x)^2.
+    estimator with Var(R) = n / (n - 1) * sum((y_i - R x_i)^2) / sum(x)^2: that of a mean weighted by bytes.
 
     Source: Cochran, Sampling Techniques (1977), chapter 6, without the correction for a finite population.
     """
     known = [score for score in scores if score.text_bytes]
-    n = len(known)
-    if n < MIN_DOCUMENTS:
+    if len(known) < MIN_DOCUMENTS:
         return None
-    bits = np.array([score.nats for score in known]) / math.log(2)
-    sizes = np.array([score.text_bytes for score in known], dtype=np.float64)
-    residuals = bits - bits.sum() / sizes.sum() * sizes
-    return float(math.sqrt(n / (n - 1) * (residuals**2).sum()) / sizes.sum())
+    _, error = clustered_mean(
+        [score.bits_per_byte for score in known], weights=[score.text_bytes for score in known]
+    )
+    return error
 
 
 def score_texts(
@@ -129,13 +132,14 @@ def score_texts(
         DataError: if the tokenizer has more entries than the model, or no token can be scored.
     """
     _check_windows(window, stride, model.shape.seq_len)
-    names, sizes, documents = [], [], []
-    lossy: list[str] = []
+    names: list[str] = []
+    sizes, documents = [], []
+    lossy: dict[int, str] = {}  # index of the text -> its loss
     for name, original in texts:
         text = tokenizer.normal_form(original)  # bytes are counted there
         (ids,) = tokenizer.encode_batch([text])
         if loss := describe_loss(tokenizer, text, ids):
-            lossy.append(f"{name}: {loss}")
+            lossy[len(names)] = f"{name}: {loss}"
         start = np.array([tokenizer.eot_id] if start_token else [], dtype=np.int64)
         unscored_bytes = 0 if start_token else tokenizer.count_bytes(ids[:1])
         names.append(name)
@@ -144,7 +148,7 @@ def score_texts(
     if lossy:
         log.warning(
             f"the tokenizer changes {len(lossy)} of {len(names)} texts; bits/byte counts the bytes of the original "
-            f"text; first {lossy[0]}"
+            f"text; first {next(iter(lossy.values()))}"
         )
     _check_tokens(documents, model.shape.vocab_size)
     nats = np.zeros(len(documents))
@@ -157,8 +161,10 @@ def score_texts(
         np.add.at(nats, indices, _sum_nats(model, batch))
         np.add.at(tokens, indices, [w.scored for w in batch])
     return [
-        Score(name, int(n), size, float(total_nats))
-        for name, n, size, total_nats in zip(names, tokens, sizes, nats, strict=True)
+        Score(name, int(n), size, float(total_nats), index not in lossy)
+        for index, (name, n, size, total_nats) in enumerate(
+            zip(names, tokens, sizes, nats, strict=True)
+        )
     ]
 
 

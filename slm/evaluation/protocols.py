@@ -140,7 +140,7 @@ def _problems(settings: Settings) -> list[Problem]:
 
 
 def check_lengths(settings: Settings, shapes: Mapping[str, ModelShape]) -> None:
-    """Check that the windows, the prompt and its continuation fit every model.
+    """Check that the windows fit every model.
 
     Raises:
         ConfigError: with the models that are too short, and the largest value that fits all.
@@ -155,13 +155,6 @@ def check_lengths(settings: Settings, shapes: Mapping[str, ModelShape]) -> None:
     elif settings.text is not None and settings.stride is not None and settings.stride >= shortest:
         rule = f"must be less than the window, which is {shortest}, the seq_len of a model"
         problems.append(Problem("stride", settings.stride, rule, f"use {max(1, shortest // 2)}"))
-    if settings.speed:
-        total = settings.prompt_tokens + settings.new_tokens
-        rule = _too_short(total, shapes)
-        if rule:
-            new = shortest // 2
-            fix = f"prompt_tokens={shortest - new} new_tokens={new} fits all"
-            problems.append(Problem("prompt_tokens + new_tokens", total, rule, fix))
     if problems:
         raise ConfigError(problems)
 

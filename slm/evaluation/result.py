@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slm.architecture.memory import format_bytes
 from slm.architecture.shapes import count_parameters
@@ -18,8 +19,12 @@ from slm.formatting import count, short_count
 from slm.summary import Rows, Summarized
 from slm.tracking.speeds import InferenceSpeed
 
+if TYPE_CHECKING:
+    from slm.evaluation.zero_shot.compare import Difference
+
 SCHEMA_VERSION = 1
 PER_PARAMS = 100_000_000  # of the perplexity gain, as in the seed's table
+MIN_PARAMS_ADDED = 1_000_000  # fewer are too few for a gain per 100 million
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -29,13 +34,18 @@ class TextScore(Summarized):
     Attributes:
         documents: scores of each document.
         window, stride: length of a window, and distance of two windows, in tokens.
-        is_lossless: whether the tokens decode to the text; if not, bits per byte are approximate.
+        fingerprint: short hash of what was scored: texts, document unit, window, stride and start token.
     """
 
     documents: tuple[Score, ...]
     window: int
     stride: int
-    is_lossless: bool = True
+    fingerprint: str = ""
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether the tokens decode to the text; if not, bits per byte are approximate."""
+        return self.all.is_lossless
 
     @property
     def all(self) -> Score:
@@ -58,6 +68,7 @@ class TextScore(Summarized):
             "window": self.window,
             "stride": self.stride,
             "is_lossless": self.is_lossless,
+            "fingerprint": self.fingerprint,
         }
         if with_documents:
             values["document_scores"] = [score.as_dict() for score in self.documents]
@@ -145,12 +156,16 @@ class Evaluation(Summarized):
         device: name of the GPU, or of the CPU with its number of threads.
         models: scores in the order of the models.
         failures: models that could not be evaluated.
+        date: time of the start, ISO 8601 in UTC.
+        slm_version: version of slm.
     """
 
     settings: Settings
     device: str
     models: tuple[ModelScores, ...]
     failures: tuple[Failure, ...] = ()
+    date: str = ""
+    slm_version: str = ""
 
     def title(self) -> str:
         failed = f", {len(self.failures)} failed" if self.failures else ""
@@ -192,9 +207,23 @@ class Evaluation(Summarized):
         """Return the perplexity gains between neighbours in size (`perplexity_gains`)."""
         return perplexity_gains(self.models)
 
+    def comparisons(self) -> list[tuple[str, Difference]]:
+        """Return the label of each model but the first, with its differences to the first on the same tasks."""
+        from slm.evaluation.zero_shot.compare import compare_models  # imports scipy
+
+        scored = [scores for scores in self.models if scores.tasks]
+        return [
+            (scores.model.label, difference)
+            for scores in scored[1:]
+            for difference in compare_models(scored[0].tasks, scores.tasks)
+        ]
+
     def as_dict(self, *, with_documents: bool = False) -> dict[str, Any]:
-        return {
+        """Return values for JSON; numbers that are not finite are None."""
+        values = {
             "schema_version": SCHEMA_VERSION,
+            "date": self.date,
+            "slm_version": self.slm_version,
             "settings": self.settings.as_dict(),
             "device": self.device,
             "models": [model.as_dict(with_documents=with_documents) for model in self.models],
@@ -202,10 +231,16 @@ class Evaluation(Summarized):
                 {**asdict(gain), "perplexity_gain_per_100m_params": gain.per_100m}
                 for gain in self.gains()
             ],
+            "comparisons": [
+                {"model": label, **asdict(difference), "interval_95": difference.interval}
+                for label, difference in self.comparisons()
+            ],
             "failures": [
                 {"name": failure.model.name, "reason": failure.reason} for failure in self.failures
             ],
         }
+        finite: dict[str, Any] = _finite(values)
+        return finite
 
 
 def perplexity_gains(models: Sequence[ModelScores]) -> list[Gain]:
@@ -253,6 +288,7 @@ def _task_as_dict(task: TaskScore) -> dict[str, Any]:
     return {
         "task": task.task,
         "examples": task.examples,
+        "fingerprint": task.fingerprint,
         "bits_per_byte": task.bits_per_byte,
         "bits_per_byte_se": task.bits_per_byte_se,
         "metrics": dict(task.metrics),
@@ -263,6 +299,16 @@ def _task_as_dict(task: TaskScore) -> dict[str, Any]:
 def _speed_as_dict(speed: InferenceSpeed) -> dict[str, Any]:
     names = "decode_tokens_per_second", "prefill_tokens_per_second", "time_to_first_token_seconds"
     return {**asdict(speed), **{name: getattr(speed, name) for name in names}}
+
+
+def _finite(value: Any) -> Any:
+    """Replace nan and infinities, which JSON does not have, by None."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    is_number = isinstance(value, float)
+    return None if is_number and not math.isfinite(value) else value
 
 
 def _shown(value: Any) -> str:

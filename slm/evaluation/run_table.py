@@ -64,6 +64,7 @@ def _csv_row(scores: ModelScores) -> dict[str, Any]:
             "text_bytes": whole["text_bytes"],
             "window": scores.text.window,
             "stride": scores.text.stride,
+            "text_fingerprint": scores.text.fingerprint,
         }
     for task in scores.tasks:
         row |= _task_columns(task)
@@ -109,6 +110,8 @@ def _task_columns(task: TaskScore) -> dict[str, Any]:
         "bits_per_byte": task.bits_per_byte,
         "bits_per_byte_se": task.bits_per_byte_se,
         **task.metrics,
+        "examples": task.examples,
+        "fingerprint": task.fingerprint,
     }
     return {f"{task.task}_{name}": value for name, value in columns.items()}
 

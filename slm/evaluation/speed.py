@@ -6,16 +6,22 @@ import resource
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from slm.architecture.decoding import BYTES_PER_VALUE
+from slm.architecture.shapes import ModelShape, count_parameters
+from slm.model.dtypes import DTYPES
 from slm.model.generate import Decoder, stream
-from slm.model.transformer import Transformer
+from slm.model.transformer import Transformer, precompute_rope
+from slm.model.weight_layout import prepare_for_decoding
 from slm.tracking.speeds import InferenceSpeed
 
 STATUS, CLEAR_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+WARM_UP = ModelShape(1, 32, 2, 2, 16, 64, 64, 16)
 
 
 def measure_inference(
@@ -40,6 +46,8 @@ def measure_inference(
     generator = torch.Generator().manual_seed(0)
     size = (batch_size, prompt_tokens)
     prompt = torch.randint(model.shape.vocab_size, size, generator=generator).to(device)
+    if device.type == "cpu":
+        _warm_up(dtype)
     resident_before = _reset_peak(device)
     decoder = Decoder(model, batch_size, prompt_tokens + new_tokens)
     measured = [_one_generation(model, prompt, new_tokens, decoder) for _ in range(rounds + 1)][1:]
@@ -50,8 +58,25 @@ def measure_inference(
         dtype=dtype,
         prefill_seconds=tuple(first for first, _ in measured),
         decode_seconds_per_token=tuple(other for _, other in measured),
-        peak_memory_bytes=_peak_memory_bytes(model, device, resident_before),
+        peak_memory_bytes=_peak_memory_bytes(model.shape, dtype, device, resident_before),
     )
+
+
+def lengthen(model: Transformer, seq_len: int) -> None:
+    """Extend the RoPE table to at least `seq_len` positions; no parameter depends on it."""
+    if model.shape.seq_len >= seq_len:
+        return
+    model.shape = replace(model.shape, seq_len=seq_len)
+    model.cos_sin = precompute_rope(seq_len, model.shape.d_head, model.rope_theta).to(model.cos_sin)
+
+
+def _warm_up(dtype: str) -> None:
+    """Generate with a tiny model: the first generation of a process allocates buffers of torch that remain."""
+    model = Transformer(WARM_UP).eval()
+    prepare_for_decoding(model, DTYPES[dtype])
+    prompt = torch.zeros((1, 8), dtype=torch.int64)
+    for _ in stream(model, prompt, 4, decoder=Decoder(model, 1, 12)):
+        pass
 
 
 def _one_generation(
@@ -87,7 +112,9 @@ def _reset_peak(device: torch.device) -> int | None:
     return None
 
 
-def _peak_memory_bytes(model: nn.Module, device: torch.device, resident_before: int | None) -> int:
+def _peak_memory_bytes(
+    shape: ModelShape, dtype: str, device: torch.device, resident_before: int | None
+) -> int:
     """GPU: largest allocated memory. CPU: the weights, and what the process grew by while it generated.
 
     Without Linux's counters it is the largest resident memory of the process since its start.
@@ -95,7 +122,8 @@ def _peak_memory_bytes(model: nn.Module, device: torch.device, resident_before: 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if resident_before is not None:
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        # Counted from the shape: in bf16 the packed matrices are no parameters of the module.
+        weights = count_parameters(shape).params_total * BYTES_PER_VALUE[dtype]
         return weights + max(0, _resident_bytes("VmHWM") - resident_before)
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else largest * 1024

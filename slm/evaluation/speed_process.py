@@ -1,7 +1,7 @@
 """Measurement of a model's speed in a process of its own.
 
-The peak memory of a process includes whatever ran in it before: other models, texts and tasks. A fresh process
-holds the model alone, besides Python and torch.
+Other models, texts and tasks that ran in a process before leave memory and caches behind, which a fresh process does
+not have.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,7 @@ def measure_in_process(folder: Path, settings: Settings) -> InferenceSpeed:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise RunError(f"the measurement of speed failed: {lines[-1]}")
-    return speed_from(json.loads(done.stdout.splitlines()[-1]))
-
-
-def speed_from(saved: dict[str, Any]) -> InferenceSpeed:
-    """Return the speed in an object of JSON."""
-    rounds = {name: tuple(saved[name]) for name in ("prefill_seconds", "decode_seconds_per_token")}
-    return InferenceSpeed(**{**saved, **rounds})
+    return InferenceSpeed.from_dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def main(folder: str, arguments: dict[str, Any]) -> None:
@@ -54,7 +48,7 @@ def main(folder: str, arguments: dict[str, Any]) -> None:
     import torch
 
     from slm.evaluation.load import load_model
-    from slm.evaluation.speed import measure_inference
+    from slm.evaluation.speed import lengthen, measure_inference
     from slm.model.dtypes import DTYPES
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -62,23 +56,9 @@ def main(folder: str, arguments: dict[str, Any]) -> None:
         model = load_model(folder).to(device, DTYPES[arguments["dtype"]])
     else:
         model = load_model(folder, arguments["dtype"])
+    lengthen(model, arguments["prompt_tokens"] + arguments["new_tokens"])
     speed = measure_inference(model, **arguments)
-    if device == "cpu":
-        speed = replace(speed, peak_memory_bytes=_peak_resident_bytes() or speed.peak_memory_bytes)
     print(json.dumps(asdict(speed)))
-
-
-def _peak_resident_bytes() -> int | None:
-    """Return the peak of this process alone; None on systems other than Linux.
-
-    getrusage also counts the process that started this one, as it was before its program was replaced.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    found = [line.split() for line in lines if line.startswith("VmHWM:")]
-    return int(found[0][1]) * 1024 if found else None
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ from slm.architecture.memory import format_bytes
 from slm.console import Column, FittedTable, print_lines
 from slm.evaluation.perplexity import Score
 from slm.evaluation.protocols import Settings
-from slm.evaluation.result import Evaluation, Gain, ModelScores
+from slm.evaluation.result import MIN_PARAMS_ADDED, Evaluation, Gain, ModelScores
 from slm.evaluation.zero_shot.score import low_signal_note
-from slm.formatting import short_count
+from slm.formatting import count, short_count
 from slm.tracking.speeds import InferenceSpeed
 
 NONE = "-"
+TASK_TITLE = "Zero-shot tasks: bits/byte of the gold answer, and accuracy ± standard error"
+SCORE_NAMES = {"bits_per_byte": "bits/byte"}
 ACCURACIES = ("acc", "acc_norm")  # metrics with a column of their own on the screen
 
 
@@ -25,7 +27,10 @@ def print_tables(evaluation: Evaluation, target: Console, *, documents: bool) ->
         if number:
             target.print()
         target.print(table)
-    print_lines(target, notes(evaluation))
+    lines = list(notes(evaluation))
+    if lines:
+        target.print()
+    print_lines(target, lines)
 
 
 def tables(evaluation: Evaluation, *, documents: bool = False) -> list[FittedTable]:
@@ -73,7 +78,7 @@ def _model_table(evaluation: Evaluation) -> FittedTable:
         column("tokens", of_text(lambda score: f"{score.tokens:,}"), 4),
         column("bytes", of_text(lambda score: f"{score.text_bytes:,}"), 6),
     ]
-    return FittedTable(columns)
+    return FittedTable(columns, note=" ".join(_text_notes(evaluation)))
 
 
 def _standard_error(scores: ModelScores) -> str:
@@ -103,9 +108,13 @@ def _gain_table(gains: Sequence[Gain]) -> FittedTable:
         Column("to", [gain.larger for gain in gains], is_left=True),
         Column("params added", [f"+{short_count(gain.params_added)}" for gain in gains]),
         Column("perplexity gain", [f"{gain.perplexity_gain:.4g}" for gain in gains]),
-        Column("gain per 100M", [f"{gain.per_100m:.3g}" for gain in gains]),
+        Column("gain per 100M", [_per_100m(gain) for gain in gains]),
     ]
     return FittedTable(columns, "Perplexity gain between neighbours in size")
+
+
+def _per_100m(gain: Gain) -> str:
+    return f"{gain.per_100m:.3g}" if gain.params_added >= MIN_PARAMS_ADDED else NONE
 
 
 def _task_table(models: Sequence[ModelScores]) -> FittedTable:
@@ -131,7 +140,38 @@ def _task_table(models: Sequence[ModelScores]) -> FittedTable:
         Column("chance", [_share(task.chance) for task, _ in rows], 3),
         Column("examples", [f"{task.examples:,}" for task, _ in rows], 4),
     ]
-    return FittedTable(columns, "Zero-shot tasks: bits per byte of the gold answer, and accuracy")
+    return FittedTable(columns, TASK_TITLE)
+
+
+def comparison_table(evaluation: Evaluation) -> FittedTable | None:
+    """Return the differences of the models to the first one on the same tasks; None for one model."""
+    rows = evaluation.comparisons()
+    if not rows:
+        return None
+    intervals = [difference.interval for _, difference in rows]
+    columns = [
+        Column("model", [label for label, _ in rows], is_left=True),
+        Column("task", [each.task for _, each in rows], is_left=True),
+        Column(
+            "score", [SCORE_NAMES.get(each.metric, each.metric) for _, each in rows], is_left=True
+        ),
+        Column("first model", [f"{each.first:.4f}" for _, each in rows]),
+        Column("this model", [f"{each.second:.4f}" for _, each in rows]),
+        Column("difference", [f"{each.difference:+.4f}" for _, each in rows]),
+        Column(
+            "95% interval",
+            [NONE if i is None else f"{i[0]:+.4f} to {i[1]:+.4f}" for i in intervals],
+        ),
+        Column(
+            "better",
+            [{"first": "first", "second": "this", None: NONE}[each.better] for _, each in rows],
+            is_left=True,
+        ),
+    ]
+    base = next(scores.model.label for scores in evaluation.models if scores.tasks)
+    title = f"Scores of each model minus those of {base}, the first model, on the same examples"
+    note = "Intervals: over examples, clustered by common text; they do not contain the variance over seeds."
+    return FittedTable(columns, title, note=note)
 
 
 def _number(value: float | None) -> str:
@@ -164,14 +204,27 @@ def _speed_table(evaluation: Evaluation) -> FittedTable:
         ),
         column("peak\nmemory", _memory),
     ]
-    return FittedTable(columns, _speed_title(evaluation))
+    return FittedTable(columns, _speed_title(evaluation), note=_speed_note(evaluation))
 
 
 def _speed_title(evaluation: Evaluation) -> str:
     settings = evaluation.settings
     return (
         f"Speed: batch 1, greedy, {settings.prompt_tokens} prompt tokens, {settings.new_tokens} new tokens, "
-        f"{settings.dtype}, median of {settings.rounds} rounds"
+        f"{settings.dtype}, median of {count(settings.rounds, 'round')}"
+    )
+
+
+def _speed_note(evaluation: Evaluation) -> str:
+    settings = evaluation.settings
+    needed = settings.prompt_tokens + settings.new_tokens
+    lengths = sorted({scores.model.shape.seq_len for scores in evaluation.models})
+    short = [str(length) for length in lengths if length < needed]
+    if not short:
+        return ""
+    return (
+        f"seq_len={', '.join(short)} is shorter than prompt and new tokens: measured with a longer RoPE table, which "
+        "changes no parameter."
     )
 
 
@@ -179,29 +232,57 @@ def _memory(speed: InferenceSpeed) -> str:
     return NONE if speed.peak_memory_bytes is None else format_bytes(speed.peak_memory_bytes)
 
 
+def conditions(evaluation: Evaluation) -> Iterator[str]:
+    """Yield what was measured and how, one line per kind of measurement."""
+    settings = evaluation.settings
+    if settings.text is not None:
+        texts = [scores.text for scores in evaluation.models if scores.text is not None]
+        windows = ", ".join(dict.fromkeys(f"{text.window}/{text.stride}" for text in texts))
+        number = f", {count(len(texts[0].documents), 'document')}" if texts else ""
+        token = "before each document" if settings.start_token else "not added"
+        yield (
+            f"Text: {settings.text}{number} (document={settings.document}), window/stride {windows or NONE} tokens, "
+            f"start token {token}"
+        )
+    if settings.tasks:
+        source = settings.task_data or "Hugging Face hub"
+        limit = (
+            "all examples" if settings.limit is None else f"limit={settings.limit} examples each"
+        )
+        yield f"Tasks: {', '.join(settings.tasks)}, {limit}, from {source}"
+    if settings.speed:
+        yield _speed_title(evaluation)
+    yield f"{evaluation.date}, slm {evaluation.slm_version}, {evaluation.device}"
+
+
 def notes(evaluation: Evaluation) -> Iterator[str]:
-    """Yield what a reader must know to compare the numbers, and the failures."""
+    """Yield the protocol, the limits of the tasks, and the failures."""
     settings, models = evaluation.settings, evaluation.models
-    texts = [scores.text for scores in models if scores.text is not None]
     if settings.protocol:
         yield f"Protocol {settings.protocol}" + _changes(settings) + "."
-    if texts and len({(text.window, text.stride) for text in texts}) > 1:
-        yield "Windows differ between models, so part of a difference is due to the context; set window=TOKENS."
-    if texts and not evaluation.same_tokens:
-        yield "Tokenizers differ: compare bits/byte, not perplexity or nats/token."
-    if texts and any(text.bits_per_byte_se is None for text in texts):
-        yield "SE: none, because the text is one document."
-    for scores in models:
-        if scores.text is not None and not scores.text.is_lossless:
-            yield (
-                f"{scores.model.label}: the tokens do not decode to exactly the text, so its bits/byte are approximate."
-            )
     if note := low_signal_note(task.task for scores in models for task in scores.tasks):
         yield note
     if any(scores.speed is not None for scores in models):
         yield f"Device: {evaluation.device}."
     for failure in evaluation.failures:
         yield f"FAILED {failure.model.path}: {failure.reason}"
+
+
+def _text_notes(evaluation: Evaluation) -> Iterator[str]:
+    """Yield what a reader must know to compare the scores of the text."""
+    models = evaluation.models
+    texts = [scores.text for scores in models if scores.text is not None]
+    if texts and len({(text.window, text.stride) for text in texts}) > 1:
+        yield "Windows differ between models, so part of a difference is due to the context; set window=TOKENS."
+    if texts and not evaluation.same_tokens:
+        yield "Tokenizers differ: compare bits/byte, not perplexity or nats/token."
+    if texts and any(text.bits_per_byte_se is None for text in texts):
+        yield "SE: none, because the text is one document; set document=article, paragraph or line."
+    for scores in models:
+        if scores.text is not None and not scores.text.is_lossless:
+            yield (
+                f"{scores.model.label}: the tokens do not decode to exactly the text, so its bits/byte are approximate."
+            )
 
 
 def _changes(settings: Settings) -> str:

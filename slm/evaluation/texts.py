@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from glob import glob
@@ -28,6 +29,7 @@ WIKITEXT2_CONFIG = DataConfig(
     revision="b08601e04326c79dfdd32d625aee71d232d685c3",
     train_split="test",
 )
+BLANK_LINES = re.compile(r"\n\s*\n")
 ARTICLE_TITLE = r"^ = [^=\n]+ = \n?$"  # of WikiText; a section has more equals signs
 
 
@@ -38,7 +40,7 @@ def read_texts(pattern: str, *, document: str, column: str) -> list[tuple[str, s
 
     Args:
         pattern: path or glob, or `wikitext2` for the raw test split from the Hugging Face hub.
-        document: unit of .txt files that is one document: file, paragraph or line. With article, a line that is a
+        document: unit of .txt files that is one document: file, paragraph (between blank lines) or line. With article, a line that is a
             title of WikiText starts a document, in all kinds of files. With joined, the rows of all files (lines of
             .txt files) are one document, joined by blank lines; a row of spaces counts as empty, as in the hub's
             WikiText.
@@ -75,14 +77,26 @@ def _documents(pattern: str, document: str, column: str) -> Iterator[tuple[str, 
     if not glob(pattern, recursive=True):  # noqa: PTH207  Path.glob takes no absolute pattern
         raise DataError(f"text={pattern}: matches no file; check the path")
     suffix = next((s for s in READER_OF_SUFFIX if pattern.endswith(s)), "")
+    source = READER_OF_SUFFIX.get(suffix, "text_files")
+    is_split_here = source == "text_files" and document == "paragraph"
+    unit = {"article": "line", "joined": "line", "paragraph": "file"}.get(document, document)
     config = DataConfig(
-        source=READER_OF_SUFFIX.get(suffix, "text_files"),
+        source=source,
         files=(pattern,),
-        document="line" if document in ("article", "joined") else document,  # type: ignore[arg-type]
+        document=unit,  # type: ignore[arg-type]
         column=column,
         **changes,
     )
-    yield from _stream(config)
+    found = _stream(config)
+    yield from _paragraphs(found) if is_split_here else found
+
+
+def _paragraphs(files: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Split texts at lines that are empty or blank: WikiText has a space in them."""
+    for name, text in files:
+        found = (part for part in BLANK_LINES.split(text) if part.strip())
+        for number, part in enumerate(found):
+            yield f"{name}:{number}", part
 
 
 def _hub_rows(changes: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
+from statistics import median
 
 from slm.architecture.memory import format_bytes
 from slm.architecture.shapes import ModelShape, count_parameters
@@ -21,7 +22,6 @@ from slm.studies.expand import cells_of
 from slm.tracking.speeds import (
     FILE_NAME,
     ShapeSpeed,
-    median,
     merge_speeds,
     read_speeds,
     write_speeds,

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from slm.architecture.shapes import ModelShape
@@ -33,7 +34,7 @@ class InferenceSpeed:
         decode_seconds_per_token: mean time of the other new tokens, one value per round. A token is one step of the
             whole batch.
         peak_memory_bytes: GPU: largest allocated memory; CPU: the weights, and the growth of the process during
-            generation.
+            generation. Of several rounds, the largest.
     """
 
     batch_size: int
@@ -43,6 +44,14 @@ class InferenceSpeed:
     prefill_seconds: tuple[float, ...]
     decode_seconds_per_token: tuple[float, ...]
     peak_memory_bytes: int | None
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> InferenceSpeed:
+        """Return the speed in an object of JSON, which has lists instead of tuples."""
+        rounds = {
+            name: tuple(saved[name]) for name in ("prefill_seconds", "decode_seconds_per_token")
+        }
+        return cls(**{**saved, **rounds})
 
     @property
     def time_to_first_token_seconds(self) -> float:
@@ -76,12 +85,6 @@ class ShapeSpeed:
     train_tokens_per_second: tuple[float, ...]
     train_batch_tokens: int | None
     torch: str
-
-
-def median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def read_speeds(path: Path) -> list[ShapeSpeed]:
@@ -157,10 +160,7 @@ def _speed_from(saved: Any, where: str) -> ShapeSpeed:
     inference = saved["inference"]
     if inference is not None:
         _check_fields(inference, _OF_INFERENCE, f"{where}.inference")
-        rounds = {
-            key: tuple(inference[key]) for key in ("prefill_seconds", "decode_seconds_per_token")
-        }
-        inference = InferenceSpeed(**{**inference, **rounds})
+        inference = InferenceSpeed.from_dict(inference)
     trained = tuple(saved["train_tokens_per_second"])
     return ShapeSpeed(**{**saved, "inference": inference, "train_tokens_per_second": trained})
 

@@ -75,6 +75,7 @@ def test_values_are_converted_and_defaults_filled_in(form: list[str]) -> None:
         ([*NEEDED, "window=0"], "'0' must be a whole number from 1"),
         ([*NEEDED, "start_token=0"], "'0' must be true or false"),
         (["runs", "sort=los"], "'loss'"),
+        ([*NEEDED, "json=yes"], "json=yes must be true or false (or give --json)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -85,6 +86,14 @@ def test_wrong_argument_is_one_message_with_the_fix(
         parse(words)
     assert stopped.value.code == ConfigError.exit_code
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("--json", True), ("--json=true", True), ("json=true", True), ("json=false", False)],
+)
+def test_flags_may_have_a_value(word: str, expected: bool) -> None:
+    assert parse([*NEEDED, word])[1]["json"] is expected
 
 
 def test_overrides_are_passed_on_in_their_order() -> None:

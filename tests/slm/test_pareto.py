@@ -17,6 +17,10 @@ def random_points(count: int) -> list[ParetoPoint]:
     ]
 
 
+def place(point: ParetoPoint) -> tuple[float, float]:
+    return point.x, point.y
+
+
 def test_frontier_has_the_points_that_no_other_beats_in_both() -> None:
     for count in (1, 2, 5, 40, 200):
         points = random_points(count)
@@ -30,12 +34,20 @@ def test_frontier_has_the_points_that_no_other_beats_in_both() -> None:
                 for other in points
             )
         }
-        assert {point.label for point in frontier(points)} == best
+        assert {point.label for point in frontier(points, place)} == best
 
 
 def test_rounding_does_not_remove_an_equal_model() -> None:
     points = [ParetoPoint(1e5, 20.0, "a", "run"), ParetoPoint(1e5, 20.0000001, "a", "exported")]
-    assert len(frontier(points)) == 2
+    assert len(frontier(points, place, tolerance=(0, 1e-6))) == 2
+
+
+def test_differences_within_the_tolerance_do_not_decide() -> None:
+    run, exported = ParetoPoint(2.57, 20.0, "a", "run"), ParetoPoint(2.42, 20.0, "a", "exported")
+    assert frontier([run, exported], place) == [exported]
+    assert frontier([run, exported], place, tolerance=(0.1, 0.01)) == [exported, run]
+    worse = ParetoPoint(2.45, 21.0, "a", "worse")
+    assert worse not in frontier([run, exported, worse], place, tolerance=(0.1, 0.01))
 
 
 def test_chart_is_drawn_for_one_and_for_many_models(tmp_path: Path) -> None:

@@ -6,6 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from slm.files import canonical_hash
+
+IDENTITY = ("example", "cluster", "gold", "bytes", "words")  # fields of a sample, not of a model
+FINGERPRINT_DIGITS = 12
 LOW_SIGNAL_TASKS = ("boolq", "winogrande", "social_iqa", "openbookqa")
 
 
@@ -31,6 +35,12 @@ class TaskScore:
     metrics: Mapping[str, float]
     chance: float | None
     samples: Sequence[Mapping[str, Any]]
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash that differs between scores of different examples, which cannot be compared."""
+        found = [[sample.get(field) for field in IDENTITY] for sample in self.samples]
+        return canonical_hash([self.task, found])[:FINGERPRINT_DIGITS]
 
 
 def low_signal_note(tasks: Iterable[str]) -> str:

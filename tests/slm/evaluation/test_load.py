@@ -156,6 +156,7 @@ def test_evaluation_reports_text_that_the_tokenizer_changes(
     texts = [("plain", "cafe"), ("decomposed", "cafe\u0301"), ("changed", "box")]
     scores = score_texts(loaded.model, loaded.tokenizer, texts, window=16, stride=8)
     assert [score.text_bytes for score in scores] == [4, 5, 3]  # in the normal form
+    assert [score.is_lossless for score in scores] == [True, True, False]
     (record,) = messages.records
     assert "changes 1 of 3 texts" in record.getMessage()
     assert "changed: 'x' is decoded as 'y'" in record.getMessage()
