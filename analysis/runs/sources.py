@@ -109,8 +109,13 @@ def _collect_tables(
     columns: Mapping[str, str] | None,
     constants: Mapping[str, str] | None,
 ) -> Collected:
+    paths = list(
+        {path.resolve(): path for path in paths}.values()
+    )  # a file given twice is one table
     for path in paths:
         _check_exists(path)
+        if path.is_dir():
+            raise DataError(f"{path}: a folder; several inputs must be tables")
         if table_format(path) is None:
             raise DataError(f"{path}: unsupported file type; use {SUPPORTED}")
     source = (

@@ -47,8 +47,10 @@ def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
     tables = [read_file(path) for path in paths]
     if len(tables) == 1:
         return tables[0]
+    names = [path.name for path in paths]
     for path, table in zip(paths, tables, strict=True):
-        table.index = pd.Index([f"{path.name}, {place}" for place in table.index], dtype=object)
+        name = path.name if names.count(path.name) == 1 else str(path)
+        table.index = pd.Index([f"{name}, {place}" for place in table.index], dtype=object)
     return pd.concat(tables)
 
 

@@ -150,6 +150,12 @@ def _evaluate_each(
                 done.append(_evaluate_one(model, settings, texts, score))
         except SlmError as error:
             failures.append(Failure(model, str(error)))
+        except KeyboardInterrupt:
+            kept = "give out=DIR to keep finished ones" if out is None else f"they are in {out}"
+            log.warning("stopped after %d of %d models; %s", number - 1, len(models), kept)
+            if out is not None and done:
+                write_page(evaluation, out)
+            raise
         evaluation = replace(evaluation, models=tuple(done), failures=tuple(failures))
         if out is not None:
             write_tables(evaluation, out)

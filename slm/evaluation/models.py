@@ -12,6 +12,7 @@ from slm.data.tokenizers.tokenizer import FILE_NAME as TOKENIZER_FILE
 from slm.errors import DataError, RunError, SlmError, nearest_name
 from slm.evaluation.load import is_run_directory
 from slm.formatting import count, short_count
+from slm.logs import log
 from slm.model.hf import is_llama_folder, llama_shape
 from slm.tracking.checkpoints import saved_checkpoints
 from slm.tracking.result import RunResult
@@ -90,6 +91,8 @@ def _expand(folder: Path) -> list[Path]:
         if not is_run_directory(path) or RunDirectory(path).state() == "finished"
     ]
     if usable:
+        if left_out := len(below) - len(usable):
+            log.info("%s: %s left out", folder, count(left_out, "unfinished run"))
         return usable
     if below:
         unfinished = count(len(below), "run")

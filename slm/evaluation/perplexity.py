@@ -129,7 +129,7 @@ def score_texts(
 
     Raises:
         ConfigError: unless 1 <= stride < window <= model.seq_len.
-        DataError: if the tokenizer has more entries than the model, or no token can be scored.
+        DataError: if the tokenizer has more entries than the model, or no token can be scored, or the losses are not finite.
     """
     _check_windows(window, stride, model.shape.seq_len)
     names: list[str] = []
@@ -160,6 +160,8 @@ def score_texts(
         indices = [w.document for w in batch]
         np.add.at(nats, indices, _sum_nats(model, batch))
         np.add.at(tokens, indices, [w.scored for w in batch])
+    if not np.isfinite(nats).all():
+        raise DataError("the losses of the model are not finite: its weights are damaged")
     return [
         Score(name, int(n), size, float(total_nats), index not in lossy)
         for index, (name, n, size, total_nats) in enumerate(

@@ -264,3 +264,14 @@ def test_wrong_pairs_are_one_message(text: str, message: str) -> None:
     with pytest.raises(DataError, match=message.replace("?", r"\?")):
         parse_pairs(text, "--columns tokens=D")
     assert parse_pairs("tokens=D (a, b),n_flop=N", "") == {"tokens": "D (a, b)", "n_flop": "N"}
+
+
+def test_files_given_twice_or_of_one_name(table: pd.DataFrame, tmp_path: Path) -> None:
+    for folder, kind in (("a", "deep"), ("b", "wide")):
+        (tmp_path / folder).mkdir()
+        _text()(table[table["kind"] == kind], tmp_path / folder / "runs.csv")
+    paths = [tmp_path / name / "runs.csv" for name in ("a", "b", "a")]
+    runs = load_runs(paths, columns=COLUMNS)
+    assert len(runs.table) == len(table) and not runs.dropped
+    with pytest.raises(DataError, match="a folder; several inputs must be tables"):
+        load_runs([paths[0], tmp_path], columns=COLUMNS)

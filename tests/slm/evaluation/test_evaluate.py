@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from analysis import load_runs
 from slm.config.load import load_config
@@ -483,3 +484,21 @@ def test_two_models_with_one_name_are_distinguished(
         [tmp_path / "a" / "model", tmp_path / "b", tmp_path / "a"], text=str(text)
     )
     assert [scores.model.name for scores in found.models] == ["a-model", "b-model"]
+
+
+def test_damaged_weights_are_a_failure_of_the_model(
+    exported: Path, text: Path, tmp_path: Path
+) -> None:
+    damaged = shutil.copytree(exported, tmp_path / "damaged")
+    weights = load_file(damaged / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    (failure,) = evaluate_models([damaged], text=str(text)).failures
+    assert "not finite: its weights are damaged" in failure.reason
+
+
+def test_runs_are_no_folder_for_results(study: Path, text: Path) -> None:
+    run = next(path for path in study.iterdir() if (path / "config.yaml").is_file())
+    for out in (study, run):
+        with pytest.raises(ConfigError, match=r"out=.*is a run directory, or contains some"):
+            evaluate_models([run], text=str(text), out=out)
