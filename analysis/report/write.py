@@ -90,7 +90,8 @@ def write_report(
     Args:
         source: folder, files or W&B project, see `analysis.load_runs`.
         only: ids of the runs to use; None: all.
-        columns, constants: for tables and W&B runs of other programs, see `analysis.load_runs`.
+        columns: names in tables and W&B runs of other programs, see `analysis.load_runs`.
+        constants: values that all runs of such a source share.
         out: folder to write to; created if missing.
         deep: family to compare as deep; None: the one with the smallest d_model/n_layers.
         wide: family to compare as wide; None: the one with the largest d_model/n_layers.

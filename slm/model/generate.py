@@ -181,7 +181,10 @@ def generate(
         model: a model in eval mode.
         prompt: token ids (B, T).
         new_tokens: number of tokens to generate per row.
-        temperature, top_k, top_p, seed: see `Sampling`; the default is greedy decoding.
+        temperature: 0 is greedy decoding; see `Sampling`.
+        top_k: see `Sampling`.
+        top_p: see `Sampling`.
+        seed: of the random numbers.
         stop: tokens that end a row, such as the end-of-text token. The rest of such a row repeats the token, and
             generation stops when all rows have ended.
 
