@@ -73,6 +73,7 @@ MAY_BE_EMPTY = (
     "peak_lr",
     "val_fingerprint",
 )  # in some rows
+TEXT_LABELS = ("family", "shape")  # numbers as labels become text
 REQUIRED = ("family", "tokens", "loss_nats_per_token")
 SEPARATOR = re.compile(r",(?=\s*[A-Za-z_]\w*\s*=)")  # a name in the file may contain commas
 
@@ -248,7 +249,7 @@ def check_values(
         if name in MAY_BE_EMPTY:
             bad = [row for row in bad if not is_empty[row]]
         if not bad:
-            checked[name] = _converted(values, column.kind)
+            checked[name] = _converted(name, values, column.kind)
             continue
         shown = names.get(name, name)
         value = "empty" if is_empty[bad[0]] else repr(values.tolist()[bad[0]])
@@ -283,7 +284,7 @@ def _is_valid(value: Any, kind: str) -> bool:
     return bool(np.isfinite(number)) and (kind != POSITIVE or number > 0)
 
 
-def _converted(values: pd.Series, kind: str) -> pd.Series:
+def _converted(name: str, values: pd.Series, kind: str) -> pd.Series:
     if kind in NUMBERS:
         return values.map(lambda value: np.nan if is_missing(value) else float(value)).astype(float)
-    return values
+    return values.map(str) if name in TEXT_LABELS else values

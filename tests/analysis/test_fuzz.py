@@ -72,7 +72,7 @@ def write(table: pd.DataFrame, path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_tables_load_or_end_in_one_message(tmp_path: Path, suffix: str, examples: int) -> None:
     @settings(
-        max_examples=examples, deadline=None, derandomize=examples < 100, database=None,
+        max_examples=examples, deadline=None, derandomize=True, database=None,
         suppress_health_check=list(HealthCheck), phases=[Phase.generate],
     )  # fmt: skip
     @given(changes, whole_columns, removed)
@@ -98,7 +98,7 @@ def test_tables_load_or_end_in_one_message(tmp_path: Path, suffix: str, examples
 )
 def test_comparisons_end_in_a_verdict_or_one_message(examples: int) -> None:
     @settings(
-        max_examples=examples, deadline=None, derandomize=examples < 100, database=None,
+        max_examples=examples, deadline=None, derandomize=True, database=None,
         suppress_health_check=list(HealthCheck), phases=[Phase.generate],
     )  # fmt: skip
     @given(changes, whole_columns, removed)

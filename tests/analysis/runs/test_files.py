@@ -275,3 +275,17 @@ def test_files_given_twice_or_of_one_name(table: pd.DataFrame, tmp_path: Path) -
     assert len(runs.table) == len(table) and not runs.dropped
     with pytest.raises(DataError, match="a folder; several inputs must be tables"):
         load_runs([paths[0], tmp_path], columns=COLUMNS)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_labels_may_be_numbers(table: pd.DataFrame, tmp_path: Path, suffix: str) -> None:
+    labels = table["kind"].map({"deep": 1, "wide": "2b"})
+    for number, kinds in enumerate((labels, [7] * len(table))):
+        path = tmp_path / f"{number}{suffix}"
+        changed = table.assign(kind=kinds)
+        if suffix == ".csv":
+            _text()(changed, path)
+        else:
+            path.write_text(_lines(changed))
+        runs = load_runs(path, columns=COLUMNS)
+        assert runs.families == (["1", "2b"] if number == 0 else ["7"]) and repr(runs)
