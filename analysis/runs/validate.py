@@ -90,6 +90,8 @@ def label_column(name: str, values: Any, length: int) -> NDArray[Any]:
     for row, value in enumerate(array):
         if is_missing(value):
             raise DataError(f"{name}: no label in row {row}; give every run a label")
+        if isinstance(value, Mapping | list | set | np.ndarray):
+            raise DataError(f"{name}={value!r} in row {row}: must be a word or number")
     return array
 
 
