@@ -110,7 +110,7 @@ class Content:
 
 def _reason(cell: Cell) -> str:
     if cell.state == "failed":
-        return cell.run.failure().replace("|", "\\|")
+        return cell.run.failure()
     return "" if cell.result is None else f"diverged after {cell.result.steps:,} steps"
 
 
