@@ -142,7 +142,10 @@ def test_examples_with_one_passage_are_one_cluster(tmp_path: Path) -> None:
     clusters = [sample["cluster"] for sample in score.samples]
     assert clusters[0] == clusters[1] != clusters[2]
     (limited,) = score_tasks(random_model(tokenizer.vocab_size, 64), tokenizer, [task], limit=2)
-    assert list(limited.samples) == list(score.samples[:2])
+    for one, same in zip(limited.samples, score.samples, strict=False):  # batches differ: last bits
+        assert one["example"] == same["example"] and one["cluster"] == same["cluster"]
+        assert one["loglikelihoods"] == pytest.approx(same["loglikelihoods"], rel=1e-5)
+    assert len(limited.samples) == 2
 
 
 def test_unknown_tasks_are_named_with_the_nearest(tmp_path: Path) -> None:
