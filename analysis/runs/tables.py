@@ -27,6 +27,7 @@ from slm.architecture.flops import flop_equivalent_params
 from slm.architecture.shapes import shape_label
 from slm.errors import DataError
 from slm.rounding import exceeds
+from slm.run.lr_schedule import is_decayed
 
 FINISHED = ("finished", "completed", "complete", "done", "success", "succeeded", "ok")
 UNFINISHED = (
@@ -196,10 +197,3 @@ def run_row(
         "schedule": schedule["kind"],
         "decayed": is_decayed(schedule),
     }
-
-
-def is_decayed(schedule: Mapping[str, Any]) -> bool:
-    """Return whether the learning rate had decayed, to at most half its peak, when the final loss was measured."""
-    return (
-        schedule.get("decay_fraction", 1.0) != 0 and schedule.get("final_lr_fraction", 0.0) <= 0.5
-    )

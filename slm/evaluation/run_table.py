@@ -12,6 +12,7 @@ from slm.architecture.shapes import shape_key
 from slm.evaluation.models import CHECKPOINT
 from slm.evaluation.result import ModelScores
 from slm.evaluation.zero_shot.score import TaskScore
+from slm.run.lr_schedule import is_decayed
 from slm.tracking.result import RunResult
 from slm.tracking.speeds import InferenceSpeed
 
@@ -87,8 +88,7 @@ def _run_columns(result: RunResult) -> dict[str, Any]:
         "n_flop": n_flop,
         "tokens_per_param": float(f"{result.tokens_per_param:.3g}"),
         "schedule": schedule["kind"],
-        "decayed": schedule.get("decay_fraction", 1.0) != 0
-        and schedule.get("final_lr_fraction", 0.0) <= 0.5,
+        "decayed": is_decayed(schedule),
         "epochs": result.epochs,
         "peak_lr": result.peak_lr,
         "parametrization": result.parametrization,

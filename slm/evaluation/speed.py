@@ -102,7 +102,7 @@ def _synchronize(tokens: Tensor) -> None:
 
 
 def _reset_peak(device: torch.device) -> int | None:
-    """Start a new measurement of the peak; on a CPU, return the resident bytes of now, if the system says them."""
+    """Start a new measurement of the peak; on a CPU, return the current resident bytes; None if unavailable."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return None

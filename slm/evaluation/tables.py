@@ -269,7 +269,7 @@ def notes(evaluation: Evaluation) -> Iterator[str]:
 
 
 def _text_notes(evaluation: Evaluation) -> Iterator[str]:
-    """Yield what a reader must know to compare the scores of the text."""
+    """Yield notes on the comparability of the scores of the text."""
     models = evaluation.models
     texts = [scores.text for scores in models if scores.text is not None]
     if texts and len({(text.window, text.stride) for text in texts}) > 1:

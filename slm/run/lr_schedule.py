@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from slm.config.schema import ScheduleConfig
 
@@ -54,3 +56,10 @@ def steps_before_decay(steps: int, batch_tokens: int, schedule: ScheduleConfig) 
 
     near = round(steps * (1 - schedule.decay_fraction))
     return next((step for step in range(max(0, near - 2), steps) if decays(step)), steps)
+
+
+def is_decayed(schedule: Mapping[str, Any]) -> bool:
+    """Return whether the learning rate had decayed, to at most half its peak, when the final loss was measured."""
+    return (
+        schedule.get("decay_fraction", 1.0) != 0 and schedule.get("final_lr_fraction", 0.0) <= 0.5
+    )

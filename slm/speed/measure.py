@@ -43,7 +43,7 @@ def prepare_device(config: Config) -> Device:
     """Choose the device and the threads of a config.
 
     Raises:
-        ConfigError: if there is no such device, or a CPU without bf16 instructions shall generate in bf16.
+        ConfigError: if there is no such device, or bf16 is requested on a CPU without bf16 instructions.
     """
     accelerator = resolve_accelerator(config.trainer)
     threads = set_threads(config.trainer, accelerator)

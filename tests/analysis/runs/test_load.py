@@ -11,8 +11,9 @@ import pytest
 from analysis.compare.families import compare_families
 from analysis.runs.load import load_runs
 from analysis.runs.study import Columns, prepare
-from analysis.runs.tables import is_decayed, run_row
+from analysis.runs.tables import run_row
 from slm.errors import DataError
+from slm.run.lr_schedule import is_decayed
 from tests.analysis.block.studies import study
 from tests.conftest import ROOT
 from tests.full_study import full_study
