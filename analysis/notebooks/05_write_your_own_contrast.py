@@ -22,7 +22,7 @@ from pathlib import Path
 
 import analysis
 
-SHIPPED = Path(analysis.__file__).parent / "examples" / "micro" / "results.jsonl"
+SHIPPED = Path(analysis.__file__).parent / "examples" / "micro_first" / "results.jsonl"
 RUNS = Path(os.environ.get("SLM_RUNS") or SHIPPED)
 
 # %%

@@ -208,6 +208,7 @@ def study_config(
         "models": (),
         "sizes": tuple(sizes),
         "anchor_seeds": (),
+        "anchor_sizes": (),
         "min_steps": None,
         "grid": {},
     }

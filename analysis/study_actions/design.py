@@ -37,7 +37,7 @@ TARGET = 0.02  # exponent difference, with a power of 80%
 # Keys of the study file that the design replaces.
 REPLACED = (
     "name", "question", "families", "contrast", "aspect_ratios", "skip_missing_shapes", "models", "sizes",
-    "tokens_per_param", "tokens", "flops", "seeds", "anchor_seeds", "min_steps", "claim", "results",
+    "tokens_per_param", "tokens", "flops", "seeds", "anchor_seeds", "anchor_sizes", "min_steps", "claim", "results",
 )  # fmt: skip
 MACHINE = (
     "action",

@@ -19,6 +19,7 @@ def check_study(config: Config) -> None:
         *_aspect_ratios(config.study),
         *_grid(config.study),
         *_contrast(config.study),
+        *_anchors(config.study),
         *_rates(config),
     ]
     if not config.study.all_families and not config.study.sizes and not config.study.models:
@@ -92,6 +93,13 @@ def _contrast(study: StudyConfig) -> Iterator[Problem]:
     for name in sorted(set(named) - set(study.all_families)):
         listed = f"families: {', '.join(study.all_families) or 'none'}"
         yield Problem("study.contrast", shown, f"{name} is not a family of the study", listed)
+
+
+def _anchors(study: StudyConfig) -> Iterator[Problem]:
+    missing = [size for size in study.anchor_sizes if size not in study.sizes]
+    if missing:
+        rule = "must be values of study.sizes"
+        yield Problem("study.anchor_sizes", missing, rule, "add them to study.sizes or remove them")
 
 
 def _rates(config: Config) -> Iterator[Problem]:

@@ -150,10 +150,13 @@ def _cells_of_arm(arm: Arm, recorded: Mapping[str, RunResult]) -> Iterator[Cell]
 
 
 def _seeds(arm: Arm) -> tuple[int, ...]:
-    """Return study.seeds, with study.anchor_seeds on the first, middle and last rung."""
+    """Return study.seeds, with study.anchor_seeds on the rungs of study.anchor_sizes.
+
+    Without anchor_sizes these are the first, the middle and the last rung.
+    """
     study = arm.config.study
     rungs: list[RungKey] = [*sorted(study.sizes), *study.models]
-    anchors = {rungs[0], rungs[len(rungs) // 2], rungs[-1]}
+    anchors = set(study.anchor_sizes) or {rungs[0], rungs[len(rungs) // 2], rungs[-1]}
     anchor_seeds = study.anchor_seeds if arm.rung in anchors else ()
     return tuple(dict.fromkeys([*study.seeds, *anchor_seeds]))
 

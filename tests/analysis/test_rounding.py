@@ -45,7 +45,7 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.numeric
 
 CHANGE = 1e-13  # relative; far more than the difference between the kernels of two CPUs
-MICRO = ROOT / "analysis" / "examples" / "micro" / "results.jsonl"
+MICRO = ROOT / "analysis" / "examples" / "micro_first" / "results.jsonl"
 
 
 def change_last_bits(values: Any, seed: int) -> Any:

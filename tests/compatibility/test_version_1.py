@@ -74,7 +74,7 @@ def test_run_ids_of_redesigned_studies_are_unchanged(study: str) -> None:
 
 
 def test_finished_cells_of_micro_count_as_done() -> None:
-    results = ROOT / "analysis" / "examples" / "micro" / "results.jsonl"
+    results = ROOT / "analysis" / "examples" / "micro_first" / "results.jsonl"
     done = {cell.spec.run_id for cell in cells_of_version_1("micro", results) if cell.is_done}
     assert len(SAVED["done_in_micro"]) == 54 and set(SAVED["done_in_micro"]) <= done
 

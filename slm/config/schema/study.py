@@ -55,8 +55,10 @@ class StudyConfig:
     seeds: tuple[Index, ...] = (0,)
     """Seeds of every rung, family and budget."""
     anchor_seeds: tuple[Index, ...] = ()
-    """Additional seeds of the smallest, the middle and the largest rung, to estimate the seed standard
-    deviation."""
+    """Additional seeds of the rungs of anchor_sizes, to estimate the seed standard deviation."""
+    anchor_sizes: tuple[Size, ...] = ()
+    """Values of study.sizes that are also trained with anchor_seeds; empty: the smallest, the middle and the
+    largest rung."""
     min_steps: Count | None = None
     """Minimum number of optimizer steps: the global batch of a rung is halved, from
     optimizer.global_batch_tokens down to one sequence, until the shortest budget has this many steps. null

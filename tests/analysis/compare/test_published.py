@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.numeric
 
-MICRO = ROOT / "analysis" / "examples" / "micro" / "results.jsonl"
+MICRO = ROOT / "analysis" / "examples" / "micro_first" / "results.jsonl"
 
 
 @pytest.fixture(scope="module")

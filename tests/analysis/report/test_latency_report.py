@@ -43,7 +43,7 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.numeric
 
-MICRO = ROOT / "analysis" / "examples" / "micro" / "results.jsonl"
+MICRO = ROOT / "analysis" / "examples" / "micro_first" / "results.jsonl"
 FINISHED = ROOT / "tests/data/runs_v1/single/deep_thin-L6-d32-0.041Mtok-s0-5252f679"
 DEVICE = "CPU of the test, 1 thread"
 PROMPT, NEW = 16, 32

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.numeric
 
 VOID_TAGS = {"meta", "link", "br"}
 SHIPPED = ROOT / "analysis" / "notebooks" / "data"
-MICRO = SHIPPED.parents[1] / "examples" / "micro" / "results.jsonl"
+MICRO = SHIPPED.parents[1] / "examples" / "micro_first" / "results.jsonl"
 
 
 class Page(HTMLParser):

@@ -290,7 +290,7 @@ class TestRows:
         assert runs.table["seed"].nunique() == 1 + 48
 
     def test_two_results_of_one_run_are_refused(self) -> None:
-        results = list(read_results(EXAMPLES / "micro" / "results.jsonl").values())
+        results = list(read_results(EXAMPLES / "micro_first" / "results.jsonl").values())
         other = replace(results[0], val_loss_nats_per_token=3.0)
         with pytest.raises(DataError, match=rf"run_id={other.run_id}: 2 different results, "):
             runs_from_results([*results, other])

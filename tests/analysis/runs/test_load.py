@@ -25,7 +25,7 @@ COLUMNS_IN_FILE = {
     "family": "kind",
     "shape": "model",
 }
-MICRO_RESULTS = ROOT / "analysis" / "examples" / "micro" / "results.jsonl"
+MICRO_RESULTS = ROOT / "analysis" / "examples" / "micro_first" / "results.jsonl"
 
 
 @pytest.fixture

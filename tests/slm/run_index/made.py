@@ -20,7 +20,7 @@ from tests.conftest import ROOT, TINY, merged
 from tests.in_process import run_here
 
 EXAMPLE = next(
-    iter(read_results(ROOT / "analysis" / "examples" / "micro" / "results.jsonl").values())
+    iter(read_results(ROOT / "analysis" / "examples" / "micro_first" / "results.jsonl").values())
 )
 STATE_OF = {True: "finished", False: "interrupted"}
 

@@ -22,7 +22,7 @@ from tests.slm.studies.test_expand import STUDY, composer
 pytestmark = pytest.mark.numeric
 
 RESULT = next(
-    iter(read_results(ROOT / "analysis" / "examples" / "micro" / "results.jsonl").values())
+    iter(read_results(ROOT / "analysis" / "examples" / "micro_first" / "results.jsonl").values())
 )
 Loss = Callable[[float], float | None]
 

@@ -25,7 +25,7 @@ from slm.tracking.run_dir import RunDirectory
 from tests.conftest import ROOT
 
 Spec = Callable[..., RunSpec]
-MICRO = ROOT / "analysis" / "examples" / "micro" / "results.jsonl"
+MICRO = ROOT / "analysis" / "examples" / "micro_first" / "results.jsonl"
 
 
 def test_run_id_depends_on_the_scientific_config_only(tiny_spec: Spec) -> None:
