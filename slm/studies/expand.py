@@ -156,7 +156,7 @@ def _seeds(arm: Arm) -> tuple[int, ...]:
     """
     study = arm.config.study
     rungs: list[RungKey] = [*sorted(study.sizes), *study.models]
-    anchors = set(study.anchor_sizes) or {rungs[0], rungs[len(rungs) // 2], rungs[-1]}
+    anchors = study.anchor_sizes or (rungs[0], rungs[len(rungs) // 2], rungs[-1])
     anchor_seeds = study.anchor_seeds if arm.rung in anchors else ()
     return tuple(dict.fromkeys([*study.seeds, *anchor_seeds]))
 
