@@ -157,6 +157,43 @@ COMMANDS = {
             "yes": "do not ask",
         },
     ),
+    "repeat": Command(
+        "train a recorded run again and compare the losses",
+        "slm.training.repeat:repeat",
+        "Needs a run directory, or the results file of a study with its configurations beside it, as action=collect writes "
+        "them. The run is trained alone, from its first step, also if it was a branch of a trunk. The losses are equal in all "
+        "digits on the same kind of CPU with the same number of threads and version of torch.",
+        (
+            "python -m slm repeat runs/demo/RUN_ID",
+            "python -m slm repeat results/demo.jsonl RUN_ID",
+        ),
+        keys={
+            "runs_dir": {
+                "metavar": "DIR",
+                "type": Path,
+                "default": Path("runs/repeated"),
+                "help": "folder for the new run directory; default: %(default)s",
+            },
+            "cache_dir": {
+                "metavar": "DIR",
+                "type": Path,
+                "default": Path(".cache"),
+                "help": "folder of prepared data; default: %(default)s",
+            },
+        },
+        positional={
+            "source": {
+                "metavar": "SOURCE",
+                "type": Path,
+                "help": "run directory, or results file of a study (.jsonl)",
+            },
+            "run": {
+                "metavar": "RUN",
+                "nargs": "?",
+                "help": "with a results file: run id, or the start of it or of the hash at its end",
+            },
+        },
+    ),
     "curves": Command(
         "plot the loss curves of runs to an HTML page or a picture",
         "slm.run_index.curves:write_curves",

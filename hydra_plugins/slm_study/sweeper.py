@@ -182,11 +182,12 @@ def _load_recorded(config: Any) -> dict[str, Any]:
 
 
 def _collect_results(config: Any, cells: Sequence[Any]) -> None:
-    """Add the results of finished runs to the file `study.results`.
+    """Add the results of finished runs to the file `study.results`, and their configurations to the file beside it.
 
     Raises:
         ConfigError: if study.results is null.
     """
+    from slm.tracking.configs_file import configs_path, describe_run, read_configs, write_configs
     from slm.tracking.results_file import write_results
 
     if config.study.results is None:
@@ -196,7 +197,14 @@ def _collect_results(config: Any, cells: Sequence[Any]) -> None:
     recorded = _load_recorded(config)
     finished = {c.spec.run_id: c.run.result() for c in cells if c.run.state() == "finished"}
     new = {run_id: result for run_id, result in finished.items() if run_id not in recorded}
-    write_results(Path(config.study.results), {**recorded, **new})
+    path = Path(config.study.results)
+    write_results(path, {**recorded, **new})
+    described = {
+        cell.spec.run_id: describe_run(cell.run, cell.spec)
+        for cell in cells
+        if cell.spec.run_id in recorded or cell.spec.run_id in new
+    }
+    write_configs(configs_path(path), {**described, **read_configs(configs_path(path))}, path)
     count = len(recorded) + len(new)
     log.info("%s: %d results, %d of them new", config.study.results, count, len(new))
 
