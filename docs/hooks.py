@@ -30,8 +30,12 @@ CONF = ROOT / "conf"
 PLUGINS = ROOT / "hydra_plugins" / "slm_study"
 EXAMPLES = ROOT / "analysis" / "examples"
 EXAMPLE_SUFFIXES = {".md", ".png", ".svg", ".json", ".jsonl", ".csv"}
-# Targets of links in docs/, and where the site has them.
-MOVED = {"](../CHANGELOG.md": "](changelog.md", "](../analysis/examples/": "](examples/"}
+# Targets of links in docs/ and analysis/examples, and where the site has them.
+MOVED = {
+    "](../CHANGELOG.md": "](changelog.md",
+    "](../analysis/examples/": "](examples/",
+    "](../../docs/": "](../",
+}
 HELP = re.compile(r"<!-- help: (.+?) -->")
 KEYS_IN_HELP = re.compile(
     r"\nkeys; set one with.*", re.IGNORECASE | re.DOTALL
