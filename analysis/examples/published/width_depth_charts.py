@@ -13,7 +13,7 @@ from analysis.examples.published.width_depth_inference import ExponentEstimate
 from analysis.examples.published.width_depth_law import Runs
 from slm.charts import MUTED, Axis, Figure, Series, forest, layered, lines, points, rule
 
-MAX_EXPONENT, MAX_ROOT = 2.5, 8.0  # ends of the axes of the profile
+MAX_EXPONENT, MAX_ROOT = 2.55, 8.0  # ends of the axes of the profile
 
 
 class ExponentRow(NamedTuple):
