@@ -316,5 +316,5 @@ Markdown(claims_table(findings.claims()))
 
 # %% [markdown]
 # **Limits.** One seed per shape; no audit of the learning rates per shape; benchmarks and GPU hours, on which the
-# authors report differences between shapes, are not part of this page. Of the paper, the abstract, the captions of the
-# figures named above, the project page and the repository were used, not the full text.
+# authors report differences between shapes, are not part of this page. Of the paper, the abstract, the project page, the
+# repository, and the captions of the two figures as quoted by others were used, not the full text.
