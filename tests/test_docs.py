@@ -43,7 +43,11 @@ def test_readme_is_short() -> None:
 
 @pytest.mark.parametrize(
     ("study", "page"),
-    [("micro", "README.md"), ("micro", "docs/index.md"), ("demo", "docs/quickstart.md")],
+    [
+        ("micro_first", "README.md"),
+        ("micro_first", "docs/index.md"),
+        ("demo", "docs/quickstart.md"),
+    ],
 )
 def test_result_in_the_text_is_that_of_the_committed_report(study: str, page: str) -> None:
     path = ROOT / "analysis" / "examples" / study / "results.json"

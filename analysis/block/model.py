@@ -24,6 +24,9 @@ from slm.rounding import ROUNDING_TOLERANCE, exceeds
 
 MIN_DF = 2
 LARGE_Q = 0.1  # relative difference of the size term beyond which e^q is not 1 + q
+MAX_Q = (
+    1.0  # beyond it the second-order correction exceeds what it corrects, and refitting diverges
+)
 REFITS = 3
 SINGLE_BUDGETS = 0.5  # share of the rungs that may have lost all but one token budget
 
@@ -132,7 +135,7 @@ def fit_runs(
         fit = model.fit(y - correction)
         q = relative_difference(columns, blocks.u, fit.coef[0])
         largest = float(np.abs(q).max())
-        if law.is_assumed or not exceeds(largest, LARGE_Q):
+        if law.is_assumed or not exceeds(largest, LARGE_Q) or exceeds(largest, MAX_Q):
             break
         correction = columns.scale * (np.exp(q) - 1 - q)
     return BlockFit(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from analysis.block.effects import EQUIVALENT, SIGNIFICANCE
-from analysis.block.model import LARGE_Q
+from analysis.block.model import LARGE_Q, MAX_Q
 from analysis.compare.block_result import BlockResult
 from analysis.compare.holdout import HoldOut
 from analysis.compare.robustness import WithoutOne, fragile_name
@@ -188,7 +188,10 @@ def _conditions(evidence: Evidence) -> Iterator[str]:
     if not (block.is_curved or block.is_labelled):
         yield "two aspect ratios per rung: a curved loss with drifting aspect ratios looks like an exponent difference"
     if block.largest_q is not None and block.largest_q > LARGE_Q:
-        yield f"differences of up to {block.largest_q:.0%} of the size term, so the model is refitted to second order"
+        refit = "so the model is refitted to second order"
+        if block.largest_q > MAX_Q:
+            refit = "too large for the model, which holds for small differences"
+        yield f"differences of up to {block.largest_q:.0%} of the size term, {refit}"
     if block.is_law_assumed:
         yield "the exponent of the size term is not identified: 0.34 is assumed for the compute multiplier"
 

@@ -411,7 +411,7 @@ claims = [
 Markdown(claims_table(claims))
 
 # %%
-write_results(
+_ = write_results(
     "mobilellm",
     {
         "slope_ppl": [-in_ppl.alpha, low_ppl, high_ppl],
@@ -467,4 +467,4 @@ write_results(
         },
     },
     claims,
-).name
+)

@@ -28,7 +28,7 @@ def to_markdown(name: str) -> str:
     from traitlets.config import Config
 
     shown = {"display_data_priority": ["text/markdown", "text/plain"]}
-    exporter = MarkdownExporter(config=Config(NbConvertBase=shown))
+    exporter = MarkdownExporter(config=Config(NbConvertBase=shown), exclude_input=True)
     body, _ = exporter.from_notebook_node(notebook)
     lines = (line.rstrip() for line in body.strip().splitlines())
     return "\n".join(lines) + "\n"

@@ -1,0 +1,141 @@
+"""The claims of Gemstones beside what the runs identify, and the numbers of results.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from analysis.compare.block_result import BlockResult
+from analysis.compare.families import Comparison
+from analysis.examples.published.claims import Claim
+from analysis.examples.published.gemstones_estimates import JointExponents, PlannedStudy
+from analysis.examples.published.shape_laws import AspectLaw, PowerTerms
+from analysis.formatting import format_interval
+
+BLOCK = (
+    "d_alpha", "d_alpha_ci", "p_exponent", "level", "level_ci", "p_level", "kappa", "kappa_ci",
+    "df", "tau", "shapes", "mde80", "level_mde80",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Estimates of the page, by definition of N or by form of the law."""
+
+    objective: float
+    by_name: Comparison
+    by_aspect: Mapping[str, Comparison]
+    joint: Sequence[JointExponents]
+    aspect_laws: Mapping[str, AspectLaw]
+    matched: Mapping[str, BlockResult]
+    fits: Mapping[str, PowerTerms]
+    ranges: Mapping[str, Mapping[str, tuple[float, float]]]
+    grid: Mapping[str, float]
+    boundaries: Sequence[Mapping[str, str]]
+    plans: Sequence[PlannedStudy]
+    chosen: PlannedStudy
+
+    def numbers(self) -> dict[str, Any]:
+        """Return the estimates for results.json, with 6 digits."""
+        main = self.by_aspect["n_flop"]
+        content = {
+            "published_objective": self.objective,
+            "verdicts": {
+                "by name, n_flop": self.by_name.verdict.word,
+                **{n: found.verdict.word for n, found in self.by_aspect.items()},
+            },
+            "by_name": {n: _block(one) for n, one in self.by_name.by_definition.items()},
+            "by_aspect": {n: _block(one) for n, one in main.by_definition.items()},
+            "joint": {one.n_name: asdict(one) for one in self.joint},
+            "aspect_law": {n: asdict(law) for n, law in self.aspect_laws.items()},
+            "matched": {label: _block(one) for label, one in self.matched.items()},
+            "width_depth": {
+                form: {**asdict(fit), "accepted": dict(self.ranges[form])}
+                for form, fit in self.fits.items()
+            },
+            "grid_errors": dict(self.grid),
+            "boundaries": [dict(row) for row in self.boundaries],
+            "plans": [
+                {**plan.row(), "mde80_exponent": plan.power.mde80_exponent} for plan in self.plans
+            ],
+        }
+        rounded: dict[str, Any] = _rounded(content)
+        return rounded
+
+    def claims(self) -> list[Claim]:
+        """Return the claims in the order of the page."""
+        block, verdict = self.by_aspect["n_flop"].block, self.by_aspect["n_flop"].verdict.word
+        assert block.kappa is not None and block.kappa_ci is not None
+        law, power = self.aspect_laws["n_flop"], self.chosen.power
+        design = (
+            f"{self.chosen.rungs} rungs of equal FLOPs with {len(self.chosen.ratios)} aspect ratios: MDE "
+            f"{power.mde80_exponent:.3f} (exponent) and {math.exp(power.mde80_log_kappa or 0):.2f} (compute multiplier)"
+        )
+        width, depth = (
+            (min(values), max(values))
+            for name in ("width", "depth")
+            for values in [[fit.exponents[name] for fit in self.fits.values()]]
+        )
+        flop = self.ranges["width, depth, n_flop"]
+        return [
+            Claim(
+                "A law predicts the loss from width and depth",
+                "exponents 0.30 (width) and 0.37 (depth), beside 0.51 (N)",
+                f"a loss, but no exponents: {_ends(width)} for width and {_ends(depth)} for depth by form of the law",
+                f"{_ends(flop['width'])} and {_ends(flop['depth'])} with N_flop",
+                "UNIDENTIFIED",
+                f"all pairs of 8 widths and 8 depths: standard errors {self.grid['width']:.2f} and {self.grid['depth']:.2f}",
+            ),
+            Claim(
+                "The best width / depth grows with compute",
+                "yes, by that law",
+                f"a best ratio of {math.exp(law.log_best.value):.0f}; no change with size is shown",
+                "d ln(ratio) / d ln N "
+                + format_interval(law.drift.value, *law.drift.interval, digits=2),
+                verdict,
+                design,
+            ),
+            Claim(
+                "Narrow models need many more FLOPs than wide ones",
+                "yes",
+                f"both extremes need more; the compute multiplier of the families is {block.kappa:.2f} (above 1: deep needs fewer)",
+                _ends(block.kappa_ci),
+                verdict,
+                design,
+            ),
+            Claim(
+                "Deep and wide models have different exponents",
+                "not claimed by the authors",
+                "nothing by N_flop; the sign depends on the definition of N",
+                block.d_alpha_interval_text,
+                verdict,
+                design,
+            ),
+            Claim(
+                "Prescriptions are sensitive to the design and to the runs that are fitted",
+                "yes",
+                "the same: the sign of the exponent difference changes with the definition of N, and with the shapes compared",
+                f"{_ends((min(one.difference for one in self.joint), max(one.difference for one in self.joint)))} by definition (joint law)",
+                "shown",
+                "-",
+            ),
+        ]
+
+
+def _block(block: BlockResult) -> dict[str, Any]:
+    return {name: getattr(block, name) for name in BLOCK}
+
+
+def _ends(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:.2f} to {ends[1]:.2f}"
+
+
+def _rounded(value: Any) -> Any:
+    """Return builtin types with numbers of 6 digits, so that results.json hardly depends on the machine."""
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
