@@ -43,7 +43,9 @@ def test_hand_made_table() -> None:
     )  # fmt: skip
     deep, wide = seed_noise(table)  # the family with one seed is left out
     assert (deep.family, deep.df, deep.seeds) == ("deep", 1, 2)
-    assert deep.sd == pytest.approx(0.2 / math.sqrt(2)) and wide.sd == pytest.approx(0.1 / math.sqrt(2))
+    assert deep.sd == pytest.approx(0.2 / math.sqrt(2)) and wide.sd == pytest.approx(
+        0.1 / math.sqrt(2)
+    )
     assert deep.interval[0] < deep.sd < deep.interval[1]
     assert seed_noise_ratio([deep, wide], 1.0, 3.0) is None  # no aspect ratios
 
