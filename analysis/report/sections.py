@@ -111,6 +111,7 @@ def _checks(report: StudyReport) -> Iterator[Section]:
         (
             Table("Assumptions and tests", tables.robustness_rows(report)),
             Table("Noise by family and size", tables.noise_rows(report), folded=True),
+            Table("Noise between seeds", tables.seed_noise_rows(report), folded=True),
             Table("Learning-rate audit by shape", _audit_rows(report), folded=True),
         ),
     )

@@ -20,6 +20,7 @@ from analysis.compare.families import Comparison, compare_study
 from analysis.compare.fit_block import fit_block_model
 from analysis.compare.latency_result import Latency, compare_at_equal_time
 from analysis.compare.measured_speeds import load_settings
+from analysis.compare.seed_noise import SeedNoise, SeedNoiseRatio, seed_noise, seed_noise_ratio
 from analysis.fit.isoflop import MIN_BUDGETS, MIN_POINTS, IsoFlop, fit_isoflop
 from analysis.fit.law import log_loss
 from analysis.fit.profile_likelihood import quantile_t
@@ -79,6 +80,7 @@ class StudyReport(Summarized):
         isoflop: IsoFLOP fits by family; without the families that have too few sizes per compute budget.
         loss_curves: training losses of the runs whose directories exist.
         latency: comparison at equal decode latency and training time; None without measured speeds.
+        seed_noise: standard deviation between seeds by family and size; empty without several seeds of a shape.
     """
 
     question: str
@@ -94,6 +96,7 @@ class StudyReport(Summarized):
     isoflop: dict[str, IsoFlop]
     loss_curves: tuple[LossCurve, ...] = ()
     latency: Latency | None = None
+    seed_noise: tuple[SeedNoise, ...] = ()
 
     def title(self) -> str:
         return f"{self.comparison.verdict.word}: {self.comparison.verdict.sentence}"
@@ -113,6 +116,18 @@ class StudyReport(Summarized):
     def tokens_per_param(self) -> list[float]:
         """Return the token budgets of the study in ascending order, as tokens per parameter."""
         return sorted(float(value) for value in self.table["tokens_per_param"].unique())
+
+    @property
+    def seed_noise_ratio(self) -> SeedNoiseRatio | None:
+        """Return the seed standard deviation of the deep family relative to the wide one."""
+        if "aspect_ratio" not in self.table:
+            return None
+        aspects = self.table.groupby("family")["aspect_ratio"]
+        deep, wide = (
+            float(np.log(aspects.get_group(name).astype(float)).mean())
+            for name in (self.comparison.deep, self.comparison.wide)
+        )
+        return seed_noise_ratio(self.seed_noise, deep, wide)
 
 
 def analyze_study(
@@ -167,6 +182,7 @@ def analyze_study(
         power=power_of_study(study, comparison),
         isoflop=_isoflop(table),
         latency=latency,
+        seed_noise=tuple(seed_noise(table, "n")),
     )
 
 

@@ -142,6 +142,19 @@ def noise_rows(report: StudyReport) -> Rows:
     ]
 
 
+def seed_noise_rows(report: StudyReport) -> Rows:
+    """Return the standard deviation between seeds by size and family; empty without several seeds."""
+    return [
+        {
+            "N": short_count(one.n),
+            "family": one.family,
+            "seeds": str(one.seeds),
+            "SD between seeds, nats [95% CI]": format_interval(one.sd, *one.interval, signed=False),
+        }
+        for one in report.seed_noise
+    ]
+
+
 def delta_rows(report: StudyReport) -> Rows:
     """Return the joint law by threshold (delta) of the Huber loss; empty if there are no estimates."""
     found = report.comparison

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from analysis.compare.robustness import WithoutOne, fragile_name
 from analysis.compare.verdict import Finding, describe_exponent
-from analysis.formatting import count, format_dropped, format_number, format_p_value, power_of_ten
+from analysis.formatting import (
+    count,
+    format_dropped,
+    format_interval,
+    format_number,
+    format_p_value,
+    power_of_ten,
+)
 from analysis.learning_rate.audit import MAX_PENALTY
 from analysis.report import latency_text
 from slm.formatting import short_count
@@ -204,6 +211,13 @@ def robustness_lines(report: StudyReport) -> Iterator[str]:
         )
     sds = [f"{row['name']} {row['sd']:.4f}" for row in block.noise if row["by"] == "family"]
     yield f"Residual standard deviation, shapes and runs together, in nats: {', '.join(sds)}."
+    ratio = report.seed_noise_ratio
+    if ratio is not None:
+        yield (
+            f"Noise between seeds: the standard deviation of {found.deep} is "
+            f"{format_interval(ratio.ratio, *ratio.interval, signed=False, digits=2)} times that of {found.wide} "
+            f"({format_p_value(ratio.p)}), from {count(ratio.cells, 'pair')} of family and size with several seeds."
+        )
 
 
 def _influence_line(name: str, quantity: str, without: tuple[WithoutOne, ...], value: float) -> str:

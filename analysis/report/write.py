@@ -32,6 +32,7 @@
                   fastest sizes of at least n_deep and n_wide), seconds_deep, seconds_wide (of these), log_multiplier,
                   log_multiplier_se, log_multiplier_ci, df}] the lowest common loss first}], shapes: [{family, shape, n, seconds, memory_bytes}] of the first decode
                   setting}; seconds are per token
+    seed_noise    [`analysis.compare.seed_noise.SeedNoise`]; seed_noise_ratio: `SeedNoiseRatio`, or null
     caveats       [sentence]
 """
 
@@ -64,8 +65,9 @@ from slm.tracking.speeds import FILE_NAME
 
 # Changes: 2: full comparison; 3: power, extensions, shape curve, isoFLOP, residuals; 4: the key tokens_per_param
 # replaces budget; 5: block model (comparison.block, by_definition, robustness), findings, conditions, losses,
-# other_contrasts; no uncertainty, comparison.kappa and comparison.shape_curve; exponents of n_flop only; 6: latency.
-SCHEMA_VERSION = 6
+# other_contrasts; no uncertainty, comparison.kappa and comparison.shape_curve; exponents of n_flop only; 6: latency;
+# 7: seed_noise.
+SCHEMA_VERSION = 7
 FIGURE = "loss_vs_flops.png"
 MAX_PRINTED = 40  # rows of the loss table on the console
 
@@ -214,6 +216,8 @@ def results(report: StudyReport, response: Response = LOSS) -> dict[str, Any]:
         "isoflop": {family: asdict(fit) for family, fit in report.isoflop.items()},
         "residuals": residuals.to_dict(orient="records"),
         "latency": None if report.latency is None else report.latency.to_dict(),
+        "seed_noise": [asdict(one) for one in report.seed_noise],
+        "seed_noise_ratio": None if (ratio := report.seed_noise_ratio) is None else asdict(ratio),
         "caveats": text.caveats(report),
     }
     plain_content = plain(content)

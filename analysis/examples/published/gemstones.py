@@ -30,7 +30,7 @@
 # ln(width / depth) describe the shapes as well as separate powers of width and depth, whose exponents depend on the
 # form of the law.
 #
-# `GEMSTONES=clone python -m analysis.examples.published.pages gemstones` executes this page on a clone of
+# `GEMSTONES=clone python -m analysis.examples.pages gemstones` executes this page on a clone of
 # github.com/mcleish7/gemstone-scaling-laws.
 
 # %%

@@ -19,7 +19,7 @@
 # second is the MobileLLM paper (2402.14905), which concludes from an ablation that below one billion parameters deep and
 # thin models are better.
 #
-# `python -m analysis.examples.published.pages mobilellm` executes this page. The notebook `03_seed_reanalysis` goes through
+# `python -m analysis.examples.pages mobilellm` executes this page. The notebook `03_seed_reanalysis` goes through
 # the first part more slowly.
 
 # %%
