@@ -26,6 +26,7 @@ from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import jackknife_error
 from analysis.formatting import count, format_dropped, power_of_ten
 from analysis.learning_rate.audit import Audit, parse_audit
+from analysis.report.partial import Partial
 from analysis.report.power_of_study import StudyPower, power_of_study
 from analysis.runs.columns import COLUMNS, SIZES
 from analysis.runs.load import Runs
@@ -79,6 +80,8 @@ class StudyReport(Summarized):
         isoflop: IsoFLOP fits by family; without the families that have too few sizes per compute budget.
         loss_curves: training losses of the runs whose directories exist.
         latency: comparison at equal decode latency and training time; None without measured speeds.
+        partial: what the study lacks if not all its cells are in the report; None if they are, or if the runs are not
+            cells of a study.
     """
 
     question: str
@@ -94,6 +97,7 @@ class StudyReport(Summarized):
     isoflop: dict[str, IsoFlop]
     loss_curves: tuple[LossCurve, ...] = ()
     latency: Latency | None = None
+    partial: Partial | None = None
 
     def title(self) -> str:
         return f"{self.comparison.verdict.word}: {self.comparison.verdict.sentence}"
