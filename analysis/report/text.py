@@ -62,7 +62,7 @@ def _headline(report: StudyReport) -> str:
         return f"{start}, but the loss of {other} falls faster with size"
     if verdict.word == "refused" and found.matched is not None:
         pairs = count(len(found.matched.pairs), "pair")
-        return f"{pairs} of {deep} and {wide}, without a confidence interval"
+        return f"No verdict: {pairs} of {deep} and {wide}, without a confidence interval"
     if verdict.exponent in sides:
         better, other = sides[verdict.exponent]
         return f"The loss of {better} falls faster with size than that of {other}"

@@ -130,10 +130,10 @@ def _needed_lines(
             return
         needed = needed_cells(reported, remaining, reasons)
         if len(needed) > MAX_LISTED:
-            yield f"The next {len(needed)} cells in the order of the study suffice for {name}."
+            yield f"Needed for {name}: the next {len(needed)} cells in the order of the study."
         else:
             which = ", ".join(f"{cell.family} {_size_and_tokens(cell)}" for cell in needed)
-            yield f"Needed for {name}, with the finished cells: {which}."
+            yield f"Needed for {name}, beside the finished cells: {which}."
 
 
 def _size_and_tokens(cell: Cell) -> str:
