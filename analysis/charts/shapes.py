@@ -63,7 +63,7 @@ def shape_curve(report: StudyReport) -> Figure | None:
             "tip": {
                 "shape": blocks.shape_names[int(row["shape"])],
                 "d_model / n_layers": f"{row['x']:.3g}",
-                f"loss minus mean ({PER_TOKEN})": f"{row['y']:+.4f}",
+                f"loss minus mean of the size ({PER_TOKEN})": f"{row['y']:+.4f}",
                 "N (FLOPs per token / 6)": names[int(row["rung"])],
             },
         }

@@ -86,7 +86,7 @@ def verdict(runs: pd.DataFrame) -> str:
     common = runs[runs["family"].isin([deep, wide])].groupby("tokens")["family"].nunique()
     shared = common[common == 2].index
     if not len(shared):
-        return "No two families have the same number of tokens: nothing to compare."
+        return f"{deep} and {wide} have no token budget in common, so there is nothing to compare."
     last = runs[runs["tokens"] == shared.max()].set_index("seed")
     hardest = max(last["val_errors"].iloc[0], key=lambda k: int(k.removeprefix("k=")))
     error = last["val_errors"].map(lambda errors: errors[hardest])

@@ -107,13 +107,21 @@ def comparison_refusals(
         return [
             f"no runs of {' or '.join(missing)}; the families are {', '.join(map(str, present))}"
         ]
-    overlap = range_overlap(np.log(f[family == deep]), np.log(f[family == wide]))
+    sides = f[family == deep], f[family == wide]
+    overlap = range_overlap(*map(np.log, sides))
     if exceeds(MIN_OVERLAP, overlap):
         return [
-            f"{deep} and {wide} overlap in FLOPs per token over {overlap:.0%} of their range, below "
-            f"{MIN_OVERLAP:.0%}; run the sizes that one family lacks"
+            f"{deep} has {count(count_distinct(sides[0]), 'size')}, {wide} has {count_distinct(sides[1])}, and "
+            f"{_common_sizes(*sides)} of them match; the ranges of FLOPs per token overlap over {overlap:.0%} of both "
+            f"together, below {MIN_OVERLAP:.0%}; run the sizes that one family lacks"
         ]
     return []
+
+
+def _common_sizes(a: Floats, b: Floats) -> int:
+    """Return how many sizes of `a` have a size of `b` within MATCH_TOLERANCE."""
+    ratios = np.abs(np.log(a[:, None] / b[None, :])).min(axis=1)
+    return count_distinct(a[~exceeds(ratios, np.log1p(MATCH_TOLERANCE))])
 
 
 def range_overlap(a: Floats, b: Floats) -> float:

@@ -27,6 +27,7 @@ from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import jackknife_error
 from analysis.formatting import count, format_dropped, power_of_ten
 from analysis.learning_rate.audit import Audit, parse_audit
+from analysis.report.partial import Partial
 from analysis.report.power_of_study import StudyPower, power_of_study
 from analysis.runs.columns import COLUMNS, SIZES
 from analysis.runs.load import Runs
@@ -81,6 +82,8 @@ class StudyReport(Summarized):
         loss_curves: training losses of the runs whose directories exist.
         latency: comparison at equal decode latency and training time; None without measured speeds.
         seed_noise: standard deviation between seeds by family and size; empty without several seeds of a shape.
+        partial: what the study lacks if not all its cells are in the report; None if they are, or if the runs are not
+            cells of a study.
     """
 
     question: str
@@ -97,6 +100,7 @@ class StudyReport(Summarized):
     loss_curves: tuple[LossCurve, ...] = ()
     latency: Latency | None = None
     seed_noise: tuple[SeedNoise, ...] = ()
+    partial: Partial | None = None
 
     def title(self) -> str:
         return f"{self.comparison.verdict.word}: {self.comparison.verdict.sentence}"

@@ -50,7 +50,12 @@ def caveats(report: StudyReport) -> list[str]:
 
 
 def headline(report: StudyReport) -> str:
-    """Return the verdict in one short sentence with both findings."""
+    """Return the verdict in one short sentence with both findings, marked if further cells are to come."""
+    prefix = "" if report.partial is None else report.partial.prefix
+    return f"{prefix}{_headline(report)}"
+
+
+def _headline(report: StudyReport) -> str:
     found = report.comparison
     deep, wide, verdict = found.deep, found.wide, found.verdict
     sides = {"depth": (deep, wide), "width": (wide, deep)}
@@ -62,6 +67,9 @@ def headline(report: StudyReport) -> str:
         if verdict.exponent == verdict.level:
             return f"{start}, and its loss falls faster with size"
         return f"{start}, but the loss of {other} falls faster with size"
+    if verdict.word == "refused" and found.matched is not None:
+        pairs = count(len(found.matched.pairs), "pair")
+        return f"No verdict: {pairs} of {deep} and {wide}, without a confidence interval"
     if verdict.exponent in sides:
         better, other = sides[verdict.exponent]
         return f"The loss of {better} falls faster with size than that of {other}"
@@ -71,7 +79,7 @@ def headline(report: StudyReport) -> str:
         "fragile": "The result depends on a single shape",
         "inconclusive": f"No significant difference between {deep} and {wide} in these runs",
         "audit_failed": "No verdict: the learning-rate audit failed",
-        "refused": "No comparison: the design does not allow one",
+        "refused": "No comparison: these runs do not allow one",
     }[verdict.word]
 
 
@@ -116,11 +124,29 @@ def _finding(report: StudyReport, finding: Finding, *, significant: bool) -> str
 
 
 def findings(report: StudyReport) -> list[str]:
-    """Return the sentence of the verdict, and the reasons that it does not have."""
+    """Return the sentence of the verdict, the reasons that it does not have, and what an incomplete study lacks."""
     verdict = report.comparison.verdict
     others = [reason for reason in verdict.reasons if reason not in verdict.sentence]
     best = [shape_line(report)] if report.comparison.block.has_optimum else []
-    return [verdict.sentence, *(f"{_capitalized(reason)}." for reason in others), *best]
+    lacking = () if report.partial is None else report.partial.lines
+    reasons = [f"{_capitalized(reason)}." for reason in others]
+    return [verdict.sentence, *reasons, *_pair_lines(report), *lacking, *best]
+
+
+def _pair_lines(report: StudyReport) -> Iterator[str]:
+    """Yield the mean difference of the pairs if the block model gives no estimate."""
+    found = report.comparison
+    if found.block.refused and found.matched is not None:
+        values = found.matched.pairs["difference_at_equal_flops"]
+        mean, low, high = (
+            format_number(float(value), signed=True)
+            for value in (values.mean(), values.min(), values.max())
+        )
+        sizes = count(found.matched.pairs["rung"].nunique(), "size")
+        yield (
+            f"Loss of {found.deep} minus loss of {found.wide}, nats/token: mean {mean}, {low} to {high}, in "
+            f"{count(len(values), 'pair')} at {sizes}, not corrected for unequal FLOPs. No verdict follows from it."
+        )
 
 
 def _capitalized(text: str) -> str:

@@ -3,7 +3,7 @@
     write_report(SOURCE, OUT)         load runs from a folder of run directories or a file of results
     report_on(RUNS_OR_TABLE, OUT)     use runs that are already loaded, or a table of runs
 
-`results.json`, schema version 6. Losses are in nats per token; undefined and refused numbers are null:
+`results.json`, schema version 7. Losses are in nats per token; undefined and refused numbers are null:
 
     schema_version, question
     response      {column, unit}: the quantity that loss means in all keys and texts; another one than the loss with
@@ -33,6 +33,8 @@
                   log_multiplier_se, log_multiplier_ci, df}] the lowest common loss first}], shapes: [{family, shape, n, seconds, memory_bytes}] of the first decode
                   setting}; seconds are per token
     seed_noise    [`analysis.compare.seed_noise.SeedNoise`]; seed_noise_ratio: `SeedNoiseRatio`, or null
+    partial       null, or of a study whose cells are not all in the report: {finished, cells (numbers), is_interim (whether
+                  a missing cell can still finish), lines: [sentence]}
     caveats       [sentence]
 """
 
@@ -51,6 +53,7 @@ from analysis.compare.families import plain
 from analysis.learning_rate.gate import load_audit
 from analysis.report import latency_text, tables, text
 from analysis.report.html import DEFAULT_QUESTION, TITLE, page
+from analysis.report.partial import Partial
 from analysis.report.sections import sections
 from analysis.report.study_report import AuditLike, StudyReport, analyze_study
 from analysis.runs.load import Runs, load_runs
@@ -66,7 +69,7 @@ from slm.tracking.speeds import FILE_NAME
 # Changes: 2: full comparison; 3: power, extensions, shape curve, isoFLOP, residuals; 4: the key tokens_per_param
 # replaces budget; 5: block model (comparison.block, by_definition, robustness), findings, conditions, losses,
 # other_contrasts; no uncertainty, comparison.kappa and comparison.shape_curve; exponents of n_flop only; 6: latency;
-# 7: seed_noise.
+# 7: seed_noise, partial.
 SCHEMA_VERSION = 7
 FIGURE = "loss_vs_flops.png"
 MAX_PRINTED = 40  # rows of the loss table on the console
@@ -148,6 +151,7 @@ def report_on(
     question: str = "",
     run_directories: Path | None = None,
     speed: Path | None = None,
+    partial: Partial | None = None,
 ) -> StudyReport:
     """Analyze loaded runs, and write the report to `out`.
 
@@ -162,6 +166,7 @@ def report_on(
         question: research question, printed at the top of the report.
         run_directories: folder of the runs, for the loss curves; the report has none of other runs.
         speed: file of measured speeds, for the comparison at equal latency; None: no such comparison.
+        partial: what a study lacks whose cells are not all in `runs`.
 
     Raises:
         DataError: if a column is missing, a value is invalid, or `speed` is not readable.
@@ -174,6 +179,7 @@ def report_on(
     report = analyze_study(
         loaded, deep=deep, wide=wide, audit=audit, question=question, speed=speed
     )
+    report = replace(report, partial=partial)
     if run_directories is not None:
         curves = curves_of(run_directories, set(report.table["run_id"]))
         report = replace(report, loss_curves=tuple(curves))
@@ -218,6 +224,7 @@ def results(report: StudyReport, response: Response = LOSS) -> dict[str, Any]:
         "latency": None if report.latency is None else report.latency.to_dict(),
         "seed_noise": [asdict(one) for one in report.seed_noise],
         "seed_noise_ratio": None if (ratio := report.seed_noise_ratio) is None else asdict(ratio),
+        "partial": None if report.partial is None else asdict(report.partial),
         "caveats": text.caveats(report),
     }
     plain_content = plain(content)

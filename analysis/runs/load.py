@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from analysis.formatting import count, format_dropped, span
 from analysis.runs.comparable import OTHER_VALIDATION_SET, comparable
+from analysis.runs.one_design import with_one_design
 from analysis.runs.response import LOSS, Response
 from analysis.runs.result_table import results_table
 from analysis.runs.sources import NOT_A_CELL, collect, is_results_file, no_runs
@@ -92,7 +93,8 @@ def load_runs(
         source: a folder of run directories, of W&B offline runs or of tables; the results file of a study
             (`study.results`); one or several tables (CSV, TSV, JSON, JSON lines, Parquet, also compressed); or
             `wandb:ENTITY/PROJECT`.
-        only: run ids to keep; None keeps all runs.
+        only: run ids to keep; None keeps all runs, but of slm only those of one design of a study
+            (`analysis.runs.one_design`).
         pool_validation_sets: keep runs of every validation set. By default only the most common validation
             set is kept and the other runs are dropped, because losses on different sets are not comparable.
         columns: name in the source of each column, such as {"tokens": "D"}, for tables and for W&B runs of other
@@ -116,11 +118,18 @@ def load_runs(
                 f"{source}: a results file of a study has its own columns; remove columns and constants"
             )
         results = read_results(Path(source)).values()
-        return runs_from_results(results, only, pool_validation_sets=pool_validation_sets)
+        runs = runs_from_results(results, only, pool_validation_sets=pool_validation_sets)
+        if only is not None:
+            return runs
+        table, notes = with_one_design(runs.table, runs.dropped)
+        return replace(runs, table=table, warnings=(*notes, *runs.warnings))
     table, dropped, notes = collect(source, only, columns, constants)
     table = comparable(table, dropped, pool_validation_sets=pool_validation_sets)
     if table.empty:
         raise no_runs(source, dropped, "comparable run")
+    if only is None:
+        table, more = with_one_design(table, dropped)
+        notes += more
     return Runs(table, dropped, (*notes, *_warnings(table, dropped)))
 
 

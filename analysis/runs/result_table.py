@@ -60,6 +60,8 @@ def _row(result: RunResult) -> dict[str, object]:
         "architecture": _architecture(result),
         "model_shape": shape_key(result.shape),
         **run_row(result.shape, vars(result), result.schedule),
+        "reference_flops_per_token": result.reference_flops_per_token,
+        "warmup_tokens": result.schedule.get("warmup_tokens"),
         "epochs": result.epochs,
         "seed": result.seed,
         "peak_lr": result.peak_lr,

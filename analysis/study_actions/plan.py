@@ -19,6 +19,7 @@ from slm.errors import DesignRefused
 from slm.formatting import count, scientific, short_count
 from slm.studies.cells import ArmKey, Cell, RungKey, contrast_of
 from slm.studies.grid_table import describe_grid, grid_table
+from slm.studies.left_out import left_out_lines
 from slm.studies.lr_tuning import FIRST_STEPS
 from slm.studies.plan_tables import (
     cells_table,
@@ -75,6 +76,7 @@ def show_plan(cells: Sequence[Cell]) -> None:
         print_lines(out, ["plan.cells=true lists the cells"])
     warnings = [*mfu_warnings(cells, throughput), *design_warnings(cells)]
     print_lines(out, [*warnings, *_power_warnings(power, config.study.claim)])
+    print_lines(out, [f"Note: {line}" for line in left_out_lines(cells)])
     refusals = list_refusals(cells, power)
     print_lines(out, [f"REFUSED {line}" for line in refusals])
     if refusals:

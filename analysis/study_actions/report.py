@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.learning_rate.gate import check_study_audit
+from analysis.study_actions.partial import describe_states, partial_of
 from analysis.study_actions.speeds import speed_file
 from slm.errors import DataError
 from slm.studies.cells import Cell, check_not_all_diverged
+from slm.studies.left_out import left_out_lines
 
 if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport
@@ -25,7 +27,7 @@ def write_report(cells: Sequence[Cell]) -> StudyReport | None:
     Return the comparison of families, or None if the study has another kind of report.
 
     Raises:
-        DataError: if no cell is finished.
+        DataError: if no cell is finished, or none of a family that is compared.
     """
     from analysis.learning_rate.audit import middle_learning_rate
     from analysis.report.by_kind import write_report_of  # late: imports pandas
@@ -41,38 +43,40 @@ def write_report(cells: Sequence[Cell]) -> StudyReport | None:
     else:
         grid = [cell.spec.config.optimizer.lr for cell in cells]
         write_report_of(kind, study, out, ids, common_lr=middle_learning_rate(grid))
-    missing = Counter(
-        _why_missing(cell) for cell in cells if cell.result is None or cell.state != "finished"
-    )
+    missing = [cell for cell in cells if not _is_reported(cell)]
     if missing:
-        states = ", ".join(f"{count} {state}" for state, count in missing.most_common())
-        log.warning("not in the report: %d of %d cells (%s)", missing.total(), len(cells), states)
+        states = describe_states(missing)
+        log.warning("not in the report: %d of %d cells (%s)", len(missing), len(cells), states)
     return report
 
 
-def _why_missing(cell: Cell) -> str:
-    return "with an unreadable result.json" if cell.state == "finished" else cell.state
+def _is_reported(cell: Cell) -> bool:
+    return cell.state == "finished" and cell.result is not None
 
 
 def _report_on_families(cells: Sequence[Cell], out: Path) -> StudyReport:
     """Compare the two families of the contrast, with the results that the finished cells carry.
 
     Raises:
-        DataError: if no cell is finished.
+        DataError: if no cell is finished, or none of a family that is compared.
     """
     from analysis.report.write import report_on
     from analysis.runs.load import runs_from_results
     from slm.studies.cells import contrast_of
 
     study = cells[0].spec.config.study
-    finished = [cell.result for cell in cells if cell.state == "finished"]
-    results = [result for result in finished if result is not None]
-    if not results:
-        raise DataError(f"study {study.name}: no finished cell; run the study first (action=run)")
+    notes = left_out_lines(cells)
+    reported = [cell for cell in cells if _is_reported(cell)]
+    if not reported:
+        states = f"no finished cell ({describe_states(cells)}); run the study first (action=run)"
+        raise DataError("\n".join([f"study {study.name}: {states}", *notes]))
+    partial = partial_of(reported, [cell for cell in cells if not _is_reported(cell)])
+    results = [result for cell in reported if (result := cell.result) is not None]
     deep, wide = contrast_of(cells)
     audit = check_study_audit(cells)
+    runs = runs_from_results(results)
     return report_on(
-        runs_from_results(results),
+        replace(runs, warnings=(*runs.warnings, *notes)),
         out,
         deep=deep,
         wide=wide,
@@ -80,4 +84,5 @@ def _report_on_families(cells: Sequence[Cell], out: Path) -> StudyReport:
         question=study.question,
         run_directories=out.parent,
         speed=speed_file(cells[0].spec.config),
+        partial=partial,
     )

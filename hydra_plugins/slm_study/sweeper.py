@@ -16,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from hydra_plugins.slm_study._launcher import compose_job
-from slm.errors import ConfigError, Problem, RunError
+from slm.errors import ConfigError, DataError, Problem, RunError
 from slm.training.distributed.rank import check_single_process
 
 log = logging.getLogger("slm")
@@ -88,7 +88,12 @@ class StudySweeper(Sweeper):
         if action == "report" or (action is None and any(c.state == "finished" for c in cells)):
             from analysis.study_actions.report import write_report
 
-            write_report(cells)
+            try:
+                write_report(cells)
+            except DataError as problem:
+                if error is None:
+                    raise
+                log.error("%s", problem)  # the failed cells are the cause
         if error is not None:
             raise error
         check_not_all_diverged(cells)

@@ -175,7 +175,11 @@ def check_not_all_diverged(cells: Sequence[Cell]) -> None:
     """Raise a DataError if every cell diverged, so that there is nothing to report."""
     if all(cell.state == "diverged" for cell in cells):
         which = "the only cell" if len(cells) == 1 else f"all {len(cells)} cells"
-        raise DataError(f"no report: {which} diverged; lower optimizer.lr")
+        rates = sorted({cell.spec.config.optimizer.lr for cell in cells})
+        at = " to ".join(f"{rate:g}" for rate in dict.fromkeys((rates[0], rates[-1])))
+        raise DataError(
+            f"no report: {which} diverged; optimizer.lr={at} is probably too high, so lower it"
+        )
 
 
 def contrast_of(cells: Sequence[Cell]) -> tuple[str, str]:

@@ -11,12 +11,13 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from slm.console import Column, FittedTable, console
+from slm.console import Column, FittedTable, console, print_lines
 from slm.errors import StudyUnfinished
 from slm.formatting import TIME_UNITS, count, in_one_unit, percent_done, short_count
 from slm.run.display_name import display_name
 from slm.studies.cells import DONE, Cell
 from slm.studies.grid_table import family_kind, rung_family_columns, rung_label, rungs_of
+from slm.studies.left_out import left_out_lines
 from slm.studies.throughput import Throughput, load_throughput
 from slm.tracking import run_dir
 from slm.tracking.checkpoints import saved_checkpoints, step_of
@@ -124,6 +125,7 @@ def print_status(cells: Sequence[Cell]) -> None:
                 live.update(build_status(cells, rows), refresh=True)
                 time.sleep(REFRESH_SECONDS)
     out.print(build_status(cells))
+    print_lines(out, left_out_lines(cells))
     unfinished = sum(not cell.is_done for cell in cells)
     if unfinished:
         retry = any(cell.state == "failed" for cell in cells)
