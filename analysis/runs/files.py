@@ -6,6 +6,7 @@ All readers return text labels of the columns, and an index that says where each
 
 from __future__ import annotations
 
+import ast
 import bz2
 import csv
 import gzip
@@ -87,16 +88,18 @@ def read_file(path: Path) -> pd.DataFrame:
             table = _read_parquet(content)
         else:
             text = _decode(content)
-            table = _read_text(text) if kind == TEXT else _read_json(text)
+            table = _expanded(_read_text(text)) if kind == TEXT else _read_json(text)
     except UNREADABLE as error:
         raise DataError(f"{path}: not a readable table ({_first_line(error)})") from None
     return table
 
 
 def _decode(content: bytes) -> str:
-    """Decode UTF-8, UTF-16 with a byte order mark (Excel's Unicode text), or else Windows-1252."""
+    """Decode UTF-8, UTF-16 (Excel's Unicode text; without a byte order mark it has NUL bytes), or else Windows-1252."""
     if content.startswith(UTF16_MARKS):
         return content.decode("utf-16")
+    if content[:2].count(0) == 1:
+        return content.decode("utf-16-be" if content[0] == 0 else "utf-16-le")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -265,12 +268,45 @@ def _rows_of(content: Any) -> list[Any]:
 
 
 def flatten(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of a nested object by their keys joined with dots, and the inner objects themselves."""
-    for key, value in row.items():
-        name = f"{prefix}{key}"
+    """Yield the values of a nested object by their keys joined with dots, and the inner objects themselves.
+
+    W&B stores a value of a config as {"value": ..., "desc": ...}: the name of such an object stands for its value. A
+    text that holds an object, as in a table of W&B's export example, counts as the object.
+    """
+    for key, given in row.items():
+        name, value = f"{prefix}{key}", _parsed(given)
         if isinstance(value, dict) and value:
             yield from flatten(value, f"{name}.")
+            value = value["value"] if {"value"} <= set(value) <= {"value", "desc"} else value
         yield name, value
+
+
+def _parsed(value: Any) -> Any:
+    """Return the object that a text holds, in the notation of JSON or Python; any other value as it is."""
+    if not (isinstance(value, str) and value.startswith("{") and value.endswith("}")):
+        return value
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, dict):
+            return {str(key): inner for key, inner in found.items()}
+    return value
+
+
+def _expanded(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with the fields of columns that hold objects as text, such as `config.lr`, after the others."""
+    parts = [table]
+    for name in table:
+        cells = table[name].map(_parsed)
+        if any(isinstance(cell, dict) for cell in cells):
+            fields = [dict(flatten({str(name): cell})) for cell in cells]
+            parts.append(pd.DataFrame(fields, index=table.index).drop(columns=name))
+    if len(parts) == 1:
+        return table
+    expanded = pd.concat(parts, axis=1)
+    return expanded.loc[:, ~expanded.columns.duplicated()]
 
 
 def _read_parquet(content: bytes) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,10 @@ from slm.errors import DataError
 from slm.rounding import exceeds
 
 LARGEST_VOCABULARY = 2**18
-FLAGS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+FLAGS = {
+    **dict.fromkeys(("yes", "y", "true", "t", "on", "1"), True),
+    **dict.fromkeys(("no", "n", "false", "f", "off", "0"), False),
+}
 SMALLEST_N, FEWEST_TOKENS = 1e4, 1e5  # below them N and tokens look like millions or billions
 MAX_FLOPS_ERROR = 1.25  # factor between flops and 6 n_flop tokens, which are equal by definition
 MAX_FLOPS_RATIO = 2.0  # the same for another definition of N, without attention or embeddings
@@ -44,8 +48,13 @@ NO_NUMBER = (
     "null",
 )
 NUMBER_ADVICE = "write 125M as 1.25e8, without thousands separators"
+INVISIBLE = re.compile(
+    "[\u200b\u200c\u200d\u2060\ufeff]"
+)  # zero-width characters of web pages and spreadsheets
+NAMES_OF_EXTREMES = re.compile(r"(?<![a-z])(min|max|best|lowest)(?![a-z])", re.IGNORECASE)
 NAMES_OF_BITS = re.compile(r"bpc|bpb|bpt|(?<![a-z])bits?(?![a-z])", re.IGNORECASE)
 NAMES_OF_PERPLEXITY = re.compile(r"ppl|perplexity", re.IGNORECASE)
+LOSS_ADVICE = "if these are perplexities, pass their logarithm; if bits, multiply by ln 2"
 SUSPICIOUS_LOSS = math.log(50_257)  # nats; loss of a uniform guess over GPT-2's vocabulary
 
 
@@ -96,8 +105,8 @@ def label_column(name: str, values: Any, length: int) -> NDArray[Any]:
 
 
 def stripped(value: Any) -> Any:
-    """Return text without surrounding spaces, and any other value as it is."""
-    return value.strip() if isinstance(value, str) else value
+    """Return text without surrounding spaces and invisible characters, and any other value as it is."""
+    return INVISIBLE.sub("", value).strip() if isinstance(value, str) else value
 
 
 def is_missing(value: Any) -> bool:
@@ -117,10 +126,14 @@ def number_advice(value: Any) -> str:
 
 
 def loss_name_notes(name: str) -> list[str]:
-    """Return a note if the name of a column of losses is that of bits or of perplexities."""
+    """Return a note if the name of a column of losses is that of bits, of perplexities, or of an extreme."""
     if NAMES_OF_BITS.search(name):
         return [
             f"column {name}: losses must be nats per token; if these are bits, multiply by ln 2"
+        ]
+    if found := NAMES_OF_EXTREMES.search(name):
+        return [
+            f"column {name}: losses must be the final ones; a {found[0].lower()} over steps or over a group of runs is biased"
         ]
     if NAMES_OF_PERPLEXITY.search(name):
         return [
@@ -167,7 +180,8 @@ def label_warnings(name: str, labels: Iterable[str]) -> Iterator[str]:
     """Yield a warning for labels that differ in case or spaces only."""
     spellings: dict[str, list[str]] = {}
     for label in dict.fromkeys(labels):
-        spellings.setdefault("".join(label.lower().split()), []).append(label)
+        plain = unicodedata.normalize("NFKC", label).casefold()
+        spellings.setdefault("".join(plain.split()), []).append(label)
     for alike in spellings.values():
         if len(alike) > 1:
             different = " and ".join(repr(label) for label in alike)
@@ -225,8 +239,16 @@ def _count_warnings(
         )
 
 
+def _are_sixths(values: Floats) -> bool:
+    return bool(np.allclose(6 * values, np.round(6 * values), rtol=0, atol=1e-6))
+
+
 def _small_counts(columns: Mapping[str, tuple[Floats, float]]) -> Iterator[str]:
-    """Yield a warning if the values of one column are below its limit; refuse logarithms, and values far below."""
+    """Yield a warning if the values of one column are below its limit.
+
+    Logarithms, values far below the limit and fractions of millions are refused: a count is a whole number, and n_flop
+    a sixth of one.
+    """
     small = {
         name: (values, limit)
         for name, (values, limit) in columns.items()
@@ -238,9 +260,12 @@ def _small_counts(columns: Mapping[str, tuple[Floats, float]]) -> Iterator[str]:
     for values, _ in small.values():
         if _looks_like_log10(values):
             raise DataError(
-                f"{ranges}, which looks like log10; give the count itself, 10 to its power"
+                f"{ranges}, which looks like log10 or ln; give the count itself, 10 or e to its power"
             )
-    if len(small) > 1 or any(exceeds(limit / 10, values.max()) for values, limit in small.values()):
+    if len(small) > 1 or any(
+        exceeds(limit / 10, values.max()) or not _are_sixths(values)
+        for values, limit in small.values()
+    ):
         raise DataError(
             f"{ranges}: too small for a count; multiply millions by 1e6 and billions by 1e9"
         )
@@ -297,27 +322,31 @@ def partner_warnings(family: Any, rung: Any, tokens: Floats, tokens_per_param: F
     return [f"{found}; run the other family at these tokens, or remove these runs"]
 
 
+def check_unit_of_loss(loss: Floats, place: str = "") -> None:
+    """Refuse losses that are too large for nats per token; `place`: start of the message."""
+    if exceeds(median := float(np.median(loss)), math.log(LARGEST_VOCABULARY)):
+        raise DataError(
+            f"{place}a median loss of {median:g} is worse than a uniform guess over {LARGEST_VOCABULARY} "
+            f"tokens, so it is not nats per token; {LOSS_ADVICE}"
+        )
+
+
 def loss_warnings(loss: Floats, vocab_size: int | None = None) -> list[str]:
     """Return warnings if the losses look too large for nats per token.
 
     Raises:
         DataError: if they cannot be nats per token: above ln(vocab_size), the loss of a uniform guess.
     """
-    advice = "if these are perplexities, pass their logarithm; if bits, multiply by ln 2"
     worst = float(loss.max())
     if vocab_size is not None and exceeds(worst, math.log(vocab_size)):
         raise DataError(
             f"loss={worst:g}: cannot exceed ln({vocab_size}) = {math.log(vocab_size):.2f} nats per token "
-            f"after training; {advice}"
+            f"after training; {LOSS_ADVICE}"
         )
-    if exceeds(median := float(np.median(loss)), math.log(LARGEST_VOCABULARY)):
-        raise DataError(
-            f"a median loss of {median:g} is worse than a uniform guess over {LARGEST_VOCABULARY} "
-            f"tokens, so it is not nats per token; {advice}"
-        )
+    check_unit_of_loss(loss)
     if exceeds(worst, SUSPICIOUS_LOSS):
         return [
             f"losses up to {worst:.2f} are high for nats per token (a uniform guess over 50,257 tokens "
-            f"has {SUSPICIOUS_LOSS:.2f}); {advice}"
+            f"has {SUSPICIOUS_LOSS:.2f}); {LOSS_ADVICE}"
         ]
     return []
