@@ -45,6 +45,7 @@ SUPPORTED = f"{', '.join(FORMATS)}, also with {', '.join(DECOMPRESS)}"
 DELIMITERS = (",", "\t", ";", "|")
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 NEWLINE = re.compile(r"\r\n|\r|\n")  # not str.splitlines, which splits text at U+2028 too
+EXCEL_SEPARATOR = re.compile(r"sep=.\s*$", re.MULTILINE | re.IGNORECASE)
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}([.,]\d{3})+")
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.IGNORECASE)
 UNREADABLE = (
@@ -128,9 +129,10 @@ def _read_text(text: str) -> pd.DataFrame:
 
 
 def _header_start(text: str) -> tuple[int, str]:
-    """Return the place of the header and its delimiter, after empty lines and comments.
+    """Return the place of the header and its delimiter, after empty lines, comments, titles and Excel's `sep=;`.
 
-    A line that starts with # is a comment, unless the next line has as many columns.
+    A line that starts with # is a comment, unless the next line has as many columns. A line of one column is a title if
+    the next one has several.
     """
     starts = [0, *(match.end() for match in NEWLINE.finditer(text))]
     ends = [*starts[1:], len(text)]
@@ -138,10 +140,15 @@ def _header_start(text: str) -> tuple[int, str]:
     lines = [_first_row(text[start:]) for start in places[:1]]
     for place, following in zip(places, [*places[1:], None], strict=True):
         delimiter, columns = lines[-1]
-        if following is None or not text.startswith("#", place):
+        if following is None:
+            return place, delimiter
+        is_comment = text.startswith("#", place)
+        if not (is_comment or columns == 1 or EXCEL_SEPARATOR.match(text, place)):
             return place, delimiter
         lines.append(_first_row(text[following:]))
-        if 1 < columns == lines[-1][1]:
+        if (is_comment and 1 < columns == lines[-1][1]) or (
+            not is_comment and columns == lines[-1][1] == 1
+        ):
             return place, delimiter
     raise ValueError("no header")
 
@@ -264,7 +271,21 @@ def _rows_of(content: Any) -> list[Any]:
     lengths = {len(value) for value in lists.values()}
     if lists and len(lists) == len(content) and len(lengths) == 1:  # one list per column
         return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+    if {"columns", "data"} <= set(lists):  # tables of W&B, and pandas with orient="split"
+        names = [str(name) for name in content["columns"]]
+        return [dict(zip(names, row, strict=True)) for row in content["data"]]
+    objects = [value for value in content.values() if isinstance(value, dict)]
+    if 1 < len(objects) == len(content) and len({frozenset(value) for value in objects}) == 1:
+        return _rows_of_objects(content)
     return [content]  # one run
+
+
+def _rows_of_objects(content: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of one object per column, with numbers of rows as keys (pandas), or of one object per run."""
+    rows = list(next(iter(content.values())))
+    if all(key.isdecimal() for key in rows):
+        return [{name: column[key] for name, column in content.items()} for key in rows]
+    return [dict(row) for row in content.values()]
 
 
 def flatten(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

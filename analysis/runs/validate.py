@@ -6,6 +6,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ MAX_FLOPS_SPREAD = 2.0  # largest over smallest ratio of flops to 6 N tokens
 MOST_FLOPS = 30.0  # factor between flops and 6 N tokens in either direction, beyond which they contradict each other
 LEAST_RATIO, LARGEST_RATIO = 1e-2, 1e9  # of tokens to N, for any training run
 SUSPICIOUS_RATIO = 1e5
+MAX_LOSS_RATIO = 1.3  # between two families at equal size and tokens
 SMALLEST_LOG10, LARGEST_LOG10 = 3.0, 30.0
 MAX_POWER = 300  # of ten, in a float
 FLOPS_UNITS = {-9: "GFLOPs", -12: "TFLOPs", -15: "PFLOPs", -18: "EFLOPs"}
@@ -223,8 +225,19 @@ def _count_warnings(
             f"{tokens_shown} is {ratio:.3g} times {n_shown} (median): one of them has another unit; give both as counts, "
             "for example 1.5e8 instead of 150 millions"
         )
+    low, high = (int(row) for row in (np.argmin(tokens / n), np.argmax(tokens / n)))
+    if exceeds(LEAST_RATIO, tokens[low] / n[low]):
+        raise DataError(
+            f"{tokens_shown}={tokens[low]:.4g} and {n_shown}={n[low]:.4g} of a run: one of them has another unit than in "
+            "the other runs; give both as counts"
+        )
     if ratio > SUSPICIOUS_RATIO:
         yield f"{tokens_shown} is {ratio:.3g} times {n_shown} (median); check their units"
+    elif tokens[high] / n[high] > SUSPICIOUS_RATIO:
+        yield (
+            f"{tokens_shown}={tokens[high]:.4g} and {n_shown}={n[high]:.4g} of a run, a ratio of "
+            f"{tokens[high] / n[high]:.3g}; check their units"
+        )
     if flops is None:
         return
     if text := flops_contradiction(n_shown, n, tokens, flops, flops_shown):
@@ -329,6 +342,20 @@ def check_unit_of_loss(loss: Floats, place: str = "") -> None:
             f"{place}a median loss of {median:g} is worse than a uniform guess over {LARGEST_VOCABULARY} "
             f"tokens, so it is not nats per token; {LOSS_ADVICE}"
         )
+
+
+def loss_ratio_warnings(table: pd.DataFrame) -> list[str]:
+    """Return a warning if the losses of two families at equal rung and tokens differ too much for one unit."""
+    cells = table.pivot_table("loss_nats_per_token", ["rung", "tokens"], "family", sort=False)
+    for one, other in combinations(cells.columns, 2):
+        ratio = float((cells[one] / cells[other]).median())
+        small, large = (one, other) if ratio < 1 else (other, one)
+        if exceeds(abs(math.log(ratio)), math.log(MAX_LOSS_RATIO)):
+            return [
+                f"losses of {large} are {max(ratio, 1 / ratio):.3g} times those of {small} at equal size and tokens (median); "
+                "check that both are in nats per token (1/ln 2 = 1.443 times as large in bits), on the same text and tokenizer"
+            ]
+    return []
 
 
 def loss_warnings(loss: Floats, vocab_size: int | None = None) -> list[str]:

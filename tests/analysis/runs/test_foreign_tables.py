@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from analysis.runs.load import Runs, load_runs
+from analysis.runs.study import Columns, prepare
 from slm.errors import DataError
 from tests.analysis.block.studies import study
 
@@ -116,3 +117,41 @@ def test_rows_that_are_no_runs_of_their_own(table: pd.DataFrame, tmp_path: Path)
     assert not loaded(seeds, tmp_path).warnings and not loaded(table, tmp_path).warnings
     (note,) = loaded(table.assign(name=table["shape"]), tmp_path, run_id="name").warnings
     assert note.startswith("8 values of name stand at several token counts, such as deep-0")
+
+
+@pytest.mark.parametrize("orient", ["records", "columns", "index", "split", "table", "list"])
+def test_json_as_pandas_writes_it(table: pd.DataFrame, tmp_path: Path, orient: Any) -> None:
+    content = (
+        json.dumps(table.to_dict("list")) if orient == "list" else table.to_json(orient=orient)
+    )
+    (tmp_path / "a.json").write_text(content)
+    assert len(load_runs(tmp_path / "a.json", columns=NAMES).table) == 16
+
+
+def test_json_with_one_object_per_run(table: pd.DataFrame, tmp_path: Path) -> None:
+    runs = {f"run {row}": values for row, values in enumerate(table.to_dict("records"))}
+    (tmp_path / "a.json").write_text(json.dumps(runs))
+    assert len(load_runs(tmp_path / "a.json", columns=NAMES).table) == 16
+
+
+@pytest.mark.parametrize("head", ["sep=;\n", "Table 1: all runs\n\n", "# made by hand\nSheet1\n"])
+def test_lines_before_the_header(table: pd.DataFrame, tmp_path: Path, head: str) -> None:
+    (tmp_path / "a.csv").write_text(head + table.to_csv(index=False, sep=";"))
+    assert len(load_runs(tmp_path / "a.csv", columns=NAMES).table) == 16
+
+
+def test_one_family_or_run_in_another_unit(table: pd.DataFrame, tmp_path: Path) -> None:
+    deep = table["mix"] == "deep"
+    bits = loaded(
+        table.assign(loss=table["loss"].where(deep, table["loss"] / math.log(2))), tmp_path
+    )
+    (warning,) = prepare(bits.table, Columns(), "deep", "wide").warnings
+    assert (
+        warning.startswith("losses of wide are 1.4") and "1.443 times as large in bits" in warning
+    )
+    billions = table.assign(D=table["D"].where(deep, table["D"] / 1e9))
+    with pytest.raises(DataError, match=r"D=.* and N=.* of a run: one of them has another unit"):
+        loaded(billions, tmp_path)
+    millions = table.assign(N=table["N"].where(table.index != 3, table["N"] / 1e6))
+    (note,) = loaded(millions, tmp_path).warnings
+    assert note.startswith("D=") and note.endswith("check their units")
