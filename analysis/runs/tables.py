@@ -168,7 +168,7 @@ def _status_column(table: pd.DataFrame, *, is_mapped: bool) -> tuple[str, pd.Ser
     """Return the column with the status of the runs, and its words in lower case; None if there is none.
 
     It is `status`, else a column named status or state, else one whose name ends with this word, such as run_state, and
-    that holds a known word.
+    of which most words are known.
     """
     names = [str(name) for name in table if WORD_ENDS.split(str(name))[-1].lower() in STATUS_NAMES]
     names.sort(key=lambda name: (name != "status", name.lower() not in STATUS_NAMES))
@@ -176,7 +176,8 @@ def _status_column(table: pd.DataFrame, *, is_mapped: bool) -> tuple[str, pd.Ser
         words = table[name].map(
             lambda word: NO_STATUS if is_missing(stripped(word)) else str(stripped(word)).lower()
         )
-        if name.lower() in STATUS_NAMES or words.isin([*FINISHED, *UNFINISHED]).any():
+        known = words.isin([*FINISHED, *UNFINISHED])
+        if name.lower() in STATUS_NAMES or known.mean() > 0.5:  # OK is also a state of the USA
             return name, words
     return None
 

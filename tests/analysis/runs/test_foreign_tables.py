@@ -45,7 +45,8 @@ def test_the_status_may_have_another_name(table: pd.DataFrame, tmp_path: Path, n
     runs = loaded(table.assign(**{"home_state": "Utah", name: words}), tmp_path)
     assert len(runs.table) == 14 and runs.dropped == {"not finished (node_fail)": 2}
     assert runs.warnings == (f"column {name} is used as the status of the runs",)
-    other = loaded(table.assign(home_state="Utah"), tmp_path)
+    home = ["OK" if row % 4 == 0 else "UT" for row in range(16)]
+    other = loaded(table.assign(home_state=home), tmp_path)
     assert len(other.table) == 16 and not other.warnings
 
 
