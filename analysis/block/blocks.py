@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from analysis.arrays import Floats, Ints, codes
 from analysis.design.identifiability import MIN_SIZES, SAME, count_distinct, labels
-from slm.rounding import exceeds, stable_argsort
+from slm.rounding import exceeds, merge_close, stable_argsort
 
 MIN_ASPECT_DIFFERENCE = 0.2  # of mean ln(aspect ratio); below, the two families are labels
 MIN_ASPECTS = 3  # in one rung, for a curvature
 MAX_MISMATCH = 0.10  # of FLOPs per token within a rung; up to here the correction to equal FLOPs is first-order
+LABELS = ("family", "shape", "rung", "seed")
 PER_RUN = ("row", "n", "tokens", "flops", "loss", "u")
 Mask = NDArray[np.bool_]
 
@@ -30,7 +31,7 @@ class Blocks:
     """Runs that meet another shape in their block, one entry per run in every array.
 
     Attributes:
-        row: index of the run in the given columns.
+        row: index of the run in the given columns; runs are sorted by their numbers.
         n, tokens, flops: N in the chosen definition, training tokens, training FLOPs.
         loss: loss in nats per token; nan for planned runs.
         rung, block, shape, trunk: codes 0, 1, 2, ...; rungs are sorted by N. A trunk is a shape with one seed.
@@ -155,34 +156,31 @@ def arrange(columns: Any, *, deep: str, wide: str, n: str = "n_flop") -> Blocks:
     Needs the columns family, shape, tokens, flops and `n`; uses rung, seed, aspect_ratio and loss_nats_per_token.
     Runs of a third family without an aspect ratio are left out, and all third families if u is a label.
     """
-    family, names = labels(columns["family"]), labels(columns["shape"])
-    size, tokens, flops = (np.asarray(columns[key], float) for key in (n, "tokens", "flops"))
+    runs = _sorted_runs(columns, n)
+    family, names = runs["family"], runs["shape"]
+    size, tokens, flops = (runs[key] for key in (n, "tokens", "flops"))
     missing = np.full(len(size), np.nan)
-    aspects = (
-        np.log(np.asarray(columns["aspect_ratio"], float)) if "aspect_ratio" in columns else missing
-    )
+    aspects = np.log(runs["aspect_ratio"]) if "aspect_ratio" in runs else missing
     is_labelled = not _differ(aspects, family, deep, wide)
-    rung = labels(columns["rung"]) if "rung" in columns else np.full(len(size), None, object)
+    rung = runs.get("rung", np.full(len(size), None, object))
     kept = np.isin(family, [deep, wide]) if is_labelled else np.isfinite(aspects)
     block = _block_codes(rung, tokens)
     eligible, matched = int(kept.sum()), kept & _is_matched(rung, flops / tokens, kept)
     common, left = (_common(rung, block, family, (deep, wide), rows) for rows in (kept, matched))
     is_matched = (
-        "rung" in columns and left > 0 and (left == common or left >= max(MIN_SIZES, common / 2))
+        "rung" in runs and left > 0 and (left == common or left >= max(MIN_SIZES, common / 2))
     )
     kept = matched if is_matched else kept
     rungs = _by_size(rung[kept], size[kept])
     shape = codes(zip(family, rung, names, strict=True))
     first = np.unique(shape, return_index=True)[1]
-    seeds = labels(columns["seed"]) if "seed" in columns else np.zeros(len(size))
+    seeds = runs.get("seed", np.zeros(len(size)))
     every = Blocks(
-        row=np.arange(len(size)),
+        row=runs["row"],
         n=size,
         tokens=tokens,
         flops=flops,
-        loss=np.asarray(columns["loss_nats_per_token"], float)
-        if "loss_nats_per_token" in columns
-        else missing,
+        loss=runs.get("loss_nats_per_token", missing),
         rung=np.array([rungs.index(name) if name in rungs else -1 for name in rung], np.int64),
         block=block,
         shape=shape,
@@ -200,6 +198,20 @@ def arrange(columns: Any, *, deep: str, wide: str, n: str = "n_flop") -> Blocks:
         is_matched=is_matched,
     ).select(kept)
     return replace(_centred(every), left_out=eligible - len(every))
+
+
+def _sorted_runs(columns: Any, n: str) -> dict[str, NDArray[Any]]:
+    """Return the columns that are used as arrays, and `row`, the place of each run in the given columns.
+
+    The runs are sorted by their numbers alone: codes, sums and random draws then depend neither on the order of the
+    given rows nor on the names of families and shapes.
+    """
+    numbers = (n, "tokens", "flops", "loss_nats_per_token", "aspect_ratio")
+    runs = {name: labels(columns[name]) for name in LABELS if name in columns}
+    runs |= {name: np.asarray(columns[name], float) for name in numbers if name in columns}
+    keys = [merge_close(runs[name]) for name in numbers[:4] if name in runs]
+    order = np.lexsort(keys[::-1])
+    return {"row": order} | {name: values[order] for name, values in runs.items()}
 
 
 def _centred(blocks: Blocks) -> Blocks:

@@ -13,7 +13,7 @@ from analysis.arrays import Floats
 from analysis.block.blocks import Blocks
 from analysis.block.model import BlockFit, Columns, columns_of, fit_runs, without_rungs
 from analysis.block.pooled_law import PooledLaw, delete_runs
-from slm.rounding import snap_to_zero
+from slm.rounding import ITERATION_TOLERANCE, snap_to_zero
 
 Interval = tuple[float, float]
 SIGNIFICANCE = 0.05  # of all tests; intervals are 95%
@@ -21,6 +21,11 @@ CONFIDENCE = 1 - SIGNIFICANCE
 EQUIVALENT = 0.02  # exponents closer than this are the same for any use
 MAX_LOG_KAPPA = 50.0
 SMALL = 1e-30  # variance of a contrast that the model does not have
+
+
+def is_significant(p: float | None, level: float = SIGNIFICANCE) -> bool:
+    """Return whether a p value is below a level by more than the rounding error of the estimates; False for None."""
+    return p is not None and bool(p < level * (1 - ITERATION_TOLERANCE))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from analysis.block.effects import SIGNIFICANCE, Effects, Interval
+from analysis.block.effects import Effects, Interval, is_significant
 from analysis.formatting import count, format_interval, format_number, format_p_value
 from slm.summary import Rows, Summarized
 
@@ -113,7 +113,7 @@ class BlockResult(Summarized):
 
     @property
     def is_equal_e_rejected(self) -> bool:
-        return self.p_free_e is not None and self.p_free_e < SIGNIFICANCE
+        return is_significant(self.p_free_e)
 
     @property
     def has_optimum(self) -> bool:
@@ -122,11 +122,11 @@ class BlockResult(Summarized):
 
     @property
     def is_level_significant(self) -> bool:
-        return self.p_level is not None and self.p_level < SIGNIFICANCE
+        return is_significant(self.p_level)
 
     @property
     def is_exponent_significant(self) -> bool:
-        return self.p_exponent is not None and self.p_exponent < SIGNIFICANCE
+        return is_significant(self.p_exponent)
 
     @property
     def mde80(self) -> float | None:

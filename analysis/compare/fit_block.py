@@ -16,6 +16,7 @@ from analysis.block.effects import (
     Effects,
     common_box_is_empty,
     effects_of,
+    is_significant,
     shape_optimum,
 )
 from analysis.block.model import MIN_DF, exponent_reasons, fit_runs, level_reasons
@@ -96,7 +97,7 @@ def result_of(blocks: Blocks, *, n_name: str, noise_exponent: float = 0.0) -> Bl
         at_flops = effects_of(fit_runs(blocks.with_n(n_flop), noise_exponent=noise_exponent))
     free_at_flops = free if at_flops is effects else _with_free_e(at_flops, noise_exponent)
     if free_at_flops is not None and free_at_flops.free_e is not None:
-        at_flops = free_at_flops if free_at_flops.free_e.p < CLEAR else at_flops
+        at_flops = free_at_flops if is_significant(free_at_flops.free_e.p, CLEAR) else at_flops
     return BlockResult(
         exponent_reasons=tuple(exponent_reasons(blocks, effects.fit.law)),
         is_curved=blocks.is_curved,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,13 +21,16 @@ from slm.formatting import short_count
 from slm.rounding import exceeds, stable_argsort
 from slm.summary import Rows, Summarized
 
-REPLICATES = 200
+RESAMPLES = (200, 2000)  # of the bootstrap; the second number if the first leaves a cell in doubt
+SMALLEST = 1e-300  # avoids 0 / 0 without noise
+MONTE_CARLO_ERRORS = 3.0  # standard errors of the half width of an interval
 
 
 @dataclass(frozen=True)
 class HeldOutCell:
     """One family's runs of a held-out size at one token count. `error`: observed minus predicted, in nats
-    and in percent; `inside`: whether it lies in the 95% interval of a new shape's loss.
+    and in percent; `inside`: whether it lies in the 95% interval of a new shape's loss. `monte_carlo_error`: standard
+    error of the half width of the interval from the limited number of resamples, relative to it.
     """
 
     family: str
@@ -37,6 +40,18 @@ class HeldOutCell:
     predicted: float
     low: float
     high: float
+    monte_carlo_error: float = 0.0
+
+    @property
+    def distance(self) -> float:
+        """Distance of the observed loss from the nearer end of the interval, relative to its half width, in ln L."""
+        half = math.log(self.high / self.low) / 2
+        return abs(abs(math.log(self.observed / self.predicted)) / half - 1) if half else math.inf
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether other resamples could move the end of the interval past the observed loss."""
+        return self.distance < MONTE_CARLO_ERRORS * self.monte_carlo_error
 
     @property
     def error_nats(self) -> float:
@@ -56,13 +71,14 @@ class HoldOut(Summarized):
     """The largest size of every family predicted from the smaller ones.
 
     `passed`: at least half of the cells of every compared family lie within their 95% interval; None if the smaller
-    sizes alone cannot be fitted. `forward`: mean error in percent per family and size,
-    each predicted from those below it.
+    sizes alone cannot be fitted, or if it is borderline. `is_borderline`: other resamples could give the other result.
+    `forward`: mean error in percent per family and size, each predicted from those below it.
     """
 
     cells: tuple[HeldOutCell, ...] = ()
     passed: bool | None = None
     reasons: tuple[str, ...] = ()
+    is_borderline: bool = False
     forward: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -73,7 +89,7 @@ class HoldOut(Summarized):
     @property
     def status(self) -> str:
         if self.passed is None:
-            return "not possible"
+            return "borderline" if self.is_borderline else "not possible"
         return "passed" if self.passed else "FAILED"
 
     def title(self) -> str:
@@ -120,16 +136,46 @@ def hold_out(study: Study, seed: int = 0) -> HoldOut:
             reasons=tuple(f"without the largest size: {reason}" for reason in refusals[:1])
         )
     known = fitted(smaller)
-    cells = _predict(known, study.table[study.table["rung"] == rungs[-1]], seed)
-    missed = []
-    for family in (study.deep, study.wide):
-        inside = [cell.inside for cell in cells if cell.family == family]
-        if sum(inside) * 2 < len(inside):
-            missed.append(
-                f"{len(inside) - sum(inside)} of {count(len(inside), 'cell')} of {family} are outside"
-            )
+    largest = study.table[study.table["rung"] == rungs[-1]]
+    for resamples in RESAMPLES:
+        cells = _predict(known, largest, resamples, seed)
+        mine = [
+            [cell for cell in cells if cell.family == family] for family in (study.deep, study.wide)
+        ]
+        missed = [_missed(own) for own in mine if 2 * sum(not c.inside for c in own) > len(own)]
+        doubts = [text for own in mine if (text := _doubt(own, resamples))]
+        is_borderline = bool(doubts) and not any(map(_is_missed_surely, mine))
+        if not is_borderline:
+            break
     return HoldOut(
-        tuple(cells), not missed, tuple(missed), tuple(_forward(study, list(rungs), known))
+        cells,
+        passed=None if is_borderline else not missed,
+        reasons=tuple(doubts if is_borderline else missed),
+        is_borderline=is_borderline,
+        forward=tuple(_forward(study, list(rungs), known)),
+    )
+
+
+def _missed(cells: Sequence[HeldOutCell]) -> str:
+    outside = sum(not cell.inside for cell in cells)
+    return f"{outside} of {count(len(cells), 'cell')} of {cells[0].family} are outside"
+
+
+def _is_missed_surely(cells: Sequence[HeldOutCell]) -> bool:
+    return 2 * sum(not (cell.inside or cell.is_doubtful) for cell in cells) > len(cells)
+
+
+def _doubt(cells: Sequence[HeldOutCell], resamples: int) -> str:
+    """Return why other resamples could decide otherwise for a family; empty if they could not."""
+    surely = sum(not (cell.inside or cell.is_doubtful) for cell in cells)
+    at_most = sum(not cell.inside or cell.is_doubtful for cell in cells)
+    if not 2 * surely <= len(cells) < 2 * at_most:
+        return ""
+    nearest = min(cell.distance for cell in cells)
+    return (
+        f"{surely} to {at_most} of {count(len(cells), 'cell')} of {cells[0].family} are outside: a loss is "
+        f"{nearest:.1%} of the half width from the end of its interval, within the Monte-Carlo error of {resamples} "
+        "resamples"
     )
 
 
@@ -145,23 +191,34 @@ def _log_predictions(known: FittedStudy, rows: pd.DataFrame, theta: Floats) -> F
     return log_loss(known.law, theta, points)[0]
 
 
-def _predict(known: FittedStudy, rows: pd.DataFrame, seed: int) -> list[HeldOutCell]:
+def _predict(
+    known: FittedStudy, rows: pd.DataFrame, resamples: int, seed: int
+) -> tuple[HeldOutCell, ...]:
     cells = rows.groupby(["family", "shape", "tokens"], as_index=False, sort=False).agg(
         {"n": "mean", "loss_nats_per_token": "mean"}
     )
-    cells = cells[cells["family"].isin(known.study.families)]
+    compared = list(dict.fromkeys((known.study.deep, known.study.wide, *known.study.families)))
+    cells = cells[cells["family"].isin(compared)]
+    cells = cells.iloc[np.argsort(cells["family"].map(compared.index), kind="stable")]
     drawn = cluster_bootstrap(
         known.problem,
         known.theta,
         known.shape,
         known.problem.points.family,
-        replicates=REPLICATES,
+        replicates=resamples,
         seed=seed,
     )
     predicted = _log_predictions(known, cells, known.theta[None])[0]
-    spread = _log_predictions(known, cells, drawn.theta).std(axis=0)
-    half = quantile_t(known.df) * np.sqrt(spread**2 + shape_misfit(known) ** 2)
-    return [
+    resampled = _log_predictions(known, cells, drawn.theta)
+    deviation = resampled - resampled.mean(axis=0)
+    variance = (deviation**2).mean(axis=0)
+    total = variance + shape_misfit(known) ** 2
+    half = quantile_t(known.df) * np.sqrt(total)
+    # Standard error of a variance from its fourth moment, and by the delta method that of the half width.
+    fourth = (deviation**4).mean(axis=0)
+    error = np.sqrt(np.maximum(fourth - variance**2, 0.0) / len(resampled))
+    relative = error / np.maximum(2 * total, SMALLEST)
+    return tuple(
         HeldOutCell(
             family=row["family"],
             n=float(row["n"]),
@@ -170,9 +227,12 @@ def _predict(known: FittedStudy, rows: pd.DataFrame, seed: int) -> list[HeldOutC
             predicted=math.exp(centre),
             low=math.exp(centre - width),
             high=math.exp(centre + width),
+            monte_carlo_error=float(part),
         )
-        for row, centre, width in zip(cells.to_dict("records"), predicted, half, strict=True)
-    ]
+        for row, centre, width, part in zip(
+            cells.to_dict("records"), predicted, half, relative, strict=True
+        )
+    )
 
 
 def _forward(study: Study, rungs: list[Any], below_largest: FittedStudy) -> list[dict[str, Any]]:

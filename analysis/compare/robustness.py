@@ -91,9 +91,13 @@ def deletions(effects: Effects) -> Iterator[WithoutOne]:
     fit = effects.fit
     blocks = fit.blocks
     done: set[tuple[int, ...]] = set()
-    for code, shape_name in enumerate(blocks.shape_names):
+    first_rows = [
+        int(blocks.row[blocks.shape == code].min()) for code in range(len(blocks.families))
+    ]
+    for code in np.argsort(first_rows):  # in the order of the table
+        shape_name = blocks.shape_names[code]
         rest = blocks.select(blocks.shape != code)
-        kept = tuple(rest.row.tolist())
+        kept = tuple(sorted(rest.row.tolist()))
         if kept in done or level_reasons(rest):
             continue
         done.add(kept)

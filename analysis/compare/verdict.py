@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from analysis.block.effects import EQUIVALENT, SIGNIFICANCE
+from analysis.block.effects import EQUIVALENT, is_significant
 from analysis.block.model import LARGE_Q, MAX_Q
 from analysis.compare.block_result import BlockResult
 from analysis.compare.holdout import HoldOut
@@ -19,7 +19,7 @@ from analysis.compare.robustness import WithoutOne, fragile_name
 from analysis.formatting import format_number, format_p_value, power_of_ten
 from analysis.learning_rate.audit import Audit
 from slm.formatting import short_count
-from slm.rounding import opposite_signs
+from slm.rounding import exceeds, opposite_signs
 from slm.summary import Summarized
 
 Finding = Literal["depth", "width", "fragile", "definition_dependent", "open", "refused"]
@@ -165,12 +165,10 @@ def _word(level: Finding, exponent: Finding, evidence: Evidence) -> Word:
 
 def is_equivalent(block: BlockResult, cost: float = EQUIVALENT_COST) -> bool:
     """Return whether two one-sided tests show |d_alpha| < 0.02 and |ln kappa| < ln(cost), both at 5%."""
-    if block.p_equal_exponents is None or block.ln_kappa_ci90 is None or block.is_equal_e_rejected:
+    if not is_significant(block.p_equal_exponents) or block.ln_kappa_ci90 is None:
         return False
-    low, high = block.ln_kappa_ci90
-    return (
-        block.p_equal_exponents < SIGNIFICANCE and -math.log(cost) < low and high < math.log(cost)
-    )
+    farthest = max(map(abs, block.ln_kappa_ci90))
+    return not block.is_equal_e_rejected and bool(exceeds(math.log(cost), farthest))
 
 
 def _conditions(evidence: Evidence) -> Iterator[str]:
@@ -181,7 +179,9 @@ def _conditions(evidence: Evidence) -> Iterator[str]:
         yield "no learning-rate audit was given: the answer holds if the learning rates suit both families"
     if hold_out is not None and hold_out.passed is False:
         yield f"the smaller sizes do not predict the largest ({'; '.join(hold_out.reasons)})"
-    if hold_out is not None and hold_out.passed is None:
+    if hold_out is not None and hold_out.is_borderline:
+        yield f"the prediction of the largest size is borderline ({'; '.join(hold_out.reasons)})"
+    elif hold_out is not None and hold_out.passed is None:
         yield f"the extrapolation is not checked ({'; '.join(hold_out.reasons)})"
     if not block.is_matched:
         yield "unmatched: the runs share no blocks of equal tokens and FLOPs, so a fitted law replaces them"

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from analysis.arrays import Floats, Ints
+from analysis.fit.law import Points
 from analysis.fit.levenberg_marquardt import Minima, Problem, minimise, start_grid
 
 
@@ -84,6 +85,14 @@ def cluster_weights(cluster: Ints, stratum: Ints, replicates: int, seed: int) ->
     return weights[:, cluster]
 
 
+def codes_by_numbers(codes: Ints, points: Points) -> Ints:
+    """Return codes of the same groups of runs, in the order of N, tokens and loss of their runs."""
+    runs = np.round(np.column_stack([points.x, points.z, points.y]), 9)
+    found = {code: sorted(map(tuple, runs[codes == code])) for code in np.unique(codes)}
+    rank = {code: place for place, code in enumerate(sorted(found, key=found.__getitem__))}
+    return np.array([rank[code] for code in codes], dtype=np.int64)
+
+
 def cluster_bootstrap(
     problem: Problem,
     theta: Floats,
@@ -93,11 +102,12 @@ def cluster_bootstrap(
     replicates: int = 999,
     seed: int = 0,
 ) -> Replicates:
-    """Refit to bootstrap resamples of clusters.
+    """Refit to bootstrap resamples of clusters; the draws do not depend on the codes of clusters and strata.
 
     A resample with fewer than two distinct clusters in a stratum, or whose fit does not converge, is discarded
     and counted.
     """
+    cluster, stratum = (codes_by_numbers(codes, problem.points) for codes in (cluster, stratum))
     weights = cluster_weights(cluster, stratum, replicates, seed)
     enough = np.ones(replicates, dtype=bool)
     for name in np.unique(stratum):

@@ -279,6 +279,8 @@ def joint_lines(report: StudyReport) -> list[str]:
 def hold_out_line(report: StudyReport) -> str:
     """Return the result of predicting the largest size from the smaller ones."""
     held = report.comparison.hold_out
+    if held.is_borderline:
+        return f"Borderline: {'; '.join(held.reasons)} ({HOLD_OUT_RULE})."
     if held.passed is None:
         reasons = "; ".join(held.reasons) or "the comparison was refused"
         return f"The largest size cannot be predicted from the smaller ones: {reasons}."

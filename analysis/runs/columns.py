@@ -75,6 +75,7 @@ MAY_BE_EMPTY = (
 )  # in some rows
 TEXT_LABELS = ("family", "shape")  # numbers as labels become text
 REQUIRED = ("family", "tokens", "loss_nats_per_token")
+WANDB_CHART = re.compile(r" - .*__(MIN|MAX)$")
 SEPARATOR = re.compile(r",(?=\s*[A-Za-z_]\w*\s*=)")  # a name in the file may contain commas
 
 
@@ -144,9 +145,13 @@ def rename_columns(
                     f"{source}: has no column {name_in_file!r} (given for {name}), since it occurs {len(numbered)} times; "
                     f"choose one of: {', '.join(numbered)}"
                 )
+            constant = (
+                f"; for one value in all runs, give --constant {name}={name_in_file} or "
+                f"constants={{{name!r}: {name_in_file!r}}}"
+            )
             raise DataError(
-                f"{source}: has no column {name_in_file!r} (given for {name}); {nearest(name_in_file, names)}; for one "
-                f"value in all runs, give --constant {name}={name_in_file} or constants={{{name!r}: {name_in_file!r}}}"
+                f"{source}: has no column {name_in_file!r} (given for {name}); {nearest(name_in_file, names)}"
+                f"{constant if COLUMNS[name].kind == LABEL else ''}"
             )
     mapped = {name: table[name_in_file] for name, name_in_file in columns.items()}
     kept = table.drop(columns=list(set(columns.values()) - set(columns)))
@@ -165,6 +170,11 @@ def rename_columns(
 def _missing_text(missing: Collection[str], names: Collection[str], source: str) -> str:
     guessed = guess_columns(names)
     guessed |= {name: twins[0] for name in missing if (twins := _numbered(name, names))}
+    if any(WANDB_CHART.search(name) for name in names):
+        return (
+            f"{source}: lacks {', '.join(missing)}; it looks like the export of a W&B chart, with one column per run; "
+            "export the table of the runs instead, with one row per run"
+        )
     pairs = ",".join(f"{name}={guessed.get(name, 'NAME')}" for name in missing)
     meanings = "; ".join(f"{name}: {COLUMNS[name].meaning}" for name in missing)
     python = ", ".join(f"{name!r}: {guessed.get(name, 'NAME')!r}" for name in missing)
@@ -216,10 +226,10 @@ def describe_columns(names: Sequence[str]) -> str:
 def _key(name: str) -> str:
     """Return the last part of a nested name without case and signs: `eval/loss` and `Loss` give `loss`.
 
-    Of a name that ends with `.name`, such as `family.name`, it is the part before.
+    Of a name that ends with `.name` or `.value`, such as `family.name`, it is the part before.
     """
     *outer, last = re.split(r"[./]", name.strip())
-    if outer and last.lower() == "name":
+    if outer and last.lower() in ("name", "value"):
         last = outer[-1]
     return re.sub(r"[\s_-]+", "", last).lower()
 
@@ -255,7 +265,7 @@ def check_values(
         value = "empty" if is_empty[bad[0]] else repr(values.tolist()[bad[0]])
         example = f"{shown}={value} in {table.index[bad[0]]}"
         if name not in optional:
-            advice = number_advice(values.iloc[bad[0]]) if column.kind in NUMBERS else ""
+            advice = _advice(values.tolist()[bad[0]], shown, column.kind)
             raise DataError(f"{source}: {example}: must be {column.kind} for {name}{advice}")
         if not is_empty.all():
             notes.append(f"column {shown} is not used: {example} is not {column.kind}")
@@ -266,6 +276,15 @@ def check_values(
         seeds[unknown] = [f"unknown, {place}" for place in table.index[unknown]]
         checked["seed"] = seeds.infer_objects()
     return table.assign(**checked), notes
+
+
+def _advice(value: Any, shown: str, kind: str) -> str:
+    """Return how to give a value that is refused, to append to a message."""
+    if isinstance(value, dict) and value:
+        return (
+            f"; it has fields, so give one of them: {', '.join(f'{shown}.{key}' for key in value)}"
+        )
+    return number_advice(value) if kind in NUMBERS else ""
 
 
 def _is_valid(value: Any, kind: str) -> bool:

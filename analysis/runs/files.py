@@ -6,6 +6,7 @@ All readers return text labels of the columns, and an index that says where each
 
 from __future__ import annotations
 
+import ast
 import bz2
 import csv
 import gzip
@@ -44,6 +45,7 @@ SUPPORTED = f"{', '.join(FORMATS)}, also with {', '.join(DECOMPRESS)}"
 DELIMITERS = (",", "\t", ";", "|")
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 NEWLINE = re.compile(r"\r\n|\r|\n")  # not str.splitlines, which splits text at U+2028 too
+EXCEL_SEPARATOR = re.compile(r"sep=.\s*$", re.MULTILINE | re.IGNORECASE)
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}([.,]\d{3})+")
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.IGNORECASE)
 UNREADABLE = (
@@ -87,16 +89,18 @@ def read_file(path: Path) -> pd.DataFrame:
             table = _read_parquet(content)
         else:
             text = _decode(content)
-            table = _read_text(text) if kind == TEXT else _read_json(text)
+            table = _expanded(_read_text(text)) if kind == TEXT else _read_json(text)
     except UNREADABLE as error:
         raise DataError(f"{path}: not a readable table ({_first_line(error)})") from None
     return table
 
 
 def _decode(content: bytes) -> str:
-    """Decode UTF-8, UTF-16 with a byte order mark (Excel's Unicode text), or else Windows-1252."""
+    """Decode UTF-8, UTF-16 (Excel's Unicode text; without a byte order mark it has NUL bytes), or else Windows-1252."""
     if content.startswith(UTF16_MARKS):
         return content.decode("utf-16")
+    if content[:2].count(0) == 1:
+        return content.decode("utf-16-be" if content[0] == 0 else "utf-16-le")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -125,9 +129,10 @@ def _read_text(text: str) -> pd.DataFrame:
 
 
 def _header_start(text: str) -> tuple[int, str]:
-    """Return the place of the header and its delimiter, after empty lines and comments.
+    """Return the place of the header and its delimiter, after empty lines, comments, titles and Excel's `sep=;`.
 
-    A line that starts with # is a comment, unless the next line has as many columns.
+    A line that starts with # is a comment, unless the next line has as many columns. A line of one column is a title if
+    the next one has several.
     """
     starts = [0, *(match.end() for match in NEWLINE.finditer(text))]
     ends = [*starts[1:], len(text)]
@@ -135,10 +140,15 @@ def _header_start(text: str) -> tuple[int, str]:
     lines = [_first_row(text[start:]) for start in places[:1]]
     for place, following in zip(places, [*places[1:], None], strict=True):
         delimiter, columns = lines[-1]
-        if following is None or not text.startswith("#", place):
+        if following is None:
+            return place, delimiter
+        is_comment = text.startswith("#", place)
+        if not (is_comment or columns == 1 or EXCEL_SEPARATOR.match(text, place)):
             return place, delimiter
         lines.append(_first_row(text[following:]))
-        if 1 < columns == lines[-1][1]:
+        if (is_comment and 1 < columns == lines[-1][1]) or (
+            not is_comment and columns == lines[-1][1] == 1
+        ):
             return place, delimiter
     raise ValueError("no header")
 
@@ -261,16 +271,63 @@ def _rows_of(content: Any) -> list[Any]:
     lengths = {len(value) for value in lists.values()}
     if lists and len(lists) == len(content) and len(lengths) == 1:  # one list per column
         return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+    if {"columns", "data"} <= set(lists):  # tables of W&B, and pandas with orient="split"
+        names = [str(name) for name in content["columns"]]
+        return [dict(zip(names, row, strict=True)) for row in content["data"]]
+    objects = [value for value in content.values() if isinstance(value, dict)]
+    if 1 < len(objects) == len(content) and len({frozenset(value) for value in objects}) == 1:
+        return _rows_of_objects(content)
     return [content]  # one run
 
 
+def _rows_of_objects(content: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of one object per column, with numbers of rows as keys (pandas), or of one object per run."""
+    rows = list(next(iter(content.values())))
+    if all(key.isdecimal() for key in rows):
+        return [{name: column[key] for name, column in content.items()} for key in rows]
+    return [dict(row) for row in content.values()]
+
+
 def flatten(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of a nested object by their keys joined with dots, and the inner objects themselves."""
-    for key, value in row.items():
-        name = f"{prefix}{key}"
+    """Yield the values of a nested object by their keys joined with dots, and the inner objects themselves.
+
+    W&B stores a value of a config as {"value": ..., "desc": ...}: the name of such an object stands for its value. A
+    text that holds an object, as in a table of W&B's export example, counts as the object.
+    """
+    for key, given in row.items():
+        name, value = f"{prefix}{key}", _parsed(given)
         if isinstance(value, dict) and value:
             yield from flatten(value, f"{name}.")
+            value = value["value"] if {"value"} <= set(value) <= {"value", "desc"} else value
         yield name, value
+
+
+def _parsed(value: Any) -> Any:
+    """Return the object that a text holds, in the notation of JSON or Python; any other value as it is."""
+    if not (isinstance(value, str) and value.startswith("{") and value.endswith("}")):
+        return value
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, dict):
+            return {str(key): inner for key, inner in found.items()}
+    return value
+
+
+def _expanded(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with the fields of columns that hold objects as text, such as `config.lr`, after the others."""
+    parts = [table]
+    for name in table:
+        cells = table[name].map(_parsed)
+        if any(isinstance(cell, dict) for cell in cells):
+            fields = [dict(flatten({str(name): cell})) for cell in cells]
+            parts.append(pd.DataFrame(fields, index=table.index).drop(columns=name))
+    if len(parts) == 1:
+        return table
+    expanded = pd.concat(parts, axis=1)
+    return expanded.loc[:, ~expanded.columns.duplicated()]
 
 
 def _read_parquet(content: bytes) -> pd.DataFrame:

@@ -24,6 +24,7 @@ from analysis.runs.validate import (
     is_complete,
     label_column,
     label_warnings,
+    loss_ratio_warnings,
     loss_warnings,
     partner_warnings,
     positive_columns,
@@ -148,6 +149,8 @@ def prepare(
     warnings += notes + partner_warnings(
         prepared["family"], prepared["rung"], prepared["tokens"].to_numpy(), labels
     )
+    # Runs of slm have one unit, and on a task that needs depth very different losses.
+    warnings += [] if "recipe_id" in table else loss_ratio_warnings(prepared)
     prepared = _sorted_rows(prepared)
     deep, wide = _deep_and_wide(prepared, deep, wide)
     return Study(prepared, deep, wide, columns.n, tuple(others), tuple(warnings))

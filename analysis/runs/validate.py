@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,10 @@ from slm.errors import DataError
 from slm.rounding import exceeds
 
 LARGEST_VOCABULARY = 2**18
-FLAGS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+FLAGS = {
+    **dict.fromkeys(("yes", "y", "true", "t", "on", "1"), True),
+    **dict.fromkeys(("no", "n", "false", "f", "off", "0"), False),
+}
 SMALLEST_N, FEWEST_TOKENS = 1e4, 1e5  # below them N and tokens look like millions or billions
 MAX_FLOPS_ERROR = 1.25  # factor between flops and 6 n_flop tokens, which are equal by definition
 MAX_FLOPS_RATIO = 2.0  # the same for another definition of N, without attention or embeddings
@@ -25,6 +30,7 @@ MAX_FLOPS_SPREAD = 2.0  # largest over smallest ratio of flops to 6 N tokens
 MOST_FLOPS = 30.0  # factor between flops and 6 N tokens in either direction, beyond which they contradict each other
 LEAST_RATIO, LARGEST_RATIO = 1e-2, 1e9  # of tokens to N, for any training run
 SUSPICIOUS_RATIO = 1e5
+MAX_LOSS_RATIO = 1.3  # between two families at equal size and tokens
 SMALLEST_LOG10, LARGEST_LOG10 = 3.0, 30.0
 MAX_POWER = 300  # of ten, in a float
 FLOPS_UNITS = {-9: "GFLOPs", -12: "TFLOPs", -15: "PFLOPs", -18: "EFLOPs"}
@@ -44,8 +50,13 @@ NO_NUMBER = (
     "null",
 )
 NUMBER_ADVICE = "write 125M as 1.25e8, without thousands separators"
+INVISIBLE = re.compile(
+    "[\u200b\u200c\u200d\u2060\ufeff]"
+)  # zero-width characters of web pages and spreadsheets
+NAMES_OF_EXTREMES = re.compile(r"(?<![a-z])(min|max|best|lowest)(?![a-z])", re.IGNORECASE)
 NAMES_OF_BITS = re.compile(r"bpc|bpb|bpt|(?<![a-z])bits?(?![a-z])", re.IGNORECASE)
 NAMES_OF_PERPLEXITY = re.compile(r"ppl|perplexity", re.IGNORECASE)
+LOSS_ADVICE = "if these are perplexities, pass their logarithm; if bits, multiply by ln 2"
 SUSPICIOUS_LOSS = math.log(50_257)  # nats; loss of a uniform guess over GPT-2's vocabulary
 
 
@@ -96,8 +107,8 @@ def label_column(name: str, values: Any, length: int) -> NDArray[Any]:
 
 
 def stripped(value: Any) -> Any:
-    """Return text without surrounding spaces, and any other value as it is."""
-    return value.strip() if isinstance(value, str) else value
+    """Return text without surrounding spaces and invisible characters, and any other value as it is."""
+    return INVISIBLE.sub("", value).strip() if isinstance(value, str) else value
 
 
 def is_missing(value: Any) -> bool:
@@ -117,10 +128,14 @@ def number_advice(value: Any) -> str:
 
 
 def loss_name_notes(name: str) -> list[str]:
-    """Return a note if the name of a column of losses is that of bits or of perplexities."""
+    """Return a note if the name of a column of losses is that of bits, of perplexities, or of an extreme."""
     if NAMES_OF_BITS.search(name):
         return [
             f"column {name}: losses must be nats per token; if these are bits, multiply by ln 2"
+        ]
+    if found := NAMES_OF_EXTREMES.search(name):
+        return [
+            f"column {name}: losses must be the final ones; a {found[0].lower()} over steps or over a group of runs is biased"
         ]
     if NAMES_OF_PERPLEXITY.search(name):
         return [
@@ -167,7 +182,8 @@ def label_warnings(name: str, labels: Iterable[str]) -> Iterator[str]:
     """Yield a warning for labels that differ in case or spaces only."""
     spellings: dict[str, list[str]] = {}
     for label in dict.fromkeys(labels):
-        spellings.setdefault("".join(label.lower().split()), []).append(label)
+        plain = unicodedata.normalize("NFKC", label).casefold()
+        spellings.setdefault("".join(plain.split()), []).append(label)
     for alike in spellings.values():
         if len(alike) > 1:
             different = " and ".join(repr(label) for label in alike)
@@ -209,8 +225,19 @@ def _count_warnings(
             f"{tokens_shown} is {ratio:.3g} times {n_shown} (median): one of them has another unit; give both as counts, "
             "for example 1.5e8 instead of 150 millions"
         )
+    low, high = (int(row) for row in (np.argmin(tokens / n), np.argmax(tokens / n)))
+    if exceeds(LEAST_RATIO, tokens[low] / n[low]):
+        raise DataError(
+            f"{tokens_shown}={tokens[low]:.4g} and {n_shown}={n[low]:.4g} of a run: one of them has another unit than in "
+            "the other runs; give both as counts"
+        )
     if ratio > SUSPICIOUS_RATIO:
         yield f"{tokens_shown} is {ratio:.3g} times {n_shown} (median); check their units"
+    elif tokens[high] / n[high] > SUSPICIOUS_RATIO:
+        yield (
+            f"{tokens_shown}={tokens[high]:.4g} and {n_shown}={n[high]:.4g} of a run, a ratio of "
+            f"{tokens[high] / n[high]:.3g}; check their units"
+        )
     if flops is None:
         return
     if text := flops_contradiction(n_shown, n, tokens, flops, flops_shown):
@@ -225,8 +252,16 @@ def _count_warnings(
         )
 
 
+def _are_sixths(values: Floats) -> bool:
+    return bool(np.allclose(6 * values, np.round(6 * values), rtol=0, atol=1e-6))
+
+
 def _small_counts(columns: Mapping[str, tuple[Floats, float]]) -> Iterator[str]:
-    """Yield a warning if the values of one column are below its limit; refuse logarithms, and values far below."""
+    """Yield a warning if the values of one column are below its limit.
+
+    Logarithms, values far below the limit and fractions of millions are refused: a count is a whole number, and n_flop
+    a sixth of one.
+    """
     small = {
         name: (values, limit)
         for name, (values, limit) in columns.items()
@@ -238,9 +273,12 @@ def _small_counts(columns: Mapping[str, tuple[Floats, float]]) -> Iterator[str]:
     for values, _ in small.values():
         if _looks_like_log10(values):
             raise DataError(
-                f"{ranges}, which looks like log10; give the count itself, 10 to its power"
+                f"{ranges}, which looks like log10 or ln; give the count itself, 10 or e to its power"
             )
-    if len(small) > 1 or any(exceeds(limit / 10, values.max()) for values, limit in small.values()):
+    if len(small) > 1 or any(
+        exceeds(limit / 10, values.max()) or not _are_sixths(values)
+        for values, limit in small.values()
+    ):
         raise DataError(
             f"{ranges}: too small for a count; multiply millions by 1e6 and billions by 1e9"
         )
@@ -297,27 +335,45 @@ def partner_warnings(family: Any, rung: Any, tokens: Floats, tokens_per_param: F
     return [f"{found}; run the other family at these tokens, or remove these runs"]
 
 
+def check_unit_of_loss(loss: Floats, place: str = "") -> None:
+    """Refuse losses that are too large for nats per token; `place`: start of the message."""
+    if exceeds(median := float(np.median(loss)), math.log(LARGEST_VOCABULARY)):
+        raise DataError(
+            f"{place}a median loss of {median:g} is worse than a uniform guess over {LARGEST_VOCABULARY} "
+            f"tokens, so it is not nats per token; {LOSS_ADVICE}"
+        )
+
+
+def loss_ratio_warnings(table: pd.DataFrame) -> list[str]:
+    """Return a warning if the losses of two families at equal rung and tokens differ too much for one unit."""
+    cells = table.pivot_table("loss_nats_per_token", ["rung", "tokens"], "family", sort=False)
+    for one, other in combinations(cells.columns, 2):
+        ratio = float((cells[one] / cells[other]).median())
+        small, large = (one, other) if ratio < 1 else (other, one)
+        if exceeds(abs(math.log(ratio)), math.log(MAX_LOSS_RATIO)):
+            return [
+                f"losses of {large} are {max(ratio, 1 / ratio):.3g} times those of {small} at equal size and tokens (median); "
+                "check that both are in nats per token (1/ln 2 = 1.443 times as large in bits), on the same text and tokenizer"
+            ]
+    return []
+
+
 def loss_warnings(loss: Floats, vocab_size: int | None = None) -> list[str]:
     """Return warnings if the losses look too large for nats per token.
 
     Raises:
         DataError: if they cannot be nats per token: above ln(vocab_size), the loss of a uniform guess.
     """
-    advice = "if these are perplexities, pass their logarithm; if bits, multiply by ln 2"
     worst = float(loss.max())
     if vocab_size is not None and exceeds(worst, math.log(vocab_size)):
         raise DataError(
             f"loss={worst:g}: cannot exceed ln({vocab_size}) = {math.log(vocab_size):.2f} nats per token "
-            f"after training; {advice}"
+            f"after training; {LOSS_ADVICE}"
         )
-    if exceeds(median := float(np.median(loss)), math.log(LARGEST_VOCABULARY)):
-        raise DataError(
-            f"a median loss of {median:g} is worse than a uniform guess over {LARGEST_VOCABULARY} "
-            f"tokens, so it is not nats per token; {advice}"
-        )
+    check_unit_of_loss(loss)
     if exceeds(worst, SUSPICIOUS_LOSS):
         return [
             f"losses up to {worst:.2f} are high for nats per token (a uniform guess over 50,257 tokens "
-            f"has {SUSPICIOUS_LOSS:.2f}); {advice}"
+            f"has {SUSPICIOUS_LOSS:.2f}); {LOSS_ADVICE}"
         ]
     return []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.compare import holdout
 from analysis.compare.exponents import (
     equivalence_p,
     exponent_difference_of,
@@ -18,7 +20,12 @@ from analysis.compare.exponents import (
 )
 from analysis.compare.holdout import hold_out
 from analysis.fit.isoflop import fit_isoflop
-from analysis.fit.resampling import cluster_weights, jackknife_error
+from analysis.fit.resampling import (
+    Replicates,
+    cluster_bootstrap,
+    cluster_weights,
+    jackknife_error,
+)
 from analysis.learning_rate.audit import Audit, audit_learning_rates, parse_audit
 from analysis.runs.study import Columns, Study, prepare
 from slm.errors import DataError
@@ -93,6 +100,41 @@ def test_the_largest_size_is_predicted() -> None:
         few.table[few.table["rung"] < 4].reset_index(drop=True), "deep", "wide", "n_flop", ()
     )
     assert hold_out(small).passed is None
+
+
+def test_a_hold_out_that_other_resamples_could_decide_otherwise_is_borderline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = study_of(tau=0.005, sigma=SIGMA)
+    sizes: list[int] = []
+
+    def counting(*arguments: Any, replicates: int, seed: int) -> Replicates:
+        sizes.append(replicates)
+        return cluster_bootstrap(*arguments, replicates=20, seed=seed)
+
+    monkeypatch.setattr(holdout, "cluster_bootstrap", counting)
+    monkeypatch.setattr(holdout, "MONTE_CARLO_ERRORS", 0.0)
+    assert hold_out(study).status == "passed" and sizes == [200]
+    monkeypatch.setattr(holdout, "MONTE_CARLO_ERRORS", 1e6)
+    found = hold_out(study)
+    assert sizes == [200, 200, 2000]
+    assert (found.status, found.passed, found.is_borderline) == ("borderline", None, True)
+    assert found.reasons[0].startswith("0 to 3 of 3 cells of deep are outside: a loss is ")
+    assert "within the Monte-Carlo error of 2000 resamples" in found.reasons[1]
+    last = study.table["rung"] == 7
+    study.table.loc[last & (study.table["family"] == "deep"), "loss_nats_per_token"] += 0.3
+    monkeypatch.setattr(holdout, "MONTE_CARLO_ERRORS", 3.0)
+    assert hold_out(study).status == "FAILED" and sizes[3:] == [200]
+
+
+def test_resamples_do_not_depend_on_codes_of_shapes_and_families() -> None:
+    known = fitted(study_of(tau=0.005, sigma=SIGMA))
+    clusters, family = known.shape, known.problem.points.family
+    first, second = (
+        cluster_bootstrap(known.problem, known.theta, one, two, replicates=20).theta
+        for one, two in ((clusters, family), (clusters.max() - clusters, 1 - family))
+    )
+    assert first == pytest.approx(second, rel=1e-9)
 
 
 def test_isoflop_parabolas() -> None:

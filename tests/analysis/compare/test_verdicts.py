@@ -110,6 +110,9 @@ class TestRules:
     def test_conditions_are_named(self) -> None:
         hold_out = HoldOut(passed=False, reasons=("3 of 3 cells of deep are outside",))
         found = decide(Evidence(block(is_matched=False, largest_q=0.2), hold_out=hold_out))
+        doubt = HoldOut(is_borderline=True, reasons=("1 to 2 of 3 cells of deep are outside",))
+        conditions = " ".join(decide(Evidence(block(), hold_out=doubt)).conditions)
+        assert "the largest size is borderline (1 to 2 of 3 cells" in conditions
         text = " ".join(found.conditions)
         for part in (
             "given equal E",
