@@ -136,6 +136,10 @@ def _exit(message: str, code: int) -> NoReturn:
 def _missing_option(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = sorted(error.options or [])
-    near = nearest_name(option, options)
-    fix = (f"did you mean {near}? " if near else "") + f"options: {', '.join(options)}"
+    ratio = option.removeprefix("aspect_")
+    if group == "family" and ratio != option and ratio.replace(".", "", 1).isdecimal():
+        fix = f"use family=aspect family.aspect_ratio={ratio}"
+    else:
+        near = nearest_name(option, options)
+        fix = (f"did you mean {near}? " if near else "") + f"options: {', '.join(options)}"
     return str(ConfigError([Problem(group or "config", option, "unknown option", fix)]))

@@ -113,7 +113,7 @@ def _check_shape_source(config: Config) -> Iterator[Problem]:
         fix = "set size, for example size=200k, or choose a preset such as model=tiny"
         yield Problem("size", None, "the config defines no shape", fix)
     elif config.family.aspect_ratio is None:
-        fix = "choose family=deep_thin, balanced or wide_shallow"
+        fix = "set it, or choose family=deep_thin, balanced or wide_shallow"
         yield Problem("family.aspect_ratio", None, "is needed to compute the shape from size", fix)
     elif config.ladder.d_head % 2:
         near = config.ladder.d_head + 1

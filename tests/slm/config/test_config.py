@@ -63,6 +63,11 @@ def test_all_problems_are_reported_at_once() -> None:
         ({"size": "80k"}, "model.n_layers", "conflicts with size=80000, from which"),
         ({"size": "80q"}, "size", "a number such as 200000, 200k or 1.5m"),
         ({"seed": True}, "seed", "must be a number"),
+        (
+            {"study": {"grid": {"optimizer": {"lr": [0.001, 0.002]}}}},
+            "study.grid.optimizer",
+            "('study.grid={optimizer.lr: [0.001,0.002]}')",
+        ),
         ({"study": {"families": "tiny"}}, "study.families", "must be a list (for example [tiny])"),
         (
             {"optimizer": {"global_batch_tokens": 100}},
