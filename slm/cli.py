@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -38,6 +39,8 @@ from slm.training.distributed.rank import (
 from slm.training.distributed.workers import joined_workers
 from slm.training.execute import train_all
 
+COMPOSERS = {"hydra", "omegaconf", "antlr4"}
+
 
 def run_app(main: Callable[[], Any]) -> NoReturn:
     """Run a Hydra app and exit the process.
@@ -64,18 +67,26 @@ def run_and_exit(main: Callable[[], Any]) -> NoReturn:
         _exit(f"a file in conf/ is not valid YAML: {error}", ConfigError.exit_code)
     except MissingConfigException as error:
         _exit(_missing_option(error), ConfigError.exit_code)
+    except OverrideParseException as error:
+        _exit(_invalid_override(error), ConfigError.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         reason = f": {error.__cause__}".partition("\n")[0] if error.__cause__ else ""
-        _exit(f"the configuration cannot be composed: {error}{reason}", ConfigError.exit_code)
+        message = "; ".join(str(error).splitlines()).replace("'++", "'")
+        _exit(f"the configuration cannot be composed: {message}{reason}", ConfigError.exit_code)
     except OSError as error:
         _exit(
             f"{describe_os_error(error)}; check the key that names it: runs_dir, cache_dir, out, ...",
             1,
         )
-    except ValueError as error:
-        if "Config group override" not in str(error):  # what Hydra raises for family=3
+    except Exception as error:
+        # Hydra and OmegaConf raise many types for wrong overrides: such as a ValueError for family=3.
+        if not _is_raised_by_hydra(error):
             raise
-        _exit(f"the configuration cannot be composed: {error}", ConfigError.exit_code)
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        _exit(
+            f"the configuration cannot be composed: {reason} (in one of: {_shown_overrides()})",
+            ConfigError.exit_code,
+        )
     except KeyboardInterrupt as stop:
         # A job of a multirun exits with the code of its signal: schedulers requeue by exit code.
         cause = stop.__cause__
@@ -133,9 +144,34 @@ def _exit(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def _invalid_override(error: OverrideParseException) -> str:
+    # The lines of the parser repeat the override and point to a column of it.
+    reason, *_ = error.message.splitlines()
+    cause = "" if error.override in reason else f" ({reason})"
+    shown = error.override.removeprefix("++") or error.override
+    rule = "not a valid override" + cause
+    return (
+        f"{shown}: {rule}; close quotes and brackets, and quote special characters: 'key=\"a=b\"'"
+    )
+
+
+def _is_raised_by_hydra(error: BaseException) -> bool:
+    """Return whether the innermost frame of the error belongs to the libraries that compose the config."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] in COMPOSERS
+
+
+def _shown_overrides() -> str:
+    return " ".join(argument.removeprefix("++") for argument in sys.argv[1:])
+
+
 def _missing_option(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = sorted(error.options or [])
-    near = nearest_name(option, options)
-    fix = (f"did you mean {near}? " if near else "") + f"options: {', '.join(options)}"
+    ratio = option.removeprefix("aspect_")
+    if group == "family" and ratio != option and ratio.replace(".", "", 1).isdecimal():
+        fix = f"use family=aspect family.aspect_ratio={ratio}"
+    else:
+        near = nearest_name(option, options)
+        fix = (f"did you mean {near}? " if near else "") + f"options: {', '.join(options)}"
     return str(ConfigError([Problem(group or "config", option, "unknown option", fix)]))

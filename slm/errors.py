@@ -25,6 +25,12 @@ class RunError(SlmError):
     """A run directory cannot be used: it is in use, damaged, or written by another config."""
 
 
+class LaunchError(SlmError):
+    """Environment variables that torchrun, srun or a pod sets for each process do not fit the command."""
+
+    exit_code = 2
+
+
 class InUse(RunError):
     """Another live process holds the lease of the run, on this or another machine."""
 

@@ -13,9 +13,14 @@ from slm.architecture.flops import flop_equivalent_params
 from slm.architecture.shapes import shape_key
 from slm.tracking.result import RunResult
 
-CHANCE_SPIKES = 1 / 740  # per logged loss, of normal noise (`slm.tracking.spikes`)
+CHANCE_SPIKES = (
+    1 / 60
+)  # per logged loss, of noise with the tails of Student's t with 5 degrees of freedom
+MIN_LOGGED = (
+    100  # losses; in shorter runs the robust standard deviation is too uncertain to judge by
+)
 LOGGED_EVERY = 10  # steps; default of trainer.log_every_steps
-UNUSUAL = 0.01  # probability of so many spikes by chance
+UNUSUAL = 0.001  # probability of so many spikes by chance
 ARCHITECTURE = ("tied", "mlp", "qk_norm", "layer_sharing", "d_head")
 
 
@@ -44,9 +49,15 @@ def unusual_spikes(results: Sequence[RunResult]) -> list[bool]:
     for result in results:
         batch = (result.seed, result.batch_tokens, result.data_fingerprint)
         own = sum(len(shapes[*batch, step]) == 1 for step in result.loss_spikes)
-        chance = special.bdtrc(own - 1, result.steps // every, CHANCE_SPIKES) if own else 1.0
-        unusual.append(bool(chance < UNUSUAL))
+        unusual.append(are_unusual(own, result.steps // every))
     return unusual
+
+
+def are_unusual(spikes: int, logged: int) -> bool:
+    """Return whether a run of `logged` losses has more spikes than noise explains, which flags < 1% of clean runs."""
+    if not spikes or logged < MIN_LOGGED:
+        return False
+    return bool(special.bdtrc(spikes - 1, logged, CHANCE_SPIKES) < UNUSUAL)
 
 
 def _row(result: RunResult) -> dict[str, object]:

@@ -39,6 +39,8 @@ class TrainReturn(JobReturn):
     """Return of a job that ran in its own process; the result is read from its run directory on demand."""
 
     error: RunError | None = None
+    failure: str = ""
+    """Last line of the output of a job that failed; empty if it finished, diverged or was interrupted."""
     read_loss: Callable[[], float | None] = lambda: None
 
     @property
@@ -87,7 +89,7 @@ class TrainLauncher(Launcher):
             raise ConfigError(problems)
         return kind(**self._given)
 
-    def finish_job(self, place: str, overrides: Sequence[str], outcome: Outcome) -> JobReturn:
+    def finish_job(self, place: str, overrides: Sequence[str], outcome: Outcome) -> TrainReturn:
         """Log the end of a job and return its status; `place` identifies it in the log."""
         code, line = outcome.exit_code, outcome.last_line
         specs = self._specs(overrides)
@@ -109,6 +111,7 @@ class TrainLauncher(Launcher):
             shown = "\n".join(f"    {line}" for line in outcome.lines[-SHOWN_LINES:])
             reason = "" if code is None else f" with {describe_exit(code)}"
             log.error("%s: FAILED%s\n%s", name, reason, shown)
+            return failed_return(overrides, line, failure=line)
         return failed_return(overrides, line)
 
     def _specs(self, overrides: Sequence[str]) -> list[RunSpec]:
@@ -156,11 +159,11 @@ def compose_job(context: HydraContext, config: DictConfig, overrides: Sequence[s
     return job
 
 
-def failed_return(overrides: Sequence[str], message: str) -> JobReturn:
-    """Return the status of a failed job whose error has been logged."""
+def failed_return(overrides: Sequence[str], message: str, failure: str = "") -> TrainReturn:
+    """Return the status of a job that did not finish, whose error has been logged."""
     error = RunError(message)
     error.was_shown = True
-    return TrainReturn(list(overrides), status=JobStatus.FAILED, error=error)
+    return TrainReturn(list(overrides), status=JobStatus.FAILED, error=error, failure=failure)
 
 
 def check_extra(launcher: str, module: str) -> None:

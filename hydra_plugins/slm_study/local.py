@@ -17,17 +17,20 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 
 from hydra_plugins.slm_study._command import Outcome, TrainCommand
 from hydra_plugins.slm_study._launcher import TrainLauncher, failed_return, signals_as_interrupt
 from hydra_plugins.slm_study._settings import LocalSettings
-from slm.errors import ConfigError, InUse, Problem
+from slm.errors import ConfigError, Problem
 from slm.formatting import count
 from slm.tracking.environment import available_cores
 from slm.training.distributed.rank import check_single_process
 
 log = logging.getLogger("slm")
+COMMON_FAILURES = (
+    2  # jobs of a study that fail with the same error before any succeeds: no further job starts
+)
 
 
 class LocalLauncher(TrainLauncher):
@@ -41,7 +44,9 @@ class LocalLauncher(TrainLauncher):
         super().__init__(**settings)
         self._started: list[subprocess.Popen[bytes]] = []
         self._lock = threading.Lock()
-        self._failed = self._ended = 0
+        self._ended = self._skipped = 0
+        self._failures: list[str] = []
+        self._has_success = False
         self._reporting = threading.Lock()
         self._concurrent_jobs = 1
 
@@ -59,14 +64,15 @@ class LocalLauncher(TrainLauncher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run all jobs; a failed job does not stop the others.
+        """Run all jobs; a failed job does not stop the others, unless the first ones fail with the same error.
 
         Raises:
             ConfigError: if a job needs more GPUs than there are.
         """
         check_single_process(os.environ)
         slots = self._slots()
-        total, self._ended = len(job_overrides), 0
+        total, self._ended, self._skipped = len(job_overrides), 0, 0
+        self._failures, self._has_success = [], False
         at_once = min(slots.qsize(), self.settings.n_jobs or slots.qsize())
         self._concurrent_jobs = min(at_once, total)
         log.info("%s, %d at once, each in its own process", count(total, "job"), at_once)
@@ -75,10 +81,13 @@ class LocalLauncher(TrainLauncher):
                 pool.submit(self._run, overrides, total, slots) for overrides in job_overrides
             ]
             try:
-                return [future.result() for future in futures]
+                returns = [future.result() for future in futures]
             except KeyboardInterrupt:
                 self._stop()
                 raise
+        if self._skipped:
+            log.error("%s; %s not started", self._stop_reason(), count(self._skipped, "job"))
+        return returns
 
     def _slots(self) -> queue.SimpleQueue[str | None]:
         """Return one entry per concurrent job: its GPUs, or None if CUDA_VISIBLE_DEVICES stays as it is."""
@@ -131,21 +140,34 @@ class LocalLauncher(TrainLauncher):
     ) -> JobReturn:
         gpus = slots.get()
         try:
-            if self._stopping.is_set() or self._has_too_many_failures():
+            if self._stopping.is_set():
+                return failed_return(overrides, "not started")
+            if self._stop_reason():
+                with self._lock:
+                    self._skipped += 1
                 return failed_return(overrides, "not started")
             outcome = self._run_process(overrides, gpus)
-            is_failure = outcome.exit_code not in {0, InUse.exit_code}
+            with self._reporting:  # so that the numbers are logged in order
+                self._ended += 1
+                done = self.finish_job(f"[{self._ended}/{total}]", overrides, outcome)
             with self._lock:
-                self._failed += is_failure and not self._stopping.is_set()
+                self._has_success |= done.status == JobStatus.COMPLETED
+                if done.failure:
+                    self._failures.append(done.failure)
         finally:
             slots.put(gpus)
-        with self._reporting:  # so that the numbers are logged in order
-            self._ended += 1
-            return self.finish_job(f"[{self._ended}/{total}]", overrides, outcome)
+        return done
 
-    def _has_too_many_failures(self) -> bool:
-        limit = self.config.study.max_failures
-        return limit is not None and self._failed >= limit
+    def _stop_reason(self) -> str:
+        """Return why no further job starts: study.max_failures, or an error that all cells of a study share."""
+        failures, limit = self._failures, self.config.study.max_failures
+        if limit is not None and len(failures) >= limit:
+            return f"study.max_failures={limit} reached"
+        is_study = self.config.hydra.job.config_name == "sweep"
+        is_common = len(failures) >= COMMON_FAILURES and len(set(failures)) == 1
+        if is_study and is_common and not self._has_success:
+            return f"stopped: the first {len(failures)} jobs failed with the same error"
+        return ""
 
     def _run_process(self, overrides: Sequence[str], gpus: str | None) -> Outcome:
         devices = self.config.trainer.devices

@@ -38,6 +38,9 @@ ACTIONS = {
 }
 
 
+ON_THIS_MACHINE = {"local", "basic"}  # launchers
+
+
 class StudySweeper(Sweeper):
     """Sweeper that sends `max_batch_size` jobs at a time to the launcher.
 
@@ -61,6 +64,7 @@ class StudySweeper(Sweeper):
         from slm.config.hydra import load_composed_config
         from slm.studies.cells import check_not_all_diverged
         from slm.studies.checks import check_study
+        from slm.studies.preparation import prepare_corpora
 
         check_single_process(os.environ)
         _check_overrides(arguments)
@@ -81,6 +85,8 @@ class StudySweeper(Sweeper):
         error = None
         if action in (None, "run"):
             _check_design(cells)
+            if self._launcher_name in ON_THIS_MACHINE:
+                prepare_corpora(cells)
             if config.study.lr_policy == "tuned":
                 self._tune(config)
                 cells = self._cells(config)
@@ -137,10 +143,11 @@ class StudySweeper(Sweeper):
     def _run(self, cells: Sequence[Any]) -> Exception | None:
         """Run the unfinished cells; return an error that lists the failed cells, or None."""
         from slm.studies.plan_tables import design_warnings, format_totals
+        from slm.studies.scheduler import format_remaining
 
         config = cells[0].spec.config
-        remaining = sum(not cell.is_done for cell in cells)
-        log.info("%s; %d to run", format_totals(cells), len(cells) if config.rerun else remaining)
+        remaining = format_remaining(cells, config.rerun, config.study.retry_failed)
+        log.info("%s; %s", format_totals(cells), remaining)
         for warning in design_warnings(cells):
             log.info("%s", warning)
         try:
@@ -157,7 +164,11 @@ class StudySweeper(Sweeper):
     def _batch(self) -> int | None:
         if self.max_batch_size is not None:
             return self.max_batch_size
-        return 1 if self.config.hydra.runtime.choices["hydra/launcher"] == "basic" else None
+        return 1 if self._launcher_name == "basic" else None
+
+    @property
+    def _launcher_name(self) -> str:
+        return str(self.config.hydra.runtime.choices["hydra/launcher"])
 
 
 def _check_design(cells: Sequence[Any]) -> None:

@@ -7,7 +7,7 @@ one line with the key, the value, the rule and a fix.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pydantic
@@ -65,6 +65,10 @@ def _to_problem(error: Any) -> tuple[Problem, str]:
         near = nearest_name(str(error["input"]), choices_of(field), cutoff=0.5)
         fix = f"did you mean {near}?" if near else ""
         return Problem(key, value, f"must be {error['ctx']['expected']}", fix), field
+    if error["type"] == "tuple_type" and field == "study.grid" and isinstance(value, Mapping):
+        inner = ", ".join(f"{k}: {_shown(v)}" for k, v in _leaves(value, key.split(".", 2)[2]))
+        rule = "the dots of a key of study.grid make a table; quote the whole grid"
+        return Problem(key, value, rule, f"'study.grid={{{inner}}}'"), field
     if error["type"] == "tuple_type":
         is_scalar = isinstance(value, (str, int, float))
         fix = f"for example [{value}]" if is_scalar else ""
@@ -73,6 +77,22 @@ def _to_problem(error: Any) -> tuple[Problem, str]:
         return Problem(key, value, str(error["ctx"]["error"])), field
     rule = str(error["msg"]).removeprefix("Input ").replace("should be", "must be")
     return Problem(key, value, rule), field
+
+
+def _leaves(table: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys of a nested table with their values."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}.{key}")
+        else:
+            yield f"{prefix}.{key}", value
+
+
+def _shown(values: Any) -> str:
+    """Format a value, or a list of values, as in an override."""
+    if isinstance(values, list):
+        return "[" + ",".join(map(_shown, values)) + "]"
+    return str(values).lower() if isinstance(values, bool) else str(values)
 
 
 def _is_type_tag(part: object) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
+from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +17,7 @@ from slm.errors import Problem
 COMMIT = re.compile("[0-9a-f]{40}")
 HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 MIN_BPE_VOCAB_SIZE = 257  # 256 bytes and the end-of-text token
+MAX_DIVISOR = 100_000  # the search for the nearest divisor takes milliseconds
 EVEN_D_HEAD = "must be even, because RoPE rotates pairs of dimensions"
 KEYS_OF_SOURCES = sorted({key for keys in KEYS_READ_BY_SOURCE.values() for key in keys})
 SHAPE_KEYS = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_ff")
@@ -56,7 +58,7 @@ def _guard(section: Any, invalid: Collection[str]) -> Any:
     copied: Any = object.__new__(kind)
     copied.__dict__.update(section.__dict__)
     for name, rests in inner.items():
-        if name not in unreadable and name in copied.__dict__:
+        if name not in unreadable and is_dataclass(copied.__dict__.get(name)):
             copied.__dict__[name] = _guard(copied.__dict__[name], rests)
     return copied
 
@@ -113,7 +115,7 @@ def _check_shape_source(config: Config) -> Iterator[Problem]:
         fix = "set size, for example size=200k, or choose a preset such as model=tiny"
         yield Problem("size", None, "the config defines no shape", fix)
     elif config.family.aspect_ratio is None:
-        fix = "choose family=deep_thin, balanced or wide_shallow"
+        fix = "set it, or choose family=deep_thin, balanced or wide_shallow"
         yield Problem("family.aspect_ratio", None, "is needed to compute the shape from size", fix)
     elif config.ladder.d_head % 2:
         near = config.ladder.d_head + 1
@@ -295,7 +297,7 @@ def _check_schedule(config: Config) -> Iterator[Problem]:
 
 
 def _nearest_divisor(number: int, target: int) -> int:
-    divisors = (n for n in range(1, number + 1) if number % n == 0)
+    divisors = (n for n in range(1, min(number, MAX_DIVISOR) + 1) if number % n == 0)
     return min(divisors, key=lambda n: abs(n - target))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 
 from slm.errors import RunError
 from slm.formatting import count
@@ -15,6 +16,7 @@ from slm.tracking.lease import Owner
 
 log = logging.getLogger("slm")
 POLL_SECONDS = 2.0
+RETRY = "study.retry_failed=true"
 Launch = Callable[[Sequence[Job]], None]
 
 
@@ -82,6 +84,20 @@ def _needs_launch(job: Job, rerun: bool, retry_failed: bool) -> bool:
     )
 
 
+def format_remaining(cells: Sequence[Cell], rerun: bool, retry_failed: bool) -> str:
+    """Return, for example, `3 to run, 2 failed earlier (study.retry_failed=true retries them)`."""
+    launched = [
+        cell
+        for job in jobs_of(cells)
+        if _needs_launch(job, rerun, retry_failed)
+        for cell in job.cells
+        if rerun or not cell.is_done
+    ]
+    skipped = 0 if rerun else sum(not cell.is_done for cell in cells) - len(launched)
+    text = f"{len(launched)} to run"
+    return f"{text}, {skipped} failed earlier ({RETRY} retries them)" if skipped else text
+
+
 def _is_done(job: Job) -> bool:
     return all(cell.is_done for cell in job.cells)
 
@@ -115,17 +131,32 @@ def _check_finished(cells: Sequence[Cell]) -> None:
         if cell.state == "diverged":
             log.warning("diverged: %s -> %s", display_name(cell.spec), cell.run.path)
     unfinished = [cell for cell in cells if not cell.is_done]
-    if not unfinished:
-        return
-    lines = [f"{len(unfinished)} of {len(cells)} cells did not finish:"]
+    if unfinished:
+        raise RunError("\n".join(_describe_unfinished(unfinished, len(cells))))
+
+
+def _describe_unfinished(unfinished: Sequence[Cell], total: int) -> Iterator[str]:
+    """Yield a line per cell, each distinct error once, and the commands that continue."""
+    yield f"{len(unfinished)} of {count(total, 'cell')} did not finish:"
+    failed: dict[str, list[Cell]] = defaultdict(list)
+    others = []
     for cell in unfinished:
-        lines.append(f"  {cell.state}: {display_name(cell.spec)} -> {cell.run.path}")
-        reason = cell.run.failure()
-        if cell.state == "failed" and reason:
-            lines.append(f"      {reason}")
-    fixes = ["run the same command again to continue"]
-    if any(cell.state == "planned" for cell in unfinished):
-        fixes.insert(0, "planned cells did not start: see the errors above")
-    if _count_failed(cells):
-        fixes.append("add study.retry_failed=true to retry the failed cells")
-    raise RunError("\n".join([*lines, "; ".join(fixes)]))
+        if cell.state == "failed":
+            failed[cell.run.failure()].append(cell)
+        else:
+            others.append(cell)
+            yield _describe(cell)
+    for reason, cells in failed.items():
+        yield from map(_describe, cells)
+        if reason:
+            yield f"      {reason}"
+    if any(cell.state == "planned" for cell in others):
+        yield "planned cells did not start: see the errors above; then run the same command again"
+    elif others:
+        yield "run the same command again to continue"
+    if failed:
+        yield f"add {RETRY} to retry the failed cells; without it they are skipped"
+
+
+def _describe(cell: Cell) -> str:
+    return f"  {cell.state}: {display_name(cell.spec)} -> {cell.run.path}"

@@ -133,12 +133,14 @@ class RunDirectory:
     def claim(self, spec: RunSpec, *, rerun: bool = False) -> Iterator[None]:
         """Hold the lease of the run inside the `with` block, and record the state that the block ends in.
 
-        With `rerun`, first move an existing run to .superseded.
+        With `rerun`, first move an existing run to .superseded. A new directory is removed again after a ConfigError,
+        which is raised before the first step.
 
         Raises:
             InUse: if another live process holds the lease.
             RunError: if the directory contains a run of another config.
         """
+        is_new, is_unused = not self.path.exists(), False
         self.path.mkdir(parents=True, exist_ok=True)
         held = self.lease.take(self._refresh_status)
         try:
@@ -151,8 +153,16 @@ class RunDirectory:
             self._owner = {"host": socket.gethostname(), "pid": os.getpid()}
             with self._recorded_state(held):
                 yield
+        except ConfigError:
+            is_unused = is_new
+            raise
         finally:
+            if is_unused:
+                self._delete_files()
             held.release()
+            if is_unused:
+                with suppress(OSError):  # another process has taken the lease meanwhile
+                    self.path.rmdir()
 
     def _set_aside(self, held: HeldLease) -> HeldLease:
         """Move the whole directory to .superseded, and return the lease of a new, empty one."""
@@ -170,6 +180,12 @@ class RunDirectory:
         self.path.rename(aside)
         held.release()
         return aside
+
+    def _delete_files(self) -> None:
+        """Delete all files of the directory but the lock."""
+        for path in self.path.iterdir():
+            if path.is_file() and path != self.lease.path:
+                path.unlink(missing_ok=True)
 
     def _check_config(self, spec: RunSpec) -> None:
         """Raise a RunError that lists the differing keys if the directory belongs to a run with another config."""

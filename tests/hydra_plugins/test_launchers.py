@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from hydra_plugins.slm_study._command import Outcome
-from hydra_plugins.slm_study._launcher import TrainLauncher
+from hydra_plugins.slm_study._launcher import TrainLauncher, TrainReturn
 from hydra_plugins.slm_study.local import LocalLauncher
 from hydra_plugins.slm_study.ray import RayLauncher, check_reachable
 from hydra_plugins.slm_study.slurm import SlurmLauncher, read_outcome
@@ -130,14 +130,49 @@ def test_local_jobs_are_numbered_by_completion(monkeypatch: pytest.MonkeyPatch) 
             others_ended.acquire(timeout=10)
         return Outcome(0, ())
 
-    def finish(place: str, overrides: Sequence[str], outcome: Outcome) -> None:
+    def finish(place: str, overrides: Sequence[str], outcome: Outcome) -> TrainReturn:
         logged.append((place, overrides[0]))
         others_ended.release()
+        return TrainReturn(list(overrides), status=JobStatus.COMPLETED)
 
     monkeypatch.setattr(launcher, "_run_process", run)
     monkeypatch.setattr(launcher, "finish_job", finish)
     launcher.launch([["a"], ["b"], ["c"]], 0)
     assert [place for place, _ in logged] == ["[1/3]", "[2/3]", "[3/3]"] and logged[2][1] == "a"
+
+
+@pytest.mark.parametrize(
+    ("lines", "max_failures", "stop"),
+    [
+        (["same"] * 4, None, (2, "the first 2 jobs failed with the same error")),
+        (["one", "another", "third", "fourth"], None, (4, "")),
+        (["one", "another", "third", "fourth"], 3, (3, "study.max_failures=3 reached")),
+        (["", "same", "same", "same"], None, (4, "")),
+    ],
+)
+def test_an_error_of_the_first_jobs_stops_the_others(
+    lines: list[str],
+    max_failures: int | None,
+    stop: tuple[int, str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An empty line is a job that succeeds."""
+    launcher = configured(LocalLauncher(n_jobs=1), accelerator="cpu", threads=1)
+    launcher.config.study = {"max_failures": max_failures}
+    (started, reason), outcomes = stop, iter(lines)
+
+    def finish(place: str, overrides: Sequence[str], outcome: Outcome) -> TrainReturn:
+        line = outcome.last_line
+        status = JobStatus.FAILED if line else JobStatus.COMPLETED
+        return TrainReturn(list(overrides), status=status, failure=line)
+
+    monkeypatch.setattr(launcher, "_run_process", lambda *_: Outcome(0, (next(outcomes),)))
+    monkeypatch.setattr(launcher, "finish_job", finish)
+    with caplog.at_level(logging.ERROR, logger="slm"):
+        assert len(launcher.launch([["a"]] * len(lines), 0)) == len(lines)
+    assert len(list(outcomes)) == len(lines) - started
+    assert reason in caplog.text and bool(reason) == ("not started" in caplog.text)
 
 
 class StubLauncher(TrainLauncher):

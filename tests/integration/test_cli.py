@@ -175,6 +175,9 @@ def test_jobs_of_a_multirun_do_not_affect_each_other(cli: Cli, tmp_path: Path) -
     [
         (["model.n_layer=3", "+model.typo=1", "seed=-1"], 2, "3 problems"),
         (["family=deep_thn"], 2, "did you mean deep_thin?"),
+        (["family=aspect_4"], 2, "use family=aspect family.aspect_ratio=4"),
+        (["data.column=a=b"], 2, "data.column=a=b: not a valid override"),
+        (["study.anchor_sizes.sub=1"], 2, "in one of: study.anchor_sizes.sub=1"),
         (["family=3"], 2, "Config group override must be a string"),
         (
             ["model=tiny", "model.d_model=63"],

@@ -85,6 +85,14 @@ def test_a_plan_knows_how_much_text_there_is(cli: Cli, cache_dir: Path) -> None:
     assert "would repeat the training text of 15,259,561 tokens up to" in shown
 
 
+def test_an_error_in_the_corpus_starts_no_cell(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    data = ("data=jsonl", f"data.files=[{tmp_path}/a.jsonl]", "data.column=txet")
+    failed = cli("sweep.py", *TINY, *data, "action=run", ONE_PROCESS)
+    assert failed.returncode == 1 and failed.stderr.count("set it to one of: text") == 1
+    assert "did not finish" not in failed.stderr and not (tmp_path / "runs").exists()
+
+
 @pytest.mark.slow
 def test_failures_are_told_counted_and_retried_on_request(
     cli: Cli, tmp_path: Path, finished: Path

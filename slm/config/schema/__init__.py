@@ -32,7 +32,7 @@ from slm.config.schema.training import (
     TrackingConfig,
     TrainerConfig,
 )
-from slm.config.schema.types import Index, ParametrizationKind, Size, section
+from slm.config.schema.types import Index, ModelSize, ParametrizationKind, section
 
 __all__ = [
     "BudgetConfig",
@@ -69,7 +69,7 @@ Action = Literal[
 class Config:
     seed: Index = 0
     """Seed of the initial weights and of the data order."""
-    size: Size | None = None
+    size: ModelSize | None = None
     """Size of the model, such as 200k or 1.5m; null for an explicit shape. ladder.size_counts says what it
     counts: by default the non-embedding parameters of the ideal balanced shape."""
     runs_dir: str = "runs"

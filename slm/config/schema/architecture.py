@@ -12,6 +12,7 @@ from slm.config.schema.types import (
     Name,
     ParametrizationKind,
     Positive,
+    Ratio,
     section,
 )
 
@@ -20,7 +21,7 @@ from slm.config.schema.types import (
 class FamilyConfig:
     name: Name = "custom"
     """Name of the architecture family in result files, tables and figures."""
-    aspect_ratio: Positive | None = None
+    aspect_ratio: Ratio | None = None
     """d_model / n_layers of the family at every size; null for explicit shapes."""
     draw: Index = 0
     """Index of the draw of the initial weights at the same seed and data. Two families with the same shape
@@ -36,17 +37,17 @@ class LadderConfig:
     family matches the FLOPs per token of that shape. flops_per_token: training FLOPs per token, matched by
     every family. params_non_embedding, params_total: parameters, matched by every family, so that FLOPs
     differ between families."""
-    reference_aspect_ratio: Positive = 11.0
+    reference_aspect_ratio: Ratio = 11.0
     """Aspect ratio of the ideal balanced shape."""
     d_head: Count = 8
     """Width of one attention head, the same in all families."""
     gqa_ratio: Count = 1
     """Query heads per key/value head, the same in all families; 1 is multi-head attention."""
-    ff_ratio: Positive = 8 / 3
+    ff_ratio: Ratio = 8 / 3
     """Target d_ff / d_model of a SwiGLU; the shape solver may change d_ff by up to 10% to match FLOPs."""
     d_ff_multiple: Count = 2
     """d_ff must be a multiple of this."""
-    aspect_ratios: dict[str, Positive | None] = dataclasses.field(default_factory=dict)
+    aspect_ratios: dict[str, Ratio | None] = dataclasses.field(default_factory=dict)
     """Aspect ratio of each family; every rung must have a matched shape for each of them. null removes a
     family from this requirement."""
 

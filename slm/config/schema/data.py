@@ -38,7 +38,7 @@ class DataConfig:
     val_files: Names = ()
     """Paths or globs of the validation split; if empty, documents of `files` are held out."""
     document: Literal["file", "paragraph", "line"] = "file"
-    """Unit of text_files that becomes one document; an empty line separates paragraphs. All line endings are
+    """Unit of text_files that becomes one document; a blank line, also of spaces, separates paragraphs. All line endings are
     converted to a line feed."""
     column: str = "text"
     """Name of the column with the text, for jsonl, parquet and hub."""

@@ -11,9 +11,11 @@ from slm.config.schema.types import (
     Count,
     Index,
     Mfu,
+    ModelSize,
     Name,
     NonNegative,
     Positive,
+    Ratio,
     Scalar,
     Size,
     section,
@@ -28,7 +30,7 @@ class StudyConfig:
     """Research question in one sentence; printed at the top of the plan and the report."""
     families: tuple[Name, ...] = ()
     """Families to compare on every rung; names of files in conf/family."""
-    aspect_ratios: tuple[Annotated[Positive, Field(le=10_000)], ...] = ()
+    aspect_ratios: tuple[Ratio, ...] = ()
     """Aspect ratios to compare as families that need no file; 13 is the family aspect_13. Every rung has
     matched shapes for all of them. Without study.families they replace ladder.aspect_ratios."""
     skip_missing_shapes: bool = False
@@ -40,7 +42,7 @@ class StudyConfig:
     claim: Literal["exponents", "differences", "none"] = "differences"
     """What the design must be able to estimate: scaling exponents per family, loss differences at matched
     FLOPs, or nothing. A design that cannot is refused (exit code 4)."""
-    sizes: tuple[Size, ...] = ()
+    sizes: tuple[ModelSize, ...] = ()
     """Rungs of the study as values of `size`."""
     models: tuple[Name, ...] = ()
     """Rungs of the study as presets in conf/model. A family with an aspect ratio takes its own shape at the
@@ -56,7 +58,7 @@ class StudyConfig:
     """Seeds of every rung, family and budget."""
     anchor_seeds: tuple[Index, ...] = ()
     """Additional seeds of the rungs of anchor_sizes, to estimate the seed standard deviation."""
-    anchor_sizes: tuple[Size, ...] = ()
+    anchor_sizes: tuple[ModelSize, ...] = ()
     """Values of study.sizes that are also trained with anchor_seeds; empty: the smallest, the middle and the
     largest rung."""
     min_steps: Count | None = None
@@ -135,7 +137,7 @@ class DesignConfig:
     """Cost of the study that action=design searches, in training FLOPs of all its trunks and branches."""
     hours: Positive | None = None
     """Alternative to design.flops: cost in device-hours, at the measured or assumed throughput of action=plan."""
-    largest: Size | None = None
+    largest: ModelSize | None = None
     """Largest size that action=design considers; null takes the largest of study.sizes."""
 
 

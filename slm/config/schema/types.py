@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 # A target that is not scored and counts as 0 nats; the default of torch's cross entropy
 IGNORED = -100
+MAX_INTEGER = 2**63 - 1  # larger numbers overflow in torch and in floats
 MFU_TABLE = "a table such as {125m: 0.23, 1b: 0.37}"
 SIZE_SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9}
 
@@ -39,7 +40,7 @@ def parse_size(value: object) -> object:
 
 def _count_or_auto(value: object) -> object:
     """Validate the union in one function: pydantic would report one error for each of its members."""
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_INTEGER
     if not is_count and value != "auto":
         raise ValueError("must be a whole number from 1, or auto")
     return value
@@ -80,14 +81,21 @@ def _to_tuple(value: object) -> object:
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_to_tuple)]
 Scalar = Annotated[Any, BeforeValidator(_scalar)]
-Count = Annotated[int, BeforeValidator(_no_bool), Field(gt=0)]
+Count = Annotated[int, BeforeValidator(_no_bool), Field(gt=0, le=MAX_INTEGER)]
 CountOrAuto = Annotated[int | Literal["auto"], PlainValidator(_count_or_auto)]
-Index = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
-Size = Annotated[int, BeforeValidator(_no_bool), BeforeValidator(parse_size), Field(gt=0)]
+Index = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=MAX_INTEGER)]
+Size = Annotated[
+    int, BeforeValidator(_no_bool), BeforeValidator(parse_size), Field(gt=0, le=MAX_INTEGER)
+]
+ModelSize = Annotated[
+    int, BeforeValidator(_no_bool), BeforeValidator(parse_size), Field(gt=0, le=10**11)
+]
 Amount = Annotated[
     float, BeforeValidator(_no_bool), BeforeValidator(parse_size), Field(gt=0, allow_inf_nan=False)
 ]
 Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
+# The bounds of sizes and of ratios of widths keep the search of a shape to seconds.
+Ratio = Annotated[float, BeforeValidator(_no_bool), Field(ge=0.001, le=10_000)]
 NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
 ShareOfOne = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from glob import escape
 from itertools import islice
@@ -19,6 +20,8 @@ from slm.errors import DataError
 
 HUB_TIMEOUT_SECONDS = 5.0
 SAMPLE_BY = {"file": "document", "paragraph": "paragraph", "line": "line"}
+# Lines of spaces only, with those around them: `datasets` splits paragraphs at lines without any character
+BLANK_LINES = re.compile(r"(?:\A|\n)(?:[^\S\n]*\n)*[^\S\n]+\n(?:[^\S\n]*\n)*")
 PARQUET_BATCH_ROWS = 1024
 VERSE_BATCH_ROWS = 4096  # ten times faster than one row at a time
 
@@ -94,6 +97,8 @@ def _file_stream(config: DataConfig, part: str, patterns: Sequence[str]) -> RowS
     if config.source == "text_files":
         options = {"sample_by": SAMPLE_BY[config.document], "encoding": "utf-8-sig"}
         dataset = _load("text", files, keep_linebreaks=True, **options)
+        if config.document == "paragraph":
+            dataset = dataset.map(_split_at_blank_lines, batched=True)
         one_document_per_file = config.document == "file" and config.new_document is None
         return RowStream(
             dataset, config, part, files=files, one_document_per_file=one_document_per_file
@@ -103,6 +108,11 @@ def _file_stream(config: DataConfig, part: str, patterns: Sequence[str]) -> RowS
     _check_columns(files, config.column)
     dataset = _load("parquet", files, columns=[config.column], batch_size=PARQUET_BATCH_ROWS)
     return RowStream(dataset, config, part, column=config.column, files=files)
+
+
+def _split_at_blank_lines(rows: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    parts = (part for text in rows["text"] for part in BLANK_LINES.split(text))
+    return {"text": [part for part in parts if part]}
 
 
 def _check_columns(files: Sequence[Path], column: str) -> None:

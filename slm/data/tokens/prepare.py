@@ -62,6 +62,7 @@ LOSSY = "not kept by the tokenizer"
 SCHEMA_VERSION = 2  # 2 added the document index, `left_out` and `overlap`
 BYTES_PER_INDEX_ENTRY = 16
 CENSUS = "census.json"
+SMALLER_UNIT = {"file": "paragraph", "paragraph": "line"}  # of text files
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 Log = Callable[[str], None]
 
@@ -198,9 +199,11 @@ def _check_documents(data: DataConfig, census: Census) -> None:
             condition = " that is not also in data.val_files" if part == "train" else ""
             raise DataError(f"{setting}: no text found{condition}; name other files")
         if part == "all" and distinct == 1:
+            smaller = SMALLER_UNIT.get(data.document) if data.source == "text_files" else None
+            split = f", or split the text with data.document={smaller}" if smaller else ""
             raise DataError(
                 f"{setting}: only one distinct document, but holding one out for validation needs two; "
-                "set data.val_files to other files, or split text files with data.document=paragraph"
+                f"set data.val_files to other files{split}"
             )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from slm.config.schema import TrainerConfig
-from slm.errors import ConfigError, Problem, RunError
+from slm.errors import ConfigError, LaunchError, Problem
 
 REPORT_SECONDS = 5
 FIRST_PORT, PORTS = 15_000, 15_000  # below the ports that systems assign themselves
@@ -29,7 +29,11 @@ class Placement:
 
 
 def find_placement(environ: Mapping[str, str]) -> Placement | None:
-    """Return the placement that torchrun or srun gave to this process; None for a single process."""
+    """Return the placement that torchrun or srun gave to this process; None for a single process.
+
+    Raises:
+        LaunchError: if a variable is not a number, or only some of those of torchrun are set.
+    """
     if all(environ.get(key) for key in TORCHRUN):  # empty counts as not set
         rank, world_size, local_rank = (_integer(environ, key) for key in TORCHRUN)
         placement = Placement(rank, world_size, local_rank, "env://")
@@ -37,8 +41,21 @@ def find_placement(environ: Mapping[str, str]) -> Placement | None:
         rank, world_size, local_rank = (_integer(environ, key) for key in SRUN)
         placement = Placement(rank, world_size, local_rank, _slurm_init_method(environ))
     else:
+        _check_incomplete(environ)
         return None
     return placement if placement.world_size > 1 else None
+
+
+def _check_incomplete(environ: Mapping[str, str]) -> None:
+    """Raise a LaunchError if one variable announces several processes and another one is missing, as in a pod."""
+    given = [key for key in TORCHRUN if environ.get(key)]
+    if any(_integer(environ, key) > (key == "WORLD_SIZE") for key in given):
+        shown = " ".join(f"{key}={environ[key]}" for key in given)
+        missing = " and ".join(key for key in TORCHRUN if key not in given)
+        raise LaunchError(
+            f"{shown} without {missing}: torchrun sets all three for every process; start the run with torchrun, or for "
+            f"a single process unset {' '.join(given)}"
+        )
 
 
 def drop_empty_variables(environ: MutableMapping[str, str]) -> None:
@@ -52,7 +69,7 @@ def _integer(environ: Mapping[str, str], key: str) -> int:
     try:
         return int(environ[key])
     except (KeyError, ValueError):
-        raise RunError(
+        raise LaunchError(
             f"{key}={environ.get(key, '')}: must be a number; it is set by torchrun or srun, unset it otherwise"
         ) from None
 
@@ -62,7 +79,7 @@ def _slurm_init_method(environ: Mapping[str, str]) -> str:
     step = 97 * _integer(environ, "SLURM_JOB_ID") + _integer(environ, "SLURM_STEP_ID")
     host = environ.get("MASTER_ADDR") or first_node(environ.get("SLURM_STEP_NODELIST", ""))
     if not host:
-        raise RunError(
+        raise LaunchError(
             "SLURM_STEP_NODELIST is not set: srun sets it; or set MASTER_ADDR to the first node"
         )
     return f"tcp://{host}:{environ.get('MASTER_PORT') or FIRST_PORT + step % PORTS}"
@@ -75,17 +92,17 @@ def first_node(nodes: str) -> str:
 
 
 def check_single_process(environ: Mapping[str, str]) -> None:
-    """Raise a RunError if this process, which starts runs itself, is one of several."""
+    """Raise a LaunchError if this process, which starts runs itself, is one of several."""
     placement = find_placement(environ)
     if placement is None:
         return
-    error = RunError(
-        "sweep.py and multiruns would start every run several times; start one process, without torchrun "
-        "or srun tasks: it starts trainer.devices processes for each run"
+    let_rank_zero_report(placement, LaunchError.exit_code)
+    keys = TORCHRUN if placement.init_method == "env://" else SRUN
+    raise LaunchError(
+        f"{' '.join(f'{key}={environ[key]}' for key in keys)}: sweep.py and multiruns start trainer.devices processes "
+        "for each run themselves; start one process, without torchrun or srun tasks; if these variables are leftovers "
+        f"of an earlier launch, unset {' '.join(keys)}"
     )
-    error.was_shown = placement.rank > 0
-    let_rank_zero_report(placement, error.exit_code)
-    raise error
 
 
 def let_rank_zero_report(placement: Placement, exit_code: int) -> None:
@@ -100,10 +117,10 @@ def let_rank_zero_report(placement: Placement, exit_code: int) -> None:
 
 
 def check_address(placement: Placement, environ: Mapping[str, str]) -> None:
-    """Raise a RunError if torch.distributed could not find the address of rank 0 in the environment."""
+    """Raise a LaunchError if torch.distributed could not find the address of rank 0 in the environment."""
     missing = [key for key in ("MASTER_ADDR", "MASTER_PORT") if not environ.get(key)]
     if placement.init_method == "env://" and missing:
-        raise RunError(
+        raise LaunchError(
             f"WORLD_SIZE={placement.world_size} without {' and '.join(missing)}: torchrun sets them for every "
             f"process; start the run with torchrun, or for a single process unset {' '.join(TORCHRUN)}"
         )

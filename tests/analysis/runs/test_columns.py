@@ -13,9 +13,11 @@ import pytest
 from analysis.compare.families import compare_families
 from analysis.report.study_report import analyze_study
 from analysis.runs.load import Runs, load_runs, runs_from_results
+from analysis.runs.result_table import are_unusual
 from analysis.runs.study import Columns, Study, prepare
 from slm.errors import DataError
 from slm.tracking.results_file import read_results
+from slm.tracking.spikes import loss_spikes
 from tests.analysis.block.studies import study
 from tests.conftest import ROOT
 
@@ -324,17 +326,28 @@ class TestRows:
 
 class TestSpikes:
     def test_examples(self) -> None:
-        assert not any("loss spikes" in note for note in examples("demo").warnings)
-        (note,) = (note for note in examples("micro_first").warnings if "loss spikes" in note)
-        # Four of its spikes are at steps where no other shape has one; by chance it would be 0.5.
-        assert note.startswith("1 run with more loss spikes than chance explains: deep_thin-")
+        for name in ("demo", "micro_first"):
+            runs = examples(name)
+            assert not runs.table["unusual_spikes"].any()
+            assert not any("loss spikes" in note for note in runs.warnings)
+
+    @pytest.mark.numeric
+    @pytest.mark.parametrize(("logged", "repeats"), [(40, 100), (100, 200), (1000, 60)])
+    @pytest.mark.parametrize("tails", [5, 1000])  # degrees of freedom of Student's t; 1000: normal
+    def test_clean_runs_are_not_flagged(self, logged: int, repeats: int, tails: int) -> None:
+        rng = np.random.default_rng([logged, tails])
+        descent = 2 + 3 * np.arange(1, logged + 1) ** -0.4
+        curves = descent + 0.05 * rng.standard_t(tails, size=(repeats, logged))
+        flagged = [are_unusual(len(loss_spikes(curve.tolist())), logged) for curve in curves]
+        assert np.mean(flagged) < 0.01
 
     def test_spikes_of_one_shape_are_reported_and_spikes_of_a_batch_are_not(self) -> None:
         results = list(read_results(EXAMPLES / "demo" / "results.jsonl").values())
-        spiky = replace(results[0], loss_spikes=[50, 70, 110])
+        steps = list(range(50, 650, 30))
+        spiky = replace(results[0], loss_spikes=steps, steps=2000)
         found = runs_from_results([spiky, *results[1:]]).table
         assert found.loc[found["unusual_spikes"], "run_id"].tolist() == [spiky.run_id]
-        batch = [replace(result, loss_spikes=[50, 70, 110]) for result in results]
+        batch = [replace(result, loss_spikes=steps, steps=2000) for result in results]
         assert not runs_from_results(batch).table["unusual_spikes"].any()
 
 

@@ -63,6 +63,11 @@ def test_all_problems_are_reported_at_once() -> None:
         ({"size": "80k"}, "model.n_layers", "conflicts with size=80000, from which"),
         ({"size": "80q"}, "size", "a number such as 200000, 200k or 1.5m"),
         ({"seed": True}, "seed", "must be a number"),
+        (
+            {"study": {"grid": {"optimizer": {"lr": [0.001, 0.002]}}}},
+            "study.grid.optimizer",
+            "('study.grid={optimizer.lr: [0.001,0.002]}')",
+        ),
         ({"study": {"families": "tiny"}}, "study.families", "must be a list (for example [tiny])"),
         (
             {"optimizer": {"global_batch_tokens": 100}},
@@ -81,7 +86,11 @@ def test_all_problems_are_reported_at_once() -> None:
             "warmup_fraction + decay_fraction exceeds 1 (schedule.decay_fraction=0.2) (use at most 0.8)",
         ),
         ({"optimizer": {"beta2": 1.0}}, "optimizer.beta2", "less than 1"),
-        ({"ladder": {"aspect_ratios": {"x": 0}}}, "ladder.aspect_ratios.x", "greater than 0"),
+        (
+            {"ladder": {"aspect_ratios": {"x": 0}}},
+            "ladder.aspect_ratios.x",
+            "greater than or equal to 0.001",
+        ),
         ({"model": {"attention": "flash"}}, "trainer.precision", "trainer=gpu, or"),
         ({"model": {"mlp": "relu"}}, "model.mlp", "'swiglu' or 'gelu'"),
         ({"model": {"layer_sharing": 0}}, "model.layer_sharing", "greater than 0"),

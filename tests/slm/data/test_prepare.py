@@ -236,6 +236,7 @@ CASES: dict[str, dict[str, Any]] = {
     "token limit": {"max_train_tokens": 20_000},
     "duplicates kept": {"deduplicate": False},
     "bad rows": {"source": "jsonl", "skip_bad_rows": True},
+    "paragraphs": {"document": "paragraph"},
 }
 
 
@@ -246,6 +247,11 @@ def write_case(case: str, folder: Path) -> dict[str, Any]:
     texts += texts[:9]
     if "skip_bad_rows" in data:
         texts[3] = texts[50] = None
+    if "document" in data:
+        for name, separator in (("a", "\n \n"), ("b", "\n\n")):
+            paragraphs = separator.join(text or "" for text in texts)
+            (folder / f"{name}.txt").write_text(paragraphs, encoding="utf-8")
+        return {"source": "text_files", "files": [f"{folder}/*.txt"], **data}
     if data.get("source") != "jsonl":
         for number, text in enumerate(texts):
             (folder / f"{number}.txt").write_text(text or "", encoding="utf-8")

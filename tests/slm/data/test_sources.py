@@ -90,6 +90,22 @@ def test_documents_of_text_files(
     assert all_texts(data) == sorted(expected)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A\n \nB\n", ["A", "B\n"]),
+        ("A\na\n\n \n\t\nB\n \n", ["A\na", "B"]),  # blank lines of both kinds in a row
+        (" \n A\n\n\nB b \n", [" A", "\nB b \n"]),
+    ],
+)
+def test_blank_lines_of_spaces_separate_paragraphs(
+    config: Callable[..., Config], tmp_path: Path, text: str, expected: list[str]
+) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    data = prepare(config(source="text_files", files=[f"{tmp_path}/a.txt"], document="paragraph"))
+    assert all_texts(data) == sorted(expected)
+
+
 def test_duplicates_of_validation_documents_are_left_out_of_training(
     config: Callable[..., Config], tmp_path: Path
 ) -> None:

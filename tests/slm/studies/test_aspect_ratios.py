@@ -110,7 +110,7 @@ def test_overrides_of_other_families_are_unchanged() -> None:
         ({"families": ["aspect_8"]}, "aspect_ratios=8: its family aspect_8 is in study.families"),
         ({"grid": {"family.aspect_ratio": [4]}}, "study.grid varies family.aspect_ratio too"),
         ({"contrast": ["aspect_4", "aspect_5"]}, "aspect_5 is not a family of the study"),
-        ({"aspect_ratios": [0]}, "must be greater than 0"),
+        ({"aspect_ratios": [0]}, "must be greater than or equal to 0.001"),
         ({"aspect_ratios": [20_000]}, "must be less than or equal to 10000"),
         ({"aspect_ratios": []}, "needs at least one family"),
     ],

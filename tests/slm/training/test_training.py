@@ -144,6 +144,7 @@ def test_error_for_token_budget_beyond_max_epochs(tiny_spec: Spec) -> None:
     spec = tiny_spec(budget={"tokens": "100m"})
     with pytest.raises(ConfigError, match="passes over the training text"):
         run_to_end(spec)
+    assert not RunDirectory.of(spec).path.exists()  # a refused run leaves nothing
 
 
 def test_error_when_resuming_with_other_data(tiny_spec: Spec) -> None:
