@@ -33,13 +33,14 @@ class ShapeAudit:
         interior: whether the optimum lies inside the grid; the next three are None if it does not.
         curvature: second derivative of the loss, in nats per (ln lr)^2.
         cost_of_two: loss increase in nats at twice or half the optimal learning rate.
-        penalty: loss increase in nats at the learning rate of the study.
+        used_lr: learning rate of the study; penalty: loss increase in nats there.
     """
 
     family: str
     shape: str
     interior: bool
     best_lr: float
+    used_lr: float
     curvature: float | None = None
     cost_of_two: float | None = None
     penalty: float | None = None
@@ -101,8 +102,8 @@ def audit_learning_rates(
     Args:
         runs: table with the columns family, shape, peak_lr and loss_nats_per_token; losses are averaged
             over seeds.
-        used_lr: learning rate of the study, or one per family. None: the column `used_lr`; without that
-            column, the learning rate of the grid with the smallest worst-case excess loss over shapes.
+        used_lr: learning rate of the study, or one per family. None: the column `used_lr` of each shape; without
+            that column, the learning rate of the grid with the smallest worst-case excess loss over shapes.
 
     Raises:
         DataError: if a column is missing, or the grid has fewer than 3 learning rates.
@@ -128,7 +129,8 @@ def audit_learning_rates(
         elif used_lr is not None:
             lr = float(used_lr)
         elif "used_lr" in runs:
-            lr = float(runs.loc[runs["family"] == family, "used_lr"].iloc[0])
+            own = (runs["family"] == family) & (runs["shape"] == shape)
+            lr = float(runs.loc[own, "used_lr"].iloc[0])
         shapes.append(_audit_shape(family, shape, row.dropna(), lr))
     failed = {}
     for audited in shapes:
@@ -150,12 +152,13 @@ def _audit_shape(family: str, shape: str, losses: pd.Series, used_lr: float) -> 
     log_lrs, values = [math.log(float(lr)) for lr in losses.index], losses.tolist()
     best = minimum_on_grid(log_lrs, values)
     if best is None:
-        return ShapeAudit(family, shape, False, math.exp(log_lrs[first_argmin(values)]))
+        return ShapeAudit(family, shape, False, math.exp(log_lrs[first_argmin(values)]), used_lr)
     return ShapeAudit(
         family=family,
         shape=shape,
         interior=True,
         best_lr=math.exp(best.x),
+        used_lr=used_lr,
         curvature=best.curvature,
         cost_of_two=best.cost_of_two,
         penalty=best.cost(math.log(used_lr) - best.x),

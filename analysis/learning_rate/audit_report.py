@@ -23,10 +23,12 @@ from analysis.learning_rate.audit import (
     middle_learning_rate,
 )
 from analysis.runs.sources import collect_runs
-from slm.charts import Axis, Figure, Series, layered, lines, panels, points, rule
+from slm.charts import Axis, Figure, Series, layered, lines, panels, points
+from slm.charts import rule as vertical_rule
 from slm.errors import DataError
 from slm.files import write_json, write_text
 from slm.formatting import markdown_cell
+from slm.studies.rate_rule import RateRule
 
 FIGURE = "lr_audit.png"
 FILE = "lr_audit.json"
@@ -34,20 +36,21 @@ SCHEMA_VERSION = 1
 
 
 def write_lr_audit(
-    folder: Path, out: Path, only: Collection[str] | None = None, common_lr: float | None = None
+    folder: Path, out: Path, only: Collection[str] | None = None, rule: RateRule | None = None
 ) -> Audit:
-    """Audit the common learning rate with the runs below a folder, and write the report to `out`.
+    """Audit the learning rates of a study with the runs below a folder, and write the report to `out`.
 
     Args:
         only: ids of the runs to use; None: all.
-        common_lr: the learning rate to audit; None: the middle one of the grid.
+        rule: the learning rates to audit, by training tokens; None: the middle rate of the grid for all.
 
     Raises:
         DataError: if no run is finished, or the runs have several recipes.
     """
     table, dropped = collect_runs(folder, only)
-    if common_lr is None:
-        common_lr = middle_learning_rate(table["peak_lr"].tolist())
+    if rule is None:
+        rule = RateRule(middle_learning_rate(table["peak_lr"].tolist()), 1, 0.0)
+    table["used_lr"] = table["tokens"].map(rule.rate)
     recipes = table["recipe_id"].unique()
     if len(recipes) > 1:
         listed = ", ".join(map(str, recipes))
@@ -55,17 +58,19 @@ def write_lr_audit(
             f"{folder}: the runs have {len(recipes)} recipes ({listed}); an audit needs exactly one"
         )
     table["shape"] += table["tokens_per_param"].map(" at tokens_per_param {:g}".format)
-    audit = audit_learning_rates(table, common_lr)
+    audit = audit_learning_rates(table)
     families = {name: _worst_case(audit, name) for name in audit.families}
     out.mkdir(parents=True, exist_ok=True)
-    excess_loss(table, audit, common_lr).save(out / FIGURE)
+    excess_loss(table, audit, rule).save(out / FIGURE)
     header = {
         "schema_version": SCHEMA_VERSION,
         "recipe_id": str(recipes[0]),
-        "common_lr": common_lr,
+        "common_lr": rule.lr,
+        "lr_tokens_exponent": rule.exponent,
+        "lr_reference_tokens": rule.reference_tokens,
     }
     write_json(out / FILE, {**header, "families": families})
-    report = markdown(audit, families, common_lr, len(table), dropped)
+    report = markdown(audit, families, rule, len(table), dropped)
     write_text(out / "lr_audit.md", report)
     print(report)
     return audit
@@ -83,25 +88,31 @@ def _worst_case(audit: Audit, family: str) -> dict[str, Any]:
     }
 
 
-def excess_loss(table: pd.DataFrame, audit: Audit, common_lr: float) -> Figure:
-    """Plot loss minus lowest loss against the learning rate: one panel per family, one line per shape."""
+def excess_loss(table: pd.DataFrame, audit: Audit, rule: RateRule) -> Figure:
+    """Plot loss minus lowest loss against the learning rate relative to the study's: one panel per family."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for shape in audit.shapes:
         runs = table[(table["family"] == shape.family) & (table["shape"] == shape.shape)]
-        losses = runs.groupby("peak_lr")["loss_nats_per_token"].mean()
+        relative = runs["peak_lr"] / runs["used_lr"]
+        losses = runs["loss_nats_per_token"].groupby(relative).mean()
         rows.setdefault(shape.family, []).extend(
             {
                 "x": rate,
                 "y": loss - losses.min(),
                 "series": shape.shape,
                 "group": shape.shape,
-                "tip": {"shape": shape.shape, "learning rate": f"{rate:g}", "loss": f"{loss:.4f}"},
+                "tip": {
+                    "shape": shape.shape,
+                    "relative rate": f"{rate:.3g}",
+                    "loss": f"{loss:.4f}",
+                },
             }
             for rate, loss in losses.items()
         )
-    rates = sorted(table["peak_lr"].unique())
     x = Axis.around(
-        [*rates, common_lr], "peak learning rate", log=True, kind="scientific", ticks=rates
+        [1.0, *(row["x"] for family in rows.values() for row in family)],
+        "peak learning rate / learning rate of the study",
+        log=True,
     )
     y = Axis.around(
         [row["y"] for family in rows.values() for row in family],
@@ -114,7 +125,7 @@ def excess_loss(table: pd.DataFrame, audit: Audit, common_lr: float) -> Figure:
         )
         verdict = "passed" if audit.passed(family) else "FAILED"
         charts[f"{family}: {verdict}"] = layered(
-            rule(x=common_lr),
+            vertical_rule(x=1.0),
             lines(rows[family], x, y, series),
             points(rows[family], x, y, series),
             series=series,
@@ -122,7 +133,7 @@ def excess_loss(table: pd.DataFrame, audit: Audit, common_lr: float) -> Figure:
     return Figure(
         "lr_audit",
         "Excess loss against learning rate by shape",
-        f"One line per shape and token budget. Vertical line: common learning rate {common_lr:g}.",
+        f"One line per shape and token budget. Vertical line: learning rate of the study, {rule}.",
         panels(charts),
     )
 
@@ -130,17 +141,17 @@ def excess_loss(table: pd.DataFrame, audit: Audit, common_lr: float) -> Figure:
 def markdown(
     audit: Audit,
     families: Mapping[str, Mapping[str, Any]],
-    common_lr: float,
+    rule: RateRule,
     runs: int,
     dropped: Counter[str],
 ) -> str:
     """Return the content of lr_audit.md."""
     lines = [
-        f"# Learning-rate audit of the common learning rate {common_lr:g}",
+        f"# Learning-rate audit of the learning rate {rule}",
         "",
         f"![Excess loss against learning rate, per family, size and token budget]({FIGURE})",
         "",
-        "A family passes if the optimum of every shape lies inside the grid and the penalty of the common "
+        "A family passes if the optimum of every shape lies inside the grid and the penalty of the audited "
         f"learning rate is at most {MAX_PENALTY:g} nats/token.",
         "",
         "| family | audit | largest penalty, nats/token | largest cost of a factor 2, nats/token |",
@@ -155,11 +166,12 @@ def markdown(
         "family",
         "shape",
         "best LR",
+        "audited LR",
         "penalty, nats/token",
         "cost of a factor 2, nats/token",
     ]
     lines += ["", f"| {' | '.join(headings)} |"]
-    lines += ["| --- | --- | --- | --- | --- |", *(_row(shape) for shape in audit.shapes)]
+    lines += ["|" + " --- |" * len(headings), *(_row(shape) for shape in audit.shapes)]
     return "\n".join(
         [*lines, "", f"{count(runs, 'run')}; left out: {format_dropped(dropped)}.", ""]
     )
@@ -168,6 +180,7 @@ def markdown(
 def _row(shape: ShapeAudit) -> str:
     edge = "" if shape.interior else " (edge of the grid)"
     return (
-        f"| {markdown_cell(str(shape.family))} | {markdown_cell(str(shape.shape))} | {shape.best_lr:.2e}{edge} | {format_nats(shape.penalty)} "
+        f"| {markdown_cell(str(shape.family))} | {markdown_cell(str(shape.shape))} | {shape.best_lr:.2e}{edge} | "
+        f"{shape.used_lr:.2e} | {format_nats(shape.penalty)} "
         f"| {format_nats(shape.cost_of_two)} |"
     )

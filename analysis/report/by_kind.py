@@ -10,6 +10,7 @@ from analysis.controls.coordinate_check import write_coordinate_report
 from analysis.controls.khop import write_khop_report
 from analysis.learning_rate.audit_report import write_lr_audit
 from analysis.learning_rate.transfer import write_lr_report
+from slm.studies.rate_rule import RateRule
 
 Kind = Literal["lr_transfer", "lr_audit", "khop", "coordinates"]
 
@@ -20,19 +21,19 @@ def write_report_of(
     out: Path,
     only: Collection[str] | None = None,
     *,
-    common_lr: float | None = None,
+    rule: RateRule | None = None,
 ) -> None:
     """Write the report of the given kind; `analysis.report.write` writes the remaining one, `families`.
 
     Args:
         source: a folder of runs; for `coordinates`, the file of a coordinate check.
         only: ids of the runs to use; None: all.
-        common_lr: for `lr_audit`, the learning rate to audit; None: the middle one of the grid.
+        rule: for `lr_audit`, the learning rates to audit; None: the middle one of the grid.
     """
     if kind == "lr_transfer":
         write_lr_report(source, out, only)
     elif kind == "lr_audit":
-        write_lr_audit(source, out, only, common_lr)
+        write_lr_audit(source, out, only, rule)
     elif kind == "khop":
         write_khop_report(source, out, only)
     else:

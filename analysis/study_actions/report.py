@@ -14,6 +14,7 @@ from analysis.study_actions.speeds import speed_file
 from slm.errors import DataError
 from slm.studies.cells import Cell, check_not_all_diverged
 from slm.studies.left_out import left_out_lines
+from slm.studies.rate_rule import RateRule
 
 if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport
@@ -29,7 +30,6 @@ def write_report(cells: Sequence[Cell]) -> StudyReport | None:
     Raises:
         DataError: if no cell is finished, or none of a family that is compared.
     """
-    from analysis.learning_rate.audit import middle_learning_rate
     from analysis.report.by_kind import write_report_of  # late: imports pandas
 
     check_not_all_diverged(cells)
@@ -41,13 +41,18 @@ def write_report(cells: Sequence[Cell]) -> StudyReport | None:
     if kind == "families":
         report = _report_on_families(cells, out)
     else:
-        grid = [cell.spec.config.optimizer.lr for cell in cells]
-        write_report_of(kind, study, out, ids, common_lr=middle_learning_rate(grid))
+        write_report_of(kind, study, out, ids, rule=_audited_rule(cells))
     missing = [cell for cell in cells if not _is_reported(cell)]
     if missing:
         states = describe_states(missing)
         log.warning("not in the report: %d of %d cells (%s)", len(missing), len(cells), states)
     return report
+
+
+def _audited_rule(cells: Sequence[Cell]) -> RateRule | None:
+    """Return the rule whose rates an audit checks; None: the middle rate of the grid."""
+    config = cells[0].spec.config
+    return None if config.study.lr_reference is None else RateRule.of(config)
 
 
 def _is_reported(cell: Cell) -> bool:

@@ -114,3 +114,10 @@ def _rates(config: Config) -> Iterator[Problem]:
         rule = "tunes the learning rate of each shape, but study.grid varies optimizer.lr too"
         fix = "use study.lr_policy=fixed for a grid of learning rates"
         yield Problem("study.lr_policy", policy, rule, fix)
+    if study.lr_reference is not None and not study.lr_tokens_exponent:
+        rule = "is used only with a rule for the learning rate"
+        fix = "set study.lr_tokens_exponent, or optimizer.lr instead"
+        yield Problem("study.lr_reference", study.lr_reference, rule, fix)
+    if policy == "tuned" and study.lr_tokens_exponent:
+        rule = "tunes the learning rate of each shape, but study.lr_tokens_exponent sets it too"
+        yield Problem("study.lr_policy", policy, rule, "set study.lr_tokens_exponent=0")

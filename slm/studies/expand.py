@@ -23,6 +23,7 @@ from slm.studies.cells import (
     format_override,
     rung_overrides,
 )
+from slm.studies.rate_rule import RateRule
 from slm.tracking.result import RunResult
 
 # Composes the study's config with further overrides, such as family=deep_thin, and values by key.
@@ -141,12 +142,26 @@ def grid_points(study: StudyConfig) -> list[dict[str, Any]]:
 
 def _cells_of_arm(arm: Arm, recorded: Mapping[str, RunResult]) -> Iterator[Cell]:
     arm = with_rung_batch(arm)
-    budgets = _merge_branches(_budgets_of(arm.config), arm.config)
-    for budget, seed in product(budgets, _seeds(arm)):
-        for spec in branch_specs(replace(arm.config, budget=budget, seed=seed)):
+    for budget, seed in product(_merge_branches(_budgets_of(arm.config), arm.config), _seeds(arm)):
+        at_rate = _with_rate_of_budget(arm, budget)
+        for spec in branch_specs(replace(at_rate.config, budget=budget, seed=seed)):
             result = recorded.get(spec.run_id) if recorded else None  # run_id costs a hash
             is_replicate = seed != arm.config.study.seeds[0]
-            yield Cell(spec, arm.family, arm.rung, arm.varied, arm.decided, result, is_replicate)
+            yield Cell(
+                spec, arm.family, arm.rung, arm.varied, at_rate.decided, result, is_replicate
+            )
+
+
+def _with_rate_of_budget(arm: Arm, budget: BudgetConfig) -> Arm:
+    """Return the arm with the learning rate that the study's rule gives for a budget."""
+    if not _has_rate_rule(arm.config):
+        return arm
+    tokens = resolve(replace(arm.config, budget=budget)).tokens
+    return arm.with_optimizer({"lr": RateRule.of(arm.config).rate(tokens)})
+
+
+def _has_rate_rule(config: Config) -> bool:
+    return not RateRule.of(config).is_constant and "optimizer.lr" not in config.study.grid
 
 
 def _seeds(arm: Arm) -> tuple[int, ...]:
@@ -175,8 +190,11 @@ def _budgets_of(arm: Config) -> list[BudgetConfig]:
 
 
 def _merge_branches(budgets: list[BudgetConfig], arm: Config) -> list[BudgetConfig]:
-    """If the study shares trunks, return the longest budget of each unit with the others as its branches."""
-    if not arm.study.share_trunks or arm.schedule.kind != "wsd":
+    """If the study shares trunks, return the longest budget of each unit with the others as its branches.
+
+    Budgets with rates of their own share none, because the branches of a trunk have its learning rate.
+    """
+    if not arm.study.share_trunks or arm.schedule.kind != "wsd" or _has_rate_rule(arm):
         return budgets
     merged = []
     for unit in dict.fromkeys(budget.unit for budget in budgets):

@@ -74,6 +74,14 @@ class StudyConfig:
     """How the learning rate of a cell is chosen. fixed: optimizer.lr for every shape. transfer: optimizer.lr
     for every shape, scaled by completep; verify it with study=lr_audit. tuned: the best rate of each shape
     at the shortest budget, found on a grid of rates a factor of 2 apart."""
+    lr_tokens_exponent: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Exponent x of a rule for the peak learning rate of a cell of D tokens, the same in all families:
+    lr_reference * (D / lr_reference_tokens)^-x (arXiv 2409.19913). 0: optimizer.lr for all cells. Above 0 every
+    budget has a rate of its own, so budgets share no trunk. Rates in study.grid are used as they are."""
+    lr_reference: Positive | None = None
+    """Peak learning rate at lr_reference_tokens; null means optimizer.lr."""
+    lr_reference_tokens: Size = 1_000_000
+    """Tokens at which the rule of lr_tokens_exponent gives lr_reference."""
     lr_audit: str | None = None
     """Path of the lr_audit.json that a learning-rate study with the same recipe wrote; if the audit failed, the
     report gives the verdict audit_failed."""

@@ -206,6 +206,38 @@ def test_flop_budget_gives_families_of_a_rung_equal_tokens(
     assert len(tokens) == 4 * 2 and all(len(found) == 1 for found in tokens.values())
 
 
+def test_rule_gives_each_budget_its_rate_and_no_trunk(tiny_config: Callable[..., Config]) -> None:
+    """The rate is 1e-3 at 1M tokens and halves when the tokens grow by a factor of 4."""
+    rule = {"lr_tokens_exponent": 0.5, "lr_reference": 1e-3}
+    compose = composer(tiny_config, **rule)
+    cells = cells_of(compose([], {}), compose)
+    assert not any(cell.has_trunk for cell in cells)
+    rates: dict[tuple[int | str, int], set[float]] = {}
+    for cell in cells:
+        lr, tokens = cell.spec.config.optimizer.lr, cell.spec.tokens
+        assert lr == pytest.approx(1e-3 * (tokens / 1e6) ** -0.5, rel=0.005)  # 3 digits
+        assert f"optimizer.lr={lr:g}" in " ".join(cell.arm_overrides)
+        rates.setdefault((cell.rung, tokens), set()).add(lr)
+    assert len(rates) == 4 * 2 and all(len(found) == 1 for found in rates.values())  # of all families
+
+
+def test_rates_of_a_grid_replace_the_rule_and_share_trunks(
+    tiny_config: Callable[..., Config],
+) -> None:
+    grid = {"optimizer.lr": [1e-3, 2e-3]}
+    compose = composer(tiny_config, lr_tokens_exponent=0.5, lr_reference=1e-3, grid=grid)
+    cells = cells_of(compose([], {}), compose)
+    assert {cell.spec.config.optimizer.lr for cell in cells} == {1e-3, 2e-3}
+    assert any(cell.has_trunk for cell in cells)
+
+
+def test_anchor_seeds_are_added_to_the_anchor_sizes(tiny_config: Callable[..., Config]) -> None:
+    for anchors, rungs in (([], {80_000, 256_000, 400_000}), (["128k"], {128_000})):
+        compose = composer(tiny_config, seeds=[0], anchor_seeds=[7], anchor_sizes=anchors)
+        cells = cells_of(compose([], {}), compose)
+        assert {cell.rung for cell in cells if cell.spec.config.seed == 7} == rungs
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -216,6 +248,12 @@ def test_flop_budget_gives_families_of_a_rung_equal_tokens(
             {"study": {"lr_policy": "tuned", "grid": {"optimizer.lr": [1e-3]}}},
             "study.grid varies optimizer.lr too",
         ),
+        (
+            {"study": {"lr_policy": "tuned", "lr_tokens_exponent": 0.4}},
+            "study.lr_tokens_exponent sets it too",
+        ),
+        ({"study": {"lr_reference": 1e-3}}, "only with a rule for the learning rate"),
+        ({"study": {"anchor_sizes": ["90k"]}}, "must be values of study.sizes"),
     ],
 )
 def test_contradictory_study_is_refused(
