@@ -1,9 +1,9 @@
 """Run ids, run directories, trunks and results of version 1 stay valid.
 
 `tests/data/run_ids_v1.json` lists the run ids of the four studies defined in `tests/data/studies_v1`;
-`tests/data/runs_v1` contains run directories written at the same commit. `run_ids_v2.json` and `studies_v2` have
-the studies that were redesigned since. Never regenerate these files: add another list for a study that is
-redesigned.
+`tests/data/runs_v1` contains run directories written at the same commit. `run_ids_v2.json` with `studies_v2`, and
+`run_ids_v3.json` with `studies_v3`, have the studies that were redesigned since. Never regenerate these files: add
+another list for a study that is redesigned.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ from tests.running import counted_steps, run_to_end
 
 DATA = ROOT / "tests" / "data"
 SAVED = json.loads((DATA / "run_ids_v1.json").read_text(encoding="utf-8"))
-REDESIGNED = json.loads((DATA / "run_ids_v2.json").read_text(encoding="utf-8"))["run_ids"]
+REDESIGNED = {
+    (version, study): ids
+    for version in ("v2", "v3")
+    for study, ids in json.loads((DATA / f"run_ids_{version}.json").read_text())["run_ids"].items()
+}
 FINISHED = DATA / "runs_v1" / "single" / "deep_thin-L6-d32-0.041Mtok-s0-5252f679"
 INTERRUPTED = DATA / "runs_v1" / "single" / "deep_thin-L6-d32-0.041Mtok-s1-feafb7cc"
 STEPS, INTERRUPTED_AFTER, TRUNK_STEPS = 40, 20, 8
@@ -67,10 +71,10 @@ def test_run_ids_are_unchanged(study: str) -> None:
     assert sorted(cell.spec.run_id for cell in cells_of_version_1(study)) == SAVED["run_ids"][study]
 
 
-@pytest.mark.parametrize("study", REDESIGNED)
-def test_run_ids_of_redesigned_studies_are_unchanged(study: str) -> None:
-    found = sorted(cell.spec.run_id for cell in cells_of_copy("studies_v2", study))
-    assert found == REDESIGNED[study]
+@pytest.mark.parametrize(("version", "study"), REDESIGNED)
+def test_run_ids_of_redesigned_studies_are_unchanged(version: str, study: str) -> None:
+    found = sorted(cell.spec.run_id for cell in cells_of_copy(f"studies_{version}", study))
+    assert found == REDESIGNED[version, study]
 
 
 def test_finished_cells_of_micro_count_as_done() -> None:
