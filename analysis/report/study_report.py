@@ -73,7 +73,8 @@ class StudyReport(Summarized):
         table: one row per run with the columns of `analysis.runs.study.prepare`, `run_id`, and `residual`, the
             residual from the block model with the effect of the shape, in nats (nan if the model has no such run).
         losses: one row per size and token budget: rung, n, tokens, tokens_per_param, `families`, a dictionary of
-            the loss of each family (mean over seeds), and `difference`, deep minus wide at equal FLOPs, or None.
+            the loss of each family (mean over seeds), and `difference`, deep minus wide, or None: at equal FLOPs if
+            `comparison.matched.is_corrected`, else the raw difference.
         families: names of all families, the two compared ones first.
         other_contrasts: block model for other pairs of families; estimates only.
         curves: laws per token budget for the chart; empty if nothing could be fitted.

@@ -18,7 +18,6 @@ LEVEL, EXPONENT = "loss difference, nats/token", "exponent difference"
 def loss_rows(report: StudyReport) -> Rows:
     """Return one row per size and token budget: the loss of each family, the lowest marked, and deep minus wide."""
     found = report.comparison
-    has_pairs = found.matched is not None
     rows = []
     for cell in report.losses:
         losses = cell["families"]
@@ -31,8 +30,9 @@ def loss_rows(report: StudyReport) -> Rows:
         for name in report.families:
             loss = losses.get(name)
             row[name] = f"{BEST * (loss == lowest)}{format_number(loss)}"
-        if has_pairs:
-            heading = f"{found.deep} - {found.wide} at equal FLOPs"
+        if found.matched is not None:
+            condition = "at equal FLOPs" if found.matched.is_corrected else "(raw difference)"
+            heading = f"{found.deep} - {found.wide} {condition}"
             row[heading] = format_number(cell["difference"], signed=True)
         rows.append(row)
     return rows

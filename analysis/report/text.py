@@ -144,7 +144,7 @@ def _pair_lines(report: StudyReport) -> Iterator[str]:
         )
         sizes = count(found.matched.pairs["rung"].nunique(), "size")
         yield (
-            f"Loss of {found.deep} minus loss of {found.wide}, nats/token: mean {mean}, {low} to {high}, in "
+            f"Raw difference, loss of {found.deep} minus loss of {found.wide}, nats/token: mean {mean}, {low} to {high}, in "
             f"{count(len(values), 'pair')} at {sizes}, not corrected for unequal FLOPs. No verdict follows from it."
         )
 

@@ -12,7 +12,7 @@
     runs          number of runs; `dropped`: {reason: number of excluded runs}; `warnings`: [sentence]
     families      [{family, runs, sizes, N, tokens_per_param, seeds, ..}], formatted as text
     losses        [{rung, n, tokens, tokens_per_param, families {family: loss}, difference}]: mean over seeds;
-                  difference: deep minus wide at equal FLOPs
+                  difference: deep minus wide, at equal FLOPs if comparison.matched.corrected_to_equal_flops, else raw
     comparison    `analysis.compare.families.Comparison`: deep, wide, verdict {word, level, exponent, sentence,
                   conditions, reasons}, block (`BlockResult`, the primary analysis), by_definition {definition of N:
                   `BlockResult`}, robustness, exponents (joint law M2, secondary; read `status` first), matched

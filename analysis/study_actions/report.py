@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ from analysis.study_actions.partial import describe_states, partial_of
 from analysis.study_actions.speeds import speed_file
 from slm.errors import DataError
 from slm.studies.cells import Cell, check_not_all_diverged
-from slm.studies.left_out import left_out_lines
+from slm.studies.left_out import describe_left_out, group_left_out
 
 if TYPE_CHECKING:
     from analysis.report.study_report import StudyReport
@@ -32,22 +34,34 @@ def write_report(cells: Sequence[Cell]) -> StudyReport | None:
     from analysis.learning_rate.audit import middle_learning_rate
     from analysis.report.by_kind import write_report_of  # late: imports pandas
 
-    check_not_all_diverged(cells)
     config = cells[0].spec.config
     study = Path(config.runs_dir) / config.study.name
     out, ids = study / "report", {cell.spec.run_id for cell in cells}
     kind = config.study.analysis
     report = None
-    if kind == "families":
-        report = _report_on_families(cells, out)
-    else:
-        grid = [cell.spec.config.optimizer.lr for cell in cells]
-        write_report_of(kind, study, out, ids, common_lr=middle_learning_rate(grid))
+    try:
+        check_not_all_diverged(cells)
+        if kind == "families":
+            report = _report_on_families(cells, out)
+        else:
+            grid = [cell.spec.config.optimizer.lr for cell in cells]
+            write_report_of(kind, study, out, ids, common_lr=middle_learning_rate(grid))
+    except DataError:
+        _warn_of_earlier_report(out)
+        raise
     missing = [cell for cell in cells if not _is_reported(cell)]
     if missing:
         states = describe_states(missing)
         log.warning("not in the report: %d of %d cells (%s)", len(missing), len(cells), states)
     return report
+
+
+def _warn_of_earlier_report(out: Path) -> None:
+    """Log that the files of an earlier report are still there, with their date."""
+    times = [path.stat().st_mtime for path in out.glob("*")]
+    if times:
+        date = datetime.fromtimestamp(max(times)).strftime("%Y-%m-%d %H:%M")
+        log.warning("%s: these files are of an earlier state of the study, written %s", out, date)
 
 
 def _is_reported(cell: Cell) -> bool:
@@ -65,7 +79,8 @@ def _report_on_families(cells: Sequence[Cell], out: Path) -> StudyReport:
     from slm.studies.cells import contrast_of
 
     study = cells[0].spec.config.study
-    notes = left_out_lines(cells)
+    groups = group_left_out(cells)
+    notes = describe_left_out(cells, groups)
     reported = [cell for cell in cells if _is_reported(cell)]
     if not reported:
         states = f"no finished cell ({describe_states(cells)}); run the study first (action=run)"
@@ -75,8 +90,11 @@ def _report_on_families(cells: Sequence[Cell], out: Path) -> StudyReport:
     deep, wide = contrast_of(cells)
     audit = check_study_audit(cells)
     runs = runs_from_results(results)
+    dropped = Counter(runs.dropped)
+    if groups:
+        dropped["in no cell of the study"] = sum(map(len, groups.values()))
     return report_on(
-        replace(runs, warnings=(*runs.warnings, *notes)),
+        replace(runs, dropped=dropped, warnings=(*runs.warnings, *notes)),
         out,
         deep=deep,
         wide=wide,
