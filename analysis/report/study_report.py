@@ -83,6 +83,7 @@ class StudyReport(Summarized):
         loss_curves: training losses of the runs whose directories exist.
         latency: comparison at equal decode latency and training time; None without measured speeds.
         seed_noise: standard deviation between seeds by family and size; empty without several seeds of a shape.
+        speed_command: how to measure the speeds of the shapes, for the limitations.
         partial: what the study lacks if not all its cells are in the report; None if they are, or if the runs are not
             cells of a study.
     """
@@ -101,6 +102,7 @@ class StudyReport(Summarized):
     loss_curves: tuple[LossCurve, ...] = ()
     latency: Latency | None = None
     seed_noise: tuple[SeedNoise, ...] = ()
+    speed_command: str = "python -m slm speed study=NAME"
     partial: Partial | None = None
 
     def title(self) -> str:

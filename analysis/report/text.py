@@ -29,7 +29,7 @@ CAVEATS = (
     "rate, or sizes outside the measured range.",
     "A loss difference that shrinks or grows with FLOPs does not imply a difference of exponents.",
     "Equal FLOPs do not mean equal time: deep shapes run at fewer tokens/s. Measure the times of this study with "
-    "python -m slm speed study=NAME; the report then compares the families at equal latency too.",
+    "{speed_command}; the report then compares the families at equal latency too.",
     "The exponents describe the loss in nats per token as a function of N. Exponents of perplexity, or in "
     "FLOPs, have other values.",
 )
@@ -45,7 +45,9 @@ HOLD_OUT_RULE = "it passes if at least half of the cells of each compared family
 
 def caveats(report: StudyReport) -> list[str]:
     """Return the limitations of the study."""
-    times = CAVEATS[EQUAL_TIME] if report.latency is None else MEASURED_TIMES
+    times = MEASURED_TIMES
+    if report.latency is None:
+        times = CAVEATS[EQUAL_TIME].format(speed_command=report.speed_command)
     return [*CAVEATS[:EQUAL_TIME], times, *CAVEATS[EQUAL_TIME + 1 :]]
 
 
@@ -296,7 +298,8 @@ def audit_line(report: StudyReport) -> str:
     if found.audit is None:
         return (
             "No learning-rate audit was given (--audit FILE), so the result assumes a learning rate near the "
-            "optimum of both families. Run python sweep.py study=lr_audit to check this."
+            "optimum of both families. python sweep.py study=lr_audit audits the recipe of study=micro; another "
+            'study needs an audit with its own recipe (docs/studies.md, "Learning rates").'
         )
     if found.audit.passed(found.deep, found.wide):
         return (

@@ -152,6 +152,7 @@ def report_on(
     run_directories: Path | None = None,
     speed: Path | None = None,
     partial: Partial | None = None,
+    speed_command: str = StudyReport.speed_command,
 ) -> StudyReport:
     """Analyze loaded runs, and write the report to `out`.
 
@@ -167,6 +168,7 @@ def report_on(
         run_directories: folder of the runs, for the loss curves; the report has none of other runs.
         speed: file of measured speeds, for the comparison at equal latency; None: no such comparison.
         partial: what a study lacks whose cells are not all in `runs`.
+        speed_command: how to measure the speeds of the shapes, for the limitations.
 
     Raises:
         DataError: if a column is missing, a value is invalid, or `speed` is not readable.
@@ -179,7 +181,7 @@ def report_on(
     report = analyze_study(
         loaded, deep=deep, wide=wide, audit=audit, question=question, speed=speed
     )
-    report = replace(report, partial=partial)
+    report = replace(report, partial=partial, speed_command=speed_command)
     if run_directories is not None:
         curves = curves_of(run_directories, set(report.table["run_id"]))
         report = replace(report, loss_curves=tuple(curves))

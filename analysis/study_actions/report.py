@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from analysis.learning_rate.gate import check_study_audit
 from analysis.study_actions.partial import describe_states, partial_of
-from analysis.study_actions.speeds import speed_file
+from analysis.study_actions.speeds import speed_command, speed_file
 from slm.errors import DataError
 from slm.studies.cells import Cell, check_not_all_diverged
 from slm.studies.left_out import describe_left_out, group_left_out
@@ -103,4 +103,5 @@ def _report_on_families(cells: Sequence[Cell], out: Path) -> StudyReport:
         run_directories=out.parent,
         speed=speed_file(cells[0].spec.config),
         partial=partial,
+        speed_command=speed_command(cells[0].spec.config),
     )
