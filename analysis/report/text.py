@@ -14,6 +14,7 @@ from analysis.formatting import (
     format_number,
     format_p_value,
     power_of_ten,
+    span,
 )
 from analysis.learning_rate.audit import MAX_PENALTY
 from analysis.report import latency_text
@@ -108,7 +109,8 @@ def key_numbers(report: StudyReport) -> list[tuple[str, str]]:
     numbers += latency_text.key_numbers(report)
     families = count(len(report.families), "family", "families")
     shapes = count(table.groupby(["family", "shape"]).ngroups, "shape")
-    budgets = count(len(report.tokens_per_param), "token budget")
+    fewest, most = report.budgets_per_size
+    budgets = f"{'' if fewest == most else f'{fewest} to '}{count(most, 'token budget')} per size"
     size = f"{families}, {budgets}, {power_of_ten(float(table['flops'].sum()))} FLOPs"
     return [*numbers, (f"{count(len(table), 'run')}, {shapes}", size)]
 
@@ -190,7 +192,7 @@ def exponent_lines(report: StudyReport) -> list[str]:
         return [f"No estimate: {'; '.join(block.reasons)}."]
     low, high = found.tokens_per_param
     noise = f"Standard deviation of a run {block.sigma:.4f} nats, of a shape {block.tau:.4f} nats"
-    size = f"{count(block.runs, 'run')}, tokens_per_param {low:.3g} to {high:.3g}"
+    size = f"{count(block.runs, 'run')}, tokens_per_param {span((low, high))}"
     return [describe_exponent(block), f"{noise}; {size}."]
 
 
