@@ -45,10 +45,12 @@ HOLD_OUT_RULE = "it passes if at least half of the cells of each compared family
 
 
 def caveats(report: StudyReport) -> list[str]:
-    """Return the limitations of the study."""
+    """Return the limitations of the study; a report without estimates needs none on intervals and exponents."""
     times = MEASURED_TIMES
     if report.latency is None:
         times = CAVEATS[EQUAL_TIME].format(speed_command=report.speed_command)
+    if report.comparison.block.refused and report.comparison.exponents.refused:
+        return [CAVEATS[0], times]
     return [*CAVEATS[:EQUAL_TIME], times, *CAVEATS[EQUAL_TIME + 1 :]]
 
 

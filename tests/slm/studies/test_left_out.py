@@ -17,6 +17,7 @@ from slm.run.facts import saved_config
 from slm.studies.cells import Cell
 from slm.studies.left_out import left_out_lines
 from slm.studies.status import print_status
+from slm.studies.throughput import load_throughput
 from tests.benchmarks.watch import result_of, study_cells, write_run
 
 
@@ -106,6 +107,7 @@ def test_status_plan_and_report_say_it(
     with pytest.raises(StudyUnfinished):
         print_status(cells)
     assert wanted in " ".join(capsys.readouterr().out.split())
+    assert len(load_throughput(cells).measured) == 4  # shapes, timed at another learning rate
     show_plan(cells)
     assert f"Note: {wanted}" in " ".join(capsys.readouterr().out.split())
     earlier = folder / "demo" / "report"
