@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from slm.errors import SlmError, describe_os_error, nearest
+from slm.errors import DataError, SlmError, describe_os_error, nearest
 from slm.help_text import HelpFormatter, examples, listing
 from slm.stdout import exit_when_stdout_closes
 
@@ -84,11 +84,21 @@ def _source(arguments: argparse.Namespace) -> str | list[Path]:
 
 
 def _write_columns(arguments: argparse.Namespace) -> None:
-    """Print the columns of a source, and a guess of --columns from their names."""
-    from analysis.runs.columns import describe_columns
+    """Print the columns of a source, and a guess of --columns from their names.
+
+    Raises:
+        DataError: if a required column is missing.
+    """
+    from analysis.runs.columns import describe_columns, missing_columns, parse_pairs
     from analysis.runs.sources import column_names
 
-    print(describe_columns(column_names(_source(arguments))))
+    names = column_names(_source(arguments))
+    print(describe_columns(names), flush=True)
+    given = parse_pairs(",".join(arguments.columns + arguments.constant), "--columns tokens=D")
+    if missing := missing_columns(names, given):
+        raise DataError(
+            f"missing: {'; '.join(missing)}; name them with --columns, or give --constant"
+        )
 
 
 def _check(

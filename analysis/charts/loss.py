@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -35,6 +36,7 @@ from slm.charts import (
 from slm.formatting import short_count
 
 if TYPE_CHECKING:
+    from analysis.compare.matched_pairs import Contrast
     from analysis.report.study_report import Curve, StudyReport
 
 MAX_BUDGETS = 5  # token budgets with lines in one chart; the lines of more would hide the runs
@@ -127,11 +129,11 @@ def _budget_labels(table: pd.DataFrame, x: Axis, y: Axis) -> Any:
 
 
 def level(report: StudyReport, *, interactive: bool = True) -> Figure | None:
-    """Plot deep minus wide at equal FLOPs against N: every pair, the block model with its band, and its estimate."""
+    """Plot deep minus wide against N: every pair, the block model with its band, and its estimate."""
     found, block, matched = report.comparison, report.comparison.block, report.comparison.matched
     if block.level is None and matched is None:
         return None
-    pairs = [] if matched is None else [_pair_row(row) for row in records(matched.pairs)]
+    pairs = [] if matched is None else list(_pair_rows(matched))
     curve: list[dict[str, Any]] = [
         {"x": row["n"], "y": row["level"], "low": row["low"], "high": row["high"], "group": "", "series": ""}
         for row in block.curve
@@ -162,29 +164,38 @@ def level(report: StudyReport, *, interactive: bool = True) -> Figure | None:
         intervals(_level_row(report, x), x, y) if curve else None,
         series=budgets if pairs else None,
     )
+    title = "Loss difference at equal FLOPs and tokens"
+    marks = (
+        "Line and band: block model and its 95% confidence band. Diamond: estimate and 95% interval at the largest "
+        "common size, which the verdict uses. Other marks: pairs of shapes with equal tokens, corrected to equal FLOPs."
+    )
+    if block.level is None and matched is not None and not matched.is_corrected:
+        title = "Raw loss difference at equal tokens"
+        marks = "Pairs of shapes with equal tokens, not corrected for unequal FLOPs. No verdict follows from them."
     return Figure(
         "level",
-        "Loss difference at equal FLOPs and tokens",
-        "Line and band: block model and its 95% confidence band. Diamond: estimate and 95% interval at the largest "
-        "common size, which the verdict uses. Other marks: pairs of shapes with equal tokens, corrected to equal FLOPs.",
+        title,
+        marks,
         chart,
         360,
     )
 
 
-def _pair_row(row: dict[str, Any]) -> dict[str, Any]:
-    at_equal, budget = row["difference_at_equal_flops"], budget_name(row["tokens_per_param"])
-    n = row["flops"] / (6 * row["tokens"])
-    tip = {
-        "N (FLOPs per token / 6)": short_count(n),
-        "tokens_per_param": budget,
-        "training FLOPs": power_of_ten(row["flops"], 3),
-        "loss, deep": f"{row['loss_nats_per_token_deep']:.4f}",
-        "loss, wide": f"{row['loss_nats_per_token_wide']:.4f}",
-        f"difference at equal FLOPs ({PER_TOKEN})": f"{at_equal:+.4f}",
-    }
-    columns = {"series": budget, "group": budget, "budget": row["tokens_per_param"]}
-    return {"x": n, "y": at_equal, "tip": tip} | columns
+def _pair_rows(matched: Contrast) -> Iterator[dict[str, Any]]:
+    """Yield the mark of each pair."""
+    for row in records(matched.pairs):
+        value, budget = row["difference_at_equal_flops"], budget_name(row["tokens_per_param"])
+        n = row["flops"] / (6 * row["tokens"])
+        tip = {
+            "N (FLOPs per token / 6)": short_count(n),
+            "tokens_per_param": budget,
+            "training FLOPs": power_of_ten(row["flops"], 3),
+            "loss, deep": f"{row['loss_nats_per_token_deep']:.4f}",
+            "loss, wide": f"{row['loss_nats_per_token_wide']:.4f}",
+            f"{matched.difference_name} ({PER_TOKEN})": f"{value:+.4f}",
+        }
+        columns = {"series": budget, "group": budget, "budget": row["tokens_per_param"]}
+        yield {"x": n, "y": value, "tip": tip} | columns
 
 
 def _level_row(report: StudyReport, x: Axis) -> list[dict[str, Any]]:

@@ -22,7 +22,9 @@ class Contrast(Readable):
     """Loss of one family minus that of another, in nats per token, over matched pairs.
 
     `pairs` has a row per (rung, token budget) with the seeds averaged, `summary` a row per token budget with the
-    mean and standard deviation over its pairs, and the difference of the largest pair. `unpaired` counts the runs of the two families without a partner.
+    mean and standard deviation over its pairs, and the difference of the largest pair. `unpaired` counts the runs of the
+    two families without a partner. `is_corrected`: the differences are corrected to equal FLOPs; else they are the raw
+    ones, also in the column `difference_at_equal_flops`.
     """
 
     deep: str
@@ -30,6 +32,12 @@ class Contrast(Readable):
     pairs: pd.DataFrame
     summary: pd.DataFrame
     unpaired: int
+    is_corrected: bool
+
+    @property
+    def difference_name(self) -> str:
+        """Return what the differences are: those at equal FLOPs, or the raw ones."""
+        return "difference at equal FLOPs" if self.is_corrected else "raw difference"
 
     @property
     def matched(self) -> bool:
@@ -37,7 +45,8 @@ class Contrast(Readable):
 
     def title(self) -> str:
         pairs, budgets = count(len(self.pairs), "pair"), count(len(self.summary), "token budget")
-        return f"loss of {self.deep} minus loss of {self.wide} at equal FLOPs, nats per token, {pairs} at {budgets}"
+        flops = "at equal FLOPs" if self.is_corrected else "not corrected for unequal FLOPs"
+        return f"loss of {self.deep} minus loss of {self.wide} {flops}, nats per token, {pairs} at {budgets}"
 
     def details(self) -> Iterator[tuple[str, str]]:
         for row in self.summary.to_dict("records"):
@@ -60,7 +69,7 @@ class Contrast(Readable):
                 "FLOPs mismatch": f"{row['flops_mismatch']:+.1%}",
                 self.deep: f"{row['loss_nats_per_token_deep']:.4f}",
                 self.wide: f"{row['loss_nats_per_token_wide']:.4f}",
-                "difference at equal FLOPs": f"{row['difference_at_equal_flops']:+.4f}",
+                self.difference_name: f"{row['difference_at_equal_flops']:+.4f}",
             }
             for row in self.pairs.to_dict(orient="records")
         ]
@@ -71,6 +80,7 @@ class Contrast(Readable):
             "deep": self.deep,
             "wide": self.wide,
             "pairs_within_3_percent": self.matched,
+            "corrected_to_equal_flops": self.is_corrected,
             "unpaired_runs": self.unpaired,
             "summary": self.summary.to_dict(orient="records"),
             "pairs": self.pairs.to_dict(orient="records"),
@@ -115,7 +125,7 @@ def paired_differences(
     )
     pairs = pairs.sort_values(["tokens_per_param", "flops"], ignore_index=True)
     rows = [_summarize(value, group) for value, group in pairs.groupby("tokens_per_param")]
-    return Contrast(deep, wide, pairs, pd.DataFrame(rows), unpaired)
+    return Contrast(deep, wide, pairs, pd.DataFrame(rows), unpaired, law is not None)
 
 
 def _summarize(tokens_per_param: object, rows: pd.DataFrame) -> dict[str, float | int]:

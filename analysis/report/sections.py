@@ -51,7 +51,7 @@ def _losses(report: StudyReport) -> Iterator[Section]:
     note = "Loss in nats per token, mean over seeds; * marks the lowest loss of a row"
     yield Section(
         "loss",
-        "Loss at equal FLOPs",
+        "Loss by size and tokens" if report.comparison.block.refused else "Loss at equal FLOPs",
         [],
         ("loss_against_flops", "level"),
         (

@@ -33,7 +33,7 @@ from analysis.runs.columns import COLUMNS, SIZES
 from analysis.runs.load import Runs
 from analysis.runs.study import Columns, Study, prepare
 from slm.charts import LossCurve
-from slm.rounding import stable_argsort
+from slm.rounding import round_to_three_digits, stable_argsort
 from slm.summary import Summarized
 
 IDENTIFIED = ("OK", "WEAK")
@@ -73,7 +73,8 @@ class StudyReport(Summarized):
         table: one row per run with the columns of `analysis.runs.study.prepare`, `run_id`, and `residual`, the
             residual from the block model with the effect of the shape, in nats (nan if the model has no such run).
         losses: one row per size and token budget: rung, n, tokens, tokens_per_param, `families`, a dictionary of
-            the loss of each family (mean over seeds), and `difference`, deep minus wide at equal FLOPs, or None.
+            the loss of each family (mean over seeds), and `difference`, deep minus wide, or None: at equal FLOPs if
+            `comparison.matched.is_corrected`, else the raw difference.
         families: names of all families, the two compared ones first.
         other_contrasts: block model for other pairs of families; estimates only.
         curves: laws per token budget for the chart; empty if nothing could be fitted.
@@ -82,6 +83,7 @@ class StudyReport(Summarized):
         loss_curves: training losses of the runs whose directories exist.
         latency: comparison at equal decode latency and training time; None without measured speeds.
         seed_noise: standard deviation between seeds by family and size; empty without several seeds of a shape.
+        speed_command: how to measure the speeds of the shapes, for the limitations.
         partial: what the study lacks if not all its cells are in the report; None if they are, or if the runs are not
             cells of a study.
     """
@@ -100,6 +102,7 @@ class StudyReport(Summarized):
     loss_curves: tuple[LossCurve, ...] = ()
     latency: Latency | None = None
     seed_noise: tuple[SeedNoise, ...] = ()
+    speed_command: str = "python -m slm speed study=NAME"
     partial: Partial | None = None
 
     def title(self) -> str:
@@ -120,6 +123,12 @@ class StudyReport(Summarized):
     def tokens_per_param(self) -> list[float]:
         """Return the token budgets of the study in ascending order, as tokens per parameter."""
         return sorted(float(value) for value in self.table["tokens_per_param"].unique())
+
+    @property
+    def budgets_per_size(self) -> tuple[int, int]:
+        """Return the smallest and the largest number of token budgets of a size."""
+        numbers = self.table.groupby("rung")["tokens"].nunique()
+        return int(numbers.min()), int(numbers.max())
 
     @property
     def seed_noise_ratio(self) -> SeedNoiseRatio | None:
@@ -179,7 +188,7 @@ def analyze_study(
             dict.fromkeys((*loaded.warnings, *_size_notes(columns), *comparison.warnings))
         ),
         comparison=comparison,
-        losses=tuple(_losses(table, comparison)),
+        losses=tuple(_losses(table, comparison, are_budgets_grouped=study.are_budgets_grouped)),
         families=tuple(dict.fromkeys((study.deep, study.wide, *study.families))),
         other_contrasts=tuple(_other_contrasts(study)),
         curves=tuple(_curves(study, comparison)),
@@ -227,8 +236,10 @@ def _run_table(study: Study, source: pd.DataFrame, block: BlockResult) -> pd.Dat
     return table
 
 
-def _losses(table: pd.DataFrame, comparison: Comparison) -> Iterator[dict[str, Any]]:
-    """Yield the cells of the loss table by size and tokens."""
+def _losses(
+    table: pd.DataFrame, comparison: Comparison, *, are_budgets_grouped: bool
+) -> Iterator[dict[str, Any]]:
+    """Yield the cells of the loss table by size and tokens; n is the mean of all runs of the size."""
     differences = {}
     if comparison.matched is not None:
         for pair in comparison.matched.pairs.to_dict("records"):
@@ -237,11 +248,14 @@ def _losses(table: pd.DataFrame, comparison: Comparison) -> Iterator[dict[str, A
     for rung in sizes.index[stable_argsort(sizes)]:
         for tokens, rows in table[table["rung"] == rung].groupby("tokens"):
             losses = rows.groupby("family", sort=False)["loss_nats_per_token"].mean()
+            n, budget = float(sizes[rung]), float(rows["tokens_per_param"].iloc[0])
+            if are_budgets_grouped:
+                budget = round_to_three_digits(float(str(tokens)) / n)
             yield {
                 "rung": rung,
-                "n": float(rows["n"].mean()),
+                "n": n,
                 "tokens": float(str(tokens)),
-                "tokens_per_param": float(rows["tokens_per_param"].iloc[0]),
+                "tokens_per_param": budget,
                 "families": {str(name): float(loss) for name, loss in losses.items()},
                 "difference": differences.get((rung, tokens)),
             }

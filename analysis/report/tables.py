@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from analysis.compare.block_result import BlockResult
-from analysis.formatting import format_interval, format_number, format_p_value, power_of_ten
+from analysis.formatting import format_interval, format_number, format_p_value, power_of_ten, span
 from analysis.report.study_report import StudyReport
 from slm.formatting import short_count
 from slm.summary import Rows
@@ -18,7 +18,6 @@ LEVEL, EXPONENT = "loss difference, nats/token", "exponent difference"
 def loss_rows(report: StudyReport) -> Rows:
     """Return one row per size and token budget: the loss of each family, the lowest marked, and deep minus wide."""
     found = report.comparison
-    has_pairs = found.matched is not None
     rows = []
     for cell in report.losses:
         losses = cell["families"]
@@ -31,8 +30,9 @@ def loss_rows(report: StudyReport) -> Rows:
         for name in report.families:
             loss = losses.get(name)
             row[name] = f"{BEST * (loss == lowest)}{format_number(loss)}"
-        if has_pairs:
-            heading = f"{found.deep} - {found.wide} at equal FLOPs"
+        if found.matched is not None:
+            condition = "at equal FLOPs" if found.matched.is_corrected else "(raw difference)"
+            heading = f"{found.deep} - {found.wide} {condition}"
             row[heading] = format_number(cell["difference"], signed=True)
         rows.append(row)
     return rows
@@ -189,13 +189,13 @@ def _family_row(report: StudyReport, name: str) -> dict[str, str]:
         "family": name,
         "runs": str(len(runs)),
         "sizes": str(runs["shape"].nunique()),
-        "N": f"{short_count(runs['n'].min())} to {short_count(runs['n'].max())}",
-        "tokens_per_param": f"{ratio.min():.3g} to {ratio.max():.3g}",
+        "N": span(runs["n"]),
+        "tokens_per_param": span(ratio),
         "seeds": str(runs["seed"].nunique()),
     }
     if "aspect_ratio" in runs:
-        aspect = runs["aspect_ratio"]
-        row["d_model / n_layers"] = f"{aspect.min():.3g} to {aspect.max():.3g}"
+        aspect = runs["aspect_ratio"].dropna()
+        row["d_model / n_layers"] = "-" if aspect.empty else span(aspect)
     if "tokens_per_second" in runs:
         row["tokens/s, median"] = f"{runs['tokens_per_second'].median():,.0f}"
     return row

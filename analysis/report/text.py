@@ -14,6 +14,7 @@ from analysis.formatting import (
     format_number,
     format_p_value,
     power_of_ten,
+    span,
 )
 from analysis.learning_rate.audit import MAX_PENALTY
 from analysis.report import latency_text
@@ -29,7 +30,7 @@ CAVEATS = (
     "rate, or sizes outside the measured range.",
     "A loss difference that shrinks or grows with FLOPs does not imply a difference of exponents.",
     "Equal FLOPs do not mean equal time: deep shapes run at fewer tokens/s. Measure the times of this study with "
-    "python -m slm speed study=NAME; the report then compares the families at equal latency too.",
+    "{speed_command}; the report then compares the families at equal latency too.",
     "The exponents describe the loss in nats per token as a function of N. Exponents of perplexity, or in "
     "FLOPs, have other values.",
 )
@@ -44,8 +45,12 @@ HOLD_OUT_RULE = "it passes if at least half of the cells of each compared family
 
 
 def caveats(report: StudyReport) -> list[str]:
-    """Return the limitations of the study."""
-    times = CAVEATS[EQUAL_TIME] if report.latency is None else MEASURED_TIMES
+    """Return the limitations of the study; a report without estimates needs none on intervals and exponents."""
+    times = MEASURED_TIMES
+    if report.latency is None:
+        times = CAVEATS[EQUAL_TIME].format(speed_command=report.speed_command)
+    if report.comparison.block.refused and report.comparison.exponents.refused:
+        return [CAVEATS[0], times]
     return [*CAVEATS[:EQUAL_TIME], times, *CAVEATS[EQUAL_TIME + 1 :]]
 
 
@@ -106,7 +111,8 @@ def key_numbers(report: StudyReport) -> list[tuple[str, str]]:
     numbers += latency_text.key_numbers(report)
     families = count(len(report.families), "family", "families")
     shapes = count(table.groupby(["family", "shape"]).ngroups, "shape")
-    budgets = count(len(report.tokens_per_param), "token budget")
+    fewest, most = report.budgets_per_size
+    budgets = f"{'' if fewest == most else f'{fewest} to '}{count(most, 'token budget')} per size"
     size = f"{families}, {budgets}, {power_of_ten(float(table['flops'].sum()))} FLOPs"
     return [*numbers, (f"{count(len(table), 'run')}, {shapes}", size)]
 
@@ -144,7 +150,7 @@ def _pair_lines(report: StudyReport) -> Iterator[str]:
         )
         sizes = count(found.matched.pairs["rung"].nunique(), "size")
         yield (
-            f"Loss of {found.deep} minus loss of {found.wide}, nats/token: mean {mean}, {low} to {high}, in "
+            f"Raw difference, loss of {found.deep} minus loss of {found.wide}, nats/token: mean {mean}, {low} to {high}, in "
             f"{count(len(values), 'pair')} at {sizes}, not corrected for unequal FLOPs. No verdict follows from it."
         )
 
@@ -188,7 +194,7 @@ def exponent_lines(report: StudyReport) -> list[str]:
         return [f"No estimate: {'; '.join(block.reasons)}."]
     low, high = found.tokens_per_param
     noise = f"Standard deviation of a run {block.sigma:.4f} nats, of a shape {block.tau:.4f} nats"
-    size = f"{count(block.runs, 'run')}, tokens_per_param {low:.3g} to {high:.3g}"
+    size = f"{count(block.runs, 'run')}, tokens_per_param {span((low, high))}"
     return [describe_exponent(block), f"{noise}; {size}."]
 
 
@@ -296,7 +302,8 @@ def audit_line(report: StudyReport) -> str:
     if found.audit is None:
         return (
             "No learning-rate audit was given (--audit FILE), so the result assumes a learning rate near the "
-            "optimum of both families. Run python sweep.py study=lr_audit to check this."
+            "optimum of both families. python sweep.py study=lr_audit audits the recipe of study=micro; another "
+            'study needs an audit with its own recipe (docs/studies.md, "Learning rates").'
         )
     if found.audit.passed(found.deep, found.wide):
         return (

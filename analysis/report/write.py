@@ -12,7 +12,7 @@
     runs          number of runs; `dropped`: {reason: number of excluded runs}; `warnings`: [sentence]
     families      [{family, runs, sizes, N, tokens_per_param, seeds, ..}], formatted as text
     losses        [{rung, n, tokens, tokens_per_param, families {family: loss}, difference}]: mean over seeds;
-                  difference: deep minus wide at equal FLOPs
+                  difference: deep minus wide, at equal FLOPs if comparison.matched.corrected_to_equal_flops, else raw
     comparison    `analysis.compare.families.Comparison`: deep, wide, verdict {word, level, exponent, sentence,
                   conditions, reasons}, block (`BlockResult`, the primary analysis), by_definition {definition of N:
                   `BlockResult`}, robustness, exponents (joint law M2, secondary; read `status` first), matched
@@ -152,6 +152,7 @@ def report_on(
     run_directories: Path | None = None,
     speed: Path | None = None,
     partial: Partial | None = None,
+    speed_command: str = StudyReport.speed_command,
 ) -> StudyReport:
     """Analyze loaded runs, and write the report to `out`.
 
@@ -167,6 +168,7 @@ def report_on(
         run_directories: folder of the runs, for the loss curves; the report has none of other runs.
         speed: file of measured speeds, for the comparison at equal latency; None: no such comparison.
         partial: what a study lacks whose cells are not all in `runs`.
+        speed_command: how to measure the speeds of the shapes, for the limitations.
 
     Raises:
         DataError: if a column is missing, a value is invalid, or `speed` is not readable.
@@ -179,7 +181,7 @@ def report_on(
     report = analyze_study(
         loaded, deep=deep, wide=wide, audit=audit, question=question, speed=speed
     )
-    report = replace(report, partial=partial)
+    report = replace(report, partial=partial, speed_command=speed_command)
     if run_directories is not None:
         curves = curves_of(run_directories, set(report.table["run_id"]))
         report = replace(report, loss_curves=tuple(curves))

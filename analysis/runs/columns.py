@@ -76,6 +76,7 @@ MAY_BE_EMPTY = (
 TEXT_LABELS = ("family", "shape")  # numbers as labels become text
 REQUIRED = ("family", "tokens", "loss_nats_per_token")
 WANDB_CHART = re.compile(r" - .*__(MIN|MAX)$")
+UNIT = re.compile(r"\s*[\[(](k|m|b|t|thousands?|millions?|billions?|trillions?|nats)[\])]$", re.I)
 SEPARATOR = re.compile(r",(?=\s*[A-Za-z_]\w*\s*=)")  # a name in the file may contain commas
 
 
@@ -176,7 +177,7 @@ def _missing_text(missing: Collection[str], names: Collection[str], source: str)
             "export the table of the runs instead, with one row per run"
         )
     pairs = ",".join(f"{name}={guessed.get(name, 'NAME')}" for name in missing)
-    meanings = "; ".join(f"{name}: {COLUMNS[name].meaning}" for name in missing)
+    meanings = "; ".join(f"{name}: {_meaning(name)}" for name in missing)
     python = ", ".join(f"{name!r}: {guessed.get(name, 'NAME')!r}" for name in missing)
     return (
         f"{source}: lacks {', '.join(missing)} ({meanings}); give their names in the file, as --columns '{pairs}' or "
@@ -205,18 +206,38 @@ def guess_columns(names: Iterable[str]) -> dict[str, str]:
     return guessed
 
 
-def describe_columns(names: Sequence[str]) -> str:
-    """Return the columns of a source, a guess of --columns by their names, and what is missing."""
-    guessed = guess_columns(names)
-    present = {*guessed, *names}
+def missing_columns(names: Sequence[str], given: Collection[str] = ()) -> list[str]:
+    """Return what is needed and neither in a source, nor guessed, nor `given` in an option, each with its meaning."""
+    present = {*guess_columns(names), *names, *given}
     missing = [name for name in REQUIRED if name not in present]
     if not present & set(SIZES):
         missing.append("n_flop")
+    return [f"{name} ({_meaning(name)})" for name in missing]
+
+
+def _meaning(name: str) -> str:
+    """Return the meaning of a required column; parameters suffice for N."""
+    others = f", or instead {' or '.join(SIZES[1:])}" if name == SIZES[0] else ""
+    return f"{COLUMNS[name].meaning}{others}"
+
+
+def describe_columns(names: Sequence[str]) -> str:
+    """Return the columns of a source, a guess of --columns by their names, and what else to give."""
+    guessed = guess_columns(names)
+    present = {*guessed, *names}
     lines = [f"columns: {', '.join(names)}"]
     if guessed:
         pairs = ",".join(f"{name}={column}" for name, column in guessed.items())
         lines.append(f"guess, to be checked: --columns {quote(pairs)}")
-    lines += [f"missing: {name} ({COLUMNS[name].meaning})" for name in missing]
+    lines += [
+        f"column {column} is in a unit: give plain numbers (1.2e6, not 1.2 M)"
+        for name, column in guessed.items()
+        if COLUMNS[name].kind == POSITIVE and UNIT.search(column)
+    ]
+    if "aspect_ratio" not in present and not {"d_model", "n_layers"} <= present:
+        lines.append(
+            "no width and depth: name the two families to compare, as --contrast DEEP,WIDE"
+        )
     own = [name for name in names if name in COLUMNS]
     if own:
         lines.append(f"used under their own names: {', '.join(own)}")
@@ -224,11 +245,11 @@ def describe_columns(names: Sequence[str]) -> str:
 
 
 def _key(name: str) -> str:
-    """Return the last part of a nested name without case and signs: `eval/loss` and `Loss` give `loss`.
+    """Return the last part of a nested name without case, signs and unit: `eval/loss` and `Loss (nats)` give `loss`.
 
     Of a name that ends with `.name` or `.value`, such as `family.name`, it is the part before.
     """
-    *outer, last = re.split(r"[./]", name.strip())
+    *outer, last = re.split(r"[./]", UNIT.sub("", name.strip()))
     if outer and last.lower() in ("name", "value"):
         last = outer[-1]
     return re.sub(r"[\s_-]+", "", last).lower()

@@ -66,6 +66,8 @@ class Study(Summarized):
     n_name: str
     n_definitions: tuple[str, ...]
     warnings: tuple[str, ...] = field(default=())
+    are_budgets_grouped: bool = False
+    """Whether `tokens_per_param` is the mean of a group of runs with nearly equal tokens / n, as none was given."""
 
     def title(self) -> str:
         families = count(len(self.families), "family", "families")
@@ -144,7 +146,9 @@ def prepare(
     mean = by_rung["n"].transform("mean")
     has_size = "size" in table and is_complete("size", table["size"])
     prepared["size"] = pd.to_numeric(table["size"]).to_numpy() if has_size else mean
-    labels, notes = _budget_labels(table, (prepared["tokens"] / mean).to_numpy(), columns.n)
+    labels, notes, is_grouped = _budget_labels(
+        table, (prepared["tokens"] / mean).to_numpy(), columns.n
+    )
     prepared["tokens_per_param"] = labels
     warnings += notes + partner_warnings(
         prepared["family"], prepared["rung"], prepared["tokens"].to_numpy(), labels
@@ -153,7 +157,7 @@ def prepare(
     warnings += [] if "recipe_id" in table else loss_ratio_warnings(prepared)
     prepared = _sorted_rows(prepared)
     deep, wide = _deep_and_wide(prepared, deep, wide)
-    return Study(prepared, deep, wide, columns.n, tuple(others), tuple(warnings))
+    return Study(prepared, deep, wide, columns.n, tuple(others), tuple(warnings), is_grouped)
 
 
 def _numbers(name: str, column: Any) -> np.ndarray:
@@ -237,13 +241,13 @@ def _matched_rungs(prepared: pd.DataFrame) -> list[Any]:
 
 def _budget_labels(
     table: pd.DataFrame, ratio: np.ndarray, n_name: str
-) -> tuple[np.ndarray, list[str]]:
+) -> tuple[np.ndarray, list[str], bool]:
     """Return tokens_per_param as requested, equal for all runs of one budget; else group the runs by `ratio`.
 
     The requested values are in the column `budget`, or in `tokens_per_param` of our own runs, which have a
     `recipe_id`. A column of another table with this name may hold each run's own ratio. It is used if it has no
     more distinct values than there are groups. Columns of words are not used, and columns far from `ratio`
-    neither, with a warning.
+    neither, with a warning. The last value returned is whether the runs were grouped.
     """
     grouped = _tokens_per_param(np.log(ratio))
     warnings = []
@@ -260,8 +264,8 @@ def _budget_labels(
             continue
         labels = merge_close(values)
         if name == "budget" or is_own or len(np.unique(labels)) <= len(np.unique(grouped)):
-            return labels, warnings
-    return grouped, warnings
+            return labels, warnings, False
+    return grouped, warnings, True
 
 
 def _tokens_per_param(log_ratio: np.ndarray) -> np.ndarray:

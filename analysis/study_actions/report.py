@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.learning_rate.gate import check_study_audit
 from analysis.study_actions.partial import describe_states, partial_of
-from analysis.study_actions.speeds import speed_file
+from analysis.study_actions.speeds import speed_command, speed_file
 from slm.errors import DataError
 from slm.studies.cells import Cell, check_not_all_diverged
-from slm.studies.left_out import left_out_lines
+from slm.studies.left_out import describe_left_out, group_left_out
 from slm.studies.rate_rule import RateRule
 
 if TYPE_CHECKING:
@@ -32,16 +34,20 @@ def write_report(cells: Sequence[Cell]) -> StudyReport | None:
     """
     from analysis.report.by_kind import write_report_of  # late: imports pandas
 
-    check_not_all_diverged(cells)
     config = cells[0].spec.config
     study = Path(config.runs_dir) / config.study.name
     out, ids = study / "report", {cell.spec.run_id for cell in cells}
     kind = config.study.analysis
     report = None
-    if kind == "families":
-        report = _report_on_families(cells, out)
-    else:
-        write_report_of(kind, study, out, ids, rule=_audited_rule(cells))
+    try:
+        check_not_all_diverged(cells)
+        if kind == "families":
+            report = _report_on_families(cells, out)
+        else:
+            write_report_of(kind, study, out, ids, rule=_audited_rule(cells))
+    except DataError:
+        _warn_of_earlier_report(out)
+        raise
     missing = [cell for cell in cells if not _is_reported(cell)]
     if missing:
         states = describe_states(missing)
@@ -49,10 +55,19 @@ def write_report(cells: Sequence[Cell]) -> StudyReport | None:
     return report
 
 
+<<<<<<< HEAD
 def _audited_rule(cells: Sequence[Cell]) -> RateRule | None:
     """Return the rule whose rates an audit checks; None: the middle rate of the grid."""
     config = cells[0].spec.config
     return None if config.study.lr_reference is None else RateRule.of(config)
+=======
+def _warn_of_earlier_report(out: Path) -> None:
+    """Log that the files of an earlier report are still there, with their date."""
+    times = [path.stat().st_mtime for path in out.glob("*")]
+    if times:
+        date = datetime.fromtimestamp(max(times)).strftime("%Y-%m-%d %H:%M")
+        log.warning("%s: these files are of an earlier state of the study, written %s", out, date)
+>>>>>>> fixreport
 
 
 def _is_reported(cell: Cell) -> bool:
@@ -70,7 +85,8 @@ def _report_on_families(cells: Sequence[Cell], out: Path) -> StudyReport:
     from slm.studies.cells import contrast_of
 
     study = cells[0].spec.config.study
-    notes = left_out_lines(cells)
+    groups = group_left_out(cells)
+    notes = describe_left_out(cells, groups)
     reported = [cell for cell in cells if _is_reported(cell)]
     if not reported:
         states = f"no finished cell ({describe_states(cells)}); run the study first (action=run)"
@@ -80,8 +96,11 @@ def _report_on_families(cells: Sequence[Cell], out: Path) -> StudyReport:
     deep, wide = contrast_of(cells)
     audit = check_study_audit(cells)
     runs = runs_from_results(results)
+    dropped = Counter(runs.dropped)
+    if groups:
+        dropped["in no cell of the study"] = sum(map(len, groups.values()))
     return report_on(
-        replace(runs, warnings=(*runs.warnings, *notes)),
+        replace(runs, dropped=dropped, warnings=(*runs.warnings, *notes)),
         out,
         deep=deep,
         wide=wide,
@@ -90,4 +109,5 @@ def _report_on_families(cells: Sequence[Cell], out: Path) -> StudyReport:
         run_directories=out.parent,
         speed=speed_file(cells[0].spec.config),
         partial=partial,
+        speed_command=speed_command(cells[0].spec.config),
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from slm.architecture.decoding import bytes_read_per_token
 from slm.architecture.flops import flop_equivalent_params
 from slm.architecture.shapes import ModelShape
+from slm.config.hydra import CONF_DIR
 from slm.config.schema import Config
 from slm.errors import DataError
 from slm.formatting import count
@@ -35,11 +36,19 @@ def speed_file(config: Config) -> Path | None:
         if not path.is_file():
             raise DataError(
                 f"speed.file={path}: no such file; remove it, or measure the file with "
-                f"python -m slm speed study={config.study.name}"
+                f"{speed_command(config)}"
             )
         return path
     path = Path(config.runs_dir) / config.study.name / FILE_NAME
     return path if path.is_file() else None
+
+
+def speed_command(config: Config) -> str:
+    """Return the command that measures the speeds; the config does not have the file and the overrides of the study."""
+    name = config.study.name
+    if (CONF_DIR / "study" / f"{name}.yaml").is_file():
+        return f"python -m slm speed study={name} (and the other overrides of this study, if any)"
+    return f"python -m slm speed study=FILE study.name={name} (FILE and the other overrides as for this study)"
 
 
 def latency_lines(cells: Sequence[Cell]) -> list[str]:
@@ -95,7 +104,7 @@ def _bounds(pairs: Mapping[tuple[str, str], Pairs], config: Config) -> Iterator[
         yield (
             f"At equal FLOPs {deep} is expected to take between {by_bytes:.2f} (memory-bound: bytes read per token) and "
             f"{by_layers:.2f} (launch-bound: layers) times as long as {wide} per generated token; measure it with "
-            f"python -m slm speed study={config.study.name}"
+            f"{speed_command(config)}"
         )
 
 

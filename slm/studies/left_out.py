@@ -16,6 +16,8 @@ from slm.tracking.result import RunResult
 from slm.tracking.run_dir import RunDirectory
 
 Facts = Mapping[str, Any]
+Groups = Mapping[tuple[str, ...], Sequence[Facts]]
+"""Differing settings of each run that is no cell, by the names of these settings."""
 SHAPE, TOKENS, WARMUP = "shape", "tokens", "schedule.warmup_tokens"
 CAUSES = {
     SHAPE: "the aspect ratios of the study and ladder.* set the shapes of a size",
@@ -25,6 +27,11 @@ CAUSES = {
 
 def left_out_lines(cells: Sequence[Cell]) -> list[str]:
     """Return one sentence per set of differing settings of the runs that are no cells, and how to list the runs."""
+    return describe_left_out(cells, group_left_out(cells))
+
+
+def group_left_out(cells: Sequence[Cell]) -> Groups:
+    """Group the runs that are no cells by the settings in which they differ; runs that tuned a rate are not among them."""
     groups: dict[tuple[str, ...], list[Facts]] = defaultdict(list)
     cell_facts = [(cell, _facts_of_spec(cell.spec)) for cell in cells]
     tunes = cells[0].spec.config.study.lr_policy == "tuned"
@@ -32,6 +39,10 @@ def left_out_lines(cells: Sequence[Cell]) -> list[str]:
         differing = _differing(run, result, cell_facts)
         if not (tunes and set(differing) == {"optimizer.lr"}):  # these runs chose the rates
             groups[tuple(differing)].append(differing)
+    return groups
+
+
+def describe_left_out(cells: Sequence[Cell], groups: Groups) -> list[str]:
     lines = [_line(keys, found) for keys, found in groups.items()]
     if lines:
         folder = cells[0].run.path.parent
@@ -74,7 +85,7 @@ def _line(keys: tuple[str, ...], found: Sequence[Facts]) -> str:
 def _differing(
     run: RunDirectory, result: RunResult, cells: Sequence[tuple[Cell, Facts]]
 ) -> dict[str, str]:
-    """Return the settings in which a run differs from the most similar cell, with both values as text."""
+    """Return the settings in which a run differs from the most similar cells, with all values as text."""
     rung = result.size if result.size is not None else result.rung
     own = [(cell, facts) for cell, facts in cells if cell.family == result.family]
     if not own:
@@ -86,24 +97,31 @@ def _differing(
     facts = _facts_of_result(result)
     differences = [_difference(facts, other) for _, other in own]
     nearest = min(range(len(own)), key=lambda index: len(differences[index]))
-    if found := differences[nearest]:
-        if TOKENS in found:
-            found.pop(WARMUP, None)  # it follows from the tokens
-        return found
+    if keys := differences[nearest]:
+        alike = [
+            other
+            for (_, other), each in zip(own, differences, strict=True)
+            if each.keys() == keys.keys()
+        ]
+        if TOKENS in keys:
+            keys.pop(WARMUP, None)  # it follows from the tokens
+        return {key: _values(key, facts, alike) for key in keys}
     with suppress(RunError, DataError, KeyError):  # a damaged config, or a corpus that is gone
         identities = run.spec().identity, own[nearest][0].spec.identity
-        if found := _difference(*map(flatten, identities)):
-            return found
+        run_values, cell_values = map(flatten, identities)
+        if keys := _difference(run_values, cell_values):
+            return {key: _values(key, run_values, [cell_values]) for key in keys}
     return {"recipe": "not in result.json"}
 
 
-def _difference(run: Facts, cell: Facts) -> dict[str, str]:
-    keys = dict.fromkeys([*cell, *run])
-    return {
-        key: f"{run.get(key)} there, {cell.get(key)} in the study"
-        for key in keys
-        if run.get(key) != cell.get(key)
-    }
+def _difference(run: Facts, cell: Facts) -> dict[str, None]:
+    """Return the names of the settings that differ, in the order of the cell."""
+    return {key: None for key in {**cell, **run} if run.get(key) != cell.get(key)}
+
+
+def _values(key: str, run: Facts, cells: Sequence[Facts]) -> str:
+    values = dict.fromkeys(str(cell.get(key)) for cell in cells)
+    return f"{run.get(key)} there, {' and '.join(values)} in the study"
 
 
 def _facts_of_result(result: RunResult) -> Facts:

@@ -41,7 +41,7 @@ class Progress:
     cell: Cell
     state: str
     step: int
-    """Last logged step; of an interrupted or failed cell the step from which it would continue."""
+    """Last logged step; of a cell that does not run, the step from which it would continue."""
     loss: float | None
     tokens_per_second: float | None
     remaining_seconds: float | None
@@ -50,12 +50,13 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        return self.step / self.cell.spec.steps
+        """Return the share of the cell that need not be computed any more: all of it if the cell diverged."""
+        return 1.0 if self.state in DONE else min(self.step / self.cell.spec.steps, 1.0)
 
     @property
     def done_flops(self) -> float:
-        """FLOPs that need not be computed any more; all of them if the cell diverged."""
-        return (1.0 if self.state in DONE else min(self.fraction, 1.0)) * self.cell.spec.flops
+        """FLOPs that need not be computed any more."""
+        return self.fraction * self.cell.spec.flops
 
 
 def progress_of(cell: Cell, throughput: Throughput) -> Progress:
@@ -65,7 +66,7 @@ def progress_of(cell: Cell, throughput: Throughput) -> Progress:
         loss, speed = result.val_loss_nats_per_token, result.tokens_per_second
         return Progress(cell, state, spec.steps, loss, speed, 0.0, "")
     row = cell.run.last_metrics()
-    is_stopped = state in {"interrupted", "failed"}
+    is_stopped = state in {"planned", "interrupted", "failed"}  # planned: its trunk may be saved
     step = _saved_step(cell) if is_stopped else int(row.get(run_dir.STEP, 0))
     measured = row.get(run_dir.TOKENS_PER_SECOND) if state == "running" else None
     rate = measured or _expected_rate(cell, throughput)
@@ -131,8 +132,10 @@ def print_status(cells: Sequence[Cell]) -> None:
         retry = any(cell.state == "failed" for cell in cells)
         fix = "action=run" + (" study.retry_failed=true" if retry else "")
         verb = "is" if unfinished == 1 else "are"
+        claims = cells[0].spec.config.study.claim != "none"
+        check = " (it is refused if action=plan refuses the design)" if claims else ""
         raise StudyUnfinished(
-            f"{unfinished} of {count(len(cells), 'cell')} {verb} unfinished; continue with {fix}"
+            f"{unfinished} of {count(len(cells), 'cell')} {verb} unfinished; continue with {fix}{check}"
         )
 
 

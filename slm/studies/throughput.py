@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,19 +16,21 @@ from slm.architecture.shapes import ModelShape, count_parameters
 from slm.config.schema import Config
 from slm.data.corpus.identity import MANIFEST
 from slm.data.tokens.prepare import prepared_folder
-from slm.errors import DataError
+from slm.errors import DataError, SlmError
 from slm.files import read_object, write_json
 from slm.formatting import count, format_duration, scientific
 from slm.rounding import ROUNDING_TOLERANCE
 from slm.run.mfu import Mfu, mfu_at
 from slm.run.spec import RunSpec
 from slm.studies.cells import Cell, Job
+from slm.studies.left_out import left_out
 from slm.tracking.environment import available_cores
 from slm.tracking.results_file import read_results
 
 SECONDS_PER_HOUR = 3600
 MANY_HOURS = 100  # from here on printed without decimals
 PROBE_FILE = "throughput.json"
+SAME_SPEED = ("precision", "threads", "devices", "accelerator")  # keys of the trainer
 DELETE_PROBE = "delete it, and measure again with plan.probe=true"
 
 
@@ -106,7 +109,7 @@ def _step_terms(key: Key) -> NDArray[np.float64]:
 
 
 def load_throughput(cells: Sequence[Cell]) -> Throughput:
-    """Load the throughput of `study.results`, of finished cells and of `plan.probe` from the study's folder."""
+    """Load the throughput of `study.results`, of finished cells, of earlier runs and of `plan.probe` from the folder."""
     config = cells[0].spec.config
     rates: dict[Key, list[float]] = defaultdict(list)
     results = {} if config.study.results is None else read_results(Path(config.study.results))
@@ -116,6 +119,9 @@ def load_throughput(cells: Sequence[Cell]) -> Throughput:
             depth = ModelShape(**result.shape).depth
             key = (depth, result.batch_tokens, result.flops_per_token)
             rates[key].append(result.tokens_per_second)
+    missing = {_key(cell.spec) for cell in cells} - rates.keys()
+    for key, tokens_per_second in _earlier_rates(cells, missing):
+        rates[key].append(tokens_per_second)
     # The mean time of a token: the load of the machine differs between runs.
     measured = {key: len(each) / sum(1 / rate for rate in each) for key, each in rates.items()}
     path = probe_path(config)
@@ -126,6 +132,19 @@ def load_throughput(cells: Sequence[Cell]) -> Throughput:
             if rate is not None:
                 measured.setdefault(_key(cell.spec), rate)
     return Throughput(measured, config.plan.device_flops, config.plan.mfu)
+
+
+def _earlier_rates(cells: Sequence[Cell], missing: Collection[Key]) -> Iterator[tuple[Key, float]]:
+    """Yield tokens/s of runs that an edit of the study left out, for shapes and batches without another measurement."""
+    trainer = cells[0].spec.config.trainer
+    for run, result in left_out(cells) if missing else ():
+        key = (ModelShape(**result.shape).depth, result.batch_tokens, result.flops_per_token)
+        if key not in missing:
+            continue
+        with suppress(SlmError, KeyError):  # a damaged config, or a corpus that is gone
+            other = run.spec().config.trainer
+            if all(getattr(other, name) == getattr(trainer, name) for name in SAME_SPEED):
+                yield key, result.tokens_per_second
 
 
 def probe_path(config: Config) -> Path:

@@ -259,7 +259,9 @@ def test_report_of_one_or_two_runs(runs: int) -> None:
     )
     read = Page(page(report))
     assert report.comparison.verdict.word == "refused"
+    assert not any("interval" in line for line in text.caveats(report))
     pair = {"level"} if runs == 2 else set()
+    assert "at equal FLOPs" not in " ".join([*tables.loss_rows(report)[0], *text.findings(report)])
     assert set(read.figures) == {"loss_against_flops"} | pair
     assert ("No verdict: 1 pair of" if runs == 2 else "No comparison") in read.text
 

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from analysis.study_actions.plan import show_plan
-from analysis.study_actions.speeds import latency_lines, speed_file
+from analysis.study_actions.speeds import latency_lines, speed_command, speed_file
 from slm.config.hydra import (
     CONF_DIR,
     Composer,
@@ -86,7 +86,11 @@ def test_without_speeds_the_plan_gives_bounds_and_the_command(tmp_path: Path) ->
         r"([\d.]+) \(launch-bound: layers\) times as long as wide_shallow per generated token; measure it with (.*)",
         line,
     )
-    assert found is not None and found[3] == "python -m slm speed study=demo"
+    assert found is not None and found[3].startswith(
+        "python -m slm speed study=demo (and the other"
+    )
+    renamed = cells(f"runs_dir={tmp_path}", "study.name=mine")[0].spec.config
+    assert speed_command(renamed).startswith("python -m slm speed study=FILE study.name=mine (FILE")
     depth = {(cell.family, cell.rung): cell.spec.shape.depth for cell in planned}
     ratios = [
         depth["deep_thin", rung] / depth["wide_shallow", rung] for rung in {c.rung for c in planned}

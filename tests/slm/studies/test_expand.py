@@ -218,7 +218,9 @@ def test_rule_gives_each_budget_its_rate_and_no_trunk(tiny_config: Callable[...,
         assert lr == pytest.approx(1e-3 * (tokens / 1e6) ** -0.5, rel=0.005)  # 3 digits
         assert f"optimizer.lr={lr:g}" in " ".join(cell.arm_overrides)
         rates.setdefault((cell.rung, tokens), set()).add(lr)
-    assert len(rates) == 4 * 2 and all(len(found) == 1 for found in rates.values())  # of all families
+    assert len(rates) == 4 * 2 and all(
+        len(found) == 1 for found in rates.values()
+    )  # of all families
 
 
 def test_rates_of_a_grid_replace_the_rule_and_share_trunks(

@@ -17,6 +17,7 @@ from slm.run.facts import saved_config
 from slm.studies.cells import Cell
 from slm.studies.left_out import left_out_lines
 from slm.studies.status import print_status
+from slm.studies.throughput import load_throughput
 from tests.benchmarks.watch import result_of, study_cells, write_run
 
 
@@ -68,6 +69,17 @@ def test_what_an_edit_changes_is_named(folder: Path, edit: str, expected: Sequen
     assert f"python -m slm runs {folder / 'demo'}" in lines[1]
 
 
+def test_all_values_of_the_study_are_named(folder: Path) -> None:
+    edits = ["study.sizes=[80k]", "study.tokens_per_param=[1.5,3]", "study.families=[deep_thin]"]
+    cells = expand(folder, *edits)
+    (before,) = {c.spec.tokens for c in expand(folder, *edits[::2])} - {
+        c.spec.tokens for c in cells
+    }
+    values = " and ".join(str(cell.spec.tokens) for cell in cells)
+    (line,) = [line for line in left_out_lines(cells) if "differs in tokens" in line]
+    assert f"({before} there, {values} in the study)" in line
+
+
 def test_cells_and_tuning_runs_are_not_left_out(folder: Path) -> None:
     assert left_out_lines(expand(folder)) == []
     assert left_out_lines(expand(folder, "study.lr_policy=tuned", "optimizer.lr=3e-3")) == []
@@ -87,13 +99,20 @@ def test_unreadable_and_unfinished_runs_do_not_count(tmp_path: Path) -> None:
     assert line.startswith("1 finished run in this folder belongs to no cell") and "recipe" in line
 
 
-def test_status_plan_and_report_say_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_plan_and_report_say_it(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     cells = expand(folder, "optimizer.lr=3e-3")
     wanted = "8 finished runs in this folder belong to no cell of the study"
     with pytest.raises(StudyUnfinished):
         print_status(cells)
     assert wanted in " ".join(capsys.readouterr().out.split())
+    assert len(load_throughput(cells).measured) == 4  # shapes, timed at another learning rate
     show_plan(cells)
     assert f"Note: {wanted}" in " ".join(capsys.readouterr().out.split())
+    earlier = folder / "demo" / "report"
+    earlier.mkdir()
+    (earlier / "report.md").write_text("# Earlier\n")
     with pytest.raises(DataError, match=wanted):
         write_report(cells)
+    assert f"{earlier}: these files are of an earlier state" in caplog.text

@@ -157,12 +157,13 @@ def test_progress_of_a_stopped_cell_is_what_a_restart_starts_from(
     tiny_spec: Callable[..., RunSpec],
 ) -> None:
     cell = Cell(tiny_spec(trainer={"share_trunk": True}), "tiny", 20_000)
-    write_row(cell, "interrupted", step=19, loss=4.5)
     assert progress_of(cell, FAST).step == 0
     trunk = Trunk.of(cell.spec)
     assert trunk is not None and 3 < cell.spec.trunk_steps < 19
     for step in (3, 19):  # the second one is of a longer branch
         save_checkpoint(trunk.folder, step)
+    assert cell.state == "planned" and progress_of(cell, FAST).step == 3
+    write_row(cell, "interrupted", step=19, loss=4.5)
     assert progress_of(cell, FAST).step == 3
     save_checkpoint(cell.run.checkpoints, step=7)
     stopped = progress_of(cell, FAST)
@@ -182,7 +183,7 @@ def test_shares_are_rounded_down_and_a_diverged_cell_counts_as_done(
     lease.release()
     assert "1 diverged, 1 running; 99% of the FLOPs done" in shown
     assert re.search(r"train\n.* loss ", shown) and "val" not in shown
-    assert re.search(r"diverged +2% +4\.500", shown) and re.search(r"running +99% +3\.500", shown)
+    assert re.search(r"diverged +100% +4\.500", shown) and re.search(r"running +99% +3\.500", shown)
     cells[1].run.write_status("diverged")
     assert "2 diverged; 100% of the FLOPs done" in printed(build_status(cells), 200)
 
