@@ -55,19 +55,18 @@ def write_report(cells: Sequence[Cell]) -> StudyReport | None:
     return report
 
 
-<<<<<<< HEAD
 def _audited_rule(cells: Sequence[Cell]) -> RateRule | None:
     """Return the rule whose rates an audit checks; None: the middle rate of the grid."""
     config = cells[0].spec.config
     return None if config.study.lr_reference is None else RateRule.of(config)
-=======
+
+
 def _warn_of_earlier_report(out: Path) -> None:
     """Log that the files of an earlier report are still there, with their date."""
     times = [path.stat().st_mtime for path in out.glob("*")]
     if times:
         date = datetime.fromtimestamp(max(times)).strftime("%Y-%m-%d %H:%M")
         log.warning("%s: these files are of an earlier state of the study, written %s", out, date)
->>>>>>> fixreport
 
 
 def _is_reported(cell: Cell) -> bool:
