@@ -155,7 +155,7 @@ def _without_own_columns(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         return table, []
     listed = ", ".join(names)
     shown = f"column {listed} is" if len(names) == 1 else f"columns {listed} are"
-    return table.drop(columns=names), [f"{shown} not used: used in results of slm only"]
+    return table.drop(columns=names), [f"{shown} not used, except in results of slm"]
 
 
 def _rung_note(rung: pd.Series, n: pd.Series, n_shown: str) -> list[str]:
