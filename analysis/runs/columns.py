@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from shlex import quote
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.runs.validate import FLAGS, is_missing, number_advice, stripped
+from analysis.runs.validate import FLAGS, is_missing, number_advice, stripped, without_empty_word
 from slm.errors import DataError, nearest
 
 POSITIVE, NUMBER, LABEL, FLAG = "a number above 0", "a number", "a word or number", "yes or no"
@@ -73,7 +74,7 @@ MAY_BE_EMPTY = (
     "peak_lr",
     "val_fingerprint",
 )  # in some rows
-TEXT_LABELS = ("family", "shape")  # numbers as labels become text
+TEXT_LABELS = ("family", "shape")  # numbers as labels become text, and None is a label
 REQUIRED = ("family", "tokens", "loss_nats_per_token")
 WANDB_CHART = re.compile(r" - .*__(MIN|MAX)$")
 UNIT = re.compile(r"\s*[\[(](k|m|b|t|thousands?|millions?|billions?|trillions?|nats)[\])]$", re.I)
@@ -138,6 +139,7 @@ def rename_columns(
         DataError: if a mapped column does not exist, a required one is missing, or a name is unknown.
     """
     _check_pairs(columns, constants)
+    columns = {name: unicodedata.normalize("NFC", given) for name, given in columns.items()}
     names = [str(name) for name in table.columns]
     for name, name_in_file in columns.items():
         if name_in_file not in names:
@@ -275,6 +277,8 @@ def check_values(
         if name not in table or name == "loss_nats_per_token":
             continue
         values = table[name].map(stripped)
+        if name not in TEXT_LABELS:
+            values = values.map(without_empty_word)
         bad = [row for row, value in enumerate(values) if not _is_valid(value, column.kind)]
         is_empty = values.map(is_missing).to_numpy(dtype=bool)
         if name in MAY_BE_EMPTY:

@@ -7,24 +7,18 @@ All readers return text labels of the columns, and an index that says where each
 from __future__ import annotations
 
 import ast
-import bz2
 import csv
-import gzip
 import io
 import json
-import lzma
-import re
-import warnings
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePath
 from typing import Any
 
 import pandas as pd
 
-from analysis.formatting import count
-from analysis.runs.validate import is_no_number
+from analysis.runs import compressed
+from analysis.runs.delimited import NEWLINE, distinct_names, read_delimited
 from slm.errors import DataError
 
 TEXT, JSON, PARQUET = "text", "json", "parquet"
@@ -36,63 +30,57 @@ FORMATS = {
     ".ndjson": JSON,
     ".json": JSON,
 }
-DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
-}
-SUPPORTED = f"{', '.join(FORMATS)}, also with {', '.join(DECOMPRESS)}"
-DELIMITERS = (",", "\t", ";", "|")
+SUPPORTED = f"{', '.join(FORMATS)}, also with {', '.join(compressed.SUFFIXES)}"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-NEWLINE = re.compile(r"\r\n|\r|\n")  # not str.splitlines, which splits text at U+2028 too
-EXCEL_SEPARATOR = re.compile(r"sep=.\s*$", re.MULTILINE | re.IGNORECASE)
-THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}([.,]\d{3})+")
-DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.IGNORECASE)
-UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    zlib.error,
-    lzma.LZMAError,
-    ImportError,
-    csv.Error,
-)
+PARQUET_MARK = b"PAR1"
+LOSS = "loss_nats_per_token"
+UNREADABLE = (OSError, ValueError, ImportError, csv.Error, *compressed.ERRORS)
 
 
-def table_format(path: Path) -> str | None:
+def table_format(name: str) -> str | None:
     """Return the format by the suffix in any case, without that of a compression; None if it is no table."""
-    return FORMATS.get(_suffixes(path)[0])
+    return FORMATS.get(PurePath(compressed.bare_name(name)).suffix.lower())
 
 
-def _suffixes(path: Path) -> tuple[str, str]:
-    """Return the suffix of the format and that of the compression, in lower case."""
-    last = path.suffix.lower()
-    if last in DECOMPRESS:
-        return Path(path.stem).suffix.lower(), last
-    return last, ""
+def is_supported(path: Path) -> bool:
+    """Return whether a file may be a table, by its suffix; the format in a zip archive is not known by it."""
+    return table_format(path.name) is not None or path.suffix.lower() == compressed.ZIP
 
 
-def read_file(path: Path) -> pd.DataFrame:
-    """Read all rows and columns of a file.
+def read_file(path: Path, loss: str = LOSS) -> tuple[pd.DataFrame, list[str]]:
+    """Read all rows and columns of a file, and return notes on how numbers are read.
+
+    `loss`: name of the column of losses, which decides whether `4,183` has a decimal comma.
 
     Raises:
         DataError: if the file is damaged, empty, or no table of its format.
     """
     try:
-        content = path.read_bytes()
-        if not content.strip():
-            raise DataError(f"{path}: the file is empty")
-        if (compression := _suffixes(path)[1]) != "":
-            content = DECOMPRESS[compression](content)
-        kind = table_format(path)
-        if kind == PARQUET:
-            table = _read_parquet(content)
-        else:
-            text = _decode(content)
-            table = _expanded(_read_text(text)) if kind == TEXT else _read_json(text)
+        return _read(path, loss)
+    except RecursionError:
+        raise DataError(f"{path}: not a readable table (objects are nested too deeply)") from None
     except UNREADABLE as error:
         raise DataError(f"{path}: not a readable table ({_first_line(error)})") from None
-    return table
+
+
+def _read(path: Path, loss: str) -> tuple[pd.DataFrame, list[str]]:
+    content = path.read_bytes()
+    if not content.strip():
+        raise DataError(f"{path}: the file is empty")
+    name, content = compressed.decompressed(
+        path.name, content, lambda each: table_format(each) is not None
+    )
+    is_parquet = content.startswith(PARQUET_MARK) and content.endswith(PARQUET_MARK)
+    kind = PARQUET if is_parquet else table_format(name)
+    if kind == PARQUET:
+        return _read_parquet(content), []
+    text = _decode(content)
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty")
+    if kind == JSON:
+        return _read_json(text), []
+    table, notes = read_delimited(text, loss)
+    return _expanded(table), notes
 
 
 def _decode(content: bytes) -> str:
@@ -107,121 +95,6 @@ def _decode(content: bytes) -> str:
         return content.decode("cp1252", errors="replace")
 
 
-def _read_text(text: str) -> pd.DataFrame:
-    """Read values that a delimiter separates: the one that splits the header into the most columns."""
-    start, delimiter = _header_start(text)
-    reader = csv.reader(io.StringIO(text[start:], newline=""), delimiter=delimiter, strict=True)
-    before = len(NEWLINE.findall(text[:start]))
-    lines, rows = [], []
-    try:
-        names = _distinct(next(reader))
-        last = reader.line_num
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                rows.append(_fitted(cells, len(names), before + last + 1))
-                lines.append(f"line {before + last + 1}")
-            last = reader.line_num
-    except csv.Error as error:
-        raise ValueError(f"line {before + reader.line_num}: {error}") from None
-    table = _typed(rows, names, may_have_decimal_comma=delimiter != ",")
-    table.index = pd.Index(lines, dtype=object)
-    return table.dropna(how="all")
-
-
-def _header_start(text: str) -> tuple[int, str]:
-    """Return the place of the header and its delimiter, after empty lines, comments, titles and Excel's `sep=;`.
-
-    A line that starts with # is a comment, unless the next line has as many columns. A line of one column is a title if
-    the next one has several.
-    """
-    starts = [0, *(match.end() for match in NEWLINE.finditer(text))]
-    ends = [*starts[1:], len(text)]
-    places = [start for start, end in zip(starts, ends, strict=True) if text[start:end].strip()]
-    lines = [_first_row(text[start:]) for start in places[:1]]
-    for place, following in zip(places, [*places[1:], None], strict=True):
-        delimiter, columns = lines[-1]
-        if following is None:
-            return place, delimiter
-        is_comment = text.startswith("#", place)
-        if not (is_comment or columns == 1 or EXCEL_SEPARATOR.match(text, place)):
-            return place, delimiter
-        lines.append(_first_row(text[following:]))
-        if (is_comment and 1 < columns == lines[-1][1]) or (
-            not is_comment and columns == lines[-1][1] == 1
-        ):
-            return place, delimiter
-    raise ValueError("no header")
-
-
-def _first_row(text: str) -> tuple[str, int]:
-    """Return the delimiter that splits the first row into the most columns, and their number."""
-    columns = {
-        each: len(next(csv.reader(io.StringIO(text, newline=""), delimiter=each), ()))
-        for each in DELIMITERS
-    }
-    delimiter = max(DELIMITERS, key=columns.__getitem__)
-    return delimiter, columns[delimiter]
-
-
-def _fitted(cells: list[str], columns: int, line: int) -> list[str]:
-    """Return the cells of a row with as many values as there are columns; empty ones are added or removed at its end."""
-    if any(cell.strip() for cell in cells[columns:]):
-        raise ValueError(
-            f"line {line}: {count(len(cells), 'value')}, but the header has {count(columns, 'name')}; quote values that "
-            "contain the delimiter"
-        )
-    return [*cells[:columns], *[""] * (columns - len(cells))]
-
-
-def _typed(
-    rows: list[list[str]], names: list[str], *, may_have_decimal_comma: bool
-) -> pd.DataFrame:
-    """Return a table of text as numbers where all cells of a column are numbers."""
-    stream = io.StringIO()
-    csv.writer(stream, delimiter="\t", lineterminator="\n").writerows(rows)
-    options: dict[str, Any] = {"sep": "\t", "header": None, "names": range(len(names))}
-    options |= {"index_col": False, "skip_blank_lines": False}
-    if not rows:
-        return pd.DataFrame(columns=pd.Index(names))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", pd.errors.DtypeWarning)
-        table = pd.read_csv(io.StringIO(stream.getvalue()), **options)
-        if may_have_decimal_comma and any(_has_decimal_comma(table[name]) for name in table):
-            table = table.apply(_with_decimal_point)
-    table.columns = pd.Index(names)
-    return table
-
-
-def _distinct(header: Iterable[str]) -> list[str]:
-    """Return the names of a header; one that is empty or occurs more than once gets the number of its column."""
-    names = [re.sub(r"\s*[\r\n]\s*", " ", name.strip()) for name in header]
-    times = Counter(names)
-    return [
-        name if name and times[name] == 1 else f"{name} (column {number})".strip()
-        for number, name in enumerate(names, start=1)
-    ]
-
-
-def _has_decimal_comma(column: pd.Series) -> bool:
-    """Return whether all numbers of a column have a decimal comma, and not all may be thousands, as in `20,000`."""
-    cells = [str(cell).strip() for cell in column.dropna() if not is_no_number(cell)]
-    return all(map(DECIMAL_COMMA.fullmatch, cells)) and not all(map(THOUSANDS.fullmatch, cells))
-
-
-def _with_decimal_point(column: pd.Series) -> pd.Series:
-    """Return a column of numbers with decimal commas as floats; any other column as it is."""
-    if pd.api.types.is_numeric_dtype(column):
-        return column
-    cells = column.astype(object).map(
-        lambda cell: str(cell).strip().replace(",", "."), na_action="ignore"
-    )
-    numbers = pd.to_numeric(cells, errors="coerce")
-    is_number = numbers.notna()
-    if not (is_number | cells.isna() | cells.map(is_no_number)).all():
-        return column
-    return cells.where(~is_number, numbers).infer_objects()
-
-
 def _read_json(text: str) -> pd.DataFrame:
     """Read one object per line, an array of objects, or an object that holds either rows or columns."""
     rows: Iterable[tuple[str, Any]]
@@ -229,7 +102,7 @@ def _read_json(text: str) -> pd.DataFrame:
         content = json.loads(text)
     except ValueError as error:
         if text.lstrip().startswith("["):
-            raise DataError(f"invalid JSON: {error}") from None
+            raise ValueError(f"invalid JSON: {error}") from None
         rows = list(_json_lines(text))
     else:
         rows = [(f"entry {number}", row) for number, row in enumerate(_rows_of(content), start=1)]
@@ -295,7 +168,7 @@ def flatten(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
     text that holds an object, as in a table of W&B's export example, counts as the object.
     """
     for key, given in row.items():
-        name, value = f"{prefix}{key}", _parsed(given)
+        name, value = unicodedata.normalize("NFC", f"{prefix}{key}"), _parsed(given)
         if isinstance(value, dict) and value:
             yield from flatten(value, f"{name}.")
             value = value["value"] if {"value"} <= set(value) <= {"value", "desc"} else value
@@ -336,7 +209,7 @@ def _read_parquet(content: bytes) -> pd.DataFrame:
     table = pyarrow.parquet.ParquetFile(io.BytesIO(content)).read()
     while any(pyarrow.types.is_struct(field.type) for field in table.schema):
         table = table.flatten()
-    table = table.rename_columns(_distinct(table.column_names))
+    table = table.rename_columns(distinct_names(table.column_names))
     frame = table.to_pandas(ignore_metadata=True)
     frame.index = pd.Index([f"row {row + 1}" for row in range(len(frame))], dtype=object)
     return frame

@@ -126,7 +126,7 @@ def load_runs(
     table, dropped, notes = collect(source, only, columns, constants)
     table = comparable(table, dropped, pool_validation_sets=pool_validation_sets)
     if table.empty:
-        raise no_runs(source, dropped, "comparable run")
+        raise no_runs(source, dropped, "comparable run", notes)
     if only is None:
         table, more = with_one_design(table, dropped)
         notes += more
@@ -173,8 +173,9 @@ def _warnings(table: pd.DataFrame, dropped: Counter[str]) -> Iterator[str]:
         values = table[column].dropna().unique()
         if len(values) > 1:
             yield f"runs differ in {column}: {_first_few(values)}"
-    if "unusual_spikes" in table and table["unusual_spikes"].any():
-        runs = table.loc[table["unusual_spikes"], "run_id"]
+    spiky = table.get("unusual_spikes", pd.Series(dtype=object)).map(str) == "True"
+    if spiky.any():
+        runs = table.loc[spiky, "run_id"]
         yield (
             f"{count(len(runs), 'run')} with more loss spikes than chance explains: {', '.join(runs)}; inspect the "
             "loss curves, and repeat a run with a real spike with another seed instead of dropping it"

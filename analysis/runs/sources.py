@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.formatting import count
 from analysis.runs.comparable import count_dropped
-from analysis.runs.files import SUPPORTED, table_format
+from analysis.runs.files import LOSS, SUPPORTED, is_supported
 from analysis.runs.result_table import results_table
 from analysis.runs.tables import read_tables, runs_table, tables_in
 from analysis.runs.wandb import (
@@ -63,6 +63,11 @@ def collect(
             return _collect_tracked(offline_runs(path), only, str(path), columns, constants)
         if tables := tables_in(path):
             return _collect_tables(tables, only, columns, constants)
+        if columns or constants:
+            found = (
+                "has no run directories, tables or W&B runs" if any(path.iterdir()) else "is empty"
+            )
+            raise DataError(f"{path}: the folder {found}")
     if columns or constants:
         raise DataError(
             f"{path}: run directories have their own columns; remove columns and constants"
@@ -87,7 +92,7 @@ def column_names(source: Path | str | Sequence[Path | str]) -> list[str]:
         paths = tables_in(paths[0])
         if not paths:
             raise DataError(f"{source}: no tables or W&B runs here; runs of slm need no columns")
-    return [str(name) for name in read_tables(paths)]
+    return [str(name) for name in read_tables(paths)[0]]
 
 
 def _names_of(found: tuple[list[TrackedRun], Unreadable], source: str) -> list[str]:
@@ -97,10 +102,15 @@ def _names_of(found: tuple[list[TrackedRun], Unreadable], source: str) -> list[s
     return [str(name) for name in rows_of(runs)]
 
 
-def no_runs(source: object, dropped: Mapping[str, int], what: str = "finished run") -> DataError:
-    """Return the error of a source without a run to use, with the number of dropped runs by reason."""
+def no_runs(
+    source: object,
+    dropped: Mapping[str, int],
+    what: str = "finished run",
+    notes: Sequence[str] = (),
+) -> DataError:
+    """Return the error of a source without a run to use: the number of dropped runs by reason, and notes on columns."""
     reasons = "".join(f"; {runs} {reason}" for reason, runs in dropped.items())
-    return DataError(f"{source}: no {what}{reasons}")
+    return DataError(f"{source}: no {what}{reasons}{''.join(f'; {note}' for note in notes)}")
 
 
 def _collect_tables(
@@ -116,15 +126,17 @@ def _collect_tables(
         _check_exists(path)
         if path.is_dir():
             raise DataError(f"{path}: a folder; several inputs must be tables")
-        if table_format(path) is None:
+        if not is_supported(path):
             raise DataError(f"{path}: unsupported file type; use {SUPPORTED}")
     source = (
         str(paths[0])
         if len(paths) == 1
         else f"{paths[0]} and {count(len(paths) - 1, 'other file')}"
     )
-    table, dropped, notes = runs_table(read_tables(paths), source, columns, constants)
-    return _selected(table, dropped, only, source, notes)
+    loss = columns.get(LOSS, LOSS) if isinstance(columns, Mapping) else LOSS
+    rows, read = read_tables(paths, loss)
+    table, dropped, notes = runs_table(rows, source, columns, constants)
+    return _selected(table, dropped, only, source, [*read, *notes])
 
 
 def _collect_tracked(
@@ -183,7 +195,7 @@ def is_results_file(path: Path) -> bool:
 def _has_result_keys(line: str) -> bool:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # nested too deeply
         return False
     return isinstance(row, dict) and {"schema_version", "run_id", "trunk_id"} <= set(row)
 
@@ -200,7 +212,7 @@ def _selected(
         count_dropped(dropped, NOT_A_CELL, int((~selected).sum()))
         table = table[selected]
     if table.empty:
-        raise no_runs(source, dropped)
+        raise no_runs(source, dropped, notes=notes)
     order = [name for name in ("family", "flops", "tokens", "seed") if name in table]
     labels = {name: table[name].astype(str) for name in ("family", "seed") if name in table}
     ordered = table.assign(**labels).sort_values(order, kind="stable").index

@@ -28,6 +28,7 @@ from analysis.runs.validate import (
     loss_warnings,
     partner_warnings,
     positive_columns,
+    stripped,
 )
 from slm.errors import DataError, nearest
 from slm.rounding import exceeds, merge_close, round_to_three_digits, stable_argsort
@@ -282,7 +283,7 @@ def _tokens_per_param(log_ratio: np.ndarray) -> np.ndarray:
 def _deep_and_wide(prepared: pd.DataFrame, deep: str | None, wide: str | None) -> tuple[str, str]:
     """Return the names of the deep and the wide family: as given, else by aspect ratio, else by name."""
     families = list(dict.fromkeys(prepared["family"]))
-    deep, wide = (None if name is None else str(name).strip() for name in (deep, wide))
+    deep, wide = (None if name is None else stripped(str(name)) for name in (deep, wide))
     for name in (deep, wide):
         if name is not None and name not in families:
             raise DataError(f"the table has no family {name!r}; {nearest(name, families)}")

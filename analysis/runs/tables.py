@@ -14,7 +14,8 @@ import pandas as pd
 from analysis.formatting import count
 from analysis.runs.columns import REQUIRED, SIZES, check_values, rename_columns
 from analysis.runs.comparable import count_dropped
-from analysis.runs.files import read_file, table_format
+from analysis.runs.delimited import DECIMAL_COMMA
+from analysis.runs.files import LOSS, read_file, table_format
 from analysis.runs.repeats import repeat_notes
 from analysis.runs.validate import (
     check_unit_of_loss,
@@ -25,6 +26,7 @@ from analysis.runs.validate import (
     loss_name_notes,
     number_advice,
     stripped,
+    without_empty_word,
 )
 from slm.architecture.flops import flop_equivalent_params
 from slm.architecture.shapes import shape_label
@@ -32,38 +34,61 @@ from slm.errors import DataError
 from slm.rounding import exceeds
 from slm.run.lr_schedule import is_decayed
 
-FINISHED = ("finished", "completed", "complete", "done", "success", "succeeded", "ok")
+FINISHED = ("finished", "completed", "complete", "done", "success", "succeeded", "ok", "passed")
 UNFINISHED = (
     "crashed", "failed", "killed", "running", "pending", "queued", "preempted", "preempting", "interrupted",
     "diverged", "aborted", "canceled", "cancelled", "error", "timeout", "oom", "out_of_memory", "node_fail", "boot_fail",
-    "suspended", "stopped", "deadline", "requeued",
+    "suspended", "stopped", "deadline", "requeued", "completing",
     "checkpoint",  # in models.csv of `slm evaluate`: a model that is no run
 )  # fmt: skip
+TERMINATED = "terminated"  # finished in Ray Tune, killed elsewhere
+SLURM_FINISHED = "cd"
+SLURM_CODES = {
+    SLURM_FINISHED: "completed", "bf": "boot_fail", "ca": "cancelled", "cg": "completing", "dl": "deadline", "f": "failed",
+    "nf": "node_fail", "oom": "out_of_memory", "pd": "pending", "pr": "preempted", "r": "running", "rq": "requeued",
+    "s": "suspended", "st": "stopped", "to": "timeout",
+}  # fmt: skip
 NO_STATUS = "no status"
 STATUS_NAMES = ("status", "state")
+IDENTITY = ("run_id", "recipe_id", "val_fingerprint", "flops_per_token", "parametrization")
+"""Columns of every result of slm that no other table has together."""
+OWN_COLUMNS = (
+    "recipe_id",
+    "unusual_spikes",
+    "epochs",
+    "architecture",
+)  # used in results of slm only
 WORD_ENDS = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])")
 MAX_RATIO_IN_RUNG = 2.0  # of N, for a column rung that is not mapped
 
 
-def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
-    """Read the rows of one or several files; the index says where each row is.
+def read_tables(paths: Sequence[Path], loss: str = LOSS) -> tuple[pd.DataFrame, list[str]]:
+    """Read the rows of one or several files, and return notes; the index says where each row is.
+
+    `loss`: name in the files of the column of losses.
 
     Raises:
         DataError: naming the file that cannot be read.
     """
-    tables = [read_file(path) for path in paths]
+    found = [read_file(path, loss) for path in paths]
+    notes = list(dict.fromkeys(note for _, more in found for note in more))
+    tables = [table for table, _ in found]
     if len(tables) == 1:
-        return tables[0]
+        return tables[0], notes
     names = [path.name for path in paths]
     for path, table in zip(paths, tables, strict=True):
         name = path.name if names.count(path.name) == 1 else str(path)
         table.index = pd.Index([f"{name}, {place}" for place in table.index], dtype=object)
-    return pd.concat(tables)
+    return pd.concat(tables), notes
 
 
 def tables_in(folder: Path) -> list[Path]:
-    """Return the tables directly in a folder, by name."""
-    return sorted(path for path in folder.iterdir() if path.is_file() and table_format(path))
+    """Return the tables directly in a folder, by name; hidden files, such as those of macOS, are none."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and table_format(path.name) and not path.name.startswith(".")
+    )
 
 
 def runs_table(
@@ -111,14 +136,26 @@ def runs_table(
         if contradiction is not None:
             notes.append(f"column flops is not used, FLOPs are 6 {n_name} tokens: {contradiction}")
             table, given = table.drop(columns="flops"), None
-    if "recipe_id" not in table:  # runs of slm have consistent units
+    if not set(IDENTITY) <= set(table):  # runs of slm have consistent units
         notes += count_warnings(n_name, n, tokens, given, columns, source=source)
         if "rung" in table and "rung" not in {*columns, *constants}:
             note = _rung_note(table["rung"], table[n_name], columns.get(n_name, n_name))
             notes += note
             table = table.drop(columns="rung") if note else table
         notes += repeat_notes(table, n_name, columns)
+        table, more = _without_own_columns(table)
+        notes += more
     return table, dropped, notes
+
+
+def _without_own_columns(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Return a table of another program without the columns that only have a name of a result of slm, and a note."""
+    names = [name for name in OWN_COLUMNS if name in table]
+    if not names:
+        return table, []
+    listed = ", ".join(names)
+    shown = f"column {listed} is" if len(names) == 1 else f"columns {listed} are"
+    return table.drop(columns=names), [f"{shown} not used, except in results of slm"]
 
 
 def _rung_note(rung: pd.Series, n: pd.Series, n_shown: str) -> list[str]:
@@ -146,8 +183,8 @@ def _with_status(
         return table, []
     name, words = found
     shown = columns.get("status", name)
-    known = words.isin([*FINISHED, *UNFINISHED, NO_STATUS])
-    if "status" not in columns and not words.isin([*FINISHED, *UNFINISHED]).any():
+    known = words.isin([*FINISHED, *UNFINISHED, TERMINATED, NO_STATUS])
+    if "status" not in columns and not words.isin([*FINISHED, *UNFINISHED, TERMINATED]).any():
         return table, [f"column {shown} is not used: {words.iloc[0]!r} is no status of a run"]
     notes = []
     if name.lower() not in STATUS_NAMES:
@@ -159,6 +196,11 @@ def _with_status(
             f"only {', '.join(FINISHED)} count as finished"
         )
     finished = words.isin(FINISHED)
+    if not finished.any() and words.eq(TERMINATED).any():
+        finished = words == TERMINATED
+        notes.append(f"column {shown}: {TERMINATED} counts as finished, as in Ray Tune")
+    if not finished.any() and known.all():
+        notes.append(f"column {shown}: only {', '.join(FINISHED)} count as finished")
     for word, runs in words[~finished].value_counts().items():
         count_dropped(dropped, f"not finished ({word})", int(runs))
     return table[finished], notes
@@ -173,13 +215,21 @@ def _status_column(table: pd.DataFrame, *, is_mapped: bool) -> tuple[str, pd.Ser
     names = [str(name) for name in table if WORD_ENDS.split(str(name))[-1].lower() in STATUS_NAMES]
     names.sort(key=lambda name: (name != "status", name.lower() not in STATUS_NAMES))
     for name in names[:1] if is_mapped else names:
-        words = table[name].map(
-            lambda word: NO_STATUS if is_missing(stripped(word)) else str(stripped(word)).lower()
-        )
-        known = words.isin([*FINISHED, *UNFINISHED])
+        words = _status_words(table[name])
+        known = words.isin([*FINISHED, *UNFINISHED, TERMINATED])
         if name.lower() in STATUS_NAMES or known.mean() > 0.5:  # OK is also a state of the USA
             return name, words
     return None
+
+
+def _status_words(column: pd.Series) -> pd.Series:
+    """Return the words of a status in lower case; the codes of Slurm become its words if CD (completed) is among them.
+
+    Without it, CA may be California.
+    """
+    cells = column.map(stripped).map(without_empty_word)
+    words = cells.map(lambda cell: NO_STATUS if is_missing(cell) else str(cell).lower())
+    return words.replace(SLURM_CODES) if words.eq(SLURM_FINISHED).any() else words
 
 
 def _losses(table: pd.DataFrame, shown: str, source: str) -> pd.Series:
@@ -191,9 +241,11 @@ def _losses(table: pd.DataFrame, shown: str, source: str) -> pd.Series:
     if invalid.any():
         row = int(np.flatnonzero(invalid)[0])
         value = given.tolist()[row]
+        has_comma = DECIMAL_COMMA.fullmatch(str(value)) is not None
+        advice = "; write a decimal point" if has_comma else number_advice(value)
         raise DataError(
             f"{source}: {shown}={value!r} in {given.index[row]}: not a number, as in {count(int(invalid.sum()), 'row')}; "
-            f"leave the cell empty if the run has no loss{number_advice(value)}"
+            f"leave the cell empty if the run has no loss{advice}"
         )
     bad = np.flatnonzero(np.isfinite(losses) & (losses <= 0))
     if len(bad):

@@ -34,7 +34,9 @@ MAX_LOSS_RATIO = 1.3  # between two families at equal size and tokens
 SMALLEST_LOG10, LARGEST_LOG10 = 3.0, 30.0
 MAX_POWER = 300  # of ten, in a float
 FLOPS_UNITS = {-9: "GFLOPs", -12: "TFLOPs", -15: "PFLOPs", -18: "EFLOPs"}
+EMPTY_WORDS = ("nan", "-nan", "na", "n/a", "#n/a", "#na", "<na>", "none", "null")
 NO_NUMBER = (
+    *EMPTY_WORDS,
     "-",
     "--",
     "\u2013",
@@ -43,11 +45,6 @@ NO_NUMBER = (
     "oom",
     "inf",
     "-inf",
-    "nan",
-    "na",
-    "n/a",
-    "none",
-    "null",
 )
 NUMBER_ADVICE = "write 125M as 1.25e8, without thousands separators"
 INVISIBLE = re.compile(
@@ -107,13 +104,21 @@ def label_column(name: str, values: Any, length: int) -> NDArray[Any]:
 
 
 def stripped(value: Any) -> Any:
-    """Return text without surrounding spaces and invisible characters, and any other value as it is."""
-    return INVISIBLE.sub("", value).strip() if isinstance(value, str) else value
+    """Return text in composed Unicode without surrounding spaces and invisible characters, any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    return unicodedata.normalize("NFC", INVISIBLE.sub("", value).strip())
 
 
 def is_missing(value: Any) -> bool:
     """Return whether a cell is empty: None, nan or empty text."""
     return pd.api.types.is_scalar(value) and (value == "" or bool(pd.isna(value)))
+
+
+def without_empty_word(value: Any) -> Any:
+    """Return None for a word that stands for an empty cell, such as NA or None, and any other value as it is."""
+    is_word = isinstance(value, str) and value.strip().lower() in EMPTY_WORDS
+    return None if is_word else value
 
 
 def is_no_number(value: Any) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,10 @@ from slm.tracking.result import RunResult, result_from
 
 BLOCK, HEADER = 32 * 1024, 7
 WHOLE, FIRST, LAST = 1, 2, 4
+RUNNING = "running"  # state of a run without an exit record
+NO_RUN = "no run in it"  # why a file with a header only is unreadable
+FRESH_SECONDS = 5.0  # since the last change of a file of the run
+MAX_WAIT_SECONDS, POLL_SECONDS = 1.0, 0.02
 FINAL_LOSS = "val/loss"
 SCHEMA = "schema_version"  # a field of every result
 REPORT_JOB = (
@@ -88,7 +93,11 @@ def offline_runs(folder: Path) -> tuple[list[TrackedRun], Unreadable]:
     """Return the runs of all `.wandb` files below a folder, except in hidden folders, which hold superseded runs.
 
     A resumed run has several files: their values are merged, and the latest one wins. Unreadable files are counted.
+
+    W&B completes a file in another process, after `finish()` has returned. Files that are incomplete and fresh are read
+    again, for at most `MAX_WAIT_SECONDS` in total.
     """
+    deadline = time.monotonic() + MAX_WAIT_SECONDS
     run_by_id: dict[str, TrackedRun] = {}
     unreadable: Unreadable = Counter()
     files = [
@@ -97,11 +106,15 @@ def offline_runs(folder: Path) -> tuple[list[TrackedRun], Unreadable]:
         if not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
     for file in sorted(files, key=lambda path: path.parent.name.removeprefix("offline-")):
-        try:
-            run = read_offline(file)
-        except (OSError, DataError) as error:
-            unreadable[f"unreadable W&B file ({_reason(error)})"] += 1
+        found = _read_or_reason(file)
+        while (is_written := _is_being_written(file, found)) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+            found = _read_or_reason(file)
+        if isinstance(found, str):
+            reason = "still being written" if is_written else found
+            unreadable[f"unreadable W&B file ({reason})"] += 1
             continue
+        run = found
         earlier = run_by_id.get(run.run_id)
         if earlier is not None:
             config = {**earlier.config, **run.config}
@@ -110,8 +123,29 @@ def offline_runs(folder: Path) -> tuple[list[TrackedRun], Unreadable]:
     return list(run_by_id.values()), unreadable
 
 
-def _reason(error: OSError | DataError) -> str:
-    return (error.strerror or "") if isinstance(error, OSError) else str(error)
+def _read_or_reason(file: Path) -> TrackedRun | str:
+    """Return the run of a file, or why it cannot be read."""
+    try:
+        return read_offline(file)
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    except DataError as error:
+        return str(error)
+
+
+def _is_being_written(file: Path, found: TrackedRun | str) -> bool:
+    """Return whether a file is incomplete and W&B has changed a file of its run a few seconds ago.
+
+    The file of a run may be older than its logs, because W&B buffers the records.
+    """
+    is_incomplete = found == NO_RUN if isinstance(found, str) else found.state == RUNNING
+    if not is_incomplete:
+        return False
+    oldest = time.time() - FRESH_SECONDS
+    try:
+        return any(each.stat().st_mtime > oldest for each in (file, *file.parent.glob("logs/*")))
+    except FileNotFoundError:  # a log was removed
+        return False
 
 
 def read_offline(file: Path) -> TrackedRun:
@@ -125,7 +159,7 @@ def read_offline(file: Path) -> TrackedRun:
 
     config: dict[str, Any] = {}
     summary: dict[str, Any] = {}
-    run_id, study, state, tags = "", "", "running", ()
+    run_id, study, state, tags = "", "", RUNNING, ()
     content = file.read_bytes()
     if not content:
         raise DataError("empty")
@@ -149,10 +183,10 @@ def read_offline(file: Path) -> TrackedRun:
                     summary[key] = json.loads(item.value_json)
             elif kind == "exit":
                 state = "finished" if record.exit.exit_code == 0 else "failed"
-    except (DecodeError, ValueError, struct.error):
+    except (DecodeError, ValueError, struct.error, RecursionError):
         raise DataError("damaged") from None
     if not run_id:
-        raise DataError("no run in it")
+        raise DataError(NO_RUN)
     return TrackedRun(run_id, study, state, tags, config, summary)
 
 
@@ -216,7 +250,7 @@ def finished_runs(
     dropped: Counter[str] = Counter()
     results, older = [], []
     for run in runs:
-        if SCHEMA in run.summary and run.state != "running":
+        if SCHEMA in run.summary and run.state != RUNNING:
             try:
                 result = result_from({**NULLS, **run.summary})
             except DataError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +53,14 @@ def _nested(table: pd.DataFrame, path: Path) -> None:
     path.write_text(json.dumps(rows))
 
 
+def _zipped(*names: str) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name in names:
+            archive.writestr(name, "a,b\n1,2\n")
+    return stream.getvalue()
+
+
 WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
     "runs.csv": _text(),
     "runs.CSV": _text(),
@@ -61,6 +71,9 @@ WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
     "excel.csv": _text("\t", encoding="utf-16"),
     "runs.csv.gz": _text(),
     "runs.csv.xz": _text(),
+    "renamed.csv": lambda t, path: path.write_bytes(gzip.compress(t.to_csv(index=False).encode())) and None,
+    "runs.csv.zip": _text(),
+    "runs.zip": lambda t, path: t.to_csv(path, index=False, compression={"method": "zip", "archive_name": "a.csv"}),
     "runs.parquet": lambda t, path: t.to_parquet(path),
     "lines.jsonl": lambda t, path: path.write_text(_lines(t)) and None,
     "bom.jsonl": lambda t, path: path.write_bytes(b"\xef\xbb\xbf" + _lines(t).encode()) and None,
@@ -111,6 +124,14 @@ def test_several_files_and_a_folder_are_one_table(table: pd.DataFrame, tmp_path:
     [
         ("a.csv", b"", "the file is empty"),
         ("a.csv", b"  \n", "the file is empty"),
+        ("a.csv", b"\xef\xbb\xbf", "the file is empty"),
+        ("a.csv.gz", gzip.compress(b""), "the file is empty"),
+        ("a.zip", _zipped("a.csv", "b.csv", "note.txt"), r"holds 2 tables \(a\.csv, b\.csv\)"),
+        ("a.csv.zip", _zipped("note.txt"), "holds 0 tables; extract them"),
+        ("a.csv", _zipped("xl/workbook.xml"), "an Excel workbook; save the sheet as"),
+        ("a.zip", b"PK\x03\x04", "not a readable table"),
+        ("a.json", b"[" * 99_999, "objects are nested too deeply"),
+        ("a.jsonl", b'{"a":' * 99_999, "objects are nested too deeply"),
         ("a.csv.gz", b"kind,N\n", "not a readable table"),
         ("a.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99, mtime=0)[:-20], "not a readable table"),
         ("a.csv", b"a,b\n1,2,3\n", "not a readable table"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,99 @@ def test_one_family_or_run_in_another_unit(table: pd.DataFrame, tmp_path: Path) 
     millions = table.assign(N=table["N"].where(table.index != 3, table["N"] / 1e6))
     (note,) = loaded(millions, tmp_path).warnings
     assert note.startswith("D=") and note.endswith("check their units")
+
+
+def test_a_loss_with_a_decimal_comma_has_no_thousands(table: pd.DataFrame, tmp_path: Path) -> None:
+    losses = [f"{loss:.3f}".replace(".", ",") for loss in table["loss"]]
+    path = tmp_path / "a.csv"
+    table.assign(loss=losses).to_csv(path, index=False, sep=";")
+    runs = load_runs(path, columns=NAMES)
+    read = sorted(runs.table["loss_nats_per_token"])
+    assert read == pytest.approx(sorted(table["loss"]), abs=0.001)
+    assert not runs.warnings
+    table.assign(loss=losses).to_csv(path, index=False, sep=",")
+    with pytest.raises(DataError, match=r"not a number, .*; write a decimal point"):
+        load_runs(path, columns=NAMES)
+
+    whole = table.assign(loss=losses, D=table["D"].round().astype(int))
+    points = [f"{tokens:,}".replace(",", ".") for tokens in whole["D"]]
+    whole.assign(D=points).to_csv(path, index=False, sep=";")
+    runs = load_runs(path, columns=NAMES)
+    assert sorted(runs.table["tokens"]) == sorted(whole["D"])
+    assert runs.warnings == (
+        f"column D: points are read as thousands separators, as in {points[0]}",
+    )
+    whole.assign(D=["1.5e9", *points[1:]]).to_csv(path, index=False, sep=";")
+    with pytest.raises(DataError, match=r"D='[\d.]+' in line 3: .*, without thousands separators"):
+        load_runs(path, columns=NAMES)
+
+
+def test_words_for_nothing_may_be_labels(table: pd.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    for deep, wide in (("NA", "None"), ("null", "nan"), ("N/A", "wide")):
+        changed = table.assign(mix=table["mix"].map({"deep": deep, "wide": wide}), seed="None")
+        changed.assign(aspect_ratio="NA").to_csv(path, index=False)
+        runs = load_runs(path, columns=NAMES)
+        assert runs.families == sorted([deep, wide]) and not runs.warnings
+        assert "aspect_ratio" not in runs.table or runs.table["aspect_ratio"].isna().all()
+    table.assign(mix=["", *table["mix"][1:]]).to_csv(path, index=False)
+    with pytest.raises(DataError, match="mix=empty in line 2"):
+        load_runs(path, columns=NAMES)
+
+
+def test_letters_with_accents_may_be_composed_or_not(table: pd.DataFrame, tmp_path: Path) -> None:
+    one, two = (unicodedata.normalize(form, "tief-\u00f6") for form in ("NFC", "NFD"))
+    kinds = [{"deep": (one, two)[row % 2]}.get(kind, kind) for row, kind in enumerate(table["mix"])]
+    table.assign(mix=kinds).rename(columns={"mix": one}).to_csv(tmp_path / "a.csv", index=False)
+    runs = load_runs(tmp_path / "a.csv", columns={**NAMES, "family": two})
+    assert runs.families == [one, "wide"] and not runs.warnings
+    assert prepare(runs.table, Columns(), two, "wide").deep == one
+
+
+def test_names_of_own_columns_in_other_tables(table: pd.DataFrame, tmp_path: Path) -> None:
+    rows = range(len(table))
+    own = {"epochs": "two", "unusual_spikes": True, "recipe_id": [f"r{row % 3}" for row in rows]}
+    table.assign(**own).to_csv(tmp_path / "a.csv", index=False)
+    runs = load_runs(tmp_path / "a.csv", columns=NAMES)
+    assert len(runs.table) == len(table) and not set(own) & set(runs.table)
+    assert runs.warnings[0].startswith("columns recipe_id, unusual_spikes, epochs are not used")
+    table.assign(**own, D=table["D"] / 1e9).to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(DataError, match=r"another unit|too small for a count"):
+        load_runs(tmp_path / "a.csv", columns=NAMES)
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the folder is empty"):
+        load_runs(tmp_path, columns=NAMES)
+    (tmp_path / "note.txt").touch()
+    with pytest.raises(DataError, match="has no run directories, tables or W&B runs"):
+        load_runs(tmp_path, columns=NAMES)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("TERMINATED ERROR", {"not finished (error)": 1}),
+        ("passed failed", {"not finished (failed)": 1}),
+        ("CD OOM", {"not finished (out_of_memory)": 1}),
+        ("finished terminated", {"not finished (terminated)": 1}),
+        (
+            "ended killed",
+            r"ended\); 1 not finished \(killed\); column State: ended is no known status",
+        ),
+        (
+            "killed killed",
+            r"killed\); column State: only finished, completed, .* count as finished",
+        ),
+    ],
+)
+def test_words_of_a_status(
+    table: pd.DataFrame, tmp_path: Path, words: str, expected: dict[str, int] | str
+) -> None:
+    most, last = words.split()
+    table.assign(State=[most] * (len(table) - 1) + [last]).to_csv(tmp_path / "a.csv", index=False)
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=f"no finished run; .*{expected}"):
+            load_runs(tmp_path / "a.csv", columns=NAMES)
+    else:
+        assert load_runs(tmp_path / "a.csv", columns=NAMES).dropped == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import wandb
 
 from analysis.runs.load import Runs, load_runs
 from analysis.runs.sources import column_names
-from analysis.runs.wandb import TrackedRun, finished_runs, offline_runs, read_offline
+from analysis.runs.wandb import HEADER, TrackedRun, finished_runs, offline_runs, read_offline
 from slm.errors import DataError, Diverged
 from slm.run.facts import run_counts
 from slm.run.spec import RunSpec
@@ -148,6 +149,7 @@ def test_runs_of_older_versions_are_loaded(
 
     # A truncated file, as after a kill: the run counts as running and is dropped.
     monkeypatch.undo()
+    monkeypatch.setattr("analysis.runs.wandb.MAX_WAIT_SECONDS", 0)
     file = next((older / "c").rglob("*.wandb"))
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     cut = read_offline(file)
@@ -172,6 +174,30 @@ def test_folders_of_unreadable_files_are_refused_with_the_reason(tmp_path: Path)
             load_runs(tmp_path, columns=columns)
     with pytest.raises(DataError, match=message):
         column_names(tmp_path)
+
+
+def test_a_file_that_wandb_completes_after_finish_is_read_again(
+    older: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = next((older / "c").rglob("*.wandb"))
+    content, waits = file.read_bytes(), []
+    file.write_bytes(content[:HEADER])
+
+    def complete(seconds: float) -> None:
+        waits.append(seconds)
+        file.write_bytes(content[: -HEADER - 1] if len(waits) == 1 else content)
+
+    monkeypatch.setattr("analysis.runs.wandb.time.sleep", complete)
+    assert load_runs(older).families == ["deep", "wide"] and len(waits) == 2
+
+    monkeypatch.setattr("analysis.runs.wandb.MAX_WAIT_SECONDS", 0)
+    for age, reason in ((0, "still being written"), (3600, "no run in it")):
+        file.write_bytes(content[:HEADER])
+        for each in (file, *file.parent.glob("logs/*")):
+            os.utime(each, (time.time() - age,) * 2)
+        assert load_runs(older).dropped == {f"unreadable W&B file ({reason})": 1}
+    monkeypatch.setattr("analysis.runs.wandb.MAX_WAIT_SECONDS", 60)
+    assert load_runs(older).families == ["wide"] and len(waits) == 2  # no wait for an old file
 
 
 def test_unusable_runs_are_counted_by_reason() -> None:
