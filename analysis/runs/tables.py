@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from analysis.formatting import count
 from analysis.runs.columns import REQUIRED, SIZES, check_values, rename_columns
 from analysis.runs.comparable import count_dropped
 from analysis.runs.files import read_file, table_format
-from analysis.runs.repeats import repeat_notes
+from analysis.runs.repeats import architecture_notes, repeat_notes
+from analysis.runs.status import with_status
 from analysis.runs.validate import (
     check_unit_of_loss,
     count_warnings,
@@ -32,16 +32,6 @@ from slm.errors import DataError
 from slm.rounding import exceeds
 from slm.run.lr_schedule import is_decayed
 
-FINISHED = ("finished", "completed", "complete", "done", "success", "succeeded", "ok")
-UNFINISHED = (
-    "crashed", "failed", "killed", "running", "pending", "queued", "preempted", "preempting", "interrupted",
-    "diverged", "aborted", "canceled", "cancelled", "error", "timeout", "oom", "out_of_memory", "node_fail", "boot_fail",
-    "suspended", "stopped", "deadline", "requeued",
-    "checkpoint",  # in models.csv of `slm evaluate`: a model that is no run
-)  # fmt: skip
-NO_STATUS = "no status"
-STATUS_NAMES = ("status", "state")
-WORD_ENDS = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])")
 MAX_RATIO_IN_RUNG = 2.0  # of N, for a column rung that is not mapped
 
 
@@ -90,7 +80,7 @@ def runs_table(
         raise DataError(f"{source}: no finished run; the table has only a header")
     table = rename_columns(rows, columns, constants, source)
     dropped: Counter[str] = Counter()
-    table, notes = _with_status(table, columns, dropped, source)
+    table, notes = with_status(table, columns, dropped, source)
     loss_name = columns.get("loss_nats_per_token", "loss_nats_per_token")
     notes += loss_name_notes(loss_name)
     losses = _losses(table, loss_name, source)
@@ -118,6 +108,7 @@ def runs_table(
             notes += note
             table = table.drop(columns="rung") if note else table
         notes += repeat_notes(table, n_name, columns)
+        notes += architecture_notes(table)
     return table, dropped, notes
 
 
@@ -132,54 +123,6 @@ def _rung_note(rung: pd.Series, n: pd.Series, n_shown: str) -> list[str]:
         f"column rung is not used: {n_shown} is {low:.3g} to {high:.3g} in rung {wide.index[0]}; if the column is the label "
         "of the size, give --columns rung=rung"
     ]
-
-
-def _with_status(
-    table: pd.DataFrame, columns: Mapping[str, str], dropped: Counter[str], source: str
-) -> tuple[pd.DataFrame, list[str]]:
-    """Drop the runs whose status is not that of a finished run.
-
-    A table exported from W&B has a column State, and one of a cluster perhaps JobState.
-    """
-    found = _status_column(table, is_mapped="status" in columns)
-    if found is None:
-        return table, []
-    name, words = found
-    shown = columns.get("status", name)
-    known = words.isin([*FINISHED, *UNFINISHED, NO_STATUS])
-    if "status" not in columns and not words.isin([*FINISHED, *UNFINISHED]).any():
-        return table, [f"column {shown} is not used: {words.iloc[0]!r} is no status of a run"]
-    notes = []
-    if name.lower() not in STATUS_NAMES:
-        notes.append(f"column {shown} is used as the status of the runs")
-    if not known.all():
-        unknown = sorted(set(words[~known]))
-        notes.append(
-            f"column {shown}: {', '.join(unknown)} {'is no known status' if len(unknown) == 1 else 'are no known statuses'}; "
-            f"only {', '.join(FINISHED)} count as finished"
-        )
-    finished = words.isin(FINISHED)
-    for word, runs in words[~finished].value_counts().items():
-        count_dropped(dropped, f"not finished ({word})", int(runs))
-    return table[finished], notes
-
-
-def _status_column(table: pd.DataFrame, *, is_mapped: bool) -> tuple[str, pd.Series] | None:
-    """Return the column with the status of the runs, and its words in lower case; None if there is none.
-
-    It is `status`, else a column named status or state, else one whose name ends with this word, such as run_state, and
-    of which most words are known.
-    """
-    names = [str(name) for name in table if WORD_ENDS.split(str(name))[-1].lower() in STATUS_NAMES]
-    names.sort(key=lambda name: (name != "status", name.lower() not in STATUS_NAMES))
-    for name in names[:1] if is_mapped else names:
-        words = table[name].map(
-            lambda word: NO_STATUS if is_missing(stripped(word)) else str(stripped(word)).lower()
-        )
-        known = words.isin([*FINISHED, *UNFINISHED])
-        if name.lower() in STATUS_NAMES or known.mean() > 0.5:  # OK is also a state of the USA
-            return name, words
-    return None
 
 
 def _losses(table: pd.DataFrame, shown: str, source: str) -> pd.Series:
