@@ -74,6 +74,7 @@ MAY_BE_EMPTY = (
     "peak_lr",
     "val_fingerprint",
 )  # in some rows
+UNKNOWN_SEED = "unknown, "  # and the place of the row, in a table where some seeds are missing
 TEXT_LABELS = ("family", "shape")  # numbers as labels become text, and None is a label
 REQUIRED = ("family", "tokens", "loss_nats_per_token")
 WANDB_CHART = re.compile(r" - .*__(MIN|MAX)$")
@@ -298,7 +299,7 @@ def check_values(
     if "seed" in checked:  # a run without a seed is no replicate of another one
         seeds = checked["seed"].astype(object)
         unknown = seeds.map(is_missing).to_numpy(dtype=bool)
-        seeds[unknown] = [f"unknown, {place}" for place in table.index[unknown]]
+        seeds[unknown] = [f"{UNKNOWN_SEED}{place}" for place in table.index[unknown]]
         checked["seed"] = seeds.infer_objects()
     return table.assign(**checked), notes
 

@@ -124,7 +124,7 @@ def load_runs(
         table, notes = with_one_design(runs.table, runs.dropped)
         return replace(runs, table=table, warnings=(*notes, *runs.warnings))
     table, dropped, notes = collect(source, only, columns, constants)
-    table = comparable(table, dropped, pool_validation_sets=pool_validation_sets)
+    table = comparable(table, dropped, pool_validation_sets=pool_validation_sets, columns=columns)
     if table.empty:
         raise no_runs(source, dropped, "comparable run", notes)
     if only is None:

@@ -66,3 +66,18 @@ def _checkpoint_note(table: pd.DataFrame, shown: str) -> Iterator[str]:
             f"{count(len(several), 'value')} of {shown} stand at several token counts, such as {several.index[0]}: if these "
             "are checkpoints of one run, keep only its end, because losses before the decay are too high"
         )
+
+
+def architecture_notes(table: pd.DataFrame) -> list[str]:
+    """Return a note on a column `architecture` of a user's table that differs within a family."""
+    if "architecture" not in table:
+        return []
+    values = table["architecture"].map(str).groupby(table["family"]).unique()
+    several = values[values.map(len) > 1]
+    if several.empty:
+        return []
+    listed = ", ".join(several.iloc[0][:MAX_LISTED])
+    return [
+        f"column architecture is not used: {several.index[0]} has {len(several.iloc[0])} values ({listed}); if it is the "
+        "family, give --columns family=architecture"
+    ]

@@ -19,6 +19,7 @@ import pandas as pd
 
 from analysis.design.identifiability import SAME
 from analysis.formatting import count
+from analysis.runs.partners import partner_warnings
 from analysis.runs.validate import (
     count_warnings,
     is_complete,
@@ -26,7 +27,6 @@ from analysis.runs.validate import (
     label_warnings,
     loss_ratio_warnings,
     loss_warnings,
-    partner_warnings,
     positive_columns,
     stripped,
 )
@@ -151,9 +151,7 @@ def prepare(
         table, (prepared["tokens"] / mean).to_numpy(), columns.n
     )
     prepared["tokens_per_param"] = labels
-    warnings += notes + partner_warnings(
-        prepared["family"], prepared["rung"], prepared["tokens"].to_numpy(), labels
-    )
+    warnings += notes + partner_warnings(prepared, columns.n, columns.tokens, SAME_SIZE)
     # Runs of slm have one unit, and on a task that needs depth very different losses.
     warnings += [] if "recipe_id" in table else loss_ratio_warnings(prepared)
     prepared = _sorted_rows(prepared)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ from analysis.runs.columns import REQUIRED, SIZES, check_values, rename_columns
 from analysis.runs.comparable import count_dropped
 from analysis.runs.delimited import DECIMAL_COMMA
 from analysis.runs.files import LOSS, read_file, table_format
-from analysis.runs.repeats import repeat_notes
+from analysis.runs.repeats import architecture_notes, repeat_notes
+from analysis.runs.status import with_status
 from analysis.runs.validate import (
     check_unit_of_loss,
     count_warnings,
@@ -26,7 +26,6 @@ from analysis.runs.validate import (
     loss_name_notes,
     number_advice,
     stripped,
-    without_empty_word,
 )
 from slm.architecture.flops import flop_equivalent_params
 from slm.architecture.shapes import shape_label
@@ -34,31 +33,9 @@ from slm.errors import DataError
 from slm.rounding import exceeds
 from slm.run.lr_schedule import is_decayed
 
-FINISHED = ("finished", "completed", "complete", "done", "success", "succeeded", "ok", "passed")
-UNFINISHED = (
-    "crashed", "failed", "killed", "running", "pending", "queued", "preempted", "preempting", "interrupted",
-    "diverged", "aborted", "canceled", "cancelled", "error", "timeout", "oom", "out_of_memory", "node_fail", "boot_fail",
-    "suspended", "stopped", "deadline", "requeued", "completing",
-    "checkpoint",  # in models.csv of `slm evaluate`: a model that is no run
-)  # fmt: skip
-TERMINATED = "terminated"  # finished in Ray Tune, killed elsewhere
-SLURM_FINISHED = "cd"
-SLURM_CODES = {
-    SLURM_FINISHED: "completed", "bf": "boot_fail", "ca": "cancelled", "cg": "completing", "dl": "deadline", "f": "failed",
-    "nf": "node_fail", "oom": "out_of_memory", "pd": "pending", "pr": "preempted", "r": "running", "rq": "requeued",
-    "s": "suspended", "st": "stopped", "to": "timeout",
-}  # fmt: skip
-NO_STATUS = "no status"
-STATUS_NAMES = ("status", "state")
 IDENTITY = ("run_id", "recipe_id", "val_fingerprint", "flops_per_token", "parametrization")
 """Columns of every result of slm that no other table has together."""
-OWN_COLUMNS = (
-    "recipe_id",
-    "unusual_spikes",
-    "epochs",
-    "architecture",
-)  # used in results of slm only
-WORD_ENDS = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])")
+OWN_COLUMNS = ("recipe_id", "unusual_spikes", "epochs")  # used in results of slm only
 MAX_RATIO_IN_RUNG = 2.0  # of N, for a column rung that is not mapped
 
 
@@ -115,7 +92,7 @@ def runs_table(
         raise DataError(f"{source}: no finished run; the table has only a header")
     table = rename_columns(rows, columns, constants, source)
     dropped: Counter[str] = Counter()
-    table, notes = _with_status(table, columns, dropped, source)
+    table, notes = with_status(table, columns, dropped, source)
     loss_name = columns.get("loss_nats_per_token", "loss_nats_per_token")
     notes += loss_name_notes(loss_name)
     losses = _losses(table, loss_name, source)
@@ -144,7 +121,7 @@ def runs_table(
             table = table.drop(columns="rung") if note else table
         notes += repeat_notes(table, n_name, columns)
         table, more = _without_own_columns(table)
-        notes += more
+        notes += [*more, *architecture_notes(table)]
     return table, dropped, notes
 
 
@@ -169,67 +146,6 @@ def _rung_note(rung: pd.Series, n: pd.Series, n_shown: str) -> list[str]:
         f"column rung is not used: {n_shown} is {low:.3g} to {high:.3g} in rung {wide.index[0]}; if the column is the label "
         "of the size, give --columns rung=rung"
     ]
-
-
-def _with_status(
-    table: pd.DataFrame, columns: Mapping[str, str], dropped: Counter[str], source: str
-) -> tuple[pd.DataFrame, list[str]]:
-    """Drop the runs whose status is not that of a finished run.
-
-    A table exported from W&B has a column State, and one of a cluster perhaps JobState.
-    """
-    found = _status_column(table, is_mapped="status" in columns)
-    if found is None:
-        return table, []
-    name, words = found
-    shown = columns.get("status", name)
-    known = words.isin([*FINISHED, *UNFINISHED, TERMINATED, NO_STATUS])
-    if "status" not in columns and not words.isin([*FINISHED, *UNFINISHED, TERMINATED]).any():
-        return table, [f"column {shown} is not used: {words.iloc[0]!r} is no status of a run"]
-    notes = []
-    if name.lower() not in STATUS_NAMES:
-        notes.append(f"column {shown} is used as the status of the runs")
-    if not known.all():
-        unknown = sorted(set(words[~known]))
-        notes.append(
-            f"column {shown}: {', '.join(unknown)} {'is no known status' if len(unknown) == 1 else 'are no known statuses'}; "
-            f"only {', '.join(FINISHED)} count as finished"
-        )
-    finished = words.isin(FINISHED)
-    if not finished.any() and words.eq(TERMINATED).any():
-        finished = words == TERMINATED
-        notes.append(f"column {shown}: {TERMINATED} counts as finished, as in Ray Tune")
-    if not finished.any() and known.all():
-        notes.append(f"column {shown}: only {', '.join(FINISHED)} count as finished")
-    for word, runs in words[~finished].value_counts().items():
-        count_dropped(dropped, f"not finished ({word})", int(runs))
-    return table[finished], notes
-
-
-def _status_column(table: pd.DataFrame, *, is_mapped: bool) -> tuple[str, pd.Series] | None:
-    """Return the column with the status of the runs, and its words in lower case; None if there is none.
-
-    It is `status`, else a column named status or state, else one whose name ends with this word, such as run_state, and
-    of which most words are known.
-    """
-    names = [str(name) for name in table if WORD_ENDS.split(str(name))[-1].lower() in STATUS_NAMES]
-    names.sort(key=lambda name: (name != "status", name.lower() not in STATUS_NAMES))
-    for name in names[:1] if is_mapped else names:
-        words = _status_words(table[name])
-        known = words.isin([*FINISHED, *UNFINISHED, TERMINATED])
-        if name.lower() in STATUS_NAMES or known.mean() > 0.5:  # OK is also a state of the USA
-            return name, words
-    return None
-
-
-def _status_words(column: pd.Series) -> pd.Series:
-    """Return the words of a status in lower case; the codes of Slurm become its words if CD (completed) is among them.
-
-    Without it, CA may be California.
-    """
-    cells = column.map(stripped).map(without_empty_word)
-    words = cells.map(lambda cell: NO_STATUS if is_missing(cell) else str(cell).lower())
-    return words.replace(SLURM_CODES) if words.eq(SLURM_FINISHED).any() else words
 
 
 def _losses(table: pd.DataFrame, shown: str, source: str) -> pd.Series:

@@ -14,7 +14,6 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.arrays import Floats
-from analysis.formatting import count
 from slm.errors import DataError
 from slm.rounding import exceeds
 
@@ -316,28 +315,6 @@ def flops_contradiction(
     )
     times = f"{10**middle:.3g}" if abs(middle) < MAX_POWER else f"1e{middle:.0f}"
     return f"{flops_name} are {times} times 6 {n_name} tokens (median), so not the training FLOPs{unit}"
-
-
-def partner_warnings(family: Any, rung: Any, tokens: Floats, tokens_per_param: Floats) -> list[str]:
-    """Return a warning with the number of runs that no other family has a partner for, at equal rung and tokens."""
-    table = pd.DataFrame(
-        {"family": family, "rung": rung, "tokens": tokens, "ratio": tokens_per_param}
-    )
-    if table["family"].nunique() < 2:
-        return []
-    alone = table.groupby(["rung", "tokens"])["family"].transform("nunique") == 1
-    if not alone.any():
-        return []
-    found = (
-        f"{alone.sum()} of {count(len(table), 'run')} share no token count with another family of their rung, so their "
-        "losses are not compared at equal compute"
-    )
-    meets = table.groupby(["rung", "ratio"])["family"].transform("nunique") > 1
-    if alone.all() and meets.any():
-        return [
-            f"{found}: tokens are proportional to each family's own N; give all families of a rung the same tokens"
-        ]
-    return [f"{found}; run the other family at these tokens, or remove these runs"]
 
 
 def check_unit_of_loss(loss: Floats, place: str = "") -> None:
