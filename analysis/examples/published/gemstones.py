@@ -24,11 +24,11 @@
 # - Narrow, deep models need many more FLOPs than wide ones to reach a loss (caption of figure 7, version 1).
 # - Prescriptions of scaling laws are sensitive to the design and to the checkpoints that are fitted (abstract).
 #
-# **In short.** At equal FLOPs, no analysis of these runs shows that deep or wide models have the larger exponent. An
-# analysis that counts rows as replicates "shows" each of the two, depending on the definition of N. The shape
-# matters: the best width / depth is near 36, and both extremes are worse. One exponent for size and a parabola in
-# ln(width / depth) describe the shapes as well as separate powers of width and depth, whose exponents depend on the
-# form of the law.
+# **In short.** With N by FLOPs, no analysis of these runs shows that deep or wide models have the larger exponent. An
+# analysis that counts rows as replicates "shows" each of the two, depending on the definition of N. The shape matters:
+# at 99 billion tokens the best width / depth is near 36 and both extremes are worse; at 11 billion tokens the estimate
+# is 51, with a wide interval. One exponent for size and a parabola in ln(width / depth) fit the shapes similarly to
+# separate powers of width and depth and a term in N; the exponents of width and depth depend on the form of the law.
 #
 # `GEMSTONES=clone python -m analysis.examples.pages gemstones` executes this page on a clone of
 # github.com/mcleish7/gemstone-scaling-laws.
@@ -76,7 +76,7 @@ print(
 #
 # The block model compares shapes at equal tokens, corrected to equal FLOPs. These shapes do not match in FLOPs, so it
 # uses the fitted law in place of the blocks (`unmatched`). *By name*: the two families are labels. *By aspect ratio*: a
-# line and a parabola in u = ln(width / depth) for all 20 shapes.
+# line and a parabola in u = ln(width / depth) for all 20 shapes, compared at the mean u of the deep and of the wide shapes.
 
 # %%
 by_name = estimates.compare_by_name(runs)
@@ -98,9 +98,13 @@ for label, found in (("by name", by_name), ("by aspect ratio", main)):
     print(
         f"  random effect of a shape: {block.tau:.4f} nats; smallest exponent difference found with 80%: {block.mde80:.3f}"
     )
+deep_ratio, wide_ratio = estimates.compared_ratios(main.block)
+print(
+    f"width / depth compared by aspect ratio: {deep_ratio:.1f} (deep) and {wide_ratio:.0f} (wide)"
+)
 print(
     "verdict by aspect ratio with each definition as the primary one:",
-    {n: one.verdict.word for n, one in by_aspect.items()},
+    ", ".join(f"{n} {one.verdict.word}" for n, one in by_aspect.items()),
 )
 print(*(f"condition: {one}" for one in main.verdict.conditions), sep="\n")
 show(rows)
@@ -138,7 +142,8 @@ show(rows)
 #
 # These are the exponents of the joint law `L = E + A_f N^-alpha_f + B D^-beta`, fitted to the 169 rows of the two
 # families. If rows were independent, wide would have the larger exponent by all parameters (interval below 0), and deep
-# without the vocabulary matrices (interval above 0). Over shapes, neither is shown.
+# without the vocabulary matrices (interval above 0). Over shapes, neither is shown in this table and figure. (One of six
+# tests within groups of equal FLOPs, [below](#loss-against-aspect-ratio), has a p below .05, by all parameters.)
 #
 # The sign follows from counting. The vocabulary matrices are 74% of the parameters of the wide shape 768x3 and 8% of
 # those of the deep shape 1536x50 (printed above): at a given compute wide shapes have more of them, most of all if they
@@ -159,10 +164,11 @@ figures.aspect_ratios(points).save(FOLDER / "aspect_ratios.png")
 costs = aspect_costs(
     *estimates.columns_of(points, "n_flop", "aspect_ratio", "loss_nats_per_token")
 )[0]
-middle = costs[points["aspect_ratio"].between(30, 100)]
-print(
-    f"width / depth of 30 to 100: {len(middle)} shapes, {middle.min():+.1%} to {middle.max():+.1%} of the size term"
-)
+for low, high in ((29, 33), (85, 100), (30, 100)):
+    near = costs[points["aspect_ratio"].between(low, high)]
+    print(
+        f"width / depth of {low} to {high}: {len(near)} shapes, {near.min():+.1%} to {near.max():+.1%} of the size term"
+    )
 laws = {n: estimates.aspect_law(points, n) for n in estimates.DEFINITIONS}
 show(
     [
@@ -187,19 +193,48 @@ show(
 # ![Loss against aspect ratio](gemstones/aspect_ratios.png)
 #
 # Only N_flop compares shapes at equal compute. By it, no change of the best aspect ratio with size is shown. The
-# interval of the optimum assumes a parabola, and the curve is flat: shapes from 30 to 100 differ by about 2% of the size
-# term. The other definitions move the optimum, because they charge a shape for parameters that cost hardly any compute,
-# or do not charge it for those that do.
+# interval of the optimum assumes a parabola, and this does not fit everywhere: the three shapes near 30 are above 0, and
+# the two at 85 and 100 are below the curve. The interval may therefore be too narrow. Shapes from 30 to 100 differ by about
+# 2% of the size term. The other definitions move the optimum, because they charge a shape for parameters that cost hardly
+# any compute, or do not charge it for those that do.
+#
+# The same law at the other numbers of tokens:
 
 # %%
-best = [
-    estimates.aspect_law(estimates.at_tokens(runs, tokens), "n_flop").log_best.value
-    for tokens in sorted(set(runs["tokens"]))
-]
+budgets = sorted(set(runs["tokens"]))
+best = {
+    tokens: estimates.aspect_law(estimates.at_tokens(runs, tokens), "n_flop").log_best
+    for tokens in budgets
+}
+change = estimates.change_with_tokens(runs, budgets[0], TOKENS)
 print(
-    "best width / depth for each budget, 11 to 110 billion tokens:",
-    *(f"{one:.0f}" for one in np.exp(best)),
+    "best width / depth at the ten numbers of tokens:",
+    *(f"{np.exp(one.value):.0f}" for one in best.values()),
 )
+print(
+    "ratio of the best width / depth at 99B tokens to that at 11B:",
+    format_interval(np.exp(change.value), *np.exp(change.interval), signed=False, digits=2),
+)
+show(
+    [
+        {
+            "tokens": f"{tokens / 1e9:.0f}B",
+            "best width / depth [95% CI]": format_interval(
+                np.exp(best[tokens].value), *np.exp(best[tokens].interval), signed=False, digits=0
+            ),
+        }
+        for tokens in budgets[::3]
+    ]
+)
+
+# %% [markdown]
+# The estimate falls from 51 to 37 as the tokens increase. At few tokens its interval is wide, and the interval of the
+# ratio contains 1: neither a fall nor a constant best shape is shown. The 36 and its narrow interval are those of 99
+# billion tokens only.
+#
+# The block model within groups of equal FLOPs:
+
+# %%
 matched = {
     f"{n}, from the {end}": estimates.compare_matched(runs, n, ascending=end == "smallest")
     for n in estimates.DEFINITIONS
@@ -212,8 +247,9 @@ show(
 # %% [markdown]
 # The table has the block model of shapes within 10% of FLOPs per token: 15 shapes in 7 groups, which are formed from the
 # smallest or from the largest shape. By N_flop the estimate has the other sign than with all shapes, and is not
-# significant either. By all parameters it is significant in one grouping, toward wide, which is the direction of the
-# count of the vocabulary matrices; the change of the optimum in the table before has the same direction.
+# significant either. By all parameters p is .0143 in one grouping, toward wide, which is the direction of the count of
+# the vocabulary matrices (the change of the optimum by all parameters has the same direction). It is one of six tests,
+# and six times .0143 is .09.
 #
 # ## Is an exponent of width or of depth identified?
 #
@@ -252,9 +288,9 @@ show(
 # ![Exponents of width and depth](gemstones/width_and_depth.png)
 #
 # Given one form, the exponents have bounded intervals. But the law of width and depth alone leaves more than twice the
-# residual, and its constant, E and the data term together, is implausibly small. The forms with N fit equally well, and
+# residual, and its constant, E and the data term together, is implausibly small. The forms with N fit similarly, and
 # which exponent is larger depends on the definition of N; the accepted ranges of the two overlap in every one of them.
-# The aspect law above fits as well with one exponent. So these runs do not identify an exponent of width or of depth;
+# The aspect law above fits similarly with one exponent. So these runs do not identify an exponent of width or of depth;
 # they identify a size and a best aspect ratio.
 #
 # ## Other boundaries of the families
@@ -272,6 +308,8 @@ show(boundaries)
 # Power of studies with shapes of equal FLOPs in each rung, from 60M to 2B (N_flop), three budgets as branches of one run per
 # shape, one seed, and the law of Gemstones. Assumed: a seed standard deviation of 0.005 nats, which these runs do not
 # measure, and a random effect of a shape (tau) of 0.005 or 0.010 nats. MDE: the effect that is found with 80% probability.
+# Last column: the smallest multiplier within which equality is shown with 80% probability if there is no difference; `-`:
+# none.
 
 # %%
 fitted = fit_joint(runs["n_flop"], runs["tokens"], runs["loss_nats_per_token"]).params
@@ -285,7 +323,7 @@ widths, depths = (256, 384, 512, 768, 1024, 1536, 2048, 3072), (3, 5, 8, 13, 20,
 grid = estimates.grid_errors(fits["width, depth, n_flop"], widths, depths)
 print(
     "standard errors of the exponents with all pairs of 8 widths and 8 depths:",
-    {name: round(one, 3) for name, one in grid.items()},
+    ", ".join(f"{name} {one:.3f}" for name, one in grid.items()),
 )
 show([plan.row() for plan in plans])
 
@@ -310,6 +348,9 @@ findings = Findings(
     boundaries,
     plans,
     chosen=plans[7],
+    ratios=(deep_ratio, wide_ratio),
+    best_by_tokens=best,
+    change=change,
 )
 write_results("gemstones", findings.numbers(), findings.claims())
 Markdown(claims_table(findings.claims()))

@@ -11,7 +11,7 @@ from analysis.compare.block_result import BlockResult
 from analysis.compare.families import Comparison
 from analysis.examples.published.claims import Claim
 from analysis.examples.published.gemstones_estimates import JointExponents, PlannedStudy
-from analysis.examples.published.shape_laws import AspectLaw, PowerTerms
+from analysis.examples.published.shape_laws import AspectLaw, PowerTerms, Value
 from analysis.formatting import format_interval
 
 BLOCK = (
@@ -22,7 +22,11 @@ BLOCK = (
 
 @dataclass(frozen=True)
 class Findings:
-    """Estimates of the page, by definition of N or by form of the law."""
+    """Estimates of the page, by definition of N or by form of the law.
+
+    `ratios`: width / depth compared by aspect ratio. `best_by_tokens`: ln of the best width / depth; `change`: its
+    change from the fewest to 99 billion tokens.
+    """
 
     objective: float
     by_name: Comparison
@@ -36,6 +40,9 @@ class Findings:
     boundaries: Sequence[Mapping[str, str]]
     plans: Sequence[PlannedStudy]
     chosen: PlannedStudy
+    ratios: tuple[float, float]
+    best_by_tokens: Mapping[float, Value]
+    change: Value
 
     def numbers(self) -> dict[str, Any]:
         """Return the estimates for results.json, with 6 digits."""
@@ -49,7 +56,12 @@ class Findings:
             "by_name": {n: _block(one) for n, one in self.by_name.by_definition.items()},
             "by_aspect": {n: _block(one) for n, one in main.by_definition.items()},
             "joint": {one.n_name: asdict(one) for one in self.joint},
+            "compared_ratios": list(self.ratios),
             "aspect_law": {n: asdict(law) for n, law in self.aspect_laws.items()},
+            "log_best_by_tokens": {
+                f"{tokens / 1e9:.0f}B": asdict(one) for tokens, one in self.best_by_tokens.items()
+            },
+            "log_best_change_11B_to_99B": asdict(self.change),
             "matched": {label: _block(one) for label, one in self.matched.items()},
             "width_depth": {
                 form: {**asdict(fit), "accepted": dict(self.ranges[form])}
@@ -73,6 +85,8 @@ class Findings:
             f"{self.chosen.rungs} rungs of equal FLOPs with {len(self.chosen.ratios)} aspect ratios: MDE "
             f"{power.mde80_exponent:.3f} (exponent) and {math.exp(power.mde80_log_kappa or 0):.2f} (compute multiplier)"
         )
+        fewest = self.best_by_tokens[min(self.best_by_tokens)]
+        total = self.aspect_laws["params_total"].log_best.interval
         width, depth = (
             (min(values), max(values))
             for name in ("width", "depth")
@@ -91,16 +105,19 @@ class Findings:
             Claim(
                 "The best width / depth grows with compute",
                 "yes, by that law",
-                f"a best ratio of {math.exp(law.log_best.value):.0f}; no change with size is shown",
+                f"at 99B tokens a best ratio of {math.exp(law.log_best.value):.0f}; no change with size is shown, nor with "
+                f"tokens ({math.exp(fewest.value):.0f} at 11B)",
                 "d ln(ratio) / d ln N "
-                + format_interval(law.drift.value, *law.drift.interval, digits=2),
+                + format_interval(law.drift.value, *law.drift.interval, digits=2)
+                + f"; ratio at 11B tokens {_ends(_exp(fewest.interval), 0)}, at 99B {_ends(_exp(law.log_best.interval), 0)}",
                 verdict,
                 design,
             ),
             Claim(
                 "Narrow models need many more FLOPs than wide ones",
                 "yes",
-                f"both extremes need more; the compute multiplier of the families is {block.kappa:.2f} (above 1: deep needs fewer)",
+                f"both extremes need more; the compute multiplier is {block.kappa:.2f} between the mean ratios of the families, "
+                f"{self.ratios[0]:.0f} and {self.ratios[1]:.0f} (above 1: deep needs fewer)",
                 _ends(block.kappa_ci),
                 verdict,
                 design,
@@ -116,9 +133,10 @@ class Findings:
             Claim(
                 "Prescriptions are sensitive to the design and to the runs that are fitted",
                 "yes",
-                "the same: the sign of the exponent difference changes with the definition of N, and with the shapes compared",
-                f"{_ends((min(one.difference for one in self.joint), max(one.difference for one in self.joint)))} by definition (joint law)",
-                "shown",
+                "the best ratio changes with the definition of N; estimates of the exponent difference have both signs, but "
+                "only one interval over shapes excludes 0 (one of six within groups of equal FLOPs)",
+                f"best ratio {_ends(_exp(law.log_best.interval), 0)} by N_flop, {_ends(_exp(total), 0)} by all parameters",
+                "shown for the best ratio only",
                 "-",
             ),
         ]
@@ -128,8 +146,12 @@ def _block(block: BlockResult) -> dict[str, Any]:
     return {name: getattr(block, name) for name in BLOCK}
 
 
-def _ends(ends: tuple[float, float]) -> str:
-    return f"{ends[0]:.2f} to {ends[1]:.2f}"
+def _ends(ends: tuple[float, float], digits: int = 2) -> str:
+    return f"{ends[0]:.{digits}f} to {ends[1]:.{digits}f}"
+
+
+def _exp(ends: tuple[float, float]) -> tuple[float, float]:
+    return math.exp(ends[0]), math.exp(ends[1])
 
 
 def _rounded(value: Any) -> Any:

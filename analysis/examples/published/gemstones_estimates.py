@@ -19,6 +19,8 @@ from analysis.examples.published.gemstones_table import families, flops_per_toke
 from analysis.examples.published.shape_laws import (
     AspectLaw,
     PowerTerms,
+    Value,
+    change_of_best,
     fit_aspect_law,
     planned_errors,
 )
@@ -163,6 +165,22 @@ def aspect_law(points: pd.DataFrame, n: str) -> AspectLaw:
     """Fit the aspect law to one run per shape."""
     size, aspect, loss = columns_of(points, n, "aspect_ratio", "loss_nats_per_token")
     return fit_aspect_law(size, aspect, loss)
+
+
+def change_with_tokens(runs: pd.DataFrame, fewer: float, more: float) -> Value:
+    """Return the change of ln(best width / depth), N_flop, between two numbers of tokens that all shapes have."""
+    first = at_tokens(runs, fewer)
+    second = at_tokens(runs, more).set_index("shape").loc[first["shape"]]
+    n, aspect, before = columns_of(first, "n_flop", "aspect_ratio", "loss_nats_per_token")
+    return change_of_best(n, aspect, before, second["loss_nats_per_token"].to_numpy(float))
+
+
+def compared_ratios(block: BlockResult) -> Interval:
+    """Return the two aspect ratios that a comparison by aspect ratio compares, deep and wide."""
+    assert block.effects is not None
+    blocks = block.effects.fit.blocks
+    deep, wide = np.exp(np.array([blocks.u_deep, blocks.u_wide]) + blocks.mean_log_aspect)
+    return float(deep), float(wide)
 
 
 def columns_of(points: pd.DataFrame, *names: str) -> list[Floats]:

@@ -11,14 +11,27 @@ import pandas as pd
 from analysis.compare.families import Comparison
 from analysis.examples.published.gemstones_estimates import JointExponents, columns_of
 from analysis.examples.published.shape_laws import PowerTerms, aspect_costs
-from slm.charts import Axis, Figure, Series, forest, layered, lines, points, rule
+from slm.charts import (
+    INK,
+    MUTED,
+    Axis,
+    Figure,
+    Series,
+    forest,
+    labels,
+    layered,
+    lines,
+    literal_line,
+    points,
+    rule,
+)
 
 LABELS = {
     "n_flop": "N = FLOPs per token / 6",
     "params_non_embedding": "N without vocabulary matrices",
     "params_total": "N = all parameters",
 }
-FAMILIES = Series(("deep", "mid", "wide", "fitted parabola"))
+FAMILIES = Series(("deep", "mid", "wide"))
 Range = tuple[float, float]
 
 
@@ -41,7 +54,7 @@ def exponent_differences(
     )
     return Figure(
         "exponent_differences",
-        "Only the intervals that count rows as replicates exclude 0, on opposite sides",
+        "In this figure, only intervals over rows exclude 0, on opposite sides",
         "Exponent of the deep minus that of the wide family, 95% intervals.",
         forest(rows, axis, {0.0: (1, 0)}),
         30 + 24 * (len(rows) + len(joint)),
@@ -66,19 +79,23 @@ def aspect_ratios(points_at: pd.DataFrame) -> Figure:
     grid = np.geomspace(aspect.min(), aspect.max(), 60)
     curve = np.polynomial.Polynomial.fit(np.log(aspect), fitted, 2)(np.log(grid))
     line = [
-        {"x": float(x), "y": float(y), "series": "fitted parabola", "group": "fitted parabola"}
+        {"x": float(x), "y": float(y), "series": "deep", "group": ""}
         for x, y in zip(grid, curve, strict=True)
     ]
+    name = [{"x": 5.7, "y": 0.08, "text": "fitted parabola"}]
     x = Axis.around(aspect, "width / depth", log=True, ticks=(3, 10, 30, 100, 300))
     y = Axis.around(
         [row["y"] for row in [*shapes, *line]], "extra loss, share of the size term", kind="percent"
     )
     return Figure(
         "aspect_ratios",
-        "One size and a parabola in ln(width / depth) describe the 20 shapes",
+        "Both extremes of width / depth cost loss, at 99 billion tokens",
         "Loss at 99 billion tokens minus constant, size term in N_flop and drift, divided by the size term.",
         layered(
-            rule(y=0), lines(line, x, y, FAMILIES), points(shapes, x, y, FAMILIES, size=60),
+            rule(y=0, colour=MUTED),
+            lines(line, x, y, FAMILIES).encode(**literal_line(INK)),
+            labels(name, x.x(), y.y()),
+            points(shapes, x, y, FAMILIES, size=60),
             series=FAMILIES,
         ),
         300,

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from analysis.arrays import Floats
@@ -203,6 +204,20 @@ def fit_aspect_law(n: Floats, aspect: Floats, loss: Floats) -> AspectLaw:
     return AspectLaw(
         alpha, log_best, drift, twice, math.sqrt(rss / df), math.sqrt(linear / (df + 1))
     )
+
+
+def change_of_best(n: Floats, aspect: Floats, before: Floats, after: Floats) -> Value:
+    """Return ln(best width / depth) by the losses `after` minus that by `before`, of the same shapes (paired jackknife)."""
+
+    def change(kept: NDArray[np.bool_]) -> float:
+        first, second = (
+            _aspect_estimates(n[kept], aspect[kept], loss[kept])[0][1] for loss in (before, after)
+        )
+        return float(second - first)
+
+    every = np.arange(len(n))
+    without = np.array([change(every != i) for i in every])
+    return Value(change(every >= 0), float(jackknife_error(without)), len(n) - 6)
 
 
 def aspect_costs(n: Floats, aspect: Floats, loss: Floats) -> tuple[Floats, Floats]:

@@ -16,6 +16,7 @@ from analysis.examples.published import gemstones_table
 from analysis.examples.published.claims import HERE
 from analysis.examples.published.shape_laws import (
     accepted_range,
+    change_of_best,
     fit_aspect_law,
     fit_terms,
     planned_errors,
@@ -110,6 +111,15 @@ class TestLawsOfShapes:
         assert law.drift.value == pytest.approx(0.1, abs=1e-3)
         assert np.exp(law.log_best.value) == pytest.approx(40, rel=1e-3)
         assert law.twice.value == pytest.approx(0.02 * np.log(2) ** 2, rel=1e-3)
+
+    def test_a_change_of_the_best_ratio_is_recovered(self) -> None:
+        x, u = np.log(self.N) - np.log(self.N).mean(), np.log(self.ASPECT)
+        before, after = (
+            2.0 + np.exp(-0.3 * x) * (0.7 + 0.02 * (u - np.log(best)) ** 2) for best in (60, 40)
+        )
+        change = change_of_best(self.N, self.ASPECT, before, after)
+        assert np.exp(change.value) == pytest.approx(40 / 60, rel=1e-3)
+        assert change.se < 0.01
 
     def test_exponents_and_their_ranges_are_recovered(self) -> None:
         width, depth = np.sqrt(self.N * self.ASPECT), np.sqrt(self.N / self.ASPECT)
