@@ -51,14 +51,13 @@ def find_placement(environ: Mapping[str, str]) -> Placement | None:
 
 
 def _read_ranks(environ: Mapping[str, str], keys: tuple[str, str, str]) -> tuple[int, int, int]:
-    """Return rank, world size and local rank; raise a LaunchError for a rank outside of 0 ... world size - 1."""
+    """Return rank, world size and local rank; raise a LaunchError for impossible values."""
     world_size = _integer(environ, keys[1], least=1)
     rank, local_rank = (_integer(environ, key) for key in (keys[0], keys[2]))
-    for key, value in ((keys[0], rank), (keys[2], local_rank)):
-        if value >= world_size:
-            raise LaunchError(
-                f"{key}={value}: must be less than {keys[1]}={world_size}; torchrun and srun set both, unset them otherwise"
-            )
+    if rank >= world_size:
+        raise LaunchError(
+            f"{keys[0]}={rank}: must be less than {keys[1]}={world_size}; torchrun and srun set both, unset them otherwise"
+        )
     return rank, world_size, local_rank
 
 
