@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 import yaml
@@ -16,7 +18,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from slm.config.hydra import convert_overrides, load_composed_config, register_schema
+from slm.config.hydra import (
+    compose_config,
+    convert_overrides,
+    load_composed_config,
+    register_schema,
+)
 from slm.config.schema import Config
 from slm.errors import (
     ConfigError,
@@ -39,6 +46,7 @@ from slm.training.distributed.rank import (
 from slm.training.distributed.workers import joined_workers
 from slm.training.execute import train_all
 
+SHOW_CONFIG = re.compile(r"(?:^| )(?:--cfg|-c)[ =]job(?: |$)")
 COMPOSERS = {"hydra", "omegaconf", "antlr4"}
 
 
@@ -51,7 +59,7 @@ def run_app(main: Callable[[], Any]) -> NoReturn:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints errors and exits itself
     sys.argv[1:] = convert_overrides(sys.argv[1:])
     register_schema()
-    run_and_exit(main)
+    run_and_exit(partial(_run_or_check, main))
 
 
 def run_and_exit(main: Callable[[], Any]) -> NoReturn:
@@ -94,6 +102,14 @@ def run_and_exit(main: Callable[[], Any]) -> NoReturn:
     sys.exit(0)
 
 
+def _run_or_check(main: Callable[[], Any]) -> None:
+    """Run a Hydra app; after `--cfg job`, which only prints the config, report its problems as a run would."""
+    main()
+    if SHOW_CONFIG.search(" ".join(sys.argv[1:])):
+        shown = HydraConfig.get()
+        compose_config(shown.overrides.task, shown.job.config_name)
+
+
 def train_job(cfg: DictConfig) -> float | None:
     """Train the runs of a composed config, skip finished ones, and log the run directories.
 
@@ -129,7 +145,9 @@ def _load_config_of_launch(cfg: DictConfig, placement: Placement | None) -> Conf
     try:
         config = load_composed_config(cfg)
         if placement is not None:
-            check_launch(config.trainer, placement.world_size, placement.local_rank)
+            check_launch(
+                config.trainer, placement.world_size, placement.local_rank, placement.variables
+            )
             check_address(placement, os.environ)
     except SlmError as error:
         if placement is not None:

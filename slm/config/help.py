@@ -47,7 +47,7 @@ LAUNCHERS = {
     "ray": "tasks of a Ray cluster; needs the extra ray",
 }
 OPTIONS = {
-    "--cfg job": "print the values that a command would use, and exit",
+    "--cfg job": "print the values that a command would use, check them, and exit",
     "--help": "print this text and exit",
     "--hydra-help": "print the help of Hydra and exit",
 }

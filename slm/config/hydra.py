@@ -28,15 +28,15 @@ REPLACED_TABLES = {"++plan.mfu"}  # one curve: entries of another table would ch
 OVERRIDE = re.compile(r"^\+{0,2}(?P<key>[A-Za-z_][\w.]*)=")
 
 
-def compose_config(overrides: Sequence[str]) -> Config:
-    """Return the config that `python train.py` would use with these overrides.
+def compose_config(overrides: Sequence[str], config_name: str = "train") -> Config:
+    """Return the config that `python train.py` would use with these overrides, or sweep.py for the name "sweep".
 
     Raises:
         ConfigError: listing all problems of the config.
     """
     register_schema()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return load_composed_config(compose("train", overrides=convert_overrides(overrides)))
+        return load_composed_config(compose(config_name, overrides=convert_overrides(overrides)))
 
 
 class Composer:

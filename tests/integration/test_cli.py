@@ -209,6 +209,9 @@ def test_help_lists_keys_and_groups_and_cfg_job_lists_values(cli: Cli) -> None:
     assert re.search(r"^  ladder +micro, sub1b$", shown.stdout, re.MULTILINE)
     config = cli("train.py", "--cfg", "job")
     assert config.returncode == 0 and "tokens_per_param: 10" in config.stdout
+    wrong = cli("train.py", "--cfg", "job", "optimzer.lr=1")
+    assert wrong.returncode == 2 and "optimzer:" in wrong.stdout
+    assert "optimzer={'lr': 1}: unknown key (did you mean optimizer?)" in wrong.stderr
 
 
 def test_plan_starts_no_run_and_rejects_keys_of_the_study(cli: Cli, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class DataConfig:
     """Unit of text_files that becomes one document; a blank line, also of spaces, separates paragraphs. All line endings are
     converted to a line feed."""
     column: str = "text"
-    """Name of the column with the text, for jsonl, parquet and hub."""
+    """Name of the column with the text, for jsonl, parquet and hub; of a nested field: data.text."""
     new_document: str | None = None
     """Regular expression that matches the first row of each document: the rows up to the next match are
     joined. null makes every row a document."""

@@ -6,18 +6,26 @@ preparation reads no row twice. The corpus does not have to fit in memory.
 
 from __future__ import annotations
 
+import codecs
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from slm.config.schema import DataConfig
 from slm.data.corpus.identity import common_parent
 from slm.errors import DataError
 
 MAX_QUOTED_CHARACTERS = 40
+MISSING: Final = object()
+BYTE_ORDER_MARKS = {  # UTF-32 first: its little-endian mark starts with that of UTF-16
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 COMPRESSED_SUFFIXES = {".gz", ".bz2", ".xz", ".zst", ".zip"}
 
 
@@ -124,18 +132,19 @@ class RowStream:
                 yield self._read_text(row)
 
     def _read_text(self, row: Mapping[str, Any]) -> str | None:
-        if self._column not in row:
+        value = find_column(row, self._column)
+        if value is MISSING or isinstance(value, Mapping):
             raise missing_column_error(self._column, self._current_source(), row)
-        text = row[self._column]
-        if isinstance(text, str):
+        text = _as_text(value)
+        if text is not None or self._config.skip_bad_rows:
             return text
-        if self._config.skip_bad_rows:
-            return None
-        value = "null" if text is None else f"{type(text).__name__} {text!r}"
+        shown = "null" if value is None else f"{type(value).__name__} {value!r}"
+        rule = "UTF-8" if isinstance(value, bytes) else "text"
+        fix = "fix the row" if value is None else "fix the row, set data.column to a column of text"
         raise DataError(
             f"data.column={self._column}: row {self._row:,} (counted over all files; in "
-            f"{self._current_source()}) is {value[:MAX_QUOTED_CHARACTERS]}, not text; fix the row, or "
-            "leave such rows out with data.skip_bad_rows=true"
+            f"{self._current_source()}) is {shown[:MAX_QUOTED_CHARACTERS]}, not {rule}; {fix}, or leave such rows out "
+            "with data.skip_bad_rows=true"
         )
 
     def _read_error(self, error: Exception) -> DataError:
@@ -143,6 +152,12 @@ class RowStream:
             is_text = self._config.source != "parquet" and path.suffix not in COMPRESSED_SUFFIXES
             offset = _find_bad_byte(path) if is_text else None
             if offset is not None:
+                encoding = _marked_encoding(path)
+                if encoding is not None:
+                    return DataError(
+                        f"{path}: is {encoding}, not UTF-8; convert the file with "
+                        f"`iconv -f {encoding} -t UTF-8`"
+                    )
                 return DataError(
                     f"{path}: byte {offset:,} is not UTF-8; convert the file, for example with "
                     "`iconv -f LATIN1 -t UTF-8`"
@@ -161,16 +176,52 @@ class RowStream:
         return str(self._files[index if index < len(self._files) else 0])
 
 
+def _as_text(value: object) -> str | None:
+    """Return a value that is text, as str or as UTF-8 in a binary column of Parquet, and None for any other."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return None
+    return value if isinstance(value, str) else None
+
+
 def printable(name: str) -> str:
     """Return a file name with escapes for bytes that are not UTF-8, as names of old archives have."""
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def missing_column_error(column: str, source: str, names: Iterable[str]) -> DataError:
-    """Return the error for rows without the column that holds the text."""
-    return DataError(
-        f"data.column={column}: {source} has no such column; set it to one of: {', '.join(names)}"
-    )
+def find_column(row: Mapping[str, Any], column: str) -> Any:
+    """Return the value of a column, or of a nested field such as `data.text`; MISSING if there is none.
+
+    The fields of a null are null.
+    """
+    if column in row:
+        return row[column]
+    for name, value in row.items():
+        if column.startswith(f"{name}."):
+            if isinstance(value, Mapping):
+                return find_column(value, column.removeprefix(f"{name}."))
+            return MISSING if value is not None else None
+    return MISSING
+
+
+def missing_column_error(column: str, source: str, columns: Mapping[str, Any]) -> DataError:
+    """Return the error for rows in which the column of the text is missing or has nested fields."""
+    rule = "has no such column"
+    if isinstance(find_column(columns, column), Mapping):
+        rule = "has fields in this column, not text"
+    names = ", ".join(_column_names(columns))
+    return DataError(f"data.column={column}: {source} {rule}; set it to one of: {names}")
+
+
+def _column_names(columns: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of all columns; those of nested fields as `data.text`."""
+    for name, value in columns.items():
+        if isinstance(value, Mapping):
+            yield from (f"{name}.{field}" for field in _column_names(value))
+        else:
+            yield name
 
 
 def _shard_index(state: object) -> int:
@@ -185,6 +236,13 @@ def root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _marked_encoding(path: Path) -> str | None:
+    """Return the encoding that a byte order mark at the start of a file names, or None without a mark."""
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    return next((name for mark, name in BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
 
 
 def _find_bad_byte(path: Path) -> int | None:

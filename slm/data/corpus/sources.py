@@ -14,7 +14,15 @@ from typing import Any
 
 from slm.config.schema import DataConfig
 from slm.config.schema.data import FILE_SOURCES
-from slm.data.corpus.documents import Document, RowStream, Stream, missing_column_error, root_cause
+from slm.data.corpus.documents import (
+    MISSING,
+    Document,
+    RowStream,
+    Stream,
+    find_column,
+    missing_column_error,
+    root_cause,
+)
 from slm.data.corpus.identity import has_validation, matching_files, package_version
 from slm.errors import DataError
 
@@ -105,8 +113,8 @@ def _file_stream(config: DataConfig, part: str, patterns: Sequence[str]) -> RowS
         )
     if config.source == "jsonl":
         return RowStream(_load("json", files), config, part, column=config.column, files=files)
-    _check_columns(files, config.column)
-    dataset = _load("parquet", files, columns=[config.column], batch_size=PARQUET_BATCH_ROWS)
+    columns = [_top_level_column(files, config.column)]
+    dataset = _load("parquet", files, columns=columns, batch_size=PARQUET_BATCH_ROWS)
     return RowStream(dataset, config, part, column=config.column, files=files)
 
 
@@ -115,8 +123,8 @@ def _split_at_blank_lines(rows: Mapping[str, Sequence[str]]) -> dict[str, list[s
     return {"text": [part for part in parts if part]}
 
 
-def _check_columns(files: Sequence[Path], column: str) -> None:
-    """Check that every file is Parquet and has the column that holds the text.
+def _top_level_column(files: Sequence[Path], column: str) -> str:
+    """Return the column of Parquet files that is, or contains, the column or nested field of the text.
 
     Raises:
         DataError: for the first file that is not Parquet or lacks the column.
@@ -126,11 +134,20 @@ def _check_columns(files: Sequence[Path], column: str) -> None:
 
     for path in files:
         try:
-            names = read_schema(path).names
+            columns = {each.name: _nested_fields(each.type) for each in read_schema(path)}
         except (ArrowException, OSError) as error:
             raise DataError(_unreadable_message(path, "parquet", error)) from None
-        if column not in names:
-            raise missing_column_error(column, str(path), names)
+        found = find_column(columns, column)
+        if found is MISSING or isinstance(found, Mapping):
+            raise missing_column_error(column, str(path), columns)
+    return column if column in columns else next(n for n in columns if column.startswith(f"{n}."))
+
+
+def _nested_fields(kind: Any) -> Any:
+    """Return the fields of a struct type of Arrow as a mapping by name, and any other type itself."""
+    from pyarrow.types import is_struct
+
+    return {each.name: _nested_fields(each.type) for each in kind} if is_struct(kind) else kind
 
 
 def _load(builder: str, files: Sequence[Path], **options: Any) -> Any:

@@ -37,6 +37,7 @@ Ids = NDArray[np.integer]
 ASCII_ALPHABET = bytes([*b"\t\n", *range(32, 127)])
 FILE_NAME = LIBRARY_FILE  # of a tokenizer of bytes or characters too
 PIECE_CHARACTERS = 1 << 20
+MAX_QUOTED_CHARACTERS = 40
 # GPT-2's pre-tokenizer splits here, as the one for SentencePiece does: splitting before encoding keeps the ids.
 BETWEEN_WORDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
 
@@ -147,13 +148,18 @@ class ByteTokenizer(Tokenizer):
 class HFTokenizer(Tokenizer):
     """Tokenizer of the library `tokenizers`: a BPE trained by `train_bpe`, GPT-2's, Llama's ..."""
 
-    def __init__(self, hf_tokenizer: Any, end_of_text: str | None = None):
+    def __init__(
+        self, hf_tokenizer: Any, end_of_text: str | None = None, source: Path | None = None
+    ):
         """Wrap a `tokenizers.Tokenizer`; `end_of_text=None` finds the token under its common names.
+
+        `source` is the file or folder that error messages name.
 
         Raises:
             DataError: if the vocabulary has no such token.
         """
         self._hf_tokenizer = hf_tokenizer
+        self._source = source
         # A document that contains the characters of a special token is encoded as ordinary text.
         self._hf_tokenizer.encode_special_tokens = True
         vocabulary = hf_tokenizer.get_vocab(with_added_tokens=True)
@@ -190,9 +196,29 @@ class HFTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         split_texts = [self._split_long_text(text) for text in texts]
         pieces = [piece for split_text in split_texts for piece in split_text]
-        encodings = self._hf_tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+        try:
+            encodings = self._hf_tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+        except Exception as error:  # `tokenizers` raises plain Exception
+            raise self._encoding_error(pieces, error) from None
         ids = iter([np.asarray(encoding.ids, dtype=np.uint32) for encoding in encodings])
         return [np.concatenate([next(ids) for _ in split_text]) for split_text in split_texts]
+
+    def _encoding_error(self, texts: Sequence[str], error: Exception) -> DataError:
+        """Return the error for the first word that the vocabulary cannot encode: an unknown one without unk token."""
+        text = next((t for t in texts if not self._can_encode(t)), "")
+        word = next((w for w in text.split() if not self._can_encode(w)), text)
+        return DataError(
+            f"tokenizer {self._source or 'file'} ({type(self._hf_tokenizer.model).__name__}): cannot encode "
+            f"{word[:MAX_QUOTED_CHARACTERS]!r} ({error}); add what is missing to its vocabulary, or use a tokenizer that "
+            "encodes every text, such as tokenizer=bpe"
+        )
+
+    def _can_encode(self, text: str) -> bool:
+        try:
+            self._hf_tokenizer.encode(text, add_special_tokens=False)
+        except Exception:  # `tokenizers` raises plain Exception
+            return False
+        return True
 
     def _split_long_text(self, text: str) -> list[str]:
         """Split a long text into pieces that encode to the same ids.
@@ -284,7 +310,8 @@ def fixed_tokenizer(config: TokenizerConfig) -> ByteTokenizer | HFTokenizer:
     """Return a tokenizer that needs no training: kind "ascii", "byte" or "file"."""
     if config.kind == "file":
         assert config.path is not None, "checked by load_config"
-        return HFTokenizer(load_hf_tokenizer(Path(config.path)), config.end_of_text)
+        path = Path(config.path)
+        return HFTokenizer(load_hf_tokenizer(path), config.end_of_text, path)
     return ByteTokenizer(config.kind)
 
 
@@ -327,4 +354,4 @@ def load_tokenizer(folder: Path, end_of_text: str | None = None) -> Tokenizer:
     )
     if "kind" in saved:
         return _byte_tokenizer(folder / FILE_NAME, saved)
-    return HFTokenizer(load_hf_tokenizer(folder / FILE_NAME), end_of_text)
+    return HFTokenizer(load_hf_tokenizer(folder / FILE_NAME), end_of_text, folder / FILE_NAME)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from slm.config.schema import TrainerConfig
 from slm.errors import ConfigError, LaunchError, Problem
 
-REPORT_SECONDS = 5
+REPORT_SECONDS = 1.5
 FIRST_PORT, PORTS = 15_000, 15_000  # below the ports that systems assign themselves
+LAST_PORT = 65_535
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 
@@ -27,29 +28,45 @@ class Placement:
     local_rank: int
     init_method: str
 
+    @property
+    def variables(self) -> tuple[str, str, str]:
+        """Names of the variables of rank, world size and local rank in the environment."""
+        return TORCHRUN if self.init_method == "env://" else SRUN
+
 
 def find_placement(environ: Mapping[str, str]) -> Placement | None:
     """Return the placement that torchrun or srun gave to this process; None for a single process.
 
     Raises:
-        LaunchError: if a variable is not a number, or only some of those of torchrun are set.
+        LaunchError: if a variable has an invalid value, or only some of those of torchrun are set.
     """
     if all(environ.get(key) for key in TORCHRUN):  # empty counts as not set
-        rank, world_size, local_rank = (_integer(environ, key) for key in TORCHRUN)
-        placement = Placement(rank, world_size, local_rank, "env://")
+        placement = Placement(*_read_ranks(environ, TORCHRUN), "env://")
     elif environ.get("SLURM_STEP_NUM_TASKS"):  # set in tasks of srun, not in a batch script
-        rank, world_size, local_rank = (_integer(environ, key) for key in SRUN)
-        placement = Placement(rank, world_size, local_rank, _slurm_init_method(environ))
+        placement = Placement(*_read_ranks(environ, SRUN), _slurm_init_method(environ))
     else:
         _check_incomplete(environ)
         return None
     return placement if placement.world_size > 1 else None
 
 
+def _read_ranks(environ: Mapping[str, str], keys: tuple[str, str, str]) -> tuple[int, int, int]:
+    """Return rank, world size and local rank; raise a LaunchError for impossible values."""
+    world_size = _integer(environ, keys[1], least=1)
+    rank, local_rank = (_integer(environ, key) for key in (keys[0], keys[2]))
+    if rank >= world_size:
+        raise LaunchError(
+            f"{keys[0]}={rank}: must be less than {keys[1]}={world_size}; torchrun and srun set both, unset them otherwise"
+        )
+    return rank, world_size, local_rank
+
+
 def _check_incomplete(environ: Mapping[str, str]) -> None:
     """Raise a LaunchError if one variable announces several processes and another one is missing, as in a pod."""
     given = [key for key in TORCHRUN if environ.get(key)]
-    if any(_integer(environ, key) > (key == "WORLD_SIZE") for key in given):
+    least = {key: int(key == "WORLD_SIZE") for key in given}
+    values = {key: _integer(environ, key, least[key]) for key in given}
+    if any(value > least[key] for key, value in values.items()):
         shown = " ".join(f"{key}={environ[key]}" for key in given)
         missing = " and ".join(key for key in TORCHRUN if key not in given)
         raise LaunchError(
@@ -65,13 +82,26 @@ def drop_empty_variables(environ: MutableMapping[str, str]) -> None:
             del environ[key]
 
 
-def _integer(environ: Mapping[str, str], key: str) -> int:
+def _integer(environ: Mapping[str, str], key: str, least: int = 0) -> int:
     try:
-        return int(environ[key])
+        value = int(environ[key])
     except (KeyError, ValueError):
+        rule = "a number"
+    else:
+        if value >= least:
+            return value
+        rule = f"{least} or more"
+    raise LaunchError(
+        f"{key}={environ.get(key, '')}: must be {rule}; it is set by torchrun or srun, unset it otherwise"
+    )
+
+
+def _check_port(environ: Mapping[str, str]) -> None:
+    if _integer(environ, "MASTER_PORT", least=1) > LAST_PORT:
         raise LaunchError(
-            f"{key}={environ.get(key, '')}: must be a number; it is set by torchrun or srun, unset it otherwise"
-        ) from None
+            f"MASTER_PORT={environ['MASTER_PORT']}: must be a port from 1 to {LAST_PORT}; unset it to use the one of the "
+            "launcher"
+        )
 
 
 def _slurm_init_method(environ: Mapping[str, str]) -> str:
@@ -82,6 +112,8 @@ def _slurm_init_method(environ: Mapping[str, str]) -> str:
         raise LaunchError(
             "SLURM_STEP_NODELIST is not set: srun sets it; or set MASTER_ADDR to the first node"
         )
+    if environ.get("MASTER_PORT"):
+        _check_port(environ)
     return f"tcp://{host}:{environ.get('MASTER_PORT') or FIRST_PORT + step % PORTS}"
 
 
@@ -97,7 +129,7 @@ def check_single_process(environ: Mapping[str, str]) -> None:
     if placement is None:
         return
     let_rank_zero_report(placement, LaunchError.exit_code)
-    keys = TORCHRUN if placement.init_method == "env://" else SRUN
+    keys = placement.variables
     raise LaunchError(
         f"{' '.join(f'{key}={environ[key]}' for key in keys)}: sweep.py and multiruns start trainer.devices processes "
         "for each run themselves; start one process, without torchrun or srun tasks; if these variables are leftovers "
@@ -106,10 +138,10 @@ def check_single_process(environ: Mapping[str, str]) -> None:
 
 
 def let_rank_zero_report(placement: Placement, exit_code: int) -> None:
-    """On other ranks, wait until rank 0 has reported an error that every rank finds, and exit without a message.
+    """On other ranks, wait so that rank 0 reports an error that every rank finds; a SIGTERM then exits silently.
 
     torchrun and srun end all processes once one has exited, so that a faster rank would end rank 0 before it
-    prints the error.
+    prints the error. After the wait the rank reports the error itself: a slow or missing rank 0 hides nothing.
     """
     if placement.rank > 0:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(exit_code))
@@ -118,16 +150,27 @@ def let_rank_zero_report(placement: Placement, exit_code: int) -> None:
 
 def check_address(placement: Placement, environ: Mapping[str, str]) -> None:
     """Raise a LaunchError if torch.distributed could not find the address of rank 0 in the environment."""
+    if placement.init_method != "env://":
+        return
     missing = [key for key in ("MASTER_ADDR", "MASTER_PORT") if not environ.get(key)]
-    if placement.init_method == "env://" and missing:
+    if missing:
         raise LaunchError(
             f"WORLD_SIZE={placement.world_size} without {' and '.join(missing)}: torchrun sets them for every "
             f"process; start the run with torchrun, or for a single process unset {' '.join(TORCHRUN)}"
         )
+    _check_port(environ)
 
 
-def check_launch(config: TrainerConfig, world_size: int, local_rank: int = 0) -> None:
-    """Raise a ConfigError unless the number of started processes is the configured one."""
+def check_launch(
+    config: TrainerConfig,
+    world_size: int,
+    local_rank: int = 0,
+    variables: tuple[str, ...] = TORCHRUN,
+) -> None:
+    """Raise a ConfigError unless the number of started processes is the configured one.
+
+    `variables` are the names in the environment that announce the processes.
+    """
     expected = config.devices * config.num_nodes
     if expected == world_size and local_rank < config.devices:
         return
@@ -137,7 +180,7 @@ def check_launch(config: TrainerConfig, world_size: int, local_rank: int = 0) ->
         )
     elif config.strategy == "single":
         rule = f"strategy single trains in one process, {world_size} were started"
-        fix = "trainer=ddp or trainer=fsdp; or, if these are leftovers of an earlier launch, unset RANK WORLD_SIZE LOCAL_RANK"
+        fix = f"trainer=ddp or trainer=fsdp; or, if these are leftovers of an earlier launch, unset {' '.join(variables)}"
         problem = Problem("trainer.strategy", "single", rule, fix)
         raise ConfigError([problem])
     else:

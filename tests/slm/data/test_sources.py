@@ -19,7 +19,7 @@ import pytest
 
 from slm.config.hydra import compose_config
 from slm.config.schema import Config, DataConfig
-from slm.data.corpus.documents import Document
+from slm.data.corpus.documents import MISSING, Document, find_column
 from slm.data.corpus.sources import open_parts
 from slm.data.corpus.splits import CorpusReader, SeenTexts, count_documents, expected_cut, rank_of
 from slm.data.tokens.prepare import prepare
@@ -257,6 +257,46 @@ def test_missing_column_raises_and_lists_the_columns(
     path = write_jsonl(tmp_path / "a.jsonl", [{"body": "one", "url": "two"}])
     with pytest.raises(DataError, match=r"data\.column=text: .*set it to one of: body, url"):
         prepare(config(source="jsonl", files=[str(path)]))
+
+
+def test_nested_fields_are_named_with_dots(config: Callable[..., Config], tmp_path: Path) -> None:
+    rows = [{"meta": {"id": n}, "data": {"in": {"text": text}}} for n, text in enumerate(TEXTS)]
+    pd.DataFrame(rows).to_parquet(tmp_path / "a.parquet")
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    names = r"set it to one of: meta\.id, data\.in\.text$"
+    for source in ("jsonl", "parquet"):
+        files = {"source": source, "files": [f"{tmp_path}/a.{source}"]}
+        assert all_texts(prepare(config(**files, column="data.in.text"))) == sorted(TEXTS)
+        for column in ("text", "data.in.text.x"):
+            with pytest.raises(DataError, match=f"has no such column; {names}"):
+                prepare(config(**files, column=column))
+        with pytest.raises(DataError, match=f"has fields in this column, not text; {names}"):
+            prepare(config(**files, column="data", skip_bad_rows=True))
+
+
+def test_column_of_a_literal_dotted_name_comes_first() -> None:
+    row = {"a": {"b": "nested"}, "a.b": "literal", "null": None}
+    assert find_column(row, "a.b") == "literal"
+    assert find_column(row, "null.text") is None
+    assert find_column(row, "a.b.c") is find_column(row, "a.c") is MISSING
+
+
+def test_binary_column_of_utf8_is_text(config: Callable[..., Config], tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pd.DataFrame({"text": [text.encode() for text in TEXTS]}).to_parquet(path)
+    assert all_texts(prepare(config(source="parquet", files=[str(path)]))) == sorted(TEXTS)
+    pd.DataFrame({"text": [b"\xff"]}).to_parquet(path)
+    with pytest.raises(DataError, match=r"row 1 .* is bytes b'\\xff', not UTF-8; .*data\.column"):
+        prepare(config(source="parquet", files=[str(path)]))
+
+
+@pytest.mark.parametrize("encoding", ["UTF-16", "UTF-32"])
+def test_byte_order_mark_names_the_encoding(
+    config: Callable[..., Config], tmp_path: Path, encoding: str
+) -> None:
+    (tmp_path / "a.txt").write_text("Some text.\n", encoding=encoding)
+    with pytest.raises(DataError, match=f"is {encoding}, not UTF-8; .*`iconv -f {encoding} "):
+        prepare(config(source="text_files", files=[f"{tmp_path}/a.txt"]))
 
 
 @pytest.mark.parametrize("source", ["text_files", "jsonl"])

@@ -20,6 +20,7 @@ from slm.data.tokenizers.tokenizer import (
     HFTokenizer,
     Tokenizer,
     build_tokenizer,
+    fixed_tokenizer,
     load_tokenizer,
 )
 from slm.data.tokens.prepare import prepare
@@ -281,3 +282,20 @@ def test_gpt2_token_counts_of_wikitext_equal_published_counts(
     splits = summarize_data(data)["splits"]
     assert (splits["val"]["text_tokens"], splits["train"]["text_tokens"]) == (258_659, 295_877)
     assert (splits["val"]["bytes"], splits["train"]["bytes"]) == (1_121_681, 1_256_449)
+
+
+def test_word_without_unknown_token_is_named(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as LibraryTokenizer
+    from tokenizers import models, pre_tokenizers
+
+    vocabulary = {"the": 0, "cat": 1, "<|endoftext|>": 2}
+    library = LibraryTokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    library.save(str(tmp_path / "tokenizer.json"))
+    config = TokenizerConfig(kind="file", path=str(tmp_path))
+    tokenizer = fixed_tokenizer(config)
+    (ids,) = tokenizer.encode_batch(["the cat"])
+    assert ids.tolist() == [0, 1]
+    named = rf"tokenizer {tmp_path} \(WordLevel\): cannot encode 'zebra' .*Missing \[UNK\].*tokenizer=bpe"
+    with pytest.raises(DataError, match=named):
+        tokenizer.encode_batch(["the cat", "the zebra cat"])

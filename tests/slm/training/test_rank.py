@@ -20,6 +20,7 @@ from slm.config.schema import Config, TrainerConfig, to_tree
 from slm.errors import ConfigError, LaunchError
 from slm.training.distributed import rank as rank_module
 from slm.training.distributed.rank import (
+    check_address,
     check_launch,
     check_single_process,
     drop_empty_variables,
@@ -73,6 +74,45 @@ def test_missing_address_of_rank_zero_is_an_error(tmp_path: Path) -> None:
     )
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "WORLD_SIZE=2 without MASTER_ADDR and MASTER_PORT" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0: must be 1 or more"),
+        ({"RANK": "-1"}, "RANK=-1: must be 0 or more"),
+        ({"LOCAL_RANK": "one"}, "LOCAL_RANK=one: must be a number"),
+        ({"RANK": "8"}, "RANK=8: must be less than WORLD_SIZE=8"),
+    ],
+)
+def test_invalid_variables_are_named(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(LaunchError, match=f"^{message}"):
+        find_placement({**TORCHRUN, **changes})
+    (key,) = changes
+    if "less" not in message:  # one variable alone, such as a leftover of a shell
+        with pytest.raises(LaunchError, match=f"^{message}"):
+            find_placement(changes)
+    slurm = dict(zip(rank_module.TORCHRUN, rank_module.SRUN, strict=True))
+    with pytest.raises(LaunchError, match=f"^{slurm[key]}="):
+        find_placement({**SRUN, slurm[key]: changes[key]})
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "http", "65536"])
+def test_invalid_port_is_named(port: str) -> None:
+    environ = {**TORCHRUN, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    placement = find_placement(environ)
+    assert placement is not None
+    with pytest.raises(LaunchError, match=f"^MASTER_PORT={port}: must be"):
+        check_address(placement, environ)
+    with pytest.raises(LaunchError, match=f"^MASTER_PORT={port}: must be"):
+        find_placement({**SRUN, "MASTER_PORT": port})
+
+
+def test_variables_of_a_slurm_task_are_named() -> None:
+    task = find_placement(SRUN)
+    assert task is not None
+    with pytest.raises(ConfigError, match="unset SLURM_PROCID SLURM_STEP_NUM_TASKS SLURM_LOCALID"):
+        check_launch(TrainerConfig(), task.world_size, task.local_rank, task.variables)
 
 
 def test_slurm_batch_script_is_not_a_task() -> None:
