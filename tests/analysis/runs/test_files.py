@@ -259,6 +259,7 @@ def test_columns_are_guessed_and_printed(
     assert guess_columns(["run.arch.name", "run.arch"]) == {"family": "run.arch.name"}
     assert guess_columns(["mix", "Params (M)", "D", "eval/loss", "config.lr", "x"]) == {
         "family": "mix", "tokens": "D", "loss_nats_per_token": "eval/loss", "peak_lr": "config.lr",
+        "n_flop": "Params (M)",
     }  # fmt: skip
     _text()(table.rename(columns={"kind": "mix"}), tmp_path / "a.csv")
     monkeypatch.setattr("sys.argv", ["analysis", str(tmp_path / "a.csv"), "--write-columns"])
