@@ -8,7 +8,7 @@ the file; `analysis.compare_families(audit=...)` accepts the value of `families`
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from analysis.learning_rate.audit import (
     audit_learning_rates,
     middle_learning_rate,
 )
-from analysis.runs.sources import collect_runs
 from slm.charts import Axis, Figure, Series, layered, lines, panels, points
 from slm.charts import rule as vertical_rule
 from slm.errors import DataError
@@ -36,27 +35,26 @@ SCHEMA_VERSION = 1
 
 
 def write_lr_audit(
-    folder: Path, out: Path, only: Collection[str] | None = None, rule: RateRule | None = None
+    table: pd.DataFrame, dropped: Counter[str], out: Path, rule: RateRule | None = None
 ) -> Audit:
-    """Audit the learning rates of a study with the runs below a folder, and write the report to `out`.
+    """Audit the learning rates of a study, and write the report to `out`.
 
     Args:
-        only: ids of the runs to use; None: all.
+        table: finished runs over a grid of rates, as `collect_runs` returns them, with the dropped ones by reason.
         rule: the learning rates to audit, by training tokens; None: the middle rate of the grid for all.
 
     Raises:
-        DataError: if no run is finished, or the runs have several recipes.
+        DataError: if the runs have several recipes.
     """
-    table, dropped = collect_runs(folder, only)
     if rule is None:
         rule = RateRule(middle_learning_rate(table["peak_lr"].tolist()), 1, 0.0)
-    table["used_lr"] = table["tokens"].map(rule.rate)
     recipes = table["recipe_id"].unique()
     if len(recipes) > 1:
         listed = ", ".join(map(str, recipes))
         raise DataError(
-            f"{folder}: the runs have {len(recipes)} recipes ({listed}); an audit needs exactly one"
+            f"the runs have {len(recipes)} recipes ({listed}); an audit needs exactly one"
         )
+    table = table.assign(used_lr=table["tokens"].map(rule.rate))
     table["shape"] += table["tokens_per_param"].map(" at tokens_per_param {:g}".format)
     audit = audit_learning_rates(table)
     families = {name: _worst_case(audit, name) for name in audit.families}

@@ -10,7 +10,7 @@ from analysis.controls.coordinate_check import write_coordinate_report
 from analysis.controls.khop import write_khop_report
 from analysis.learning_rate.audit_report import write_lr_audit
 from analysis.learning_rate.transfer import write_lr_report
-from slm.studies.rate_rule import RateRule
+from analysis.runs.sources import collect_runs
 
 Kind = Literal["lr_transfer", "lr_audit", "khop", "coordinates"]
 
@@ -20,20 +20,17 @@ def write_report_of(
     source: Path,
     out: Path,
     only: Collection[str] | None = None,
-    *,
-    rule: RateRule | None = None,
 ) -> None:
     """Write the report of the given kind; `analysis.report.write` writes the remaining one, `families`.
 
     Args:
         source: a folder of runs; for `coordinates`, the file of a coordinate check.
         only: ids of the runs to use; None: all.
-        rule: for `lr_audit`, the learning rates to audit; None: the middle one of the grid.
     """
     if kind == "lr_transfer":
         write_lr_report(source, out, only)
     elif kind == "lr_audit":
-        write_lr_audit(source, out, only, rule)
+        write_lr_audit(*collect_runs(source, only), out)
     elif kind == "khop":
         write_khop_report(source, out, only)
     else:

@@ -43,8 +43,10 @@ def write_report(cells: Sequence[Cell]) -> StudyReport | None:
         check_not_all_diverged(cells)
         if kind == "families":
             report = _report_on_families(cells, out)
+        elif kind == "lr_audit":
+            _report_on_learning_rates(cells, out)
         else:
-            write_report_of(kind, study, out, ids, rule=_audited_rule(cells))
+            write_report_of(kind, study, out, ids)
     except DataError:
         _warn_of_earlier_report(out)
         raise
@@ -55,10 +57,21 @@ def write_report(cells: Sequence[Cell]) -> StudyReport | None:
     return report
 
 
-def _audited_rule(cells: Sequence[Cell]) -> RateRule | None:
-    """Return the rule whose rates an audit checks; None: the middle rate of the grid."""
+def _report_on_learning_rates(cells: Sequence[Cell], out: Path) -> None:
+    """Audit the rates of the study's rule, or the middle rate of the grid, with the results of the finished cells.
+
+    Raises:
+        DataError: if no cell is finished.
+    """
+    from analysis.learning_rate.audit_report import write_lr_audit
+    from analysis.runs.result_table import results_table
+
+    results = [cell.result for cell in cells if _is_reported(cell) and cell.result is not None]
+    if not results:
+        raise DataError("no finished cell yet; action=run trains the cells")
     config = cells[0].spec.config
-    return None if config.study.lr_reference is None else RateRule.of(config)
+    rule = None if config.study.lr_reference is None else RateRule.of(config)
+    write_lr_audit(results_table(results), Counter(), out, rule)
 
 
 def _warn_of_earlier_report(out: Path) -> None:
