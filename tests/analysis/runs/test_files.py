@@ -125,7 +125,7 @@ def test_several_files_and_a_folder_are_one_table(table: pd.DataFrame, tmp_path:
         ("a.csv", b"", "the file is empty"),
         ("a.csv", b"  \n", "the file is empty"),
         ("a.csv", b"\xef\xbb\xbf", "the file is empty"),
-        ("a.csv.gz", gzip.compress(b""), "the file is empty"),
+        ("a.csv.gz", gzip.compress(b"", mtime=0), "the file is empty"),
         ("a.zip", _zipped("a.csv", "b.csv", "note.txt"), r"holds 2 tables \(a\.csv, b\.csv\)"),
         ("a.csv.zip", _zipped("note.txt"), "holds 0 tables; extract them"),
         ("a.csv", _zipped("xl/workbook.xml"), "an Excel workbook; save the sheet as"),
@@ -146,6 +146,7 @@ def test_several_files_and_a_folder_are_one_table(table: pd.DataFrame, tmp_path:
         ("a.jsonl", b'[{"a": 1}, ', "invalid JSON"),
         ("a.xlsx", b"PK", r"unsupported file type; use \.csv"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_unreadable_files_are_one_message(
     tmp_path: Path, name: str, content: bytes, message: str
