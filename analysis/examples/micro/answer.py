@@ -22,7 +22,6 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 from scipy import stats
