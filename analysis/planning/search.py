@@ -343,9 +343,10 @@ class _Table:
 
 def _job_steps(steps: Sequence[int], batch: int, config: Config) -> int:
     """Return the steps of one shape with all budgets; steps of a shared trunk count once."""
+    shares = config.study.share_trunks and not config.study.lr_tokens_exponent
     total = shared = 0
     for each in sorted(steps):
-        trunk = steps_before_decay(each, batch, config.schedule) if config.study.share_trunks else 0
+        trunk = steps_before_decay(each, batch, config.schedule) if shares else 0
         total += each - min(shared, trunk)
         shared = max(shared, trunk)
     return total

@@ -33,7 +33,7 @@ from slm.errors import DataError
 from slm.rounding import exceeds
 from slm.run.lr_schedule import is_decayed
 
-IDENTITY = ("run_id", "recipe_id", "val_fingerprint", "flops_per_token", "parametrization")
+IDENTITY = ("run_id", "recipe_id", "val_fingerprint")
 """Columns of every result of slm that no other table has together."""
 OWN_COLUMNS = ("recipe_id", "unusual_spikes", "epochs")  # used in results of slm only
 MAX_RATIO_IN_RUNG = 2.0  # of N, for a column rung that is not mapped

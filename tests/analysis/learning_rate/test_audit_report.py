@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 
 from analysis.__main__ import main
-from analysis.learning_rate import audit_report
 from analysis.learning_rate.audit import audit_learning_rates, parse_audit
-from analysis.learning_rate.audit_report import _worst_case, markdown
+from analysis.learning_rate.audit_report import _worst_case, markdown, write_lr_audit
 from analysis.learning_rate.gate import read_lr_audit, read_lr_audit_of_recipe
+from analysis.report import by_kind
 from slm.errors import DataError
 from slm.files import write_json
+from slm.studies.rate_rule import RateRule
 
 pytestmark = pytest.mark.numeric
 
@@ -46,7 +47,8 @@ def test_families_with_a_large_penalty_or_an_edge_optimum_fail(tmp_path: Path) -
     gate = parse_audit(read_lr_audit(tmp_path / "lr_audit.json")["families"])
     assert gate is not None
     assert gate.passed("deep") and not gate.passed("wide") and not gate.passed("edge")
-    text = markdown(audit, families, 4e-3, len(table), pd.Series(dtype=int).to_dict())  # type: ignore[arg-type]
+    rule = RateRule(4e-3, 1_000_000, 0.0)
+    text = markdown(audit, families, rule, len(table), pd.Series(dtype=int).to_dict())  # type: ignore[arg-type]
     assert "| deep | passed |" in text and "| wide | FAILED: " in text
 
 
@@ -71,12 +73,26 @@ def test_the_middle_learning_rate_is_audited_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = runs({"deep": 5e-3, "wide": 1.2e-2}).assign(
-        shape="L2-d8", recipe_id="r", tokens_per_param=4.0
+        shape="L2-d8", recipe_id="r", tokens_per_param=4.0, tokens=1e6
     )
-    monkeypatch.setattr(audit_report, "collect_runs", lambda *_: (table, Counter()))
+    monkeypatch.setattr(by_kind, "collect_runs", lambda *_: (table, Counter()))
     command = ["analysis", str(tmp_path), "--of", "lr_audit", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", command)
     assert main() == 0
     gate = read_lr_audit(tmp_path / "out" / "lr_audit.json")
     assert gate["common_lr"] == 4e-3 and not gate["families"]["wide"]["passed"]
     assert gate["families"]["deep"]["passed"]
+
+
+def test_a_rule_is_audited_at_the_tokens_of_each_run(tmp_path: Path) -> None:
+    """The optima halve when the tokens grow by a factor of 4, and the rule follows them, off by a factor of 1.25."""
+    short = runs({"deep": 4e-3}).assign(tokens=1e6, tokens_per_param=4.0)
+    long = runs({"deep": 2e-3}).assign(tokens=4e6, tokens_per_param=16.0)
+    table = pd.concat([short, long], ignore_index=True).assign(recipe_id="r", shape="L2-d8")
+    rule = RateRule(5e-3, 1_000_000, 0.5)
+    audit = write_lr_audit(table, Counter(), tmp_path, rule)
+    assert [shape.used_lr for shape in audit.shapes] == [2.5e-3, 5e-3]  # by name: 16, then 4
+    penalty = 0.025 * math.log(1.25) ** 2
+    assert [shape.penalty for shape in audit.shapes] == pytest.approx([penalty, penalty])
+    assert read_lr_audit(tmp_path / "lr_audit.json")["lr_tokens_exponent"] == 0.5
+    assert "5e-03" in (tmp_path / "lr_audit.md").read_text().replace("5.00e-03", "5e-03")
