@@ -89,6 +89,8 @@ def _run_columns(result: RunResult) -> dict[str, Any]:
         "tokens_per_param": float(f"{result.tokens_per_param:.3g}"),
         "schedule": schedule["kind"],
         "decayed": is_decayed(schedule),
+        "reference_flops_per_token": result.reference_flops_per_token,
+        "warmup_tokens": schedule.get("warmup_tokens"),
         "epochs": result.epochs,
         "peak_lr": result.peak_lr,
         "parametrization": result.parametrization,

@@ -183,7 +183,8 @@ def test_models_csv_is_a_table_of_runs_for_the_analysis(
     # In a folder of runs bits_per_byte is of the validation set; unusual_spikes is of the table.
     shared = [name for name in theirs if name not in ("bits_per_byte", "unusual_spikes")]
     known = [name for name in shared if theirs[name].notna().any()]
-    assert not set(known) - set(ours) - {"val_errors"}
+    missing = set(known) - set(ours) - {"val_errors"}
+    assert not missing, missing
     pd.testing.assert_frame_equal(
         ours[[n for n in known if n in ours]],
         theirs[[n for n in known if n in ours]],
