@@ -31,7 +31,7 @@ def comparable(
     if "decayed" in table:
         decayed = flag_column("decayed", table["decayed"])
         count_dropped(dropped, "undecayed", int((~decayed).sum()))
-        table = table[decayed]
+        table = table[decayed].assign(decayed=True)
     table = without_copies(table, dropped, columns)
     if not pool_validation_sets:
         table = _with_most_common(table, "val_fingerprint", dropped, OTHER_VALIDATION_SET)
