@@ -168,6 +168,7 @@ def _invalid_override(error: OverrideParseException) -> str:
     cause = "" if error.override in reason else f" ({reason})"
     shown = error.override.removeprefix("++") or error.override
     rule = "not a valid override" + cause
+    shown = " ".join(shown.split())  # in one line
     return (
         f"{shown}: {rule}; close quotes and brackets, and quote special characters: 'key=\"a=b\"'"
     )

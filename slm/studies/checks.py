@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from slm.config.schema import Config, StudyConfig
+from slm.config.schema import Config, OptimizerConfig, StudyConfig
 from slm.errors import ConfigError, Problem
 
 # Keys that study.grid cannot vary.
@@ -19,7 +19,6 @@ def check_study(config: Config) -> None:
         *_aspect_ratios(config.study),
         *_grid(config.study),
         *_contrast(config.study),
-        *_anchors(config.study),
         *_rates(config),
     ]
     if not config.study.all_families and not config.study.sizes and not config.study.models:
@@ -95,13 +94,6 @@ def _contrast(study: StudyConfig) -> Iterator[Problem]:
         yield Problem("study.contrast", shown, f"{name} is not a family of the study", listed)
 
 
-def _anchors(study: StudyConfig) -> Iterator[Problem]:
-    missing = [size for size in study.anchor_sizes if size not in study.sizes]
-    if missing:
-        rule = "must be values of study.sizes"
-        yield Problem("study.anchor_sizes", missing, rule, "add them to study.sizes or remove them")
-
-
 def _rates(config: Config) -> Iterator[Problem]:
     study = config.study
     kind = config.parametrization.kind
@@ -118,6 +110,12 @@ def _rates(config: Config) -> Iterator[Problem]:
         rule = "is used only with a rule for the learning rate"
         fix = "set study.lr_tokens_exponent, or optimizer.lr instead"
         yield Problem("study.lr_reference", study.lr_reference, rule, fix)
+    elif study.lr_reference is not None and config.optimizer.lr != OptimizerConfig().lr:
+        rule = f"is not used, because study.lr_reference={study.lr_reference:g} gives the rates"
+        fix = (
+            "set study.lr_reference instead, or study.lr_reference=null study.lr_tokens_exponent=0"
+        )
+        yield Problem("optimizer.lr", config.optimizer.lr, rule, fix)
     if policy == "tuned" and study.lr_tokens_exponent:
         rule = "tunes the learning rate of each shape, but study.lr_tokens_exponent sets it too"
         yield Problem("study.lr_policy", policy, rule, "set study.lr_tokens_exponent=0")

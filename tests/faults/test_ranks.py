@@ -169,5 +169,8 @@ def test_sweep_py_rejects_several_processes(tmp_path: Path, cache_dir: Path) -> 
     done = subprocess.run(
         command, cwd=ROOT, env=cli_env(), capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1 and done.stderr.count("would start every run several times") == 1
+    assert (
+        done.returncode == 1
+        and done.stderr.count("start trainer.devices processes for each run") == 1
+    )
     assert not (tmp_path / "runs").exists()

@@ -19,6 +19,8 @@ from tests.in_process import run_here
 
 SHORT = ("study=smoke", "study.tokens_per_param=[0.05]", "tracking=disabled")  # 4 cells
 TINY = (*SHORT, "study.sizes=[80k]")  # 2 of them
+# One learning rate for all budgets of study=micro, which then share trunks.
+NO_RULE = ("study.lr_tokens_exponent=0", "study.lr_reference=null")
 ONE_PROCESS = "hydra/launcher=basic"  # imports torch once for all cells
 
 
@@ -54,7 +56,12 @@ def test_designed_study_plans_without_edits(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")  # for all columns
     found = cli(
-        "sweep.py", "study=micro", "action=design", "design.flops=1e15", "optimizer.lr=3e-3"
+        "sweep.py",
+        "study=micro",
+        "action=design",
+        "design.flops=1e15",
+        "optimizer.lr=3e-3",
+        *NO_RULE,
     )
     assert found.returncode == 0, found.stderr
     _, text = found.stdout.split("conf/study/micro_designed.yaml:\n")
@@ -241,7 +248,7 @@ def test_audit_is_written_and_used_by_the_verdict(cli: Cli, tmp_path: Path) -> N
     assert audit.returncode == 0, audit.stderr
     gate = tmp_path / "runs" / "lr_audit" / "report" / "lr_audit.json"
     found = json.loads(gate.read_text())
-    assert set(found["families"]) == {"deep_thin", "wide_shallow"} and found["common_lr"] == 4e-3
+    assert set(found["families"]) == {"deep_thin", "wide_shallow"} and found["common_lr"] == 1.3e-3
     study = ("study=micro", "study.sizes=[50k,80k]", "study.tokens_per_param=[0.2]", *families)
     study = (*study, "study.claim=none", "study.results=null", f"study.lr_audit={gate}")
     study = (*study, "tracking=disabled", ONE_PROCESS)

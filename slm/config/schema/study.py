@@ -59,8 +59,8 @@ class StudyConfig:
     anchor_seeds: tuple[Index, ...] = ()
     """Additional seeds of the rungs of anchor_sizes, to estimate the seed standard deviation."""
     anchor_sizes: tuple[ModelSize, ...] = ()
-    """Values of study.sizes that are also trained with anchor_seeds; empty: the smallest, the middle and the
-    largest rung."""
+    """Sizes that are also trained with anchor_seeds, where they are in study.sizes; empty: the smallest, the
+    middle and the largest rung."""
     min_steps: Count | None = None
     """Minimum number of optimizer steps: the global batch of a rung is halved, from
     optimizer.global_batch_tokens down to one sequence, until the shortest budget has this many steps. null

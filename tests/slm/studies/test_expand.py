@@ -234,7 +234,7 @@ def test_rates_of_a_grid_replace_the_rule_and_share_trunks(
 
 
 def test_anchor_seeds_are_added_to_the_anchor_sizes(tiny_config: Callable[..., Config]) -> None:
-    for anchors, rungs in (([], {80_000, 256_000, 400_000}), (["128k"], {128_000})):
+    for anchors, rungs in (([], {80_000, 256_000, 400_000}), (["90k", "128k"], {128_000})):
         compose = composer(tiny_config, seeds=[0], anchor_seeds=[7], anchor_sizes=anchors)
         cells = cells_of(compose([], {}), compose)
         assert {cell.rung for cell in cells if cell.spec.config.seed == 7} == rungs
@@ -255,7 +255,13 @@ def test_anchor_seeds_are_added_to_the_anchor_sizes(tiny_config: Callable[..., C
             "study.lr_tokens_exponent sets it too",
         ),
         ({"study": {"lr_reference": 1e-3}}, "only with a rule for the learning rate"),
-        ({"study": {"anchor_sizes": ["90k"]}}, "must be values of study.sizes"),
+        (
+            {
+                "study": {"lr_reference": 1e-3, "lr_tokens_exponent": 0.4},
+                "optimizer": {"lr": 3e-3},
+            },
+            "is not used, because study.lr_reference=0.001",
+        ),
     ],
 )
 def test_contradictory_study_is_refused(
