@@ -148,7 +148,7 @@ def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     assert ours.keys() == theirs.keys()
     for place, value in ours.items():
         is_number = isinstance(value, float)
-        # A fourth moment of refits, each of which stops within its own tolerance of the minimum.
+        # The spread of refits, each of which stops within its own tolerance of the minimum.
         tolerance = 1e-3 if place.endswith("monte_carlo_error") else 1e-6
         expected = pytest.approx(value, rel=tolerance, abs=tolerance) if is_number else value
         assert theirs[place] == expected, place
