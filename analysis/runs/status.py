@@ -35,12 +35,12 @@ EXIT_CODE = re.compile(r"-?\d+(\.0)?(:\d+)?")  # Slurm writes code:signal
 
 
 def with_status(
-    table: pd.DataFrame, columns: Mapping[str, str], dropped: Counter[str], source: str
+    table: pd.DataFrame, columns: Mapping[str, str], dropped: Counter[str]
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Return the runs that are finished by all columns that tell it, and notes on these columns.
+    """Return the runs that every status column counts as finished, and notes on these columns.
 
-    They are a column of the status, such as `State` of W&B or `JobState` of a cluster, a yes/no column such as `finished` or
-    `diverged`, and the exit code. Of several statuses, only a mapped one is used.
+    Status columns are words, such as `State` of W&B or `JobState` of a cluster, yes/no columns, such as `finished` or
+    `diverged`, and exit codes. If a column of words is mapped, the other ones are not used.
     """
     found, notes = _statuses(table, columns)
     flags, flag_notes = _outcomes(table, set(columns))

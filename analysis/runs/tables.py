@@ -92,7 +92,7 @@ def runs_table(
         raise DataError(f"{source}: no finished run; the table has only a header")
     table = rename_columns(rows, columns, constants, source)
     dropped: Counter[str] = Counter()
-    table, notes = with_status(table, columns, dropped, source)
+    table, notes = with_status(table, columns, dropped)
     loss_name = columns.get("loss_nats_per_token", "loss_nats_per_token")
     notes += loss_name_notes(loss_name)
     losses = _losses(table, loss_name, source)

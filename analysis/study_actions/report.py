@@ -63,6 +63,7 @@ def _report_on_learning_rates(cells: Sequence[Cell], out: Path) -> None:
     Raises:
         DataError: if no cell is finished.
     """
+    from analysis.learning_rate.audit import middle_learning_rate
     from analysis.learning_rate.audit_report import write_lr_audit
     from analysis.runs.result_table import results_table
 
@@ -70,7 +71,10 @@ def _report_on_learning_rates(cells: Sequence[Cell], out: Path) -> None:
     if not results:
         raise DataError("no finished cell yet; action=run trains the cells")
     config = cells[0].spec.config
-    rule = None if config.study.lr_reference is None else RateRule.of(config)
+    rule = RateRule.of(config)
+    if config.study.lr_reference is None:
+        grid = [cell.spec.config.optimizer.lr for cell in cells]
+        rule = replace(rule, lr=middle_learning_rate(grid), exponent=0.0)
     write_lr_audit(results_table(results), Counter(), out, rule)
 
 

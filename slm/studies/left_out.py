@@ -43,6 +43,7 @@ def group_left_out(cells: Sequence[Cell]) -> Groups:
 
 
 def describe_left_out(cells: Sequence[Cell], groups: Groups) -> list[str]:
+    """Return one sentence per group, and how to list or to use these runs."""
     lines = [_line(keys, found) for keys, found in groups.items()]
     if lines:
         folder = cells[0].run.path.parent

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from slm.config.schema import Config
 from slm.formatting import short_count
+from slm.rounding import round_to_three_digits
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class RateRule:
         """Return the peak learning rate of a run, rounded to 3 digits because it is part of the run's identity."""
         if self.is_constant:
             return self.lr
-        return float(f"{self.lr * (tokens / self.reference_tokens) ** -self.exponent:.3g}")
+        return round_to_three_digits(self.lr * (tokens / self.reference_tokens) ** -self.exponent)
 
     def __str__(self) -> str:
         if self.is_constant:

@@ -11,6 +11,7 @@ from typing import Any
 
 from analysis.report.write import markdown_table
 from slm.errors import DataError
+from slm.summary import Rows
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -51,6 +52,13 @@ def claims_table(claims: Sequence[Claim]) -> str:
         for claim in claims
     ]
     return "\n".join(markdown_table(rows))
+
+
+def show(rows: Rows) -> Any:
+    """Return rows as a Markdown table that a page displays."""
+    from IPython.display import Markdown
+
+    return Markdown("\n".join(markdown_table(rows)))
 
 
 def find_table(variable: str, in_clone: str, in_test_data: str) -> Path:

@@ -43,19 +43,14 @@ from analysis import fit_joint
 from analysis.design.linear import Law
 from analysis.examples.published import gemstones_estimates as estimates
 from analysis.examples.published import gemstones_figures as figures
-from analysis.examples.published.claims import claims_table, write_results
+from analysis.examples.published.claims import claims_table, show, write_results
 from analysis.examples.published.gemstones_claims import Findings
 from analysis.examples.published.gemstones_table import read_gemstones
 from analysis.examples.published.shape_laws import accepted_range, aspect_costs, fit_terms
 from analysis.formatting import format_interval
-from analysis.report.write import markdown_table
 
 FOLDER = Path("analysis/examples/published/gemstones")
 FOLDER.mkdir(exist_ok=True)
-
-
-def show(rows):
-    return Markdown("\n".join(markdown_table(rows)))
 
 
 runs = read_gemstones()

@@ -43,7 +43,14 @@ import pandas as pd
 from IPython.display import Markdown
 
 from analysis import fit_block_model, fit_joint
-from analysis.examples.published.claims import HERE, Claim, claims_table, find_table, write_results
+from analysis.examples.published.claims import (
+    HERE,
+    Claim,
+    claims_table,
+    find_table,
+    show,
+    write_results,
+)
 from analysis.examples.published.width_depth_charts import (
     ExponentRow,
     exponents_figure,
@@ -74,7 +81,6 @@ from analysis.examples.published.width_depth_law import (
     width_depth_law,
 )
 from analysis.fit.profile_likelihood import quantile_t
-from analysis.report.write import markdown_table
 from slm.charts import INK, MUTED
 
 FIGURES = HERE / "inverse_depth"
@@ -84,10 +90,6 @@ table = pd.read_csv(find_table("DEPTH_SCALING", IN_CLONE, "scaling/chinchilla_sh
 selections = Runs.selections(table)
 _, USUAL, PAPER = selections  # names of the choices of rows
 runs = selections[USUAL]
-
-
-def show(rows):
-    return Markdown("\n".join(markdown_table(rows)))
 
 
 def interval(low, high, digits=2):

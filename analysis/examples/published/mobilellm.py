@@ -30,7 +30,7 @@ from pathlib import Path
 from IPython.display import Markdown
 
 from analysis import fit_power_law
-from analysis.examples.published.claims import Claim, claims_table, write_results
+from analysis.examples.published.claims import Claim, claims_table, show, write_results
 from analysis.examples.published.depth_ablation import (
     ABLATION,
     SHALLOW,
@@ -53,7 +53,6 @@ from analysis.notebooks.mobilellm import (
     kaplan_as_perplexity,
     perplexity_steps,
 )
-from analysis.report.write import markdown_table
 from slm.charts import (
     INK,
     Axis,
@@ -71,12 +70,8 @@ from slm.charts import (
 FOLDER = Path("analysis/examples/published/mobilellm")
 
 
-def table(rows):
-    return Markdown("\n".join(markdown_table(rows)))
-
-
 total = [model.params_total for model in MODELS]
-table(
+show(
     [
         {
             "model": model.name,
@@ -112,7 +107,7 @@ rows = [
     ("loss", "all parameters", in_loss),
     ("loss", "without embeddings", in_body),
 ]
-table(
+show(
     [
         {
             "of": of,
@@ -145,7 +140,7 @@ print(f"Kaplan's law of the loss, as PPL at the same N: slope {-kaplan_ppl.alpha
 
 # %%
 steps = perplexity_steps(in_ppl)
-table([{k: v if isinstance(v, str) else f"{v:.3f}" for k, v in step.items()} for step in steps])
+show([{k: v if isinstance(v, str) else f"{v:.3f}" for k, v in step.items()} for step in steps])
 
 # %% [markdown]
 # ## Why the interval is naive, and what it would be with a known noise
@@ -161,7 +156,7 @@ laws = laws_by_e(NOISE)
 best = min(laws, key=lambda law: law.chi2)
 power_law, with_e = fit_given_e(0.0, NOISE), fit_given_e(best.E, NOISE)
 simulated = {law.E: simulate_intervals(law, NOISE) for law in (power_law, with_e)}
-table(
+show(
     [
         {
             "true law": f"E = {e:.2f} nats",
@@ -196,7 +191,7 @@ print(f"half-width here: naive {half_width:.4f}, with known noise {known:.4f}")
 # %%
 full = fit_power_law(sizes(), losses(), irreducible=True)
 ranges = {noise: accepted(laws_by_e(noise)) for noise in (NOISE, 0.005, 0.002)}
-table(
+show(
     [
         {
             "noise of a run": "estimated from the four points",
@@ -269,7 +264,7 @@ print("loss at 10B:", ", ".join(f"{loss:.3f} ({name})" for loss, name in zip(at_
 # untied vocabulary of 32,000 tokens.
 
 # %%
-table(
+show(
     [
         {
             "size": model.size,
@@ -285,7 +280,7 @@ table(
 
 # %%
 gains = [depth_gain(other) for other in (*USUAL.values(), *SHALLOW.values())]
-table(
+show(
     [
         {
             "size": gain.size,
@@ -346,7 +341,7 @@ ablation.save(FOLDER / "ablation.png")
 
 # %%
 designs = {name: study_power(name) for name in ("seed_design", "mobilellm", "sub1b")}
-table([design.row() for design in designs.values()])
+show([design.row() for design in designs.values()])
 
 # %% [markdown]
 # `seed_design` is the design of the four points. `study=mobilellm` adds two shapes of equal FLOPs at each size and has three token
