@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from slm.errors import ConfigError
 from slm.model.build import build_model
 from slm.run import compile_rule
-from slm.run.compile_rule import MIN_CPU_FLOPS
+from slm.run.compile_rule import MIN_CPU_BLOCK_PASSES, MIN_CPU_FLOPS
 from slm.run.spec import RunSpec
 from slm.tracking import run_dir
 from slm.training.device import compile as compilation
@@ -43,12 +43,26 @@ def is_compiled(spec: RunSpec) -> bool:
     return compiled.pop()
 
 
-def test_auto_compiles_long_runs_only(tiny_spec: Spec) -> None:
+def test_auto_compiles_runs_of_many_flops_only(
+    tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compile_rule, "MIN_CPU_BLOCK_PASSES", 10**12)
     spec = tiny_spec()
     steps = int(MIN_CPU_FLOPS // (spec.flops_per_token * spec.batch_tokens))
     for count, expected in ((20, False), (steps, False), (steps + 1, True)):
         spec = tiny_spec(budget={"tokens": count * 256})
         assert should_compile(spec, "cpu") == is_compiled(spec) == expected
+
+
+def test_auto_compiles_runs_of_many_small_steps(tiny_spec: Spec) -> None:
+    depth = tiny_spec().shape.depth
+    steps = MIN_CPU_BLOCK_PASSES // depth
+    for count, expected in ((steps - 1, False), (steps, True)):
+        spec = tiny_spec(budget={"tokens": count * 256})
+        assert spec.flops < MIN_CPU_FLOPS
+        assert should_compile(spec, "cpu") == is_compiled(spec) == expected
+    halves = {"micro_batch_sequences": tiny_spec().batch_sequences // 2}
+    assert should_compile(tiny_spec(budget={"tokens": steps * 128}, trainer=halves), "cpu")
 
 
 def test_compile_on_and_off_also_as_yaml_booleans(tiny_spec: Spec) -> None:
