@@ -2,7 +2,8 @@
 
 `families` in lr_audit.json is {family: {"interior": .., "penalty": .., "cost_of_2x": .., "passed": ..}}, the
 worst case over the sizes and token budgets of a family. `study.lr_audit=FILE` checks another study against
-the file; `analysis.compare_families(audit=...)` accepts the value of `families`.
+the file; `analysis.compare_families(audit=...)` accepts the value of `families`. `fitted_rule` is the rule that the
+best rates follow, or null (`analysis.learning_rate.rule_fit`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from analysis.learning_rate.audit import (
     audit_learning_rates,
     middle_learning_rate,
 )
+from analysis.learning_rate.rule_fit import RuleFit, fit_rate_rule
 from slm.charts import Axis, Figure, Series, layered, lines, panels, points
 from slm.charts import rule as vertical_rule
 from slm.errors import DataError
@@ -32,6 +34,7 @@ from slm.studies.rate_rule import RateRule
 FIGURE = "lr_audit.png"
 FILE = "lr_audit.json"
 SCHEMA_VERSION = 1
+RULE_REFERENCE_TOKENS = 1_000_000  # of a fitted rule: the default of study.lr_reference_tokens
 
 
 def write_lr_audit(
@@ -58,6 +61,15 @@ def write_lr_audit(
     table["shape"] += table["tokens_per_param"].map(" at tokens_per_param {:g}".format)
     audit = audit_learning_rates(table)
     families = {name: _worst_case(audit, name) for name in audit.families}
+    tokens = table.groupby(["family", "shape"])["tokens"].first()
+    best_rates = [
+        (float(tokens[shape.family, shape.shape]), shape.best_lr)
+        for shape in audit.shapes
+        if shape.interior
+    ]
+    fit = fit_rate_rule(
+        best_rates, RULE_REFERENCE_TOKENS if rule.is_constant else rule.reference_tokens
+    )
     out.mkdir(parents=True, exist_ok=True)
     excess_loss(table, audit, rule).save(out / FIGURE)
     header = {
@@ -67,8 +79,9 @@ def write_lr_audit(
         "lr_tokens_exponent": rule.exponent,
         "lr_reference_tokens": rule.reference_tokens,
     }
-    write_json(out / FILE, {**header, "families": families})
-    report = markdown(audit, families, rule, len(table), dropped)
+    fitted = None if fit is None else fit.as_dict()
+    write_json(out / FILE, {**header, "fitted_rule": fitted, "families": families})
+    report = markdown(audit, families, rule, len(table), dropped, fit=fit)
     write_text(out / "lr_audit.md", report)
     print(report)
     return audit
@@ -142,6 +155,8 @@ def markdown(
     rule: RateRule,
     runs: int,
     dropped: Counter[str],
+    *,
+    fit: RuleFit | None = None,
 ) -> str:
     """Return the content of lr_audit.md."""
     lines = [
@@ -170,6 +185,10 @@ def markdown(
     ]
     lines += ["", f"| {' | '.join(headings)} |"]
     lines += ["|" + " --- |" * len(headings), *(_row(shape) for shape in audit.shapes)]
+    if fit is not None:
+        lines += ["", fit.describe()]
+        if fit.falls and (rule.is_constant or audit.failed):
+            lines += ["", f"To use this rule, set `{fit.settings()}`, and audit it."]
     return "\n".join(
         [*lines, "", f"{count(runs, 'run')}; left out: {format_dropped(dropped)}.", ""]
     )
