@@ -280,6 +280,8 @@ class EqualTimeModel:
             half = (function(fit, y + step) - function(fit, y - step)) / 2
             parts.append((half**2, int(self.times.rounds[index]) - 1))
         total = sum(variance for variance, _ in parts)
+        if total == 0:  # times of one round, at a size where they do not change
+            return Estimate(snap_to_zero(function(fit, y)), 0.0, fit.df)
         df = int(total**2 / sum(variance**2 / df for variance, df in parts) + ROUNDING_TOLERANCE)
         return Estimate(snap_to_zero(function(fit, y)), math.sqrt(total), max(df, 1))
 

@@ -13,32 +13,30 @@
 # %% [markdown]
 # # What `study=micro` answers
 #
-# The runs of [PROTOCOL.md](PROTOCOL.md), which was written before them. [report.md](report.md) has all tables; this page has
-# what the protocol asks for beyond it: where the scatter between shapes comes from, the noise between seeds, the controls,
-# and the cost.
+# The runs of [PROTOCOL.md](PROTOCOL.md), which was written before them. This page writes [report.md](report.md), which has all
+# tables, and adds what the protocol asks for beyond it: where the scatter between shapes comes from, the noise between
+# seeds, the controls, and the cost.
 
 # %%
 import json
 import math
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 from IPython.display import Markdown
 from scipy import stats
 
-from analysis.report.study_report import analyze_study
-from analysis.report.write import markdown_table
-from analysis.runs.load import load_runs
+from analysis.report.write import markdown_table, write_report
+from slm.config.hydra import compose_study
+from slm.studies.cells import jobs_of
+from slm.studies.expand import cells_of
 
 HERE = Path("analysis/examples/micro")
-AUDIT, SPEED = HERE / "lr_audit.json", HERE / "speed.json"
-runs = load_runs(HERE / "results.jsonl")
-report = analyze_study(
-    runs,
-    deep="aspect_4",
-    wide="aspect_32",
-    audit=json.loads(AUDIT.read_text()) if AUDIT.exists() else None,
-    speed=SPEED if SPEED.exists() else None,
+AUDIT = HERE / "lr_audit.json"
+QUESTION = (
+    "From 13 to 340 thousand parameters, is deep and thin better than wide and shallow, and does the "
+    "advantage grow with size?"
 )
 
 
@@ -47,7 +45,9 @@ def show(rows: list[dict[str, str]]) -> Markdown:
     return Markdown("\n".join(markdown_table(rows)) if rows else "no rows")
 
 
-print(report.summary())
+report = write_report(
+    HERE / "results.jsonl", HERE, deep="aspect_4", wide="aspect_32", audit=AUDIT, question=QUESTION
+)
 
 # %% [markdown]
 # ## Where the scatter between shapes comes from
@@ -140,13 +140,56 @@ show(
 )
 
 # %% [markdown]
+# ## Controls
+
+# %%
+negative = json.loads(Path("analysis/examples/aa/results.json").read_text())
+positive = json.loads(Path("analysis/examples/khop/results.json").read_text())
+block = negative["comparison"]["block"]
+show(
+    [
+        {
+            "control": "`study=aa`: one family under two names",
+            "must be": "no difference",
+            "found": f"`{negative['comparison']['verdict']['word']}`: {block['level']:+.4f} nats/token "
+            f"[{block['level_ci'][0]:+.4f}, {block['level_ci'][1]:+.4f}], p {block['p_level']:.2f}",
+        },
+        {
+            "control": "`study=khop`: a task that needs depth",
+            "must be": "deep better",
+            "found": positive["verdict"],
+        },
+    ]
+)
+
+# %% [markdown]
 # ## Cost
 #
-# Every budget has a learning rate of its own, so no trunks are shared. Hours are the sum of the wall times of single runs,
-# two of which ran at a time, partly beside other work.
+# Every budget has a learning rate of its own, so no trunks are shared. Two runs of one thread ran at a time, on two cores.
 
 # %%
 results = [json.loads(line) for line in (HERE / "results.jsonl").read_text().splitlines()]
 flops = sum(row["flops"] for row in results)
 hours = sum(row["wall_seconds"] for row in results) / 3600
-print(f"{len(results)} runs, {flops:.3g} FLOPs, {hours:.1f} hours of runs")
+with_one_rate = ["study=micro", "study.lr_tokens_exponent=0", "study.lr_reference=null"]
+with_trunks = sum(job.flops for job in jobs_of(cells_of(*compose_study(with_one_rate))))
+print(f"{len(results)} runs, {flops:.3g} FLOPs, {hours:.1f} core-hours.")
+print(
+    f"With one learning rate, budgets would share trunks: {with_trunks:.3g} FLOPs for the whole study."
+)
+
+# %% [markdown]
+# What running two at a time saved: the training time of the same runs one after another, by the throughput of each shape
+# alone on the machine (`python -m slm speed study=micro`). Half of the core-hours is the time on two cores; it includes
+# validation.
+
+# %%
+speeds = json.loads((HERE / "speed.json").read_text())["speeds"]
+alone = {
+    json.dumps(one["shape"], sort_keys=True): median(one["train_tokens_per_second"])
+    for one in speeds
+}
+alone_seconds = sum(
+    row["tokens"] / alone[json.dumps(row["shape"], sort_keys=True)] for row in results
+)
+print(f"{alone_seconds / 3600:.1f} hours one after another, {hours / 2:.1f} hours two at a time")

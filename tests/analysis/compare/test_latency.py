@@ -98,6 +98,14 @@ class TestInvariances:
         assert level.level.se == pytest.approx(effects.level.se, rel=1e-6)
         assert level.n_deep == pytest.approx(effects.point.n, rel=1e-9)
 
+    def test_shapes_that_all_take_one_time_have_an_exact_multiplier_of_one(
+        self, table: pd.DataFrame
+    ) -> None:
+        one = same_curve(model(table))
+        constant = replace(one.times, log_seconds=np.full_like(one.times.log_seconds, -20.0))
+        for loss in replace(one, times=constant).multipliers():
+            assert (loss.log_multiplier.value, loss.log_multiplier.se) == (0.0, 0.0)
+
     def test_without_blocks_the_standard_error_is_that_of_the_level(self) -> None:
         one = same_curve(model(simulate(Row(offset=0.1, sizes=8), generator())))
         assert not one.effects.fit.blocks.is_matched
