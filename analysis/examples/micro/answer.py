@@ -27,10 +27,18 @@ import pandas as pd
 from IPython.display import Markdown
 from scipy import stats
 
+from analysis.compare.families import Comparison
+from analysis.learning_rate.gate import load_audit
+from analysis.learning_rate.tuning_cost import tuning_costs
+from analysis.report.study_report import analyze_study
 from analysis.report.write import markdown_table, write_report
+from analysis.runs.load import load_runs
+from analysis.runs.result_table import results_table
 from slm.config.hydra import compose_study
 from slm.studies.cells import jobs_of
 from slm.studies.expand import cells_of
+from slm.studies.rate_rule import RateRule
+from slm.tracking.results_file import read_results
 
 HERE = Path("analysis/examples/micro")
 AUDIT = HERE / "lr_audit.json"
@@ -136,6 +144,46 @@ show(
             "SD, nats [95% CI]": f"{one.sd:.4f} [{one.interval[0]:.4f}, {one.interval[1]:.4f}]",
         }
         for one in report.seed_noise
+    ]
+)
+
+# %% [markdown]
+# ## Cost of the learning rates
+#
+# The audit estimates what the rule for the learning rate costs; its costs are subtracted from the losses, and the
+# analysis is repeated.
+
+# %%
+audit_runs = results_table(list(read_results(HERE / "lr_audit.jsonl").values()))
+rule = RateRule.of(compose_study(["study=micro"])[0])
+audit_runs["used_lr"] = audit_runs["tokens"].map(rule.rate)
+runs = load_runs(HERE / "results.jsonl")
+costs = tuning_costs(runs.table, audit_runs)
+losses = runs.table["loss_nats_per_token"] - costs
+corrected = analyze_study(
+    runs.table.assign(loss_nats_per_token=losses),
+    deep="aspect_4",
+    wide="aspect_32",
+    audit=load_audit(AUDIT, runs),
+    bootstrap=0,
+)
+
+
+def estimates(comparison: Comparison) -> dict[str, str]:
+    """Return the primary estimates and the verdict as cells of a table."""
+    one = comparison.block
+    return {
+        "loss difference, nats": one.level_text,
+        "exponent difference": one.d_alpha_interval_text,
+        "verdict": comparison.verdict.word,
+    }
+
+
+print(f"estimated costs: {costs.min():.4f} to {costs.max():.4f} nats/token")
+show(
+    [
+        {"losses": "as measured", **estimates(report.comparison)},
+        {"losses": "without the estimated cost", **estimates(corrected.comparison)},
     ]
 )
 
