@@ -21,6 +21,7 @@ from analysis.block.effects import (
 )
 from analysis.block.model import MIN_DF, exponent_reasons, fit_runs, level_reasons
 from analysis.compare.block_result import BlockResult
+from analysis.design.identifiability import overlap_refusals
 from analysis.runs.study import Columns, prepare
 from slm.rounding import exceeds
 
@@ -84,6 +85,12 @@ def result_of(blocks: Blocks, *, n_name: str, noise_exponent: float = 0.0) -> Bl
         "is_labelled": blocks.is_labelled,
     }
     reasons = level_reasons(blocks)
+    if not (
+        reasons or blocks.is_matched
+    ):  # without blocks, a law would extrapolate one family to the sizes of the other
+        per_token = blocks.flops / blocks.tokens
+        deep, wide = (per_token[side] for side in blocks.sides)
+        reasons = overlap_refusals(deep, wide, blocks.deep, blocks.wide)
     if reasons:
         return BlockResult(reasons=tuple(reasons), **head)
     effects = effects_of(fit_runs(blocks, noise_exponent=noise_exponent))

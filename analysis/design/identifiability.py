@@ -107,15 +107,19 @@ def comparison_refusals(
         return [
             f"no runs of {' or '.join(missing)}; the families are {', '.join(map(str, present))}"
         ]
-    sides = f[family == deep], f[family == wide]
-    overlap = range_overlap(*map(np.log, sides))
-    if exceeds(MIN_OVERLAP, overlap):
-        return [
-            f"{deep} has {count(count_distinct(sides[0]), 'size')}, {wide} has {count_distinct(sides[1])}, and "
-            f"{_common_sizes(*sides)} of them match; the ranges of FLOPs per token overlap over {overlap:.0%} of both "
-            f"together, below {MIN_OVERLAP:.0%}; run the sizes that one family lacks"
-        ]
-    return []
+    return overlap_refusals(f[family == deep], f[family == wide], deep, wide)
+
+
+def overlap_refusals(deep_flops: Floats, wide_flops: Floats, deep: str, wide: str) -> list[str]:
+    """Return the reason why two families have too few sizes in common, given the FLOPs per token of their runs."""
+    overlap = range_overlap(np.log(deep_flops), np.log(wide_flops))
+    if not exceeds(MIN_OVERLAP, overlap):
+        return []
+    return [
+        f"{deep} has {count(count_distinct(deep_flops), 'size')}, {wide} has {count_distinct(wide_flops)}, and "
+        f"{_common_sizes(deep_flops, wide_flops)} of them match; the ranges of FLOPs per token overlap over {overlap:.0%} "
+        f"of both together, below {MIN_OVERLAP:.0%}; run the sizes that one family lacks"
+    ]
 
 
 def _common_sizes(a: Floats, b: Floats) -> int:

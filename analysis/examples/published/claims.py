@@ -83,9 +83,17 @@ def find_table(variable: str, in_clone: str, in_test_data: str) -> Path:
 
 
 def write_results(name: str, results: dict[str, Any], claims: Sequence[Claim]) -> Path:
-    """Write NAME/results.json: the numbers of a page and its claims."""
+    """Write NAME/results.json: the numbers of a page, to 6 digits so that they hardly depend on the machine, and its claims."""
     path = HERE / name / "results.json"
     path.parent.mkdir(exist_ok=True)
-    content = {**results, "claims": [asdict(claim) for claim in claims]}
+    content = {**_rounded(results), "claims": [asdict(claim) for claim in claims]}
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return path
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

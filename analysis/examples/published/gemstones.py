@@ -17,8 +17,8 @@
 # and 18 depths (3 to 80), trained on Dolma; the runs here end with a cooldown of the learning rate. What
 # the authors say about shapes:
 #
-# - The checkpoints allow a law that predicts the loss from width and depth (abstract of version 1; version 2 says:
-#   analyzing the relationship between width and depth). Their repository has the fit
+# - The checkpoints allow a law that predicts the loss from width and depth (abstract of version 1; that of version 2
+#   names an analysis of width and depth instead). Their repository has the fit
 #   `L = E + A width^-0.30 + B depth^-0.37 + C N^-0.51 + D tokens^-0.47` for the runs of this page.
 # - By this form of law the best width / depth grows with compute (caption of figure 5, version 1).
 # - Narrow, deep models need many more FLOPs than wide ones to reach a loss (caption of figure 7, version 1).
@@ -105,6 +105,9 @@ print(*(f"condition: {one}" for one in main.verdict.conditions), sep="\n")
 show(rows)
 
 # %% [markdown]
+# The comparison by aspect ratio at 2B is an extrapolation: the shapes of that size have ratios from 31 to 256, and no shape
+# below 30 has more than 0.56B (N_flop).
+#
 # Most of the scatter between shapes of one family is the aspect ratio itself. A family that holds shapes from 3 to 36
 # therefore has wide intervals by name, and the continuous law is the sharper analysis. It does not show a difference either.
 #
@@ -137,14 +140,15 @@ show(rows)
 #
 # These are the exponents of the joint law `L = E + A_f N^-alpha_f + B D^-beta`, fitted to the 169 rows of the two
 # families. If rows were independent, wide would have the larger exponent by all parameters (interval below 0), and deep
-# without the vocabulary matrices (interval above 0). Over shapes, neither is shown in this table and figure. (One of six
-# tests within groups of equal FLOPs, [below](#loss-against-aspect-ratio), has a p below .05, by all parameters.)
+# without the vocabulary matrices (interval above 0). Over shapes, neither is shown in this table and figure.
+# ([Below](#loss-against-aspect-ratio) two tests by all parameters have a p near .01.)
 #
 # The sign follows from counting. The vocabulary matrices are 74% of the parameters of the wide shape 768x3 and 8% of
 # those of the deep shape 1536x50 (printed above): at a given compute wide shapes have more of them, most of all if they
 # are small. So along the wide family all parameters grow more slowly than compute (last column), and the same losses
-# give a larger exponent; along the deep family they do not. Without the vocabulary matrices, N grows faster than compute
-# in both families, most in the wide one. By FLOPs the exponents are equal.
+# give a larger exponent. In the deep family all parameters grow about as fast as compute. Without the vocabulary matrices, N
+# grows faster than compute in both families, most in the wide one. By FLOPs the two estimates agree, but their interval over
+# shapes is three times as wide as the margin of 0.02 on each side, so equality is not shown.
 #
 # ## Loss against aspect ratio
 #
@@ -187,11 +191,12 @@ show(
 # %% [markdown]
 # ![Loss against aspect ratio](gemstones/aspect_ratios.png)
 #
-# Only N_flop compares shapes at equal compute. By it, no change of the best aspect ratio with size is shown. The
-# interval of the optimum assumes a parabola, and this does not fit everywhere: the three shapes near 30 are above 0, and
-# the two at 85 and 100 are below the curve. The interval may therefore be too narrow. Shapes from 30 to 100 differ by about
-# 2% of the size term. The other definitions move the optimum, because they charge a shape for parameters that cost hardly
-# any compute, or do not charge it for those that do.
+# Only N_flop compares shapes at equal compute. By it, no change of the best aspect ratio with size is shown; by all
+# parameters, the N of the authors' law, the optimum moves toward wide shapes (interval above 0). The interval of the
+# optimum assumes a parabola, and this does not fit everywhere: the three shapes near 30 lie above the fitted curve, the two
+# at 85 and 100 below it. The interval may therefore be too narrow. Shapes from 30 to 100 differ by about 2% of the size
+# term. The other definitions move the optimum: `params_total` counts the input embedding, which uses almost no FLOPs, and
+# `params_non_embedding` leaves out the output head, which uses many.
 #
 # The same law at the other numbers of tokens:
 
@@ -223,9 +228,9 @@ show(
 )
 
 # %% [markdown]
-# The estimate falls from 51 to 37 as the tokens increase. At few tokens its interval is wide, and the interval of the
-# ratio contains 1: neither a fall nor a constant best shape is shown. The 36 and its narrow interval are those of 99
-# billion tokens only.
+# The estimate falls from 51 (11B and 22B) to 35 (66B and 77B) and is 37 at 110B. At few tokens its interval is wide, and
+# the interval of the ratio contains 1: neither a fall nor a constant best shape is shown. The 36 and its narrow interval
+# are those of 99 billion tokens only.
 #
 # The block model within groups of equal FLOPs:
 
@@ -243,8 +248,8 @@ show(
 # The table has the block model of shapes within 10% of FLOPs per token: 15 shapes in 7 groups, which are formed from the
 # smallest or from the largest shape. By N_flop the estimate has the other sign than with all shapes, and is not
 # significant either. By all parameters p is .0143 in one grouping, toward wide, which is the direction of the count of
-# the vocabulary matrices (the change of the optimum by all parameters has the same direction). It is one of six tests,
-# and six times .0143 is .09.
+# the vocabulary matrices and that of the change of the optimum above. Six times .0143 is .09, and the page has more tests
+# than these six; their number was not fixed beforehand.
 #
 # ## Is an exponent of width or of depth identified?
 #
@@ -295,8 +300,9 @@ boundaries = estimates.by_boundary(runs, (20, 36, 50), (75, 200))
 show(boundaries)
 
 # %% [markdown]
-# By name, at N_flop. No choice shows a difference; the estimates vary in sign. In the continuous law the boundaries only
-# set which two aspect ratios are compared.
+# By name, at N_flop. No choice shows a difference; the estimates vary in sign. Two choices are refused, because the six
+# shapes below 20 have too few sizes in common with the wide ones. In the continuous law the boundaries only set which two
+# aspect ratios are compared.
 #
 # ## What would settle it
 #

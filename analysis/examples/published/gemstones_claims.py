@@ -47,7 +47,7 @@ class Findings:
     def numbers(self) -> dict[str, Any]:
         """Return the estimates for results.json, with 6 digits."""
         main = self.by_aspect["n_flop"]
-        content = {
+        return {
             "published_objective": self.objective,
             "verdicts": {
                 "by name, n_flop": self.by_name.verdict.word,
@@ -73,8 +73,6 @@ class Findings:
                 {**plan.row(), "mde80_exponent": plan.power.mde80_exponent} for plan in self.plans
             ],
         }
-        rounded: dict[str, Any] = _rounded(content)
-        return rounded
 
     def claims(self) -> list[Claim]:
         """Return the claims in the order of the page."""
@@ -86,29 +84,33 @@ class Findings:
             f"{power.mde80_exponent:.3f} (exponent) and {math.exp(power.mde80_log_kappa or 0):.2f} (compute multiplier)"
         )
         fewest = self.best_by_tokens[min(self.best_by_tokens)]
-        total = self.aspect_laws["params_total"].log_best.interval
+        total = self.aspect_laws["params_total"]
         width, depth = (
             (min(values), max(values))
             for name in ("width", "depth")
             for values in [[fit.exponents[name] for fit in self.fits.values()]]
         )
-        flop = self.ranges["width, depth, n_flop"]
+        flop, all_n = (self.ranges[f"width, depth, {n}"] for n in ("n_flop", "params_total"))
         return [
             Claim(
                 "A law predicts the loss from width and depth",
                 "exponents 0.30 (width) and 0.37 (depth), beside 0.51 (N)",
                 f"a loss, but no exponents: {_ends(width)} for width and {_ends(depth)} for depth by form of the law",
-                f"{_ends(flop['width'])} and {_ends(flop['depth'])} with N_flop",
+                f"{_ends(flop['width'])} and {_ends(flop['depth'])} with N_flop; {_ends(all_n['width'])} and "
+                f"{_ends(all_n['depth'])} with all parameters, the authors' N",
                 "UNIDENTIFIED",
-                f"all pairs of 8 widths and 8 depths: standard errors {self.grid['width']:.2f} and {self.grid['depth']:.2f}",
+                f"all pairs of 8 widths and 8 depths, up to 12B parameters: standard errors {self.grid['width']:.2f} and "
+                f"{self.grid['depth']:.2f}",
             ),
             Claim(
                 "The best width / depth grows with compute",
                 "yes, by that law",
-                f"at 99B tokens a best ratio of {math.exp(law.log_best.value):.0f}; no change with size is shown, nor with "
-                f"tokens ({math.exp(fewest.value):.0f} at 11B)",
+                f"at 99B tokens a best ratio of {math.exp(law.log_best.value):.0f}; by N_flop no change with size is shown, nor "
+                f"with tokens ({math.exp(fewest.value):.0f} at 11B)",
                 "d ln(ratio) / d ln N "
                 + format_interval(law.drift.value, *law.drift.interval, digits=2)
+                + ", by all parameters "
+                + format_interval(total.drift.value, *total.drift.interval, digits=2)
                 + f"; ratio at 11B tokens {_ends(_exp(fewest.interval), 0)}, at 99B {_ends(_exp(law.log_best.interval), 0)}",
                 verdict,
                 design,
@@ -117,9 +119,9 @@ class Findings:
                 "Narrow models need many more FLOPs than wide ones",
                 "yes",
                 f"both extremes need more; the compute multiplier is {block.kappa:.2f} between the mean ratios of the families, "
-                f"{self.ratios[0]:.0f} and {self.ratios[1]:.0f} (above 1: deep needs fewer)",
+                f"{self.ratios[0]:.0f} and {self.ratios[1]:.0f} (above 1: deep needs fewer), extrapolated to 2B",
                 _ends(block.kappa_ci),
-                verdict,
+                f"{verdict}, extrapolation",
                 design,
             ),
             Claim(
@@ -133,11 +135,15 @@ class Findings:
             Claim(
                 "Prescriptions are sensitive to the design and to the runs that are fitted",
                 "yes",
-                "the best ratio changes with the definition of N; estimates of the exponent difference have both signs, but "
-                "only one interval over shapes excludes 0 (one of six within groups of equal FLOPs)",
-                f"best ratio {_ends(_exp(law.log_best.interval), 0)} by N_flop, {_ends(_exp(total), 0)} by all parameters",
-                "shown for the best ratio only",
-                "-",
+                "the best ratio depends on the definition of N. For the runs that are fitted no change is shown: between 11B and "
+                "99B tokens its ratio is "
+                + format_interval(
+                    math.exp(self.change.value), *_exp(self.change.interval), signed=False, digits=2
+                ),
+                f"best ratio {_ends(_exp(law.log_best.interval), 0)} by N_flop, {_ends(_exp(total.log_best.interval), 0)} by all "
+                "parameters",
+                "shown for the definition of N only",
+                design,
             ),
         ]
 
@@ -152,12 +158,3 @@ def _ends(ends: tuple[float, float], digits: int = 2) -> str:
 
 def _exp(ends: tuple[float, float]) -> tuple[float, float]:
     return math.exp(ends[0]), math.exp(ends[1])
-
-
-def _rounded(value: Any) -> Any:
-    """Return builtin types with numbers of 6 digits, so that results.json hardly depends on the machine."""
-    if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(inner) for inner in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -286,6 +286,18 @@ def test_unmatched_runs_share_no_blocks() -> None:
     assert one.d_alpha == pytest.approx(0.03, abs=3 * one.d_alpha_se)  # type: ignore[operator]
 
 
+def test_unmatched_families_of_different_sizes_are_refused() -> None:
+    table = study(8, (24, 64, 192))
+    table["tokens"] *= table["family"].map({"deep": 0.9, "wide": 1.1, "aspect_64": 1.0})
+    table["flops"] = 6 * table["n_flop"] * table["tokens"]
+    common = fitted(table)
+    assert not common.is_matched and not common.refused
+    small = table["n_flop"] < table["n_flop"].median()
+    one = fitted(table[(table["family"] != "deep") | small])
+    assert one.refused and "overlap over" in one.reasons[0]
+    assert one.level is None and one.d_alpha is None
+
+
 def test_planned_precision_agrees_with_the_analysis() -> None:
     """SE of the plan = GLS covariance of the fit at the same variances."""
     table = study(6, (24, 64, 192), tau=0.01, sigma=0.005)
