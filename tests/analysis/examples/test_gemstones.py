@@ -147,11 +147,16 @@ class TestPage:
             page["width_depth"]["width, depth"]["exponents"], rel=0.01
         )
 
-    def test_other_boundaries_do_not_diverge(self, runs: pd.DataFrame) -> None:
-        """A difference in E far outside the model made its second-order refit diverge."""
-        named = runs.assign(family=gemstones_table.families(runs["aspect_ratio"], 20, 75))
-        block = fit_block_model(named.drop(columns="aspect_ratio"), deep="deep", wide="wide")
-        assert block.p_free_e is not None and not block.is_equal_e_rejected
+    def test_other_boundaries(self, runs: pd.DataFrame) -> None:
+        """Below a ratio of 20 the shapes have too few sizes in common with the wide ones."""
+        for low, refused in ((20, True), (50, False)):
+            named = runs.assign(family=gemstones_table.families(runs["aspect_ratio"], low, 75))
+            block = fit_block_model(named.drop(columns="aspect_ratio"), deep="deep", wide="wide")
+            assert block.refused == refused
+            if refused:
+                assert "overlap" in block.reasons[0]
+            else:
+                assert block.p_free_e is not None and not block.is_equal_e_rejected
 
     @pytest.mark.slow
     @pytest.mark.parametrize(

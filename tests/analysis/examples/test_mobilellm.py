@@ -21,6 +21,7 @@ from tests.conftest import ROOT
 
 FILE = ROOT / "analysis" / "examples" / "published" / "mobilellm" / "results.json"
 RESULTS = json.loads(FILE.read_text(encoding="utf-8"))
+SAVED = 1e-5  # results.json has 6 digits
 pytestmark = pytest.mark.numeric
 
 
@@ -28,13 +29,15 @@ def test_slopes_and_statements_about_them() -> None:
     total = [model.params_total for model in MODELS]
     in_ppl = fit_power_law(total, [model.perplexity for model in MODELS], unit="perplexity")
     in_body = fit_power_law(sizes(), losses())
-    assert RESULTS["slope_ppl"][0] == pytest.approx(-in_ppl.params["alpha"])
+    assert RESULTS["slope_ppl"][0] == pytest.approx(-in_ppl.params["alpha"], rel=SAVED)
     assert RESULTS["slope_ppl"] == pytest.approx([-0.2457, -0.3062, -0.1852], abs=1e-4)
-    assert RESULTS["slope_loss_body"][0] == pytest.approx(-in_body.params["alpha"])
+    assert RESULTS["slope_loss_body"][0] == pytest.approx(-in_body.params["alpha"], rel=SAVED)
     assert RESULTS["slope_loss_total"] == pytest.approx([-0.1105, -0.1269, -0.0941], abs=1e-4)
-    assert RESULTS["p_kaplan"] == pytest.approx(in_ppl.p_value(0.076))
-    assert RESULTS["ppl_at_2b"] == pytest.approx(in_ppl.predict(2e9))
-    assert RESULTS["kaplan_slope_as_ppl"] == pytest.approx(-kaplan_as_perplexity().params["alpha"])
+    assert RESULTS["p_kaplan"] == pytest.approx(in_ppl.p_value(0.076), rel=SAVED)
+    assert RESULTS["ppl_at_2b"] == pytest.approx(in_ppl.predict(2e9), rel=SAVED)
+    assert RESULTS["kaplan_slope_as_ppl"] == pytest.approx(
+        -kaplan_as_perplexity().params["alpha"], rel=SAVED
+    )
 
 
 def test_law_with_e_given_is_the_least_squares_fit() -> None:
@@ -65,5 +68,5 @@ def test_ablation() -> None:
     gains = [depth_gain(other) for other in (*USUAL.values(), *SHALLOW.values())]
     for saved, gain in zip(RESULTS["depth_gain"], gains, strict=True):
         for key in ("gain", "standard_error", "flops_ratio", "worth"):
-            assert saved[key] == pytest.approx(getattr(gain, key))
+            assert saved[key] == pytest.approx(getattr(gain, key), rel=SAVED)
     assert [row["average"] for row in RESULTS["ablation"]] == [model.average for model in ABLATION]
