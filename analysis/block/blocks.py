@@ -14,16 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.arrays import Floats, Ints, codes
+from analysis.arrays import Floats, Ints, Mask, codes
 from analysis.design.identifiability import MIN_SIZES, SAME, count_distinct, labels
 from slm.rounding import exceeds, merge_close, stable_argsort
 
 MIN_ASPECT_DIFFERENCE = 0.2  # of mean ln(aspect ratio); below, the two families are labels
 MIN_ASPECTS = 3  # in one rung, for a curvature
+MAX_ROUNDING = math.log(
+    2
+)  # range of ln(aspect ratio) in a family that rounding to integers can explain
 MAX_MISMATCH = 0.10  # of FLOPs per token within a rung; up to here the correction to equal FLOPs is first-order
 LABELS = ("family", "shape", "rung", "seed")
 PER_RUN = ("row", "n", "tokens", "flops", "loss", "u")
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,23 @@ class Blocks:
 
     @property
     def is_curved(self) -> bool:
-        """Whether a curvature in u can be estimated: three aspect ratios in a rung, or at all if unmatched."""
+        """Whether a curvature in u can be estimated: three aspect ratios in a rung.
+
+        Unmatched runs: three families whose means differ, or one whose aspect ratios vary by more than rounding.
+        """
         if self.is_labelled:
             return False
-        rungs = self.rung if self.is_matched else np.zeros(len(self), np.int64)
-        return any(count_distinct(np.exp(self.u[rungs == r])) >= MIN_ASPECTS for r in set(rungs))
+        if self.is_matched:
+            ratios = np.exp(self.u)
+            return any(
+                count_distinct(ratios[self.rung == r]) >= MIN_ASPECTS for r in set(self.rung)
+            )
+        first = self.u[self.first]
+        families = np.array(self.families, dtype=object)
+        own = [first[families == name] for name in dict.fromkeys(self.families)]
+        gaps = np.diff(np.sort([u.mean() for u in own]))
+        distinct = 1 + int(exceeds(gaps, MIN_ASPECT_DIFFERENCE).sum())
+        return distinct >= MIN_ASPECTS or any(exceeds(np.ptp(u), MAX_ROUNDING) for u in own)
 
     @property
     def family(self) -> NDArray[Any]:

@@ -288,5 +288,5 @@ def shape_optimum(fit: BlockFit, rung: int) -> ShapeOptimum:
         root = math.sqrt(max(middle**2 - leading * constant, 0.0))
         ends = (middle - root) / leading, (middle + root) / leading
         interval = max(ends[0], low), min(ends[1], high)
-    inside = low < best < high
+    inside = interval is not None and low < best < high
     return ShapeOptimum(rung, best if inside else None, interval if inside else None, cost)

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from analysis.arrays import Floats
+from analysis.arrays import Floats, Ints
 from analysis.block.blocks import Blocks
 from analysis.block.mixed_model import MixedModel, best_trunk_ratio
 from analysis.block.pooled_law import PooledLaw, assumed_law, delete_runs, fit_pooled_law
-from analysis.design.identifiability import exponent_refusals
+from analysis.design.identifiability import MIN_SIZES, exponent_refusals
 from analysis.formatting import count
 from slm.rounding import ROUNDING_TOLERANCE, exceeds
 
@@ -131,11 +131,12 @@ def fit_runs(
     model, trunk_ratio = _mixed_model(blocks, law, columns, weights)
     y = left_side(blocks, law, columns)
     correction: Floats | float = 0.0
-    for _ in range(REFITS):
+    for refit in range(REFITS + 1):
         fit = model.fit(y - correction)
         q = relative_difference(columns, blocks.u, fit.coef[0])
         largest = float(np.abs(q).max())
-        if law.is_assumed or not exceeds(largest, LARGE_Q) or exceeds(largest, MAX_Q):
+        is_second_order = exceeds(largest, LARGE_Q) and not exceeds(largest, MAX_Q)
+        if refit == REFITS or law.is_assumed or not is_second_order:
             break
         correction = columns.scale * (np.exp(q) - 1 - q)
     return BlockFit(
@@ -182,17 +183,35 @@ def has_trunks(blocks: Blocks) -> bool:
 
 def exponent_reasons(blocks: Blocks, law: PooledLaw | None = None) -> list[str]:
     """Return why the exponent difference cannot be estimated, from the design and if given the law; empty if it can."""
-    groups = blocks.rung if blocks.is_matched else blocks.shape
-    everything = ["all"] * len(blocks)
-    reasons = exponent_refusals(
-        everything, groups.tolist(), blocks.n, blocks.tokens, single_budget_share=SINGLE_BUDGETS
-    )
+    reasons = _law_reasons(blocks)
+    for name, side in zip((blocks.deep, blocks.wide), blocks.sides, strict=True):
+        sizes = len(set(_sizes(blocks)[side]))
+        if not reasons and sizes < MIN_SIZES:  # gamma would come from the other families
+            needed = f"at least {MIN_SIZES} are needed; run {MIN_SIZES - sizes} more"
+            reasons.append(f"{name}: {count(sizes, 'size')}, {needed}")
     if law is not None and law.at_bound:
         reasons.append(
             f"the runs do not identify the law common to all shapes: {law.at_bound} at a bound of the search; run "
             "larger sizes, or more of them"
         )
     return reasons
+
+
+def _law_reasons(blocks: Blocks) -> list[str]:
+    """Return why the design does not identify the law common to all shapes; empty if it does."""
+    everything = ["all"] * len(blocks)
+    return exponent_refusals(
+        everything,
+        _sizes(blocks).tolist(),
+        blocks.n,
+        blocks.tokens,
+        single_budget_share=SINGLE_BUDGETS,
+    )
+
+
+def _sizes(blocks: Blocks) -> Ints:
+    """Return the size of each run: its rung, or its shape if the runs share no blocks."""
+    return blocks.rung if blocks.is_matched else blocks.shape
 
 
 def level_reasons(blocks: Blocks, law: PooledLaw | None = None) -> list[str]:
@@ -214,7 +233,7 @@ def level_reasons(blocks: Blocks, law: PooledLaw | None = None) -> list[str]:
 
 def pooled_law(blocks: Blocks) -> PooledLaw:
     """Fit the law common to all shapes, or assume its exponent where the design does not identify it."""
-    if exponent_reasons(blocks):
+    if _law_reasons(blocks):
         return assumed_law(blocks)
     return fit_pooled_law(blocks)
 

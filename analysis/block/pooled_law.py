@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.arrays import Floats
-from analysis.block.blocks import Blocks, Mask
+from analysis.arrays import Floats, Mask
+from analysis.block.blocks import Blocks
 from slm.rounding import first_argmin
 
 EXPONENT_BOUNDS = (0.02, 1.5)

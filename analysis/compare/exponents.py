@@ -18,7 +18,12 @@ from scipy import special
 
 from analysis.arrays import Floats, Ints
 from analysis.block.effects import EQUIVALENT
-from analysis.design.identifiability import comparison_refusals, exponent_refusals, labels
+from analysis.design.identifiability import (
+    comparison_refusals,
+    exponent_refusals,
+    labels,
+    size_refusals,
+)
 from analysis.fit.diagnostics import Status
 from analysis.fit.joint import fit_joint
 from analysis.fit.joint_result import JointFit
@@ -211,6 +216,19 @@ def refusals_of(study: Study, n: Any = None) -> list[str]:
     return found
 
 
+def without_small_families(study: Study) -> tuple[Study, list[str]]:
+    """Leave out families that are not compared and have too few sizes or budgets for an exponent; also return why."""
+    table, found = study.table, dict[str, str]()
+    for name, rows in table.groupby("family", sort=False):
+        if name not in (study.deep, study.wide):
+            own = [str(name)] * len(rows)
+            reasons = size_refusals(own, labels(list(rows["rung"])), rows["n"], rows["tokens"])
+            if reasons:
+                found[str(name)] = f"{name}: {reasons[0]}"
+    kept = table[~table["family"].isin(list(found))].reset_index(drop=True)
+    return replace(study, table=kept), list(found.values())
+
+
 def fitted(study: Study, n_name: str | None = None) -> FittedStudy:
     """Fit M2 to a study that is not refused, with N in one of its definitions; None: the primary."""
     table = study.table
@@ -232,6 +250,7 @@ def _fitted(study: Study, solution: Solution) -> FittedStudy:
 def exponent_difference_of(study: Study, n_name: str | None = None) -> ExponentDifference:
     """Everything about the exponents of one definition of N, or why there is nothing."""
     called = n_name or study.n_name
+    study, _ = without_small_families(study)
     table = study.table
     size = table["n" if called == study.n_name else called]
     refusals = refusals_of(study, size)
@@ -326,3 +345,17 @@ def shape_misfit(known: FittedStudy) -> float:
     predicted = log_loss(known.law, known.theta[None], known.problem.points)[0][0]
     means = pd.Series(known.problem.points.y - predicted).groupby(known.shape).mean()
     return snap_to_zero(np.sqrt((means**2).sum() / max(known.df, 1)))
+
+
+def noise_beside_mean(known: FittedStudy) -> float:
+    """Variance of a run around its shape in ln L, minus the part that the mean residual of a shape has already."""
+    predicted = log_loss(known.law, known.theta[None], known.problem.points)[0][0]
+    groups = pd.Series(known.problem.points.y - predicted).groupby(known.shape)
+    squares, runs = (
+        groups.apply(lambda rows: float(((rows - rows.mean()) ** 2).sum())),
+        groups.size(),
+    )
+    free = int((runs - 1).sum())
+    if not free:
+        return 0.0
+    return float(squares.sum()) / free * (1 - float((1 / runs).mean()))

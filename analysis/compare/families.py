@@ -16,7 +16,11 @@ import pandas as pd
 
 from analysis.block.blocks import arrange
 from analysis.compare.block_result import BlockResult
-from analysis.compare.exponents import ExponentDifference, exponent_difference_of
+from analysis.compare.exponents import (
+    ExponentDifference,
+    exponent_difference_of,
+    without_small_families,
+)
 from analysis.compare.fit_block import SAME_N, result_of
 from analysis.compare.holdout import HoldOut, hold_out
 from analysis.compare.matched_pairs import Contrast, paired_differences
@@ -261,7 +265,9 @@ def compare_study(
     if study.deep != study.wide:
         contrast = paired_differences(table, study.deep, study.wide, law)
     if block.effects is not None:
-        robustness = robustness_of(block.effects, bootstraps=bootstrap, seed=seed)
+        robustness = robustness_of(
+            block.effects, block.level_effects, bootstraps=bootstrap, seed=seed
+        )
         held_out = hold_out(study, seed)
     evidence = Evidence(
         block,
@@ -282,7 +288,12 @@ def compare_study(
         matched=None if contrast is None or contrast.pairs.empty else contrast,
         hold_out=held_out,
         audit=audit,
-        warnings=(*study.warnings, *_design_warnings(study), *_left_out(block, table)),
+        warnings=(
+            *study.warnings,
+            *_design_warnings(study, block),
+            *(f"joint law and hold-out without {one}" for one in without_small_families(study)[1]),
+            *_left_out(block, table),
+        ),
         runs=len(table),
         sigma=_seed_noise(table),
         tau=block.tau,
@@ -332,11 +343,19 @@ def _left_out(block: BlockResult, table: pd.DataFrame) -> Iterator[str]:
         )
 
 
-def _design_warnings(study: Study) -> list[str]:
+def _design_warnings(study: Study, block: BlockResult) -> list[str]:
     pair = study.pair
     per_token = pair["flops"] / pair["tokens"] / 6
     family, rung = labels(list(pair["family"])), labels(list(pair["rung"]))
-    return design_warnings(family, rung, per_token, pair["tokens"], list(pair["seed"]))
+    drifts = not (block.refused or block.is_curved or block.is_labelled)
+    return design_warnings(
+        family,
+        rung,
+        per_token,
+        pair["tokens"],
+        list(pair["seed"]),
+        aspect_ratio=pair["aspect_ratio"] if drifts else None,
+    )
 
 
 def _seed_noise(table: pd.DataFrame) -> float | None:

@@ -10,8 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.arrays import Floats
-from analysis.compare.exponents import FittedStudy, fitted, refusals_of, shape_misfit
+from analysis.arrays import Floats, Mask
+from analysis.compare.exponents import (
+    FittedStudy,
+    fitted,
+    noise_beside_mean,
+    refusals_of,
+    shape_misfit,
+    without_small_families,
+)
 from analysis.fit.law import log_loss
 from analysis.fit.profile_likelihood import quantile_t
 from analysis.fit.resampling import cluster_bootstrap
@@ -122,21 +129,22 @@ class HoldOut(Summarized):
 
 
 def hold_out(study: Study, seed: int = 0) -> HoldOut:
-    """Refit without the largest rung of all families and predict it; then roll forward.
+    """Refit without the largest size of both compared families and predict it; then roll forward.
 
-    The interval has the law's uncertainty (bootstrap of shapes) and the random effect of a new shape, with t of
-    the shapes' degrees of freedom.
+    The interval has the law's uncertainty (bootstrap of shapes), the random effect of a new shape and the noise of a
+    run, with t of the shapes' degrees of freedom. Families with too few sizes are left out if they are not compared.
     """
-    sizes = study.table.groupby("rung", sort=False)["n"].mean()
-    rungs = sizes.index[stable_argsort(sizes)]
-    smaller = _below(study, rungs[:-1])
+    held, kept = _largest_sizes(study)
+    smaller, _ = without_small_families(
+        replace(study, table=study.table[kept].reset_index(drop=True))
+    )
     refusals = refusals_of(smaller)
     if refusals:
         return HoldOut(
             reasons=tuple(f"without the largest size: {reason}" for reason in refusals[:1])
         )
     known = fitted(smaller)
-    largest = study.table[study.table["rung"] == rungs[-1]]
+    largest = study.table[held & study.table["family"].isin(smaller.families)]
     for resamples in RESAMPLES:
         cells = _predict(known, largest, resamples, seed)
         mine = [
@@ -152,8 +160,26 @@ def hold_out(study: Study, seed: int = 0) -> HoldOut:
         passed=None if is_borderline else not missed,
         reasons=tuple(doubts if is_borderline else missed),
         is_borderline=is_borderline,
-        forward=tuple(_forward(study, list(rungs), known)),
+        forward=tuple(_forward(study)),
     )
+
+
+def _largest_sizes(study: Study) -> tuple[Mask, Mask]:
+    """Return which runs are predicted, and from which: those of the largest common rung, and those below it.
+
+    If neither family ends at the largest common rung, or there is none, the largest size of each is predicted.
+    """
+    table, families = study.table, (study.deep, study.wide)
+    size = table.groupby("rung", sort=False)["n"].transform("mean").to_numpy()
+    sides = [(table["family"] == name).to_numpy() for name in families]
+    tops = [float(size[side].max()) for side in sides]
+    common = set(size[sides[0]]) & set(size[sides[1]])
+    if common and max(common) in tops:
+        return size == max(common), size < max(common)
+    held = np.logical_or.reduce(
+        [side & (size == top) for side, top in zip(sides, tops, strict=True)]
+    )
+    return held, ~held & (np.logical_or(*sides) | (size < min(tops)))
 
 
 def _missed(cells: Sequence[HeldOutCell]) -> str:
@@ -212,7 +238,7 @@ def _predict(
     resampled = _log_predictions(known, cells, drawn.theta)
     deviation = resampled - resampled.mean(axis=0)
     variance = (deviation**2).mean(axis=0)
-    total = variance + shape_misfit(known) ** 2
+    total = variance + shape_misfit(known) ** 2 + noise_beside_mean(known)
     half = quantile_t(known.df) * np.sqrt(total)
     # Standard error of a variance from its fourth moment, and by the delta method that of the half width.
     fourth = (deviation**4).mean(axis=0)
@@ -235,14 +261,16 @@ def _predict(
     )
 
 
-def _forward(study: Study, rungs: list[Any], below_largest: FittedStudy) -> list[dict[str, Any]]:
+def _forward(study: Study) -> list[dict[str, Any]]:
     """Each rung from those below it, wherever those can be fitted."""
     found = []
+    sizes = study.table.groupby("rung", sort=False)["n"].mean()
+    rungs = list(sizes.index[stable_argsort(sizes)])
     for at in range(1, len(rungs)):
-        smaller = _below(study, rungs[:at])
+        smaller, _ = without_small_families(_below(study, rungs[:at]))
         if refusals_of(smaller):
             continue
-        known = below_largest if at == len(rungs) - 1 else fitted(smaller)
+        known = fitted(smaller)
         rows = study.table[study.table["rung"] == rungs[at]]
         rows = rows[rows["family"].isin(smaller.families)]
         error = (

@@ -71,11 +71,17 @@ class Robustness(Summarized):
         ]
 
 
-def robustness_of(effects: Effects, *, bootstraps: int = BOOTSTRAPS, seed: int = 0) -> Robustness:
-    """Run all checks on one fit."""
+def robustness_of(
+    effects: Effects,
+    level_effects: Effects | None = None,
+    *,
+    bootstraps: int = BOOTSTRAPS,
+    seed: int = 0,
+) -> Robustness:
+    """Run all checks on one fit. `level_effects`: the fit that the level comes from, if it is another one."""
     permuted, smallest = permutation_p(effects, seed=seed)
     return Robustness(
-        without=tuple(deletions(effects)),
+        without=tuple(deletions(effects, level_effects)),
         bootstrap_p=bootstrap_p(effects, bootstraps, seed=seed),
         permutation_p=permuted,
         smallest_permutation_p=smallest,
@@ -83,10 +89,11 @@ def robustness_of(effects: Effects, *, bootstraps: int = BOOTSTRAPS, seed: int =
     )
 
 
-def deletions(effects: Effects) -> Iterator[WithoutOne]:
+def deletions(effects: Effects, level_effects: Effects | None = None) -> Iterator[WithoutOne]:
     """Yield the estimates without each shape in turn; those that leave too little are left out.
 
-    In a rung with two shapes, one alone counts for nothing, so the whole rung goes.
+    In a rung with two shapes, one alone counts for nothing, so the whole rung goes. `level_effects`: the fit that the
+    level comes from, if it is another one (free E, or another definition of N).
     """
     fit = effects.fit
     blocks = fit.blocks
@@ -105,9 +112,23 @@ def deletions(effects: Effects) -> Iterator[WithoutOne]:
         if blocks.is_matched and len(rest.rung_names) < len(blocks.rung_names):
             rung = blocks.rung[blocks.shape == code][0]
             name = f"rung {blocks.rung_names[rung]}"
-        law = delete_runs(fit.law, blocks, np.isin(blocks.row, rest.row))
-        one = effects_of(fit_runs(rest, law=law), plug_in=False)
-        yield WithoutOne(name, one.level.value, None if one.d_alpha is None else one.d_alpha.value)
+        one = _without(effects, code)
+        level = (
+            one
+            if level_effects is None or level_effects is effects
+            else _without(level_effects, code)
+        )
+        yield WithoutOne(
+            name, level.level.value, None if one.d_alpha is None else one.d_alpha.value
+        )
+
+
+def _without(effects: Effects, code: int) -> Effects:
+    """Return the effects of the same model without a shape."""
+    fit = effects.fit
+    rest = fit.blocks.select(fit.blocks.shape != code)
+    law = delete_runs(fit.law, fit.blocks, np.isin(fit.blocks.row, rest.row))
+    return effects_of(fit_runs(rest, law=law, free_e=fit.columns.has_free_e), plug_in=False)
 
 
 def fragile_name(without: tuple[WithoutOne, ...], quantity: str, value: float) -> str | None:
@@ -220,7 +241,7 @@ def _noise_rows(effects: Effects) -> Iterator[dict[str, float | None]]:
         yield {
             "noise_exponent": exponent,
             "level": one.level.value,
-            "p_level": one.level.p,
+            "p_level": max(one.level.p, one.p_f or 0.0),
             "d_alpha": None if one.d_alpha is None else one.d_alpha.value,
-            "p_exponent": None if one.d_alpha is None else one.d_alpha.p,
+            "p_exponent": None if one.d_alpha is None else max(one.d_alpha.p, one.p_f or 0.0),
         }

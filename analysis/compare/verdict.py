@@ -96,8 +96,16 @@ def decide(evidence: Evidence) -> Verdict:
         return Verdict("audit_failed", "open", "open", sentence, conditions, tuple(failures[1:]))
     level = _level(evidence)
     exponent, reasons = _exponent(evidence)
+    if exponent in {"depth", "width"} and not _is_checked_without_embeddings(evidence):
+        conditions += (
+            "the sign of the exponent difference is not checked with N as params_non_embedding",
+        )
     word = _word(level, exponent, evidence)
     sentence = f"{describe_level(block)} {describe_exponent(block)}"
+    if level == "fragile":
+        name = fragile_name(evidence.without, "level", block.level or 0.0)
+        reasons = (f"the loss difference changes sign without {name}", *reasons)
+        sentence += f" The loss difference changes sign without {name}, so it is not a finding."
     if {level, exponent} == {"depth", "width"}:
         sentence += " The two findings point to opposite sides: the curves cross within or beyond the measured sizes."
     if word == "no_difference":
@@ -108,6 +116,13 @@ def decide(evidence: Evidence) -> Verdict:
     if word == "inconclusive":
         sentence += f" Neither a difference nor equivalence is shown. {_detectable(block)}"
     return Verdict(word, level, exponent, sentence, conditions, reasons)
+
+
+def _is_checked_without_embeddings(evidence: Evidence) -> bool:
+    name = "params_non_embedding"
+    if evidence.block.n_name == name:
+        return True
+    return any(one.n_name == name and one.d_alpha is not None for one in evidence.others)
 
 
 def _level(evidence: Evidence) -> Finding:

@@ -49,6 +49,20 @@ def exponent_refusals(
         tokens: D of each run, above 0.
         single_budget_share: share of the sizes that may have a single token budget.
     """
+    n, tokens = np.asarray(n, float), np.asarray(tokens, float)
+    found = size_refusals(family, size, n, tokens, single_budget_share=single_budget_share)
+    return [*found, *collinearity_refusals(np.log(n), np.log(tokens))]
+
+
+def size_refusals(
+    family: Labels,
+    size: Labels | None,
+    n: ArrayLike,
+    tokens: ArrayLike,
+    *,
+    single_budget_share: float = 0.0,
+) -> list[str]:
+    """Return which families have too few sizes or token budgets for an exponent; see `exponent_refusals`."""
     family, n, tokens = labels(family), np.asarray(n, float), np.asarray(tokens, float)
     size = None if size is None else labels(size)
     refusals: list[str] = []
@@ -69,7 +83,7 @@ def exponent_refusals(
                 f"size and data cannot be separated; run each size at {WANTED_BUDGETS} budgets that span "
                 f"{WANTED_BUDGET_SPAN:g}x"
             )
-    return [*refusals, *collinearity_refusals(np.log(n), np.log(tokens))]
+    return refusals
 
 
 def collinearity_refusals(log_n: Floats, log_d: Floats) -> Iterator[str]:
@@ -191,10 +205,9 @@ def _drift_warnings(rung: NDArray[Any], n: Floats, log_aspect: Floats) -> Iterat
     names = list(dict.fromkeys(rung))
     if len(names) < 2:
         return
-    size, aspect = (
-        np.array([values[rung == name].mean() for name in names])
-        for values in (np.log(n), log_aspect)
-    )
+    # Every shape counts once, whatever its number of budgets and seeds.
+    shapes = [np.unique(np.column_stack([np.log(n), log_aspect])[rung == r], axis=0) for r in names]
+    size, aspect = np.array([one.mean(axis=0) for one in shapes]).T
     drift = float(np.polyfit(size - size.mean(), aspect, 1)[0] * np.ptp(size))
     if exceeds(abs(drift), MAX_DRIFT):
         yield (
