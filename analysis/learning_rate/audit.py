@@ -148,6 +148,12 @@ def audit_learning_rates(
     return Audit(families, failed, tuple(shapes))
 
 
+def by_budget(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs with the token budget in the name of the shape, so that each budget is audited by itself."""
+    budgets = runs["tokens_per_param"].map(" at tokens_per_param {:g}".format)
+    return runs.assign(shape=runs["shape"] + budgets)
+
+
 def _audit_shape(family: str, shape: str, losses: pd.Series, used_lr: float) -> ShapeAudit:
     log_lrs, values = [math.log(float(lr)) for lr in losses.index], losses.tolist()
     best = minimum_on_grid(log_lrs, values)

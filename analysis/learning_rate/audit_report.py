@@ -21,6 +21,7 @@ from analysis.learning_rate.audit import (
     Audit,
     ShapeAudit,
     audit_learning_rates,
+    by_budget,
     middle_learning_rate,
 )
 from analysis.learning_rate.rule_fit import RuleFit, fit_rate_rule
@@ -57,8 +58,7 @@ def write_lr_audit(
         raise DataError(
             f"the runs have {len(recipes)} recipes ({listed}); an audit needs exactly one"
         )
-    table = table.assign(used_lr=table["tokens"].map(rule.rate))
-    table["shape"] += table["tokens_per_param"].map(" at tokens_per_param {:g}".format)
+    table = by_budget(table.assign(used_lr=table["tokens"].map(rule.rate)))
     audit = audit_learning_rates(table)
     families = {name: _worst_case(audit, name) for name in audit.families}
     tokens = table.groupby(["family", "shape"])["tokens"].first()

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from analysis.learning_rate.audit import Audit, audit_learning_rates, parse_audit
+from analysis.learning_rate.audit import Audit, audit_learning_rates, by_budget, parse_audit
 from analysis.runs.load import Runs
 from analysis.runs.sources import collect_runs
 from slm.errors import DataError
 from slm.files import read_json
+from slm.formatting import short_count
+from slm.rounding import exceeds
 from slm.studies.cells import Cell
+from slm.studies.rate_rule import RateRule
+
+MAX_RATE_DIFFERENCE = 0.01  # of ln(rate): rates of a rule are rounded to 3 digits
 
 
 def read_lr_audit(path: Path) -> dict[str, Any]:
@@ -51,34 +58,73 @@ def read_lr_audit_of_recipe(path: Path, recipe_id: str) -> dict[str, Any]:
 def load_audit(path: Path, runs: Runs) -> Audit:
     """Load the audit for `runs` from lr_audit.json or from a folder of runs over a grid of learning rates.
 
-    A folder is audited at the median learning rate of each family in `runs`.
+    A folder is audited at the learning rates of `runs`, by family and number of tokens.
 
     Raises:
-        DataError: if the path is missing or is neither of them, or the file has another recipe.
+        DataError: if the path is missing or is neither of them, or has another recipe or other learning rates.
     """
+    table = runs.table
+    recipe = str(table["recipe_id"].iloc[0]) if "recipe_id" in table and len(table) else None
     if path.is_dir():
-        medians = runs.table.groupby("family")["peak_lr"].median()
-        used_lr = {str(name): float(lr) for name, lr in medians.items()}
-        return audit_learning_rates(collect_runs(path)[0], used_lr)
-    recipes = runs.table["recipe_id"] if "recipe_id" in runs.table else pd.Series(dtype=str)
-    if recipes.empty:
-        content = read_lr_audit(path)
-    else:
-        content = read_lr_audit_of_recipe(path, str(recipes.iloc[0]))
+        return _audit_folder(path, table, recipe)
+    content = read_lr_audit(path) if recipe is None else read_lr_audit_of_recipe(path, recipe)
+    if "peak_lr" in table:
+        _check_rates(path, content, dict(zip(table["tokens"], table["peak_lr"], strict=True)))
     audit = parse_audit(content["families"])
     assert audit is not None
     return audit
+
+
+def _audit_folder(path: Path, runs: pd.DataFrame, recipe: str | None) -> Audit:
+    """Audit runs over a grid of rates at the rates of other runs: their median, linear in ln(tokens) between budgets."""
+    audited = collect_runs(path)[0]
+    others = set(audited["recipe_id"]) - {recipe} if recipe is not None else set()
+    if others:
+        raise DataError(
+            f"{path}: the audit has recipe {', '.join(sorted(map(str, others)))}, the runs have recipe {recipe}"
+        )
+    used = pd.Series(math.nan, index=audited.index)
+    for family, own in runs.groupby("family"):
+        rates = np.log(own["peak_lr"]).groupby(own["tokens"]).median()
+        rows = audited["family"] == family
+        log_tokens = np.log(audited.loc[rows, "tokens"])
+        used[rows] = np.exp(np.interp(log_tokens, np.log(rates.index), rates))
+    known = audited.assign(used_lr=used).dropna(subset=["used_lr"])
+    return audit_learning_rates(by_budget(known))
+
+
+def _check_rates(path: Path, content: dict[str, Any], rates: Mapping[int, float]) -> None:
+    """Check the rates of a study, by tokens, against the rule that was audited.
+
+    Raises:
+        DataError: if a rate differs by more than its rounding.
+    """
+    if "common_lr" not in content:
+        return  # written by hand
+    exponent = float(content.get("lr_tokens_exponent", 0.0))
+    reference = int(content.get("lr_reference_tokens", 1))
+    rule = RateRule(float(content["common_lr"]), reference, exponent)
+    for tokens, rate in rates.items():
+        if exceeds(abs(math.log(rate / rule.rate(tokens))), MAX_RATE_DIFFERENCE):
+            raise DataError(
+                f"study.lr_audit={path}: the audit is of the learning rate {rule}, which is {rule.rate(tokens):.3g} at "
+                f"{short_count(tokens)} tokens; the study has {rate:.3g}. Audit the study's rate: set it in the audit's "
+                "study, as study.lr_reference or in the middle of its grid, and repeat action=report"
+            )
 
 
 def check_study_audit(cells: Sequence[Cell]) -> Path | None:
     """Return the path in `study.lr_audit` after checking the file; None if the study has no audit.
 
     Raises:
-        DataError: if the file is missing, is not a learning-rate audit, or has another recipe.
+        DataError: if the file is missing, is not a learning-rate audit, or has another recipe or other learning rates.
     """
-    config = cells[0].spec.config
-    if config.study.lr_audit is None:
+    study = cells[0].spec.config.study
+    if study.lr_audit is None:
         return None
-    path = Path(config.study.lr_audit)
-    read_lr_audit_of_recipe(path, cells[0].spec.recipe_id)
+    path = Path(study.lr_audit)
+    content = read_lr_audit_of_recipe(path, cells[0].spec.recipe_id)
+    if study.lr_policy != "tuned" and "optimizer.lr" not in study.grid:
+        rates = {cell.spec.tokens: cell.spec.config.optimizer.lr for cell in cells}
+        _check_rates(path, content, rates)
     return path

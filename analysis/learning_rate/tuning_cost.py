@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.interpolate import RegularGridInterpolator
 
 from analysis.arrays import Floats
-from analysis.learning_rate.audit import audit_learning_rates
+from analysis.learning_rate.audit import audit_learning_rates, by_budget
 from slm.errors import DataError
 
 AXES = ("ln_aspect", "rung", "tokens_per_param")
@@ -26,10 +26,8 @@ def tuning_costs(runs: pd.DataFrame, audit: pd.DataFrame) -> Floats:
     Raises:
         DataError: if the audit lacks a cell of family x size x budget, or a best rate is not inside its grid.
     """
-    cells = audit.assign(
-        ln_aspect=np.log(audit.groupby("family")["aspect_ratio"].transform("mean")),
-        shape=audit["shape"] + audit["tokens_per_param"].map(" at {:g}".format),
-    )
+    mean = audit.groupby("family")["aspect_ratio"].transform("mean")
+    cells = by_budget(audit.assign(ln_aspect=np.log(mean)))
     penalties = {}
     for one in audit_learning_rates(cells).shapes:
         if one.penalty is None:

@@ -74,7 +74,7 @@ def _report_on_learning_rates(cells: Sequence[Cell], out: Path) -> None:
     rule = RateRule.of(config)
     if config.study.lr_reference is None:
         grid = [cell.spec.config.optimizer.lr for cell in cells]
-        rule = replace(rule, lr=middle_learning_rate(grid), exponent=0.0)
+        rule = replace(rule, lr=middle_learning_rate(grid))
     write_lr_audit(results_table(results), Counter(), out, rule)
 
 

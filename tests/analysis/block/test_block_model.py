@@ -286,6 +286,44 @@ def test_unmatched_runs_share_no_blocks() -> None:
     assert one.d_alpha == pytest.approx(0.03, abs=3 * one.d_alpha_se)  # type: ignore[operator]
 
 
+def test_each_compared_family_needs_four_sizes() -> None:
+    """With two sizes of deep the difference of exponents would come from the third family."""
+    table = study(8, (24, 64, 192), tau=0.004, sigma=0.004)
+    few = table[(table["family"] != "deep") | table["rung"].isin([3, 7])]
+    one = fitted(few)
+    assert one.d_alpha is None and "deep: 2 sizes, at least 4 are needed" in one.exponent_reasons[0]
+    assert one.level is not None
+    assert not one.is_law_assumed  # all shapes together identify the common law
+    shift = few["family"].map({"deep": 0.85, "wide": 1.2, "aspect_64": 1.0})
+    unmatched = few.assign(n_flop=few["n_flop"] * shift, tokens=few["tokens"] * shift)
+    unmatched = unmatched[(unmatched["family"] != "deep") | unmatched["rung"].isin([0, 7])]
+    unmatched["flops"] = 6 * unmatched["n_flop"] * unmatched["tokens"]
+    two = fitted(unmatched)
+    assert not two.is_matched and two.d_alpha is None
+
+
+def test_refits_for_large_differences_converge() -> None:
+    """The stored left side gives the stored coefficients."""
+    table = study(8, (24, 64, 192), level=-0.3, tau=0.002, sigma=0.002)
+    effects = fitted(table).effects
+    assert effects is not None
+    fit = effects.fit
+    assert 0.1 < fit.largest_q < 1
+    assert fit.model.fit(fit.y).coef[0] == pytest.approx(fit.coef, rel=1e-9)
+
+
+def test_rounded_aspect_ratios_of_two_unmatched_families_are_no_curvature() -> None:
+    table = study(8, tau=0.002, sigma=0.002)
+    shift = table["family"].map({"deep": 0.85, "wide": 1.2})
+    table = table.assign(n_flop=table["n_flop"] * shift, tokens=table["tokens"] * shift)
+    table["flops"] = 6 * table["n_flop"] * table["tokens"]
+    table["aspect_ratio"] *= 1 + 0.15 * np.sin(table["rung"] * 2.0)
+    one = fitted(table)
+    assert not one.is_matched and not one.is_curved
+    cloud = table.assign(aspect_ratio=table["aspect_ratio"] * np.where(table["rung"] % 2, 1, 2.5))
+    assert fitted(cloud).is_curved
+
+
 def test_unmatched_families_of_different_sizes_are_refused() -> None:
     table = study(8, (24, 64, 192))
     table["tokens"] *= table["family"].map({"deep": 0.9, "wide": 1.1, "aspect_64": 1.0})

@@ -18,6 +18,7 @@ from analysis.compare.exponents import (
     shape_misfit,
     two_sided,
 )
+from analysis.compare.families import compare_families
 from analysis.compare.holdout import hold_out
 from analysis.fit.isoflop import fit_isoflop
 from analysis.fit.resampling import (
@@ -100,6 +101,44 @@ def test_the_largest_size_is_predicted() -> None:
         few.table[few.table["rung"] < 4].reset_index(drop=True), "deep", "wide", "n_flop", ()
     )
     assert hold_out(small).passed is None
+
+
+def test_sizes_beyond_the_largest_common_one_are_no_hold_out() -> None:
+    """A third family, or one of the two, has larger sizes: both are predicted at the largest size of both."""
+    for removed in (["deep", "wide"], ["wide"]):
+        table = table_of(8, (24, 64, 192), tau=0.004, sigma=SIGMA, seed=0)
+        table = table[(table["rung"] < 7) | ~table["family"].isin(removed)].reset_index(drop=True)
+        top = (table["rung"] == 6) & (table["family"] == "deep")
+        table.loc[top, "loss_nats_per_token"] += 0.2
+        found = hold_out(prepare(table, Columns(flops="flops", rung="rung"), "deep", "wide"))
+        assert found.passed is False and "of deep are outside" in found.reasons[0]
+        assert {cell.family for cell in found.cells} == {"deep", "wide", "aspect_64"}
+
+
+def test_families_that_are_not_compared_do_not_block_the_joint_law() -> None:
+    table = table_of(8, (24, 64, 192), tau=0.004, sigma=SIGMA, seed=0)
+    few = table[(table["family"] != "aspect_64") | table["rung"].isin([0, 2, 7])]
+    study = prepare(few.reset_index(drop=True), Columns(flops="flops", rung="rung"), "deep", "wide")
+    pair = prepare(
+        table[table["family"] != "aspect_64"].reset_index(drop=True),
+        Columns(flops="flops", rung="rung"),
+        "deep",
+        "wide",
+    )
+    assert exponent_difference_of(study).difference == exponent_difference_of(pair).difference
+    assert hold_out(study).passed == hold_out(pair).passed is not None
+    note = next(x for x in compare_families(few, bootstrap=0).warnings if "hold-out without" in x)
+    assert "aspect_64: 3 sizes" in note
+
+
+def test_the_prediction_interval_has_the_noise_of_a_run() -> None:
+    """New cells of the law, with the noise of the fitted ones, lie in the interval as often as it says."""
+    inside = cells = 0
+    for seed in range(12):
+        found = hold_out(study_of(tau=0.003, sigma=0.02, seed=seed))
+        inside += sum(cell.inside for cell in found.cells)
+        cells += len(found.cells)
+    assert inside / cells > 0.9
 
 
 def test_a_hold_out_that_other_resamples_could_decide_otherwise_is_borderline(

@@ -101,6 +101,27 @@ class TestRules:
         both = decide(Evidence(block(), without=(WithoutOne("deep-5", 0.001, -0.01),)))
         assert both.word == "fragile" and "without deep-5" in both.reasons[0]
 
+    def test_a_fragile_level_is_named_and_is_no_finding(self) -> None:
+        without = (WithoutOne("deep-5", 0.001, 0.03),)
+        found = decide(Evidence(block(p_exponent=0.5), without=without))
+        assert found.word == "fragile" and found.reasons == (
+            "the loss difference changes sign without deep-5",
+        )
+        assert "without deep-5, so it is not a finding" in found.sentence
+
+    def test_a_missing_check_without_embeddings_is_a_condition(self) -> None:
+        missing = "not checked with N as params_non_embedding"
+        other = replace(block(), n_name="params_non_embedding")
+        for others, expected in (
+            ([], True),
+            ([replace(other, d_alpha=None)], True),
+            ([other], False),
+        ):
+            found = decide(Evidence(block(), others))
+            assert found.exponent == "depth"
+            assert (missing in " ".join(found.conditions)) == expected
+        assert missing not in " ".join(decide(Evidence(block(p_exponent=0.5))).conditions)
+
     def test_a_refused_exponent_never_blocks_a_level(self) -> None:
         found = decide(
             Evidence(block(d_alpha=None, p_exponent=None, exponent_reasons=("one budget",)))
@@ -147,6 +168,21 @@ class TestRobustness:
         again = compare_families(kept, bootstrap=0).block
         assert found.robustness.without[0].level == pytest.approx(again.level, abs=2e-5)
         assert found.robustness.without[0].d_alpha == pytest.approx(again.d_alpha, abs=2e-4)
+
+    def test_the_level_without_a_shape_comes_from_the_model_of_the_level(self) -> None:
+        """Equal E is clearly wrong, so the level is that of the model with E free."""
+        table = study(8, (24, 64, 192), tau=0.001, sigma=0.001, seed=1)
+        table["loss_nats_per_token"] += 0.05 * table["family"].map(
+            {"deep": 1, "aspect_64": 0.057, "wide": -1}
+        )
+        found = compare_families(table, bootstrap=0)
+        assert found.robustness is not None and found.block.level_effects is not None
+        assert found.block.level_effects is not found.block.effects
+        name = found.robustness.without[0].name
+        kept = table[table["family"] + " " + table["shape"] != name]
+        again = compare_families(kept, bootstrap=0).block
+        assert again.level_effects is not again.effects
+        assert found.robustness.without[0].level == pytest.approx(again.level, abs=2e-3)
 
     def test_two_families_lose_a_rung_at_a_time(self) -> None:
         effects = compared({}, 6).block.effects
