@@ -138,7 +138,7 @@ def verdict_of(model: BlockResult) -> dict[str, Any]:
     """Return word and findings, and whether the word is no_difference at each margin."""
     assert model.effects is not None
     is_significant = model.is_level_significant or model.is_exponent_significant
-    without = tuple(deletions(model.effects)) if is_significant else ()
+    without = tuple(deletions(model.effects, model.level_effects)) if is_significant else ()
     verdicts = [decide(Evidence(model, without=without, equivalent_cost=m)) for m in MARGINS]
     return {
         "word": verdicts[0].word,
