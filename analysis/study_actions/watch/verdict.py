@@ -169,6 +169,7 @@ def _compare(request: Request, contrast: tuple[str, str], audit: Any) -> dict[st
         "headline": text.headline(report),
         "numbers": [(printed(value), printed(label)) for value, label in text.key_numbers(report)],
         "lines": [printed(line) for line in text.findings(report)],
+        "conditions": [printed(line) for line in report.comparison.verdict.conditions],
         "cells": len(request.results),
         "figures": [
             {"name": f.name, "title": f.title, "caption": f.caption, "spec": f.spec()}

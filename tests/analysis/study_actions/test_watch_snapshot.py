@@ -173,4 +173,5 @@ def test_comparison_of_finished_cells_and_audit(cells: list[Cell], tmp_path: Pat
     assert found["audit"]["title"] == "learning-rate audit of 2 families: passed"
     assert found["comparison"]["word"] == "refused" and found["comparison"]["cells"] == 8
     assert found["comparison"]["headline"] and found["comparison"]["figures"]
+    assert found["comparison"]["conditions"] == []  # a refused comparison has reasons instead
     json.dumps(found, allow_nan=False)

@@ -296,10 +296,16 @@ function showVerdict({ comparison, error, is_running: isRunning }) {
   } else if (comparison) {
     const tag = element("span", { className: "tag", textContent: comparison.word });
     parts.push(element("p", {}, element("b", { textContent: comparison.headline }), " ", tag));
-    parts.push(element("p", { className: "muted", textContent: `From ${comparison.cells} finished cells.` }));
+    const interim = " p values of an interim result are valid only if the decision to stop does not depend on them.";
+    const source = `From ${comparison.cells} finished cells.${isComplete ? "" : interim}`;
+    parts.push(element("p", { className: "muted", textContent: source }));
     parts.push(element("ul", {}, ...comparison.numbers.map(([value, label]) =>
       element("li", {}, element("span", { className: "number", textContent: value }), ` ${label}`))));
     parts.push(...comparison.lines.map((line) => element("p", { textContent: line })));
+    if (comparison.conditions.length) {
+      parts.push(element("p", { textContent: "Conditions:" }));
+      parts.push(element("ul", {}, ...comparison.conditions.map((line) => element("li", { textContent: line }))));
+    }
   }
   if (error) parts.push(element("p", { textContent: `The comparison failed: ${error}` }));
   const waiting = isRunning ? "The finished cells are being compared." : "Too few cells are finished to compare.";
