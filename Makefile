@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXTRAS := dev,notebooks,watch,dashboard,eval,gguf,sentencepiece
 
-.PHONY: help demo test test-kernels test-slow test-gpu gpu-wheels test-clusters clusters notebooks pictures docs docs-serve lint format clean
+.PHONY: help env demo test test-kernels test-slow test-gpu gpu-wheels test-clusters clusters notebooks pictures docs docs-serve lint format clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+
+env: $(READY) ## Create .venv
 
 demo: $(READY) ## Train the demo study (deep against wide on real text) and write its report
 	$(BIN)/python sweep.py study=demo

@@ -114,7 +114,7 @@ COMMANDS = {
         "A run is given as its directory, or as the start of its id, of the hash at the end of its id, or of its "
         "display name.",
         (
-            "python -m slm runs diff 126b3a67 9657fa49",
+            "python -m slm runs diff 2745eb1d 6bd31f8d",
             "python -m slm runs diff runs/demo/RUN_ID runs/single/RUN_ID",
         ),
         keys={"runs_dir": RUNS_DIR},
@@ -131,7 +131,7 @@ COMMANDS = {
         "never removed.",
         (
             "python -m slm runs rm runs/demo",
-            "python -m slm runs rm 126b3a67 9657fa49",
+            "python -m slm runs rm 2745eb1d 6bd31f8d",
             "python -m slm runs rm --superseded --yes",
             "python -m slm runs rm runs/demo --stale days=7",
         ),

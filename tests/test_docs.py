@@ -15,10 +15,12 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
+from slm.commands import COMMANDS
 from slm.config.hydra import CONF_DIR
 from slm.config.schema import field_descriptions
+from slm.formatting import short_count
 from tests.conftest import ROOT
-from tests.pages import PAGES, Page
+from tests.pages import PAGES, Page, all_commands
 
 OVERRIDE = re.compile(r"\+{0,2}([a-z][\w./]*)=(.+)")
 # Keys whose last part is a name of the user's choice.
@@ -35,6 +37,7 @@ RUN_OF_TESTS = ROOT / "tests/data/runs_v1/single/deep_thin-L6-d32-0.041Mtok-s1-f
 EXECUTED_ELSEWHERE = {"docs/lightning.md"}  # tests/slm/training/test_lightning.py
 KEYS = {key for key, _, _ in field_descriptions()}
 MAX_README_LINES = 150
+RUN_HASH = re.compile(r"[0-9a-f]{8}")
 
 
 def test_readme_is_short() -> None:
@@ -58,6 +61,24 @@ def test_result_in_the_text_is_that_of_the_committed_report(study: str, page: st
     assert f"{block['level']:+.3f} nats/token" in text
     assert f"95% CI [{low:+.3f}, {high:+.3f}]" in text
     assert f"`{comparison['verdict']['word']}`" in text
+
+
+def test_runs_named_in_examples_are_those_of_the_demo() -> None:
+    lines = (ROOT / "analysis/examples/demo/results.jsonl").read_text().splitlines()
+    runs = [json.loads(line) for line in lines]
+    known = {run["run_id"].rpartition("-")[2] for run in runs}
+    known |= {
+        f"{run['family']} {short_count(run['size'])}, {short_count(run['tokens'])} tokens"
+        for run in runs
+    }
+    words = [word for c in all_commands() if c.name == "slm" for word in c.arguments]
+    words += [
+        w
+        for name in ("runs diff", "runs rm")
+        for w in shlex.split(" ".join(COMMANDS[name].examples))
+    ]
+    named = {word for word in words if RUN_HASH.fullmatch(word) or word.endswith(" tokens")}
+    assert len(named) >= 4 and named <= known
 
 
 def mentioned_overrides() -> list[str]:

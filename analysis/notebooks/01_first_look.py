@@ -15,8 +15,9 @@
 #
 # Which family has the lower loss at matched compute, how large is the uncertainty, and which further runs would
 # reduce it? `RUNS` is a folder of run directories, a study's file of results, or a CSV, Parquet or JSON-lines
-# table; set `SLM_RUNS` or change the cell. The default is a part of `study=micro`: real runs with at most a
-# quarter of a million parameters each. They are too few and too small for a significant difference.
+# table; set `SLM_RUNS` or change the cell. The default is the 54 runs of the first design of `study=micro`, with at
+# most a quarter of a million parameters each. They are too few and too small for a significant difference.
+# `analysis/examples/micro/results.jsonl` has the runs of the present design.
 
 # %% tags=["parameters"]
 import os

@@ -102,8 +102,10 @@ class ModelConfig:
 @section
 class ParametrizationConfig:
     kind: ParametrizationKind = "completep"
-    """How initial weights and learning rates scale with the shape: standard (learning rates do not scale), mup
-    (with width), completep (with width and depth). Table: slm/model/parametrization.py."""
+    """How learning rates, initial weights and residual branches scale with the shape. standard: learning rates do not
+    scale. mup: those of matrices in blocks are divided by d_model / base_width. completep: as mup, and residual branches
+    are divided by depth / base_depth, with initial weights that do not depend on depth. Table:
+    slm/model/parametrization.py."""
     base_width: Count = 64
     """d_model at which mup equals standard; optimizer.lr is the learning rate at this width."""
     base_depth: Count = 4

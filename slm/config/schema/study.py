@@ -71,9 +71,10 @@ class StudyConfig:
     grid: dict[str, tuple[Scalar, ...]] = dataclasses.field(default_factory=dict)
     """Additional keys to vary, each with its list of values; every combination adds cells."""
     lr_policy: Literal["fixed", "transfer", "tuned"] = "fixed"
-    """How the learning rate of a cell is chosen. fixed: optimizer.lr for every shape. transfer: optimizer.lr
-    for every shape, scaled by completep; verify it with study=lr_audit. tuned: the best rate of each shape
-    at the shortest budget, found on a grid of rates a factor of 2 apart."""
+    """How the learning rate of a cell is chosen. fixed: optimizer.lr, scaled by the parametrization; the plan does not
+    ask for an audit. transfer: the same rates; needs parametrization=completep, and the plan warns without
+    study.lr_audit. tuned: the best rate of each shape at the shortest budget, found on a grid of rates a factor of 2
+    apart."""
     lr_tokens_exponent: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Exponent x of a rule for the peak learning rate of a cell of D tokens, the same in all families:
     lr_reference * (D / lr_reference_tokens)^-x (arXiv 2409.19913). 0: optimizer.lr for all cells. Above 0 every
@@ -122,10 +123,11 @@ class PlanConfig:
     throughput."""
     mfu: Mfu = 0.3
     """Assumed model FLOPs utilization: the share of device_flops that training reaches. One number, or a table
-    of numbers by total parameters such as {125m: 0.23, 1b: 0.37}, interpolated in ln(parameters)."""
+    of numbers by total parameters such as {125m: 0.23, 1b: 0.37}, interpolated in ln(parameters). A table on the
+    command line replaces that of the group plan."""
     devices: Count | None = None
-    """Number of jobs that run at the same time, for the estimate of hours; null means as many as the local
-    launcher would run on this machine."""
+    """Number of jobs that run at the same time, for the estimate of hours. null: on a CPU as many as the local launcher
+    would run, else 1; set the number of your GPUs."""
     sigma: NonNegative | None = None
     """Seed standard deviation of the final loss in nats; null means 0.005 for losses below 4, 0.01 below 5 and
     0.02 above."""
@@ -133,7 +135,8 @@ class PlanConfig:
         default_factory=dict
     )
     """Parameters of the law L = E + A N_flop^-alpha + B D^-beta in nats per token, for the power of the
-    design; missing ones are taken from arXiv 2404.10102."""
+    design. A table on the command line is merged with that of the group plan; missing ones are those of the group plan,
+    without one those of arXiv 2404.10102."""
     tau: NonNegative = 0.01
     """Standard deviation of the random effect of a shape (deviation from the law common to all runs of the shape)
     in nats."""

@@ -124,8 +124,9 @@ class TrainerConfig:
     """Sequences per forward pass. null: the whole global batch at once. auto: the largest number predicted to
     fit in the free memory."""
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
-    """Compile the blocks with torch.compile. auto compiles runs that are predicted to take minutes without it.
-    Changes rounding."""
+    """Compile the blocks with torch.compile; changes rounding. auto: on a CPU, runs whose shortest budget has at least
+    2e13 FLOPs or 40,000 passes through blocks (steps x layers x micro-batches), so more often deep shapes; on a GPU,
+    runs whose shortest budget is predicted to take two minutes without compilation."""
     activation_checkpointing: bool = False
     """Store only the input of each block and recompute the block in the backward pass: less memory, about a
     third more time."""
