@@ -147,8 +147,8 @@ def score_texts(
         documents.append(np.concatenate([start, ids]).astype(np.int64))
     if lossy:
         log.warning(
-            f"the tokenizer changes {len(lossy)} of {len(names)} texts; bits/byte counts the bytes of the original "
-            f"text; first {next(iter(lossy.values()))}"
+            f"the tokenizer changes {len(lossy)} of {len(names)} texts; bits/byte counts the bytes before this change, "
+            f"in the normal form of the tokenizer; first {next(iter(lossy.values()))}"
         )
     _check_tokens(documents, model.shape.vocab_size)
     nats = np.zeros(len(documents))

@@ -141,7 +141,7 @@ def _unverified_rates(cells: Sequence[Cell]) -> Iterator[str]:
     if study.lr_policy != "transfer" or study.lr_audit is not None:
         return
     yield (
-        "WARN this recipe has no learning-rate audit; make one (docs/studies.md, \"Learning rates\") and set "
+        'WARN this recipe has no learning-rate audit; make one (docs/studies.md, "Learning rates") and set '
         "study.lr_audit to its lr_audit.json"
     )
     budgets = sorted(cell.spec.tokens for cell in cells)
