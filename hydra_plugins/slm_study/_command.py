@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from slm.errors import InUse
+
 POLL_SECONDS = 1.0
+IN_USE_LINE = re.compile(r" is in use by .+ \(heartbeat \d+ s ago\)")  # message of InUse
 TORCHRUN_LINE = re.compile(r"[IWE]\d{4} .*torch/distributed/")
 # Starts the command given as arguments, after asking the kernel for SIGKILL (9) when the parent process ends, and
 # unblocking all signals: a worker of Ray has SIGINT blocked, and its child would inherit that.
@@ -143,6 +146,15 @@ def run_lines(output: str) -> tuple[str, ...]:
 def describe_exit(code: int) -> str:
     """Return a phrase such as `exit code 1` or `killed by SIGKILL`."""
     return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+
+
+def is_in_use(outcome: Outcome) -> bool:
+    """Return whether a job ended because another process held one of its runs.
+
+    torchrun and Slurm do not pass on the exit code. Slurm's state follows the last line of the run.
+    """
+    is_told = any(IN_USE_LINE.search(line) for line in outcome.lines[-2:])
+    return outcome.exit_code == InUse.exit_code or (outcome.exit_code != 0 and is_told)
 
 
 def is_interrupted(outcome: Outcome) -> bool:

@@ -15,7 +15,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from hydra_plugins.slm_study._launcher import compose_job
+from hydra_plugins.slm_study._launcher import compose_job, found_in_use
 from slm.errors import ConfigError, DataError, Problem, RunError
 from slm.training.distributed.rank import check_single_process
 
@@ -156,9 +156,11 @@ class StudySweeper(Sweeper):
             return error
         return None
 
-    def _launch(self, jobs: Sequence[Any]) -> None:
+    def _launch(self, jobs: Sequence[Any]) -> list[Any]:
+        """Execute the jobs; return those of which another process held a run."""
         overrides = [[*self.arguments, *job.overrides] for job in jobs]
-        self.launcher.launch(overrides, initial_job_idx=0)
+        returns = self.launcher.launch(overrides, initial_job_idx=0)
+        return [job for job, done in zip(jobs, returns, strict=True) if found_in_use(done)]
 
     @property
     def _batch(self) -> int | None:
