@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 
 from slm.config.load import load_config
 from slm.config.schema import Config, ScheduleConfig
-from slm.errors import ConfigError, Interrupted
+from slm.errors import ConfigError, Interrupted, InUse
 from slm.run.lr_schedule import step_lr_multiplier, steps_before_decay
 from slm.run.spec import RunSpec, branch_specs, resolve
 from slm.studies.cells import Cell, Job, jobs_of
@@ -166,6 +167,22 @@ def test_job_is_a_trunk_with_its_branches_in_order(tiny_config: Make) -> None:
     assert [cell.spec.steps for cell in job.cells] == [5, 15, 45]
     assert "budget.branches=[1280,3840]" in job.overrides and "budget.tokens=11520" in job.overrides
     assert job.steps == 49 and isinstance(job, Job)
+
+
+def test_trunks_of_a_family_with_a_dot_in_its_name_have_leases_of_their_own(
+    tiny_config: Make,
+) -> None:
+    specs = [
+        resolve(tiny_config(seed=s, family={"name": "aspect_13.5"}, trainer={"share_trunk": True}))
+        for s in range(2)
+    ]
+    one, other = (Trunk.of(spec) for spec in specs)
+    assert one is not None and other is not None
+    held = one.lease.take()
+    with pytest.raises(InUse, match=f"{re.escape(str(one.folder))} is in use"):
+        one.lease.take()
+    other.lease.take().release()
+    held.release()
 
 
 def test_trunk_id_differs_between_recipes(tiny_config: Make) -> None:
