@@ -219,7 +219,13 @@ def _collect_results(config: Any, cells: Sequence[Any]) -> None:
         raise ConfigError([Problem("study.results", None, rule, fix)])
     path = Path(config.study.results)
     recorded = read_results(path)
-    finished = {c.spec.run_id: c.run.result() for c in cells if c.run.state() == "finished"}
+    finished = {}
+    for cell in cells:
+        if cell.run.state() == "finished":
+            if cell.result is None:
+                log.warning("left out, without a readable result.json: %s", cell.run.path)
+            else:
+                finished[cell.spec.run_id] = cell.result
     new = {id_: result for id_, result in finished.items() if config.rerun or id_ not in recorded}
     write_results(path, {**recorded, **new})
     described = {

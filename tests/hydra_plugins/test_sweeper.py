@@ -68,3 +68,19 @@ def test_results_of_a_rerun_replace_the_recorded_ones(
     assert [
         configs[cell.spec.run_id]["config"]["trainer"]["threads"] for cell in (first, second)
     ] == [2, 1]
+
+
+@pytest.mark.parametrize("content", [None, "{"], ids=["lost", "damaged"])
+def test_run_without_a_result_is_not_collected(
+    results: Path, caplog: pytest.LogCaptureFixture, content: str | None
+) -> None:
+    cells = expand(results)
+    for cell in cells:
+        finish(cell, loss=4.0)
+    path = cells[0].run.path / "result.json"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    _collect_results(cells[0].spec.config, cells)
+    assert set(read_results(results)) == {cells[1].spec.run_id}
+    assert f"left out, without a readable result.json: {cells[0].run.path}" in caplog.text
