@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -12,8 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+from uuid import uuid4
 
 from slm.errors import InUse
+from slm.tracking.submission import VARIABLE
 
 POLL_SECONDS = 1.0
 IN_USE_LINE = re.compile(r" is in use by .+ \(heartbeat \d+ s ago\)")  # message of InUse
@@ -50,6 +53,8 @@ class TrainCommand:
 
     arguments: tuple[str, ...]
     folder: str
+    submission_id: str = ""
+    """Tells a process of train.py with rerun=true which runs an earlier start of this command has begun."""
 
     @classmethod
     def of(cls, overrides: Sequence[str], processes: int = 1) -> TrainCommand:
@@ -57,7 +62,7 @@ class TrainCommand:
         script = Path(sys.argv[0]).resolve().with_name("train.py")
         torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
         program = (sys.executable, *torchrun) if processes > 1 else (sys.executable,)
-        return cls((*program, str(script), *overrides), str(Path.cwd()))
+        return cls((*program, str(script), *overrides), str(Path.cwd()), uuid4().hex)
 
     def start(
         self,
@@ -76,7 +81,7 @@ class TrainCommand:
         return subprocess.Popen(
             arguments,
             cwd=self.folder,
-            env=env,
+            env={**(os.environ if env is None else env), VARIABLE: self.submission_id},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

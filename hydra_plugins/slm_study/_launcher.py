@@ -107,7 +107,9 @@ class TrainLauncher(Launcher):
         if states and states <= {"finished", "diverged"}:
             log.warning("%s: diverged -> %s", name, runs[-1].path)
         elif self._stopping.is_set() and is_interrupted(outcome):
-            log.info("%s: interrupted; the same command continues from there", name)
+            is_rerun = bool(specs) and specs[-1].config.rerun
+            command = "the same command" + (" without rerun=true" if is_rerun else "")
+            log.info("%s: interrupted; %s continues from there", name, command)
         else:
             shown = "\n".join(f"    {line}" for line in outcome.lines[-SHOWN_LINES:])
             reason = "" if code is None else f" with {describe_exit(code)}"

@@ -151,10 +151,13 @@ def _describe_unfinished(unfinished: Sequence[Cell], total: int) -> Iterator[str
         yield from map(_describe, cells)
         if reason:
             yield f"      {reason}"
+    command = "the same command"
+    if unfinished[0].spec.config.rerun:
+        command += " without rerun=true"
     if any(cell.state == "planned" for cell in others):
-        yield "planned cells did not start: see the errors above; then run the same command again"
+        yield f"planned cells did not start: see the errors above; then run {command} again"
     elif others:
-        yield "run the same command again to continue"
+        yield f"run {command} again to continue"
     if failed:
         yield f"add {RETRY} to retry the failed cells; without it they are skipped"
 

@@ -131,9 +131,12 @@ class TrainingLoop:
         place, next_part = "after step", "continues from there"
         if validating:
             place, next_part = "in the validation after step", "repeats the validation"
+        command = "the same command"
+        if self.spec.config.rerun:
+            command += " without rerun=true"
         raise Interrupted(
             f"interrupted by {signal.Signals(number).name} {place} {done} of {self.spec.steps}; "
-            f"its state is saved, and the same command {next_part}",
+            f"its state is saved, and {command} {next_part}",
             number,
         )
 

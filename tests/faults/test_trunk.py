@@ -19,7 +19,8 @@ from slm.errors import ConfigError, Interrupted, InUse
 from slm.run.lr_schedule import step_lr_multiplier, steps_before_decay
 from slm.run.spec import RunSpec, branch_specs, resolve
 from slm.studies.cells import Cell, Job, jobs_of
-from slm.tracking.run_dir import RunDirectory
+from slm.tracking import submission
+from slm.tracking.run_dir import SUPERSEDED, RunDirectory
 from slm.tracking.trunk import Trunk
 from slm.training.execute import train_all
 from tests.conftest import TINY, merged
@@ -137,6 +138,31 @@ def test_rerun_does_not_use_the_old_trunk(
     with counted_steps(monkeypatch) as taken:
         branches_to_end(tiny_config(budget=BUDGETS, rerun=True))
     assert len(taken) == 49
+
+
+def test_requeued_rerun_continues_what_it_began(
+    tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first branch of the rerun is finished, the second one is cut, and the third one is still the old run."""
+    settings = {"budget": BUDGETS, "rerun": True, "trainer": {"checkpoint_every_steps": 1}}
+    config = tiny_config(**settings)
+    specs = branch_specs(config)
+    branches_to_end(config)
+    monkeypatch.setenv(submission.VARIABLE, "first")
+    with power_cut(monkeypatch, before_step=13):
+        train_all(config)
+    with counted_steps(monkeypatch) as taken:
+        train_all(config)
+    assert taken == [13, 14, *range(12, 45)]
+    with counted_steps(monkeypatch) as taken:
+        train_all(config)
+    assert taken == []
+    monkeypatch.setenv(submission.VARIABLE, "second")
+    with counted_steps(monkeypatch) as taken:
+        train_all(config)
+    assert len(taken) == 49
+    aside = RunDirectory.of(specs[0]).path.parent / SUPERSEDED
+    assert len(list(aside.iterdir())) == 2 * len(specs)
 
 
 def cells(config: Config) -> list[Cell]:
