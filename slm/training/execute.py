@@ -16,7 +16,7 @@ from slm.tracking.result import RunResult
 from slm.tracking.run_dir import RunDirectory
 from slm.tracking.trunk import Trunk
 from slm.training.distributed.rank import check_launch
-from slm.training.distributed.workers import SINGLE_PROCESS, Workers
+from slm.training.distributed.workers import SINGLE_PROCESS, Workers, is_shared
 from slm.training.stop_on_signal import StopSignal
 
 
@@ -71,6 +71,8 @@ def _train_each(
         except Interrupted:
             raise
         except SlmError as error:
+            if workers.world_size > 1 and not is_shared(error):
+                raise  # the other ranks still train this branch
             if len(specs) > 1 and str(error) not in map(str, failures):
                 log.error("%s: %s", spec.run_id, error)
                 error.was_shown = True

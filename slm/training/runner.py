@@ -184,9 +184,11 @@ def _restore(loop: TrainingLoop, start: StartPoint) -> None:
     if start.checkpoint is None:
         seed_random_states(loop.spec.config.seed)
         return
-    step = loop.training_step
+    step, workers = loop.training_step, loop.workers
+    with workers.sync_errors(), unusable_reported(start.checkpoint):
+        saved = load_checkpoint(start.checkpoint, loop.spec, is_shared=workers.world_size > 1)
+    # Sends tensors between ranks, so that an error of one rank here ends its process.
     with unusable_reported(start.checkpoint):
-        saved = load_checkpoint(start.checkpoint, loop.spec, is_shared=loop.workers.world_size > 1)
         restore_training_state(step.module.model, step.optimizer, saved)
         loop.restore(saved["progress"])
         restore_random_states(saved["random_states"])
