@@ -70,7 +70,8 @@ class TrainingLoop:
                 done = step + 1
                 if self.metrics.is_due(done):
                     self.training_step.finite_check.check()
-                self.metrics.after_step(done, output)
+                is_validated = self.is_validation_due(done)
+                self.metrics.after_step(done, output, before_validation=is_validated)
                 show_progress(done, output)
                 if done == spec.trunk_steps:
                     self.store_trunk(done)
@@ -98,10 +99,14 @@ class TrainingLoop:
             progress["validation"] = asdict(self.last_validation)
         return self.checkpoints.save(done, step.module.model, step.optimizer, progress)
 
-    def validate_if_due(self, done: int) -> None:
+    def is_validation_due(self, done: int) -> bool:
+        """Return whether a validation follows step `done`, and has not been measured before an interruption."""
         every = self.spec.config.trainer.validate_every_steps
         is_due = done == self.spec.steps or (every is not None and done % every == 0)
-        if not is_due or (self.last_validation is not None and self.last_validation.step == done):
+        return is_due and (self.last_validation is None or self.last_validation.step != done)
+
+    def validate_if_due(self, done: int) -> None:
+        if not self.is_validation_due(done):
             return
         if done == self.spec.steps and self.spec.config.trainer.progress:
             log.info("validating on %s tokens", f"{self.examples.val.tokens:,}")
