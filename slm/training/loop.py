@@ -12,7 +12,7 @@ from typing import Any
 from slm.data.examples import Examples
 from slm.errors import Interrupted
 from slm.run.spec import RunSpec
-from slm.training.batches import VAL_BATCH_TOKENS, TrainingBatches, ValidationBatches, to_pairs
+from slm.training.batches import TrainingBatches, ValidationBatches, to_pairs, val_batch_sequences
 from slm.training.checkpoint import CheckpointWriter
 from slm.training.diagnostics import recorded_residual_rms, weight_statistics
 from slm.training.distributed.workers import Workers
@@ -111,7 +111,8 @@ class TrainingLoop:
         if done == self.spec.steps and self.spec.config.trainer.progress:
             log.info("validating on %s tokens", f"{self.examples.val.tokens:,}")
         device = self.training_step.fabric.device
-        batch_size = max(1, VAL_BATCH_TOKENS[device.type] // self.spec.shape.seq_len)
+        micro_sequences = self.training_step.micro_sequences
+        batch_size = val_batch_sequences(self.spec, device.type, micro_sequences)
         share = self.workers.rank, self.workers.world_size
         module = self.training_step.module
         with recorded_residual_rms(module.model) as diagnostics:
