@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 from slm.config.load import load_config
 from slm.config.schema import Config, to_tree
 from slm.errors import SlmError
+from slm.training import runner
 from slm.training.distributed.rank import find_placement
 from slm.training.distributed.workers import Workers, joined_workers
 from slm.training.execute import train_all
@@ -45,6 +46,8 @@ class Job:
     """A weight of rank 1 becomes infinite before this step."""
     raising_rank: int | None = None
     """This rank raises an error before step 5, which ends its process; it first writes the time to FOLDER."""
+    unreadable_rank: int | None = None
+    """This rank cannot read the checkpoint to continue from."""
     defers_finite_check: bool = False
     """Report non-finite steps only when a metric row is written, as on a GPU."""
 
@@ -130,8 +133,13 @@ def run_job(job: Job, workers: Workers, folder: Path) -> Ending:
 @contextmanager
 def injected_faults(job: Job, workers: Workers, folder: Path) -> Iterator[list[int]]:
     """Inject the faults of the job into its training steps; record the steps taken."""
-    original = TrainingStep.take
+    original, original_load = TrainingStep.take, runner.load_checkpoint
     steps: list[int] = []
+
+    def load(*arguments: Any, **options: Any) -> dict[str, Any]:
+        if workers.rank == job.unreadable_rank:
+            raise OSError("stale file handle")
+        return original_load(*arguments, **options)
 
     def take(self: TrainingStep, step: int, pairs: torch.Tensor) -> StepOutput:
         if step == job.cut_before_step:
@@ -148,10 +156,12 @@ def injected_faults(job: Job, workers: Workers, folder: Path) -> Iterator[list[i
         return original(self, step, pairs)
 
     TrainingStep.take = take  # type: ignore[method-assign]
+    runner.load_checkpoint = load
     try:
         yield steps
     finally:
         TrainingStep.take = original  # type: ignore[method-assign]
+        runner.load_checkpoint = original_load
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -12,8 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+from uuid import uuid4
+
+from slm.errors import InUse
+from slm.tracking.submission import VARIABLE
 
 POLL_SECONDS = 1.0
+IN_USE_LINE = re.compile(r" is in use by .+ \(heartbeat \d+ s ago\)")  # message of InUse
 TORCHRUN_LINE = re.compile(r"[IWE]\d{4} .*torch/distributed/")
 # Starts the command given as arguments, after asking the kernel for SIGKILL (9) when the parent process ends, and
 # unblocking all signals: a worker of Ray has SIGINT blocked, and its child would inherit that.
@@ -47,6 +53,8 @@ class TrainCommand:
 
     arguments: tuple[str, ...]
     folder: str
+    submission_id: str = ""
+    """Tells a process of train.py with rerun=true which runs an earlier start of this command has begun."""
 
     @classmethod
     def of(cls, overrides: Sequence[str], processes: int = 1) -> TrainCommand:
@@ -54,7 +62,7 @@ class TrainCommand:
         script = Path(sys.argv[0]).resolve().with_name("train.py")
         torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
         program = (sys.executable, *torchrun) if processes > 1 else (sys.executable,)
-        return cls((*program, str(script), *overrides), str(Path.cwd()))
+        return cls((*program, str(script), *overrides), str(Path.cwd()), uuid4().hex)
 
     def start(
         self,
@@ -73,7 +81,7 @@ class TrainCommand:
         return subprocess.Popen(
             arguments,
             cwd=self.folder,
-            env=env,
+            env={**(os.environ if env is None else env), VARIABLE: self.submission_id},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -143,6 +151,15 @@ def run_lines(output: str) -> tuple[str, ...]:
 def describe_exit(code: int) -> str:
     """Return a phrase such as `exit code 1` or `killed by SIGKILL`."""
     return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+
+
+def is_in_use(outcome: Outcome) -> bool:
+    """Return whether a job ended because another process held one of its runs.
+
+    torchrun and Slurm do not pass on the exit code. Slurm's state follows the last line of the run.
+    """
+    is_told = any(IN_USE_LINE.search(line) for line in outcome.lines[-2:])
+    return outcome.exit_code == InUse.exit_code or (outcome.exit_code != 0 and is_told)
 
 
 def is_interrupted(outcome: Outcome) -> bool:

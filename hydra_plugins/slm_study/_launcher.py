@@ -20,7 +20,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from hydra_plugins.slm_study._command import Outcome, describe_exit, is_interrupted
+from hydra_plugins.slm_study._command import Outcome, describe_exit, is_in_use, is_interrupted
 from slm.config.hydra import CONF_DIR, add_force_prefix, load_composed_config
 from slm.errors import ConfigError, InUse, Problem, RunError, SlmError, nearest
 from slm.formatting import count, format_duration
@@ -101,12 +101,15 @@ class TrainLauncher(Launcher):
             done = TrainReturn(list(overrides), status=JobStatus.COMPLETED)
             done.read_loss = lambda: _read_loss(runs)
             return done
-        if code == InUse.exit_code:
+        if is_in_use(outcome):
             log.info("%s: %s", name, line)
-        elif states and states <= {"finished", "diverged"}:
+            return failed_return(overrides, line, kind=InUse)
+        if states and states <= {"finished", "diverged"}:
             log.warning("%s: diverged -> %s", name, runs[-1].path)
         elif self._stopping.is_set() and is_interrupted(outcome):
-            log.info("%s: interrupted; the same command continues from there", name)
+            is_rerun = bool(specs) and specs[-1].config.rerun
+            command = "the same command" + (" without rerun=true" if is_rerun else "")
+            log.info("%s: interrupted; %s continues from there", name, command)
         else:
             shown = "\n".join(f"    {line}" for line in outcome.lines[-SHOWN_LINES:])
             reason = "" if code is None else f" with {describe_exit(code)}"
@@ -159,9 +162,18 @@ def compose_job(context: HydraContext, config: DictConfig, overrides: Sequence[s
     return job
 
 
-def failed_return(overrides: Sequence[str], message: str, failure: str = "") -> TrainReturn:
+def found_in_use(done: JobReturn) -> bool:
+    """Return whether a job did not run because another process held one of its runs."""
+    # Hydra's own launcher, which runs jobs in this process, keeps the exception of a failed job in this field.
+    error = done.error if isinstance(done, TrainReturn) else done._return_value
+    return isinstance(error, InUse)
+
+
+def failed_return(
+    overrides: Sequence[str], message: str, failure: str = "", kind: type[RunError] = RunError
+) -> TrainReturn:
     """Return the status of a job that did not finish, whose error has been logged."""
-    error = RunError(message)
+    error = kind(message)
     error.was_shown = True
     return TrainReturn(list(overrides), status=JobStatus.FAILED, error=error, failure=failure)
 

@@ -15,6 +15,7 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -192,10 +193,11 @@ class LocalLauncher(TrainLauncher):
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs of CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists."""
+    """Return the GPUs of CUDA_VISIBLE_DEVICES up to a negative number, else all that nvidia-smi lists."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     if names is not None:
-        return [name.strip() for name in names.split(",") if name.strip()]
+        listed = (name.strip() for name in names.split(",") if name.strip())
+        return list(takewhile(lambda name: not name.startswith("-"), listed))  # as CUDA does
     try:
         listing = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=60

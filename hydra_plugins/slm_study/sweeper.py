@@ -15,7 +15,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from hydra_plugins.slm_study._launcher import compose_job
+from hydra_plugins.slm_study._launcher import compose_job, found_in_use
 from slm.errors import ConfigError, DataError, Problem, RunError
 from slm.training.distributed.rank import check_single_process
 
@@ -156,9 +156,11 @@ class StudySweeper(Sweeper):
             return error
         return None
 
-    def _launch(self, jobs: Sequence[Any]) -> None:
+    def _launch(self, jobs: Sequence[Any]) -> list[Any]:
+        """Execute the jobs; return those of which another process held a run."""
         overrides = [[*self.arguments, *job.overrides] for job in jobs]
-        self.launcher.launch(overrides, initial_job_idx=0)
+        returns = self.launcher.launch(overrides, initial_job_idx=0)
+        return [job for job, done in zip(jobs, returns, strict=True) if found_in_use(done)]
 
     @property
     def _batch(self) -> int | None:
@@ -192,37 +194,51 @@ def _check_design(cells: Sequence[Any]) -> None:
 
 
 def _load_recorded(config: Any) -> dict[str, Any]:
+    """Read the results of `study.results` by run id; with `rerun` none counts, so that all cells are trained."""
     from slm.tracking.results_file import read_results
 
-    return {} if config.study.results is None else read_results(Path(config.study.results))
+    if config.study.results is None or config.rerun:
+        return {}
+    return read_results(Path(config.study.results))
 
 
 def _collect_results(config: Any, cells: Sequence[Any]) -> None:
     """Add the results of finished runs to the file `study.results`, and their configurations to the file beside it.
 
+    With `rerun` they replace the recorded results of the same runs.
+
     Raises:
         ConfigError: if study.results is null.
     """
     from slm.tracking.configs_file import configs_path, describe_run, read_configs, write_configs
-    from slm.tracking.results_file import write_results
+    from slm.tracking.results_file import read_results, write_results
 
     if config.study.results is None:
         fix = f"set it, for example study.results=results/{config.study.name}.jsonl"
         rule = "is needed for action=collect, which writes this file"
         raise ConfigError([Problem("study.results", None, rule, fix)])
-    recorded = _load_recorded(config)
-    finished = {c.spec.run_id: c.run.result() for c in cells if c.run.state() == "finished"}
-    new = {run_id: result for run_id, result in finished.items() if run_id not in recorded}
     path = Path(config.study.results)
+    recorded = read_results(path)
+    finished = {}
+    for cell in cells:
+        if cell.run.state() == "finished":
+            if cell.result is None:
+                log.warning("left out, without a readable result.json: %s", cell.run.path)
+            else:
+                finished[cell.spec.run_id] = cell.result
+    new = {id_: result for id_, result in finished.items() if config.rerun or id_ not in recorded}
     write_results(path, {**recorded, **new})
     described = {
         cell.spec.run_id: describe_run(cell.run, cell.spec)
         for cell in cells
         if cell.spec.run_id in recorded or cell.spec.run_id in new
     }
-    write_configs(configs_path(path), {**described, **read_configs(configs_path(path))}, path)
-    count = len(recorded) + len(new)
-    log.info("%s: %d results, %d of them new", config.study.results, count, len(new))
+    kept = {id_: tree for id_, tree in read_configs(configs_path(path)).items() if id_ not in new}
+    write_configs(configs_path(path), {**described, **kept}, path)
+    replaced = sum(id_ in recorded for id_ in new)
+    added = len(new) - replaced
+    more = f", {replaced} replaced" if replaced else ""
+    log.info("%s: %d results, %d of them new%s", path, len(recorded) + added, added, more)
 
 
 def _check_overrides(arguments: list[str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 MIN_VARLEN_CAPABILITY = (8, 0)  # FlashAttention 2 needs an A100 or newer
 MIN_DOCUMENTS, TOKENS_PER_DOCUMENT = 512, 64
+# In a batch up to this size the documents may be shorter, the more so the smaller the batch (`max_documents`).
+DENSE_BATCH_TOKENS = MIN_DOCUMENTS * TOKENS_PER_DOCUMENT
 
 
 def has_varlen_shape(d_head: int) -> bool:

@@ -26,7 +26,9 @@ def lr_multiplier(
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     decay_tokens = schedule.decay_fraction * total_tokens
     remaining = total_tokens - tokens
-    if remaining >= decay_tokens:
+    if (
+        remaining >= decay_tokens or decay_tokens == 0
+    ):  # after the last step `remaining` is negative
         return 1.0
     return final + (1 - final) * max(remaining, 0.0) / decay_tokens
 
@@ -59,7 +61,9 @@ def steps_before_decay(steps: int, batch_tokens: int, schedule: ScheduleConfig) 
 
 
 def is_decayed(schedule: Mapping[str, Any]) -> bool:
-    """Return whether the learning rate had decayed, to at most half its peak, when the final loss was measured."""
-    return (
-        schedule.get("decay_fraction", 1.0) != 0 and schedule.get("final_lr_fraction", 0.0) <= 0.5
-    )
+    """Return whether the learning rate had decayed, to at most half its peak, when the final loss was measured.
+
+    `schedule` has `decay_tokens`, as in a result, or `decay_fraction`, as in a config; without both it decays.
+    """
+    decay = schedule.get("decay_tokens", schedule.get("decay_fraction", 1.0))
+    return bool(decay != 0 and schedule.get("final_lr_fraction", 0.0) <= 0.5)

@@ -198,15 +198,17 @@ def resolve(config: Config) -> RunSpec:
 def branch_specs(config: Config) -> list[RunSpec]:
     """Resolve the runs of a config, shortest first: one per `budget.branches` and one for the full budget.
 
-    Branches share one trunk; its warmup is that of the shortest branch.
+    Branches share one trunk; its warmup is that of `schedule.warmup_budget_tokens`, by default of the shortest branch.
     """
     if not config.budget.branches:
         return [resolve(config)]
     ends = sorted({*config.budget.branches, config.budget.amount})
     budgets = [BudgetConfig.of(config.budget.unit, end) for end in ends]
     trainer = replace(config.trainer, share_trunk=True)
-    shortest = resolve(replace(config, budget=budgets[0]))
-    schedule = replace(config.schedule, warmup_budget_tokens=shortest.tokens)
+    schedule = config.schedule
+    if schedule.warmup_budget_tokens is None:
+        shortest = resolve(replace(config, budget=budgets[0]))
+        schedule = replace(schedule, warmup_budget_tokens=shortest.tokens)
     return [
         resolve(replace(config, budget=budget, schedule=schedule, trainer=trainer))
         for budget in budgets

@@ -28,6 +28,7 @@ from slm.run_index.scan import (
 from slm.tracking.lease import Lease
 from slm.tracking.run_dir import SUPERSEDED, RunDirectory
 from slm.tracking.trunk import FOLDER as TRUNKS
+from slm.tracking.trunk import Trunk
 
 TRUNK_ID = re.compile(r".+-L[\dx]+-d\d+-s\d+-[0-9a-f]{8}")
 STALE = {"interrupted", "failed", "planned"}
@@ -164,7 +165,7 @@ def _select(paths: Sequence[Path]) -> Selection:
         _check_unused(RunDirectory(path).lease)
     for study in selected.studies:
         for trunk in _trunks(study):
-            _check_unused(_trunk_lease(trunk))
+            _check_unused(Trunk(trunk).lease)
     return selected
 
 
@@ -205,10 +206,6 @@ def _trunks(study: Path) -> list[Path]:
     return [path for path in trunks if TRUNK_ID.fullmatch(path.name) and not _is_linked(path)]
 
 
-def _trunk_lease(trunk: Path) -> Lease:
-    return Lease(trunk.with_suffix(".lock"))
-
-
 def _check_unused(lease: Lease) -> None:
     owner = lease.owner()
     if owner is not None:
@@ -232,7 +229,7 @@ def _remove(selected: Selection) -> Iterator[str]:
 def _remove_rest(study: Path) -> Iterator[str]:
     """Remove trunks, reports and the folder of a study without runs; yield a line about files of others."""
     for trunk in _trunks(study):
-        held = _trunk_lease(trunk).take()
+        held = Trunk(trunk).lease.take()
         shutil.rmtree(trunk)
         held.release()
     for path in _study_files(study):

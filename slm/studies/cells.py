@@ -92,13 +92,22 @@ class Job:
 
     @property
     def overrides(self) -> list[str]:
-        """Overrides that make `python train.py study=NAME` run the job."""
-        *shorter, longest = self.cells
+        """Overrides that make `python train.py study=NAME` run the job without its recorded cells.
+
+        The warmup stays that of the shortest budget of the whole trunk.
+        """
+        *shorter, longest = [cell for cell in self.cells if cell.recorded is None] or self.cells
         if not shorter:
             return longest.overrides
+        warmup = longest.spec.config.schedule.warmup_budget_tokens
         branches = ",".join(format_override(cell.spec.config.budget.amount) for cell in shorter)
         budget = budget_overrides(longest.spec.config.budget)
-        return [*longest.arm_overrides, *budget, f"budget.branches=[{branches}]"]
+        return [
+            *longest.arm_overrides,
+            *budget,
+            f"budget.branches=[{branches}]",
+            f"schedule.warmup_budget_tokens={warmup}",
+        ]
 
     @property
     def steps(self) -> int:

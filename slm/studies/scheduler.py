@@ -17,7 +17,8 @@ from slm.tracking.lease import Owner
 log = logging.getLogger("slm")
 POLL_SECONDS = 2.0
 RETRY = "study.retry_failed=true"
-Launch = Callable[[Sequence[Job]], None]
+# Executes jobs, and returns those that did not run because another process held one of their runs.
+Launch = Callable[[Sequence[Job]], Sequence[Job]]
 
 
 def run_study(
@@ -69,9 +70,9 @@ def _run_jobs(
         else:
             waiting = False
             launched = free[: batch or len(free)]
-            launch(launched)
-            elsewhere = [job for job in launched if find_owner(job) is not None]
-            remaining = [job for job in remaining if job not in launched or job in elsewhere]
+            in_use = launch(launched)
+            ended = [j for j in launched if j not in in_use and find_owner(j) is None]
+            remaining = [job for job in remaining if job not in ended]
         remaining = [job for job in remaining if rerun or not _is_done(job)]
         if limit is not None and _count_failed(cells) >= limit:
             break
@@ -150,10 +151,13 @@ def _describe_unfinished(unfinished: Sequence[Cell], total: int) -> Iterator[str
         yield from map(_describe, cells)
         if reason:
             yield f"      {reason}"
+    command = "the same command"
+    if unfinished[0].spec.config.rerun:
+        command += " without rerun=true"
     if any(cell.state == "planned" for cell in others):
-        yield "planned cells did not start: see the errors above; then run the same command again"
+        yield f"planned cells did not start: see the errors above; then run {command} again"
     elif others:
-        yield "run the same command again to continue"
+        yield f"run {command} again to continue"
     if failed:
         yield f"add {RETRY} to retry the failed cells; without it they are skipped"
 

@@ -9,6 +9,7 @@ owner that was suspended for that long and finds its file taken over exits at on
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -27,6 +28,8 @@ from slm.files import try_lock
 log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
+# Errors of os.link on file systems without hard links, such as exFAT and some network and FUSE file systems.
+NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
 ATTEMPTS = 5  # a process that only reads the owner holds a shared lock for an instant
 
 
@@ -104,7 +107,10 @@ class Lease:
         return self.path.with_suffix("") if self.path.suffix else self.path.parent
 
     def _create(self) -> IO[str] | None:
-        """Create the lock file, already locked and with its owner written; None if it exists."""
+        """Create the lock file, already locked and with its owner written; None if it exists.
+
+        On a file system without hard links, create an empty file and return None.
+        """
         new = self.path.with_name(f".{self.path.name}.{self.host}.{os.getpid()}")
         new.unlink(missing_ok=True)
         stream = try_lock(new)
@@ -114,6 +120,15 @@ class Lease:
             os.link(new, self.path)
         except FileExistsError:
             stream.close()
+            return None
+        except OSError as error:
+            stream.close()
+            if error.errno not in NO_HARD_LINKS:
+                raise
+            # An empty file, which `_take_over` locks: until then, another machine may take it over too, and the
+            # first heartbeat then ends the one that wrote first.
+            with suppress(FileExistsError):
+                self.path.open("x").close()
             return None
         finally:
             new.unlink()

@@ -36,6 +36,7 @@ from slm.run.facts import saved_config
 from slm.run.spec import RunSpec, resolve
 from slm.tracking.lease import HeldLease, Lease
 from slm.tracking.result import RunResult, State, result_from
+from slm.tracking.submission import submission_id
 
 TAIL_BYTES = 16_384
 SUPERSEDED = ".superseded"
@@ -89,6 +90,14 @@ class RunDirectory:
             return str(read_json(self.path / "status.json").get("failure", ""))
         except (OSError, ValueError, AttributeError):
             return ""
+
+    def is_of_this_submission(self) -> bool:
+        """Return whether an earlier start of the same submitted job was the last to work on the run."""
+        try:
+            saved = read_json(self.path / "status.json")["owner"]["submission"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return saved == submission_id()
 
     def is_in_use(self) -> bool:
         """Return whether a live process holds the run's lease."""
@@ -151,6 +160,8 @@ class RunDirectory:
                 self.path / "config.yaml", yaml.safe_dump(saved_config(spec), sort_keys=False)
             )
             self._owner = {"host": socket.gethostname(), "pid": os.getpid()}
+            if (submission := submission_id()) is not None:
+                self._owner["submission"] = submission
             with self._recorded_state(held):
                 yield
         except ConfigError:

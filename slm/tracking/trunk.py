@@ -59,7 +59,8 @@ class Trunk:
     def lease(self) -> Lease:
         """Lock held by the process that trains a trunk's branches, so that no other process starts one."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        return Lease(self.folder.with_suffix(".lock"))
+        # The name of the folder may contain dots, as in aspect_13.5-L4-d32-...
+        return Lease(self.folder.with_name(f"{self.folder.name}.lock"))
 
     def find_start(self, max_step: int) -> Start | None:
         """Return the latest valid checkpoint up to `max_step`, the last step before a branch decays."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from slm.architecture.varlen import DENSE_BATCH_TOKENS
 from slm.data.examples import Examples, ValidationSet
 from slm.data.khop import IGNORED
 from slm.data.shuffle import rows_of_rank
@@ -22,8 +23,22 @@ from slm.training.stop_on_signal import SIGNALS
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 # Batches that wait in shared memory: Docker limits /dev/shm to 64 MB by default.
 MAX_WAITING_BYTES = 16_000_000
-# Fixed per device, so that the rounding of a validation does not depend on the training batch.
+# Fixed per device, so that the rounding of a validation does not depend on the training batch; see
+# `val_batch_sequences` for the exception.
 VAL_BATCH_TOKENS = {"cpu": 16_384, "cuda": 65_536}
+
+
+def val_batch_sequences(spec: RunSpec, device_type: str, micro_sequences: int) -> int:
+    """Return the sequences of a validation batch on a device, `cpu` or `cuda`.
+
+    With document_mask the attention kernels of GPUs limit the documents of a batch. A batch of at most
+    `DENSE_BATCH_TOKENS` that is not larger than a micro-batch of `micro_sequences` may have at least as many
+    documents per token as the micro-batches of the training.
+    """
+    seq_len, tokens = spec.shape.seq_len, VAL_BATCH_TOKENS[device_type]
+    if device_type == "cuda" and spec.config.model.document_mask:
+        tokens = min(tokens, DENSE_BATCH_TOKENS, micro_sequences * seq_len)
+    return max(1, tokens // seq_len)
 
 
 class TrainingBatches(Dataset[Tensor]):

@@ -124,6 +124,8 @@ class CheckpointWriter:
     workers: Workers = SINGLE_PROCESS
     thread: ThreadPoolExecutor | None = None
     saved_step: int | None = None
+    is_enabled: bool = True
+    """False: `save` writes nothing."""
     pending: Future[None] | None = None
 
     def save(
@@ -135,7 +137,7 @@ class CheckpointWriter:
             RunError: if it cannot be written; earlier checkpoints are intact.
         """
         path = checkpoint_path(self.folder, step)
-        if step == self.saved_step:
+        if step == self.saved_step or not self.is_enabled:
             return path
         self.saved_step = step
         self.wait()

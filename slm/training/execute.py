@@ -16,7 +16,7 @@ from slm.tracking.result import RunResult
 from slm.tracking.run_dir import RunDirectory
 from slm.tracking.trunk import Trunk
 from slm.training.distributed.rank import check_launch
-from slm.training.distributed.workers import SINGLE_PROCESS, Workers
+from slm.training.distributed.workers import SINGLE_PROCESS, Workers, is_shared
 from slm.training.stop_on_signal import StopSignal
 
 
@@ -41,7 +41,7 @@ def train_all(
         if trunk is not None and len(specs) > 1:
             workers.broadcast_from_rank0(lambda: _acquire_trunk(trunk, leases))
         if trunk is not None and config.rerun:
-            workers.broadcast_from_rank0(trunk.delete)
+            workers.broadcast_from_rank0(lambda: _delete_old_trunk(trunk, runs))
         _train_each(specs, runs, workers, more_jobs=more_jobs)
     result = runs[-1].result() if workers.is_rank_zero else None
     return None if result is None else result.val_loss_nats_per_token
@@ -49,6 +49,11 @@ def train_all(
 
 def _acquire_trunk(trunk: Trunk, leases: ExitStack) -> None:
     leases.callback(trunk.lease.take().release)
+
+
+def _delete_old_trunk(trunk: Trunk, runs: Sequence[RunDirectory]) -> None:
+    if not any(run.is_of_this_submission() for run in runs):
+        trunk.delete()
 
 
 def _train_each(
@@ -66,6 +71,8 @@ def _train_each(
         except Interrupted:
             raise
         except SlmError as error:
+            if workers.world_size > 1 and not is_shared(error):
+                raise  # the other ranks still train this branch
             if len(specs) > 1 and str(error) not in map(str, failures):
                 log.error("%s: %s", spec.run_id, error)
                 error.was_shown = True
@@ -91,18 +98,26 @@ def _train(spec: RunSpec, run: RunDirectory, workers: Workers, stop: StopSignal)
 
 
 def _needs_training(spec: RunSpec, run: RunDirectory) -> bool:
-    state = run.state()
+    state, starts_over = run.state(), _starts_over(spec, run)
     # An unreadable result.json raises; without one, the run continues from its last checkpoint.
-    if state == "finished" and not spec.config.rerun and run.result() is not None:
+    if state == "finished" and not starts_over and run.result() is not None:
         log.info("already finished: %s (set rerun=true to train it again)", run.path)
         return False
-    if state == "diverged" and not spec.config.rerun:
+    if state == "diverged" and not starts_over:
         raise Diverged(f"already diverged: {run.path} (set rerun=true to train it again)")
     return True
 
 
+def _starts_over(spec: RunSpec, run: RunDirectory) -> bool:
+    """Return whether an existing run is set aside: with rerun=true, unless this job itself has begun it.
+
+    A job that is requeued or retried runs its first command again, which has rerun=true.
+    """
+    return spec.config.rerun and not run.is_of_this_submission()
+
+
 def _claim(spec: RunSpec, run: RunDirectory, resources: ExitStack) -> None:
-    resources.enter_context(run.claim(spec, rerun=spec.config.rerun))
+    resources.enter_context(run.claim(spec, rerun=_starts_over(spec, run)))
     resources.enter_context(log_to_file(run.path / "log.txt"))
     size = f"{spec.steps:,} steps, {scientific(spec.flops)} FLOPs"
     log.info("%s: %s, run id %s", display_name(spec), size, spec.run_id)

@@ -12,7 +12,7 @@ from typing import Any
 from slm.data.examples import Examples
 from slm.errors import Interrupted
 from slm.run.spec import RunSpec
-from slm.training.batches import VAL_BATCH_TOKENS, TrainingBatches, ValidationBatches, to_pairs
+from slm.training.batches import TrainingBatches, ValidationBatches, to_pairs, val_batch_sequences
 from slm.training.checkpoint import CheckpointWriter
 from slm.training.diagnostics import recorded_residual_rms, weight_statistics
 from slm.training.distributed.workers import Workers
@@ -70,7 +70,8 @@ class TrainingLoop:
                 done = step + 1
                 if self.metrics.is_due(done):
                     self.training_step.finite_check.check()
-                self.metrics.after_step(done, output)
+                is_validated = self.is_validation_due(done)
+                self.metrics.after_step(done, output, before_validation=is_validated)
                 show_progress(done, output)
                 if done == spec.trunk_steps:
                     self.store_trunk(done)
@@ -98,15 +99,20 @@ class TrainingLoop:
             progress["validation"] = asdict(self.last_validation)
         return self.checkpoints.save(done, step.module.model, step.optimizer, progress)
 
-    def validate_if_due(self, done: int) -> None:
+    def is_validation_due(self, done: int) -> bool:
+        """Return whether a validation follows step `done`, and has not been measured before an interruption."""
         every = self.spec.config.trainer.validate_every_steps
         is_due = done == self.spec.steps or (every is not None and done % every == 0)
-        if not is_due or (self.last_validation is not None and self.last_validation.step == done):
+        return is_due and (self.last_validation is None or self.last_validation.step != done)
+
+    def validate_if_due(self, done: int) -> None:
+        if not self.is_validation_due(done):
             return
         if done == self.spec.steps and self.spec.config.trainer.progress:
             log.info("validating on %s tokens", f"{self.examples.val.tokens:,}")
         device = self.training_step.fabric.device
-        batch_size = max(1, VAL_BATCH_TOKENS[device.type] // self.spec.shape.seq_len)
+        micro_sequences = self.training_step.micro_sequences
+        batch_size = val_batch_sequences(self.spec, device.type, micro_sequences)
         share = self.workers.rank, self.workers.world_size
         module = self.training_step.module
         with recorded_residual_rms(module.model) as diagnostics:
@@ -131,9 +137,12 @@ class TrainingLoop:
         place, next_part = "after step", "continues from there"
         if validating:
             place, next_part = "in the validation after step", "repeats the validation"
+        command = "the same command"
+        if self.spec.config.rerun:
+            command += " without rerun=true"
         raise Interrupted(
             f"interrupted by {signal.Signals(number).name} {place} {done} of {self.spec.steps}; "
-            f"its state is saved, and the same command {next_part}",
+            f"its state is saved, and {command} {next_part}",
             number,
         )
 

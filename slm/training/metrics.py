@@ -70,11 +70,12 @@ class Metrics:
         every = self.spec.config.trainer.log_every_steps
         return done == 1 or done % every == 0 or done == self.spec.steps
 
-    def after_step(self, done: int, output: StepOutput) -> None:
+    def after_step(self, done: int, output: StepOutput, *, before_validation: bool = False) -> None:
         """Add the time of the step and, if a row is due, write it."""
         is_due = self.is_due(done)
-        if is_due and output.loss.is_cuda:
-            torch.cuda.synchronize()  # else the clock would stop before the kernels do
+        if (is_due or before_validation) and output.loss.is_cuda:
+            # Else the clock would stop before the kernels do, and the validation would wait for them.
+            torch.cuda.synchronize()
         now = time.perf_counter()
         self.training_seconds += now - self._step_start_seconds
         self._step_start_seconds = now

@@ -58,8 +58,12 @@ def train(
     run: RunDirectory,
     workers: Workers = SINGLE_PROCESS,
     stop: StopSignal | None = None,
+    *,
+    saves_checkpoints: bool = True,
 ) -> RunResult | None:
     """Train or resume a run that the caller has claimed; return its result on rank 0, else None.
+
+    Without `saves_checkpoints` the run cannot be continued, and must not share a trunk.
 
     Raises:
         Interrupted, Diverged: with the state saved and, after a divergence, the result.
@@ -95,6 +99,7 @@ def train(
             workers,
             thread if machine.accelerator == "gpu" else None,
             saved_step=start.step if start.is_own else None,
+            is_enabled=saves_checkpoints,
         )
         taken_over_steps = 0 if start.is_own else start.step
         known = machine.peak_flops, examples.val.text_bytes
@@ -184,9 +189,11 @@ def _restore(loop: TrainingLoop, start: StartPoint) -> None:
     if start.checkpoint is None:
         seed_random_states(loop.spec.config.seed)
         return
-    step = loop.training_step
+    step, workers = loop.training_step, loop.workers
+    with workers.sync_errors(), unusable_reported(start.checkpoint):
+        saved = load_checkpoint(start.checkpoint, loop.spec, is_shared=workers.world_size > 1)
+    # Sends tensors between ranks, so that an error of one rank here ends its process.
     with unusable_reported(start.checkpoint):
-        saved = load_checkpoint(start.checkpoint, loop.spec, is_shared=loop.workers.world_size > 1)
         restore_training_state(step.module.model, step.optimizer, saved)
         loop.restore(saved["progress"])
         restore_random_states(saved["random_states"])

@@ -50,7 +50,7 @@ class TrainingStep:
         self.fabric = fabric
         self._spec = spec
         self._workers = workers
-        self._micro_sequences = micro_sequences
+        self.micro_sequences = micro_sequences
         self._wrapped = fabric.setup_module(module)  # in DDP, or with sharded parameters
         self.optimizer = module.build_optimizer()  # after sharding; takes `found_inf` and states
         self._fabric_optimizer = fabric.setup_optimizers(self.optimizer)
@@ -86,7 +86,7 @@ class TrainingStep:
         # The mean of the ranks' gradients has to be the gradient of the sum over ranks.
         divisor = n_targets if workers.world_size == 1 else n_targets / workers.world_size
         nats = torch.zeros((), dtype=torch.float64, device=pairs.device)
-        micro_batches = pairs.split(self._micro_sequences)
+        micro_batches = pairs.split(self.micro_sequences)
         for number, micro_batch in enumerate(micro_batches, start=1):
             inputs, targets = micro_batch.unbind(1)
             is_last = number == len(micro_batches)

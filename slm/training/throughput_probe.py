@@ -32,7 +32,7 @@ def measure_tokens_per_second(spec: RunSpec, seconds: float) -> float:
         logging.getLogger("slm").setLevel(logging.ERROR)
         try:
             with run.claim(short):
-                train(short, run)
+                train(short, run, saves_checkpoints=False)
         finally:
             logging.getLogger("slm").setLevel(level)
         rows = [row for row in run.read_metrics() if TOKENS_PER_SECOND in row]

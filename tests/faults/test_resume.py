@@ -19,6 +19,7 @@ from slm.tracking import run_dir
 from slm.tracking.run_dir import RunDirectory
 from slm.training.batches import ValidationBatches
 from slm.training.step import StepOutput, TrainingStep
+from slm.training.stop_on_signal import StopSignal
 from tests.conftest import merged
 from tests.running import assert_same_run, power_cut, run_to_end
 
@@ -218,3 +219,15 @@ def signal_at_row(open_metrics: Callable[[RunDirectory], Any], number: int, at_r
             self.stream.close()
 
     return lambda run: SignalingStream(open_metrics(run))
+
+
+@pytest.mark.parametrize(
+    ("rerun", "command"),
+    [(False, "the same command"), (True, "the same command without rerun=true")],
+)
+def test_message_names_the_command_that_continues(
+    tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch, rerun: bool, command: str
+) -> None:
+    monkeypatch.setattr(StopSignal, "poll", lambda self: signal.SIGTERM)
+    with pytest.raises(Interrupted, match=f"saved, and {command} continues from there"):
+        run_to_end(tiny_spec(rerun=rerun))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -14,11 +15,12 @@ import pytest
 
 from slm.config.load import load_config
 from slm.config.schema import Config, ScheduleConfig
-from slm.errors import ConfigError, Interrupted
+from slm.errors import ConfigError, Interrupted, InUse
 from slm.run.lr_schedule import step_lr_multiplier, steps_before_decay
 from slm.run.spec import RunSpec, branch_specs, resolve
 from slm.studies.cells import Cell, Job, jobs_of
-from slm.tracking.run_dir import RunDirectory
+from slm.tracking import submission
+from slm.tracking.run_dir import SUPERSEDED, RunDirectory
 from slm.tracking.trunk import Trunk
 from slm.training.execute import train_all
 from tests.conftest import TINY, merged
@@ -138,6 +140,31 @@ def test_rerun_does_not_use_the_old_trunk(
     assert len(taken) == 49
 
 
+def test_requeued_rerun_continues_what_it_began(
+    tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first branch of the rerun is finished, the second one is cut, and the third one is still the old run."""
+    settings = {"budget": BUDGETS, "rerun": True, "trainer": {"checkpoint_every_steps": 1}}
+    config = tiny_config(**settings)
+    specs = branch_specs(config)
+    branches_to_end(config)
+    monkeypatch.setenv(submission.VARIABLE, "first")
+    with power_cut(monkeypatch, before_step=13):
+        train_all(config)
+    with counted_steps(monkeypatch) as taken:
+        train_all(config)
+    assert taken == [13, 14, *range(12, 45)]
+    with counted_steps(monkeypatch) as taken:
+        train_all(config)
+    assert taken == []
+    monkeypatch.setenv(submission.VARIABLE, "second")
+    with counted_steps(monkeypatch) as taken:
+        train_all(config)
+    assert len(taken) == 49
+    aside = RunDirectory.of(specs[0]).path.parent / SUPERSEDED
+    assert len(list(aside.iterdir())) == 2 * len(specs)
+
+
 def cells(config: Config) -> list[Cell]:
     return [Cell(spec, "tiny", 1) for spec in branch_specs(config)]
 
@@ -166,6 +193,22 @@ def test_job_is_a_trunk_with_its_branches_in_order(tiny_config: Make) -> None:
     assert [cell.spec.steps for cell in job.cells] == [5, 15, 45]
     assert "budget.branches=[1280,3840]" in job.overrides and "budget.tokens=11520" in job.overrides
     assert job.steps == 49 and isinstance(job, Job)
+
+
+def test_trunks_of_a_family_with_a_dot_in_its_name_have_leases_of_their_own(
+    tiny_config: Make,
+) -> None:
+    specs = [
+        resolve(tiny_config(seed=s, family={"name": "aspect_13.5"}, trainer={"share_trunk": True}))
+        for s in range(2)
+    ]
+    one, other = (Trunk.of(spec) for spec in specs)
+    assert one is not None and other is not None
+    held = one.lease.take()
+    with pytest.raises(InUse, match=f"{re.escape(str(one.folder))} is in use"):
+        one.lease.take()
+    other.lease.take().release()
+    held.release()
 
 
 def test_trunk_id_differs_between_recipes(tiny_config: Make) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -68,6 +69,18 @@ def test_command_is_what_a_user_would_type(monkeypatch: pytest.MonkeyPatch, tmp_
     torchrun = TrainCommand.of(["seed=1"], processes=2).arguments
     assert torchrun[1:3] == ("-m", "torch.distributed.run") and torchrun[-2:] == (script, "seed=1")
     assert "--nproc-per-node=2" in torchrun
+
+
+def test_each_start_of_a_command_has_the_same_submission_id(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Slm's launchers pickle the command; Slurm and Ray start it again after a requeue or a node failure."""
+    (tmp_path / "train.py").write_text("import os; print(os.environ['SLM_SUBMISSION_ID'])")
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "sweep.py")])
+    first, second = (TrainCommand.of(["rerun=true"]) for _ in range(2))
+    again = pickle.loads(pickle.dumps(first))
+    ids = [command.run().lines for command in (first, again, second)]
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_output_without_the_lines_of_torchrun() -> None:

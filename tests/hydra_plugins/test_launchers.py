@@ -16,18 +16,18 @@ import pytest
 import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.utils import JobStatus
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from hydra_plugins.slm_study._command import Outcome
-from hydra_plugins.slm_study._launcher import TrainLauncher, TrainReturn
+from hydra_plugins.slm_study._launcher import TrainLauncher, TrainReturn, found_in_use
 from hydra_plugins.slm_study.local import LocalLauncher
 from hydra_plugins.slm_study.ray import RayLauncher, check_reachable
 from hydra_plugins.slm_study.slurm import SlurmLauncher, read_outcome
 from slm.config.hydra import CONF_DIR, compose_config
 from slm.config.schema import TrainerConfig
-from slm.errors import ConfigError, RunError
+from slm.errors import ConfigError, InUse, RunError
 from slm.run.display_name import display_name
 from slm.run.spec import RunSpec, resolve
 from slm.tracking.run_dir import RunDirectory
@@ -208,6 +208,38 @@ def test_result_of_a_job_is_read_from_its_run_directory(
     assert (lost.status, failed.status) == (JobStatus.FAILED, JobStatus.FAILED)
     with pytest.raises(RunError, match="out of memory"):
         _ = failed.return_value
+
+
+IN_USE = (
+    "runs/a is in use by process 7 on node (heartbeat 3 s ago); wait until it finishes, or stop it"
+)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "is_held"),
+    [
+        (Outcome(75, ("any text",)), True),
+        (Outcome(1, (IN_USE,)), True),  # torchrun
+        (Outcome(None, (IN_USE, "Slurm state FAILED; output: 1_0_log.out")), True),
+        (Outcome(1, (IN_USE, "another line", "out of memory")), False),
+        (Outcome(0, (IN_USE,)), False),
+    ],
+)
+def test_job_whose_run_is_in_use_is_reported_as_such(
+    outcome: Outcome, is_held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = StubLauncher()
+    monkeypatch.setattr(launcher, "_specs", lambda overrides: [])
+    done = launcher.finish_job("[1/1]", ["seed=0"], outcome)
+    assert found_in_use(done) == is_held
+    assert not (is_held and done.failure)
+
+
+def test_job_whose_run_is_in_use_is_reported_by_the_basic_launcher_too() -> None:
+    for error, is_held in ((InUse("in use"), True), (RunError("no space"), False)):
+        done = JobReturn(status=JobStatus.FAILED)
+        done.return_value = error
+        assert found_in_use(done) == is_held
 
 
 def test_job_of_a_study_has_the_display_name_of_its_longest_run(

@@ -204,6 +204,18 @@ def test_error_of_one_rank_stops_all_ranks(tiny_config: Make, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+def test_checkpoint_that_one_rank_cannot_read_stops_all_ranks(
+    tiny_config: Make, tmp_path: Path
+) -> None:
+    config = on_ranks(tiny_config(trainer={"checkpoint_every_steps": 3}), "ddp")
+    jobs = [Job(config, cut_before_step=8), Job(config, unreadable_rank=1), Job(config)]
+    _, stopped, resumed = train_on_ranks(tmp_path, jobs)
+    assert [ending.error for ending in stopped] == ["PeerFailed", "RunError"]
+    assert all("stale file handle" in ending.message for ending in stopped)
+    assert [ending.steps for ending in resumed] == [list(range(6, 20))] * 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_rank_that_raises_ends_all_ranks(tiny_config: Make, tmp_path: Path, strategy: str) -> None:
     """The other rank waits for a gradient that never comes."""

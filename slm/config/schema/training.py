@@ -55,8 +55,8 @@ class ScheduleConfig:
     warmup_fraction: Fraction = 0.02
     """Share of the token budget used for warmup; the warmup is at most tokens_per_param=1 long."""
     warmup_budget_tokens: Size | None = None
-    """Token budget that warmup_fraction is a share of; null means the budget of the run. Branches of one trunk
-    use the shortest budget."""
+    """Token budget that warmup_fraction is a share of; null means the budget of the run or, with
+    budget.branches, the shortest budget of the trunk."""
     decay_fraction: Fraction = 0.2
     """Share of the token budget used for the linear decay of wsd."""
     final_lr_fraction: Fraction = 0.0

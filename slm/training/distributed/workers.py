@@ -1,7 +1,7 @@
 """The processes that train one run together, and how they agree on decisions and errors.
 
-Rank 0 alone writes files and logs, and its decisions hold for every rank. An SlmError is raised on all ranks
-at the same place by the methods below. Any other error ends its own process at once; the launcher (torchrun, or
+Rank 0 alone writes files and logs, and its decisions hold for every rank. The methods below raise an error of one
+rank on all ranks at the same place. Any other error ends its own process at once; the launcher (torchrun, or
 srun with --kill-on-bad-exit) or the broken connection then ends the other ranks. Imports torch only if there are
 several processes.
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from slm.errors import PeerFailed, SlmError
+from slm.errors import Diverged, Interrupted, PeerFailed, SlmError
 from slm.training.distributed.rank import Placement
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def joined_workers(
     operation of NCCL, and the launcher would never see the process die.
 
     Raises:
-        SlmError: the error that all ranks share.
+        Exception: the error that all ranks share.
     """
     if placement is None:
         yield SINGLE_PROCESS
@@ -160,27 +160,34 @@ def joined_workers(
     workers = _join(placement)
     try:
         yield workers
-    except SlmError as error:
-        if workers.is_rank_zero and not error.was_shown:
-            log_error(str(error))
-        error.was_shown = True
-        workers.shutdown_barrier()
-        raise
     except Exception as error:
-        if hasattr(error, "is_shared"):
+        if is_shared(error):
+            if isinstance(error, SlmError):
+                if workers.is_rank_zero and not error.was_shown:
+                    log_error(str(error))
+                error.was_shown = True
             workers.shutdown_barrier()
             raise
-        if any(sign in str(error) for sign in CONNECTION_LOST):
+        code = SlmError.exit_code
+        if isinstance(error, SlmError):
+            print(f"process {workers.rank}: {error}", file=sys.stderr)
+            code = error.exit_code
+        elif any(sign in str(error) for sign in CONNECTION_LOST):
             print(PEER_ENDED, file=sys.stderr)
         else:
             traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(SlmError.exit_code)
+        os._exit(code)
     except KeyboardInterrupt:
         atexit.unregister(_destroy_process_group)  # it could block on ranks that still compute
         raise
     workers.shutdown_barrier()
+
+
+def is_shared(error: Exception) -> bool:
+    """Return whether all ranks raise an error: one of `Workers`, a divergence, or a stop signal."""
+    return hasattr(error, "is_shared") or isinstance(error, PeerFailed | Diverged | Interrupted)
 
 
 def _join(placement: Placement) -> Workers:

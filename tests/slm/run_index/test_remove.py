@@ -17,9 +17,9 @@ from slm.errors import InUse
 from slm.formatting import DAY
 from slm.run_index import remove
 from slm.run_index.scan import freed_bytes
-from slm.tracking.lease import Lease
 from slm.tracking.run_dir import RunDirectory
 from slm.tracking.trunk import FOLDER as TRUNKS
+from slm.tracking.trunk import Trunk
 from tests.slm.run_index.made import make_run, set_aside, slm
 
 
@@ -126,8 +126,13 @@ def test_a_run_in_use_is_never_removed(study: Path, named: str) -> None:
 
 
 def test_a_study_whose_trunk_is_trained_is_not_removed(study: Path) -> None:
+    """The names of two trunks of a family made from a ratio differ after a dot."""
     (trunk,) = (study / TRUNKS).iterdir()
-    held = Lease(trunk.with_suffix(".lock")).take()
+    used, other = (trunk.with_name(f"aspect_13.5-L{n}-d32-s0-0123abcd") for n in (2, 4))
+    trunk.rename(used)
+    other.mkdir()
+    held = Trunk(used).lease.take()
+    assert Trunk(other).lease.owner() is None
     before = content(study)
     assert rm(study, study, "--yes")[0] == InUse.exit_code and content(study) == before
     held.release()

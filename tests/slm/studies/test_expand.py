@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from slm.config.schema import Config
+from slm.config.schema import BudgetConfig, Config
 from slm.errors import ConfigError
-from slm.run.spec import resolve
+from slm.run.spec import branch_specs, resolve
 from slm.studies.cells import Cell, jobs_of
 from slm.studies.checks import check_study
 from slm.studies.expand import Compose, cells_of
@@ -130,6 +130,31 @@ def test_grid_varies_other_keys(tiny_config: Callable[..., Config]) -> None:
     settings = {(c.spec.config.optimizer.lr, c.spec.shape.tied) for c in cells}
     assert settings == {(1e-3, True), (1e-3, False), (4e-3, True), (4e-3, False)}
     assert "optimizer.lr=0.001" in cells[0].overrides
+
+
+@pytest.mark.parametrize("numbers", [[0], [1], [0, 1], [2], []], ids=str)
+def test_recorded_branches_are_not_trained_again(
+    tiny_config: Callable[..., Config], numbers: list[int]
+) -> None:
+    """The run ids of the other branches stay, also if the shortest one, which sets the warmup, is recorded."""
+    budgets = {"sizes": ["80k"], "tokens_per_param": [2, 6, 18], "seeds": [0]}
+    compose = composer(tiny_config, families=["deep_thin"], **budgets)
+    cells = cells_of(compose([], {}), compose)
+    assert all(cell.has_trunk for cell in cells)
+    results: Any = {cells[number].spec.run_id: object() for number in numbers}
+    (job,) = jobs_of(cells_of(compose([], {}), compose, recorded=results))
+    trained = branch_specs(override_budget(compose(job.overrides, {}), job.overrides))
+    expected = [cell.spec.run_id for cell in cells if cell.spec.run_id not in results]
+    assert [spec.run_id for spec in trained] == expected
+    assert all(spec.config.trainer.share_trunk for spec in trained)
+
+
+def override_budget(config: Config, overrides: Sequence[str]) -> Config:
+    """Return the config with the budget of the overrides."""
+    given = dict(override.split("=", 1) for override in overrides)
+    branches = tuple(yaml.safe_load(given.get("budget.branches", "[]")))
+    amount = yaml.safe_load(given["budget.tokens_per_param"])
+    return replace(config, budget=BudgetConfig.of("tokens_per_param", amount, branches))
 
 
 @pytest.mark.parametrize(

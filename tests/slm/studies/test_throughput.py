@@ -19,6 +19,8 @@ from slm.studies.throughput import (
     store_probe,
     wall_seconds,
 )
+from slm.training import checkpoint
+from slm.training.throughput_probe import measure_tokens_per_second
 
 
 def test_wall_time_of_jobs_on_several_workers() -> None:
@@ -59,6 +61,14 @@ def test_probe_is_stored_in_the_study_folder(
     store_probe(spec.config, {"another": 1.0})
     key = (spec.shape.depth, spec.batch_tokens, spec.flops_per_token)
     assert load_throughput([cell]).measured == {key: 500.0}
+
+
+def test_probe_writes_no_checkpoint(
+    tiny_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint of a model of 1B parameters has 12 GB."""
+    monkeypatch.setattr(checkpoint, "_write", lambda *_: pytest.fail("a checkpoint is written"))
+    assert measure_tokens_per_second(tiny_spec(), 0.01) > 0
 
 
 def test_stated_mfu_gives_the_throughput(tiny_spec: Callable[..., RunSpec]) -> None:

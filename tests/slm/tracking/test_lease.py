@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -52,6 +53,31 @@ def test_lease_is_exclusive_until_released(tmp_path: Path) -> None:
     held.release()
     assert Lease(path).owner() is None and not path.exists()
     Lease(path).take().release()
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS])
+def test_lease_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    fail_to_link(monkeypatch, code)
+    test_lease_is_exclusive_until_released(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_errors_of_the_lock_file_are_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_to_link(monkeypatch, errno.ENOSPC)
+    with pytest.raises(OSError, match="No space left"):
+        Lease(tmp_path / "lock").take()
+    assert not list(tmp_path.iterdir())
+
+
+def fail_to_link(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise OSError(code, os.strerror(code), str(source), None, str(target))
+
+    monkeypatch.setattr(os, "link", link)
 
 
 def test_local_lease_is_free_once_its_process_is_dead(tmp_path: Path) -> None:

@@ -299,8 +299,11 @@ def test_visible_gpus_from_the_environment_or_nvidia_smi(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-1")
     assert visible_gpus() == ["3", "GPU-1"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert visible_gpus() == []
+    for none in ("", "-1", "-1,0"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert visible_gpus() == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, -1, 1")
+    assert visible_gpus() == ["2"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert visible_gpus() == []

@@ -16,7 +16,7 @@ from slm.errors import ConfigError, RunError
 from slm.model.build import load_weights
 from slm.model.loss import token_nats
 from slm.model.parametrization import Parametrization
-from slm.run.lr_schedule import lr_multiplier
+from slm.run.lr_schedule import is_decayed, lr_multiplier
 from slm.run.spec import RunSpec
 from slm.tracking import run_dir
 from slm.tracking.run_dir import RunDirectory
@@ -88,6 +88,15 @@ def test_run_reduces_the_loss_and_writes_all_result_fields(tiny_spec: Spec) -> N
     rows = run.read_metrics()
     assert [row[run_dir.STEP] for row in rows] == list(range(1, 61))
     assert rows[-1][run_dir.VAL_LOSS] == result.val_loss_nats_per_token
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(0.0, False), (0.2, True)])
+def test_result_tells_whether_the_rate_decayed(
+    tiny_spec: Spec, fraction: float, expected: bool
+) -> None:
+    run, _ = run_to_end(tiny_spec(schedule={"decay_fraction": fraction}))
+    result = run.result()
+    assert result is not None and is_decayed(result.schedule) == expected
 
 
 def test_validation_loss_equals_a_plain_sum(tiny_spec: Spec, prose: PreparedData) -> None:
