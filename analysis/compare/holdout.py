@@ -160,7 +160,7 @@ def hold_out(study: Study, seed: int = 0) -> HoldOut:
         passed=None if is_borderline else not missed,
         reasons=tuple(doubts if is_borderline else missed),
         is_borderline=is_borderline,
-        forward=tuple(_forward(study)),
+        forward=tuple(_forward(study, known)),
     )
 
 
@@ -261,7 +261,7 @@ def _predict(
     )
 
 
-def _forward(study: Study) -> list[dict[str, Any]]:
+def _forward(study: Study, below_largest: FittedStudy) -> list[dict[str, Any]]:
     """Each rung from those below it, wherever those can be fitted."""
     found = []
     sizes = study.table.groupby("rung", sort=False)["n"].mean()
@@ -270,7 +270,8 @@ def _forward(study: Study) -> list[dict[str, Any]]:
         smaller, _ = without_small_families(_below(study, rungs[:at]))
         if refusals_of(smaller):
             continue
-        known = fitted(smaller)
+        is_fitted = smaller.table.equals(below_largest.study.table)
+        known = below_largest if is_fitted else fitted(smaller)
         rows = study.table[study.table["rung"] == rungs[at]]
         rows = rows[rows["family"].isin(smaller.families)]
         error = (

@@ -150,8 +150,9 @@ def audit_learning_rates(
 
 def by_budget(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the runs with the token budget in the name of the shape, so that each budget is audited by itself."""
-    budgets = runs["tokens_per_param"].map(" at tokens_per_param {:g}".format)
-    return runs.assign(shape=runs["shape"] + budgets)
+    cells = runs.groupby(["family", "shape", "tokens"])
+    budgets = cells["tokens_per_param"].transform("median")
+    return runs.assign(shape=runs["shape"] + budgets.map(" at tokens_per_param {:g}".format))
 
 
 def _audit_shape(family: str, shape: str, losses: pd.Series, used_lr: float) -> ShapeAudit:

@@ -21,7 +21,8 @@ def tuning_costs(runs: pd.DataFrame, audit: pd.DataFrame) -> Floats:
 
     Args:
         runs: table with the columns aspect_ratio, n_flop and tokens_per_param.
-        audit: runs over a grid of rates, with these columns and those of `audit_learning_rates`, among them `used_lr`.
+        audit: runs over a grid of rates, with these columns, tokens, and those of `audit_learning_rates`, among them
+            `used_lr`.
 
     Raises:
         DataError: if the audit lacks a cell of family x size x budget, or a best rate is not inside its grid.

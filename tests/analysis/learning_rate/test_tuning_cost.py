@@ -36,6 +36,7 @@ def audit() -> pd.DataFrame:
                         "shape": f"{family}-{n:g}",
                         "rung": f"{n:g}",
                         "n_flop": n,
+                        "tokens": n * budget,
                         "tokens_per_param": budget,
                         "aspect_ratio": aspect,
                         "used_lr": 2e-3,
