@@ -15,7 +15,7 @@ from slm.run.micro_batch import micro_batch_of
 from slm.run.spec import RunSpec
 
 # On a CPU, compilation takes about 15 s. It saves a fifth of the time of large steps (2e13 FLOPs take one core about
-# 2 minutes), and 0.6 to 0.7 ms per block of small steps: 26 s in 40,000 passes (one core, 128 tokens, d_model 32 to 96).
+# 2 minutes), and 0.6 to 0.8 ms per block of small steps: 24 s or more in 40,000 passes (tests.benchmarks.small_steps).
 MIN_CPU_FLOPS = 2e13
 MIN_CPU_BLOCK_PASSES = 40_000
 # On a GPU, a run that takes less than this without compilation would save little more time than it costs.
