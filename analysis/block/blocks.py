@@ -20,9 +20,7 @@ from slm.rounding import exceeds, merge_close, stable_argsort
 
 MIN_ASPECT_DIFFERENCE = 0.2  # of mean ln(aspect ratio); below, the two families are labels
 MIN_ASPECTS = 3  # in one rung, for a curvature
-MAX_ROUNDING = math.log(
-    2
-)  # range of ln(aspect ratio) in a family that rounding to integers can explain
+MAX_ROUNDING = math.log(2)  # range of ln(aspect ratio) in a family, by rounding to integers
 MAX_MISMATCH = 0.10  # of FLOPs per token within a rung; up to here the correction to equal FLOPs is first-order
 LABELS = ("family", "shape", "rung", "seed")
 PER_RUN = ("row", "n", "tokens", "flops", "loss", "u")

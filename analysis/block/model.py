@@ -18,7 +18,7 @@ from analysis.arrays import Floats, Ints
 from analysis.block.blocks import Blocks
 from analysis.block.mixed_model import MixedModel, best_trunk_ratio
 from analysis.block.pooled_law import PooledLaw, assumed_law, delete_runs, fit_pooled_law
-from analysis.design.identifiability import MIN_SIZES, exponent_refusals
+from analysis.design.identifiability import exponent_refusals, too_few_sizes
 from analysis.formatting import count
 from slm.rounding import ROUNDING_TOLERANCE, exceeds
 
@@ -185,10 +185,9 @@ def exponent_reasons(blocks: Blocks, law: PooledLaw | None = None) -> list[str]:
     """Return why the exponent difference cannot be estimated, from the design and if given the law; empty if it can."""
     reasons = _law_reasons(blocks)
     for name, side in zip((blocks.deep, blocks.wide), blocks.sides, strict=True):
-        sizes = len(set(_sizes(blocks)[side]))
-        if not reasons and sizes < MIN_SIZES:  # gamma would come from the other families
-            needed = f"at least {MIN_SIZES} are needed; run {MIN_SIZES - sizes} more"
-            reasons.append(f"{name}: {count(sizes, 'size')}, {needed}")
+        if not reasons:  # with fewer sizes gamma would come from the other families
+            found = too_few_sizes(len(set(_sizes(blocks)[side])))
+            reasons = [f"{name}: {reason}" for reason in found]
     if law is not None and law.at_bound:
         reasons.append(
             f"the runs do not identify the law common to all shapes: {law.at_bound} at a bound of the search; run "

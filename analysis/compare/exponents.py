@@ -21,8 +21,8 @@ from analysis.block.effects import EQUIVALENT
 from analysis.design.identifiability import (
     comparison_refusals,
     exponent_refusals,
+    family_refusals,
     labels,
-    size_refusals,
 )
 from analysis.fit.diagnostics import Status
 from analysis.fit.joint import fit_joint
@@ -221,8 +221,8 @@ def without_small_families(study: Study) -> tuple[Study, list[str]]:
     table, found = study.table, dict[str, str]()
     for name, rows in table.groupby("family", sort=False):
         if name not in (study.deep, study.wide):
-            own = [str(name)] * len(rows)
-            reasons = size_refusals(own, labels(list(rows["rung"])), rows["n"], rows["tokens"])
+            n, tokens = rows["n"].to_numpy(), rows["tokens"].to_numpy()
+            reasons = family_refusals(list(rows["rung"]), n, tokens)
             if reasons:
                 found[str(name)] = f"{name}: {reasons[0]}"
     kept = table[~table["family"].isin(list(found))].reset_index(drop=True)

@@ -49,41 +49,43 @@ def exponent_refusals(
         tokens: D of each run, above 0.
         single_budget_share: share of the sizes that may have a single token budget.
     """
-    n, tokens = np.asarray(n, float), np.asarray(tokens, float)
-    found = size_refusals(family, size, n, tokens, single_budget_share=single_budget_share)
-    return [*found, *collinearity_refusals(np.log(n), np.log(tokens))]
-
-
-def size_refusals(
-    family: Labels,
-    size: Labels | None,
-    n: ArrayLike,
-    tokens: ArrayLike,
-    *,
-    single_budget_share: float = 0.0,
-) -> list[str]:
-    """Return which families have too few sizes or token budgets for an exponent; see `exponent_refusals`."""
     family, n, tokens = labels(family), np.asarray(n, float), np.asarray(tokens, float)
     size = None if size is None else labels(size)
     refusals: list[str] = []
     for name in dict.fromkeys(family):
         rows = family == name
+        own = None if size is None else size[rows]
+        found = family_refusals(own, n[rows], tokens[rows], single_budget_share=single_budget_share)
         prefix = f"{name}: " if len(set(family)) > 1 else ""
-        sizes = [] if size is None else list(dict.fromkeys(size[rows]))
-        n_sizes = count_distinct(n[rows]) if size is None else len(sizes)
-        if n_sizes < MIN_SIZES:
-            refusals.append(
-                f"{prefix}{count(n_sizes, 'size')}, at least {MIN_SIZES} are needed; run {MIN_SIZES - n_sizes} more"
-            )
-        single = [s for s in sizes if count_distinct(tokens[rows & (size == s)]) < MIN_BUDGETS]
-        if len(single) > single_budget_share * n_sizes:
-            has = "has" if len(single) == 1 else "have"
-            refusals.append(
-                f"{prefix}{len(single)} of {count(n_sizes, 'size')} {has} a single token budget, so the effects of "
-                f"size and data cannot be separated; run each size at {WANTED_BUDGETS} budgets that span "
-                f"{WANTED_BUDGET_SPAN:g}x"
-            )
+        refusals += [prefix + reason for reason in found]
+    return [*refusals, *collinearity_refusals(np.log(n), np.log(tokens))]
+
+
+def family_refusals(
+    size: Labels | None, n: Floats, tokens: Floats, *, single_budget_share: float = 0.0
+) -> list[str]:
+    """Return why one family has too few sizes or token budgets for an exponent; see `exponent_refusals`."""
+    size = None if size is None else labels(size)
+    sizes = [] if size is None else list(dict.fromkeys(size))
+    n_sizes = count_distinct(n) if size is None else len(sizes)
+    refusals = too_few_sizes(n_sizes)
+    single = [s for s in sizes if count_distinct(tokens[size == s]) < MIN_BUDGETS]
+    if len(single) > single_budget_share * n_sizes:
+        has = "has" if len(single) == 1 else "have"
+        refusals.append(
+            f"{len(single)} of {count(n_sizes, 'size')} {has} a single token budget, so the effects of "
+            f"size and data cannot be separated; run each size at {WANTED_BUDGETS} budgets that span "
+            f"{WANTED_BUDGET_SPAN:g}x"
+        )
     return refusals
+
+
+def too_few_sizes(n_sizes: int) -> list[str]:
+    """Return the reason why a number of sizes does not give an exponent; empty if it does."""
+    if n_sizes >= MIN_SIZES:
+        return []
+    missing = MIN_SIZES - n_sizes
+    return [f"{count(n_sizes, 'size')}, at least {MIN_SIZES} are needed; run {missing} more"]
 
 
 def collinearity_refusals(log_n: Floats, log_d: Floats) -> Iterator[str]:
