@@ -43,7 +43,7 @@ from slm.tracking.results_file import read_results
 HERE = Path("analysis/examples/micro")
 AUDIT = HERE / "lr_audit.json"
 QUESTION = (
-    "From 13 to 340 thousand parameters, is deep and thin better than wide and shallow, and does the "
+    "From 13 to 190 thousand parameters, is deep and thin better than wide and shallow, and does the "
     "advantage grow with size?"
 )
 

@@ -113,7 +113,7 @@ def test_grid_counts_cells_of_families_without_a_shape(
     lines = printed(grid_table(studies("micro"), Throughput({})), 80).splitlines()
     assert lines[1].split() == ["size", "2.7", "4", "11", "32", "48", "tokens", "cells", "FLOPs"]
     assert lines[3].split()[:6] == ["13k", "-", "9", "9", "9", "-"]  # 3 budgets, 3 seeds
-    assert len(lines) == 3 + 8 + 1  # 8 sizes and the total
+    assert len(lines) == 3 + 7 + 1  # 7 sizes and the total
 
 
 def test_headline_names_what_the_cells_vary(studies: Callable[[str], list[Cell]]) -> None:
