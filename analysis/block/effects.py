@@ -273,20 +273,35 @@ def shape_optimum(fit: BlockFit, rung: int) -> ShapeOptimum:
     low, high = float(blocks.u[rows].min()), float(blocks.u[rows].max())
     x = float(fit.columns.x[rows][0])
     scale = float(fit.columns.scale[rows][0])
-    numerator, denominator = _unit(fit, "gamma") * x - _unit(fit, "h1"), 2 * _unit(fit, "h2")
+    b = 2 * float(_unit(fit, "h2") @ fit.coef)
+    if b <= 0:
+        return ShapeOptimum(rung, None, None, None)
+    cost = scale * b / 2 * math.log(2) ** 2
+    best, ends = _by_curvature(fit, _unit(fit, "gamma") * x - _unit(fit, "h1"))
+    if ends is None or not low < best < high:
+        return ShapeOptimum(rung, None, None, cost)
+    return ShapeOptimum(rung, best, (max(ends[0], low), min(ends[1], high)), cost)
+
+
+def optimum_trend(fit: BlockFit) -> tuple[float, Interval] | None:
+    """Return d u* / d ln N = gamma / (2 h2), by which the best u moves, with Fieller's interval.
+
+    None unless the curvature is significant and positive. The interval is not cut: the trend can be small although no
+    best aspect ratio lies inside the measured ones.
+    """
+    trend, interval = _by_curvature(fit, _unit(fit, "gamma"))
+    return None if interval is None else (trend, interval)
+
+
+def _by_curvature(fit: BlockFit, numerator: Floats) -> tuple[float, Interval | None]:
+    """Return a contrast divided by 2 h2 with Fieller's interval, None unless h2 is significant and positive."""
+    denominator = 2 * _unit(fit, "h2")
     a, b = float(numerator @ fit.coef), float(denominator @ fit.coef)
     v = np.array([numerator, denominator]) @ fit.covariance @ np.array([numerator, denominator]).T
     t = float(special.stdtrit(fit.df, (1 + CONFIDENCE) / 2))
-    if b <= 0:
-        return ShapeOptimum(rung, None, None, None)
-    best = a / b
-    cost = scale * b / 2 * math.log(2) ** 2
     leading = b**2 - t**2 * v[1, 1]
-    interval = None
-    if leading > 0:
-        middle, constant = a * b - t**2 * v[0, 1], a**2 - t**2 * v[0, 0]
-        root = math.sqrt(max(middle**2 - leading * constant, 0.0))
-        ends = (middle - root) / leading, (middle + root) / leading
-        interval = max(ends[0], low), min(ends[1], high)
-    inside = interval is not None and low < best < high
-    return ShapeOptimum(rung, best if inside else None, interval if inside else None, cost)
+    if b <= 0 or leading <= 0:
+        return math.nan, None
+    middle, constant = a * b - t**2 * v[0, 1], a**2 - t**2 * v[0, 0]
+    root = math.sqrt(max(middle**2 - leading * constant, 0.0))
+    return a / b, ((middle - root) / leading, (middle + root) / leading)

@@ -38,7 +38,8 @@ class BlockResult(Summarized):
         is_curved: whether the loss may be curved in ln(aspect ratio); `curvature` is h2 (relative loss per unit^2).
         alpha, beta, size_nats: of the pooled law, and its A N^-alpha at `at_n`.
         largest_q: largest relative difference of the size term; above 0.1 the model is refitted.
-        optima: best d_model / n_layers per rung (is_curved); curve: Delta against N with its 95% band.
+        optima: best d_model / n_layers per rung (is_curved); optimum_trend: its d ln(ratio) / d ln N.
+        curve: Delta against N with its 95% band.
         noise: residual standard deviation by family and by rung, in nats.
         effects, level_effects: the fit with N in this definition, and the one that the level is from.
     """
@@ -90,6 +91,8 @@ class BlockResult(Summarized):
     size_nats: float | None = None
     largest_q: float | None = None
     optima: tuple[dict[str, Any], ...] = ()
+    optimum_trend: float | None = None
+    optimum_trend_ci: Interval | None = None
     curve: tuple[dict[str, float], ...] = ()
     kappa_by_budget: tuple[dict[str, float], ...] = ()
     noise: tuple[dict[str, Any], ...] = ()

@@ -17,6 +17,7 @@ from analysis.block.effects import (
     common_box_is_empty,
     effects_of,
     is_significant,
+    optimum_trend,
     shape_optimum,
 )
 from analysis.block.model import MIN_DF, exponent_reasons, fit_runs, level_reasons
@@ -220,7 +221,7 @@ def _exponent(effects: Effects, free: Effects | None) -> dict[str, Any]:
 
 
 def _curvature(effects: Effects) -> dict[str, Any]:
-    """Return the curvature in ln(aspect ratio), and the best aspect ratio of each rung."""
+    """Return the curvature in ln(aspect ratio), the best aspect ratio of each rung, and its trend."""
     fit = effects.fit
     if "h2" not in fit.names:
         return {}
@@ -241,11 +242,14 @@ def _curvature(effects: Effects) -> dict[str, Any]:
                 "cost_of_two": best.cost_of_two,
             }
         )
+    trend = None if effects.d_alpha is None else optimum_trend(fit)
     return {
         "curvature": estimate.value,
         "curvature_se": estimate.se,
         "p_curvature": estimate.p,
         "optima": tuple(rows),
+        "optimum_trend": None if trend is None else trend[0],
+        "optimum_trend_ci": None if trend is None else trend[1],
     }
 
 

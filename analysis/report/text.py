@@ -21,6 +21,7 @@ from analysis.report import latency_text
 from slm.formatting import short_count
 
 if TYPE_CHECKING:
+    from analysis.compare.block_result import BlockResult
     from analysis.report.study_report import StudyReport
 
 CAVEATS = (
@@ -209,11 +210,23 @@ def shape_line(report: StudyReport) -> str:
     )
     best = block.optima[-1] if block.optima else {}
     if best.get("low") is None:
-        return f"{start} No interior optimum is shown at the largest size."
+        place = "No interior optimum is shown at the largest size."
+    else:
+        place = (
+            f"Best d_model / n_layers at N = {short_count(best['n'])}: {best['best_aspect']:.3g} [{best['low']:.3g}, "
+            f"{best['high']:.3g}]; a factor of 2 beside it costs {best['cost_of_two']:.4f} nats/token."
+        )
+    return f"{start} {place}{_trend(block)}"
+
+
+def _trend(block: BlockResult) -> str:
+    """Return how the best aspect ratio moves with size; empty if the curvature or the exponent is not identified."""
+    if block.optimum_trend is None or block.optimum_trend_ci is None:
+        return ""
+    trend = format_interval(block.optimum_trend, *block.optimum_trend_ci, digits=2)
     return (
-        f"{start} Best d_model / n_layers at N = {short_count(best['n'])}: {best['best_aspect']:.3g} "
-        f"[{best['low']:.3g}, {best['high']:.3g}]; a factor of 2 beside it costs {best['cost_of_two']:.4f} nats/token. "
-        "An optimum that moves with size and a difference of exponents are one parameter of the model."
+        f" The best ratio changes in proportion to N^b, b = {trend}: positive if larger models should be relatively wider. "
+        "This and the difference of exponents are one parameter of the model."
     )
 
 

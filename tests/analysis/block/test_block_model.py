@@ -32,6 +32,13 @@ def fitted(
     return fit_block_model(table, deep=deep, wide=wide, **options)
 
 
+def curved(table: pd.DataFrame) -> pd.DataFrame:
+    """Add a minimum in u at 0.25 x: the relative loss 0.01 u^2 - 0.005 u x, with u = 0 at an aspect ratio of 48."""
+    u, x = np.log(table["aspect_ratio"] / 48), np.log(table["n_flop"] / 5.62e7)
+    added = A * table["n_flop"] ** -ALPHA * (0.01 * u**2 - 0.005 * u * x)
+    return table.assign(loss_nats_per_token=table["loss_nats_per_token"] + added)
+
+
 def values(one: BlockResult) -> list[float]:
     return [getattr(one, name) for name in ESTIMATES]
 
@@ -91,18 +98,30 @@ class TestNoiseFree:
 
     def test_a_shape_optimum_and_its_drift(self) -> None:
         """q = h2 u^2 - gamma u x has its minimum at u = gamma x / (2 h2)."""
-        aspects = (12, 24, 48, 96, 192)
-        table = study(6, aspects)
-        log_aspect = np.log(table["aspect_ratio"])
-        u = log_aspect - np.log(aspects).mean()
-        size = A * table["n_flop"] ** -ALPHA
-        x = np.log(table["n_flop"] / 5.62e7)
-        table["loss_nats_per_token"] += size * (0.01 * u**2 - 0.005 * u * x)
-        one = fitted(table)
+        one = fitted(curved(study(6, (12, 24, 48, 96, 192))))
         assert one.curvature == pytest.approx(0.01, rel=0.015)  # relative to the mean size term
         best = [row["best_aspect"] for row in one.optima]
         expected = [48 * math.exp(0.25 * math.log(row["n"] / 5.62e7)) for row in one.optima]
         assert best == pytest.approx(expected, rel=5e-3)
+        assert one.optimum_trend == pytest.approx(0.25, abs=5e-3)
+
+    def test_the_interval_of_the_drift_is_fieller_s(self) -> None:
+        """Its ends are the trends at which gamma - 2 h2 trend is t standard errors from 0."""
+        one = fitted(curved(study(6, (12, 24, 48, 96, 192), tau=0.002, sigma=0.002, seed=1)))
+        assert one.effects is not None and one.optimum_trend_ci is not None
+        fit = one.effects.fit
+        gamma, h2 = fit.names.index("gamma"), fit.names.index("h2")
+        for end in one.optimum_trend_ci:
+            weights = np.zeros(len(fit.names))
+            weights[[gamma, h2]] = 1.0, -2 * end
+            error = math.sqrt(weights @ fit.covariance @ weights)
+            assert abs(weights @ fit.coef) / error == pytest.approx(stats.t.ppf(0.975, fit.df))
+
+    def test_no_drift_without_curvature(self) -> None:
+        noisy = study(6, (12, 48, 192), d_alpha=0.01, tau=0.01, sigma=0.005, seed=2)
+        one = fitted(noisy)
+        assert one.curvature is not None and one.p_curvature > 0.05  # type: ignore[operator]
+        assert one.optimum_trend is None and one.optimum_trend_ci is None
 
 
 def test_reml_agrees_with_statsmodels() -> None:
