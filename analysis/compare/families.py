@@ -275,6 +275,7 @@ def compare_study(
         () if robustness is None else robustness.without,
         None if block.refused else held_out,
         audit,
+        () if audit is None else audit.gaps(table, study.deep, study.wide),
     )
     ratio = table["tokens"] / table["n"]
     return Comparison(

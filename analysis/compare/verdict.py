@@ -64,13 +64,17 @@ class Verdict(Summarized):
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that the rules look at. `others`: the block model under further definitions of N."""
+    """All that the rules look at.
+
+    `others`: the block model under further definitions of N. `audit_gaps`: what the audit does not cover.
+    """
 
     block: BlockResult
     others: Sequence[BlockResult] = ()
     without: tuple[WithoutOne, ...] = ()
     hold_out: HoldOut | None = None
     audit: Audit | None = None
+    audit_gaps: Sequence[str] = ()
     equivalent_cost: float = EQUIVALENT_COST
 
 
@@ -192,6 +196,8 @@ def _conditions(evidence: Evidence) -> Iterator[str]:
         yield "the exponents are compared given equal E in both families"
     if evidence.audit is None:
         yield "no learning-rate audit was given: the answer holds if the learning rates suit both families"
+    for gap in evidence.audit_gaps:
+        yield f"the learning-rate audit is incomplete ({gap})"
     if hold_out is not None and hold_out.passed is False:
         yield f"the smaller sizes do not predict the largest ({'; '.join(hold_out.reasons)})"
     if hold_out is not None and hold_out.is_borderline:

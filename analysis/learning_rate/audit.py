@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -22,6 +22,9 @@ from slm.rounding import exceeds, first_argmin, snap_to_zero
 from slm.summary import Rows, Summarized
 
 MAX_PENALTY = 0.01  # nats: the default random effect of a shape
+MIN_SIZES = 2  # of a family: one size does not show that a rate transfers
+SAME_SIZE = math.log(1.1)  # ln N: shapes closer than this are of one size
+SAME_BUDGET = math.log(1.3)  # ln(tokens / N)
 REQUIRED_COLUMNS = ("family", "shape", "peak_lr", "loss_nats_per_token")
 
 
@@ -48,11 +51,16 @@ class ShapeAudit:
 
 @dataclass(frozen=True, repr=False)
 class Audit(Summarized):
-    """Result of a learning-rate audit. `failed` maps each family that failed to the reason."""
+    """Result of a learning-rate audit.
+
+    `failed` maps each family that failed to the reason, `cells` each family to the sizes and tokens it was audited at,
+    as pairs (N_flop, tokens). A summary written by hand has no cells.
+    """
 
     families: tuple[str, ...]
     failed: dict[str, str]
     shapes: tuple[ShapeAudit, ...] = ()
+    cells: dict[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
 
     def passed(self, *families: str) -> bool:
         """Return whether all given families were audited and passed."""
@@ -68,6 +76,37 @@ class Audit(Summarized):
                 for name in missing
             ),
         ]
+
+    def gaps(self, runs: pd.DataFrame, *families: str) -> list[str]:
+        """Return what the audit does not cover of each given family; empty if it suffices or has no cells.
+
+        It needs two sizes, and in one of them the smallest and the largest token budget of the study (a factor of 1.3
+        apart is the same): the best rate may change with both.
+
+        Args:
+            runs: the study's, with the columns family, tokens and flops.
+        """
+        found = []
+        for family in families:
+            own = runs[runs["family"] == family]
+            if family not in self.cells or own.empty:
+                continue
+            sizes = _by_size(self.cells[family])
+            studied = _by_size(zip(own["flops"] / (6 * own["tokens"]), own["tokens"], strict=True))
+            if len(sizes) < MIN_SIZES <= len(studied):
+                found.append(f"{family}: only one size is audited, {MIN_SIZES} are needed")
+            wanted = [ratio for ratios in studied for ratio in ratios]
+            if not any(
+                exceeds(min(wanted) + SAME_BUDGET, min(ratios))
+                and exceeds(max(ratios) + SAME_BUDGET, max(wanted))
+                for ratios in sizes
+            ):
+                low, high = (math.exp(end) for end in (min(wanted), max(wanted)))
+                found.append(
+                    f"{family}: no size is audited at the study's smallest and largest token budget "
+                    f"(tokens_per_param {low:.3g} and {high:.3g})"
+                )
+        return found
 
     def title(self) -> str:
         families = count(len(self.families), "family", "families")
@@ -145,7 +184,32 @@ def audit_learning_rates(
                 f"{MAX_PENALTY:g}; run it again at {audited.best_lr:.2g}"
             )
     families = tuple(dict.fromkeys(audited.family for audited in shapes))
-    return Audit(families, failed, tuple(shapes))
+    return Audit(families, failed, tuple(shapes), _cells_of(runs))
+
+
+def _cells_of(runs: pd.DataFrame) -> dict[str, tuple[tuple[float, float], ...]]:
+    if not {"n_flop", "tokens"} <= set(runs):
+        return {}
+    return {
+        str(family): tuple(
+            sorted(
+                {(float(n), float(d)) for n, d in zip(own["n_flop"], own["tokens"], strict=True)}
+            )
+        )
+        for family, own in runs.groupby("family")
+    }
+
+
+def _by_size(cells: Iterable[tuple[float, float]]) -> list[list[float]]:
+    """Return ln(tokens / N) of the cells of each size."""
+    sizes: list[list[float]] = []
+    last = -math.inf
+    for n, tokens in sorted(cells):
+        if exceeds(math.log(n) - last, SAME_SIZE):
+            sizes.append([])
+        last = math.log(n)
+        sizes[-1].append(math.log(tokens / n))
+    return sizes
 
 
 def by_budget(runs: pd.DataFrame) -> pd.DataFrame:
@@ -183,7 +247,7 @@ def parse_audit(
 ) -> Audit | None:
     """Return an `Audit` from audit runs or from a summary {family: {"interior": bool, "penalty": nats}}.
 
-    An `Audit` and None are returned unchanged.
+    A summary may have `cells`, [{"n_flop": .., "tokens": ..}, ..]: where the family was audited. An `Audit` and None are returned unchanged.
 
     Raises:
         DataError: if the summary of a family has no key `interior`, or the table of runs is incomplete.
@@ -205,4 +269,16 @@ def parse_audit(
             failed[str(family)] = (
                 f"its learning rate costs {penalty:.3f} nats; run it again at its best learning rate"
             )
-    return Audit(tuple(str(family) for family in source), failed)
+    cells = {str(family): _cells_in(str(family), summary) for family, summary in source.items()}
+    known = {family: own for family, own in cells.items() if own}
+    return Audit(tuple(str(family) for family in source), failed, cells=known)
+
+
+def _cells_in(family: str, summary: Mapping[str, Any]) -> tuple[tuple[float, float], ...]:
+    cells = summary.get("cells") or ()
+    try:
+        return tuple((float(cell["n_flop"]), float(cell["tokens"])) for cell in cells)
+    except (TypeError, ValueError, KeyError):
+        raise DataError(
+            f"audit of {family}: cells is {cells!r}; it must be a list of objects with the numbers n_flop and tokens"
+        ) from None

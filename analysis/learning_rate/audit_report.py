@@ -1,7 +1,7 @@
 """Report of a learning-rate audit: lr_audit.json, lr_audit.md and lr_audit.png.
 
-`families` in lr_audit.json is {family: {"interior": .., "penalty": .., "cost_of_2x": .., "passed": ..}}, the
-worst case over the sizes and token budgets of a family. `study.lr_audit=FILE` checks another study against
+`families` in lr_audit.json is {family: {"interior": .., "penalty": .., "cost_of_2x": .., "passed": .., "cells": ..}}, the
+worst case over the sizes and token budgets of a family, which `cells` lists. `study.lr_audit=FILE` checks another study against
 the file; `analysis.compare_families(audit=...)` accepts the value of `families`. `fitted_rule` is the rule that the
 best rates follow, or null (`analysis.learning_rate.rule_fit`).
 """
@@ -96,6 +96,7 @@ def _worst_case(audit: Audit, family: str) -> dict[str, Any]:
         "penalty": max(penalties, default=None),
         "cost_of_2x": max(costs, default=None),
         "passed": audit.passed(family),
+        "cells": [{"n_flop": n, "tokens": tokens} for n, tokens in audit.cells.get(family, ())],
     }
 
 

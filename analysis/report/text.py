@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from analysis.compare.block_result import BlockResult
     from analysis.report.study_report import StudyReport
 
+SAME_SIZE = 1.1  # sizes and token counts within this factor of the audit's are audited
 CAVEATS = (
     "All shapes share one learning rate unless the study tunes it (study.lr_policy=tuned). A family with "
     "another optimal learning rate can have a higher loss only because its learning rate is not tuned.",
@@ -321,9 +322,34 @@ def audit_line(report: StudyReport) -> str:
     if found.audit.passed(found.deep, found.wide):
         return (
             "Passed: in both families the best learning rate lies inside the grid, and the penalty of the "
-            f"learning rate used is at most {MAX_PENALTY:g} nats."
+            f"learning rate used is at most {MAX_PENALTY:g} nats.{_audited_range(report)}"
         )
     return f"FAILED: {'; '.join(found.audit.reasons(found.deep, found.wide))}."
+
+
+def _audited_range(report: StudyReport) -> str:
+    """Return the sizes and tokens of the audit, and whether the study goes beyond them."""
+    found, table = report.comparison, report.table
+    assert found.audit is not None
+    cells = [cell for name in (found.deep, found.wide) for cell in found.audit.cells.get(name, ())]
+    if not cells:
+        return ""
+    sizes, tokens = zip(*cells, strict=True)
+    compared = table[table["family"].isin((found.deep, found.wide))]
+    largest = (
+        float((compared["flops"] / (6 * compared["tokens"])).max()),
+        float(compared["tokens"].max()),
+    )
+    beyond = ""
+    if largest[0] > SAME_SIZE * max(sizes) or largest[1] > SAME_SIZE * max(tokens):
+        beyond = (
+            f" The study goes to N = {short_count(largest[0])} and {short_count(largest[1])} tokens: beyond the audit, "
+            "the learning rate is extrapolated."
+        )
+    return (
+        f" Audited: N = {short_count(min(sizes))} to {short_count(max(sizes))}, {short_count(min(tokens))} to "
+        f"{short_count(max(tokens))} tokens.{beyond}"
+    )
 
 
 def power_lines(report: StudyReport) -> list[str]:

@@ -156,6 +156,10 @@ class TestRules:
         tuned = {name: {"interior": True, "penalty": 0.001} for name in ("deep", "wide")}
         assert compared(LEVEL, audit=tuned).verdict.word == "depth_level_better"
         assert "audit" not in " ".join(compared(LEVEL, audit=tuned).verdict.conditions)
+        cells = {"cells": [{"n_flop": 1e7, "tokens": 1e9}]}
+        partly = {name: summary | cells for name, summary in tuned.items()}
+        conditions = compared(LEVEL, audit=partly).verdict.conditions
+        assert any("audit is incomplete (deep: only one size" in one for one in conditions)
 
 
 class TestRobustness:

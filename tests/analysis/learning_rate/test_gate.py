@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis.learning_rate import gate
+from analysis.learning_rate.audit import Audit, parse_audit
 from analysis.learning_rate.gate import load_audit
 from analysis.runs.load import Runs
 from slm.errors import DataError
@@ -76,3 +77,27 @@ def test_a_folder_is_audited_by_budget(tmp_path: Path, monkeypatch: pytest.Monke
     assert load_audit(tmp_path, near).passed("deep")
     with pytest.raises(DataError, match="recipe"):
         load_audit(tmp_path, loaded(recipe_id="other"))
+
+
+def covered(*cells: tuple[float, float]) -> Audit:
+    summary = {"interior": True, "cells": [{"n_flop": n, "tokens": tokens} for n, tokens in cells]}
+    audit = parse_audit({"deep": summary})
+    assert audit is not None
+    return audit
+
+
+def test_an_audit_needs_two_sizes_and_the_extreme_budgets_of_the_study() -> None:
+    cells = [(n, ratio * n) for n in (1e5, 2e5, 4e5) for ratio in (8, 24, 72)]
+    runs = pd.DataFrame(
+        {"family": "deep", "tokens": [d for _, d in cells], "flops": [6 * n * d for n, d in cells]}
+    )
+    assert covered((1e5, 8e5), (1.05e5, 7.2e6), (4e5, 3.2e6)).gaps(runs, "deep") == []
+    (one_size,) = covered((1e5, 8e5), (1e5, 7.2e6)).gaps(runs, "deep")
+    assert one_size == "deep: only one size is audited, 2 are needed"
+    (short,) = covered((1e5, 8e5), (1e5, 2.4e6), (4e5, 2.88e7)).gaps(runs, "deep")
+    assert "smallest and largest token budget (tokens_per_param 8 and 72)" in short
+    one_budget = runs[::3]
+    assert covered((1e5, 8e5), (4e5, 3.2e6)).gaps(one_budget, "deep") == []
+    assert covered().gaps(runs, "deep") == []  # written by hand
+    with pytest.raises(DataError, match="audit of deep: cells is"):
+        parse_audit({"deep": {"interior": True, "cells": [{"n": 1e5}]}})
