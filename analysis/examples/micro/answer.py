@@ -188,6 +188,20 @@ show(
 )
 
 # %% [markdown]
+# ## A size that is left out
+#
+# Size 340k is not part of the study (PROTOCOL, change of 2026-11-30), but its five runs at the shortest budget are finished
+# ([extension.jsonl](extension.jsonl)). The joint law of the other sizes predicts them.
+
+# %%
+extended = pd.concat([runs.table, load_runs(HERE / "extension.jsonl").table], ignore_index=True)
+predicted = analyze_study(
+    extended, deep="aspect_4", wide="aspect_32", bootstrap=0
+).comparison.hold_out
+print(*predicted.reasons, sep="\n")
+show(predicted.rows())
+
+# %% [markdown]
 # ## Controls
 
 # %%
