@@ -1,4 +1,4 @@
-"""What the block model says about two families: exponent difference, level, compute multiplier, shape optimum."""
+"""Estimates of the block model for two families: exponent difference, level, compute multiplier, shape optimum."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Interval = tuple[float, float]
 SIGNIFICANCE = 0.05  # of all tests; intervals are 95%
 CONFIDENCE = 1 - SIGNIFICANCE
 EQUIVALENT = 0.02  # exponents closer than this are the same for any use
-MAX_LOG_KAPPA = 50.0
+KAPPA_SEARCH = 50.0
 SMALL = 1e-30  # variance of a contrast that the model does not have
 
 
@@ -248,9 +248,9 @@ def log_kappa(law: PooledLaw, n: float, tokens: float, delta: float) -> float:
             2 * (s * math.sinh(law.alpha * log_k / 4) + t * math.sinh(law.beta * log_k / 4)) + delta
         )
 
-    if not gap(-MAX_LOG_KAPPA) * gap(MAX_LOG_KAPPA) <= 0:  # the loss does not depend on compute
+    if not gap(-KAPPA_SEARCH) * gap(KAPPA_SEARCH) <= 0:  # the loss does not depend on compute
         return math.copysign(math.inf, -delta)
-    return float(brentq(gap, -MAX_LOG_KAPPA, MAX_LOG_KAPPA, xtol=1e-12))
+    return float(brentq(gap, -KAPPA_SEARCH, KAPPA_SEARCH, xtol=1e-12))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.arrays import Floats
+from analysis.arrays import Floats, Ints
 from analysis.block.blocks import Blocks
 from analysis.block.effects import level_weights_of
 from analysis.block.mixed_model import rank
@@ -34,17 +34,23 @@ class PlannedEffects:
         return len(self.covariance) > 1
 
 
-def planned_effects(blocks: Blocks, law: PooledLaw, sigma: Floats, tau: float) -> PlannedEffects:
+def planned_effects(
+    blocks: Blocks, law: PooledLaw, sigma: Floats, tau: float, trunk_sigma: float = 0.0
+) -> PlannedEffects:
     """Return the precision of a design, by generalised least squares with known standard deviations in nats.
 
-    `sigma`: of each run, shape (runs,); `tau`: of the random effect of a shape. A shape with several seeds has one
-    random effect.
+    `sigma`: of each run, shape (runs,); `tau`: of the random effect of a shape, which its seeds share; `trunk_sigma`:
+    of the random effect of a seed of a shape, which its budgets share.
     """
     columns = columns_of(blocks, law)
     x, nuisance = columns.design(blocks.u), nuisance_of(blocks, law)
-    shapes = (blocks.shape[:, None] == np.arange(len(blocks.families))).astype(float)
-    q = np.linalg.qr(_whitened(nuisance, shapes, sigma, tau))[0]
-    rest = _whitened(x, shapes, sigma, tau)
+    shapes = _indicator(blocks.shape)
+    every = np.hstack([nuisance, x, shapes, _indicator(blocks.trunk)]) / sigma[:, None]
+    known = nuisance.shape[1] + x.shape[1]
+    every = _decorrelated(every, every[:, known + shapes.shape[1] :], trunk_sigma)
+    white = _decorrelated(every[:, :known], every[:, known : known + shapes.shape[1]], tau)
+    q = np.linalg.qr(white[:, : nuisance.shape[1]])[0]
+    rest = white[:, nuisance.shape[1] :]
     rest = rest - q @ (q.T @ rest)
     information = rest.T @ rest
     rung = blocks.common_rungs[-1]
@@ -64,10 +70,15 @@ def planned_effects(blocks: Blocks, law: PooledLaw, sigma: Floats, tau: float) -
     )
 
 
-def _whitened(columns: Floats, shapes: Floats, sigma: Floats, tau: float) -> Floats:
-    """Return V^(-1/2) times columns, for V = diag(sigma^2) + tau^2 [same shape] and shape indicators."""
-    scaled = columns / sigma[:, None]
-    weight = shapes.T @ sigma**-2
-    shrink = (1 - 1 / np.sqrt(1 + tau**2 * weight)) / weight
-    spread = shapes / sigma[:, None]
-    return np.asarray(scaled - spread @ (shrink[:, None] * (spread.T @ scaled)))
+def _indicator(codes: Ints) -> Floats:
+    return (codes[:, None] == np.arange(codes.max() + 1)).astype(float)
+
+
+def _decorrelated(columns: Floats, groups: Floats, deviation: float) -> Floats:
+    """Return V^(-1/2) times columns, V = I + deviation^2 times the sum of g g^T over the columns g of `groups`.
+
+    No run may be in two groups: in each row one column of `groups` at most is not 0.
+    """
+    weight = (groups**2).sum(axis=0)
+    shrink = (1 - 1 / np.sqrt(1 + deviation**2 * weight)) / weight
+    return np.asarray(columns - groups @ (shrink[:, None] * (groups.T @ columns)))

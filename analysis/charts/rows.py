@@ -56,7 +56,7 @@ def run_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "run id": row["run_id"],
         "family": row["family"],
         "shape": row["shape"],
-        "N (FLOPs per token / 6)": short_count(row["n"]),
+        "N": short_count(row["n"]),
         "tokens": short_count(row["tokens"]),
         "tokens_per_param": budget_name(row["tokens_per_param"]),
         "training FLOPs": power_of_ten(row["flops"], 3),

@@ -64,7 +64,7 @@ def shape_curve(report: StudyReport) -> Figure | None:
                 "shape": blocks.shape_names[int(row["shape"])],
                 "d_model / n_layers": f"{row['x']:.3g}",
                 f"loss minus mean of the size ({PER_TOKEN})": f"{row['y']:+.4f}",
-                "N (FLOPs per token / 6)": names[int(row["rung"])],
+                "N": names[int(row["rung"])],
             },
         }
         for row in records(means)
@@ -104,7 +104,7 @@ def _best_aspects(optima: list[dict[str, Any]], sizes: Series, x: Axis, y: Axis)
             "y": y.share(0.03 + 0.04 * index * 24 / max(24, len(optima))),
             "colour": sizes.colour(short_count(row["n"])),
             "tip": {
-                "N (FLOPs per token / 6)": short_count(row["n"]),
+                "N": short_count(row["n"]),
                 "best d_model / n_layers": f"{row['best_aspect']:.3g} [{row['low']:.3g}, {row['high']:.3g}]",
             },
         }
@@ -141,7 +141,7 @@ def residuals(report: StudyReport) -> Figure | None:
         }
         for row in records(means.reset_index())
     ]
-    x = Axis.around(table["n"], "N (FLOPs per token / 6)", log=True, kind="count")
+    x = Axis.around(table["n"], "N", log=True, kind="count")
     y = Axis.around([0.0, *(row["y"] for row in runs)], f"residual ({PER_TOKEN})")
     return Figure(
         "residuals",

@@ -82,20 +82,20 @@ class ExponentDifference(Summarized):
         return self.difference is None
 
     def accepted_alpha(self, family: str) -> tuple[float, float]:
-        """The range of a family's exponent that the profile likelihood accepts."""
+        """Return the range of a family's exponent that the profile likelihood accepts."""
         if self.fit is None:
             return EXPONENT_BOUNDS
         return self.fit.intervals.get(f"alpha[{family}]", EXPONENT_BOUNDS)
 
     @property
     def accepted_difference(self) -> tuple[float, float]:
-        """What both accepted ranges leave for the difference: what is told where it is not identified."""
+        """Return the range of differences that the accepted ranges of both exponents allow."""
         deep, wide = self.accepted_alpha(self.deep), self.accepted_alpha(self.wide)
         return deep[0] - wide[1], deep[1] - wide[0]
 
     @property
     def difference_text(self) -> str:
-        """The difference with its interval, or why it has no value; only the accepted range if UNIDENTIFIED."""
+        """Return the difference with its interval, or why it has no value; only the accepted range if UNIDENTIFIED."""
         if self.difference is None or self.interval is None:
             return f"refused: {'; '.join(self.reasons)}"
         if self.status == "UNIDENTIFIED":
@@ -173,12 +173,12 @@ class FittedStudy:
 
     @property
     def shape(self) -> Ints:
-        """Code per run of its shape."""
+        """Return the code of the shape of each run."""
         return self.solution.cluster
 
     @property
     def deleted(self) -> Minima:
-        """The fit without each shape in turn."""
+        """Return the fits without each shape in turn."""
         return self.solution.jackknife
 
     @property
@@ -191,24 +191,23 @@ class FittedStudy:
         return names.index(self.study.deep), names.index(self.study.wide)
 
     def contrast(self, theta: Floats) -> Floats:
-        """alpha_deep - alpha_wide of parameter vectors (..., size)."""
+        """Return alpha_deep - alpha_wide of parameter vectors (..., size)."""
         deep, wide = self.law.slots[ALPHA][list(self.families)]
         return theta[..., deep] - theta[..., wide]
 
     @property
     def df(self) -> int:
-        """Degrees of freedom of what is estimated from shapes."""
+        """Return the degrees of freedom of estimates whose unit of replication is the shape."""
         return len(self.shape_names) - 1 - 2 * self.law.families
 
 
-def refusals_of(study: Study, n: Any = None) -> list[str]:
-    """Why the exponents of the study cannot be compared."""
+def refusals_of(study: Study) -> list[str]:
+    """Return why the exponents of the study cannot be compared; empty if they can."""
     table = study.table
-    size = table["n"] if n is None else n
     family = labels(list(table["family"]))
     per_token = table["flops"] / table["tokens"]
     found = comparison_refusals(family, per_token, study.deep, study.wide)
-    found += exponent_refusals(family, labels(list(table["rung"])), size, table["tokens"])
+    found += exponent_refusals(family, labels(list(table["rung"])), table["n"], table["tokens"])
     shapes = table.groupby(["family", "shape"]).ngroups
     needed = 2 + 2 * len(study.families)
     if not found and shapes < needed:
@@ -229,12 +228,11 @@ def without_small_families(study: Study) -> tuple[Study, list[str]]:
     return replace(study, table=kept), list(found.values())
 
 
-def fitted(study: Study, n_name: str | None = None) -> FittedStudy:
-    """Fit M2 to a study that is not refused, with N in one of its definitions; None: the primary."""
+def fitted(study: Study) -> FittedStudy:
+    """Fit M2 to a study that is not refused."""
     table = study.table
     index = np.array([study.families.index(name) for name in table["family"]])
-    size = table["n" if n_name in (None, study.n_name) else n_name]
-    points = Points.of(size, table["tokens"], table["loss_nats_per_token"], index)
+    points = Points.of(table["n"], table["tokens"], table["loss_nats_per_token"], index)
     problem = Problem.of(JointLaw("M2", len(study.families)), points)
     shape = np.asarray(table.groupby(["family", "shape"], sort=False).ngroup(), dtype=np.int64)
     return _fitted(study, solve(problem, shape))
@@ -247,16 +245,14 @@ def _fitted(study: Study, solution: Solution) -> FittedStudy:
     return FittedStudy(study, solution, names)
 
 
-def exponent_difference_of(study: Study, n_name: str | None = None) -> ExponentDifference:
-    """Everything about the exponents of one definition of N, or why there is nothing."""
-    called = n_name or study.n_name
+def exponent_difference_of(study: Study) -> ExponentDifference:
+    """Return the exponents of the compared families by the joint law, or why they are refused."""
     study, _ = without_small_families(study)
     table = study.table
-    size = table["n" if called == study.n_name else called]
-    refusals = refusals_of(study, size)
+    refusals = refusals_of(study)
     shapes = table.groupby(["family", "shape"]).ngroups
     head: dict[str, Any] = {
-        "n_name": called,
+        "n_name": study.n_name,
         "deep": study.deep,
         "wide": study.wide,
         "runs": len(table),
@@ -265,7 +261,7 @@ def exponent_difference_of(study: Study, n_name: str | None = None) -> ExponentD
     if refusals:
         return ExponentDifference(status="REFUSED", reasons=tuple(refusals), **head)
     fit = fit_joint(
-        size,
+        table["n"],
         table["tokens"],
         table["loss_nats_per_token"],
         list(table["family"]),
@@ -327,7 +323,7 @@ def _alphas(known: FittedStudy) -> dict[str, Any]:
 
 
 def two_sided(estimate: float, error: float, df: float) -> float:
-    """p of a t test of 0."""
+    """Return the p value of a two-sided t test of 0."""
     if error <= 0:
         return 0.0 if estimate else 1.0
     return float(2 * special.stdtr(df, -abs(estimate) / error))

@@ -34,8 +34,6 @@ from slm.errors import DataError
 from slm.rounding import exceeds, snap_to_zero
 from slm.summary import Summarized
 
-EXTRAPOLATION = 3.0  # times the largest measured FLOPs
-
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Summarized):
@@ -95,25 +93,6 @@ class Comparison(Summarized):
     def difference(self) -> float | None:
         """Return alpha_deep - alpha_wide by the block model; None if refused."""
         return self.block.d_alpha
-
-    @property
-    def jackknife_se(self) -> float | None:
-        """Return the jackknife standard error of the difference of exponents by the joint law."""
-        return self.exponents.standard_error
-
-    @property
-    def jackknife_interval(self) -> tuple[float, float] | None:
-        """Return the 95% jackknife interval of the difference of exponents by the joint law."""
-        return self.exponents.interval
-
-    @property
-    def permutation_p(self) -> float | None:
-        """Return the p-value of the permutation test for a difference of exponents."""
-        return None if self.robustness is None else self.robustness.permutation_p
-
-    def is_extrapolation(self, flops: float) -> bool:
-        """Return whether these FLOPs exceed three times the largest measured ones."""
-        return bool(exceeds(flops, EXTRAPOLATION * self.largest_flops))
 
     def title(self) -> str:
         return self.verdict.title()
@@ -224,7 +203,7 @@ def compare_families(
             raise DataError(f"{name}={value!r}: must be a whole number, 0 or above")
     if not isinstance(table, pd.DataFrame):
         raise DataError(
-            f"compare_families takes a table with a row a run, not {type(table).__name__}: "
+            f"compare_families takes a table with one row per run, not {type(table).__name__}: "
             "load_runs(...).table, or pandas.DataFrame(rows)"
         )
 
@@ -325,10 +304,13 @@ def _block(study: Study, n_name: str) -> BlockResult:
 
 def _left_out(block: BlockResult, table: pd.DataFrame) -> Iterator[str]:
     if not block.refused and (others := len(table) - block.runs - block.left_out):
-        yield (
-            f"{count(others, 'run')} of other families not used by the block model: {block.deep} and {block.wide} are "
-            "compared by name, since they do not differ in aspect_ratio or have none"
-        )
+        why = "have no aspect ratio"
+        if block.is_labelled:
+            why = (
+                f"{block.deep} and {block.wide} are compared by name, since they do not differ in aspect_ratio or have "
+                "none"
+            )
+        yield f"{count(others, 'run')} of other families not used by the block model: {why}"
     if not block.is_labelled and block.effects is not None:
         blocks = block.effects.fit.blocks
         if blocks.u_deep > blocks.u_wide:

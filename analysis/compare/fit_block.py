@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from slm.rounding import exceeds
 # instead of .95 in simulated studies with equal E.
 CLEAR = 0.01
 # Beyond this, the losses hardly depend on compute and kappa is not identified.
-MAX_LOG_KAPPA = math.log(1000)
+LARGEST_LOG_KAPPA = math.log(1000)
 MIN_KAPPA_RUNGS = 2
 SAME_N = 0.001  # relative; N that differ by less are one definition
 CURVE_POINTS = 25
@@ -153,16 +153,7 @@ def _level(effects: Effects) -> dict[str, Any]:
         "alpha": law.alpha,
         "beta": law.beta,
         "size_nats": float(law.size_term(point.n)),
-        "kappa_by_budget": tuple(
-            {
-                "tokens": float(tokens),
-                "kappa": math.exp(effects.log_kappa(level.value, tokens)),
-                "low": math.exp(effects.log_kappa(ends[1], tokens)),
-                "high": math.exp(effects.log_kappa(ends[0], tokens)),
-            }
-            for tokens in budgets
-            if kappa
-        ),
+        "kappa_by_budget": tuple(_kappa_by_budget(effects, budgets) if kappa else ()),
         "curve": tuple(
             {"n": float(a), "level": float(b), "low": float(b - c), "high": float(b + c)}
             for a, b, c in zip(n, deltas, half, strict=True)
@@ -176,7 +167,7 @@ def _kappa(effects: Effects) -> dict[str, Any]:
     ends = effects.log_kappa_interval()
     if (
         len(effects.fit.blocks.rung_names) < MIN_KAPPA_RUNGS
-        or not max(map(abs, ends)) < MAX_LOG_KAPPA
+        or not max(map(abs, ends)) < LARGEST_LOG_KAPPA
     ):
         return {}
     slope = law.alpha * law.size_term(point.n) + law.beta * law.data_term(point.tokens)
@@ -186,6 +177,18 @@ def _kappa(effects: Effects) -> dict[str, Any]:
         "ln_kappa_ci": ends,
         "ln_kappa_ci90": effects.log_kappa_interval(1 - 2 * SIGNIFICANCE),
     }
+
+
+def _kappa_by_budget(effects: Effects, budgets: Sequence[float]) -> Iterator[dict[str, float]]:
+    """Yield kappa of the token budgets at which the runs identify it."""
+    low, high = effects.level.interval
+    for tokens in budgets:
+        # A higher loss of the deep family is a lower kappa.
+        middle, *ends = (effects.log_kappa(one, tokens) for one in (effects.level.value, high, low))
+        if max(map(abs, ends)) < LARGEST_LOG_KAPPA:
+            names = ("kappa", "low", "high")
+            values = dict(zip(names, map(math.exp, (middle, *ends)), strict=True))
+            yield {"tokens": float(tokens), **values}
 
 
 def _common_range(effects: Effects) -> tuple[float, float]:

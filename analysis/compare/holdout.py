@@ -211,7 +211,7 @@ def _below(study: Study, rungs: Any) -> Study:
 
 
 def _log_predictions(known: FittedStudy, rows: pd.DataFrame, theta: Floats) -> Floats:
-    """ln L of other runs under parameter vectors (sets, size), (sets, rows)."""
+    """Return ln L of other runs under parameter vectors (sets, size), shape (sets, rows)."""
     family = [known.study.families.index(name) for name in rows["family"]]
     points = known.problem.points.at(rows["n"], rows["tokens"], family)
     return log_loss(known.law, theta, points)[0]
@@ -262,7 +262,7 @@ def _predict(
 
 
 def _forward(study: Study, below_largest: FittedStudy) -> list[dict[str, Any]]:
-    """Each rung from those below it, wherever those can be fitted."""
+    """Predict each rung from those below it, wherever those can be fitted."""
     found = []
     sizes = study.table.groupby("rung", sort=False)["n"].mean()
     rungs = list(sizes.index[stable_argsort(sizes)])

@@ -170,7 +170,7 @@ class EqualTimeModel:
 
     @cached_property
     def fits(self) -> list[BlockFit]:
-        """The fit with the pooled law without each rung."""
+        """Return the fits with the pooled law without each rung."""
         return plug_in_fits(self.effects.fit)
 
     def levels(self, count: int = GRID) -> list[EqualTime]:
@@ -204,7 +204,7 @@ class EqualTimeModel:
 
     @property
     def slower(self) -> int:
-        """The family with the larger least time: 0 deep, 1 wide."""
+        """Return the family with the larger least time: 0 deep, 1 wide."""
         least = [float(curve.times(self.times.log_seconds).min()) for curve in self.curves]
         return int(least[1] > least[0])
 

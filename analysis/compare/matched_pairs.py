@@ -75,7 +75,7 @@ class Contrast(Readable):
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, a record a row."""
+        """Return a dictionary for JSON, with one record per row."""
         return {
             "deep": self.deep,
             "wide": self.wide,

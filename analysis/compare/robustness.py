@@ -38,12 +38,14 @@ class WithoutOne:
 
 @dataclass(frozen=True, repr=False)
 class Robustness(Summarized):
-    """Attributes:
-    without: estimates without each shape in turn, refitted.
-    bootstrap_p: share of parametric bootstrap studies with d_alpha = 0 whose |t| is at least the observed one.
-    permutation_p: of residuals permuted between the shapes of a rung, d_alpha = 0; approximate, since residuals are
-        exchangeable only if the level is known. `smallest_permutation_p` is the smallest possible one.
-    noise: level and d_alpha with p, if standard deviations are proportional to N to some powers.
+    """Estimates of the block model under other assumptions, and other tests of d_alpha = 0.
+
+    Attributes:
+        without: estimates without each shape in turn, refitted.
+        bootstrap_p: share of parametric bootstrap studies with d_alpha = 0 whose |t| is at least the observed one.
+        permutation_p: of residuals permuted between the shapes of a rung; approximate, since residuals are
+            exchangeable only if the level is known. `smallest_permutation_p` is the smallest possible one.
+        noise: level and d_alpha with p, if standard deviations are proportional to N to some powers.
     """
 
     without: tuple[WithoutOne, ...]
@@ -158,6 +160,8 @@ def bootstrap_p(effects: Effects, replicates: int = BOOTSTRAPS, *, seed: int = 0
 def permutation_p(effects: Effects, *, seed: int = 0) -> tuple[float | None, float | None]:
     """Return p of d_alpha by permuting whole shapes within rungs, and the smallest p possible.
 
+    The smallest one is the share of the labelings that are as extreme as the most extreme one: two of them if every
+    size has two shapes, because swapping all of them changes the sign only.
     Residuals of the model without d_alpha are permuted (Freedman and Lane 1983) between shapes with the same blocks.
     """
     if effects.d_alpha is None or not effects.fit.blocks.is_matched:
@@ -172,8 +176,11 @@ def permutation_p(effects: Effects, *, seed: int = 0) -> tuple[float | None, flo
         return None, None
     model = effects.fit.model
     drawn = np.abs(_statistics(effects.fit, model.map @ (fitted[:, None] + rest[orders.T])))
-    as_extreme = drawn >= drawn[0] * (1 - ITERATION_TOLERANCE)
-    return float(as_extreme.mean()), 1 / len(orders)
+    p, smallest = (
+        float((drawn >= value * (1 - ITERATION_TOLERANCE)).mean())
+        for value in (drawn[0], drawn.max())
+    )
+    return p, smallest
 
 
 def _null_fit(fit: BlockFit) -> BlockFit:

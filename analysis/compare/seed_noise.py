@@ -68,8 +68,9 @@ def seed_noise(table: pd.DataFrame, n_column: str = "n_flop") -> list[SeedNoise]
     """
     found = []
     for (rung, family), runs in table.groupby(["rung", "family"], sort=True):
-        groups = [shape for _, shape in runs.groupby("shape", sort=True)]
-        shapes = [shape for shape in groups if shape["seed"].nunique() > 1]
+        shapes = [
+            shape for _, each in runs.groupby("shape", sort=True) if len(shape := _repeated(each))
+        ]
         if not shapes:
             continue
         freedoms = [int(shape["seed"].nunique()) - 1 for shape in shapes]
@@ -124,10 +125,14 @@ def seed_noise_ratio(
     )
 
 
+def _repeated(shape: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs at token budgets with several seeds."""
+    return shape[shape.groupby("tokens")["seed"].transform("nunique") > 1]
+
+
 def _variance(shape: pd.DataFrame) -> float:
-    """Return the mean over budgets of the variance between seeds, of budgets with several seeds."""
-    variances = shape.groupby("tokens")[LOSS].var(ddof=1).dropna()
-    return float(variances.mean())
+    """Return the mean over budgets of the variance between seeds."""
+    return float(shape.groupby("tokens")[LOSS].var(ddof=1).mean())
 
 
 def _log_aspect(shapes: Sequence[pd.DataFrame]) -> float:

@@ -104,6 +104,15 @@ def decide(evidence: Evidence) -> Verdict:
         conditions += (
             "the sign of the exponent difference is not checked with N as params_non_embedding",
         )
+    for name, finding, quantity in (
+        ("loss difference", level, "level"),
+        ("exponent difference", exponent, "d_alpha"),
+    ):
+        known = [one for one in evidence.without if getattr(one, quantity) is not None]
+        if finding in {"depth", "width"} and not known:
+            conditions += (
+                f"the sign of the {name} is not checked without single shapes: too few would be left",
+            )
     word = _word(level, exponent, evidence)
     sentence = f"{describe_level(block)} {describe_exponent(block)}"
     if level == "fragile":
@@ -213,6 +222,14 @@ def _conditions(evidence: Evidence) -> Iterator[str]:
         if block.largest_q > MAX_Q:
             refit = "too large for the model, which holds for small differences"
         yield f"differences of up to {block.largest_q:.0%} of the size term, {refit}"
+    yield from _doubts_of_law(block)
+
+
+def _doubts_of_law(block: BlockResult) -> Iterator[str]:
+    """Yield why the law common to all shapes, and with it the compute multiplier, is in doubt."""
+    at_bound = "" if block.effects is None else block.effects.fit.law.at_bound
+    if at_bound and block.kappa is not None:
+        yield f"the compute multiplier is that of a law with {at_bound} at a bound of the search"
     if block.is_law_assumed:
         yield "the exponent of the size term is not identified: 0.34 is assumed for the compute multiplier"
 
@@ -232,7 +249,7 @@ def describe_level(block: BlockResult) -> str:
     return (
         f"At equal FLOPs and tokens {shown}: {block.deep} minus {block.wide} is {block.level_text} nats at "
         f"N = {short_count(block.at_n or 0.0)} and {power_of_ten(block.at_flops)} FLOPs "
-        f"(closed test: {format_p_value(block.p_level)}), {multiplier}."
+        f"({'t' if block.p_f is None else 'closed'} test: {format_p_value(block.p_level)}), {multiplier}."
     )
 
 

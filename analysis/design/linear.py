@@ -136,11 +136,18 @@ def seed_noise(loss: Floats) -> Floats:
 
 
 def joint_law_error(
-    design: Design, contrast: tuple[str, str], law: Law, sigma: Floats, tau: float
+    design: Design,
+    contrast: tuple[str, str],
+    law: Law,
+    sigma: Floats,
+    tau: float,
+    *,
+    trunk_sigma: float = 0.0,
 ) -> float | None:
     """Return the standard error of alpha_deep - alpha_wide in the joint law M2, or None if J is singular.
 
-    theta = (ln E, ln A per family, ln B, alpha per family, beta), with ln N and ln D centred. `sigma` in nats per run.
+    theta = (ln E, ln A per family, ln B, alpha per family, beta), with ln N and ln D centred. In nats: `sigma` of each
+    run, `tau` of a shape, `trunk_sigma` of a seed of a shape.
     """
     n, tokens = np.asarray(design.n_flop, float), np.asarray(design.tokens, float)
     terms = law.terms(n, tokens)
@@ -161,7 +168,9 @@ def joint_law_error(
     shapes = zip(design.family, design.rung, strict=True)
     shape = np.array([codes.setdefault(key, len(codes)) for key in shapes])
     same_shape = shape[:, None] == shape
-    noise = np.diag((sigma / loss) ** 2) + tau**2 / np.outer(loss, loss) * same_shape
+    same_trunk = same_shape & (labels(design.seed)[:, None] == labels(design.seed))
+    shared = tau**2 * same_shape + trunk_sigma**2 * same_trunk
+    noise = np.diag((sigma / loss) ** 2) + shared / np.outer(loss, loss)
     covariance = np.linalg.inv(jacobian.T @ np.linalg.solve(noise, jacobian))
     c = np.zeros(len(covariance))
     first = 2 + len(names)  # of the exponents
@@ -169,8 +178,8 @@ def joint_law_error(
     return math.sqrt(c @ covariance @ c)
 
 
-def check_noise(sigma: float | None, tau: float) -> None:
-    """Raise DataError if sigma is not above 0 or tau is negative."""
+def check_noise(sigma: float | None, tau: float, trunk_sigma: float = 0.0) -> None:
+    """Raise DataError if sigma is not above 0, or tau or trunk_sigma is negative."""
     if sigma is not None and not (math.isfinite(sigma) and sigma > 0):
         raise DataError(
             f"sigma={sigma}: the seed standard deviation in nats must be above 0; pass for example 0.005"
@@ -178,4 +187,8 @@ def check_noise(sigma: float | None, tau: float) -> None:
     if not (math.isfinite(tau) and tau >= 0):
         raise DataError(
             f"tau={tau}: the random effect of a shape in nats must be at least 0; pass for example 0.01"
+        )
+    if not (math.isfinite(trunk_sigma) and trunk_sigma >= 0):
+        raise DataError(
+            f"trunk_sigma={trunk_sigma}: the random effect of a seed of a shape in nats must be at least 0"
         )

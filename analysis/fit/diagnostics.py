@@ -136,7 +136,7 @@ def _weak_intervals(profiles: Mapping[str, Interval], discarded_share: float) ->
         if name.startswith("E") and interval.open_low and not interval.open_high:
             yield f"the profile interval of {name} reaches its lower bound"
     if discarded_share > MAX_DISCARDED:
-        yield f"{discarded_share:.0%} of the bootstrap replicates did not converge"
+        yield f"{discarded_share:.0%} of the bootstrap replicates were discarded: no convergence, or too few shapes"
 
 
 def _convergence_problems(evidence: Evidence) -> Iterator[str]:

@@ -75,7 +75,7 @@ class IsoFlop(Summarized):
         return [
             {
                 "FLOPs": power_of_ten(one.flops),
-                "runs": str(one.points),
+                "sizes": str(one.points),
                 "best N": "-" if one.n_best is None else short_count(one.n_best),
                 "loss there, nats/token": format_number(one.loss_best),
                 "reason": one.reason,
@@ -131,7 +131,8 @@ def _parabola(log_n: Floats, loss: Floats, log_c: Floats) -> Parabola:
     if best is None:
         return Parabola(flops, n_sizes, reason="no minimum: the parabola does not open upwards")
     offset = snap_to_zero(x - best.x)
-    if min((offset < 0).sum(), (offset > 0).sum()) < MIN_EACH_SIDE:
+    sides = (count_distinct(np.exp(x[side])) for side in (offset < 0, offset > 0))
+    if min(sides) < MIN_EACH_SIDE:
         reason = f"fewer than {MIN_EACH_SIDE} sizes on one side of the minimum"
         return Parabola(flops, n_sizes, reason=reason)
     return Parabola(flops, n_sizes, math.exp(centre + best.x), best.y, best.curvature)

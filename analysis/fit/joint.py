@@ -194,7 +194,8 @@ def _result(
         for p in reported
     }
     intervals = {name: (interval.low, interval.high) for name, interval in profiles.items()}
-    if math.isfinite(problem.delta):  # the profile belongs to the least-squares estimate
+    # The profile belongs to the least-squares estimate; without identification it is the accepted range.
+    if math.isfinite(problem.delta) and status != "UNIDENTIFIED":
         intervals = {
             name: (max(value - half, 0.0), value + half)
             for name, value in values.items()

@@ -142,7 +142,7 @@ class JointFit(Summarized):
     @property
     def _interval_kind(self) -> str:
         if math.isfinite(self.delta):
-            return f"estimate and t standard errors, {self.error_kind}"
+            return f"estimate ± t x standard error, {self.error_kind}"
         if self.error_kind.startswith("profile"):
             return self.error_kind
         return f"profile likelihood, widened to match the {self.error_kind}"

@@ -20,7 +20,7 @@ from analysis.design.identifiability import MIN_SIZES, count_distinct
 from analysis.fit.diagnostics import Status
 from analysis.fit.law import ALPHA, A, B, E, JointLaw, Points
 from analysis.fit.levenberg_marquardt import Problem, minimise, start_grid
-from analysis.fit.profile_likelihood import Interval, profile, quantile_t
+from analysis.fit.profile_likelihood import Interval, profile, quantile_t, residual_df
 from analysis.formatting import count, format_interval, format_range
 from analysis.runs.validate import loss_warnings, positive_columns
 from slm.rounding import snap_to_zero
@@ -169,12 +169,12 @@ def fit_power_law(
     return _with_irreducible(size, losses, common) if irreducible else _line(size, losses, common)
 
 
-def _too_few_sizes(sizes: int) -> list[str]:
+def _too_few_sizes(sizes: int, df: int) -> list[str]:
     if sizes >= GOOD_SIZES:
         return []
+    freedom = count(df, "degree of freedom", "degrees of freedom")
     return [
-        f"{count(sizes, 'size')}: the interval has {sizes - 2} degrees of freedom and ignores the seed standard "
-        "deviation"
+        f"{count(sizes, 'size')}: the interval has {freedom} and ignores the seed standard deviation"
     ]
 
 
@@ -188,7 +188,7 @@ def _line(size: Floats, loss: Floats, common: dict[str, Any]) -> PowerLawFit:
     sd = snap_to_zero(math.sqrt(float(residual @ residual) / df))
     total = snap_to_zero(np.sqrt(((y - y.mean()) ** 2).sum())) ** 2  # 0 if all losses are equal
     half = quantile_t(df) * sd / math.sqrt(squares)
-    weak = _too_few_sizes(count_distinct(size))
+    weak = _too_few_sizes(count_distinct(size), df)
     return PowerLawFit(
         status="WEAK" if weak else "OK",
         reasons=tuple(weak),
@@ -213,7 +213,9 @@ def _with_irreducible(size: Floats, loss: Floats, common: dict[str, Any]) -> Pow
     theta = minima.theta[minima.best]
     accepted = profile(problem, theta, E)
     interval = profile(problem, theta, ALPHA)
-    status, reasons = _status(accepted, interval, count_distinct(size))
+    df = residual_df(problem)
+    weak = _too_few_sizes(count_distinct(size), df)
+    status, reasons = _status(accepted, interval, weak)
     low = 0.0 if accepted.open_low else math.exp(accepted.low)
     return PowerLawFit(
         status=status,
@@ -223,17 +225,17 @@ def _with_irreducible(size: Floats, loss: Floats, common: dict[str, Any]) -> Pow
         A=math.exp(theta[A] + theta[ALPHA] * points.log_n0),
         E=math.exp(theta[E]),
         accepted_e=(low, math.exp(accepted.high)),
-        residual_sd=math.sqrt(2 * float(minima.objective.min()) / max(len(size) - 3, 1)),
+        residual_sd=math.sqrt(2 * float(minima.objective.min()) / df),
         **common,
     )
 
 
-def _status(accepted: Interval, alpha: Interval, sizes: int) -> tuple[Status, list[str]]:
-    reasons = _too_few_sizes(sizes)
+def _status(accepted: Interval, alpha: Interval, weak: list[str]) -> tuple[Status, list[str]]:
     low = 0.0 if accepted.open_low else math.exp(accepted.low)
     if accepted.open_high or alpha.open_low or alpha.open_high:
         flat = f"E is not identified: the data accept {low:.3g} to {math.exp(accepted.high):.3f}"
-        return "UNIDENTIFIED", [flat, *reasons]
-    if accepted.open_low:
-        reasons.append("the interval of E reaches 0")
+        if not accepted.open_high:
+            flat = f"alpha is not identified: the data accept {alpha.low:.3g} to {alpha.high:.3g}"
+        return "UNIDENTIFIED", [flat, *weak]
+    reasons = [*weak, *(["the interval of E reaches 0"] if accepted.open_low else [])]
     return ("WEAK" if reasons else "OK"), reasons

@@ -45,7 +45,7 @@ def naive_covariance(problem: Problem, theta: Floats) -> Floats:
     predicted, shares = log_loss(problem.law, theta[None], problem.points)
     slope = jacobian(problem.law, shares, problem.points)[0]
     residual = problem.points.y - predicted[0]
-    variance = float(residual @ residual) / max(len(problem.points) - len(theta), 1)
+    variance = float(residual @ residual) / residual_df(problem)
     norms = np.linalg.norm(slope, axis=1)
     norms[norms == 0] = 1.0
     inverse = pseudoinverse(slope.T / norms) / norms[:, None]
@@ -108,8 +108,9 @@ def profile_contrast(
 
 
 def residual_df(problem: Problem) -> int:
-    """Return the degrees of freedom of the residuals, at least 1."""
-    return max(len(problem.points) - problem.law.size, 1)
+    """Return the degrees of freedom of the residuals, at least 1; a parameter with equal bounds is not estimated."""
+    free = int(np.count_nonzero(problem.high > problem.low))
+    return max(len(problem.points) - free, 1)
 
 
 def _values(estimate: float, half: float, problem: Problem, parameter: int) -> Floats:

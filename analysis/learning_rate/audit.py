@@ -145,7 +145,8 @@ def audit_learning_rates(
             that column, the learning rate of the grid with the smallest worst-case excess loss over shapes.
 
     Raises:
-        DataError: if a column is missing, or the grid has fewer than 3 learning rates.
+        DataError: if a column is missing, the grid has fewer than 3 learning rates, or the learning rate of the study
+            is not given and no rate was run by all shapes.
     """
     missing = [name for name in REQUIRED_COLUMNS if name not in runs]
     if missing:
@@ -157,19 +158,22 @@ def audit_learning_rates(
     )
     if grid.shape[1] < 3:
         raise DataError(f"the audit has {grid.shape[1]} learning rates; run at least 3")
-    excess = snap_to_zero(grid.sub(grid.min(axis=1), axis=0).max())
-    common = grid.columns[first_argmin(excess)]
+    common = common_rate(grid)
     shapes = []
     for key, row in grid.iterrows():
         family, shape = str(key[0]), str(key[1])  # type: ignore[index]
-        lr = float(str(common))
+        lr = common
         if isinstance(used_lr, Mapping):
-            lr = float(used_lr.get(family, lr))
+            lr = used_lr.get(family, common)
         elif used_lr is not None:
             lr = float(used_lr)
         elif "used_lr" in runs:
             own = (runs["family"] == family) & (runs["shape"] == shape)
             lr = float(runs.loc[own, "used_lr"].iloc[0])
+        if lr is None:
+            raise DataError(
+                "no learning rate was run by all shapes of the audit, so give the one to audit: the column used_lr"
+            )
         shapes.append(_audit_shape(family, shape, row.dropna(), lr))
     failed = {}
     for audited in shapes:
@@ -210,6 +214,19 @@ def _by_size(cells: Iterable[tuple[float, float]]) -> list[list[float]]:
         last = math.log(n)
         sizes[-1].append(math.log(tokens / n))
     return sizes
+
+
+def common_rate(losses: pd.DataFrame) -> float | None:
+    """Return the learning rate, run by all shapes, with the smallest worst-case excess loss over shapes.
+
+    The excess loss is the loss minus the lowest loss of the shape. None if no learning rate was run by all.
+
+    Args:
+        losses: one row per shape, one column per learning rate; nan if it was not run.
+    """
+    excess = losses.sub(losses.min(axis=1), axis=0).dropna(axis=1)
+    worst = snap_to_zero(excess.max())
+    return float(excess.columns[first_argmin(worst)]) if excess.shape[1] else None
 
 
 def by_budget(runs: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def load_audit(path: Path, runs: Runs) -> Audit:
         return _audit_folder(path, table, recipe)
     content = read_lr_audit(path) if recipe is None else read_lr_audit_of_recipe(path, recipe)
     if "peak_lr" in table:
-        _check_rates(path, content, dict(zip(table["tokens"], table["peak_lr"], strict=True)))
+        _check_rates(path, content, set(zip(table["tokens"], table["peak_lr"], strict=True)))
     audit = parse_audit(content["families"])
     assert audit is not None
     return audit
@@ -77,6 +77,10 @@ def load_audit(path: Path, runs: Runs) -> Audit:
 
 def _audit_folder(path: Path, runs: pd.DataFrame, recipe: str | None) -> Audit:
     """Audit runs over a grid of rates at the rates of other runs: their median, linear in ln(tokens) between budgets."""
+    if "peak_lr" not in runs:
+        raise DataError(
+            f"{path}: the runs have no learning rates to audit; name their column: --columns peak_lr=NAME"
+        )
     audited = collect_runs(path)[0]
     others = set(audited["recipe_id"]) - {recipe} if recipe is not None else set()
     if others:
@@ -93,8 +97,8 @@ def _audit_folder(path: Path, runs: pd.DataFrame, recipe: str | None) -> Audit:
     return audit_learning_rates(by_budget(known))
 
 
-def _check_rates(path: Path, content: dict[str, Any], rates: Mapping[int, float]) -> None:
-    """Check the rates of a study, by tokens, against the rule that was audited.
+def _check_rates(path: Path, content: dict[str, Any], rates: Collection[tuple[int, float]]) -> None:
+    """Check pairs of tokens and learning rate of a study against the rule that was audited.
 
     Raises:
         DataError: if a rate differs by more than its rounding.
@@ -104,7 +108,7 @@ def _check_rates(path: Path, content: dict[str, Any], rates: Mapping[int, float]
     exponent = float(content.get("lr_tokens_exponent", 0.0))
     reference = int(content.get("lr_reference_tokens", 1))
     rule = RateRule(float(content["common_lr"]), reference, exponent)
-    for tokens, rate in rates.items():
+    for tokens, rate in sorted(rates):
         if exceeds(abs(math.log(rate / rule.rate(tokens))), MAX_RATE_DIFFERENCE):
             raise DataError(
                 f"study.lr_audit={path}: the audit is of the learning rate {rule}, which is {rule.rate(tokens):.3g} at "
@@ -113,8 +117,10 @@ def _check_rates(path: Path, content: dict[str, Any], rates: Mapping[int, float]
             )
 
 
-def check_study_audit(cells: Sequence[Cell]) -> Path | None:
-    """Return the path in `study.lr_audit` after checking the file; None if the study has no audit.
+def audit_of_study(cells: Sequence[Cell]) -> Audit | None:
+    """Return the audit in `study.lr_audit` after checking the file; None if the study has none.
+
+    The learning rates of a study that tunes or varies them are not checked.
 
     Raises:
         DataError: if the file is missing, is not a learning-rate audit, or has another recipe or other learning rates.
@@ -125,6 +131,6 @@ def check_study_audit(cells: Sequence[Cell]) -> Path | None:
     path = Path(study.lr_audit)
     content = read_lr_audit_of_recipe(path, cells[0].spec.recipe_id)
     if study.lr_policy != "tuned" and "optimizer.lr" not in study.grid:
-        rates = {cell.spec.tokens: cell.spec.config.optimizer.lr for cell in cells}
+        rates = {(cell.spec.tokens, cell.spec.config.optimizer.lr) for cell in cells}
         _check_rates(path, content, rates)
-    return path
+    return parse_audit(content["families"])

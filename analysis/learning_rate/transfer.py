@@ -16,13 +16,14 @@ import numpy as np
 import pandas as pd
 
 from analysis.formatting import count, format_dropped, format_nats
+from analysis.learning_rate.audit import common_rate
 from analysis.runs.sources import collect_runs
 from slm.architecture.shapes import shape_label
 from slm.charts import Axis, Figure, Series, layered, lines, panels, points
 from slm.errors import DataError
 from slm.files import write_json, write_text
 from slm.parabola import minimum_on_grid
-from slm.rounding import first_argmin, snap_to_zero
+from slm.rounding import first_argmin
 from slm.summary import Summarized
 
 FIGURE = "lr_transfer.png"
@@ -89,16 +90,6 @@ def loss_grid(table: pd.DataFrame, kind: str) -> pd.DataFrame:
     return rows.pivot_table(
         index=["n_layers", "d_model"], columns="peak_lr", values="loss_nats_per_token"
     )
-
-
-def common_rate(losses: pd.DataFrame) -> float | None:
-    """Return the learning rate, run by all shapes, with the smallest worst-case excess loss over shapes.
-
-    The excess loss is the loss minus the lowest loss of the shape. None if no learning rate was run by all.
-    """
-    excess = losses.sub(losses.min(axis=1), axis=0).dropna(axis=1)
-    worst = snap_to_zero(excess.max())
-    return float(excess.columns[first_argmin(worst)]) if excess.shape[1] else None
 
 
 def _vertex(losses: pd.Series) -> tuple[float, float, bool]:

@@ -56,15 +56,16 @@ class NextRuns(Summarized):
         return f"{self.name}: {count(self.runs, 'run')}, {power_of_ten(self.flops)} FLOPs, SE {self.se:.5f}"
 
 
-def extensions(
-    design: Design, deep: str, wide: str, *, law: Law, sigma: float | None, tau: float
-) -> Iterator[Extension]:
-    """Yield extensions of all sizes at once: another aspect ratio, one more seed, tokens, sizes."""
+def extensions(design: Design, deep: str, wide: str, **assumed: Any) -> Iterator[Extension]:
+    """Yield extensions of all sizes at once: another aspect ratio, one more seed, tokens, sizes.
+
+    `assumed`: law and noise, the keyword arguments of `design_power`.
+    """
     for name, parts in additions(design).items():
         rows = [row for part in parts.values() for row in part]
         if rows:
             joined = design.with_runs(rows)
-            power = design_power(joined, deep, wide, law=law, sigma=sigma, tau=tau)
+            power = design_power(joined, deep, wide, **assumed)
             flops = float(sum(row["flops"] for row in rows))
             errors = power.se_exponent, power.mde80_exponent, power.mde80_level
             yield Extension(name, len(rows), flops, *errors)
@@ -80,7 +81,7 @@ def most_valuable_next(
 ) -> list[NextRuns]:
     """Return the additions with the largest decrease of the squared standard error per FLOP, in order.
 
-    Each is ranked alone. `power` is that of the design.
+    Each is ranked alone. `power` is that of the design; its tau and trunk_sigma are assumed.
     """
     index = 0 if power.se_exponent is None else 1
     now = power.se_level if power.se_exponent is None else power.se_exponent
@@ -91,7 +92,13 @@ def most_valuable_next(
         for name, rows in parts.items():
             joined = design.with_runs(rows)
             errors = design_error(
-                joined, power.deep, power.wide, law=law, sigma=sigma, tau=power.tau
+                joined,
+                power.deep,
+                power.wide,
+                law=law,
+                sigma=sigma,
+                tau=power.tau,
+                trunk_sigma=power.trunk_sigma,
             )
             if len(errors) <= index:  # the exponent of the joined design is refused
                 continue

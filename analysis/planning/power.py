@@ -53,6 +53,7 @@ class DesignPower(Summarized):
         runs, shapes, rungs: numbers that count; a run alone in its block does not.
         sigma: median seed standard deviation of the runs in nats.
         tau: standard deviation of the random effect of a shape in nats.
+        trunk_sigma: the same of a seed of a shape, shared by its budgets.
         df: degrees of freedom of the t tests.
         n, tokens: N and tokens where the level is given, N* of the largest common size.
         se_level, mde80_level: standard error and MDE (80% power) of L_deep - L_wide at N* in nats per token.
@@ -76,6 +77,7 @@ class DesignPower(Summarized):
     rungs: int
     sigma: float
     tau: float
+    trunk_sigma: float = 0.0
     df: int | None = None
     n: float | None = None
     tokens: float | None = None
@@ -107,6 +109,8 @@ class DesignPower(Summarized):
             yield "no_difference", self.equivalence_text
         yield "seed standard deviation", f"{self.sigma:.4f} nats"
         yield "random effect of a shape", f"{self.tau:.4f} nats"
+        if self.trunk_sigma:
+            yield "random effect of a seed of a shape", f"{self.trunk_sigma:.4f} nats"
         for refusal in self.refusals:
             yield "reason", refusal
         for warning in self.warnings:
@@ -184,6 +188,7 @@ def design_power(
     law: Law = Law(),
     sigma: float | None = None,
     tau: float = 0.01,
+    trunk_sigma: float = 0.0,
     effects: Sequence[float] = EFFECTS,
     log_kappas: Sequence[float] = LOG_KAPPAS,
 ) -> DesignPower:
@@ -196,15 +201,16 @@ def design_power(
         law: law common to all shapes.
         sigma: seed standard deviation of the final loss in nats; None: depends on the loss (`seed_noise`).
         tau: random effect of a shape in nats, shared by all its runs (untuned learning rate, rounding).
+        trunk_sigma: random effect of a seed of a shape in nats, shared by its budgets (initial weights, order of data).
         effects: true differences of alpha for which to compute the power.
         log_kappas: true logarithms of the compute multiplier for which to compute the power.
 
     Other families contribute to the effects of aspect ratios and to their curvature.
 
     Raises:
-        DataError: if a number of the design or sigma is not above 0, or tau is negative.
+        DataError: if a number of the design or sigma is not above 0, or tau or trunk_sigma is negative.
     """
-    check_noise(sigma, tau)
+    check_noise(sigma, tau, trunk_sigma)
     blocks = arrange(design.columns(), deep=deep, wide=wide)
     pooled = PooledLaw(**vars(law))
     loss, noise = _loss_and_noise(design, law, sigma)
@@ -216,12 +222,14 @@ def design_power(
         refusals = exponent_reasons(blocks)
     result: dict[str, Any] = {}
     if not level_refusals:
-        planned = planned_effects(blocks, pooled, noise[blocks.row], tau)
+        planned = planned_effects(blocks, pooled, noise[blocks.row], tau, trunk_sigma)
         x = math.log(planned.n) - float(blocks.log_n_rung.mean())
         nats = nats_per_log_kappa(pooled, planned.n, planned.tokens)
         drift = -x * float(pooled.size_term(planned.n))
         result = _power(planned, drift, nats, (log_kappas, effects))
-        result["se_joint_law"] = joint_law_error(design, (deep, wide), law, noise, tau)
+        result["se_joint_law"] = joint_law_error(
+            design, (deep, wide), law, noise, tau, trunk_sigma=trunk_sigma
+        )
     return DesignPower(
         deep=deep,
         wide=wide,
@@ -233,17 +241,26 @@ def design_power(
         rungs=len(blocks.rung_names),
         sigma=float(np.median(noise)),
         tau=tau,
+        trunk_sigma=trunk_sigma,
         **result,
     )
 
 
 def design_error(
-    design: Design, deep: str, wide: str, *, law: Law, sigma: float | None, tau: float
+    design: Design,
+    deep: str,
+    wide: str,
+    *,
+    law: Law,
+    sigma: float | None,
+    tau: float,
+    trunk_sigma: float,
 ) -> tuple[float, ...]:
     """Return the standard errors of the level in nats and, if identified, of alpha_deep - alpha_wide."""
     blocks = arrange(design.columns(), deep=deep, wide=wide)
     noise = _loss_and_noise(design, law, sigma)[1]
-    planned = planned_effects(blocks, PooledLaw(**vars(law)), noise[blocks.row], tau)
+    pooled = PooledLaw(**vars(law))
+    planned = planned_effects(blocks, pooled, noise[blocks.row], tau, trunk_sigma)
     return tuple(float(error) for error in np.sqrt(np.diag(planned.covariance)))
 
 
@@ -257,7 +274,10 @@ def _comparison_refusals(design: Design, blocks: Blocks) -> list[str]:
     """Return why the families cannot be compared; sizes that only one of them has do not matter in blocks."""
     if len(blocks) and blocks.is_matched and blocks.common_rungs:
         return []
-    return comparison_refusals(design.family, design.n_flop, blocks.deep, blocks.wide)
+    found = comparison_refusals(design.family, design.n_flop, blocks.deep, blocks.wide)
+    return found or [
+        f"{blocks.deep} and {blocks.wide} share no size and token budget; plan both at the same sizes"
+    ]
 
 
 def _warnings(design: Design, blocks: Blocks, loss: Floats) -> Iterator[str]:

@@ -8,6 +8,7 @@ and seeds; `design_power` then gives the exact numbers of the best ones.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ import numpy as np
 from scipy import special
 
 from analysis.arrays import Floats
+from analysis.design.identifiability import MIN_SIZES
 from analysis.design.linear import Law, seed_noise
 from slm.architecture.flops import flop_equivalent_params
 from slm.architecture.shape_solver import MATCH_TOLERANCE
@@ -52,12 +54,16 @@ StepCost = Callable[[RunSpec, int], float]
 
 @dataclass(frozen=True)
 class Rung:
-    """The matched shapes of one size; `n` is their N_flop. `has_both`: with both compared aspect ratios."""
+    """The matched shapes of one size; `n` is their N_flop. `compared`: those of the compared ratios that it has."""
 
     size: int
     n: float
     specs: tuple[RunSpec, ...]
-    has_both: bool
+    compared: frozenset[float]
+
+    @property
+    def has_both(self) -> bool:
+        return len(self.compared) > 1
 
 
 @dataclass(frozen=True)
@@ -179,7 +185,7 @@ def rungs_of(
         if _fits(found) and not own & labels:
             n = flop_equivalent_params(found[0].reference_flops_per_token)
             present = {spec.config.family.aspect_ratio for spec in found}
-            rungs.append(Rung(size, n, tuple(found), set(contrast) <= present))
+            rungs.append(Rung(size, n, tuple(found), frozenset(contrast) & present))
             labels = own
     return rungs
 
@@ -265,13 +271,18 @@ class _Table:
         self.n = np.array([rung.n for rung in rungs])
 
     def _between(self, low: int, high: int) -> Iterator[list[int]]:
-        """Yield choices of rungs from `low` to `high`, nearly equally spaced in ln N."""
+        """Yield choices of rungs from `low` to `high`, nearly equally spaced in ln N.
+
+        Each compared ratio must have the sizes that an exponent needs.
+        """
         logs = np.log([rung.n for rung in self.rungs[low : high + 1]])
         for count in RUNGS:
             wanted = np.linspace(logs[0], logs[-1], count)
             found = {int(np.argmin(np.abs(logs - each))) for each in wanted}
-            if len(found) == count:
-                yield [low + index for index in sorted(found)]
+            choice = [low + index for index in sorted(found)]
+            sizes = Counter(ratio for index in choice for ratio in self.rungs[index].compared)
+            if len(found) == count and min(sizes.values()) >= MIN_SIZES:
+                yield choice
 
     def _batch(self, rung: Rung) -> int | None:
         """Return the largest batch with which the shortest run of a rung has MIN_STEPS steps; None if too small."""

@@ -1,4 +1,4 @@
-"""What a report says of a study whose cells are not all in it."""
+"""Describe an incomplete study in its report."""
 
 from __future__ import annotations
 

@@ -90,7 +90,13 @@ def power_of_study(study: Study, comparison: Comparison) -> StudyPower | None:
         return None
     fitted, fit = effects.fit.law, effects.fit
     law = Law(fitted.E, fitted.A, fitted.B, fitted.alpha, fitted.beta)
-    assumed: dict[str, Any] = {"law": law, "sigma": fit.sigma, "tau": fit.tau}
+    trunk_sigma = comparison.block.trunk_sigma or 0.0
+    assumed: dict[str, Any] = {
+        "law": law,
+        "sigma": fit.sigma,
+        "tau": fit.tau,
+        "trunk_sigma": trunk_sigma,
+    }
     design = design_of(study.table)
     power = design_power(design, study.deep, study.wide, **assumed)
     extended = tuple(extensions(design, study.deep, study.wide, **assumed))
@@ -98,7 +104,10 @@ def power_of_study(study: Study, comparison: Comparison) -> StudyPower | None:
         power = replace(power, refusals=comparison.block.exponent_reasons, **NO_EXPONENT)
         extended = tuple(replace(one, se_exponent=None, mde80_exponent=None) for one in extended)
     next_runs = most_valuable_next(design, power, law=law, sigma=fit.sigma, count=NEXT_RUNS)
-    noise = f"sigma {fit.sigma:.4f} nats, tau {fit.tau:.4f} nats, as estimated from these runs"
+    seeds = f", seed of a shape {trunk_sigma:.4f} nats" if trunk_sigma else ""
+    noise = (
+        f"sigma {fit.sigma:.4f} nats, tau {fit.tau:.4f} nats{seeds}, as estimated from these runs"
+    )
     return StudyPower(power, extended, tuple(next_runs), noise, float(study.table["flops"].sum()))
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SAME_SIZE = 1.1  # sizes and token counts within this factor of the audit's are audited
 CAVEATS = (
-    "All shapes share one learning rate unless the study tunes it (study.lr_policy=tuned). A family with "
+    "All families share one rule for the learning rate unless the study tunes it (study.lr_policy=tuned). A family with "
     "another optimal learning rate can have a higher loss only because its learning rate is not tuned.",
     "The intervals cover the variation between shapes. They do not cover another corpus, another learning "
     "rate, or sizes outside the measured range.",
@@ -195,7 +195,8 @@ def exponent_lines(report: StudyReport) -> list[str]:
     if block.refused:
         return [f"No estimate: {'; '.join(block.reasons)}."]
     low, high = found.tokens_per_param
-    noise = f"Standard deviation of a run {block.sigma:.4f} nats, of a shape {block.tau:.4f} nats"
+    seeds = f", of a seed of a shape {block.trunk_sigma:.4f} nats" if block.trunk_sigma else ""
+    noise = f"Standard deviation of a run {block.sigma:.4f} nats, of a shape {block.tau:.4f} nats{seeds}"
     size = f"{count(block.runs, 'run')}, tokens_per_param {span((low, high))}"
     return [describe_exponent(block), f"{noise}; {size}."]
 
@@ -238,9 +239,8 @@ def robustness_lines(report: StudyReport) -> Iterator[str]:
     if block.refused or checks is None or block.level is None:
         return
     if block.p_free_e is not None:
-        is_rejected = block.p_free_e < 0.05
         yield (
-            f"Equal E is {'rejected' if is_rejected else 'not rejected'}: E of {found.deep} minus E of {found.wide} is "
+            f"Equal E is {'rejected' if block.is_equal_e_rejected else 'not rejected'}: E of {found.deep} minus E of {found.wide} is "
             f"{format_number(block.free_e, signed=True)} +- {format_number(block.free_e_se)} nats "
             f"({format_p_value(block.p_free_e)}). With E free, the standard error of the exponent difference is "
             f"{(block.d_alpha_free_e_se or 0) / (block.d_alpha_se or 1):.1f} times as large."
@@ -274,7 +274,13 @@ def _influence_line(name: str, quantity: str, without: tuple[WithoutOne, ...], v
     fragile = fragile_name(without, quantity, value)
     sign = "keeps its sign" if fragile is None else f"changes its sign without {fragile}"
     ends = " to ".join(format_number(end, signed=True) for end in (min(known), max(known)))
-    return f"{name} {sign}: {ends} over {count(len(known), 'deletion')} of one shape, or of one size with two shapes."
+    missing = len(others) - len(known)
+    rest = (
+        f" {count(missing, 'deletion')} of others {'leaves' if missing == 1 else 'leave'} too little."
+        if missing
+        else ""
+    )
+    return f"{name} {sign}: {ends} over {count(len(known), 'deletion')} of one shape, or of one size with two shapes.{rest}"
 
 
 def joint_lines(report: StudyReport) -> list[str]:

@@ -4,7 +4,7 @@ The prepared table has one row per run and the columns `family`, `shape` (unique
 `n` (N in the primary definition), `tokens`, `flops`, `tokens_per_param` (tokens / n, equal within a rung),
 `loss_nats_per_token`, `seed`, `size` (numeric label of the rung), `aspect_ratio` if known, and other
 definitions of N. `tokens_per_param` (or its older name `budget`) and `size` are copied from the given table
-if it has them. Rows are sorted by family, FLOPs, tokens, shape and seed; the index is that of the given table.
+if it has them. Rows are sorted by family, FLOPs, tokens, shape and seed; the index is the position of the row in the given table.
 """
 
 from __future__ import annotations

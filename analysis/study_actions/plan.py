@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from analysis.learning_rate.gate import check_study_audit
+from analysis.learning_rate.gate import audit_of_study
 from analysis.study_actions.speeds import latency_lines
 from slm.architecture.flops import flop_equivalent_params
 from slm.config.schema import Config
@@ -49,7 +49,7 @@ def show_plan(cells: Sequence[Cell]) -> None:
     """
     out = console()
     config = cells[0].spec.config
-    check_study_audit(cells)
+    audit_of_study(cells)
     if config.plan.probe:
         _probe(cells)
     throughput = load_throughput(cells)

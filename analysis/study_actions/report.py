@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.learning_rate.gate import check_study_audit
+from analysis.learning_rate.gate import audit_of_study
 from analysis.study_actions.partial import describe_states, partial_of
 from analysis.study_actions.speeds import speed_command, speed_file
 from slm.errors import DataError
@@ -75,7 +75,8 @@ def _report_on_learning_rates(cells: Sequence[Cell], out: Path) -> None:
     if config.study.lr_reference is None:
         grid = [cell.spec.config.optimizer.lr for cell in cells]
         rule = replace(rule, lr=middle_learning_rate(grid))
-    write_lr_audit(results_table(results), Counter(), out, rule)
+    missing = Counter(cell.state for cell in cells if not _is_reported(cell))
+    write_lr_audit(results_table(results), missing, out, rule)
 
 
 def _warn_of_earlier_report(out: Path) -> None:
@@ -110,7 +111,7 @@ def _report_on_families(cells: Sequence[Cell], out: Path) -> StudyReport:
     partial = partial_of(reported, [cell for cell in cells if not _is_reported(cell)])
     results = [result for cell in reported if (result := cell.result) is not None]
     deep, wide = contrast_of(cells)
-    audit = check_study_audit(cells)
+    audit = audit_of_study(cells)
     runs = runs_from_results(results)
     dropped = Counter(runs.dropped)
     if groups:

@@ -1,4 +1,4 @@
-"""`action=dashboard`: write the workspace and the report of a study as files, and save them at W&B if it answers."""
+"""`action=dashboard`: write the workspace and the report of a study as files, and save them at W&B if it is online."""
 
 from __future__ import annotations
 

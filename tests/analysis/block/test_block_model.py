@@ -370,3 +370,20 @@ def test_planned_precision_agrees_with_the_analysis() -> None:
     ratio = np.var([one.d_alpha for one in drawn]) / plan.covariance[1, 1]  # type: ignore[arg-type]
     low, high = stats.chi2.ppf([0.001, 0.999], 39) / 39
     assert low < ratio < high * 1.2
+
+
+def test_planned_precision_has_effects_of_shapes_and_seeds() -> None:
+    """Equal to GLS with the covariance of all runs written out."""
+    blocks = arrange(study(5, (24, 64, 192), seeds=3), deep="deep", wide="wide")
+    law, sigma, tau, trunk_sigma = PooledLaw(E, A, B, ALPHA, BETA), 0.005, 0.008, 0.012
+    plan = planned_effects(blocks, law, np.full(len(blocks), sigma), tau, trunk_sigma)
+    same_shape, same_trunk = (code[:, None] == code for code in (blocks.shape, blocks.trunk))
+    noise = sigma**2 * np.eye(len(blocks)) + tau**2 * same_shape + trunk_sigma**2 * same_trunk
+    columns = fit_runs(blocks, law=law).columns.design(blocks.u)
+    indicator = (blocks.block[:, None] == np.arange(blocks.block.max() + 1)).astype(float)
+    design = np.column_stack([columns, indicator])
+    covariance = np.linalg.inv(design.T @ np.linalg.solve(noise, design))
+    gap = blocks.u_deep - blocks.u_wide
+    assert plan.covariance[1, 1] == pytest.approx(gap**2 * covariance[2, 2], rel=1e-8)
+    without = planned_effects(blocks, law, np.full(len(blocks), sigma), tau)
+    assert plan.covariance[1, 1] > 1.05 * without.covariance[1, 1]

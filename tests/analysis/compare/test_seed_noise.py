@@ -50,6 +50,21 @@ def test_hand_made_table() -> None:
     assert seed_noise_ratio([deep, wide], 1.0, 3.0) is None  # no aspect ratios
 
 
+def test_seeds_without_a_common_budget_are_no_replicates() -> None:
+    rows = [
+        ("deep", 0, 1, 1.0),
+        ("deep", 1, 2, 1.5),
+        ("wide", 0, 1, 1.0),
+        ("wide", 1, 1, 1.2),
+        ("wide", 2, 2, 9.0),
+    ]
+    names = ("shape", "seed", "tokens", "loss_nats_per_token")
+    table = pd.DataFrame([dict(zip(names, row, strict=True)) for row in rows])
+    (wide,) = seed_noise(table.assign(family=table["shape"], rung="small", n_flop=100))
+    assert (wide.family, wide.df) == ("wide", 1)
+    assert wide.sd == pytest.approx(0.2 / math.sqrt(2))
+
+
 def test_ratio_is_recovered_with_many_seeds() -> None:
     sd = {"deep": 0.02, "middle": math.sqrt(0.02 * 0.01), "wide": 0.01}
     table = make_table(np.random.default_rng(0), sd, seeds=400, sizes=2)

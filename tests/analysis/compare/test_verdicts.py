@@ -161,6 +161,15 @@ class TestRules:
         conditions = compared(LEVEL, audit=partly).verdict.conditions
         assert any("audit is incomplete (deep: only one size" in one for one in conditions)
 
+    def test_a_finding_that_no_deletion_can_check_has_a_condition(self) -> None:
+        """With two families and four sizes every deletion leaves one degree of freedom."""
+        few = compared({"level": -0.3, "d_alpha": 0.3}, 4)
+        assert few.verdict.level == "depth" and few.robustness is not None
+        assert not few.robustness.without
+        assert any("is not checked without single shapes" in one for one in few.verdict.conditions)
+        many = " ".join(compared(LEVEL, 8).verdict.conditions)
+        assert "without single shapes" not in many
+
 
 class TestRobustness:
     def test_deletions_equal_refits(self) -> None:
@@ -199,7 +208,7 @@ class TestRobustness:
         assert null is not None and null.d_alpha is not None
         assert bootstrap_p(null, 999) == pytest.approx(null.d_alpha.p, abs=0.06)
         p, smallest = permutation_p(null)
-        assert p == pytest.approx(null.d_alpha.p, abs=0.2) and smallest == 1 / 64
+        assert p == pytest.approx(null.d_alpha.p, abs=0.2) and smallest == 2 / 64
         clear = compared({"d_alpha": 0.1}, 8).block.effects
         assert clear is not None and bootstrap_p(clear, 999) < 0.01  # type: ignore[operator]
         assert permutation_p(clear)[0] <= 2 / 256  # type: ignore[operator]
@@ -209,11 +218,10 @@ def test_results_are_reached_and_serialised() -> None:
     found = compare_families(study(8, **EXPONENT, **NOISE), bootstrap=99)
     assert found.difference == pytest.approx(0.08, abs=0.02)
     assert set(found.estimates) == {"deep", "wide"} == set(found.intervals)
-    assert found.jackknife_interval is not None and found.jackknife_se is not None
-    assert found.permutation_p is not None and found.permutation_p < 0.05
+    assert found.exponents.interval is not None and found.exponents.standard_error is not None
+    assert found.robustness is not None and found.robustness.permutation_p < 0.05  # type: ignore[operator]
     assert found.status == "OK" and found.runs == 48
     assert found.tau == pytest.approx(0.004, abs=0.004) and found.sigma is None
-    assert found.is_extrapolation(1e21) and not found.is_extrapolation(1e20)
     saved = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert saved["verdict"]["exponent"] == "depth"
     for name in (

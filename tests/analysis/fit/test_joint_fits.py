@@ -237,7 +237,7 @@ def test_clustered_huber_errors_are_a_bootstrap_of_shapes_in_any_row_order() -> 
         fits.append(fit_joint(**columns, loss_fn="huber", delta=1e-2))
         by_run = fit_joint(**(columns | {"cluster": None}), loss_fn="huber", delta=1e-2)
         assert by_run.standard_errors["alpha[deep]"] < fits[-1].standard_errors["alpha[deep]"]
-    assert "estimate and t standard errors, bootstrap of 12 shapes" in fits[0].summary()
+    assert "estimate ± t x standard error, bootstrap of 12 shapes" in fits[0].summary()
     assert fits[0].standard_errors == pytest.approx(fits[1].standard_errors, rel=1e-9)
     assert fits[0].intervals["E"] == pytest.approx(fits[1].intervals["E"], rel=1e-9)
 
@@ -355,6 +355,9 @@ def test_power_law_in_size_is_recovered_and_refused_below_3_sizes() -> None:
     assert fit.params == pytest.approx({"E": 1.5, "A": 200, "alpha": 0.3}, rel=1e-6)
     assert fit.status == "OK" and fit.predict(1e10)[0] == pytest.approx(1.5 + 200 * 1e-3)
     assert math.isnan(fit.predict(1e10)[1])
+    noisy = 1.5 + 200 * n[:5] ** -0.3 + 0.0005 * np.array([1, -1, 0, -1, 1])
+    five = fit_power_law(n[:5], noisy, irreducible=True)  # E, A and alpha of 5 runs
+    assert five.status == "WEAK" and "2 degrees of freedom" in five.reasons[0]
     two = fit_power_law(n[:2], [3.0, 2.0])
     assert two.status == "REFUSED" and not two.params and "run 1 more" in two.reasons[0]
     with pytest.raises(ValueError, match="refused"):

@@ -52,6 +52,17 @@ def test_families_with_a_large_penalty_or_an_edge_optimum_fail(tmp_path: Path) -
     assert "| deep | passed |" in text and "| wide | FAILED: " in text
 
 
+def test_the_common_rate_was_run_by_all_shapes() -> None:
+    """Only one family ran the lowest rate, and it is best there."""
+    table = runs({"deep": 2e-3, "wide": 8e-3})
+    table = table[(table["family"] == "deep") | (table["peak_lr"] > 1e-3)]
+    used = {one.used_lr for one in audit_learning_rates(table).shapes}
+    assert used == {4e-3}
+    apart = table[(table["family"] == "deep") != (table["peak_lr"] > 4e-3)]
+    with pytest.raises(DataError, match="no learning rate was run by all shapes"):
+        audit_learning_rates(apart)
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"families": 3}'])
 def test_a_missing_or_malformed_file_is_an_error(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "lr_audit.json"

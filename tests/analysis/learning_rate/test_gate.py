@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,14 @@ def test_an_audit_of_other_rates_is_an_error(tmp_path: Path, keys: dict[str, flo
         load_audit(written(tmp_path, **keys), loaded())
 
 
+def test_the_rates_of_all_families_are_checked(tmp_path: Path) -> None:
+    """Both orders of two families with another rate at the same tokens: no row hides the other."""
+    for rates in ([1e-3, 2e-3], [2e-3, 1e-3]):
+        two = loaded(family=["deep", "wide"], tokens=1_000_000, peak_lr=rates)
+        with pytest.raises(DataError, match=r"the study has 0\.002"):
+            load_audit(written(tmp_path), two)
+
+
 def folder_of(optima: dict[int, float]) -> pd.DataFrame:
     """Audit runs whose losses are parabolas in ln(rate), with an optimum by tokens."""
     return pd.DataFrame(
@@ -77,6 +86,9 @@ def test_a_folder_is_audited_by_budget(tmp_path: Path, monkeypatch: pytest.Monke
     assert load_audit(tmp_path, near).passed("deep")
     with pytest.raises(DataError, match="recipe"):
         load_audit(tmp_path, loaded(recipe_id="other"))
+    bare = loaded()
+    with pytest.raises(DataError, match="--columns peak_lr=NAME"):
+        load_audit(tmp_path, replace(bare, table=bare.table.drop(columns="peak_lr")))
 
 
 def covered(*cells: tuple[float, float]) -> Audit:

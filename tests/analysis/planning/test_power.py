@@ -127,6 +127,12 @@ def test_each_refusal_names_the_runs_to_add() -> None:
         rows_of(make_design(6, families=("wide",), low=1e9, high=9e9))
     )
     assert design_power(apart, "deep", "wide").level_refusals
+    other = [
+        row | {"rung": f"{row['rung']} again"}
+        for row in rows_of(make_design(6, families=("wide",)))
+    ]
+    unpaired = design_power(make_design(6, families=("deep",)).with_runs(other), "deep", "wide")
+    assert "share no size and token budget" in unpaired.level_refusals[0]
     with pytest.raises(DataError, match="sigma=0"):
         design_power(narrow, "deep", "wide", sigma=0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -92,6 +93,19 @@ def test_designs_keep_the_rules(config: Config, found: Search) -> None:
         assert sum(each == rung for each, _ in shapes) >= 3
     for rung in (candidate.sizes[0], candidate.sizes[-1]):
         assert {"aspect_4", "aspect_32"} <= {cell.family for cell in cells if cell.rung == rung}
+
+
+def test_each_compared_ratio_has_the_sizes_of_an_exponent(config: Config) -> None:
+    """One of five sizes has no shape of ratio 4: four sizes with it in the middle do not identify an exponent."""
+    ratios = (4.0, 11.0, 32.0)
+    sizes = [50_000, 89_000, 160_000, 280_000, 500_000]
+    rungs = search.rungs_of(config, ratios, sizes, CONTRAST)
+    assert [rung.has_both for rung in rungs] == [True] * 5
+    rungs[2] = replace(rungs[2], compared=frozenset({32.0}))
+    table = search._Table(config, rungs, config.study.tokens_per_param, ASSUMED)
+    choices = [choice for group in table.choices.values() for choice in group]
+    assert [0, 1, 2, 3, 4] in choices
+    assert all(len(set(choice) - {2}) >= 4 for choice in choices)
 
 
 def test_more_compute_never_gives_a_worse_design(config: Config, found: Search) -> None:
