@@ -40,7 +40,6 @@ class Tuned:
     varied: tuple[str, ...]
     shape: str
     lr: float
-    is_interior: bool
     vertex: float | None
     curvature_nats: float | None
     penalty_nats: float | None
@@ -61,7 +60,8 @@ def tune(
     """Extend each arm's grid until its best rate is not at the edge; write and return the results.
 
     Raises:
-        RunError: if a run failed, or an optimum lies more than `MAX_DOUBLINGS` from optimizer.lr.
+        RunError: if a run failed or has no readable result, or an optimum lies more than `MAX_DOUBLINGS` from
+            optimizer.lr.
     """
     steps: dict[ArmKey, list[int]] = {arm.key: list(FIRST_STEPS) for arm in arms}
     while True:
@@ -120,7 +120,6 @@ def _tuned(arm: Arm, cells: Mapping[float, Cell]) -> Tuned:
         varied=arm.varied,
         shape=cells[best].spec.shape.label,
         lr=best,
-        is_interior=True,
         vertex=None if curve is None else math.exp(curve.x),
         curvature_nats=None if curve is None else curve.curvature,
         penalty_nats=None if curve is None else curve.cost(math.log(best) - curve.x),
@@ -141,9 +140,18 @@ def _rate(arm: Arm, step: int) -> float:
 
 
 def _loss(cell: Cell) -> float:
-    """Final loss in nats per token; infinite for a rate at which training diverged."""
+    """Return the final loss in nats per token; infinite for a rate at which training diverged.
+
+    Raises:
+        RunError: if a run that ended has no readable result.
+    """
     result = cell.result
-    loss = None if result is None else result.val_loss_nats_per_token
+    if result is None:
+        raise RunError(
+            f"{cell.run.path}: {cell.state}, without a readable result.json of this run; delete this folder, and "
+            "the same command trains the run again"
+        )
+    loss = result.val_loss_nats_per_token
     return math.inf if loss is None else loss
 
 

@@ -7,13 +7,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from slm.config.schema import Config
 from slm.errors import RunError
 from slm.studies.cells import Cell
-from slm.studies.expand import arms_of
+from slm.studies.expand import Arm, arms_of
 from slm.studies.lr_tuning import Tuned, known_rates, tune
 from slm.tracking.results_file import read_results
 from tests.conftest import ROOT
@@ -29,8 +30,7 @@ Loss = Callable[[float], float | None]
 
 def tuned(tiny_config: Callable[..., Config], loss: Loss) -> tuple[Tuned, Config]:
     """Tune one shape from optimizer.lr = 0.008, whose loss at a rate is given; None: it diverged."""
-    study = {"families": ["deep_thin"], "sizes": ["80k"], "lr_policy": "tuned"}
-    config = tiny_config(**STUDY | {"study": STUDY["study"] | study, "optimizer": {"lr": 8e-3}})
+    arm = arm_of(tiny_config)
 
     def run(cells: Sequence[Cell]) -> None:
         for cell in cells:
@@ -41,10 +41,15 @@ def tuned(tiny_config: Callable[..., Config], loss: Loss) -> tuple[Tuned, Config
             )
             cell.run.write_status("finished" if value is not None else "diverged")
 
-    (arm,) = arms_of(config, composer(tiny_config))
-    arm = replace(arm, config=replace(arm.config, optimizer=config.optimizer))
     (found,) = tune([arm], {}, run)
-    return found, config
+    return found, arm.config
+
+
+def arm_of(tiny_config: Callable[..., Config], **changes: Any) -> Arm:
+    study = {"families": ["deep_thin"], "sizes": ["80k"], "lr_policy": "tuned"}
+    config = tiny_config(**STUDY | {"study": STUDY["study"] | study, "optimizer": {"lr": 8e-3}})
+    (arm,) = arms_of(config, composer(tiny_config))
+    return replace(arm, config=replace(arm.config, optimizer=config.optimizer, **changes))
 
 
 def test_the_grid_grows_until_the_best_rate_is_inside(
@@ -77,6 +82,19 @@ def test_a_tie_with_the_end_of_the_grid_extends_it(tiny_config: Callable[..., Co
     found, _ = tuned(tiny_config, losses.__getitem__)
     assert found.lr == 2e-3 and len(found.losses) == 5
     assert found.vertex is not None and 2e-3 < found.vertex < 4e-3
+
+
+@pytest.mark.parametrize("content", [None, "{"], ids=["lost", "damaged"])
+def test_run_without_a_result_does_not_count_as_diverged(
+    tiny_config: Callable[..., Config], content: str | None
+) -> None:
+    _, config = tuned(tiny_config, lambda lr: 2 + abs(math.log(lr / 8e-3)))
+    path = next((Path(config.runs_dir) / config.study.name).glob("*/result.json"))
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(RunError, match=f"{path.parent}: finished, without a readable result.json"):
+        tune([arm_of(tiny_config)], {}, lambda cells: None)
 
 
 @pytest.mark.parametrize(("sign", "last"), [(1, r"0\.00013"), (-1, r"0\.51")])
