@@ -37,6 +37,8 @@ class Outcome:
 
     exit_code: int | None
     lines: tuple[str, ...]
+    submission_id: str = ""
+    """Id of the job's command, which the runs that it has begun have in status.json."""
 
     @property
     def last_line(self) -> str:
@@ -105,7 +107,8 @@ class TrainCommand:
             on_start(process)
             code = wait_or_interrupt(process, stop_file)
             output.seek(0)
-            return Outcome(code, run_lines(output.read().decode(errors="replace")))
+            lines = run_lines(output.read().decode(errors="replace"))
+            return Outcome(code, lines, self.submission_id)
 
 
 def wait_or_interrupt(process: subprocess.Popen[bytes], stop_file: Path | None = None) -> int:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from hydra_plugins.slm_study._command import Outcome, describe_exit, is_in_use, is_interrupted
 from slm.config.hydra import CONF_DIR, add_force_prefix, load_composed_config
-from slm.errors import ConfigError, InUse, Problem, RunError, SlmError, nearest
+from slm.errors import ConfigError, Diverged, InUse, Problem, RunError, SlmError, nearest
 from slm.formatting import count, format_duration
 from slm.run.display_name import display_name
 from slm.run.spec import RunSpec, branch_specs
@@ -94,7 +94,10 @@ class TrainLauncher(Launcher):
         code, line = outcome.exit_code, outcome.last_line
         specs = self._specs(overrides)
         runs = [RunDirectory.of(spec) for spec in specs]
-        states = {run.state() for run in runs}
+        is_rerun = bool(specs) and specs[-1].config.rerun
+        # In a rerun, the run directories of a job that did not start have the states of the earlier runs.
+        begun = [run for run in runs if not is_rerun or run.is_of_submission(outcome.submission_id)]
+        states = {run.state() for run in begun} | ({"planned"} if begun != runs else set())
         name = f"{place} {self._name(specs, overrides)}"
         if code == 0 or (code is None and states == {"finished"}):
             log.info("%s: %s", name, _describe_result(runs) or line)
@@ -104,10 +107,13 @@ class TrainLauncher(Launcher):
         if is_in_use(outcome):
             log.info("%s: %s", name, line)
             return failed_return(overrides, line, kind=InUse)
-        if states and states <= {"finished", "diverged"}:
+        if (
+            "diverged" in states
+            and states <= {"finished", "diverged"}
+            and code in (Diverged.exit_code, None)
+        ):
             log.warning("%s: diverged -> %s", name, runs[-1].path)
         elif self._stopping.is_set() and is_interrupted(outcome):
-            is_rerun = bool(specs) and specs[-1].config.rerun
             command = "the same command" + (" without rerun=true" if is_rerun else "")
             log.info("%s: interrupted; %s continues from there", name, command)
         else:

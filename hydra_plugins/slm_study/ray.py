@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -95,9 +96,9 @@ class RayLauncher(TrainLauncher):
         study = Path(self.config.runs_dir, self.config.study.name).absolute()
         stop_file = study / f".ray-stop-{uuid4().hex}"
         with signals_as_interrupt():
+            commands = [TrainCommand.of([*overrides, *self.shares]) for overrides in job_overrides]
             indices = {
-                task.remote(TrainCommand.of([*overrides, *self.shares]), stop_file): index
-                for index, overrides in enumerate(job_overrides)
+                task.remote(command, stop_file): index for index, command in enumerate(commands)
             }
             waiting = list(indices)
             try:
@@ -105,7 +106,9 @@ class RayLauncher(TrainLauncher):
                     (ended,), waiting = ray.wait(waiting)
                     index = indices[ended]
                     place = f"[{len(returns) + 1}/{total}]"
-                    outcome = _get_outcome(ended)
+                    outcome = replace(
+                        _get_outcome(ended), submission_id=commands[index].submission_id
+                    )
                     returns[index] = self.finish_job(place, job_overrides[index], outcome)
             except KeyboardInterrupt:
                 log.info("stopping: %d jobs save their state, or do not start", len(waiting))

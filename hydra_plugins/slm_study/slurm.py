@@ -14,7 +14,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,8 @@ class SlurmLauncher(TrainLauncher):
         """
         check_single_process(os.environ)
         check_extra("slurm", "submitit")
-        jobs = self._submit([TrainCommand.of(overrides) for overrides in job_overrides])
+        commands = [TrainCommand.of(overrides) for overrides in job_overrides]
+        jobs = self._submit(commands)
         ids = [job.job_id for job in jobs]
         log.info("%s in the queue, %s to %s", count(len(ids), "job"), ids[0], ids[-1])
         log.info("their output is in %s", self.settings.submitit_folder)
@@ -89,7 +90,10 @@ class SlurmLauncher(TrainLauncher):
                 for job_id, state in wait_for_ends(ids):
                     index = ids.index(job_id)
                     place = f"[{len(returns) + 1}/{len(jobs)}] job {job_id}"
-                    outcome = read_outcome(jobs[index].task(0).paths.stdout, state)
+                    outcome = replace(
+                        read_outcome(jobs[index].task(0).paths.stdout, state),
+                        submission_id=commands[index].submission_id,
+                    )
                     returns[job_id] = self.finish_job(place, job_overrides[index], outcome)
             except KeyboardInterrupt:
                 remaining = [job_id for job_id in ids if job_id not in returns]

@@ -37,29 +37,32 @@ def run_study(
     `retry_failed`.
 
     Raises:
-        RunError: if cells are unfinished when no job remains, or after `max_failures` failures; it lists
-            them with their errors.
+        RunError: if cells are unfinished when no job remains, or after `max_failures` failures, or did not start
+            again with `rerun`; it lists them with their errors.
     """
     remaining = [job for job in jobs_of(cells) if _needs_launch(job, rerun, retry_failed)]
+    earlier = {cell.spec.run_id: cell.run.read_status() for cell in cells} if rerun else {}
     if remaining:
-        earlier_failures = 0 if rerun or retry_failed else _count_failed(cells)
-        limit = None if max_failures is None else earlier_failures + max_failures
         with progress_lines(cells):
-            _run_jobs(cells, remaining, launch, batch=batch, rerun=rerun, limit=limit)
-    _check_finished(cells)
+            _run_jobs(remaining, launch, batch=batch, rerun=rerun, max_failures=max_failures)
+    kept = [
+        cell
+        for cell in cells
+        if rerun and cell.is_done and cell.run.read_status() == earlier[cell.spec.run_id]
+    ]
+    _check_finished(cells, kept)
 
 
 def _run_jobs(
-    cells: Sequence[Cell],
     remaining: list[Job],
     launch: Launch,
     *,
     batch: int | None,
     rerun: bool,
-    limit: int | None,
+    max_failures: int | None,
 ) -> None:
-    """Launch the jobs, and wait for those of other processes; stop at `limit` failed cells."""
-    waiting = False
+    """Launch the jobs, and wait for those of other processes; stop after `max_failures` failed cells."""
+    waiting, failures = False, 0
     while remaining:
         free = [job for job in remaining if find_owner(job) is None]
         if not free:
@@ -72,9 +75,10 @@ def _run_jobs(
             launched = free[: batch or len(free)]
             in_use = launch(launched)
             ended = [j for j in launched if j not in in_use and find_owner(j) is None]
+            failures += sum(cell.state == "failed" for job in ended for cell in job.cells)
             remaining = [job for job in remaining if job not in ended]
         remaining = [job for job in remaining if rerun or not _is_done(job)]
-        if limit is not None and _count_failed(cells) >= limit:
+        if max_failures is not None and failures >= max_failures:
             break
 
 
@@ -122,18 +126,22 @@ def _log_owners(jobs: Sequence[Job]) -> None:
     )
 
 
-def _count_failed(cells: Sequence[Cell]) -> int:
-    return sum(cell.state == "failed" for cell in cells)
+def _check_finished(cells: Sequence[Cell], kept: Sequence[Cell]) -> None:
+    """Log diverged cells; raise a RunError that lists the unfinished ones, and those of a rerun that did not start.
 
-
-def _check_finished(cells: Sequence[Cell]) -> None:
-    """Log diverged cells; raise a RunError that lists the unfinished ones."""
+    `kept` are the cells of a rerun whose run directory still has the earlier run.
+    """
     for cell in cells:
-        if cell.state == "diverged":
+        if cell.state == "diverged" and cell not in kept:
             log.warning("diverged: %s -> %s", display_name(cell.spec), cell.run.path)
     unfinished = [cell for cell in cells if not cell.is_done]
-    if unfinished:
-        raise RunError("\n".join(_describe_unfinished(unfinished, len(cells))))
+    lines = [*_describe_unfinished(unfinished, len(cells))] if unfinished else []
+    if kept:
+        lines.append(f"{len(kept)} of {count(len(cells), 'cell')} did not start again:")
+        lines += [f"  {cell.state} earlier: {_name(cell)}" for cell in kept]
+        lines.append("see the errors above; rerun=true starts all cells again")
+    if lines:
+        raise RunError("\n".join(lines))
 
 
 def _describe_unfinished(unfinished: Sequence[Cell], total: int) -> Iterator[str]:
@@ -163,4 +171,8 @@ def _describe_unfinished(unfinished: Sequence[Cell], total: int) -> Iterator[str
 
 
 def _describe(cell: Cell) -> str:
-    return f"  {cell.state}: {display_name(cell.spec)} -> {cell.run.path}"
+    return f"  {cell.state}: {_name(cell)}"
+
+
+def _name(cell: Cell) -> str:
+    return f"{display_name(cell.spec)} -> {cell.run.path}"

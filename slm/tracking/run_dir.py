@@ -72,6 +72,13 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def read_status(self) -> Any:
+        """Return the content of status.json; None if it is missing or unreadable."""
+        try:
+            return read_json(self.path / "status.json")
+        except (OSError, ValueError):
+            return None
+
     def state(self) -> State:
         """Return the state of the run; "running" without a live owner means killed, so "interrupted"."""
         try:
@@ -91,13 +98,16 @@ class RunDirectory:
         except (OSError, ValueError, AttributeError):
             return ""
 
+    def is_of_submission(self, submission: str | None) -> bool:
+        """Return whether the submitted job with this id was the last to work on the run."""
+        try:
+            return bool(self.read_status()["owner"]["submission"] == submission)
+        except (KeyError, TypeError):
+            return False
+
     def is_of_this_submission(self) -> bool:
         """Return whether an earlier start of the same submitted job was the last to work on the run."""
-        try:
-            saved = read_json(self.path / "status.json")["owner"]["submission"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-        return saved == submission_id()
+        return self.is_of_submission(submission_id())
 
     def is_in_use(self) -> bool:
         """Return whether a live process holds the run's lease."""

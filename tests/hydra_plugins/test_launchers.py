@@ -7,6 +7,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,10 +28,11 @@ from hydra_plugins.slm_study.ray import RayLauncher, check_reachable
 from hydra_plugins.slm_study.slurm import SlurmLauncher, read_outcome
 from slm.config.hydra import CONF_DIR, compose_config
 from slm.config.schema import TrainerConfig
-from slm.errors import ConfigError, InUse, RunError
+from slm.errors import ConfigError, Diverged, InUse, RunError
 from slm.run.display_name import display_name
 from slm.run.spec import RunSpec, resolve
 from slm.tracking.run_dir import RunDirectory
+from slm.tracking.submission import VARIABLE
 from tests.conftest import Cli
 from tests.running import run_to_end
 
@@ -208,6 +210,44 @@ def test_result_of_a_job_is_read_from_its_run_directory(
     assert (lost.status, failed.status) == (JobStatus.FAILED, JobStatus.FAILED)
     with pytest.raises(RunError, match="out of memory"):
         _ = failed.return_value
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state", "is_rerun", "message"),
+    [
+        (Outcome(1, ("diverged",), "old"), "diverged", False, "diverged"),
+        (Outcome(1, ("already diverged",), "new"), "diverged", False, "diverged"),
+        (Outcome(None, ("Slurm state FAILED",), "old"), "diverged", True, "diverged"),
+        (Outcome(2, ("torch sees no CUDA device",), "new"), "finished", True, "FAILED"),
+        (Outcome(1, ("torch is missing",), "new"), "diverged", True, "FAILED"),
+        (Outcome(None, ("Slurm state FAILED",), "new"), "finished", True, "FAILED"),
+        (Outcome(1, ("disk is full",), "old"), "finished", False, "FAILED"),
+        (Outcome(-9, ("steps",), "old"), "diverged", False, "FAILED"),
+    ],
+    ids=["now", "earlier", "in_slurm", "no_gpu", "no_torch", "lost", "after_end", "killed"],
+)
+def test_job_diverged_only_if_its_own_run_did(
+    outcome: Outcome,
+    state: str,
+    is_rerun: bool,
+    message: str,
+    *,
+    tiny_spec: Callable[..., RunSpec],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The run directory has the state that the job with the id `old` left."""
+    spec = tiny_spec(rerun=is_rerun)
+    monkeypatch.setenv(VARIABLE, "old")
+    run = RunDirectory.of(spec)
+    with suppress(Diverged), run.claim(spec):
+        if state == "diverged":
+            raise Diverged("loss is nan")
+    launcher = StubLauncher()
+    monkeypatch.setattr(launcher, "_specs", lambda overrides: [spec])
+    done = launcher.finish_job("[1/1]", ["seed=0"], outcome)
+    assert message in caplog.messages[-1] and done.status == JobStatus.FAILED
+    assert done.failure == (outcome.last_line if message == "FAILED" else "")
 
 
 IN_USE = (
