@@ -174,7 +174,7 @@ class StudySweeper(Sweeper):
 
 
 def _check_design(cells: Sequence[Any]) -> None:
-    """Refuse a design that cannot estimate `study.claim`, unless all its cells are finished.
+    """Refuse a design that cannot estimate `study.claim`, unless no cell is to be trained.
 
     Raises:
         DesignRefused: listing the reasons.
@@ -185,7 +185,7 @@ def _check_design(cells: Sequence[Any]) -> None:
     from slm.errors import DesignRefused
 
     check_study_audit(cells)  # raises the DataError
-    if all(cell.is_done for cell in cells):
+    if not cells[0].spec.config.rerun and all(cell.is_done for cell in cells):
         return
     refusals = list_refusals(cells, compute_power(cells))
     if refusals:

@@ -59,21 +59,29 @@ def tune(
 ) -> list[Tuned]:
     """Extend each arm's grid until its best rate is not at the edge; write and return the results.
 
+    With `rerun` every run of the grid is trained again, once.
+
     Raises:
         RunError: if a run failed or has no readable result, or an optimum lies more than `MAX_DOUBLINGS` from
             optimizer.lr.
     """
     steps: dict[ArmKey, list[int]] = {arm.key: list(FIRST_STEPS) for arm in arms}
+    rerun, trained = arms[0].config.rerun, set[str]()
     while True:
         cells = {
             (arm.key, step): shortest_cell(_at(arm, step), recorded)
             for arm in arms
             for step in steps[arm.key]
         }
-        missing = [cell for cell in cells.values() if not cell.is_done]
+        missing = [
+            cell
+            for cell in cells.values()
+            if not cell.is_done or (rerun and cell.spec.run_id not in trained)
+        ]
         if missing:
             log.info("learning rate tuning: %d of %d runs remaining", len(missing), len(cells))
             run(missing)
+            trained |= {cell.spec.run_id for cell in missing}
         is_extended = False
         for arm in arms:
             own = sorted(steps[arm.key])

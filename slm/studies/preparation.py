@@ -14,13 +14,13 @@ log = logging.getLogger("slm")
 
 
 def prepare_corpora(cells: Sequence[Cell]) -> None:
-    """Prepare the corpora of the unfinished cells, so that an error in the data is reported once.
+    """Prepare the corpora of the cells to train, so that an error in the data is reported once.
 
     Raises:
         DataError: if a corpus cannot be read; no cell has started then.
         DesignRefused: if cells would repeat the text more often than data.max_epochs.
     """
-    configs = [cell.spec.config for cell in cells if not cell.is_done]
+    configs = [c.spec.config for c in cells if c.spec.config.rerun or not c.is_done]
     corpora = {
         prepared_folder(config): config for config in configs if config.data.source != "khop"
     }

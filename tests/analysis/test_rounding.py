@@ -201,7 +201,10 @@ def test_tuning_chooses_the_lowest_of_equally_good_rates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = SimpleNamespace(
-        optimizer=SimpleNamespace(lr=4e-3), runs_dir=tmp_path, study=SimpleNamespace(name="s")
+        optimizer=SimpleNamespace(lr=4e-3),
+        rerun=False,
+        runs_dir=tmp_path,
+        study=SimpleNamespace(name="s"),
     )
     arm = SimpleNamespace(
         key="arm",

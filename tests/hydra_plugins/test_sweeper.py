@@ -1,4 +1,4 @@
-"""Recorded results of a study: what counts as finished, and what action=collect writes."""
+"""What counts as finished in a sweep and in a rerun, and what action=collect writes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hydra_plugins.slm_study.sweeper import _collect_results
+from hydra_plugins.slm_study.sweeper import _check_design, _collect_results
+from slm.data.corpus.identity import MANIFEST
+from slm.data.tokens.prepare import prepared_folder
+from slm.errors import DesignRefused
 from slm.run.facts import saved_config
 from slm.studies.cells import Cell
+from slm.studies.preparation import prepare_corpora
 from slm.tracking.configs_file import configs_path, read_configs
 from slm.tracking.results_file import read_results, write_results
 from tests.benchmarks.watch import result_of, study_cells
@@ -68,6 +72,26 @@ def test_results_of_a_rerun_replace_the_recorded_ones(
     assert [
         configs[cell.spec.run_id]["config"]["trainer"]["threads"] for cell in (first, second)
     ] == [2, 1]
+
+
+def test_rerun_of_a_finished_study_is_checked_and_its_corpus_prepared(results: Path) -> None:
+    text = results.with_name("text.txt")
+    text.write_text("\n\n".join(f"Paragraph {number} of a small corpus." for number in range(200)))
+    corpus = ("data=text_files", f"data.files=[{text}]", "data.document=paragraph")
+    cache = (f"cache_dir={results.parent / 'cache'}", "data.max_epochs=1e6")
+    settings = (*corpus, *cache, "study.claim=exponents")
+    finished = expand(results, *settings)
+    for cell in finished:
+        finish(cell, loss=4.0)
+    _check_design(finished)
+    prepare_corpora(finished)
+    manifest = prepared_folder(finished[0].spec.config) / MANIFEST
+    assert not manifest.exists()
+    again = expand(results, *settings, "rerun=true")
+    with pytest.raises(DesignRefused, match="is REFUSED"):
+        _check_design(again)
+    prepare_corpora(again)
+    assert manifest.exists()
 
 
 @pytest.mark.parametrize("content", [None, "{"], ids=["lost", "damaged"])

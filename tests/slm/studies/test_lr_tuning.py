@@ -28,14 +28,16 @@ RESULT = next(
 Loss = Callable[[float], float | None]
 
 
-def tuned(tiny_config: Callable[..., Config], loss: Loss) -> tuple[Tuned, Config]:
+def tuned(
+    tiny_config: Callable[..., Config], loss: Loss, *, rerun: bool = False
+) -> tuple[Tuned, Config]:
     """Tune one shape from optimizer.lr = 0.008, whose loss at a rate is given; None: it diverged."""
-    arm = arm_of(tiny_config)
+    arm = arm_of(tiny_config, rerun=rerun)
 
     def run(cells: Sequence[Cell]) -> None:
         for cell in cells:
             value = loss(cell.spec.config.optimizer.lr)
-            cell.run.path.mkdir(parents=True)
+            cell.run.path.mkdir(parents=True, exist_ok=rerun)
             cell.run.write_result(
                 replace(RESULT, run_id=cell.spec.run_id, val_loss_nats_per_token=value)
             )
@@ -82,6 +84,19 @@ def test_a_tie_with_the_end_of_the_grid_extends_it(tiny_config: Callable[..., Co
     found, _ = tuned(tiny_config, losses.__getitem__)
     assert found.lr == 2e-3 and len(found.losses) == 5
     assert found.vertex is not None and 2e-3 < found.vertex < 4e-3
+
+
+def test_rerun_trains_each_rate_again_once(tiny_config: Callable[..., Config]) -> None:
+    """The losses of the earlier call have their minimum at 8e-3."""
+    tuned(tiny_config, lambda lr: 2 + abs(math.log(lr / 8e-3)))
+    rates: list[float] = []
+
+    def loss(lr: float) -> float:
+        rates.append(lr)
+        return 2 + abs(math.log(lr / 2e-3))
+
+    assert tuned(tiny_config, loss, rerun=True)[0].lr == 2e-3
+    assert sorted(rates) == [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
 
 
 @pytest.mark.parametrize("content", [None, "{"], ids=["lost", "damaged"])
