@@ -152,7 +152,7 @@ def _check_batch(config: Config) -> Iterator[Problem]:
         yield Problem("optimizer.global_batch_tokens", tokens, rule, f"nearest: {near}")
         return
     micro, sequences = config.trainer.micro_batch_sequences, tokens // seq_len
-    rows = -(-sequences // (config.trainer.devices * config.trainer.num_nodes))
+    rows = -(-sequences // config.trainer.processes)
     if isinstance(micro, int) and sequences % micro and rows % micro:
         rule = f"must divide the {sequences} sequences of optimizer.global_batch_tokens={tokens}"
         if rows < sequences:
@@ -163,7 +163,7 @@ def _check_batch(config: Config) -> Iterator[Problem]:
 
 def _check_processes(config: Config) -> Iterator[Problem]:
     trainer = config.trainer
-    processes = trainer.devices * trainer.num_nodes
+    processes = trainer.processes
     batch_tokens = config.optimizer.global_batch_tokens
     sequences = batch_tokens // config.model.seq_len
     if trainer.strategy == "single" and processes > 1:

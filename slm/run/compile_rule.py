@@ -74,7 +74,7 @@ def eager_gpu_seconds(spec: RunSpec) -> float:
     trainer = spec.config.trainer
     launch_seconds = LAUNCHES_PER_BLOCK * _block_passes(spec, "gpu") * SECONDS_PER_LAUNCH
     rate = H100_FLOPS * mfu_at(EAGER_MFU, count_parameters(spec.shape).params_total)
-    flops = spec.flops * _share_of_shortest_branch(spec) / (trainer.devices * trainer.num_nodes)
+    flops = spec.flops * _share_of_shortest_branch(spec) / trainer.processes
     return max(launch_seconds, flops / rate)
 
 

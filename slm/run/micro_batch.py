@@ -106,8 +106,7 @@ def requested_sequences(spec: RunSpec) -> int | None:
 
 def count_rank_sequences(spec: RunSpec) -> int:
     """Count the sequences of a global batch on the rank that has most of them."""
-    trainer = spec.config.trainer
-    return math.ceil(spec.batch_sequences / (trainer.devices * trainer.num_nodes))
+    return math.ceil(spec.batch_sequences / spec.config.trainer.processes)
 
 
 def suggest_less_memory(spec: RunSpec, accelerator: str, current: MicroBatch) -> str:
@@ -140,7 +139,7 @@ def execution_of(config: Config, accelerator: str) -> Execution:
         activation_checkpointing=config.trainer.activation_checkpointing,
         on_gpu=accelerator == "gpu",
         strategy=config.trainer.strategy,
-        processes=config.trainer.devices * config.trainer.num_nodes,
+        processes=config.trainer.processes,
     )
 
 

@@ -143,6 +143,11 @@ class TrainerConfig:
     progress: bool = True
     """Show a progress bar."""
 
+    @property
+    def processes(self) -> int:
+        """Return the number of processes of a run on all nodes, one device each."""
+        return self.devices * self.num_nodes
+
 
 @section
 class TrackingConfig:

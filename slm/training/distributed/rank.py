@@ -171,7 +171,7 @@ def check_launch(
 
     `variables` are the names in the environment that announce the processes.
     """
-    expected = config.devices * config.num_nodes
+    expected = config.processes
     if expected == world_size and local_rank < config.devices:
         return
     if world_size == 1:
