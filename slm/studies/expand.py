@@ -10,6 +10,7 @@ from itertools import product
 from typing import Any
 
 from slm.architecture.flops import flop_equivalent_params
+from slm.architecture.memory import divisors
 from slm.architecture.shape_solver import log_distance
 from slm.architecture.shapes import ModelShape
 from slm.config.schema import BudgetConfig, Config, StudyConfig
@@ -213,7 +214,8 @@ def shortest_cell(arm: Arm, recorded: Mapping[str, RunResult]) -> Cell:
 def with_rung_batch(arm: Arm) -> Arm:
     """Return the arm with the batch size of its rung under `study.min_steps`, the same for all families.
 
-    The batch is optimizer.global_batch_tokens, halved while the shortest budget has fewer steps than that.
+    The batch is optimizer.global_batch_tokens, halved while the shortest budget has fewer steps than that. A number of
+    trainer.micro_batch_sequences that no longer divides it becomes the largest smaller one that does.
     """
     config = arm.config
     min_steps, batch = config.study.min_steps, config.optimizer.global_batch_tokens
@@ -233,10 +235,11 @@ def with_rung_batch(arm: Arm) -> Arm:
     while sequences % 2 == 0 and tokens < min_steps * sequences * config.model.seq_len:
         sequences //= 2
     batch = sequences * config.model.seq_len
-    micro = config.trainer.micro_batch_sequences
-    if isinstance(micro, int) and sequences % micro:
-        trainer = replace(config.trainer, micro_batch_sequences=sequences)
-        decided = (*arm.decided, f"trainer.micro_batch_sequences={sequences}")
+    micro, rows = config.trainer.micro_batch_sequences, -(-sequences // config.trainer.processes)
+    if isinstance(micro, int) and sequences % micro and rows % micro:
+        smaller = max(number for number in divisors(rows) if number <= micro)
+        trainer = replace(config.trainer, micro_batch_sequences=smaller)
+        decided = (*arm.decided, f"trainer.micro_batch_sequences={smaller}")
         arm = replace(arm, config=replace(config, trainer=trainer), decided=decided)
     return arm.with_optimizer({"global_batch_tokens": batch})
 

@@ -14,7 +14,7 @@ from slm.errors import ConfigError
 from slm.run.spec import branch_specs, resolve
 from slm.studies.cells import Cell, jobs_of
 from slm.studies.checks import check_study
-from slm.studies.expand import Compose, cells_of
+from slm.studies.expand import Compose, arms_of, cells_of, with_rung_batch
 from slm.studies.plan_tables import design_warnings, rung_mismatch
 from tests.conftest import merged
 
@@ -217,6 +217,28 @@ def test_batch_is_halved_until_the_shortest_budget_has_min_steps(
     sizes = [min(batches[rung]) for rung in sorted(batches)]
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1] == 1024
     assert len({cell.spec.recipe_id for cell in cells}) == 1
+
+
+@pytest.mark.parametrize(
+    ("micro", "expected"),
+    [(3, 3), (4, 3), (12, 6), ("auto", "auto"), (None, None)],
+    ids=["divides", "between", "whole_batch", "auto", "null"],
+)
+def test_micro_batch_of_a_halved_batch_stays_below_its_limit(
+    tiny_config: Callable[..., Config], micro: int | str | None, expected: int | str | None
+) -> None:
+    """A batch of 12 sequences is halved to 6."""
+    tokens = 100 * 6 * 128
+    compose = composer(tiny_config, tokens_per_param=[], tokens=[tokens], min_steps=100)
+    (arm, *_) = arms_of(compose([], {}), compose)
+    config = replace(
+        arm.config,
+        optimizer=replace(arm.config.optimizer, global_batch_tokens=12 * 128),
+        trainer=replace(arm.config.trainer, micro_batch_sequences=micro),
+    )
+    config = with_rung_batch(replace(arm, config=config)).config
+    assert config.optimizer.global_batch_tokens == 6 * 128
+    assert config.trainer.micro_batch_sequences == expected
 
 
 def test_flop_budget_gives_families_of_a_rung_equal_tokens(
