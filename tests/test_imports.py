@@ -63,6 +63,7 @@ TORCH_FREE = (
     "slm.studies.sync",
     "slm.studies.throughput",
     "slm.tracking.checkpoints",
+    "slm.tracking.concurrency",
     "slm.tracking.environment",
     "slm.tracking.results_file",
     "slm.tracking.run_dir",

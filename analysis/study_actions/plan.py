@@ -30,7 +30,7 @@ from slm.studies.plan_tables import (
     list_epoch_refusals,
     mfu_warnings,
 )
-from slm.studies.throughput import load_throughput, store_probe
+from slm.studies.throughput import load_throughput, probe_key, store_probe
 
 if TYPE_CHECKING:
     from analysis.design.linear import Design, Law
@@ -237,12 +237,14 @@ def _tuning_cost(cells: Sequence[Cell]) -> str:
 
 
 def _probe(cells: Sequence[Cell]) -> None:
-    """Measure the throughput of every shape on this machine, and store it."""
+    """Measure the throughput of every shape at its batch size on this machine, and store it."""
     from slm.training.throughput_probe import measure_tokens_per_second
 
-    config = cells[0].spec.config
-    shapes = {cell.spec.shape.label: cell.spec for cell in cells}
-    for number, (label, spec) in enumerate(shapes.items(), start=1):
-        rate = measure_tokens_per_second(spec, config.plan.probe_seconds)
-        log.info("[%d/%d] %s: %s tokens/s", number, len(shapes), label, f"{rate:,.0f}")
-        store_probe(config, {label: rate})
+    specs = {probe_key(cell.spec): cell.spec for cell in cells}
+    for number, spec in enumerate(specs.values(), start=1):
+        rate = measure_tokens_per_second(spec, spec.config.plan.probe_seconds)
+        place, batch = f"[{number}/{len(specs)}]", short_count(spec.batch_tokens)
+        log.info(
+            "%s %s, batch of %s tokens: %s tokens/s", place, spec.shape.label, batch, f"{rate:,.0f}"
+        )
+        store_probe(spec, rate)

@@ -9,13 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import re
 import signal
 import subprocess
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import takewhile
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -25,6 +23,7 @@ from hydra_plugins.slm_study._launcher import TrainLauncher, failed_return, sign
 from hydra_plugins.slm_study._settings import LocalSettings
 from slm.errors import ConfigError, Problem
 from slm.formatting import count
+from slm.tracking.concurrency import jobs_on_cores, visible_gpus
 from slm.tracking.environment import available_cores
 from slm.training.distributed.rank import check_single_process
 
@@ -98,9 +97,8 @@ class LocalLauncher(TrainLauncher):
             gpus = [] if trainer.accelerator == "cpu" else visible_gpus()
         names = [str(gpu) for gpu in gpus]
         if not names:
-            cores = available_cores()
-            threads = (trainer.threads or cores) * trainer.devices
-            slots: list[str | None] = [None] * (self.settings.n_jobs or max(1, cores // threads))
+            on_cores = jobs_on_cores(trainer.threads, trainer.devices)
+            slots: list[str | None] = [None] * (self.settings.n_jobs or on_cores)
         elif len(names) < trainer.devices:
             rule = f"processes with a GPU each, and there are {len(names)}: {', '.join(names)}"
             fix = "hydra.launcher.gpus names those to use"
@@ -190,18 +188,3 @@ class LocalLauncher(TrainLauncher):
             self._started.append(process)
             if self._stopping.is_set():
                 process.send_signal(signal.SIGINT)
-
-
-def visible_gpus() -> list[str]:
-    """Return the GPUs of CUDA_VISIBLE_DEVICES up to a negative number, else all that nvidia-smi lists."""
-    names = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if names is not None:
-        listed = (name.strip() for name in names.split(",") if name.strip())
-        return list(takewhile(lambda name: not name.startswith("-"), listed))  # as CUDA does
-    try:
-        listing = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=60
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return re.findall(r"^GPU (\d+):", listing, flags=re.MULTILINE)

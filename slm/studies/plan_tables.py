@@ -267,8 +267,10 @@ def format_time_estimate(cells: Sequence[Cell], throughput: Throughput) -> str:
             "time unknown: measure the throughput of this machine with plan.probe=true, or give the speed of your "
             "device, for an H100 plan=h100, or plan.device_flops=989e12 plan.mfu=0.4"
         )
-    concurrent = count_concurrent_jobs(cells[0].spec.config)
-    wall, longest = wall_seconds(seconds, concurrent), max(seconds)
+    config = cells[0].spec.config
+    concurrent = count_concurrent_jobs(config)
+    job_seconds = [each / config.trainer.processes for each in seconds]
+    wall, longest = wall_seconds(job_seconds, concurrent), max(job_seconds)
     return (
         f"{count(len(jobs), 'job')}, {format_device_time(sum(seconds))} at the {throughput.source}; "
         f"wall time {format_duration(wall)} with {count(concurrent, 'job')} at a time, longest job "

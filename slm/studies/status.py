@@ -102,9 +102,9 @@ def _saved_step(cell: Cell) -> int:
 
 
 def _expected_rate(cell: Cell, throughput: Throughput) -> float | None:
-    """Return the expected tokens/s; None if unknown."""
-    flops = throughput.flops_per_second(cell.spec)
-    return None if flops is None else flops / cell.spec.flops_per_token
+    """Return the expected tokens/s of all devices of a run; None if unknown."""
+    flops, processes = throughput.flops_per_second(cell.spec), cell.spec.config.trainer.processes
+    return None if flops is None else flops * processes / cell.spec.flops_per_token
 
 
 def _owner(cell: Cell) -> str:

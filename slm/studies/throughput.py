@@ -24,13 +24,14 @@ from slm.run.mfu import Mfu, mfu_at
 from slm.run.spec import RunSpec
 from slm.studies.cells import Cell, Job
 from slm.studies.left_out import left_out
-from slm.tracking.environment import available_cores
+from slm.tracking.concurrency import jobs_on_cores, visible_gpus
+from slm.tracking.result import RunResult
 from slm.tracking.results_file import read_results
 
 SECONDS_PER_HOUR = 3600
 MANY_HOURS = 100  # from here on printed without decimals
 PROBE_FILE = "throughput.json"
-SAME_SPEED = ("precision", "threads", "devices", "accelerator")  # keys of the trainer
+SAME_SPEED = ("precision", "threads", "devices", "num_nodes", "accelerator")  # keys of the trainer
 DELETE_PROBE = "delete it, and measure again with plan.probe=true"
 
 
@@ -39,7 +40,7 @@ Key = tuple[int, int, int]  # depth, tokens per batch, FLOPs per token
 
 @dataclass(frozen=True)
 class Throughput:
-    """Training throughput; `measured` are the tokens/s of measured shapes at their batch size.
+    """Training throughput of one device; `measured` are the tokens/s of measured shapes at their global batch.
 
     Of other shapes and batches the seconds per step are c1 * FLOPs + c2 + c3 * depth + c4 * depth * tokens, fitted to
     the measured ones by relative least squares, with one coefficient per measurement at most.
@@ -65,7 +66,7 @@ class Throughput:
         return not self.measured and self.device_flops is not None
 
     def flops_per_second(self, spec: RunSpec) -> float | None:
-        """Return the FLOP/s of a shape at its batch size; None if unknown."""
+        """Return the FLOP/s of one device for a shape at its global batch; None if unknown."""
         if not self.measured:
             params = count_parameters(spec.shape).params_total
             return (
@@ -94,7 +95,7 @@ class Throughput:
             used = used[fit >= 0]
 
     def seconds(self, job: Job) -> float | None:
-        """Estimate the seconds of a job on one device; None if the throughput is unknown."""
+        """Estimate the device time of a job, the sum over the devices of its run; None if the throughput is unknown."""
         rate = self.flops_per_second(job.cells[0].spec)
         return None if rate is None else job.flops / rate
 
@@ -112,26 +113,35 @@ def load_throughput(cells: Sequence[Cell]) -> Throughput:
     """Load the throughput of `study.results`, of finished cells, of earlier runs and of `plan.probe` from the folder."""
     config = cells[0].spec.config
     rates: dict[Key, list[float]] = defaultdict(list)
-    results = {} if config.study.results is None else read_results(Path(config.study.results))
     own = {cell.spec.run_id: cell.result for cell in cells if cell.recorded is None}
-    for result in {**own, **results}.values():
+    for result in {**own, **_committed_results(cells)}.values():
         if result is not None and result.status == "finished":
             depth = ModelShape(**result.shape).depth
             key = (depth, result.batch_tokens, result.flops_per_token)
-            rates[key].append(result.tokens_per_second)
+            rates[key].append(result.tokens_per_second / config.trainer.processes)
     missing = {_key(cell.spec) for cell in cells} - rates.keys()
     for key, tokens_per_second in _earlier_rates(cells, missing):
-        rates[key].append(tokens_per_second)
+        rates[key].append(tokens_per_second / config.trainer.processes)
     # The mean time of a token: the load of the machine differs between runs.
     measured = {key: len(each) / sum(1 / rate for rate in each) for key, each in rates.items()}
     path = probe_path(config)
     if path.exists():
         probe = read_object(path, DELETE_PROBE)
         for cell in cells:
-            rate = probe.get(cell.spec.shape.label)
+            rate = probe.get(probe_key(cell.spec))
             if rate is not None:
                 measured.setdefault(_key(cell.spec), rate)
     return Throughput(measured, config.plan.device_flops, config.plan.mfu)
+
+
+def _committed_results(cells: Sequence[Cell]) -> dict[str, RunResult]:
+    """Read `study.results` without results of another precision; plan.device_flops replaces all of them."""
+    config = cells[0].spec.config
+    if config.study.results is None or config.plan.device_flops is not None:
+        return {}
+    precisions = {cell.spec.config.trainer.precision for cell in cells}
+    results = read_results(Path(config.study.results))
+    return {id_: result for id_, result in results.items() if result.precision in precisions}
 
 
 def _earlier_rates(cells: Sequence[Cell], missing: Collection[Key]) -> Iterator[tuple[Key, float]]:
@@ -151,21 +161,29 @@ def probe_path(config: Config) -> Path:
     return Path(config.runs_dir) / config.study.name / PROBE_FILE
 
 
-def store_probe(config: Config, tokens_per_second: Mapping[str, float]) -> None:
-    """Add tokens/s by shape label to the study's probe file."""
-    path = probe_path(config)
+def probe_key(spec: RunSpec) -> str:
+    """Return the key of a shape's tokens/s in the probe file: everything that the speed depends on."""
+    depth, batch_tokens, flops_per_token = _key(spec)
+    settings = [f"{name}={getattr(spec.config.trainer, name)}" for name in SAME_SPEED]
+    shape = f"depth={depth} batch_tokens={batch_tokens} flops_per_token={flops_per_token}"
+    return " ".join([shape, *settings])
+
+
+def store_probe(spec: RunSpec, tokens_per_second: float) -> None:
+    """Add the tokens/s of one device for a shape at its global batch to the study's probe file."""
+    path = probe_path(spec.config)
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = read_object(path, DELETE_PROBE) if path.exists() else {}
-    write_json(path, {**stored, **tokens_per_second})
+    write_json(path, {**stored, probe_key(spec): tokens_per_second})
 
 
 def count_concurrent_jobs(config: Config) -> int:
     """Return plan.devices, else the number of jobs that the CPU cores allow, or 1 on GPUs."""
     if config.plan.devices is not None:
         return config.plan.devices
-    cores = available_cores()
-    on_cpu = config.trainer.accelerator == "cpu"
-    return max(1, cores // (config.trainer.threads or cores)) if on_cpu else 1
+    trainer = config.trainer
+    on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not visible_gpus())
+    return jobs_on_cores(trainer.threads, trainer.devices) if on_cpu else 1
 
 
 def format_device_time(seconds: float) -> str:

@@ -120,14 +120,14 @@ class PlanConfig:
     """Measuring time of the probe per shape, in seconds."""
     device_flops: Positive | None = None
     """Dense peak FLOP/s of one device (H100 in bf16: 989e12), to estimate hours of shapes without a measured
-    throughput."""
+    throughput; the throughput of study.results is not used then."""
     mfu: Mfu = 0.3
     """Assumed model FLOPs utilization: the share of device_flops that training reaches. One number, or a table
     of numbers by total parameters such as {125m: 0.23, 1b: 0.37}, interpolated in ln(parameters). A table on the
     command line replaces that of the group plan."""
     devices: Count | None = None
     """Number of jobs that run at the same time, for the estimate of hours. null: on a CPU as many as the local launcher
-    would run, else 1; set the number of your GPUs."""
+    would run, else 1; set the number of your GPUs, divided by those of one run."""
     sigma: NonNegative | None = None
     """Seed standard deviation of the final loss in nats; null means 0.005 for losses below 4, 0.01 below 5 and
     0.02 above."""

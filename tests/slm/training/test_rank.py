@@ -15,9 +15,10 @@ from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
 
 from hydra_plugins.slm_study import local
-from hydra_plugins.slm_study.local import LocalLauncher, visible_gpus
+from hydra_plugins.slm_study.local import LocalLauncher
 from slm.config.schema import Config, TrainerConfig, to_tree
 from slm.errors import ConfigError, LaunchError
+from slm.tracking.concurrency import visible_gpus
 from slm.training.distributed import rank as rank_module
 from slm.training.distributed.rank import (
     check_address,
