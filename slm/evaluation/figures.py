@@ -90,9 +90,14 @@ def _quality(evaluation: Evaluation) -> tuple[str, Quality] | None:
     return None
 
 
-def _perplexity(text: TextScore) -> tuple[float, float | None]:
-    """Return the perplexity and its standard error, which is that of bits/byte by the delta method."""
+def _perplexity(text: TextScore) -> tuple[float, float | None] | None:
+    """Return the perplexity and its standard error, which is that of bits/byte by the delta method.
+
+    None if the perplexity is too large for a float.
+    """
     whole, error = text.all, text.bits_per_byte_se
+    if not math.isfinite(whole.perplexity):
+        return None
     if error is None:
         return whole.perplexity, None
     nats_error = error * math.log(2) * whole.text_bytes / whole.tokens

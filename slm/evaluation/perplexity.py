@@ -24,7 +24,7 @@ from slm.data.tokens.encode import describe_loss
 from slm.errors import ConfigError, DataError, Problem
 from slm.evaluation.zero_shot.standard_error import clustered_mean
 from slm.logs import log
-from slm.model.loss import IGNORED, token_nats
+from slm.model.loss import IGNORED, perplexity, token_nats
 from slm.model.transformer import Transformer
 from slm.summary import Summarized
 
@@ -58,7 +58,7 @@ class Score(Summarized):
     @property
     def perplexity(self) -> float:
         """Perplexity per token; comparable only between models with the same tokenizer."""
-        return math.exp(self.nats_per_token)
+        return perplexity(self.nats_per_token)
 
     @property
     def bits_per_byte(self) -> float:

@@ -46,6 +46,14 @@ def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, reduction="none")
 
 
+def perplexity(nats: float) -> float:
+    """Return exp of a mean loss in nats; infinite if it is too large for a float."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
+
+
 def chunk_loss(
     logits: Tensor,
     targets: Tensor,

@@ -49,7 +49,7 @@ class TrainingLoop:
 
         Raises:
             Interrupted: after a signal, with the state saved.
-            Diverged: if a loss or gradient is not finite.
+            Diverged: if a loss, validation loss or gradient is not finite.
             RunError: if a checkpoint cannot be written.
         """
         spec, config, device = self.spec, self.spec.config.trainer, self.training_step.fabric.device

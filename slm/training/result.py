@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slm.data.examples import Examples
+from slm.model.loss import perplexity
 from slm.run.facts import run_counts
 from slm.run.spec import RunSpec
 from slm.tracking import run_dir
@@ -97,10 +98,11 @@ def _requested(spec: RunSpec) -> dict[str, Any]:
 def _validation(examples: Examples, measured: Measurement | None) -> dict[str, Any]:
     val = examples.val
     loss, bits_per_byte = (None, None) if measured is None else val_losses(measured, val.text_bytes)
+    val_perplexity = math.inf if loss is None else perplexity(loss)
     return {
         "val_loss_nats_per_token": loss,
         "val_bits_per_byte": bits_per_byte,
-        "val_perplexity": None if loss is None else math.exp(loss),
+        "val_perplexity": val_perplexity if math.isfinite(val_perplexity) else None,
         "val_errors": (measured.errors or None) if measured else None,
         "val_tokens": val.tokens,
         "val_bytes": val.text_bytes,

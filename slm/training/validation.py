@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from slm.errors import Diverged
 from slm.model.loss import IGNORED, token_nats
 from slm.training.batches import ValidationBatches
 from slm.training.distributed.fabric import reshard
@@ -39,6 +40,9 @@ def measure_validation(
     """Measure the module on this rank's batches and sum over ranks; `before_batch` may raise to stop.
 
     All sums stay on the device until the end, so that no batch waits for the host.
+
+    Raises:
+        Diverged: if the loss is not finite; it is raised on all ranks.
     """
     device, groups = next(module.parameters()).device, batches.groups
     nats = torch.zeros(1, dtype=torch.float64, device=device)
@@ -67,7 +71,20 @@ def measure_validation(
     n_groups = len(groups)
     counted = zip(groups, by_group[:n_groups], by_group[n_groups:], strict=True)
     errors = {group: missed / total for group, missed, total in counted if total}
+    if not math.isfinite(total_nats):
+        raise _diverged(step, total_nats)
     return Measurement(step, total_nats, int(n_targets), errors)
+
+
+def _diverged(step: int, nats: float) -> Diverged:
+    evidence = {
+        "step": step,
+        "batch_id": "validation",
+        "loss": f"{nats:g}",
+        "grad_norm": "nan",
+        "grad_norm_by_group": {},
+    }
+    return Diverged(f"validation after step {step}: loss {nats:g}", evidence)
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:

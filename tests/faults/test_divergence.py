@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -96,3 +97,33 @@ def test_steps_after_a_skipped_step_are_skipped() -> None:
 def test_large_finite_loss_does_not_stop_the_run(tiny_spec: Spec) -> None:
     _, result = run_to_end(tiny_spec(optimizer={"lr": 0.5}))
     assert result.status == "finished" and result.divergence is None
+
+
+@pytest.mark.parametrize(
+    ("gain", "state"),
+    [pytest.param(1e6, "finished", id="large"), pytest.param(float("nan"), "diverged", id="nan")],
+)
+def test_extreme_validation_loss_is_a_result(
+    tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch, gain: float, state: str
+) -> None:
+    """exp of a large loss exceeds a float, and a loss that is not finite is a divergence."""
+    spec = tiny_spec()
+    original = TrainingStep.take
+
+    def scale(self: TrainingStep, step: int, pairs: torch.Tensor) -> StepOutput:
+        output = original(self, step, pairs)
+        if step == spec.steps - 1:
+            self.module.model.norm.weight.data *= gain
+        return output
+
+    monkeypatch.setattr(TrainingStep, "take", scale)
+    with pytest.raises(Diverged, match="validation") if state == "diverged" else nullcontext():
+        run_to_end(spec)
+    run = RunDirectory.of(spec)
+    result = run.result()
+    assert result is not None and result.status == run.state() == state
+    assert result.steps == spec.steps and result.val_perplexity is None
+    if state == "finished":
+        assert (result.val_loss_nats_per_token or 0.0) > 710
+    else:
+        assert result.divergence is not None and result.divergence["step"] == spec.steps

@@ -25,12 +25,12 @@ from slm.evaluation.zero_shot.definitions import DEFINITIONS, NAMES, Definition
 from slm.evaluation.zero_shot.local_files import find_file, read_examples
 from slm.evaluation.zero_shot.score import TaskScore
 from slm.evaluation.zero_shot.standard_error import clustered_mean
+from slm.model.loss import perplexity
 from slm.model.transformer import Transformer
 
 LOCAL_DEFINITIONS = Path(__file__).with_name("local_definitions")
 ACCURACIES = ("acc", "acc_norm")
 ROLLING = "loglikelihood_rolling"
-LARGEST_EXPONENT = 700.0
 LOGGERS = ("lm_eval", "datasets", "huggingface_hub", "httpx")
 
 
@@ -177,7 +177,7 @@ def _answer_metrics(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[st
     if task.definition.OUTPUT_TYPE == "loglikelihood":
         nats = [-each["loglikelihoods"][0] for each in samples]
         mean, se = clustered_mean(nats, _clusters(samples))
-        metrics["perplexity"], metrics["perplexity_se"] = _exponential(mean, se)
+        metrics["perplexity"], metrics["perplexity_se"] = _perplexity(mean, se)
     return metrics
 
 
@@ -187,13 +187,13 @@ def _text_metrics(samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     for name, unit in (("word_perplexity", "words"), ("byte_perplexity", "bytes")):
         nats = [-each["loglikelihoods"][0] / each[unit] for each in samples]
         mean, se = clustered_mean(nats, weights=[each[unit] for each in samples])
-        metrics[name], metrics[f"{name}_se"] = _exponential(mean, se)
+        metrics[name], metrics[f"{name}_se"] = _perplexity(mean, se)
     return metrics
 
 
-def _exponential(mean: float, se: float) -> tuple[float, float]:
+def _perplexity(mean: float, se: float) -> tuple[float, float]:
     """Return exp(mean) and its standard error; infinite if they are too large for a float."""
-    value = math.exp(mean) if mean < LARGEST_EXPONENT else math.inf
+    value = perplexity(mean)
     return value, value * se
 
 
