@@ -115,10 +115,13 @@ def size_and_mtime(path: Path) -> list[int]:
 def try_lock(path: Path, *, shared: bool = False) -> IO[str] | None:
     """Lock a file and return it open; return None if another process holds the lock.
 
-    The lock is released when the file is closed or the process dies. `shared` locks exclude only
-    exclusive ones.
+    The lock is released when the file is closed or the process dies. A `shared` lock excludes only exclusive ones; it
+    needs no permission to write, and does not create the file.
+
+    Raises:
+        FileNotFoundError: if there is no file to share.
     """
-    stream = path.open("a+", encoding="utf-8")
+    stream = path.open("r" if shared else "a+", encoding="utf-8")
     try:
         fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -57,9 +57,10 @@ class Lease:
 
     def owner(self) -> Owner | None:
         """Return the live owner, or None if there is no owner or it is dead."""
-        if not self.path.exists():
+        try:
+            lock = try_lock(self.path, shared=True)
+        except FileNotFoundError:
             return None
-        lock = try_lock(self.path, shared=True)
         owner = self._read_owner()
         if lock is not None:
             lock.close()
@@ -69,11 +70,13 @@ class Lease:
     def take(self, on_heartbeat: Callable[[], None] = lambda: None) -> HeldLease:
         """Acquire the lease; a thread calls `on_heartbeat` at every heartbeat.
 
-        If the owner is on another machine, this blocks until its next heartbeat or until it counts as dead.
+        If the owner is on another machine, this blocks until its next heartbeat or until it counts as dead. The folder of
+        the lock file is created if it does not exist.
 
         Raises:
             InUse: if a live process holds the lease.
         """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             for _ in range(ATTEMPTS):
                 stream = self._create() or self._take_over()
@@ -197,6 +200,9 @@ class HeldLease:
             self._thread.join()
 
     def release(self) -> None:
+        """Delete the lock file, unless another process has taken it over; a second call does nothing."""
+        if self._stream.closed:
+            return
         self.stop_heartbeat()
         with suppress(OSError):
             if self.is_held:

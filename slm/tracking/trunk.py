@@ -58,7 +58,6 @@ class Trunk:
     @property
     def lease(self) -> Lease:
         """Lock held by the process that trains a trunk's branches, so that no other process starts one."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
         # The name of the folder may contain dots, as in aspect_13.5-L4-d32-...
         return Lease(self.folder.with_name(f"{self.folder.name}.lock"))
 

@@ -133,6 +133,8 @@ def test_a_study_whose_trunk_is_trained_is_not_removed(study: Path) -> None:
     other.mkdir()
     held = Trunk(used).lease.take()
     assert Trunk(other).lease.owner() is None
+    assert Trunk(study / "none" / TRUNKS / other.name).lease.owner() is None
+    assert not (study / "none").exists()  # reading the owner writes nothing
     before = content(study)
     assert rm(study, study, "--yes")[0] == InUse.exit_code and content(study) == before
     held.release()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from slm.errors import InUse
+from slm.files import try_lock
 from slm.tracking import lease
 from slm.tracking.lease import Lease
 from tests.conftest import ROOT
@@ -53,6 +54,19 @@ def test_lease_is_exclusive_until_released(tmp_path: Path) -> None:
     held.release()
     assert Lease(path).owner() is None and not path.exists()
     Lease(path).take().release()
+
+
+def test_reading_the_owner_needs_no_permission_to_write(tmp_path: Path) -> None:
+    """A colleague's folder may be read-only; and its owner may delete the file at any time."""
+    path = tmp_path / "folder" / "lock"
+    assert Lease(path).owner() is None and not list(tmp_path.iterdir())
+    Lease(path).take().release()  # creates the folder
+    with pytest.raises(FileNotFoundError):
+        try_lock(path, shared=True)
+    path.write_text("")
+    stream = try_lock(path, shared=True)
+    assert stream is not None and not stream.writable()
+    stream.close()
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS])

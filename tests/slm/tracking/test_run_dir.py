@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from slm.errors import DataError, Interrupted, RunError
+from slm.errors import DataError, Interrupted, InUse, RunError
 from slm.run.spec import RunSpec
 from slm.tracking import lease, run_dir
 from slm.tracking import result as result_module
@@ -186,6 +186,27 @@ def test_rerun_moves_the_old_run_to_superseded(tiny_spec: Spec) -> None:
     moved = sorted((run.path.parent / run_dir.SUPERSEDED).iterdir())
     assert [path.name for path in moved] == [f"{run.path.name}-1", f"{run.path.name}-2"]
     assert all((path / "mark").exists() for path in moved)
+
+
+def test_rerun_that_loses_the_lease_of_the_new_directory_is_in_use(
+    tiny_spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process takes the lease after the old directory is moved."""
+    spec, original, other = tiny_spec(), RunDirectory.move_aside, []
+    run = RunDirectory.of(spec)
+    with run.claim(spec):
+        pass
+
+    def move_and_lose(self: RunDirectory, held: lease.HeldLease) -> Path:
+        aside = original(self, held)
+        other.append(self.lease.take())
+        return aside
+
+    monkeypatch.setattr(RunDirectory, "move_aside", move_and_lose)
+    with pytest.raises(InUse, match="in use by process"), run.claim(spec, rerun=True):
+        pass
+    assert other[0].is_held
+    other[0].release()
 
 
 def test_metrics_with_an_incomplete_line_and_repeated_steps_are_read(tiny_spec: Spec) -> None:
