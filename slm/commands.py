@@ -161,7 +161,7 @@ COMMANDS = {
         "train a recorded run again and compare the losses",
         "slm.training.repeat:repeat",
         "Needs a run directory, or the results file of a study with its configurations beside it, as action=collect writes "
-        "them. The run is trained alone, from its first step, also if it was a branch of a trunk. The losses are equal in all "
+        "them. The run is trained alone, in one process and from its first step, also if it was a branch of a trunk. The losses are equal in all "
         "digits on the same kind of CPU with the same number of threads and version of torch.",
         (
             "python -m slm repeat runs/demo/RUN_ID",

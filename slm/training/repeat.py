@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
+from slm.architecture.memory import divisors
 from slm.config.load import load_config
-from slm.config.schema import Config
+from slm.config.schema import Config, TrainerConfig
 from slm.errors import DataError, RunError, nearest
 from slm.run.spec import resolve
 from slm.tracking.configs_file import configs_path, read_configs, read_environment
@@ -28,7 +30,7 @@ class Recorded:
 
 
 def repeat(source: Path, run: str | None, *, runs_dir: Path, cache_dir: Path) -> None:
-    """Train a recorded run alone, from its first step, and print both losses.
+    """Train a recorded run alone, in one process, from its first step, and print both losses.
 
     An interrupted repetition is continued; a finished one is set aside and trained again.
 
@@ -39,15 +41,21 @@ def repeat(source: Path, run: str | None, *, runs_dir: Path, cache_dir: Path) ->
         cache_dir: folder of prepared data.
 
     Raises:
+        DataError: if the recorded run has no validation loss.
         RunError: if the configuration makes another run here, for example because the corpus differs.
     """
     recorded = _of_directory(source, run) if source.is_dir() else _of_file(source, run)
+    if recorded.result.status != "finished":
+        raise DataError(
+            f"{recorded.result.run_id}: {recorded.result.status}, so it has no validation loss to compare with; give a "
+            "finished run"
+        )
     config = replace(
         recorded.config,
         runs_dir=str(runs_dir),
         cache_dir=str(cache_dir),
         tracking=replace(recorded.config.tracking, wandb="disabled"),  # one W&B run per run id
-        trainer=replace(recorded.config.trainer, share_trunk=False),
+        trainer=_alone(recorded.config),
     )
     spec = resolve(config)
     if spec.run_id != recorded.result.run_id:
@@ -63,6 +71,19 @@ def repeat(source: Path, run: str | None, *, runs_dir: Path, cache_dir: Path) ->
     if result is None:
         raise RunError(f"{target.path}: the run has no result; run the same command again")
     print("\n".join(_comparison(recorded, Recorded(config, result, read_environment(target)))))
+
+
+def _alone(config: Config) -> TrainerConfig:
+    """Return the settings of a trainer in one process, with micro-batches at most as large as before."""
+    trainer = config.trainer
+    alone = replace(trainer, share_trunk=False, strategy="single", devices=1, num_nodes=1)
+    processes, requested = trainer.devices * trainer.num_nodes, trainer.micro_batch_sequences
+    if processes == 1 or requested == "auto":
+        return alone
+    sequences = config.optimizer.global_batch_tokens // config.model.seq_len
+    before = min(requested or sequences, ceil(sequences / processes))
+    size = max(n for n in divisors(sequences) if n <= before)
+    return replace(alone, micro_batch_sequences=size)
 
 
 def _of_directory(source: Path, run: str | None) -> Recorded:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
+from slm.config.schema import Config
+from slm.errors import DataError
+from slm.run.facts import saved_config
+from slm.run.spec import RunSpec, resolve
 from slm.tracking.results_file import read_results
 from slm.tracking.run_dir import RunDirectory
+from slm.training.repeat import repeat
 from tests.conftest import Cli
 from tests.in_process import run_here
+from tests.running import run_to_end
 
 BRANCHES = (
     "study=smoke",
@@ -56,6 +65,35 @@ def test_branch_is_repeated_alone_from_the_collected_files(
     assert itself.returncode == 1 and "the recorded run itself" in itself.stderr
     unknown = run_here([sys.executable, "-m", "slm", "repeat", str(results), "zzz", *folders])
     assert unknown.returncode == 1 and "no run of" in unknown.stderr
+
+
+def test_run_of_several_processes_is_repeated_in_one(
+    tiny_config: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Micro-batches of 4 of 10 sequences suit the 4 sequences of one of three processes, and not one process.
+
+    The recorded result is made by one process.
+    """
+    alone = tiny_config(optimizer={"global_batch_tokens": 320}, budget={"tokens": 3 * 320})
+    run, _ = run_to_end(resolve(alone))
+    several = {"devices": 3, "strategy": "ddp", "micro_batch_sequences": 4}
+    config = replace(alone, trainer=replace(alone.trainer, **several))
+    run.path.joinpath("config.yaml").write_text(yaml.safe_dump(saved_config(resolve(config))))
+    repeat(run.path, None, runs_dir=tmp_path / "again", cache_dir=Path(alone.cache_dir))
+    assert "repeated: " in capsys.readouterr().out
+    (again,) = (tmp_path / "again").glob("*/*")
+    trainer = RunDirectory(again).spec().config.trainer
+    assert (trainer.strategy, trainer.devices, trainer.micro_batch_sequences) == ("single", 1, 2)
+
+
+def test_diverged_run_is_refused_before_it_is_trained(
+    tiny_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    run, result = run_to_end(tiny_spec(budget={"tokens": 256}))
+    run.write_result(replace(result, status="diverged", val_loss_nats_per_token=None))
+    with pytest.raises(DataError, match="diverged, so it has no validation loss"):
+        repeat(run.path, None, runs_dir=tmp_path / "again", cache_dir=tmp_path)
+    assert not (tmp_path / "again").exists()
 
 
 def test_missing_configuration_is_named(tmp_path: Path) -> None:
