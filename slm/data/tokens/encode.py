@@ -31,6 +31,7 @@ class EncodingProgress:
     """Contents of progress.json: how much of the encoding is complete on disk."""
 
     seconds: float = 0.0
+    """Time of the encoding, over all starts."""
     complete: bool = False
     """Whether all documents are encoded."""
     state: dict[str, Any] | None = None
@@ -108,6 +109,7 @@ class Encoder:
         for batch, state, encoded in self._encode_batches(documents):
             self._write(batch, encoded)
             self.progress.state = state
+            self.progress.seconds = self._elapsed_seconds()
             self._on_progress(self.progress)
             if self._limit_reached() and self._stop_at_limit:
                 break
@@ -166,12 +168,16 @@ class Encoder:
     def _limit_reached(self) -> bool:
         return self._limit is not None and self.progress.counts["train"]["tokens"] >= self._limit
 
+    def _elapsed_seconds(self) -> float:
+        """Return the seconds of this encoding and of those that were interrupted."""
+        return self._seconds_before + time.perf_counter() - self._start_seconds
+
     def _save(self, seen: SeenTexts) -> None:
         seen.commit()
         self.progress.points = {
             split: writer.save_resume_point() for split, writer in self.writers.items()
         }
-        self.progress.seconds = self._seconds_before + time.perf_counter() - self._start_seconds
+        self.progress.seconds = self._elapsed_seconds()
         write_json(self._progress_file, asdict(self.progress))
 
 

@@ -299,12 +299,11 @@ def _progress_bar(
     columns = (TextColumn("encoding"), BarColumn(), counts_column, time_column)
     with Progress(*columns, disable=not enabled) as bar:
         task = bar.add_task("", total=limit or census.text_bytes, counts="")
-        start_seconds = time.perf_counter()
 
         def update(progress: EncodingProgress) -> None:
             counts = progress.counts.values()
             size, tokens = (sum(split[key] for split in counts) for key in ("bytes", "tokens"))
-            rate = tokens / (time.perf_counter() - start_seconds + progress.seconds)
+            rate = tokens / progress.seconds
             text = f"{size / 1e6:,.0f} MB, {tokens / 1e6:,.1f}M tokens, {rate / 1e6:.2f}M tokens/s"
             completed = progress.counts["train"]["tokens"] if limit else size
             bar.update(task, completed=completed, counts=text)

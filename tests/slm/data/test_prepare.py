@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.progress import Progress
 
 import slm.data.corpus.identity
 import slm.data.tokens.encode
@@ -112,6 +114,26 @@ def test_tokens_do_not_depend_on_workers_or_batches(
     three_workers = prepare(make("three", tokenizer=settings, data={"workers": 3}))
     assert bytes_of(one_worker) == bytes_of(three_workers)
     assert one_worker.fingerprint == three_workers.fingerprint
+
+
+def test_progress_shows_the_rate_over_the_whole_encoding(
+    make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every reading of the clock takes a microsecond."""
+    readings = itertools.count()
+    shown: list[tuple[int, str]] = []
+    monkeypatch.setattr(time, "perf_counter", lambda: next(readings) / 1e6)
+    monkeypatch.setattr(slm.data.tokens.encode, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(slm.data.tokens.encode, "BATCH_CHARACTERS", 1000)
+
+    def update(_: Progress, __: Any, *, counts: str, **___: Any) -> None:
+        shown.append((next(readings), counts))
+
+    monkeypatch.setattr(Progress, "update", update)
+    prepare(make())
+    (start, _), *_, (end, counts) = shown
+    _, tokens, rate = (float(part.split("M")[0].replace(",", "")) for part in counts.split(", "))
+    assert len(shown) > 50 and rate == pytest.approx(1e6 * tokens / (end - start), rel=0.25)
 
 
 def test_shards_contain_complete_documents_in_order(
