@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from slm.cores import available_cores  # noqa: F401  imported from here by other packages
+
 PACKAGES = (
     "torch",
     "lightning",
@@ -74,12 +76,6 @@ def describe_environment(
         "dirty": dirty,
         "command": sys.argv,
     }
-
-
-def available_cores() -> int:
-    """Count the cores that this process may use; a container or a Slurm job may allow fewer than exist."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def cpu_instruction_set() -> str:

@@ -19,8 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
 from slm.config.hydra import compose_config
+from slm.cores import available_cores
 from slm.run.spec import resolve
-from slm.tracking.environment import available_cores
 from slm.tracking.result import RunResult
 from slm.tracking.run_dir import RunDirectory
 from slm.training.execute import train_all

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
-from slm.tracking.environment import available_cores
+from slm.cores import available_cores
 from tests.benchmarks.paired import (
     check_target,
     describe_machine,

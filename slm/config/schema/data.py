@@ -74,7 +74,7 @@ class DataConfig:
     max_epochs: Positive = 4.0
     """Maximum number of passes over the training tokens; a longer token budget is an error."""
     workers: Index = 0
-    """Number of threads that tokenize during preparation; 0 uses every core. Does not change the tokens."""
+    """Number of threads that tokenize during preparation; 0 uses every core of the process. Does not change the tokens."""
     khop_alphabet: Count = 4
     """Number of different symbols in the khop task."""
     khop_max_hops: Count = 4

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import math
-import os
 import shutil
 import sqlite3
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.config.schema import Config, DataConfig
+from slm.cores import available_cores
 from slm.data.corpus.identity import (
     MANIFEST,
     corpus_content,
@@ -156,7 +156,7 @@ def _write_partial(config: Config, partial: Path, log: Log, progress: bool) -> N
             encoder = Encoder(
                 partial,
                 tokenizer,
-                workers=config.data.workers or os.cpu_count() or 1,
+                workers=config.data.workers or available_cores(),
                 max_train_tokens=config.data.max_train_tokens,
                 stop_at_limit=config.data.source == "hub",  # avoids downloading the rest
                 skip_lossy=config.data.skip_bad_rows,

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from slm.config.schema import TrainerConfig
+from slm.cores import available_cores
 from slm.errors import ConfigError, Problem
 from slm.tracking.environment import (
-    available_cores,
     cpu_instruction_set,
     cpu_multiplies_bf16,
     gpu_driver_version,

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,22 @@ def test_tokens_do_not_depend_on_workers_or_batches(
     three_workers = prepare(make("three", tokenizer=settings, data={"workers": 3}))
     assert bytes_of(one_worker) == bytes_of(three_workers)
     assert one_worker.fingerprint == three_workers.fingerprint
+
+
+def test_as_many_workers_as_cores_that_the_process_may_use(
+    make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers: int):
+            started.append(workers)
+            super().__init__(workers)
+
+    monkeypatch.setattr(slm.data.tokens.encode, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    prepare(make())
+    assert started == [3]
 
 
 def test_progress_shows_the_rate_over_the_whole_encoding(

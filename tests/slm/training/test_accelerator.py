@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from slm.config.schema import TrainerConfig
+from slm.cores import available_cores
 from slm.errors import ConfigError
 from slm.run.spec import RunSpec
-from slm.tracking.environment import available_cores
 from slm.training.device import accelerator
 from slm.training.device.accelerator import (
     check_precision,
