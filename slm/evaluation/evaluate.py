@@ -25,6 +25,7 @@ from slm.evaluation.texts import read_texts
 from slm.evaluation.zero_shot.score import FINGERPRINT_DIGITS, TaskScore
 from slm.files import canonical_hash
 from slm.formatting import count
+from slm.model.out_of_memory import is_out_of_memory
 from slm.tracking.environment import cpu_name
 
 log = logging.getLogger(__name__)
@@ -169,7 +170,9 @@ def _errors_of_model() -> Iterator[None]:
     """Convert errors of the system and of the memory to an `SlmError`, so that the other models continue."""
     try:
         yield
-    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, OSError) and not is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(f"stopped by the system: {reason}") from error
 

@@ -41,10 +41,10 @@ from slm.model.logical_names import (
     to_logical,
     to_physical,
 )
+from slm.model.out_of_memory import is_out_of_memory
 from slm.model.transformer import Transformer
 from slm.run.spec import RunSpec
 from slm.tracking.checkpoints import checkpoint_path, checksum_path, keep_newest, saved_checkpoints
-from slm.training.device.memory import is_out_of_memory
 from slm.training.device.rng import random_states
 from slm.training.distributed.workers import SINGLE_PROCESS, Workers
 from slm.training.version_1 import convert_checkpoint

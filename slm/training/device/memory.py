@@ -15,6 +15,7 @@ import torch
 from slm.architecture.memory import format_bytes
 from slm.errors import RunError
 from slm.files import read_json
+from slm.model.out_of_memory import is_out_of_memory
 from slm.run.micro_batch import (
     MicroBatch,
     choose_micro_batch,
@@ -40,8 +41,6 @@ CGROUPS = {
         "total_inactive_file",
     ),
 }
-# In messages of torch's CPU allocator (Linux, others) and of CUDA libraries.
-SIGNS = ("can't allocate memory", "not enough memory", "_ALLOC_FAILED")
 
 
 def settle_micro_batch(
@@ -56,8 +55,8 @@ def settle_micro_batch(
     """
     if free is None:
         free = free_bytes(accelerator, spec.config.trainer.gpu_memory_fraction)
-    asked = requested_sequences(spec)
-    if asked is None:
+    requested = requested_sequences(spec)
+    if requested is None:
         chosen = choose_micro_batch(spec, accelerator, free, _chosen_before(run))
         log.info(
             "micro-batches of %d of %d sequences: %s predicted, %s",
@@ -65,7 +64,7 @@ def settle_micro_batch(
             format_usable_memory(free, accelerator),
         )  # fmt: skip
         return chosen
-    fixed = micro_batch_of(spec, accelerator, asked)
+    fixed = micro_batch_of(spec, accelerator, requested)
     if fixed.plan.total_bytes > usable_memory(free, accelerator):
         log.warning(
             "WARN %d sequences at once are predicted to need %s, and %s; %s",
@@ -114,12 +113,6 @@ def _advice(error: BaseException, spec: RunSpec, accelerator: str, micro_batch: 
     )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return any(sign in str(error) for sign in SIGNS)
-
-
 def free_bytes(accelerator: str, gpu_memory_fraction: float | None = None) -> int:
     """Return the bytes that this process could allocate on its GPU, or on the machine within its limits.
 
@@ -140,10 +133,10 @@ def unused_bytes(
 
     `reserved` is what its allocator holds, of which `allocated` is in use.
     """
-    left = free + reserved
+    available = free + reserved
     if fraction is not None:
-        left = min(left, int(fraction * total))
-    return max(0, left - allocated)
+        available = min(available, int(fraction * total))
+    return max(0, available - allocated)
 
 
 def _free_of_machine() -> int:
@@ -165,7 +158,7 @@ def _free_of_address_space() -> Iterator[int]:
 
 
 def _free_of_cgroups() -> Iterator[int]:
-    """Of each group that this process is in, and of those around it, what its limit leaves."""
+    """Yield the free bytes of each cgroup of this process and of its parents."""
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
@@ -173,11 +166,11 @@ def _free_of_cgroups() -> Iterator[int]:
                 root, limit, used, files = CGROUPS[controllers]
                 own = Path(root, path.lstrip("/"))
                 for group in (own, *(p for p in own.parents if p.is_relative_to(root))):
-                    yield from _left_in(group, limit, used, files)
+                    yield from _free_of_cgroup(group, limit, used, files)
 
 
-def _left_in(group: Path, limit: str, used: str, files: str) -> Iterator[int]:
-    with suppress(OSError, ValueError):  # of a group without a limit, which says so with a word
+def _free_of_cgroup(group: Path, limit: str, used: str, files: str) -> Iterator[int]:
+    with suppress(OSError, ValueError):  # memory.max is the word `max` without a limit
         allowed, taken = (int((group / name).read_text()) for name in (limit, used))
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         yield allowed - taken + int(stat.get(files, 0))

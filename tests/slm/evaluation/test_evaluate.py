@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from analysis import load_runs
 from slm.config.load import load_config
-from slm.errors import ConfigError, DataError, SlmError
-from slm.evaluation.evaluate import evaluate_models
+from slm.errors import ConfigError, DataError, RunError, SlmError
+from slm.evaluation.evaluate import _errors_of_model, evaluate_models
 from slm.evaluation.export import export_run
 from slm.evaluation.figures import evaluation_figures
 from slm.evaluation.load import load_tokenizer_of
@@ -496,6 +496,14 @@ def test_damaged_weights_are_a_failure_of_the_model(
     save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
     (failure,) = evaluate_models([damaged], text=str(text)).failures
     assert "not finite: its weights are damaged" in failure.reason
+
+
+def test_a_failed_allocation_is_a_failure_of_the_model() -> None:
+    """On a CPU torch raises a plain RuntimeError; others are errors of the code."""
+    with pytest.raises(RunError, match="stopped by the system: .*memory"), _errors_of_model():
+        torch.empty(1 << 50)
+    with pytest.raises(RuntimeError, match="shape"), _errors_of_model():
+        torch.empty(4).view(3)
 
 
 def test_runs_are_no_folder_for_results(study: Path, text: Path) -> None:

@@ -24,7 +24,7 @@ from slm.studies.cells import Cell
 from slm.studies.plan_tables import ladder_table
 from slm.tracking.run_dir import RunDirectory
 from slm.training.device.memory import (
-    _left_in,
+    _free_of_cgroup,
     free_bytes,
     settle_micro_batch,
     unused_bytes,
@@ -147,13 +147,13 @@ def test_cgroup_memory_limit_is_read(tmp_path: Path) -> None:
     group = tmp_path / "group"
     group.mkdir()
     names = "memory.max", "memory.current", "inactive_file"
-    assert list(_left_in(group, *names)) == []  # no files
+    assert list(_free_of_cgroup(group, *names)) == []  # no files
     (group / "memory.stat").write_text("anon 100\ninactive_file 50\n")
     (group / "memory.current").write_text("400\n")
     (group / "memory.max").write_text("max\n")
-    assert list(_left_in(group, *names)) == []
+    assert list(_free_of_cgroup(group, *names)) == []
     (group / "memory.max").write_text("1000\n")
-    assert list(_left_in(group, *names)) == [650]
+    assert list(_free_of_cgroup(group, *names)) == [650]
 
 
 @ON_LINUX
