@@ -161,8 +161,8 @@ def is_in_use(outcome: Outcome) -> bool:
 
     torchrun and Slurm do not pass on the exit code. Slurm's state follows the last line of the run.
     """
-    is_told = any(IN_USE_LINE.search(line) for line in outcome.lines[-2:])
-    return outcome.exit_code == InUse.exit_code or (outcome.exit_code != 0 and is_told)
+    has_message = any(IN_USE_LINE.search(line) for line in outcome.lines[-2:])
+    return outcome.exit_code == InUse.exit_code or (outcome.exit_code != 0 and has_message)
 
 
 def is_interrupted(outcome: Outcome) -> bool:

@@ -175,12 +175,12 @@ def generate(
     seed: int = 0,
     stop: Collection[int] = (),
 ) -> Tensor:
-    """Return the prompt (B, T) followed by the generated tokens, (B, T + new_tokens).
+    """Return the prompt (B, T) followed by up to new_tokens generated tokens per row.
 
     Args:
         model: a model in eval mode.
         prompt: token ids (B, T).
-        new_tokens: number of tokens to generate per row.
+        new_tokens: largest number of tokens to generate per row.
         temperature: 0 is greedy decoding; see `Sampling`.
         top_k: see `Sampling`.
         top_p: see `Sampling`.

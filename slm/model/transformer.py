@@ -171,7 +171,7 @@ class Transformer(nn.Module):
         seed: int = 0,
         stop: Collection[int] = (),
     ) -> Tensor:
-        """Return tokens (B, T) followed by `new_tokens` generated tokens per row; see `slm.model.generate`."""
+        """Return tokens (B, T) followed by up to `new_tokens` generated tokens per row; see `slm.model.generate`."""
         from slm.model.generate import generate  # which imports this module for its types
 
         return generate(

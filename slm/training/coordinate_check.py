@@ -3,7 +3,7 @@
 A few real optimizer steps on one batch of random tokens, over widths at one depth and over depths at
 one width (2203.03466, appendix D.1; over depth as in 2505.01618, section 4). What is measured is the
 residual stream after the last block: its root mean square before training, and that of its change
-after each step. A parametrization keeps its promise where neither moves with the shape.
+after each step. A parametrization passes if neither depends on the shape.
 """
 
 from __future__ import annotations

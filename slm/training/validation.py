@@ -47,7 +47,7 @@ def measure_validation(
     device, groups = next(module.parameters()).device, batches.groups
     nats = torch.zeros(1, dtype=torch.float64, device=device)
     counts = torch.zeros(1 + 2 * len(groups), dtype=torch.float64, device=device)
-    wrong, asked = counts[1:].view(2, -1)
+    wrong, scored_by_group = counts[1:].view(2, -1)
     module.eval()
     # Compiling these shapes as well would take longer than it saves.
     with torch.compiler.set_stance("force_eager"):
@@ -64,7 +64,7 @@ def measure_validation(
             missed = (logits.argmax(dim=-1) != targets) & scored
             index = _to_device(group, device)
             wrong.index_add_(0, index, missed.sum(1).double())
-            asked.index_add_(0, index, scored.sum(1).double())
+            scored_by_group.index_add_(0, index, scored.sum(1).double())
     module.train()
     reshard(module)
     total_nats, n_targets, *by_group = workers.all_reduce_sum(torch.cat([nats, counts])).tolist()

@@ -80,7 +80,7 @@ def resolve_accelerator(config: TrainerConfig) -> str:
     """`cpu` or `gpu`.
 
     Raises:
-        ConfigError: if a GPU is asked for and torch sees none, or fewer than processes on this node.
+        ConfigError: if a GPU is requested and torch sees none, or fewer than processes on this node.
     """
     if config.accelerator == "auto":
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
@@ -93,7 +93,7 @@ def resolve_accelerator(config: TrainerConfig) -> str:
         rule = (
             f"torch sees {torch.cuda.device_count()} CUDA devices here, and each process needs one"
         )
-        fix = "of Slurm ask for --gpus-per-node, so that a task sees them all"
+        fix = "on Slurm, request --gpus-per-node, so that each task sees all GPUs of the node"
         raise ConfigError([Problem("trainer.devices", config.devices, rule, fix)])
     return accelerator
 
