@@ -500,7 +500,7 @@ def test_damaged_weights_are_a_failure_of_the_model(
 
 def test_a_failed_allocation_is_a_failure_of_the_model() -> None:
     """On a CPU torch raises a plain RuntimeError; others are errors of the code."""
-    with pytest.raises(RunError, match="stopped by the system: .*memory"), _errors_of_model():
+    with pytest.raises(RunError, match=r"stopped by the system: .*memory"), _errors_of_model():
         torch.empty(1 << 50)
     with pytest.raises(RuntimeError, match="shape"), _errors_of_model():
         torch.empty(4).view(3)
