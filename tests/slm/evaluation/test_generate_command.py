@@ -20,7 +20,6 @@ from slm.evaluation.generate import (
     WINDOW_TOKENS,
     decode_stream,
     generate,
-    sample_texts,
     stop_ids,
     stream_text,
 )
@@ -116,8 +115,7 @@ def test_command_on_a_run_and_on_its_export(
     assert "".join(stream_text(loaded, "Deep", 12)) == expected
     generate(run=run, prompt="Deep", **SETTINGS)
     assert capsys.readouterr().out == f"Deep{expected}\n"
-    drawn = sample_texts(loaded, "Deep", 12, samples=2)
-    assert drawn == [expected] * 2
+    assert generated(run, "Deep", capsys) == expected
 
     monkeypatch.setattr("sys.stdin.read", lambda: "Deep\n", raising=False)
     generate(
@@ -155,8 +153,15 @@ def test_command_on_a_run_and_on_its_export(
         generate(run=tmp_path / "missing", prompt="x", **SETTINGS)
 
 
+def generated(folder: Path, prompt: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the continuation that the command prints with `--json`, which generates a batch."""
+    capsys.readouterr()
+    generate(run=folder, prompt=prompt, **{**SETTINGS, "json": True})
+    return json.loads(capsys.readouterr().out)["continuations"][0]
+
+
 def test_llama_folder_stops_at_its_eos_token(
-    tiny_spec: Callable[..., RunSpec], tmp_path: Path
+    tiny_spec: Callable[..., RunSpec], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(100):
         (tmp_path / f"{number}.txt").write_text(
@@ -171,15 +176,14 @@ def test_llama_folder_stops_at_its_eos_token(
     with directory.claim(spec):
         train(spec, directory)
     export_run(directory.path, out)
-    free = sample_texts(load_with_tokenizer(out), "the", 12)[0]
-    assert free == sample_texts(load_with_tokenizer(directory.path), "the", 12)[0]
+    assert generated(out, "the", capsys) == generated(directory.path, "the", capsys)
     model = slm.load(out)
     ids = [299, *load_with_tokenizer(out).tokenizer.encode_batch(["the"])[0].tolist()]
     row = model.generate(torch.tensor([ids]), 12)[0, len(ids) :].tolist()
     write_json(out / "config.json", {**read_json(out / "config.json"), "eos_token_id": [row[5], 7]})
     loaded = load_with_tokenizer(out)
     assert stop_ids(loaded) == {row[5], 7, 299}
-    stopped = sample_texts(loaded, "the", 12)[0]
+    stopped = generated(out, "the", capsys)
     assert stopped == loaded.tokenizer.decode(torch.tensor(row[: row.index(row[5])]).numpy())
     write_json(out / "config.json", {**read_json(out / "config.json"), "eos_token_id": "</s>"})
     with pytest.raises(DataError, match='eos_token_id="</s>" must be an integer'):

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
-from slm.model.attention import document_ids  # noqa: E402
+from slm.model.documents import document_ids  # noqa: E402
 from slm.model.loss import head_loss  # noqa: E402
 from slm.model.transformer import Transformer  # noqa: E402
 from tests.slm.model.fake_cuda_cases import CASES, SEQUENCES, SHAPE  # noqa: E402

@@ -17,7 +17,8 @@ from scipy import stats
 from slm.architecture.shapes import ModelShape
 from slm.config.schema import ParametrizationConfig, ParametrizationKind
 from slm.errors import ConfigError
-from slm.model.attention import attend, document_ids
+from slm.model.attention import attend
+from slm.model.documents import document_ids
 from slm.model.generate import generate
 from slm.model.kv_cache import KeyValueCache
 from slm.model.logical_names import to_logical
