@@ -28,7 +28,7 @@ def compile_blocks(model: Transformer, spec: RunSpec, accelerator: str) -> None:
     """
     decision = decide_compile(spec, accelerator)
     if not decision.compiles:
-        if should_compile(spec, accelerator):
+        if compile_decision(spec, accelerator).compiles:  # but the machine cannot
             log.info("blocks are not compiled: %s", decision.reason)
         return
     if spec.config.trainer.strategy == "ddp":
@@ -42,11 +42,6 @@ def compile_blocks(model: Transformer, spec: RunSpec, accelerator: str) -> None:
     for block in model.blocks:
         # With fallback_random, dropout draws the same numbers as without compilation.
         block.compile(dynamic=False, options={"fallback_random": True})
-
-
-def should_compile(spec: RunSpec, accelerator: str) -> bool:
-    """Return whether the config asks for compilation, on a machine that can compile."""
-    return compile_decision(spec, accelerator).compiles
 
 
 def decide_compile(spec: RunSpec, accelerator: str) -> CompileDecision:

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from slm.errors import ConfigError
 from slm.model.build import build_model
 from slm.run import compile_rule
-from slm.run.compile_rule import MIN_CPU_BLOCK_PASSES, MIN_CPU_FLOPS
+from slm.run.compile_rule import MIN_CPU_BLOCK_PASSES, MIN_CPU_FLOPS, compile_decision
 from slm.run.spec import RunSpec
 from slm.tracking import run_dir
 from slm.training.device import compile as compilation
@@ -25,7 +25,6 @@ from slm.training.device.compile import (
     compile_blocks,
     decide_compile,
     missing_compiler,
-    should_compile,
 )
 from slm.training.step import build_module
 from slm.training.throughput_probe import probe_config
@@ -51,7 +50,7 @@ def test_auto_compiles_runs_of_many_flops_only(
     steps = int(MIN_CPU_FLOPS // (spec.flops_per_token * spec.batch_tokens))
     for count, expected in ((20, False), (steps, False), (steps + 1, True)):
         spec = tiny_spec(budget={"tokens": count * 256})
-        assert should_compile(spec, "cpu") == is_compiled(spec) == expected
+        assert compile_decision(spec, "cpu").compiles == is_compiled(spec) == expected
 
 
 def test_auto_compiles_runs_of_many_small_steps(tiny_spec: Spec) -> None:
@@ -60,9 +59,11 @@ def test_auto_compiles_runs_of_many_small_steps(tiny_spec: Spec) -> None:
     for count, expected in ((steps - 1, False), (steps, True)):
         spec = tiny_spec(budget={"tokens": count * 256})
         assert spec.flops < MIN_CPU_FLOPS
-        assert should_compile(spec, "cpu") == is_compiled(spec) == expected
+        assert compile_decision(spec, "cpu").compiles == is_compiled(spec) == expected
     halves = {"micro_batch_sequences": tiny_spec().batch_sequences // 2}
-    assert should_compile(tiny_spec(budget={"tokens": steps * 128}, trainer=halves), "cpu")
+    assert compile_decision(
+        tiny_spec(budget={"tokens": steps * 128}, trainer=halves), "cpu"
+    ).compiles
 
 
 def test_compile_on_and_off_also_as_yaml_booleans(tiny_spec: Spec) -> None:
@@ -70,7 +71,7 @@ def test_compile_on_and_off_also_as_yaml_booleans(tiny_spec: Spec) -> None:
         assert is_compiled(tiny_spec(trainer={"compile": on}))
     for off in ("off", False):
         spec = tiny_spec(trainer={"compile": off})
-        assert not should_compile(replace(spec, steps=10**9), "cpu")
+        assert not compile_decision(replace(spec, steps=10**9), "cpu").compiles
     with pytest.raises(ConfigError, match="did you mean auto"):
         tiny_spec(trainer={"compile": "aut"})
 
