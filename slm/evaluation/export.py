@@ -10,7 +10,7 @@ from slm.data.tokenizers.gguf import GGUFVocabulary, gguf_vocabulary
 from slm.errors import ConfigError, DataError, Problem
 from slm.evaluation.load import (
     LoadedModel,
-    is_run_directory,
+    has_run_config,
     load_run,
     load_tokenizer_of,
     load_with_tokenizer,
@@ -49,7 +49,7 @@ def export_run(run: Path, out: Path, dtype: str = "fp32") -> None:
     if out.suffix == GGUF_SUFFIX:
         rule = "format=hf writes a folder"
         raise ConfigError([Problem("out", out, rule, "add format=gguf, or give a folder")])
-    if is_llama_folder(run) and not is_run_directory(run):
+    if is_llama_folder(run) and not has_run_config(run):
         raise DataError(
             f"run={run}: already in the format of transformers; format=gguf accepts it, format=hf needs a run directory"
         )
@@ -97,7 +97,7 @@ def export_gguf(source: Path, out: Path, dtype: str = "fp32") -> None:
 
 def _read_eos_id(source: Path) -> int | None:
     """Return the token that ends a text in a Llama-format folder; None for a run and if there is none."""
-    if is_run_directory(source):
+    if has_run_config(source):
         return None
     ids = parse_eos_ids(read_config(source / CONFIG), source / CONFIG)
     return ids[0] if ids else None

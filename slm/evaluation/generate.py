@@ -14,7 +14,7 @@ import torch
 
 from slm.data.tokenizers.tokenizer import ByteTokenizer, Tokenizer
 from slm.errors import NO_VALUE, ConfigError, Problem
-from slm.evaluation.load import LoadedModel, is_run_directory, load_with_tokenizer
+from slm.evaluation.load import LoadedModel, has_run_config, load_with_tokenizer
 from slm.model.generate import Sampling, generate_batch, stream
 from slm.model.hf_config import CONFIG, parse_eos_ids, read_config
 
@@ -189,7 +189,7 @@ def stop_ids(loaded: LoadedModel) -> frozenset[int]:
         DataError: if config.json is damaged.
     """
     ids = {loaded.tokenizer.eot_id}
-    if not is_run_directory(loaded.folder):
+    if not has_run_config(loaded.folder):
         path = loaded.folder / CONFIG
         ids |= set(parse_eos_ids(read_config(path), path))
     return frozenset(ids)

@@ -57,7 +57,7 @@ def load_with_tokenizer(folder: str | Path) -> LoadedModel:
     check_is_model(path)
     # Errors of the tokenizer are found before the weights are read.
     tokenizer = load_tokenizer_from(path)
-    if is_run_directory(path):
+    if has_run_config(path):
         run = RunDirectory(path)
         check_vocabulary(path, tokenizer, run.spec().shape.vocab_size)
         return LoadedModel(path, load_model(path), tokenizer, run.result())
@@ -76,7 +76,7 @@ def load_tokenizer_from(folder: str | Path) -> Tokenizer:
     """
     path = Path(folder)
     check_is_model(path)
-    if is_run_directory(path):
+    if has_run_config(path):
         return load_tokenizer_of(path)
     try:
         find_tokenizer_files(path)
@@ -119,7 +119,7 @@ def load_model(folder: str | Path, dtype: str = "fp32") -> Transformer:
     """
     path = Path(folder)
     check_is_model(path)
-    model = load_run(path) if is_run_directory(path) else import_llama(path)
+    model = load_run(path) if has_run_config(path) else import_llama(path)
     prepare_for_decoding(model, DTYPES[dtype])
     return model
 
@@ -130,7 +130,7 @@ def check_is_model(path: Path) -> None:
     Raises:
         DataError: if it is neither; the message says what to give instead.
     """
-    if is_run_directory(path) or is_llama_folder(path):
+    if has_run_config(path) or is_llama_folder(path):
         return
     if path.suffix == ".gguf" and path.is_file():
         raise DataError(f"{path}: GGUF cannot be read back; export with format=hf")
@@ -147,7 +147,11 @@ def check_is_model(path: Path) -> None:
     )
 
 
-def is_run_directory(folder: Path) -> bool:
+def has_run_config(folder: Path) -> bool:
+    """Return whether a folder has the config.yaml of a run, whatever its name: a copied run can be loaded.
+
+    `slm.run_index.scan.is_run_directory` is stricter, because `runs rm` deletes what it finds.
+    """
     return (folder / "config.yaml").is_file()
 
 
@@ -157,7 +161,7 @@ def load_run(run: Path) -> Transformer:
     Raises:
         DataError, RunError: if there is none, or it does not fit config.yaml.
     """
-    if not is_run_directory(run):
+    if not has_run_config(run):
         check_is_model(run)
         raise DataError(f"run={run}: not a run directory, config.yaml is missing")
     spec = RunDirectory(run).spec()

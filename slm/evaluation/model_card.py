@@ -15,7 +15,7 @@ from slm.architecture.shapes import count_parameters
 from slm.config.schema import Config
 from slm.data.tokenizers.hf_files import END_OF_TEXT
 from slm.data.tokenizers.tokenizer import ByteTokenizer, HFTokenizer, Tokenizer
-from slm.evaluation.load import LoadedModel, is_run_directory
+from slm.evaluation.load import LoadedModel, has_run_config
 from slm.files import read_json
 from slm.formatting import count, markdown_cell, scientific, short_count
 from slm.model.transformer import Transformer
@@ -63,7 +63,7 @@ def model_card(loaded: LoadedModel, exported: ExportedFile) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["cell"] = markdown_cell
-    spec = RunDirectory(loaded.folder).spec() if is_run_directory(loaded.folder) else None
+    spec = RunDirectory(loaded.folder).spec() if has_run_config(loaded.folder) else None
     card = environment.get_template(TEMPLATE).render(
         title=loaded.name if spec is None else _title(loaded),
         exported=exported,

@@ -10,7 +10,7 @@ from pathlib import Path
 from slm.architecture.shapes import ModelShape
 from slm.data.tokenizers.tokenizer import FILE_NAME as TOKENIZER_FILE
 from slm.errors import DataError, RunError, SlmError, nearest_name
-from slm.evaluation.load import is_run_directory
+from slm.evaluation.load import has_run_config
 from slm.formatting import count, short_count
 from slm.logs import log
 from slm.model.hf import is_llama_folder, llama_shape
@@ -74,7 +74,7 @@ def find_models(folders: Sequence[Path], *, needs_tokenizer: bool) -> list[Model
 
 
 def _expand(folder: Path) -> list[Path]:
-    if is_run_directory(folder) or is_llama_folder(folder):
+    if has_run_config(folder) or is_llama_folder(folder):
         return [folder]
     if not folder.exists():
         raise DataError(f"{folder}: no such folder{_near(folder)}")
@@ -88,7 +88,7 @@ def _expand(folder: Path) -> list[Path]:
     usable = [
         path
         for path in below
-        if not is_run_directory(path) or RunDirectory(path).state() == "finished"
+        if not has_run_config(path) or RunDirectory(path).state() == "finished"
     ]
     if usable:
         if left_out := len(below) - len(usable):
@@ -106,7 +106,7 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         if not path.is_dir() or path.name.startswith("."):
             continue
-        if is_run_directory(path) or is_llama_folder(path):
+        if has_run_config(path) or is_llama_folder(path):
             yield path
         elif depth > 1:
             yield from _below(path, depth - 1)
@@ -123,7 +123,7 @@ def _near(folder: Path) -> str:
 
 
 def _read(path: Path, *, needs_tokenizer: bool) -> Model:
-    if not is_run_directory(path):
+    if not has_run_config(path):
         return Model(
             path=path,
             name=path.resolve().name,

@@ -12,7 +12,7 @@ from typing import Any
 from slm.charts import Figure, css_variables, page_script, script_json
 from slm.errors import ConfigError, Problem
 from slm.evaluation.figures import FIGURES, evaluation_figures
-from slm.evaluation.load import is_run_directory
+from slm.evaluation.load import has_run_config
 from slm.evaluation.result import Evaluation, samples_of
 from slm.evaluation.run_table import csv_text
 from slm.evaluation.tables import comparison_table, conditions, notes, tables
@@ -34,7 +34,7 @@ def check_out(out: Path) -> None:
         is_file = isinstance(error, FileExistsError | NotADirectoryError)
         rule = "is a file, or below one" if is_file else f"cannot be created: {error.strerror}"
         raise ConfigError([Problem("out", out, rule, "name a folder")]) from None
-    if is_run_directory(out) or any(map(is_run_directory, out.iterdir())):
+    if has_run_config(out) or any(map(has_run_config, out.iterdir())):
         rule = "is a run directory, or contains some"
         raise ConfigError([Problem("out", out, rule, "choose another folder")])
     if not os.access(out, os.W_OK):

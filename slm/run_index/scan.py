@@ -193,7 +193,11 @@ def _check_exists(folder: Path) -> None:
 
 
 def is_run_directory(path: Path) -> bool:
-    """Return whether a folder is a run directory, also if it is incomplete or was set aside."""
+    """Return whether a folder was made by a run, also if it is incomplete or was set aside.
+
+    Its name is a run id, or it has both config.yaml and status.json. A copy with another name and no status.json is
+    none: it can be loaded (`slm.evaluation.load.has_run_config`), but is not listed and never removed.
+    """
     name = ATTEMPT.sub("", path.name) if path.parent.name == SUPERSEDED else path.name
     if not path.is_dir():
         return False
