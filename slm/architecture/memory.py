@@ -33,11 +33,11 @@ import math
 from dataclasses import asdict, dataclass
 
 from slm.architecture.loss_chunks import chunk_tokens
+from slm.architecture.query_blocks import block_queries
 from slm.architecture.shapes import ModelShape, ParameterCounts, count_parameters
 from slm.architecture.varlen import has_varlen_shape, max_documents
 
 FP32, BF16 = 4, 2  # bytes per element
-MIN_BLOCK_QUERIES, MAX_BLOCKS = 64, 16  # copied from slm/model/attention_matmul.py
 UNFUSED_BACKENDS = {"reference", "matmul"}  # attention backends that store the attention weights
 CHECKPOINT = "the checkpoint write"
 FSDP_LIVE_BLOCKS = 3  # the current block, the next one's weights, the previous one's gradients
@@ -288,7 +288,7 @@ def _matmul_weights(seq_len: int) -> int:
 
     Queries are processed in blocks; each block has the keys up to its last query.
     """
-    size = max(MIN_BLOCK_QUERIES, math.ceil(seq_len / MAX_BLOCKS))
+    size = block_queries(seq_len)
     ends = [min(start + size, seq_len) for start in range(0, seq_len, size)]
     return sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False))
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from slm.data.tokenizers.hf_files import find_tokenizer_files, load_hf_tokenizer
-from slm.data.tokenizers.tokenizer import FILE_NAME, HFTokenizer, Tokenizer, load_tokenizer
+from slm.data.tokenizers.hf_files import TOKENIZER_FILE, find_tokenizer_files, load_hf_tokenizer
+from slm.data.tokenizers.tokenizer import HFTokenizer, Tokenizer, load_tokenizer
 from slm.errors import DataError, RunError
 from slm.files import read_json
 from slm.formatting import count
@@ -19,11 +19,10 @@ from slm.model.dtypes import DTYPES
 from slm.model.hf import import_llama, is_llama_folder, llama_shape
 from slm.model.transformer import Transformer
 from slm.model.weight_layout import prepare_for_decoding
-from slm.tracking.checkpoints import newest_checkpoint
+from slm.tracking.checkpoints import WEIGHT_PREFIX, newest_checkpoint
 from slm.tracking.result import RunResult
 from slm.tracking.run_dir import RunDirectory
 
-CHECKPOINT_PREFIX = "model."
 RUNS_BELOW = (
     "[!.]*/config.yaml",
     "[!.]*/[!.]*/config.yaml",
@@ -150,7 +149,7 @@ def check_is_model(path: Path) -> None:
 def has_run_config(folder: Path) -> bool:
     """Return whether a folder has the config.yaml of a run, whatever its name: a copied run can be loaded.
 
-    `slm.run_index.scan.is_run_directory` is stricter, because `runs rm` deletes what it finds.
+    `slm.run_index.scan.is_run_directory` decides what `runs` lists and may remove.
     """
     return (folder / "config.yaml").is_file()
 
@@ -173,7 +172,7 @@ def load_run(run: Path) -> Transformer:
     config = replace(spec.config, model=replace(spec.config.model, attention="sdpa"))
     model = build_model(config, spec.shape)
     try:
-        load_weights(model, {k.removeprefix(CHECKPOINT_PREFIX): v for k, v in saved.items()})
+        load_weights(model, {k.removeprefix(WEIGHT_PREFIX): v for k, v in saved.items()})
     except ValueError as error:
         raise RunError(
             f"{run}: the checkpoint does not fit {spec.shape.label}, the shape in config.yaml: {error}"
@@ -190,9 +189,9 @@ def load_tokenizer_of(run: Path) -> Tokenizer:
     config = RunDirectory(run).spec().config.tokenizer
     if config.kind == "symbols":
         raise RunError(f"{run}: trained on data=khop, which has no text and no tokenizer")
-    if not (run / FILE_NAME).is_file():
+    if not (run / TOKENIZER_FILE).is_file():
         raise RunError(
-            f"{run / FILE_NAME}: no such file; copy it from the machine that trained the run, or train the run first"
+            f"{run / TOKENIZER_FILE}: no such file; copy it from the machine that trained the run, or train the run first"
         )
     return load_tokenizer(run, config.end_of_text)
 

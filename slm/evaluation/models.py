@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slm.architecture.shapes import ModelShape
-from slm.data.tokenizers.tokenizer import FILE_NAME as TOKENIZER_FILE
+from slm.data.tokenizers.hf_files import TOKENIZER_FILE
 from slm.errors import DataError, RunError, SlmError, nearest_name
 from slm.evaluation.load import has_run_config
 from slm.formatting import count, short_count

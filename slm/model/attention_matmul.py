@@ -19,9 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Measured on two CPU cores, T from 128 to 2048, K from 8 to 64: smaller blocks compute fewer future
-# keys, larger blocks give faster matrix products.
-MIN_BLOCK_QUERIES, MAX_BLOCKS = 64, 16
+from slm.architecture.query_blocks import block_queries
 
 
 def matmul_attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
@@ -114,7 +112,7 @@ _attend.register_autograd(_backward, setup_context=_save)
 def _blocks(q: Tensor, k: Tensor) -> Iterator[tuple[int, int, int]]:
     """Yield (first query, end query, number of keys up to the end) of each block."""
     queries, keys = q.shape[2], k.shape[2]
-    size = max(MIN_BLOCK_QUERIES, math.ceil(queries / MAX_BLOCKS))
+    size = block_queries(queries)
     for start in range(0, queries, size):
         end = min(start + size, queries)
         yield start, end, keys - queries + end

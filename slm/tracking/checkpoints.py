@@ -10,6 +10,7 @@ from slm.errors import RunError
 from slm.files import file_hash
 
 log = logging.getLogger(__name__)
+WEIGHT_PREFIX = "model."  # of the tensors in state_dict, which is that of a LightningModule
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, int] | None:

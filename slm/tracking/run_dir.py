@@ -29,7 +29,7 @@ from typing import IO, Any, TypeGuard
 import yaml
 
 from slm.config.load import load_config
-from slm.data.tokenizers.hf_files import LIBRARY_FILE as TOKENIZER_FILE
+from slm.data.tokenizers.hf_files import TOKENIZER_FILE
 from slm.errors import ConfigError, DataError, Diverged, Interrupted, RunError
 from slm.files import atomic_write, read_json, read_object, write_json, write_text
 from slm.run.facts import saved_config

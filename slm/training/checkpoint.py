@@ -44,13 +44,18 @@ from slm.model.logical_names import (
 from slm.model.out_of_memory import is_out_of_memory
 from slm.model.transformer import Transformer
 from slm.run.spec import RunSpec
-from slm.tracking.checkpoints import checkpoint_path, checksum_path, keep_newest, saved_checkpoints
+from slm.tracking.checkpoints import (
+    WEIGHT_PREFIX,
+    checkpoint_path,
+    checksum_path,
+    keep_newest,
+    saved_checkpoints,
+)
 from slm.training.device.rng import random_states
 from slm.training.distributed.workers import SINGLE_PROCESS, Workers
 from slm.training.version_1 import convert_checkpoint
 
 KEPT = 2
-PREFIX = "model."
 
 
 def training_state(model: Transformer, optimizer: Optimizer) -> dict[str, Any]:
@@ -65,7 +70,7 @@ def training_state(model: Transformer, optimizer: Optimizer) -> dict[str, Any]:
         return {}
     weights = to_logical(weights, model.shape)
     return {
-        "state_dict": {PREFIX + name: tensor for name, tensor in weights.items()},
+        "state_dict": {WEIGHT_PREFIX + name: tensor for name, tensor in weights.items()},
         "optimizer": optimizer_to_logical(moments, model.shape),
     }
 
@@ -78,7 +83,9 @@ def restore_training_state(
     Settings of the parameter groups stay those of the config.
     """
     options = StateDictOptions(full_state_dict=True)
-    logical = {name.removeprefix(PREFIX): tensor for name, tensor in saved["state_dict"].items()}
+    logical = {
+        name.removeprefix(WEIGHT_PREFIX): tensor for name, tensor in saved["state_dict"].items()
+    }
     weights = to_physical(logical, model.shape, model.padded_vocab_size)
     if missing := sorted(model.state_dict().keys() - weights.keys()):
         # With full_state_dict torch would keep the initial weights, without an error.

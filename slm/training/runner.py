@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from slm.data.examples import Examples, open_examples
-from slm.data.tokenizers.tokenizer import FILE_NAME as TOKENIZER_FILE
+from slm.data.tokenizers.hf_files import TOKENIZER_FILE
 from slm.errors import ConfigError, Diverged, Problem, RunError
 from slm.files import atomic_write, read_object, write_json
 from slm.run.micro_batch import MicroBatch

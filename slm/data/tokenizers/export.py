@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from slm.data.tokenizers.hf_files import END_OF_TEXT, byte_characters
-from slm.data.tokenizers.tokenizer import FILE_NAME, ByteTokenizer, HFTokenizer, Tokenizer
+from slm.data.tokenizers.hf_files import END_OF_TEXT, TOKENIZER_FILE, byte_characters
+from slm.data.tokenizers.tokenizer import ByteTokenizer, HFTokenizer, Tokenizer
 from slm.files import write_json
 
 ESCAPE = "\ue000"  # Unicode private use area: does not occur in text
@@ -21,7 +21,7 @@ def save_for_transformers(tokenizer: Tokenizer, out: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json to the folder `out`."""
     end_of_text = END_OF_TEXT
     if isinstance(tokenizer, ByteTokenizer):
-        build_hf_byte_tokenizer(tokenizer).save(str(out / FILE_NAME))
+        build_hf_byte_tokenizer(tokenizer).save(str(out / TOKENIZER_FILE))
     elif isinstance(tokenizer, HFTokenizer):
         tokenizer.save(out)
         end_of_text = tokenizer.end_of_text

@@ -27,7 +27,7 @@ END_OF_TEXT_NAMES = (
     "<s>",
     "<|begin_of_text|>",
 )
-LIBRARY_FILE = "tokenizer.json"
+TOKENIZER_FILE = "tokenizer.json"  # also of a tokenizer of bytes or characters
 SENTENCEPIECE_FILE = "tokenizer.model"
 
 
@@ -70,7 +70,7 @@ def find_tokenizer_files(path: Path) -> list[Path]:
     """
     if path.is_file():
         return [path]
-    for name in (LIBRARY_FILE, SENTENCEPIECE_FILE):
+    for name in (TOKENIZER_FILE, SENTENCEPIECE_FILE):
         if (path / name).is_file():
             return [path / name]
     pair = [sorted(path.glob(f"*{name}")) for name in ("vocab.json", "merges.txt")]

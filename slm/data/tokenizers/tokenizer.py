@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from slm.config.schema import Config, TokenizerConfig
 from slm.data.khop import KHop
 from slm.data.tokenizers.hf_files import (
-    LIBRARY_FILE,
+    TOKENIZER_FILE,
     byte_characters,
     find_end_of_text,
     load_hf_tokenizer,
@@ -35,7 +35,6 @@ from slm.files import atomic_write, read_object, write_json
 
 Ids = NDArray[np.integer]
 ASCII_ALPHABET = bytes([*b"\t\n", *range(32, 127)])
-FILE_NAME = LIBRARY_FILE  # of a tokenizer of bytes or characters too
 PIECE_CHARACTERS = 1 << 20
 MAX_QUOTED_CHARACTERS = 40
 # GPT-2's pre-tokenizer splits here, as the one for SentencePiece does: splitting before encoding keeps the ids.
@@ -142,7 +141,7 @@ class ByteTokenizer(Tokenizer):
         return int(np.count_nonzero(self._is_text(ids) & (np.asarray(ids) != self.eot_id)))
 
     def save(self, folder: Path) -> None:
-        write_json(folder / FILE_NAME, {"kind": self.kind, "vocab_size": self.vocab_size})
+        write_json(folder / TOKENIZER_FILE, {"kind": self.kind, "vocab_size": self.vocab_size})
 
 
 class HFTokenizer(Tokenizer):
@@ -271,7 +270,7 @@ class HFTokenizer(Tokenizer):
         return json.loads(self._hf_tokenizer.to_str())
 
     def save(self, folder: Path) -> None:
-        with atomic_write(folder / FILE_NAME) as temporary:
+        with atomic_write(folder / TOKENIZER_FILE) as temporary:
             self._hf_tokenizer.save(str(temporary))
 
 
@@ -350,8 +349,11 @@ def load_tokenizer(folder: Path, end_of_text: str | None = None) -> Tokenizer:
         DataError: if its file cannot be read.
     """
     saved = read_object(
-        folder / FILE_NAME, "copy the one of the prepared data, in the folder that data.json names"
+        folder / TOKENIZER_FILE,
+        "copy the one of the prepared data, in the folder that data.json names",
     )
     if "kind" in saved:
-        return _byte_tokenizer(folder / FILE_NAME, saved)
-    return HFTokenizer(load_hf_tokenizer(folder / FILE_NAME), end_of_text, folder / FILE_NAME)
+        return _byte_tokenizer(folder / TOKENIZER_FILE, saved)
+    return HFTokenizer(
+        load_hf_tokenizer(folder / TOKENIZER_FILE), end_of_text, folder / TOKENIZER_FILE
+    )

@@ -38,8 +38,8 @@ from slm.data.corpus.splits import (
     count_documents,
     expected_cut,
 )
+from slm.data.tokenizers.hf_files import TOKENIZER_FILE
 from slm.data.tokenizers.tokenizer import (
-    FILE_NAME,
     HFTokenizer,
     Tokenizer,
     build_tokenizer,
@@ -233,7 +233,7 @@ def _load_or_build_tokenizer(
 ) -> Tokenizer:
     """Load the saved tokenizer, or build and save it; a BPE is trained on the training split."""
     settings = config.tokenizer
-    if (partial / FILE_NAME).exists():
+    if (partial / TOKENIZER_FILE).exists():
         return load_tokenizer(partial, settings.end_of_text)
     if settings.kind != "bpe":
         return build_tokenizer(settings, iter(()), partial)
@@ -333,7 +333,7 @@ def _build_manifest(
     config: Config, content: dict[str, Any], tokenizer: Tokenizer, encoder: Encoder
 ) -> dict[str, Any]:
     splits, progress = _finish_splits(tokenizer, encoder), encoder.progress
-    tokenizer_hash = file_hash(encoder.folder / FILE_NAME)
+    tokenizer_hash = file_hash(encoder.folder / TOKENIZER_FILE)
     hashes = [shard["sha256"] for split in splits.values() for shard in split["shards"]]
     assert progress.state is not None
     left_out = progress.state["left_out"] | ({LOSSY: progress.lossy} if progress.lossy else {})

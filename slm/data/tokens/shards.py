@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slm.data.corpus.identity import MANIFEST
-from slm.data.tokenizers.tokenizer import FILE_NAME, Tokenizer, load_tokenizer
+from slm.data.tokenizers.hf_files import TOKENIZER_FILE
+from slm.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from slm.errors import DataError
 from slm.files import file_hash, read_json, size_and_mtime, write_json
 
@@ -101,7 +102,7 @@ def open_prepared(folder: Path) -> PreparedData:
 
 def expected_hashes(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the name and sha256 of every file that the manifest lists."""
-    yield FILE_NAME, manifest["tokenizer_sha256"]
+    yield TOKENIZER_FILE, manifest["tokenizer_sha256"]
     for split in manifest["splits"].values():
         for shard in split["shards"]:
             yield shard["file"], shard["sha256"]

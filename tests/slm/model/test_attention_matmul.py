@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from slm.architecture.shapes import ModelShape
+from slm.architecture import query_blocks
 from slm.model import attention_matmul
 from slm.model.attention import attend
 from slm.model.kv_cache import KeyValueCache
@@ -21,7 +22,7 @@ DOCUMENTS = torch.tensor([[0] * 5 + [1] * 12, [0] * 16 + [1]])
 @pytest.fixture(autouse=True)
 def _short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Split 17 queries into 3 full blocks and a partial one; with MAX_BLOCKS=2 into 1 and a partial."""
-    monkeypatch.setattr(attention_matmul, "MIN_BLOCK_QUERIES", 5)
+    monkeypatch.setattr(query_blocks, "MIN_BLOCK_QUERIES", 5)
 
 
 def random_inputs(groups: int, keys: int, dtype: torch.dtype) -> list[Tensor]:
@@ -56,7 +57,7 @@ def test_equals_reference(
     dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention_matmul, "MAX_BLOCKS", max_blocks)
+    monkeypatch.setattr(query_blocks, "MAX_BLOCKS", max_blocks)
     tensors, documents = random_inputs(groups, QUERIES, dtype), DOCUMENTS if packed else None
     # The same sums in a different order: they differ by a few units in the last place.
     rtol, atol = (1e-12, 1e-13) if dtype == torch.float64 else (1e-5, 2e-6)
