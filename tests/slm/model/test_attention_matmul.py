@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from slm.architecture.shapes import ModelShape
 from slm.architecture import query_blocks
+from slm.architecture.shapes import ModelShape
 from slm.model import attention_matmul
 from slm.model.attention import attend
 from slm.model.kv_cache import KeyValueCache
