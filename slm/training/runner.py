@@ -115,25 +115,7 @@ def train(
             on_trunk_saved=None if trunk is None else partial(_store, trunk, run, workers),
         )
         _restore(loop, start)
-
-        def write_result(divergence: Mapping[str, Any] | None = None) -> RunResult | None:
-            if not workers.is_rank_zero:
-                return None
-            result = result_of(
-                spec,
-                examples=examples,
-                measured=None if divergence else loop.last_validation,
-                divergence=divergence,
-                metrics=metrics,
-                rows=run.read_metrics(),
-                peak_memory_bytes=peak_memory_bytes(machine.accelerator),
-                commit=env["commit"],
-                wandb_id=mirrored.id,
-            )
-            run.write_result(result)
-            mirrored.summarize(result)
-            return result
-
+        write_result = partial(_write_result, loop, run, machine.accelerator, env["commit"])
         try:
             loop.run(start.step)
         except Diverged as diverged:
@@ -198,6 +180,33 @@ def _restore(loop: TrainingLoop, start: StartPoint) -> None:
         loop.restore(saved["progress"])
         restore_random_states(saved["random_states"])
     step.seek(start.step)
+
+
+def _write_result(
+    loop: TrainingLoop,
+    run: RunDirectory,
+    accelerator: str,
+    commit: str | None,
+    divergence: Mapping[str, Any] | None = None,
+) -> RunResult | None:
+    """Write and return the result on rank 0; return None on the other ranks."""
+    if not loop.workers.is_rank_zero:
+        return None
+    mirrored = loop.metrics.mirror
+    result = result_of(
+        loop.spec,
+        examples=loop.examples,
+        measured=None if divergence else loop.last_validation,
+        divergence=divergence,
+        metrics=loop.metrics,
+        rows=run.read_metrics(),
+        peak_memory_bytes=peak_memory_bytes(accelerator),
+        commit=commit,
+        wandb_id=mirrored.id,
+    )
+    run.write_result(result)
+    mirrored.summarize(result)
+    return result
 
 
 def _store(trunk: Trunk, run: RunDirectory, workers: Workers, checkpoint: Path) -> None:
