@@ -21,10 +21,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.slm_study._command import Outcome, TrainCommand
 from hydra_plugins.slm_study._launcher import TrainLauncher, failed_return, signals_as_interrupt
 from hydra_plugins.slm_study._settings import LocalSettings
+from slm.cores import available_cores
 from slm.errors import ConfigError, Problem
 from slm.formatting import count
 from slm.tracking.concurrency import jobs_on_cores, visible_gpus
-from slm.tracking.environment import available_cores
 from slm.training.distributed.rank import check_single_process
 
 log = logging.getLogger("slm")

@@ -87,8 +87,10 @@ def _note(cell: Cell, state: str) -> str:
     at = (cell.result and cell.result.divergence) or {}
     if state != "diverged" or not at:
         return ""
-    loss, norm = float(at["loss"]), float(at["grad_norm"])  # text if not finite
-    return f"step {at['step']}: loss {loss:g}, gradient norm {norm:g}"
+    loss = f"loss {float(at['loss']):g}"  # text if not finite
+    if "grad_norm" not in at:
+        return f"step {at['step']}: validation {loss}"
+    return f"step {at['step']}: {loss}, gradient norm {float(at['grad_norm']):g}"
 
 
 def _saved_step(cell: Cell) -> int:

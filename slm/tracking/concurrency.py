@@ -7,7 +7,7 @@ import re
 import subprocess
 from itertools import takewhile
 
-from slm.tracking.environment import available_cores
+from slm.cores import available_cores
 
 
 def jobs_on_cores(threads: int | None, processes: int) -> int:

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from slm.cores import available_cores  # noqa: F401  imported from here by other packages
-
 PACKAGES = (
     "torch",
     "lightning",

@@ -77,13 +77,7 @@ def measure_validation(
 
 
 def _diverged(step: int, nats: float) -> Diverged:
-    evidence = {
-        "step": step,
-        "batch_id": "validation",
-        "loss": f"{nats:g}",
-        "grad_norm": "nan",
-        "grad_norm_by_group": {},
-    }
+    evidence = {"step": step, "batch_id": "validation", "loss": f"{nats:g}"}
     return Diverged(f"validation after step {step}: loss {nats:g}", evidence)
 
 

@@ -8,7 +8,7 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-from slm.tracking.environment import available_cores
+from slm.cores import available_cores
 
 NVIDIA_SMI = (
     "nvidia-smi",
