@@ -31,8 +31,8 @@ class RunResult(Summarized):
     is far above its neighbours (`slm.tracking.spikes`): a reason to repeat the run with another seed, never
     to exclude it. `divergence` describes the step that failed: its batch, and the gradient norm of each
     tensor group, with non-finite numbers as text. If the validation loss is not finite, `batch_id` is
-    `validation`, `step` counts the completed steps and `grad_norm` is nan. `val_perplexity` is null if it is
-    too large for a float.
+    `validation`, `step` counts the completed steps, and no gradient norm is given. `val_perplexity` is null if it
+    is too large for a float.
     """
 
     schema_version: int
