@@ -180,11 +180,11 @@ def _check_design(cells: Sequence[Any]) -> None:
         DesignRefused: listing the reasons.
         DataError: if study.lr_audit is missing or belongs to another recipe.
     """
-    from analysis.learning_rate.gate import check_study_audit
+    from analysis.learning_rate.gate import audit_of_study
     from analysis.study_actions.plan import compute_power, list_refusals, refusal_message
     from slm.errors import DesignRefused
 
-    check_study_audit(cells)  # raises the DataError
+    audit_of_study(cells)  # raises the DataError
     if not cells[0].spec.config.rerun and all(cell.is_done for cell in cells):
         return
     refusals = list_refusals(cells, compute_power(cells))
