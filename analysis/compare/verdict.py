@@ -100,19 +100,7 @@ def decide(evidence: Evidence) -> Verdict:
         return Verdict("audit_failed", "open", "open", sentence, conditions, tuple(failures[1:]))
     level = _level(evidence)
     exponent, reasons = _exponent(evidence)
-    if exponent in {"depth", "width"} and not _is_checked_without_embeddings(evidence):
-        conditions += (
-            "the sign of the exponent difference is not checked with N as params_non_embedding",
-        )
-    for name, finding, quantity in (
-        ("loss difference", level, "level"),
-        ("exponent difference", exponent, "d_alpha"),
-    ):
-        known = [one for one in evidence.without if getattr(one, quantity) is not None]
-        if finding in {"depth", "width"} and not known:
-            conditions += (
-                f"the sign of the {name} is not checked without single shapes: too few would be left",
-            )
+    conditions += tuple(_unchecked_signs(level, exponent, evidence))
     word = _word(level, exponent, evidence)
     sentence = f"{describe_level(block)} {describe_exponent(block)}"
     if level == "fragile":
@@ -129,6 +117,17 @@ def decide(evidence: Evidence) -> Verdict:
     if word == "inconclusive":
         sentence += f" Neither a difference nor equivalence is shown. {_detectable(block)}"
     return Verdict(word, level, exponent, sentence, conditions, reasons)
+
+
+def _unchecked_signs(level: Finding, exponent: Finding, evidence: Evidence) -> Iterator[str]:
+    """Yield the checks of the sign of a finding that the runs do not allow."""
+    sided = {"depth", "width"}
+    if exponent in sided and not _is_checked_without_embeddings(evidence):
+        yield "the sign of the exponent difference is not checked with N as params_non_embedding"
+    if level in sided and not evidence.without:
+        yield "the sign of the loss difference is not checked without single shapes: too few would be left"
+    if exponent in sided and all(one.d_alpha is None for one in evidence.without):
+        yield "the sign of the exponent difference is not checked without single shapes: too few would be left"
 
 
 def _is_checked_without_embeddings(evidence: Evidence) -> bool:

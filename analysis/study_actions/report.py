@@ -75,7 +75,7 @@ def _report_on_learning_rates(cells: Sequence[Cell], out: Path) -> None:
     if config.study.lr_reference is None:
         grid = [cell.spec.config.optimizer.lr for cell in cells]
         rule = replace(rule, lr=middle_learning_rate(grid))
-    missing = Counter(cell.state for cell in cells if not _is_reported(cell))
+    missing = Counter(str(cell.state) for cell in cells if not _is_reported(cell))
     write_lr_audit(results_table(results), missing, out, rule)
 
 
