@@ -33,6 +33,7 @@ EXAMPLE_SUFFIXES = {".md", ".png", ".svg", ".json", ".jsonl", ".csv"}
 # Targets of links in docs/ and analysis/examples, and where the site has them.
 MOVED = {
     "](../CHANGELOG.md": "](changelog.md",
+    "](../../CHANGELOG.md": "](../changelog.md",
     "](../analysis/examples/": "](examples/",
     "](../../docs/": "](../",
 }

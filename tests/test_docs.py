@@ -193,7 +193,7 @@ def test_site_is_complete_and_works_from_disk_without_a_network(tmp_path: Path) 
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings")
     command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command, cwd=ROOT, check=True)
     assert (tmp_path / "search/search_index.js").is_file()
     pages = [page for page in tmp_path.rglob("*.html") if page.name != "404.html"]
     assert len(pages) >= len(PAGES)
