@@ -60,11 +60,11 @@ class MixedModel:
     ):
         weights = np.ones(len(x)) if weights is None else weights
         contrasts = complement(nuisance * weights[:, None])
-        z: Floats = contrasts.T @ _indicator(shape)
+        z: Floats = contrasts.T @ indicator(shape)
         root = np.asarray(np.eye(contrasts.shape[1]))
         self._log_det = 0.0
         if trunk is not None and trunk_ratio > 0:
-            effects = contrasts.T @ _indicator(trunk)
+            effects = contrasts.T @ indicator(trunk)
             root = np.asarray(np.linalg.cholesky(root + trunk_ratio * effects @ effects.T))
             self._log_det = 2 * float(np.log(np.diag(root)).sum())
         # y in contrasts free of the nuisance, with independent residuals, of which shape effects are diagonal.
@@ -203,5 +203,6 @@ def _rank_of(values: Floats) -> int:
     return int((values > ROUNDING_TOLERANCE * max(values[0], 1.0)).sum())
 
 
-def _indicator(codes: Ints) -> Floats:
+def indicator(codes: Ints) -> Floats:
+    """Return a column per group, 1 in its rows and 0 elsewhere; `codes` number the groups from 0."""
     return (codes[:, None] == np.arange(codes.max() + 1)).astype(float)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.arrays import Floats, Ints
+from analysis.arrays import Floats
 from analysis.block.blocks import Blocks
 from analysis.block.effects import level_weights_of
-from analysis.block.mixed_model import rank
+from analysis.block.mixed_model import indicator, rank
 from analysis.block.model import columns_of, exponent_reasons, nuisance_of
 from analysis.block.pooled_law import PooledLaw
 
@@ -44,8 +44,8 @@ def planned_effects(
     """
     columns = columns_of(blocks, law)
     x, nuisance = columns.design(blocks.u), nuisance_of(blocks, law)
-    shapes = _indicator(blocks.shape)
-    every = np.hstack([nuisance, x, shapes, _indicator(blocks.trunk)]) / sigma[:, None]
+    shapes = indicator(blocks.shape)
+    every = np.hstack([nuisance, x, shapes, indicator(blocks.trunk)]) / sigma[:, None]
     known = nuisance.shape[1] + x.shape[1]
     every = _decorrelated(every, every[:, known + shapes.shape[1] :], trunk_sigma)
     white = _decorrelated(every[:, :known], every[:, known : known + shapes.shape[1]], tau)
@@ -68,10 +68,6 @@ def planned_effects(
         n=n,
         tokens=float(tokens[int(np.argmin(np.abs(slope)))]),
     )
-
-
-def _indicator(codes: Ints) -> Floats:
-    return (codes[:, None] == np.arange(codes.max() + 1)).astype(float)
 
 
 def _decorrelated(columns: Floats, groups: Floats, deviation: float) -> Floats:

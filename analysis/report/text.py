@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from analysis.compare.block_result import BlockResult
     from analysis.report.study_report import StudyReport
 
-SAME_SIZE = 1.1  # sizes and token counts within this factor of the audit's are audited
+AUDITED_FACTOR = 1.1  # sizes and token counts within this factor of the audit's are audited
 CAVEATS = (
     "All families share one rule for the learning rate unless the study tunes it (study.lr_policy=tuned). A family with "
     "another optimal learning rate can have a higher loss only because its learning rate is not tuned.",
@@ -347,7 +347,7 @@ def _audited_range(report: StudyReport) -> str:
         float(compared["tokens"].max()),
     )
     beyond = ""
-    if largest[0] > SAME_SIZE * max(sizes) or largest[1] > SAME_SIZE * max(tokens):
+    if largest[0] > AUDITED_FACTOR * max(sizes) or largest[1] > AUDITED_FACTOR * max(tokens):
         beyond = (
             f" The study goes to N = {short_count(largest[0])} and {short_count(largest[1])} tokens: beyond the audit, "
             "the learning rate is extrapolated."

@@ -35,7 +35,7 @@ from slm.rounding import exceeds, merge_close, round_to_three_digits, stable_arg
 from slm.summary import Summarized
 
 OTHER_DEFINITIONS = ("n_flop", "params_non_embedding", "params_total")
-SAME_SIZE = math.log(1.25)  # ln N: shapes of two families closer than this are paired in one rung
+SAME_RUNG = math.log(1.25)  # ln N: shapes of two families closer than this are paired in one rung
 SAME_BUDGET = math.log(1.3)  # ln tokens_per_param: runs closer than this have the same token budget
 BUDGET_COLUMNS = ("budget", "tokens_per_param")  # in order of preference
 MAX_BUDGET_RATIO = 5.0  # a budget further from tokens / n is another quantity, such as FLOPs
@@ -151,7 +151,7 @@ def prepare(
         table, (prepared["tokens"] / mean).to_numpy(), columns.n
     )
     prepared["tokens_per_param"] = labels
-    warnings += notes + partner_warnings(prepared, columns.n, columns.tokens, SAME_SIZE)
+    warnings += notes + partner_warnings(prepared, columns.n, columns.tokens, SAME_RUNG)
     # Runs of slm have one unit, and on a task that needs depth very different losses.
     warnings += [] if "recipe_id" in table else loss_ratio_warnings(prepared)
     prepared = _sorted_rows(prepared)
@@ -214,7 +214,7 @@ def _check_columns(table: pd.DataFrame, names: Sequence[str | None]) -> None:
 def _matched_rungs(prepared: pd.DataFrame) -> list[Any]:
     """Group shapes of nearly equal N into rungs, from small to large, with at most one shape per family.
 
-    A shape joins the nearest rung within SAME_SIZE that has no shape of its family, or starts a new rung.
+    A shape joins the nearest rung within SAME_RUNG that has no shape of its family, or starts a new rung.
     """
     sizes = prepared.groupby(["family", "shape"])["n"].mean()
     sizes = sizes.iloc[stable_argsort(sizes)]
@@ -226,7 +226,7 @@ def _matched_rungs(prepared: pd.DataFrame) -> list[Any]:
         near = [
             (round(abs(log_size - centre), 9), index)
             for index, (centre, members) in enumerate(rungs)
-            if family not in members and exceeds(SAME_SIZE, abs(log_size - centre))
+            if family not in members and exceeds(SAME_RUNG, abs(log_size - centre))
         ]
         if near:
             index = min(near)[1]
