@@ -77,7 +77,7 @@ def _alone(config: Config) -> TrainerConfig:
     """Return the settings of a trainer in one process, with micro-batches at most as large as before."""
     trainer = config.trainer
     alone = replace(trainer, share_trunk=False, strategy="single", devices=1, num_nodes=1)
-    processes, requested = trainer.devices * trainer.num_nodes, trainer.micro_batch_sequences
+    processes, requested = trainer.processes, trainer.micro_batch_sequences
     if processes == 1 or requested == "auto":
         return alone
     sequences = config.optimizer.global_batch_tokens // config.model.seq_len
