@@ -164,8 +164,8 @@ def _select(paths: Sequence[Path]) -> Selection:
     for path in selected.runs:
         _check_unused(RunDirectory(path).lease)
     for study in selected.studies:
-        for trunk in _trunks(study):
-            _check_unused(Trunk(trunk).lease)
+        for lease in _trunk_leases(study):
+            _check_unused(lease)
     return selected
 
 
@@ -206,6 +206,11 @@ def _trunks(study: Path) -> list[Path]:
     return [path for path in trunks if TRUNK_ID.fullmatch(path.name) and not _is_linked(path)]
 
 
+def _trunk_leases(study: Path) -> list[Lease]:
+    """Return the leases of trunks that have a lock file; a job takes one before it stores the first checkpoint."""
+    return [Lease(lock) for lock in (study / TRUNKS).glob("*.lock")]
+
+
 def _check_unused(lease: Lease) -> None:
     owner = lease.owner()
     if owner is not None:
@@ -232,10 +237,10 @@ def _remove_rest(study: Path) -> Iterator[str]:
         held = Trunk(trunk).lease.take()
         shutil.rmtree(trunk)
         held.release()
+    for lease in _trunk_leases(study):
+        lease.take().release()  # which deletes the lock file
     for path in _study_files(study):
         if path.name in (SUPERSEDED, TRUNKS):
-            for lock in path.glob("*.lock"):
-                lock.unlink()
             with suppress(OSError):  # not empty
                 path.rmdir()
         elif path.is_dir():

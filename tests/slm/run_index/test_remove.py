@@ -140,6 +140,16 @@ def test_a_study_whose_trunk_is_trained_is_not_removed(study: Path) -> None:
     held.release()
 
 
+def test_a_study_whose_trunk_has_no_checkpoint_yet_is_not_removed(study: Path) -> None:
+    trunk = Trunk(study / TRUNKS / "deep_thin-L4-d32-s7-0123abcd")
+    held = trunk.lease.take()
+    before = content(study)
+    assert rm(study, study, "--yes")[0] == InUse.exit_code and content(study) == before
+    held.release()
+    trunk.lease.path.write_text("")  # left by a process that was killed
+    assert rm(study, study, "--yes")[0] == 0 and not study.exists()
+
+
 def test_a_run_that_starts_during_the_removal_keeps_its_files(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
