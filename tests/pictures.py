@@ -80,9 +80,10 @@ def save_small(png: bytes, file: Path) -> None:
 
 
 def main() -> None:
+    contrasts = {"demo": (None, None), "micro": ("aspect_4", "aspect_32")}
     reports = {
-        name: analyze_study(load_runs(EXAMPLES / name / "results.jsonl"))
-        for name in ("demo", "micro")
+        name: analyze_study(load_runs(EXAMPLES / name / "results.jsonl"), deep=deep, wide=wide)
+        for name, (deep, wide) in contrasts.items()
     }
     save_examples(reports)
     FOLDER.mkdir(parents=True, exist_ok=True)

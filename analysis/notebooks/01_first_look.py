@@ -15,9 +15,8 @@
 #
 # Which family has the lower loss at matched compute, how large is the uncertainty, and which further runs would
 # reduce it? `RUNS` is a folder of run directories, a study's file of results, or a CSV, Parquet or JSON-lines
-# table; set `SLM_RUNS` or change the cell. The default is the 54 runs of the first design of `study=micro`, with at
-# most a quarter of a million parameters each. They are too few and too small for a significant difference.
-# `analysis/examples/micro/results.jsonl` has the runs of the present design.
+# table; set `SLM_RUNS` or change the cell. The default is the 135 runs of `study=micro`, with at most a fifth of a million
+# parameters each. `DEEP` and `WIDE` name the compared families; None takes the smallest and the largest aspect ratio.
 
 # %% tags=["parameters"]
 import os
@@ -25,8 +24,9 @@ from pathlib import Path
 
 import analysis
 
-SHIPPED = Path(analysis.__file__).parent / "examples" / "micro_first" / "results.jsonl"
+SHIPPED = Path(analysis.__file__).parent / "examples" / "micro" / "results.jsonl"
 RUNS = Path(os.environ.get("SLM_RUNS") or SHIPPED)
+DEEP, WIDE = ("aspect_4", "aspect_32") if RUNS == SHIPPED else (None, None)
 
 # %%
 import pandas as pd
@@ -39,7 +39,7 @@ runs = analysis.load_runs(RUNS)
 print(f"{len(runs.table)} finished runs; left out: {dict(runs.dropped) or 'none'}")
 for warning in runs.warnings:
     print("note:", warning)
-report = analyze_study(runs)
+report = analyze_study(runs, deep=DEEP, wide=WIDE)
 pd.DataFrame(tables.family_rows(report))
 
 # %% [markdown]

@@ -24,8 +24,9 @@ from pathlib import Path
 
 import analysis
 
-SHIPPED = Path(analysis.__file__).parent / "examples" / "micro_first" / "results.jsonl"
+SHIPPED = Path(analysis.__file__).parent / "examples" / "micro" / "results.jsonl"
 RUNS = Path(os.environ.get("SLM_RUNS") or SHIPPED)
+DEEP, WIDE = ("aspect_4", "aspect_32") if RUNS == SHIPPED else (None, None)
 
 # %%
 import pandas as pd
@@ -34,7 +35,7 @@ from analysis import charts, fit_joint
 from analysis.report import tables, text
 from analysis.report.study_report import analyze_study
 
-report = analyze_study(analysis.load_runs(RUNS))
+report = analyze_study(analysis.load_runs(RUNS), deep=DEEP, wide=WIDE)
 for line in text.exponent_lines(report):
     print(line)
 

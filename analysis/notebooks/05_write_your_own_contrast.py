@@ -22,7 +22,7 @@ from pathlib import Path
 
 import analysis
 
-SHIPPED = Path(analysis.__file__).parent / "examples" / "micro_first" / "results.jsonl"
+SHIPPED = Path(analysis.__file__).parent / "examples" / "micro" / "results.jsonl"
 RUNS = Path(os.environ.get("SLM_RUNS") or SHIPPED)
 
 # %%
@@ -35,13 +35,14 @@ from analysis.report import text
 from analysis.report.study_report import analyze_study
 
 runs = analysis.load_runs(RUNS)
-families = runs.families
-print("families by increasing d_model/n_layers:", ", ".join(families))
+sizes_of = runs.table.groupby("family")["rung"].nunique()
+families = [f for f in runs.families if sizes_of[f] >= 2 / 3 * runs.table["rung"].nunique()]
+print("families at most of the sizes, by increasing d_model/n_layers:", ", ".join(families))
 
 # %% [markdown]
 # ## Two other families
 #
-# By default the report compares the families with the smallest and the largest d_model/n_layers. This cell
+# By default a report compares the families with the smallest and the largest d_model/n_layers. This cell
 # compares the two with the smallest ratios; the first of them is the deep one.
 
 # %%
