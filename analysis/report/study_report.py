@@ -276,15 +276,16 @@ def _other_contrasts(study: Study) -> Iterator[BlockResult]:
 
 
 def _curves(study: Study, comparison: Comparison) -> Iterator[Curve]:
-    """Yield the joint law of each family if it is identified, else the pooled law of the block model."""
-    fitted, table = comparison.exponents.fitted, study.table
+    """Yield the joint law of each fitted family if it is identified, else the pooled law of the block model."""
+    fitted = comparison.exponents.fitted
     if fitted is not None and comparison.status in IDENTIFIED:
-        for (family, budget), rows in table.groupby(["family", "tokens_per_param"], sort=False):
+        cells = fitted.study.table.groupby(["family", "tokens_per_param"], sort=False)
+        for (family, budget), rows in cells:
             if rows["shape"].nunique() > 1:
                 yield _joint_curve(fitted, str(family), float(str(budget)), rows)
     elif comparison.block.effects is not None:
         law = comparison.block.effects.fit.law
-        for budget, rows in table.groupby("tokens_per_param", sort=False):
+        for budget, rows in study.table.groupby("tokens_per_param", sort=False):
             if rows["shape"].nunique() > 1:
                 n, tokens, flops = _line(rows)
                 yield Curve(None, float(str(budget)), flops, law.loss(n, tokens))

@@ -181,7 +181,7 @@ def _warnings(table: pd.DataFrame, dropped: Counter[str]) -> Iterator[str]:
             "loss curves, and repeat a run with a real spike with another seed instead of dropping it"
         )
     if "epochs" in table and (table["epochs"] > 1).any():
-        yield f"some runs repeat the training text, up to {table['epochs'].max():.1f} epochs"
+        yield f"some runs repeat the training text, up to {table['epochs'].max():.3g} epochs"
     yield from label_warnings("family", table["family"].astype(str))
 
 

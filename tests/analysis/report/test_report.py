@@ -107,6 +107,15 @@ def test_page_of_an_identified_study(identified: StudyReport) -> None:
     assert html.count(page_script()) == 1 and len(html) < len(page_script()) + 400_000
 
 
+def test_family_with_too_few_sizes_has_no_curve_of_the_joint_law(identified: StudyReport) -> None:
+    table = identified.table
+    sizes = sorted(table["rung"].unique())
+    is_small = (table["family"] == "balanced") & ~table["rung"].isin(sizes[:3])
+    report = analyze_study(table[~is_small].reset_index(drop=True), bootstrap=0)
+    assert {curve.family for curve in report.curves} == {"deep_thin", "wide_shallow"}
+    assert "balanced: 3 sizes, at least 4 are needed" in Page(page(report)).text
+
+
 def test_headline_names_both_findings(identified: StudyReport) -> None:
     def shown(level: str, exponent: str, word: str = "inconclusive") -> str:
         verdict = replace(identified.comparison.verdict, word=word, level=level, exponent=exponent)  # type: ignore[arg-type]
