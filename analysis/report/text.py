@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from analysis.block.effects import is_significant
 from analysis.compare.robustness import WithoutOne, fragile_name
 from analysis.compare.verdict import Finding, describe_exponent
 from analysis.formatting import (
@@ -80,11 +81,14 @@ def _headline(report: StudyReport) -> str:
     if verdict.exponent in sides:
         better, other = sides[verdict.exponent]
         return f"The loss of {better} falls faster with size than that of {other}"
+    inconclusive = f"No significant difference between {deep} and {wide} in these runs"
+    if _differ_elsewhere(found.block):
+        inconclusive = f"{deep} and {wide} differ, but a difference is shown neither at the largest size nor in the exponent"
     return {
         "no_difference": f"{deep} and {wide} are equivalent within the margins",
         "definition_dependent": "The sign of the exponent difference depends on how parameters are counted",
         "fragile": "The result depends on a single shape",
-        "inconclusive": f"No significant difference between {deep} and {wide} in these runs",
+        "inconclusive": inconclusive,
         "audit_failed": "No verdict: the learning-rate audit failed",
         "refused": "No comparison: these runs do not allow one",
     }[verdict.word]
@@ -138,7 +142,25 @@ def findings(report: StudyReport) -> list[str]:
     best = [shape_line(report)] if report.comparison.block.has_optimum else []
     lacking = () if report.partial is None else report.partial.lines
     reasons = [f"{_capitalized(reason)}." for reason in others]
-    return [verdict.sentence, *reasons, *_pair_lines(report), *lacking, *best]
+    joint = _joint_test_lines(report.comparison.block)
+    return [verdict.sentence, *joint, *reasons, *_pair_lines(report), *lacking, *best]
+
+
+def _differ_elsewhere(block: BlockResult) -> bool:
+    """Return whether the joint test rejects equality at all sizes, but neither the level nor the exponent is significant."""
+    single = block.is_level_significant or block.is_exponent_significant
+    return is_significant(block.p_f) and not single
+
+
+def _joint_test_lines(block: BlockResult) -> Iterator[str]:
+    """Yield the difference at the smallest size, if only the joint test of level and exponent is significant."""
+    if _differ_elsewhere(block) and block.curve:
+        first = block.curve[0]
+        value = format_interval(first["level"], first["low"], first["high"], signed=True)
+        yield (
+            f"The joint test of both finds a difference ({format_p_value(block.p_f or 0.0)}): at N = "
+            f"{short_count(first['n'])}, the smallest common size, {block.deep} minus {block.wide} is {value} nats."
+        )
 
 
 def _pair_lines(report: StudyReport) -> Iterator[str]:

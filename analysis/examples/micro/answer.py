@@ -14,8 +14,8 @@
 # # What `study=micro` answers
 #
 # The runs of [PROTOCOL.md](PROTOCOL.md), which was written before them. This page writes [report.md](report.md), which has all
-# tables, and adds what the protocol asks for beyond it: where the scatter between shapes comes from, the noise between
-# seeds, the controls, and the cost.
+# tables, and adds the answer in words, the claims that it bears on, and what the protocol asks for beyond the report: where
+# the scatter between shapes comes from, the noise between seeds, the cost of the learning rates, the controls, and the cost.
 
 # %%
 import json
@@ -56,6 +56,27 @@ def show(rows: list[dict[str, str]]) -> Markdown:
 report = write_report(
     HERE / "results.jsonl", HERE, deep="aspect_4", wide="aspect_32", audit=AUDIT, question=QUESTION
 )
+
+# %% [markdown]
+# ## The answer
+
+# %%
+comparison = report.comparison
+block = comparison.block
+assert block.level_ci is not None and block.d_alpha_ci is not None
+assert report.power is not None and comparison.robustness is not None
+smallest, largest = block.optima[0], block.optima[-1]
+others = {(one.deep, one.wide): one for one in report.other_contrasts}
+noise = {one["power"]: one for one in comparison.robustness.to_dict()["noise"]}
+
+
+def optimum(one: dict[str, float]) -> str:
+    """Return the best aspect ratio of a size with its interval."""
+    return f"{one['best_aspect']:.1f} [{one['low']:.1f}, {one['high']:.1f}]"
+
+
+print(sorted(noise))
+print(report.power)
 
 # %% [markdown]
 # ## Where the scatter between shapes comes from

@@ -133,6 +133,26 @@ def test_headline_names_both_findings(identified: StudyReport) -> None:
     assert shown("open", "open").startswith("No significant difference")
 
 
+def test_significant_joint_test_alone_is_reported(identified: StudyReport) -> None:
+    def report_with(p_f: float) -> StudyReport:
+        block = replace(identified.comparison.block, p_f=p_f, p_level=0.2, p_exponent=0.3)
+        verdict = replace(
+            identified.comparison.verdict, word="inconclusive", level="open", exponent="open"
+        )
+        return replace(
+            identified, comparison=replace(identified.comparison, block=block, verdict=verdict)
+        )
+
+    shown, not_shown = report_with(0.004), report_with(0.2)
+    first = identified.comparison.block.curve[0]
+    line = text.findings(shown)[1]
+    assert "joint test of both finds a difference (p 0.004)" in line
+    assert f"{first['level']:+.4f} [{first['low']:+.4f}, {first['high']:+.4f}]" in line
+    assert "shown neither at the largest size nor in the exponent" in text.headline(shown)
+    assert text.headline(not_shown).startswith("No significant difference")
+    assert not any("joint test" in each for each in text.findings(not_shown))
+
+
 def test_page_loads_nothing_from_the_network(identified: StudyReport) -> None:
     html = page(identified)
     urls = Page(html).urls
