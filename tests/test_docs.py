@@ -47,8 +47,8 @@ def test_readme_is_short() -> None:
 @pytest.mark.parametrize(
     ("study", "page"),
     [
-        ("micro_first", "README.md"),
-        ("micro_first", "docs/index.md"),
+        ("micro", "README.md"),
+        ("micro", "docs/index.md"),
         ("demo", "docs/quickstart.md"),
     ],
 )

@@ -51,8 +51,8 @@ class Comparison(Summarized):
         audit: learning-rate audit that was given.
         warnings: weaknesses of the data and of the design.
         runs: number of runs.
-        sigma: seed standard deviation in nats; None without repeated seeds.
-        tau: standard deviation of the random effect of a shape in nats; None if refused.
+        seed_sd: standard deviation between the seeds of a cell in nats, pooled; None without repeated seeds. The noise that
+            the intervals use, `block.sigma`, contains the deviations of budgets from the law, too.
         tokens_per_param: smallest and largest D / N.
         largest_flops: largest training FLOPs of a run.
     """
@@ -69,8 +69,7 @@ class Comparison(Summarized):
     audit: Audit | None
     warnings: tuple[str, ...]
     runs: int
-    sigma: float | None
-    tau: float | None
+    seed_sd: float | None
     tokens_per_param: tuple[float, float]
     largest_flops: float
 
@@ -125,8 +124,7 @@ class Comparison(Summarized):
             "wide",
             "warnings",
             "runs",
-            "sigma",
-            "tau",
+            "seed_sd",
             "tokens_per_param",
             "largest_flops",
         )
@@ -275,8 +273,7 @@ def compare_study(
             *_left_out(block, table),
         ),
         runs=len(table),
-        sigma=_seed_noise(table),
-        tau=block.tau,
+        seed_sd=_seed_sd(table),
         tokens_per_param=(float(ratio.min()), float(ratio.max())),
         largest_flops=float(table["flops"].max()),
     )
@@ -341,7 +338,7 @@ def _design_warnings(study: Study, block: BlockResult) -> list[str]:
     )
 
 
-def _seed_noise(table: pd.DataFrame) -> float | None:
+def _seed_sd(table: pd.DataFrame) -> float | None:
     """Return the pooled standard deviation over the seeds of a cell in nats; None without repeated seeds."""
     cells = table.groupby(["family", "shape", "tokens"])["loss_nats_per_token"]
     squares, count = (

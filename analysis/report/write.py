@@ -3,7 +3,7 @@
     write_report(SOURCE, OUT)         load runs from a folder of run directories or a file of results
     report_on(RUNS_OR_TABLE, OUT)     use runs that are already loaded, or a table of runs
 
-`results.json`, schema version 7. Losses are in nats per token; undefined and refused numbers are null:
+`results.json`, schema version 8. Losses are in nats per token; undefined and refused numbers are null:
 
     schema_version, question
     response      {column, unit}: the quantity that loss means in all keys and texts; another one than the loss with
@@ -16,7 +16,7 @@
     comparison    `analysis.compare.families.Comparison`: deep, wide, verdict {word, level, exponent, sentence,
                   conditions, reasons}, block (`BlockResult`, the primary analysis), by_definition {definition of N:
                   `BlockResult`}, robustness, exponents (joint law M2, secondary; read `status` first), matched
-                  (`Contrast`: pairs, descriptive), hold_out, audit, sigma, tau, runs, tokens_per_param, warnings
+                  (`Contrast`: pairs, descriptive), hold_out, audit, seed_sd, runs, tokens_per_param, warnings
     other_contrasts               [`BlockResult` of another pair of families], descriptive
     power         `analysis.planning.power.DesignPower` of this design with the noise estimated from its runs, or null
     extensions    [`analysis.planning.extensions.Extension`]; next_runs: [`analysis.planning.extensions.NextRuns`]
@@ -70,7 +70,7 @@ from slm.tracking.speeds import FILE_NAME
 # replaces budget; 5: block model (comparison.block, by_definition, robustness), findings, conditions, losses,
 # other_contrasts; no uncertainty, comparison.kappa and comparison.shape_curve; exponents of n_flop only; 6: latency;
 # 7: seed_noise, partial.
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 FIGURE = "loss_vs_flops.png"
 MAX_PRINTED = 40  # rows of the loss table on the console
 

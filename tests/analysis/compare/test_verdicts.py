@@ -221,7 +221,7 @@ def test_results_are_reached_and_serialised() -> None:
     assert found.exponents.interval is not None and found.exponents.standard_error is not None
     assert found.robustness is not None and found.robustness.permutation_p < 0.05  # type: ignore[operator]
     assert found.status == "OK" and found.runs == 48
-    assert found.tau == pytest.approx(0.004, abs=0.004) and found.sigma is None
+    assert found.block.tau == pytest.approx(0.004, abs=0.004) and found.seed_sd is None
     saved = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert saved["verdict"]["exponent"] == "depth"
     for name in (
