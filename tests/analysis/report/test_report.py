@@ -175,7 +175,7 @@ def test_links_of_the_page_lead_to_its_sections(identified: StudyReport) -> None
 
 def test_results_json_is_complete_and_has_plain_values(identified: StudyReport) -> None:
     saved = json.loads(json.dumps(results(identified), allow_nan=False))
-    assert saved["schema_version"] == 7 and saved["runs"] == len(identified.table)
+    assert saved["schema_version"] == 8 and saved["runs"] == len(identified.table)
     verdict, block = saved["comparison"]["verdict"], saved["comparison"]["block"]
     assert verdict["level"] == "depth" and verdict["word"] == "depth_level_better"
     assert block["level_ci"][0] < block["level"] < block["level_ci"][1] < 0
