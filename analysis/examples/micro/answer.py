@@ -21,23 +21,29 @@
 import json
 import math
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 
 import pandas as pd
 from IPython.display import Markdown
 from scipy import stats
 
+from analysis import charts
 from analysis.compare.families import Comparison
+from analysis.examples.published.claims import Claim, claims_table, show
+from analysis.formatting import format_interval, format_p_value
 from analysis.learning_rate.gate import load_audit
 from analysis.learning_rate.tuning_cost import tuning_costs
+from analysis.report import latency_text, text
 from analysis.report.study_report import analyze_study
-from analysis.report.write import markdown_table, write_report
+from analysis.report.write import write_report
 from analysis.runs.load import load_runs
 from analysis.runs.result_table import results_table
 from slm.config.hydra import compose_study
+from slm.formatting import short_count
 from slm.studies.cells import jobs_of
 from slm.studies.expand import cells_of
 from slm.studies.rate_rule import RateRule
+from slm.tracking.configs_file import configs_path, read_configs
 from slm.tracking.results_file import read_results
 
 HERE = Path("analysis/examples/micro")
@@ -48,11 +54,6 @@ QUESTION = (
 )
 
 
-def show(rows: list[dict[str, str]]) -> Markdown:
-    """Return rows as a Markdown table."""
-    return Markdown("\n".join(markdown_table(rows)) if rows else "no rows")
-
-
 report = write_report(
     HERE / "results.jsonl", HERE, deep="aspect_4", wide="aspect_32", audit=AUDIT, question=QUESTION
 )
@@ -61,22 +62,116 @@ report = write_report(
 # ## The answer
 
 # %%
-comparison = report.comparison
-block = comparison.block
-assert block.level_ci is not None and block.d_alpha_ci is not None
+comparison, block = report.comparison, report.comparison.block
 assert report.power is not None and comparison.robustness is not None
-smallest, largest = block.optima[0], block.optima[-1]
+power = report.power.design
 others = {(one.deep, one.wide): one for one in report.other_contrasts}
-noise = {one["power"]: one for one in comparison.robustness.to_dict()["noise"]}
+falling_noise = next(one for one in comparison.robustness.noise if one["noise_exponent"] < 0)
+smallest, largest = block.optima[0], block.optima[-1]
+first = block.curve[0]
+latency = " ".join(latency_text.key_numbers(report)[0])
+middle_sizes = next(one for one in report.power.extensions if "between" in one.name)
+trend = format_interval(block.optimum_trend, *block.optimum_trend_ci, digits=2)
 
 
-def optimum(one: dict[str, float]) -> str:
+def best_ratio(size: dict[str, float]) -> str:
     """Return the best aspect ratio of a size with its interval."""
-    return f"{one['best_aspect']:.1f} [{one['low']:.1f}, {one['high']:.1f}]"
+    return f"{size['best_aspect']:.1f} [{size['low']:.1f}, {size['high']:.1f}]"
 
 
-print(sorted(noise))
-print(report.power)
+def more_flops(deep: str, wide: str) -> str:
+    """Return how many times the FLOPs of aspect_11 another family needs for the same loss."""
+    kappa = others[deep, wide].ln_kappa
+    low, high = others[deep, wide].ln_kappa_ci
+    values = (kappa, low, high) if deep == "aspect_11" else (-kappa, -high, -low)
+    return format_interval(*map(math.exp, values), signed=False, digits=2)
+
+
+print(text.headline(report), f"({comparison.verdict.word})")
+Markdown(
+    f"""
+**For a researcher.** At equal FLOPs and tokens, no difference between `aspect_4` (deep) and `aspect_32` (wide) is shown at the
+largest size: {block.level_text} nats/token at N = {short_count(block.at_n)}, deep minus wide. Nor do their exponents differ:
+{block.d_alpha_interval_text}, given equal E. Equality is not shown either; the study finds {power.mde80_level:.4f} nats or an
+exponent difference of {power.mde80_exponent:.3f} with a probability of 80%. But the two are not equal at all sizes: the joint
+test of level and exponent has {format_p_value(block.p_f)}, and at N = {short_count(first["n"])} the deep family is lower,
+{format_interval(first["level"], first["low"], first["high"])}. What the runs do show is a minimum between the two. The loss is
+curved in ln(d_model / n_layers) ({format_p_value(block.p_curvature)}); the best ratio is {best_ratio(smallest)} at
+N = {short_count(smallest["n"])} and {best_ratio(largest)} at {short_count(largest["n"])}, and changes as N^b with b = {trend}. So the sign of
+a contrast between two families depends on which two are chosen: `aspect_4` minus `aspect_11` is
+{others["aspect_4", "aspect_11"].level_text}, `aspect_11` minus `aspect_32` is {others["aspect_11", "aspect_32"].level_text} (not adjusted for the
+choice). Sensitivity: if the noise of a run falls as N^{falling_noise["noise_exponent"]}, as residuals suggest, the loss difference is
+{falling_noise["level"]:+.4f} ({format_p_value(falling_noise["p_level"])}); by all parameters the exponent difference is
+{comparison.by_definition["params_total"].d_alpha_interval_text}. One corpus of characters, one optimizer, one rule for the
+learning rate.
+
+**For a practitioner.** For models of this size choose d_model / n_layers near 10. For the same loss a ratio of 4 needs
+{more_flops("aspect_4", "aspect_11")} times the FLOPs of a ratio near 10, and a ratio of 29 needs {more_flops("aspect_11", "aspect_32")} times; a
+factor of two on either side of the best ratio costs {largest["cost_of_two"]:.3f} nats/token, beside a noise of one run of
+{block.sigma:.3f}. If speed counts, choose the wider one of two shapes with the same loss: {latency}. Do not transfer the
+number to models of 100M parameters and more: the best width / depth of [Gemstones](../published/gemstones.md), 50M to 2B
+parameters, is above 30, and b is not known well enough to bridge three decades of N.
+"""
+)
+
+# %% [markdown]
+# ![Loss against aspect ratio, a line per size](shape_curve.png)
+#
+# *Mean loss of each shape over budgets and seeds, minus the mean over the shapes of its size. The bars below are the best
+# aspect ratio of each size with its 95% interval.*
+
+# %%
+figure = charts.shape_curve(report)
+assert figure is not None
+figure.save(HERE / "shape_curve.png")
+
+# %% [markdown]
+# ## Claims
+#
+# What these runs say on published claims. The data that the claims were drawn from are examined on pages of their own:
+# [MobileLLM and its power law](../published/mobilellm.md), [Gemstones](../published/gemstones.md),
+# [inverse depth scaling](../published/inverse_depth.md); each ends with such a table.
+
+# %%
+by_shape = f"{block.curvature:+.4f} +- {block.curvature_se:.4f}"
+claims = [
+    Claim(
+        "Below 1B parameters, deep and thin is better (2402.14905)",
+        "better accuracy of deeper models of 125M and 350M parameters at equal parameters",
+        "at 13k to 190k parameters and equal FLOPs: no difference between ratios 4 and 29 at the largest size; both are "
+        "worse than a ratio near 10",
+        f"{block.level_text} nats/token",
+        comparison.verdict.word,
+        "study=sub1b",
+    ),
+    Claim(
+        "Depth is an advantage of small models in particular (2402.14905, our reading)",
+        "below 1B; less above",
+        f"the difference shrinks from {first['level']:+.4f} to {block.level:+.4f} nats/token, but no difference of the exponents "
+        "is shown",
+        f"exponents: {block.d_alpha_interval_text}",
+        comparison.verdict.word,
+        f"a size between each two: MDE {middle_sizes.mde80_exponent:.3f}; study=sub1b",
+    ),
+    Claim(
+        "Width and depth matter little within a wide range (2001.08361)",
+        "yes",
+        f"within a factor of 2 of the best ratio: {largest['cost_of_two']:.3f} nats/token; farther away the loss grows with "
+        "the square of the logarithm",
+        f"curvature, relative to the size term: {by_shape}",
+        f"not beyond a factor of 2 ({format_p_value(block.p_curvature)})",
+        "study=sub1b for larger models",
+    ),
+    Claim(
+        "The best width / depth grows with compute (2502.06857)",
+        "yes",
+        "no change with size is shown",
+        f"d ln(ratio) / d ln N {trend}",
+        "inconclusive",
+        "the same parameter as the exponent difference",
+    ),
+]
+Markdown(claims_table(claims))
 
 # %% [markdown]
 # ## Where the scatter between shapes comes from
@@ -137,7 +232,6 @@ show(candidates)
 # seed.
 
 # %%
-block = report.comparison.block
 parts = {"shape (tau)": block.tau, "seed of a shape": block.trunk_sigma, "run (sigma)": block.sigma}
 show(
     [
@@ -196,6 +290,7 @@ def estimates(comparison: Comparison) -> dict[str, str]:
     return {
         "loss difference, nats": one.level_text,
         "exponent difference": one.d_alpha_interval_text,
+        "best d_model / n_layers, largest size": best_ratio(one.optima[-1]),
         "verdict": comparison.verdict.word,
     }
 
@@ -219,8 +314,46 @@ extended = pd.concat([runs.table, load_runs(HERE / "extension.jsonl").table], ig
 predicted = analyze_study(
     extended, deep="aspect_4", wide="aspect_32", bootstrap=0
 ).comparison.hold_out
-print(*predicted.reasons, sep="\n")
 show(predicted.rows())
+
+# %% [markdown]
+# ## Runs that were repeated
+#
+# The first 86 runs were not compiled, later ones are if they are long ([PROTOCOL.md](PROTOCOL.md)). These runs were repeated by
+# `python -m slm repeat` ([repeats.jsonl](repeats.jsonl)), most of them compiled.
+
+# %%
+recorded = read_results(HERE / "results.jsonl")
+repeated = read_results(HERE / "repeats.jsonl")
+environments = [
+    read_configs(configs_path(HERE / f"{name}.jsonl")) for name in ("results", "repeats")
+]
+pairs = []
+for run_id, again in sorted(repeated.items()):
+    before, after = (
+        "compiled" if one[run_id]["environment"]["compiled"] else "not compiled"
+        for one in environments
+    )
+    change = again.val_loss_nats_per_token - recorded[run_id].val_loss_nats_per_token
+    pairs.append((run_id, before, after, change))
+show(
+    [
+        {
+            "run": run_id,
+            "recorded": before,
+            "repeated": after,
+            "change, nats/token": f"{change:+.4f}",
+        }
+        for run_id, before, after, change in pairs
+    ]
+)
+
+# %%
+changes = [change for _, before, after, change in pairs if before != after]
+print(
+    f"compiled minus not compiled, {len(changes)} runs: mean {mean(changes):+.4f}, standard deviation "
+    f"{stdev(changes):.4f} nats/token"
+)
 
 # %% [markdown]
 # ## Controls
@@ -228,14 +361,14 @@ show(predicted.rows())
 # %%
 negative = json.loads(Path("analysis/examples/aa/results.json").read_text())
 positive = json.loads(Path("analysis/examples/khop/results.json").read_text())
-block = negative["comparison"]["block"]
+found = negative["comparison"]["block"]
 show(
     [
         {
             "control": "`study=aa`: one family under two names",
             "must be": "no difference",
-            "found": f"`{negative['comparison']['verdict']['word']}`: {block['level']:+.4f} nats/token "
-            f"[{block['level_ci'][0]:+.4f}, {block['level_ci'][1]:+.4f}], p {block['p_level']:.2f}",
+            "found": f"`{negative['comparison']['verdict']['word']}`: {found['level']:+.4f} nats/token "
+            f"[{found['level_ci'][0]:+.4f}, {found['level_ci'][1]:+.4f}], p {found['p_level']:.2f}",
         },
         {
             "control": "`study=khop`: a task that needs depth",
