@@ -25,6 +25,7 @@ from statistics import mean, median, stdev
 
 import pandas as pd
 from IPython.display import Markdown
+from IPython.utils.capture import capture_output
 from scipy import stats
 
 from analysis import charts
@@ -54,9 +55,15 @@ QUESTION = (
 )
 
 
-report = write_report(
-    HERE / "results.jsonl", HERE, deep="aspect_4", wide="aspect_32", audit=AUDIT, question=QUESTION
-)
+with capture_output():  # of the summary for a terminal
+    report = write_report(
+        HERE / "results.jsonl",
+        HERE,
+        deep="aspect_4",
+        wide="aspect_32",
+        audit=AUDIT,
+        question=QUESTION,
+    )
 
 # %% [markdown]
 # ## The answer
@@ -69,7 +76,7 @@ others = {(one.deep, one.wide): one for one in report.other_contrasts}
 falling_noise = next(one for one in comparison.robustness.noise if one["noise_exponent"] < 0)
 smallest, largest = block.optima[0], block.optima[-1]
 first = block.curve[0]
-latency = " ".join(latency_text.key_numbers(report)[0])
+latency, _ = latency_text.key_numbers(report)[0]
 middle_sizes = next(one for one in report.power.extensions if "between" in one.name)
 trend = format_interval(block.optimum_trend, *block.optimum_trend_ci, digits=2)
 
@@ -91,7 +98,7 @@ print(text.headline(report), f"({comparison.verdict.word})")
 Markdown(
     f"""
 **For a researcher.** At equal FLOPs and tokens, no difference between `aspect_4` (deep) and `aspect_32` (wide) is shown at the
-largest size: {block.level_text} nats/token at N = {short_count(block.at_n)}, deep minus wide. Nor do their exponents differ:
+largest size: {block.level_text} nats/token at N = {short_count(block.at_n)}, deep minus wide; nor is one between their exponents:
 {block.d_alpha_interval_text}, given equal E. Equality is not shown either; the study finds {power.mde80_level:.4f} nats or an
 exponent difference of {power.mde80_exponent:.3f} with a probability of 80%. But the two are not equal at all sizes: the joint
 test of level and exponent has {format_p_value(block.p_f)}, and at N = {short_count(first["n"])} the deep family is lower,
@@ -103,13 +110,14 @@ a contrast between two families depends on which two are chosen: `aspect_4` minu
 choice). Sensitivity: if the noise of a run falls as N^{falling_noise["noise_exponent"]}, as residuals suggest, the loss difference is
 {falling_noise["level"]:+.4f} ({format_p_value(falling_noise["p_level"])}); by all parameters the exponent difference is
 {comparison.by_definition["params_total"].d_alpha_interval_text}. One corpus of characters, one optimizer, one rule for the
-learning rate.
+learning rate, audited at ratios of 4 and 29 only.
 
 **For a practitioner.** For models of this size choose d_model / n_layers near 10. For the same loss a ratio of 4 needs
 {more_flops("aspect_4", "aspect_11")} times the FLOPs of a ratio near 10, and a ratio of 29 needs {more_flops("aspect_11", "aspect_32")} times; a
 factor of two on either side of the best ratio costs {largest["cost_of_two"]:.3f} nats/token, beside a noise of one run of
-{block.sigma:.3f}. If speed counts, choose the wider one of two shapes with the same loss: {latency}. Do not transfer the
-number to models of 100M parameters and more: the best width / depth of [Gemstones](../published/gemstones.md), 50M to 2B
+{block.sigma:.3f}. If latency counts, choose wide shapes: on one core of an
+AMD EPYC, `aspect_32` takes {latency} times as long per generated token as an `aspect_4` with the same loss. Do not transfer
+these numbers to models of 100M parameters and more: the best width / depth of [Gemstones](../published/gemstones.md), 50M to 2B
 parameters, is above 30, and b is not known well enough to bridge three decades of N.
 """
 )
@@ -396,8 +404,8 @@ print(
 
 # %% [markdown]
 # What running two at a time saved: the training time of the same runs one after another, by the throughput of each shape
-# alone on the machine (`python -m slm speed study=micro`). Half of the core-hours is the time on two cores; it includes
-# validation.
+# alone (`python -m slm speed study=micro`). Half of the core-hours is the time on two cores; it includes validation, and runs
+# beside other programs and on slower machines than the one that measured the throughput, so the saving is a lower bound.
 
 # %%
 speeds = json.loads((HERE / "speed.json").read_text())["speeds"]
