@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,6 +32,12 @@ TINY: dict[str, Any] = {
     "trainer": {"threads": 1, "accelerator": "cpu", "progress": False, "log_every_steps": 1},
     "tracking": {"wandb": "disabled"},
 }
+
+
+def pytest_configure() -> None:
+    """Restore SIGINT, which a shell ignores in background jobs: the tests of interruptions send it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from analysis.block.effects import is_significant
 from analysis.compare.robustness import WithoutOne, fragile_name
 from analysis.compare.verdict import Finding, describe_exponent
@@ -83,7 +85,7 @@ def _headline(report: StudyReport) -> str:
         return f"The loss of {better} falls faster with size than that of {other}"
     inconclusive = f"No significant difference between {deep} and {wide} in these runs"
     if _differ_elsewhere(found.block):
-        inconclusive = f"{deep} and {wide} differ, but a difference is shown neither at the largest size nor in the exponent"
+        inconclusive = f"{deep} and {wide} differ jointly, but neither loss at the largest size nor exponent differs significantly"
     return {
         "no_difference": f"{deep} and {wide} are equivalent within the margins",
         "definition_dependent": "The sign of the exponent difference depends on how parameters are counted",
@@ -191,7 +193,8 @@ def contrast_lines(report: StudyReport) -> list[str]:
     names = [found.deep, found.wide]
     why = "as given"
     if "aspect_ratio" in table:
-        aspects = table.groupby("family")["aspect_ratio"].mean()
+        shapes = table.drop_duplicates(["family", "shape"])
+        aspects = np.exp(np.log(shapes["aspect_ratio"]).groupby(shapes["family"]).mean())
         names = [f"{name} (d_model / n_layers {aspects[name]:.3g})" for name in names]
         if found.block.is_labelled:
             why = "the families do not differ in d_model / n_layers, so they are compared by name"
@@ -238,7 +241,7 @@ def shape_line(report: StudyReport) -> str:
     else:
         place = (
             f"Best d_model / n_layers at N = {short_count(best['n'])}: {best['best_aspect']:.3g} [{best['low']:.3g}, "
-            f"{best['high']:.3g}]; a factor of 2 beside it costs {best['cost_of_two']:.4f} nats/token."
+            f"{best['high']:.3g}]; a ratio twice or half as large costs {best['cost_of_two']:.4f} nats/token."
         )
     return f"{start} {place}{_trend(block)}"
 

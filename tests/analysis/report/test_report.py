@@ -148,7 +148,7 @@ def test_significant_joint_test_alone_is_reported(identified: StudyReport) -> No
     line = text.findings(shown)[1]
     assert "joint test of both finds a difference (p 0.004)" in line
     assert f"{first['level']:+.4f} [{first['low']:+.4f}, {first['high']:+.4f}]" in line
-    assert "shown neither at the largest size nor in the exponent" in text.headline(shown)
+    assert "differ jointly, but neither" in text.headline(shown)
     assert text.headline(not_shown).startswith("No significant difference")
     assert not any("joint test" in each for each in text.findings(not_shown))
 
