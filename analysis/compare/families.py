@@ -25,6 +25,7 @@ from analysis.compare.fit_block import SAME_N, result_of
 from analysis.compare.holdout import HoldOut, hold_out
 from analysis.compare.matched_pairs import Contrast, paired_differences
 from analysis.compare.robustness import Robustness, robustness_of
+from analysis.compare.subsets import fit_subsets
 from analysis.compare.verdict import Evidence, Verdict, decide
 from analysis.design.identifiability import design_warnings, labels
 from analysis.formatting import count
@@ -44,6 +45,7 @@ class Comparison(Summarized):
         verdict: word, findings on level and exponent, conditions and sentence.
         block: estimates of the block model for the primary definition of N (the primary analysis).
         by_definition: the same for every definition of N in the table.
+        by_subset: the same without single other families, and without shapes of one layer (`analysis.compare.subsets`).
         robustness: deletions, bootstrap, permutation, other noise; None if refused.
         exponents: exponents of the joint law M2 with jackknife over shapes (the secondary analysis).
         matched: pairs of shapes at equal FLOPs; None if there are none.
@@ -62,6 +64,7 @@ class Comparison(Summarized):
     verdict: Verdict
     block: BlockResult
     by_definition: dict[str, BlockResult]
+    by_subset: dict[str, BlockResult]
     robustness: Robustness | None
     exponents: ExponentDifference
     matched: Contrast | None
@@ -132,6 +135,7 @@ class Comparison(Summarized):
         content["verdict"] = asdict(self.verdict)
         content["block"] = self.block.to_dict()
         content["by_definition"] = {name: one.to_dict() for name, one in self.by_definition.items()}
+        content["by_subset"] = {name: one.to_dict() for name, one in self.by_subset.items()}
         content["robustness"] = None if self.robustness is None else asdict(self.robustness)
         content["exponents"] = self.exponents.to_dict()
         content["matched"] = None if self.matched is None else self.matched.to_dict()
@@ -261,6 +265,7 @@ def compare_study(
         verdict=decide(evidence),
         block=block,
         by_definition={study.n_name: block, **others},
+        by_subset=fit_subsets(study) if block.effects is not None else {},
         robustness=robustness,
         exponents=exponents,
         matched=None if contrast is None or contrast.pairs.empty else contrast,

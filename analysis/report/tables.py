@@ -95,6 +95,9 @@ def robustness_rows(report: StudyReport) -> Rows:
         if name != block.n_name:
             rows.append(_check(f"N = {name}", exponent=(_difference(one), one.p_exponent)))
     rows.append(_check("joint law M2, jackknife", exponent=_joint(report)))
+    for name, one in found.by_subset.items():
+        estimates = (one.level_text, one.p_level), (_difference(one), one.p_exponent)
+        rows.append(_check(name, *estimates))
     for noise in checks.noise:
         level, d_alpha = (format_number(noise[key], signed=True) for key in ("level", "d_alpha"))
         name = f"noise proportional to N^{noise['noise_exponent']:g}"

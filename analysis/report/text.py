@@ -25,6 +25,7 @@ from slm.formatting import short_count
 
 if TYPE_CHECKING:
     from analysis.compare.block_result import BlockResult
+    from analysis.compare.families import Comparison
     from analysis.report.study_report import StudyReport
 
 AUDITED_FACTOR = 1.1  # sizes and token counts within this factor of the audit's are audited
@@ -275,6 +276,7 @@ def robustness_lines(report: StudyReport) -> Iterator[str]:
     yield _influence_line("The loss difference", "level", checks.without, block.level)
     if block.d_alpha is not None:
         yield _influence_line("The exponent difference", "d_alpha", checks.without, block.d_alpha)
+    yield from _subset_lines(found)
     if checks.permutation_p is not None:
         yield (
             "The permutation test permutes whole shapes within a size; its smallest possible p is "
@@ -289,6 +291,27 @@ def robustness_lines(report: StudyReport) -> Iterator[str]:
             f"{format_interval(ratio.ratio, *ratio.interval, signed=False, digits=2)} times that of {found.wide} "
             f"({format_p_value(ratio.p)}), from {count(ratio.cells, 'pair')} of family and size with several seeds."
         )
+
+
+def _subset_lines(found: Comparison) -> Iterator[str]:
+    """Yield which runs decide whether an estimate is significant, if some do."""
+    block = found.block
+    changed = {
+        "the loss difference": [
+            name
+            for name, one in found.by_subset.items()
+            if one.is_level_significant != block.is_level_significant
+        ],
+        "the exponent difference": [
+            name
+            for name, one in found.by_subset.items()
+            if one.d_alpha is not None
+            and one.is_exponent_significant != block.is_exponent_significant
+        ],
+    }
+    parts = [f"{estimate} {', '.join(names)}" for estimate, names in changed.items() if names]
+    if parts:
+        yield f"Whether an estimate is significant depends on other runs (table): it changes for {'; for '.join(parts)}."
 
 
 def _influence_line(name: str, quantity: str, without: tuple[WithoutOne, ...], value: float) -> str:

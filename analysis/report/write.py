@@ -15,7 +15,7 @@
                   difference: deep minus wide, at equal FLOPs if comparison.matched.corrected_to_equal_flops, else raw
     comparison    `analysis.compare.families.Comparison`: deep, wide, verdict {word, level, exponent, sentence,
                   conditions, reasons}, block (`BlockResult`, the primary analysis), by_definition {definition of N:
-                  `BlockResult`}, robustness, exponents (joint law M2, secondary; read `status` first), matched
+                  `BlockResult`}, by_subset {runs left out: `BlockResult`}, robustness, exponents (joint law M2, secondary; read `status` first), matched
                   (`Contrast`: pairs, descriptive), hold_out, audit, seed_sd, runs, tokens_per_param, warnings
     other_contrasts               [`BlockResult` of another pair of families], descriptive
     power         `analysis.planning.power.DesignPower` of this design with the noise estimated from its runs, or null
@@ -69,7 +69,7 @@ from slm.tracking.speeds import FILE_NAME
 # Changes: 2: full comparison; 3: power, extensions, shape curve, isoFLOP, residuals; 4: the key tokens_per_param
 # replaces budget; 5: block model (comparison.block, by_definition, robustness), findings, conditions, losses,
 # other_contrasts; no uncertainty, comparison.kappa and comparison.shape_curve; exponents of n_flop only; 6: latency;
-# 7: seed_noise, partial.
+# 7: seed_noise, partial; 8: comparison.seed_sd and by_subset, no comparison.tau.
 SCHEMA_VERSION = 8
 FIGURE = "loss_vs_flops.png"
 MAX_PRINTED = 40  # rows of the loss table on the console

@@ -129,11 +129,7 @@ def prepare(
     prepared["seed"] = 0
     if columns.seed:
         prepared["seed"] = list(label_column(columns.seed, table[columns.seed], len(table)))
-    if columns.aspect:
-        prepared["aspect_ratio"] = _aspect_ratios(columns.aspect, table[columns.aspect])
-    elif {"d_model", "n_layers"} <= set(table):
-        width, depth = (_numbers(name, table[name]) for name in ("d_model", "n_layers"))
-        prepared["aspect_ratio"] = width / depth
+    _add_shape_columns(prepared, table, columns.aspect)
     warnings += _merge_shapes(prepared)
     others = [name for name in OTHER_DEFINITIONS if name in table and name != columns.n]
     for name in others:
@@ -157,6 +153,17 @@ def prepare(
     prepared = _sorted_rows(prepared)
     deep, wide = _deep_and_wide(prepared, deep, wide)
     return Study(prepared, deep, wide, columns.n, tuple(others), tuple(warnings), is_grouped)
+
+
+def _add_shape_columns(prepared: pd.DataFrame, table: pd.DataFrame, aspect: str | None) -> None:
+    """Add aspect_ratio and n_layers, where they are known."""
+    if aspect:
+        prepared["aspect_ratio"] = _aspect_ratios(aspect, table[aspect])
+    elif {"d_model", "n_layers"} <= set(table):
+        width, depth = (_numbers(name, table[name]) for name in ("d_model", "n_layers"))
+        prepared["aspect_ratio"] = width / depth
+    if "n_layers" in table:
+        prepared["n_layers"] = pd.to_numeric(table["n_layers"], errors="coerce")
 
 
 def _numbers(name: str, column: Any) -> np.ndarray:

@@ -1,0 +1,44 @@
+"""Refits of the block model without other families and without shapes of one layer."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from analysis.compare.block_result import BlockResult
+from analysis.compare.families import compare_families
+from analysis.compare.fit_block import fit_block_model
+from tests.full_study import full_study
+
+pytestmark = pytest.mark.numeric
+
+CONTRAST = {"deep": "deep_thin", "wide": "wide_shallow"}
+
+
+def estimates(block: BlockResult) -> list[float | None]:
+    return [block.level, block.p_level, block.d_alpha, block.p_exponent]
+
+
+def expected(table: pd.DataFrame) -> list[float | None]:
+    return estimates(fit_block_model(table, **CONTRAST))
+
+
+def test_subsets_are_fits_of_the_other_runs() -> None:
+    table = full_study(alpha={"deep_thin": 0.02}, anchor_seeds=0)
+    largest = table["n_flop"].max()
+    table.loc[
+        (table["family"] == "wide_shallow") & (table["n_flop"] < largest / 20), "n_layers"
+    ] = 1
+    found = compare_families(table, **CONTRAST, bootstrap=0).by_subset
+    assert set(found) == {"without balanced", "without shapes of one layer"}
+    without_family = table[table["family"] != "balanced"].reset_index(drop=True)
+    without_layer = table[table["n_layers"] != 1].reset_index(drop=True)
+    assert estimates(found["without balanced"]) == pytest.approx(expected(without_family))
+    assert estimates(found["without shapes of one layer"]) == pytest.approx(expected(without_layer))
+
+
+def test_two_families_of_deeper_shapes_have_no_subsets() -> None:
+    table = full_study(families=tuple(CONTRAST.values()), anchor_seeds=0)
+    assert not compare_families(table, **CONTRAST, bootstrap=0).by_subset
+    table["n_layers"] = 1
+    assert not compare_families(table, **CONTRAST, bootstrap=0).by_subset
