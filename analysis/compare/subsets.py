@@ -32,6 +32,6 @@ def _subsets(study: Study) -> Iterator[tuple[str, Mask]]:
         if family not in (study.deep, study.wide):
             yield f"without {family}", table["family"].to_numpy() != family
     if "n_layers" in table:
-        is_one_layer = table["n_layers"].to_numpy() == 1
+        is_one_layer = table["n_layers"].to_numpy() < 1.5  # False where it is not known
         if is_one_layer.any():
             yield "without shapes of one layer", ~is_one_layer

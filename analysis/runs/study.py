@@ -163,7 +163,7 @@ def _add_shape_columns(prepared: pd.DataFrame, table: pd.DataFrame, aspect: str 
         width, depth = (_numbers(name, table[name]) for name in ("d_model", "n_layers"))
         prepared["aspect_ratio"] = width / depth
     if "n_layers" in table:
-        prepared["n_layers"] = pd.to_numeric(table["n_layers"], errors="coerce")
+        prepared["n_layers"] = pd.to_numeric(table["n_layers"], errors="coerce").to_numpy()
 
 
 def _numbers(name: str, column: Any) -> np.ndarray:

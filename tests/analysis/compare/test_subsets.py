@@ -42,3 +42,13 @@ def test_two_families_of_deeper_shapes_have_no_subsets() -> None:
     assert not compare_families(table, **CONTRAST, bootstrap=0).by_subset
     table["n_layers"] = 1
     assert not compare_families(table, **CONTRAST, bootstrap=0).by_subset
+
+
+def test_index_of_the_table_does_not_matter() -> None:
+    table = full_study(anchor_seeds=0)
+    table.loc[table["family"] == "wide_shallow", "n_layers"] = [1] * 6 + [3] * 18
+    other = table.set_index(pd.Index(range(100, 100 + len(table))))
+    first, second = (compare_families(t, **CONTRAST, bootstrap=0).by_subset for t in (table, other))
+    assert list(first) == list(second) and "without shapes of one layer" in first
+    for name, block in first.items():
+        assert estimates(block) == pytest.approx(estimates(second[name]))
