@@ -20,6 +20,9 @@ from slm.rounding import exceeds
 from slm.studies.cells import Cell
 from slm.studies.rate_rule import RateRule
 
+OR_WITHOUT = (
+    "or set study.lr_audit=null: the verdict then has the condition that no audit was given"
+)
 MAX_RATE_DIFFERENCE = 0.01  # of ln(rate): rates of a rule are rounded to 3 digits
 
 
@@ -29,6 +32,11 @@ def read_lr_audit(path: Path) -> dict[str, Any]:
     Raises:
         DataError: if the file is missing or is not a learning-rate audit.
     """
+    if not path.exists():
+        raise DataError(
+            f"study.lr_audit={path}: no such file or folder (a relative path starts at the working directory, {Path.cwd()}); "
+            f"run python sweep.py study=lr_audit, which writes runs/lr_audit/report/lr_audit.json, {OR_WITHOUT}"
+        )
     try:
         content = read_json(path)
         if not isinstance(content["families"], dict) or not isinstance(content["recipe_id"], str):
@@ -50,7 +58,7 @@ def read_lr_audit_of_recipe(path: Path, recipe_id: str) -> dict[str, Any]:
     if content["recipe_id"] != recipe_id:
         raise DataError(
             f"study.lr_audit={path}: the audit has recipe {content['recipe_id']}, the study has recipe "
-            f"{recipe_id}; run the audit with the recipe of the study (data, schedule, parametrization, ...)"
+            f"{recipe_id}; run the audit with the recipe of the study (data, schedule, parametrization, ...), {OR_WITHOUT}"
         )
     return content
 
@@ -113,7 +121,8 @@ def _check_rates(path: Path, content: dict[str, Any], rates: Collection[tuple[in
             raise DataError(
                 f"study.lr_audit={path}: the audit is of the learning rate {rule}, which is {rule.rate(tokens):.3g} at "
                 f"{short_count(tokens)} tokens; the study has {rate:.3g}. Audit the study's rate: set it in the audit's "
-                "study, as study.lr_reference or in the middle of its grid, and repeat action=report"
+                "study, as study.lr_reference or in the middle of its grid, and repeat action=report, "
+                f"{OR_WITHOUT}"
             )
 
 

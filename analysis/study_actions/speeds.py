@@ -26,7 +26,7 @@ Pairs = list[tuple[ModelShape, ModelShape]]
 
 
 def speed_file(config: Config) -> Path | None:
-    """Return the file of measured speeds: speed.file, or speed.json in the study's folder if it exists.
+    """Return the file of measured speeds: speed.file, or speed.json in the study's folder or beside study.results.
 
     Raises:
         DataError: if speed.file does not exist.
@@ -39,8 +39,10 @@ def speed_file(config: Config) -> Path | None:
                 f"{speed_command(config)}"
             )
         return path
-    path = Path(config.runs_dir) / config.study.name / FILE_NAME
-    return path if path.is_file() else None
+    folders = [Path(config.runs_dir) / config.study.name]
+    if config.study.results is not None:
+        folders.append(Path(config.study.results).parent)
+    return next((path for folder in folders if (path := folder / FILE_NAME).is_file()), None)
 
 
 def speed_command(config: Config) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from slm.architecture.memory import divisors
 from slm.config.load import load_config
 from slm.config.schema import Config, TrainerConfig
-from slm.errors import DataError, RunError, nearest
+from slm.errors import DataError, RunError, nearest_name
 from slm.run.spec import resolve
 from slm.tracking.configs_file import configs_path, read_configs, read_environment
 from slm.tracking.result import RunResult
@@ -130,7 +130,10 @@ def _find(run: str, results: Mapping[str, RunResult], source: Path) -> str:
         raise DataError(
             f"{run}: {len(found)} runs of {source} begin like this; give more of the id"
         )
-    raise DataError(f"{run}: no run of {source} begins like this; {nearest(run, results)}")
+    near = nearest_name(run, results) or next(iter(results), "none")
+    raise DataError(
+        f"{run}: no run of {source} begins like this; it has {len(results)} runs, such as {near}"
+    )
 
 
 def _comparison(recorded: Recorded, repeated: Recorded) -> list[str]:

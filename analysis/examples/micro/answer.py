@@ -16,7 +16,7 @@
 # The runs of [PROTOCOL.md](PROTOCOL.md), which was written before them; it lists what was changed later. [report.md](report.md) has
 # all tables. This page adds the answer in words, its stability, published claims, and what the protocol asks for beyond the
 # report: where the scatter between shapes comes from, the noise between seeds, the cost of the learning rates, the controls,
-# and the cost.
+# and the cost. `python -m analysis.examples.pages micro` writes it and the report, in half a minute.
 
 # %%
 import json
@@ -121,6 +121,11 @@ falling_noise = next(one for one in comparison.robustness.noise if one["noise_ex
 smallest, largest = block.optima[0], block.optima[-1]
 first = block.curve[0]
 latency, _ = latency_text.key_numbers(report)[0]
+pairs = comparison.matched.pairs
+at_smallest, at_largest = (
+    pairs.loc[pairs["rung"].astype(str) == rung, "difference_at_equal_flops"].tolist()
+    for rung in ("13000", "190000")
+)
 ratios = [one.block.optima[-1]["best_aspect"] for one in refits.values()]
 
 
@@ -138,8 +143,8 @@ Markdown(
 **For a researcher.** The verdict of the protocol is `{comparison.verdict.word}`. At equal FLOPs and tokens no difference is shown at
 the largest size: deep minus wide is estimated as {block.level_text} nats/token at N = {short_count(block.at_n)}. None is shown between the
 exponents: {block.d_alpha_interval_text}. Equality is not shown either. The two families do differ: the joint test of
-loss and exponent has {format_p_value(block.p_f)}, and at the smallest size, N = {short_count(first["n"])}, deep is lower,
-{format_interval(first["level"], first["low"], first["high"])}. **But this depends on shapes of one layer**, such as the wide one of that
+loss and exponent has {format_p_value(block.p_f)}, and at the smallest size, N = {short_count(first["n"])}, deep is estimated as lower,
+{format_interval(first["level"], first["low"], first["high"])} (measured there: {mean(at_smallest):+.4f}). **But this depends on shapes of one layer**, such as the wide one of that
 size: without them deep is lower at the largest size, {many_layers.level_text}, and the exponent difference is
 {many_layers.d_alpha_interval_text}, so nothing shrinks with size ([other refits](#how-stable-the-answer-is)). The secondary
 estimate is stable: the loss has a minimum between the two (curvature {format_p_value(block.p_curvature)}). The best d_model / n_layers is
@@ -194,13 +199,12 @@ show(
 )
 
 # %%
-pairs = comparison.matched.pairs
-measured = pairs[pairs["rung"].astype(str) == "190000"]["difference_at_equal_flops"]
 Markdown(
     f"""
 The refits are made without the audit. Three of them would have another verdict, in favour of depth or of width, so these runs
 decide neither. The difference at the largest size is an estimate from all sizes; the three pairs that were
-measured there differ by {", ".join(f"{one:+.4f}" for one in measured)} (one seed). If the noise of a run falls as
+measured there differ by {", ".join(f"{one:+.4f}" for one in at_largest)} (one seed), those at the smallest one by
+{", ".join(f"{one:+.4f}" for one in at_smallest)} (three seeds): the model is flatter than the measured pairs at both ends. If the noise of a run falls as
 N^{falling_noise["noise_exponent"]}, as the residuals suggest, the difference is {falling_noise["level"]:+.4f} ({format_p_value(falling_noise["p_level"])}); the protocol
 fixed constant noise. If N counts all parameters, the exponent difference is
 {comparison.by_definition["params_total"].d_alpha_interval_text}.

@@ -178,5 +178,5 @@ class SpeedConfig:
     training: bool = True
     """Measure the training tokens/s of every shape too; takes some seconds per shape and round."""
     file: str | None = None
-    """File of the measured speeds; null is speed.json in the folder of the study. The report compares families at
-    equal latency if it exists."""
+    """File of the measured speeds; null is speed.json in the folder of the study, or beside study.results. The report
+    compares families at equal latency if it exists."""

@@ -68,7 +68,8 @@ def test_a_missing_or_malformed_file_is_an_error(tmp_path: Path, content: str | 
     path = tmp_path / "lr_audit.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(DataError, match="not a learning-rate audit"):
+    problem = "no such file" if content is None else "not a learning-rate audit"
+    with pytest.raises(DataError, match=problem):
         read_lr_audit(path)
 
 

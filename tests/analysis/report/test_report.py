@@ -444,7 +444,7 @@ def test_audit_is_loaded_from_lr_audit_json(tmp_path: Path) -> None:
         json.dumps({"recipe_id": "r", "families": {"deep": {"interior": False, "penalty": None}}})
     )
     assert "deep" in asdict(load_audit(file, runs))["failed"]
-    with pytest.raises(DataError, match="not a learning-rate audit"):
+    with pytest.raises(DataError, match=r"no such file or folder .* study\.lr_audit=null"):
         load_audit(tmp_path / "nowhere.json", runs)
 
 

@@ -157,3 +157,16 @@ def test_a_given_file_must_exist(tmp_path: Path) -> None:
 
 def test_studies_without_families_have_no_line() -> None:
     assert latency_lines(cells("study.analysis=lr_audit", "study.claim=none")) == []
+
+
+def test_speeds_beside_the_committed_results_are_used(tmp_path: Path) -> None:
+    committed = tmp_path / "committed"
+    committed.mkdir()
+    keys = (f"runs_dir={tmp_path}", f"study.results={committed}/results.jsonl")
+    config = cells(*keys)[0].spec.config
+    assert speed_file(config) is None
+    (committed / FILE_NAME).touch()
+    assert speed_file(config) == committed / FILE_NAME
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / FILE_NAME).touch()
+    assert speed_file(config) == tmp_path / "demo" / FILE_NAME
