@@ -161,7 +161,7 @@ deviation of a single run is {block.sigma:.3f}). If latency counts, prefer fewer
 {latency} times as long per generated token as an `aspect_4` of the same loss. Models this small spend the time on
 overhead per layer, so this ratio does not hold where arithmetic dominates. Do not transfer these numbers to models of 100M
 parameters and more: in our reanalysis of [Gemstones](../published/gemstones.md) (50M to 2B parameters) the best width / depth at
-equal FLOPs is near 36, and the interval of b is too wide to extrapolate over three decades of N.
+equal FLOPs is near 36 (near 12 if all parameters are counted), and the interval of b is too wide to extrapolate over three decades of N.
 """
 )
 
