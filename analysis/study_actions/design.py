@@ -38,6 +38,7 @@ TARGET = 0.02  # exponent difference, with a power of 80%
 REPLACED = (
     "name", "question", "families", "contrast", "aspect_ratios", "skip_missing_shapes", "models", "sizes",
     "tokens_per_param", "tokens", "flops", "seeds", "anchor_seeds", "anchor_sizes", "min_steps", "claim", "results",
+    "lr_audit",
 )  # fmt: skip
 MACHINE = (
     "action",
