@@ -13,8 +13,8 @@ from analysis.runs.study import Study
 def fit_subsets(study: Study) -> dict[str, BlockResult]:
     """Fit the block model without each family that is not compared, and without shapes of one layer.
 
-    The other families enter only through the curve over ln(aspect ratio), and a shape of one layer cannot compose layers.
-    A finding that needs them depends on the form of that curve. Subsets in which nothing can be estimated are left out.
+    The other families enter only through the curve over ln(aspect ratio), and a shape of one layer may not lie on it. A
+    finding that needs them depends on the form of that curve. Subsets in which nothing can be estimated are left out.
     """
     table, found = study.table, dict[str, BlockResult]()
     for name, is_kept in _subsets(study):
