@@ -46,10 +46,10 @@ def show_plan(cells: Sequence[Cell]) -> None:
 
     Raises:
         DesignRefused: if the design cannot estimate what the study claims; the plan is printed first.
+        DataError: if `study.lr_audit` is not an audit of the study; the plan is printed first.
     """
     out = console()
     config = cells[0].spec.config
-    audit_of_study(cells)
     if config.plan.probe:
         _probe(cells)
     throughput = load_throughput(cells)
@@ -79,6 +79,7 @@ def show_plan(cells: Sequence[Cell]) -> None:
     print_lines(out, [f"Note: {line}" for line in left_out_lines(cells)])
     refusals = list_refusals(cells, power)
     print_lines(out, [f"REFUSED {line}" for line in refusals])
+    audit_of_study(cells)  # last, because nothing above depends on it
     if refusals:
         raise DesignRefused(refusal_message(config))
 
