@@ -294,24 +294,20 @@ def robustness_lines(report: StudyReport) -> Iterator[str]:
 
 
 def _subset_lines(found: Comparison) -> Iterator[str]:
-    """Yield which runs decide whether an estimate is significant, if some do."""
+    """Yield the refits in which a significant estimate is not significant, or the other way round."""
     block = found.block
-    changed = {
-        "the loss difference": [
+    exponents = {name: one for name, one in found.by_subset.items() if one.d_alpha is not None}
+    for estimate, refits, is_significant_in in (
+        ("loss", found.by_subset, lambda one: one.is_level_significant),
+        ("exponent", exponents, lambda one: one.is_exponent_significant),
+    ):
+        changed = [
             name
-            for name, one in found.by_subset.items()
-            if one.is_level_significant != block.is_level_significant
-        ],
-        "the exponent difference": [
-            name
-            for name, one in found.by_subset.items()
-            if one.d_alpha is not None
-            and one.is_exponent_significant != block.is_exponent_significant
-        ],
-    }
-    parts = [f"{estimate} {', '.join(names)}" for estimate, names in changed.items() if names]
-    if parts:
-        yield f"Whether an estimate is significant depends on other runs (table): it changes for {'; for '.join(parts)}."
+            for name, one in refits.items()
+            if is_significant_in(one) != is_significant_in(block)
+        ]
+        if changed:
+            yield f"Refits that change whether the {estimate} difference is significant: {', '.join(changed)}."
 
 
 def _influence_line(name: str, quantity: str, without: tuple[WithoutOne, ...], value: float) -> str:

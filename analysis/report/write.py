@@ -15,8 +15,9 @@
                   difference: deep minus wide, at equal FLOPs if comparison.matched.corrected_to_equal_flops, else raw
     comparison    `analysis.compare.families.Comparison`: deep, wide, verdict {word, level, exponent, sentence,
                   conditions, reasons}, block (`BlockResult`, the primary analysis), by_definition {definition of N:
-                  `BlockResult`}, by_subset {runs left out: `BlockResult`}, robustness, exponents (joint law M2, secondary; read `status` first), matched
-                  (`Contrast`: pairs, descriptive), hold_out, audit, seed_sd, runs, tokens_per_param, warnings
+                  `BlockResult`}, by_subset {runs left out: `BlockResult`}, robustness, exponents (joint law M2,
+                  secondary; read `status` first), matched (`Contrast`: pairs, descriptive), hold_out, audit, seed_sd,
+                  runs, tokens_per_param, warnings
     other_contrasts               [`BlockResult` of another pair of families], descriptive
     power         `analysis.planning.power.DesignPower` of this design with the noise estimated from its runs, or null
     extensions    [`analysis.planning.extensions.Extension`]; next_runs: [`analysis.planning.extensions.NextRuns`]

@@ -84,10 +84,9 @@ def compared(runs: pd.DataFrame) -> Comparison:
     return analyze_study(rows, deep="aspect_4", wide="aspect_32", bootstrap=0).comparison
 
 
-is_one_layer = table["model_shape"].map(lambda shape: json.loads(shape)["n_layers"] == 1)
 refits = {
     "all runs": comparison,
-    "without shapes of one layer": compared(table[~is_one_layer]),
+    "without shapes of one layer": compared(table[table["n_layers"] > 1]),
     **{
         f"without {name}": compared(table[table["family"] != name])
         for name in ("aspect_2.7", "aspect_11", "aspect_48")
@@ -118,7 +117,7 @@ def trend_of(one: BlockResult) -> str:
 # %%
 others = {(one.deep, one.wide): one for one in report.other_contrasts}
 falling_noise = next(one for one in comparison.robustness.noise if one["noise_exponent"] < 0)
-smallest, largest = block.optima[0], block.optima[-1]
+largest = block.optima[-1]
 first = block.curve[0]
 latency, _ = latency_text.key_numbers(report)[0]
 pairs = comparison.matched.pairs
@@ -179,8 +178,8 @@ figure.save(HERE / "shape_curve.png")
 # %% [markdown]
 # ## How stable the answer is
 #
-# **Added after the results were seen**, like the half of the headline on the joint test, the difference at the smallest size,
-# and the figure. The best aspect ratio is a secondary estimate of the protocol. Refits with the same model:
+# **Added after the results were seen**: these refits, the statement on the joint test in the headline, the difference at the
+# smallest size, and the figure. The best aspect ratio is a secondary estimate of the protocol. Refits with the same model:
 
 # %%
 show(

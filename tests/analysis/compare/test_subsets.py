@@ -8,6 +8,10 @@ import pytest
 from analysis.compare.block_result import BlockResult
 from analysis.compare.families import compare_families
 from analysis.compare.fit_block import fit_block_model
+from analysis.report import tables, text
+from analysis.report.study_report import analyze_study
+from analysis.runs.load import load_runs
+from tests.conftest import ROOT
 from tests.full_study import full_study
 
 pytestmark = pytest.mark.numeric
@@ -52,3 +56,14 @@ def test_index_of_the_table_does_not_matter() -> None:
     assert list(first) == list(second) and "without shapes of one layer" in first
     for name, block in first.items():
         assert estimates(block) == pytest.approx(estimates(second[name]))
+
+
+def test_report_names_the_runs_that_decide_the_significance() -> None:
+    runs = load_runs(ROOT / "analysis" / "examples" / "micro" / "results.jsonl")
+    report = analyze_study(runs, deep="aspect_4", wide="aspect_32", bootstrap=0)
+    lines = [each for each in text.robustness_lines(report) if each.startswith("Refits that")]
+    level, exponent = lines
+    assert "the loss difference" in level and "without shapes of one layer" in level
+    assert "the exponent difference is significant: without aspect_2.7" in exponent
+    rows = {row["check"]: row for row in tables.robustness_rows(report)}
+    assert rows["without shapes of one layer"]["p, loss"] == "0.033"

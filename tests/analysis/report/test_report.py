@@ -153,17 +153,6 @@ def test_significant_joint_test_alone_is_reported(identified: StudyReport) -> No
     assert not any("joint test" in each for each in text.findings(not_shown))
 
 
-def test_runs_that_decide_the_significance_are_named() -> None:
-    runs = load_runs(ROOT / "analysis" / "examples" / "micro" / "results.jsonl")
-    report = analyze_study(runs, deep="aspect_4", wide="aspect_32", bootstrap=0)
-    (line,) = (each for each in text.robustness_lines(report) if "is significant depends" in each)
-    level, exponent = line.split("; for ")
-    assert "the loss difference" in level and "without shapes of one layer" in level
-    assert "the exponent difference without aspect_2.7" in exponent
-    rows = {row["check"]: row for row in tables.robustness_rows(report)}
-    assert rows["without shapes of one layer"]["p, loss"] == "0.033"
-
-
 def test_page_loads_nothing_from_the_network(identified: StudyReport) -> None:
     html = page(identified)
     urls = Page(html).urls
